@@ -1,0 +1,1 @@
+"""Experiments: one command a paper table, ``python -m experiments NAME``."""

@@ -1,0 +1,1 @@
+"""Multi-task optimization in JAX: every method is an Optax transform."""

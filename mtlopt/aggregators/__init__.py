@@ -1,0 +1,1 @@
+"""Aggregators: task gradients in, one update out. One file a method."""

@@ -1,0 +1,1 @@
+"""Read-only measures of task gradients."""

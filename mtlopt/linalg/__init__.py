@@ -1,0 +1,1 @@
+"""T x T mathematics: arrays in, arrays out, no pytrees and no state."""

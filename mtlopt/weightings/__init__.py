@@ -1,0 +1,1 @@
+"""Weightings: task gradients in, scaled task gradients out. One file a method."""
