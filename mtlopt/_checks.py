@@ -1,0 +1,56 @@
+"""Argument checks: one wording for every error of the library.
+
+Only Python numbers are compared: arrays and tracers pass, so that
+`optax.inject_hyperparams` can inject every non-structural argument.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def check_num_tasks(num_tasks: int) -> None:
+    """Raises unless `num_tasks` is a positive Python int."""
+    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int):
+        raise TypeError(
+            f"`num_tasks` must be an int, got {type(num_tasks).__name__}."
+        )
+    if num_tasks < 1:
+        raise ValueError(f"`num_tasks` must be at least 1, got {num_tasks}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises if `value` is a Python number that is not positive."""
+    if isinstance(value, int | float) and not value > 0:
+        raise ValueError(f"`{name}` must be positive, got {value}.")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises unless `value` is one of `choices`."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"`{name}` must be one of {listed}, got {value!r}.")
+
+
+def as_task_vector(name: str, value: Any, num_tasks: int) -> jax.Array:
+    """Returns `value` as a [tasks] array, or raises naming the argument."""
+    vector = jnp.asarray(value)
+    if vector.shape != (num_tasks,):
+        raise ValueError(
+            f"`{name}` must have one entry per task, shape ({num_tasks},), "
+            f"got shape {vector.shape}."
+        )
+    return vector
+
+
+def as_key(key: Any) -> jax.Array:
+    """Returns a typed PRNG key from a seed or a key."""
+    if isinstance(key, int):
+        return jax.random.key(key)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"`key` must be an int or a typed key (jax.random.key), got {key.dtype}."
+        )
+    return key

@@ -1,0 +1,137 @@
+"""Fixed combinations of the task gradients: the summed and the averaged loss."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import as_task_vector, check_num_tasks
+from mtlopt.task_grads import check_task_grads
+
+
+class SumTasksState(NamedTuple):
+    """State of `sum_tasks`: none."""
+
+
+class MeanTasksState(NamedTuple):
+    """State of `mean_tasks`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update.
+    """
+
+    task_weights: jax.Array
+
+
+def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
+    """Adds the task gradients: ordinary training on the summed loss.
+
+    $$d = \\sum_i s_i g_i$$
+
+    with `g_i` the gradient of task i and `s_i` the scale that weightings gave its loss.
+    Heads get their own task's gradient times `s_i`, so
+    `chain(weight_by_fixed(w), sum_tasks(T))` is linear scalarization. Costs one
+    backward pass. On T equal gradients g it returns `T g`.
+
+    Args:
+      num_tasks: number of tasks T.
+
+    Returns:
+      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [-2.0, 4.0]]))
+      >>> aggregator = mtlopt.sum_tasks(2)
+      >>> aggregator.update(grads, aggregator.init(jnp.zeros(2)))[0]
+      Array([-1.,  4.], dtype=float32)
+    """
+    check_num_tasks(num_tasks)
+
+    def init_fn(params: Any) -> SumTasksState:
+        del params
+        return SumTasksState()
+
+    def update_fn(
+        updates: Any, state: SumTasksState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, SumTasksState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        return grads.combine(jnp.ones_like(grads.scales)), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def mean_weights(
+    num_tasks: int, preference: Any = None, present: jax.Array | None = None
+) -> jax.Array:
+    """Returns the preference, by default one over the number of present tasks.
+
+    Args:
+      num_tasks: number of tasks T.
+      preference: `[tasks]`, used as it is; None for equal weights that sum to one.
+      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
+
+    Returns:
+      Weights `[tasks]`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> mean_weights(4, present=jnp.array([True, True, False, False]))
+      Array([0.5, 0.5, 0. , 0. ], dtype=float32)
+    """
+    there = jnp.ones(num_tasks) if present is None else present.astype(float)
+    if preference is None:
+        return there / jnp.maximum(jnp.sum(there), 1)
+    return as_task_vector("preference", preference, num_tasks) * there
+
+
+def mean_tasks(
+    num_tasks: int, preference: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Averages the task gradients over the shared parameters.
+
+    $$d = \\sum_i w_i s_i g_i, \\qquad w_i = 1/T \\text{ or the preference}$$
+
+    An aggregator's weights act on shared leaves only: heads keep their own task's
+    gradient. To weight heads too, scale the losses (`weight_by_fixed`). Costs one
+    backward pass. On T equal gradients g it returns g.
+
+    Args:
+      num_tasks: number of tasks T.
+      preference: `[tasks]`, used as it is and never renormalised; None for `1/T`.
+
+    Returns:
+      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+
+    Raises:
+      ValueError: if `preference` has not one entry per task.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [-2.0, 4.0]]))
+      >>> aggregator = mtlopt.mean_tasks(2)
+      >>> aggregator.update(grads, aggregator.init(jnp.zeros(2)))[0]
+      Array([-0.5,  2. ], dtype=float32)
+    """
+    check_num_tasks(num_tasks)
+    if preference is not None:
+        as_task_vector("preference", preference, num_tasks)
+
+    def init_fn(params: Any) -> MeanTasksState:
+        del params
+        return MeanTasksState(jnp.asarray(mean_weights(num_tasks, preference), float))
+
+    def update_fn(
+        updates: Any, state: MeanTasksState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, MeanTasksState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        weights = mean_weights(num_tasks, preference, grads.present)
+        weights = weights.astype(state.task_weights.dtype)
+        return grads.combine(weights), MeanTasksState(weights)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

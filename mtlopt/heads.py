@@ -1,0 +1,274 @@
+"""From a latent to T losses: one function per task, or one for all stacked heads."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt._dependencies import used_inputs
+from mtlopt.labels import SHARED, Partition
+from mtlopt.rows import Leaves
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stacked:
+    """A head written for one task, to be run for all: see `stacked`."""
+
+    head: Callable[..., Any]
+    num_tasks: int
+
+
+def stacked(head: Callable[..., Any], num_tasks: int) -> Stacked:
+    """Declares heads whose parameters are stacked along a leading task axis.
+
+    The right form for many alike tasks: one program instead of `num_tasks` copies.
+
+    Args:
+      head: `head(params, z, task, *args) -> loss`, written for one task: leaves
+        labelled `"stacked"` come without their leading task axis, `task` is the index
+        of the task, a traced int32. In a problem without `encode` there is no `z`.
+      num_tasks: number of tasks, the size of that axis.
+
+    Returns:
+      What `task_grad` takes as `losses`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> params = {"w": jnp.ones(2), "heads": jnp.ones((3, 2))}
+      >>> def head(params, z, task, x):
+      ...     return (task + 1) * jnp.vdot(params["heads"], z)
+      >>> oracle = mtlopt.task_grad(
+      ...     mtlopt.stacked(head, 3),
+      ...     {"w": "shared", "heads": "stacked"},
+      ...     encode=lambda params, x: params["w"] * x,
+      ... )
+      >>> oracle(params, jnp.ones(2)).losses
+      Array([2., 4., 6.], dtype=float32)
+    """
+    if not callable(head):
+        raise TypeError(f"`head` must be callable, got {type(head).__name__}.")
+    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
+        raise ValueError(f"`num_tasks` must be a positive int, got {num_tasks!r}.")
+    return Stacked(head, num_tasks)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadCall:
+    """The heads at one batch: everything the losses need but heads and latent.
+
+    Attributes:
+      partition: which leaf belongs to whom.
+      shared: values of the shared leaves, which a head may not read.
+      rebuild: from the latent's leaves to the latent; None in problems without
+        `encode`, whose latent is the shared leaves, read as parameters.
+      args: the arguments of the call.
+      has_aux: whether losses come with a second value.
+    """
+
+    partition: Partition
+    shared: Leaves
+    rebuild: Callable[[Leaves], PyTree] | None
+    args: tuple[Any, ...]
+    has_aux: bool
+
+    def run(
+        self, head: Callable[..., Any], heads: Leaves, latent: Leaves, *extra: Any
+    ) -> tuple[jax.Array, Any]:
+        """Returns one task's loss and aux."""
+        if self.rebuild is None:
+            out = head(self.partition.merge(latent, heads), *extra, *self.args)
+        else:
+            params = self.partition.merge(self.shared, heads)
+            out = head(params, self.rebuild(latent), *extra, *self.args)
+        return split_aux(out, self.has_aux)
+
+
+def split_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
+    """Returns `(value, aux)` of a function's result, aux None without `has_aux`."""
+    if not has_aux:
+        return out, None
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise ValueError(
+            "with has_aux=True, encode and every loss must return a pair (value, aux), "
+            f"got {type(out).__name__}."
+        )
+    return out
+
+
+def as_loss(value: Any, task: str) -> jax.Array:
+    """Returns a task's loss in float32 or wider, or raises unless it is a scalar."""
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"the loss of task {task!r} must be a scalar, got shape "
+            f"{jnp.shape(value)}. Take its mean or sum."
+        )
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise ValueError(
+            f"the loss of task {task!r} must be floating point, got "
+            f"{jnp.result_type(value)}."
+        )
+    return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
+
+
+class SeparateHeads:
+    """One loss function per task."""
+
+    def __init__(self, functions: dict[str, Callable[..., Any]]) -> None:
+        self.functions = functions
+        self.tasks = tuple(functions)
+
+    def losses(self, call: HeadCall, heads: Leaves, latent: Leaves) -> jax.Array:
+        """Returns the losses `[tasks]`."""
+        return jnp.stack(
+            [
+                as_loss(call.run(function, heads, latent)[0], task)
+                for task, function in self.functions.items()
+            ]
+        )
+
+    def gradients(
+        self, call: HeadCall, heads: Leaves, latent: Leaves, factors: Any, members: Any
+    ) -> tuple[jax.Array, Any, Leaves, Leaves]:
+        """Returns losses, aux, the heads' gradients and the latent rows.
+
+        Each loss is differentiated by its own leaves and its own copy of the latent, so
+        the heads run backward once for all tasks together. `factors` and `members` as
+        in `Problem.evaluate`; members are Python ints, others' gradients are zero.
+        """
+        labels = call.partition.head_labels
+        grads = [jnp.zeros_like(leaf) for leaf in heads]
+        values, aux, rows = [], {}, []
+        for i in range(len(self.tasks)) if members is None else members:
+            task = self.tasks[i]
+            own = [j for j, label in enumerate(labels) if label == task]
+
+            def loss(own_leaves: Leaves, latent: Leaves, i=i, task=task, own=own) -> Any:
+                moved = list(heads)
+                for j, leaf in zip(own, own_leaves, strict=True):
+                    moved[j] = leaf
+                value, extra = call.run(self.functions[task], moved, latent)
+                value = as_loss(value, task)
+                return value if factors is None else factors[i] * value, extra
+
+            (value, aux[task]), (own_grads, row) = jax.value_and_grad(
+                loss, argnums=(0, 1), has_aux=True
+            )([heads[j] for j in own], latent)
+            for j, grad in zip(own, own_grads, strict=True):
+                grads[j] = grad
+            values.append(value)
+            rows.append(row)
+        stacked_rows = [jnp.stack(leaves) for leaves in zip(*rows, strict=True)]
+        return jnp.stack(values), aux, grads, stacked_rows
+
+    def check_reads(self, call: HeadCall, heads: Leaves, latent: Leaves) -> None:
+        """Raises if a loss reads a leaf that is not its task's."""
+        labels = call.partition.head_labels
+        paths = call.partition.paths_of(shared=False)
+        for task, function in self.functions.items():
+
+            def loss(
+                shared: Leaves,
+                heads: Leaves,
+                latent: Leaves,
+                task: str = task,
+                function: Callable[..., Any] = function,
+            ) -> jax.Array:
+                inner = dataclasses.replace(call, shared=shared)
+                return as_loss(inner.run(function, heads, latent)[0], task)
+
+            shared_used, heads_used = _reads(loss, call.shared, heads, latent)
+            _check_not_shared(call.partition, shared_used, f"the loss of task {task!r}")
+            for path, label, used in zip(paths, labels, heads_used, strict=True):
+                if used and label != task:
+                    raise ValueError(
+                        f"the loss of task {task!r} reads `{path}`, which is labelled "
+                        f"{label!r}. A leaf that several tasks read must be labelled "
+                        f"{SHARED!r} and reach the heads through encode, as part of z."
+                    )
+
+
+class StackedHeads:
+    """One head function, vmapped over the leading task axis of the stacked leaves."""
+
+    def __init__(self, heads: Stacked) -> None:
+        self.head = heads.head
+        self.tasks = tuple(str(i) for i in range(heads.num_tasks))
+
+    def losses(self, call: HeadCall, heads: Leaves, latent: Leaves) -> jax.Array:
+        """Returns the losses `[tasks]`."""
+
+        def one(leaves: Leaves, task: jax.Array) -> jax.Array:
+            return self._run(call, leaves, latent, task)[0]
+
+        return jax.vmap(one)(heads, self._indices())
+
+    def gradients(
+        self, call: HeadCall, heads: Leaves, latent: Leaves, factors: Any, members: Any
+    ) -> tuple[jax.Array, Any, Leaves, Leaves]:
+        """Returns losses, aux, the heads' gradients and the latent rows.
+
+        `factors` and `members` as in `Problem.evaluate`; members may be traced.
+        """
+
+        def one(leaves: Leaves, task: jax.Array, factor: Any) -> Any:
+            def loss(leaves: Leaves, latent: Leaves) -> Any:
+                value, aux = self._run(call, leaves, latent, task)
+                return value if factor is None else factor * value, aux
+
+            differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+            return differentiate(leaves, latent)
+
+        indices = self._indices() if members is None else jnp.asarray(members)
+        if members is not None:
+            chosen = [leaf[indices] for leaf in heads]
+            factors = None if factors is None else factors[indices]
+        else:
+            chosen = heads
+        (losses, aux), (grads, rows) = jax.vmap(one)(chosen, indices, factors)
+        if members is not None:
+            grads = [
+                jnp.zeros_like(leaf).at[indices].set(grad)
+                for leaf, grad in zip(heads, grads, strict=True)
+            ]
+        return losses, aux, grads, rows
+
+    def check_reads(self, call: HeadCall, heads: Leaves, latent: Leaves) -> None:
+        """Raises if the head reads a shared leaf."""
+
+        def loss(shared: Leaves, heads: Leaves, latent: Leaves) -> jax.Array:
+            inner = dataclasses.replace(call, shared=shared)
+            return self._run(inner, heads, latent, self._indices()[0])[0]
+
+        first = [leaf[0] for leaf in heads]
+        shared_used, _ = _reads(loss, call.shared, first, latent)
+        _check_not_shared(call.partition, shared_used, "the stacked head")
+
+    def _indices(self) -> jax.Array:
+        return jnp.arange(len(self.tasks), dtype=jnp.int32)
+
+    def _run(self, call: HeadCall, heads: Leaves, latent: Leaves, task: Any) -> Any:
+        value, aux = call.run(self.head, heads, latent, task)
+        return as_loss(value, "stacked"), aux
+
+
+def _reads(
+    loss: Callable[..., jax.Array], shared: Leaves, heads: Leaves, latent: Leaves
+) -> tuple[list[bool], list[bool]]:
+    """Returns which shared leaves and which heads' leaves a loss depends on."""
+    program = jax.make_jaxpr(loss)(shared, heads, latent).jaxpr
+    used = used_inputs(program, [True])
+    return used[: len(shared)], used[len(shared) : len(shared) + len(heads)]
+
+
+def _check_not_shared(partition: Partition, used: list[bool], reader: str) -> None:
+    for path, is_used in zip(partition.paths_of(shared=True), used, strict=True):
+        if is_used:
+            raise ValueError(
+                f"{reader} reads `{path}`, which is labelled {SHARED!r}. Let encode "
+                "return it as part of z, or label it with the task's name."
+            )

@@ -1,0 +1,248 @@
+"""Labels: which parameter leaf is shared, and which belongs to which task.
+
+A label is a string: `"shared"`, the name of a task, or `"stacked"` for a leaf that
+holds the heads of all tasks along its first axis. Labels are a pytree of strings with
+the structure of the parameters, or anything that `label_params` turns into one.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+SHARED = "shared"
+STACKED = "stacked"
+
+PyTree = Any
+Rules = PyTree | Mapping[str, Any] | Callable[[str, Any], str]
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+    """Returns a leaf's path as the user writes it: `encoder/conv1/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def label_params(params: PyTree, rules: Rules) -> PyTree:
+    """Labels every parameter leaf by rules on its path.
+
+    Args:
+      params: parameters, any pytree: dicts, Flax NNX states, Linen and Haiku
+        collections, Equinox modules, tuples.
+      rules: one of
+
+        * a mapping from path to label. A path is written `encoder/conv1/kernel` (or as
+          nested mappings) and covers every leaf below it; a part may hold the shell
+          wildcards `*`, `?` and `[...]`. Where several paths cover a leaf, the one with
+          the most parts wins, then the one with fewer wildcards.
+        * a callable from `(path, leaf)` to label.
+        * a pytree of labels that is a prefix of `params`; a single string labels all.
+
+    Returns:
+      A pytree of labels with the structure of `params`.
+
+    Raises:
+      ValueError: if a rule matches no leaf, a leaf is matched by no rule or by two
+        equally specific rules that disagree, or a prefix does not fit `params`. The
+        message names the rule or the leaf's path.
+
+    Examples:
+      >>> import mtlopt
+      >>> params = {"encoder": {"w": 1.0}, "heads": {"left": 1.0, "right": 1.0}}
+      >>> mtlopt.label_params(
+      ...     params, {"encoder": "shared", "heads/left": "a", "heads/right": "b"}
+      ... )
+      {'encoder': {'w': 'shared'}, 'heads': {'left': 'a', 'right': 'b'}}
+      >>> mtlopt.label_params(params, {"*": "shared", "heads/left": "a"})
+      {'encoder': {'w': 'shared'}, 'heads': {'left': 'a', 'right': 'shared'}}
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    if not leaves:
+        raise ValueError("`params` must have at least one leaf, got an empty tree.")
+    paths = [path_string(path) for path, _ in leaves]
+    if isinstance(rules, Mapping):
+        labels = _labels_by_rule(paths, _flatten_rules(rules))
+    elif jax.tree.leaves(rules) == [rules] and callable(rules):
+        labels = [rules(path, leaf) for path, (_, leaf) in zip(paths, leaves)]
+    else:
+        labels = _labels_by_prefix(rules, params)
+    for path, label in zip(paths, labels, strict=True):
+        if not isinstance(label, str):
+            raise ValueError(
+                f"the label of `{path}` must be a string, got {label!r}. Labels are "
+                f"{SHARED!r}, {STACKED!r} or the name of a task."
+            )
+    return jax.tree.unflatten(treedef, labels)
+
+
+def _flatten_rules(rules: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Joins nested mappings into one mapping from path to label."""
+    flat = {}
+    for key, value in rules.items():
+        path = f"{prefix}{key}".strip("/")
+        if isinstance(value, Mapping):
+            flat.update(_flatten_rules(value, path + "/"))
+        else:
+            flat[path] = value
+    return flat
+
+
+def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
+    patterns = {rule: tuple(rule.split("/")) for rule in rules}
+    literal = {parts: rule for rule, parts in patterns.items()}
+    wild = [rule for rule in rules if any(c in rule for c in "*?[")]
+    unused = set(rules)
+    labels = []
+    for path in paths:
+        parts = tuple(path.split("/"))
+        # Literal rules by lookup of each prefix: linear, also for one rule per leaf.
+        matching = {
+            literal[parts[:n]] for n in range(1, len(parts) + 1) if parts[:n] in literal
+        }
+        matching |= {rule for rule in wild if _covers(patterns[rule], parts)}
+        unused -= matching
+        if not matching:
+            raise ValueError(
+                f"no rule labels the leaf `{path}`. Add a rule for it, or "
+                f"'*': {SHARED!r} to make {SHARED!r} the default."
+            )
+        rank = {
+            rule: (len(patterns[rule]), -sum(rule.count(c) for c in "*?["))
+            for rule in matching
+        }
+        best = [rule for rule in matching if rank[rule] == max(rank.values())]
+        if len({rules[rule] for rule in best}) > 1:
+            raise ValueError(
+                f"the leaf `{path}` is labelled differently by equally specific rules "
+                f"{sorted(best)}. Make one of them longer."
+            )
+        labels.append(rules[best[0]])
+    if unused:
+        raise ValueError(
+            f"the rule {min(unused)!r} matches no leaf. The leaves are: "
+            f"{_listing(paths)}."
+        )
+    return labels
+
+
+def _covers(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    return len(pattern) <= len(parts) and all(
+        fnmatch.fnmatchcase(part, glob)
+        for part, glob in zip(parts, pattern, strict=False)
+    )
+
+
+def _labels_by_prefix(prefix: PyTree, params: PyTree) -> list[Any]:
+    try:
+        return jax.tree.leaves(jax.tree.broadcast(prefix, params))
+    except ValueError as error:
+        raise ValueError(
+            "`labels` must be a prefix of `params`: the same containers, with a label in "
+            f"the place of a whole subtree where wanted. {error}"
+        ) from error
+
+
+def _listing(paths: list[str], limit: int = 8) -> str:
+    shown = ", ".join(f"`{path}`" for path in paths[:limit])
+    return shown + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """Parameters cut into shared leaves and heads, by label.
+
+    Attributes:
+      treedef: structure of the parameters.
+      paths: path of every leaf.
+      labels: label of every leaf.
+      tasks: names of the tasks, in the order of the losses.
+    """
+
+    treedef: jax.tree_util.PyTreeDef
+    paths: tuple[str, ...]
+    labels: tuple[str, ...]
+    tasks: tuple[str, ...]
+
+    def split(self, params: PyTree) -> tuple[list[Any], list[Any]]:
+        """Returns the shared leaves and the heads' leaves of `params`."""
+        shared, heads = [], []
+        for label, leaf in zip(self.labels, jax.tree.leaves(params), strict=True):
+            (shared if label == SHARED else heads).append(leaf)
+        return shared, heads
+
+    def merge(self, shared: list[Any], heads: list[Any]) -> PyTree:
+        """Inverse of `split`."""
+        left, right = iter(shared), iter(heads)
+        return self.treedef.unflatten(
+            next(left) if label == SHARED else next(right) for label in self.labels
+        )
+
+    @property
+    def head_labels(self) -> list[str]:
+        """Labels of the heads' leaves, in the order of `split`."""
+        return [label for label in self.labels if label != SHARED]
+
+    def paths_of(self, *, shared: bool) -> list[str]:
+        """Paths of the shared leaves, or of the heads' leaves."""
+        return [
+            path
+            for path, label in zip(self.paths, self.labels, strict=True)
+            if (label == SHARED) == shared
+        ]
+
+
+def partition_params(
+    params: PyTree,
+    labels: Rules,
+    tasks: tuple[str, ...],
+    *,
+    stacked: bool = False,
+    headless: tuple[str, ...] = (),
+) -> Partition:
+    """Cuts `params` by label, after checking that labels, leaves and tasks agree.
+
+    Args:
+      params: parameters, all floating point.
+      labels: see `label_params`.
+      tasks: names of the tasks.
+      stacked: whether the heads are leaves `[tasks, ...]` labelled `"stacked"`.
+      headless: tasks that have no parameters of their own.
+
+    Returns:
+      The `Partition`.
+
+    Raises:
+      ValueError: names the leaf or the label that is wrong.
+    """
+    full = label_params(params, labels)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    paths = tuple(path_string(path) for path, _ in leaves)
+    names = tuple(jax.tree.leaves(full))
+    allowed = (SHARED, STACKED) if stacked else (SHARED, *tasks)
+    for path, label, (_, leaf) in zip(paths, names, leaves, strict=True):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"the parameter `{path}` must be floating point, got "
+                f"{jnp.result_type(leaf)}. Pass other arrays as arguments of the call."
+            )
+        if label not in allowed:
+            listed = ", ".join(repr(name) for name in allowed)
+            raise ValueError(
+                f"the label of `{path}` must be one of {listed}, got {label!r}."
+            )
+        if label == STACKED and jnp.shape(leaf)[:1] != (len(tasks),):
+            raise ValueError(
+                f"the stacked leaf `{path}` must have a leading task axis of size "
+                f"{len(tasks)}, got shape {jnp.shape(leaf)}."
+            )
+    present = set(names) - {SHARED, STACKED}
+    if present:  # all-shared problems have no heads at all; half of them is a mistake
+        for task in tasks:
+            if task not in present and task not in headless:
+                raise ValueError(
+                    f"the task {task!r} has no parameters: no leaf is labelled "
+                    f"{task!r}. If that is meant, pass headless=({task!r},)."
+                )
+    return Partition(treedef, paths, names, tasks)

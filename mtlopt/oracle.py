@@ -1,0 +1,478 @@
+"""`task_grad`: from loss functions to an oracle of per-task gradients.
+
+All three problem shapes become one: a latent, a pullback from it to the shared leaves,
+and T rows in it.
+
+1. `encode` and one head per task: the latent is what `encode` returns.
+2. One function that returns all losses: the latent is the vector of losses, its rows
+   the identity.
+3. One loss per task without `encode`: the latent is the shared leaves themselves, the
+   pullback the identity.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt._checks import as_task_vector, check_choice
+from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
+from mtlopt.labels import SHARED, STACKED, Rules, partition_params, path_string
+from mtlopt.problems import (
+    Evaluation,
+    IndependentProblem,
+    Inputs,
+    LatentProblem,
+    Problem,
+    VectorProblem,
+)
+from mtlopt.rows import Batching, Leaves, SummedLinearization
+from mtlopt.task_grads import TaskGrads, make_guard
+
+PyTree = Any
+
+
+class Grad(NamedTuple):
+    """Losses and an ordinary gradient.
+
+    Attributes:
+      losses: `[tasks]`, or a scalar where one task was asked for.
+      grad: pytree with the structure of the parameters, zero where not asked for.
+      aux: an `Aux`, or None without `has_aux`.
+    """
+
+    losses: jax.Array
+    grad: PyTree
+    aux: Any
+
+
+def task_grad(
+    losses: Mapping[str, Callable[..., Any]] | Stacked | Callable[..., Any],
+    labels: Rules,
+    *,
+    encode: Callable[..., Any] | None = None,
+    tasks: Sequence[str] | None = None,
+    has_aux: bool = False,
+    headless: Sequence[str] = (),
+    batching: Batching = "auto",
+    streaming: bool = False,
+    microbatches: int = 1,
+    label_counts: Callable[..., Any] | None = None,
+) -> "Oracle":
+    """Builds the oracle of a problem's per-task gradients.
+
+    Call it inside the `jax.jit` of the training step: it hands a linearised network to
+    the optimizer, and XLA deletes what the chosen method does not read.
+
+    Args:
+      losses: the losses, in one of four forms.
+
+        * With `encode`, a mapping from task to `loss(params, z, *args) -> scalar`. A
+          loss may read its own task's leaves only; what it needs of shared leaves
+          reaches it in `z`.
+        * `stacked(head, num_tasks)`: one such function for all tasks.
+        * Without `encode`, a mapping from task to `loss(params, *args) -> scalar`, each
+          with its own use of the shared leaves. Tasks have no common latent.
+        * One function `losses(params, *args)` that returns all losses, as a mapping, a
+          sequence, or a vector made by stacking scalars; name them by `tasks`.
+      labels: who owns which leaf, see `label_params`.
+      encode: `encode(params, *args) -> z`, any pytree; reads shared leaves only.
+      tasks: names of the tasks, where `losses` is one function.
+      has_aux: whether `encode` and every loss return a pair `(value, aux)`, for example
+        new BatchNorm statistics, which thus move once a step.
+      headless: tasks that have no parameters of their own although others do.
+      batching: how the T pullbacks are run: `"unroll"`, `"vmap"`, `"map"` or a number
+        of tasks at a time; `"auto"` chooses by platform and number of tasks.
+      streaming: recompute rows instead of keeping them, so that methods on the Gramian
+        need memory for two gradients instead of T. Needs a problem of shape 1 or 2.
+      microbatches: number of equal parts in which the first of `args` is evaluated, cut
+        along the leading axis of its leaves. Typed PRNG keys among the other arguments
+        are folded with the index of the part; aux gets a leading axis of parts.
+      label_counts: `label_counts(*args) -> [tasks]`, labels of each task in a part,
+        for losses that are means over the labelled samples. Default: equal parts.
+
+    Returns:
+      An `Oracle`: frozen and hashable.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if an argument has a wrong value; later, at the first call with such
+        parameters, if labels, leaves and functions do not agree.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> params = {"trunk": jnp.array([1.0, 2.0]), "up": 3.0, "down": 4.0}
+      >>> oracle = mtlopt.task_grad(
+      ...     {
+      ...         "up": lambda params, z, x: params["up"] * z,
+      ...         "down": lambda params, z, x: -params["down"] * z,
+      ...     },
+      ...     {"trunk": "shared", "up": "up", "down": "down"},
+      ...     encode=lambda params, x: jnp.vdot(params["trunk"], x),
+      ... )
+      >>> grads = oracle(params, jnp.array([1.0, 1.0]))
+      >>> grads.losses
+      Array([  9., -12.], dtype=float32)
+      >>> grads.jacobian()["trunk"]
+      Array([[ 3.,  3.],
+             [-4., -4.]], dtype=float32)
+    """
+    if isinstance(batching, str):
+        check_choice("batching", batching, ("auto", "unroll", "vmap", "map"))
+    elif batching < 1:
+        raise ValueError(f"`batching` must be at least 1, got {batching}.")
+    if not isinstance(microbatches, int) or microbatches < 1:
+        raise ValueError(f"`microbatches` must be a positive int, got {microbatches}.")
+    if streaming and microbatches > 1:
+        raise ValueError(
+            "`streaming` must be False with several microbatches, got True: rows are "
+            "summed over the parts and must be kept. Methods in latent space need none."
+        )
+    problem = _problem(losses, encode, tasks, has_aux, batching, streaming)
+    for name in problem.tasks:
+        if not isinstance(name, str) or name in (SHARED, STACKED):
+            raise ValueError(
+                f"the name of a task must be a string other than {SHARED!r} and "
+                f"{STACKED!r}, got {name!r}."
+            )
+    for name in headless:
+        check_choice("headless", name, problem.tasks)
+    return Oracle(
+        problem=problem,
+        labels=labels,
+        headless=tuple(headless),
+        microbatches=microbatches,
+        label_counts=label_counts,
+    )
+
+
+def _problem(
+    losses: Any,
+    encode: Callable[..., Any] | None,
+    tasks: Sequence[str] | None,
+    has_aux: bool,
+    batching: Batching,
+    streaming: bool,
+) -> Problem:
+    """Chooses the shape of the problem from the form of its losses."""
+    if isinstance(losses, Stacked):
+        heads = StackedHeads(losses)
+    elif isinstance(losses, Mapping):
+        if not losses:
+            raise ValueError("`losses` must name at least one task, got none.")
+        for task, function in losses.items():
+            if not callable(function):
+                raise TypeError(
+                    f"`losses[{task!r}]` must be callable, got "
+                    f"{type(function).__name__}."
+                )
+        heads = SeparateHeads(dict(losses))
+    elif callable(losses):
+        if encode is not None:
+            raise ValueError(
+                "`losses` must be a mapping from task to loss, or mtlopt.stacked(...), "
+                "when `encode` is given, got one function."
+            )
+        if not tasks or isinstance(tasks, str):
+            raise ValueError(
+                "`tasks` must be a sequence with the names of the tasks when `losses` "
+                f"is one function, got {tasks!r}."
+            )
+        return VectorProblem(losses, tuple(tasks), has_aux, batching, streaming)
+    else:
+        raise TypeError(
+            "`losses` must be a mapping from task to function, mtlopt.stacked(...), or "
+            f"a function, got {type(losses).__name__}."
+        )
+    if tasks is not None and tuple(tasks) != heads.tasks:
+        raise ValueError(
+            f"`tasks` must be left out, or be {heads.tasks} as in `losses`, got {tasks}."
+        )
+    if encode is not None:
+        return LatentProblem(encode, heads, has_aux, batching, streaming)
+    if streaming:
+        raise ValueError(
+            "`streaming` must be False for losses without `encode`, got True: without "
+            "a common latent there is no pullback to run again."
+        )
+    return IndependentProblem(heads, has_aux)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Oracle:
+    """Per-task gradients of one problem: built by `task_grad`.
+
+    Every call takes the parameters and then the arguments of the user's functions, and
+    is meant to run inside `jax.jit`, where what nobody reads costs nothing.
+    """
+
+    problem: Problem
+    labels: Rules
+    headless: tuple[str, ...]
+    microbatches: int
+    label_counts: Callable[..., Any] | None
+    # Signatures at which labels and functions were found to agree: eager calls need
+    # not trace the functions again for it.
+    checked: set[Any] = dataclasses.field(default_factory=set, repr=False)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the losses."""
+        return self.problem.tasks
+
+    @property
+    def num_tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.tasks)
+
+    def __call__(self, params: PyTree, *args: Any, present: Any = None) -> TaskGrads:
+        """Returns losses and gradients of all tasks, for a chain of transforms.
+
+        Args:
+          params: parameters, a pytree of floating-point arrays.
+          *args: arguments of the functions: batch, keys, model state.
+          present: `[tasks]` bool, the tasks that have labels in this batch. Every
+            method leaves absent tasks out, which is not the same as a zero gradient;
+            chain `per_label` behind the aggregator to keep their heads still.
+
+        Returns:
+          `TaskGrads`.
+        """
+        inputs = self._inputs(params, args)
+        if present is not None:
+            present = as_task_vector("present", present, self.num_tasks).astype(bool)
+        losses, aux, z, heads, linear = self._evaluate(inputs, None)
+        return TaskGrads(
+            losses=losses,
+            scales=jnp.ones_like(losses),
+            present=present,
+            aux=aux,
+            z=z,
+            heads=heads,
+            linear=linear,
+            losses_at=jax.tree_util.Partial(self._losses_at, args),
+            guard=make_guard(),
+            partition=inputs.partition,
+        )
+
+    def losses(self, params: PyTree, *args: Any) -> jax.Array:
+        """Returns the losses `[tasks]` of a forward pass."""
+        return self.problem.losses(self._inputs(params, args))
+
+    def task(self, task: Any, params: PyTree, *args: Any) -> Grad:
+        """Returns the gradient of one task's loss, or of a group's summed loss.
+
+        Args:
+          task: name or index of a task, of which only that task's head runs; the index
+            may be traced where heads are stacked. Or weights `[tasks]`, such as the
+            members of a group: the gradient of the weighted sum.
+          params: parameters.
+          *args: arguments of the functions.
+
+        Returns:
+          A `Grad`: the task's loss, or all losses for weights, and the gradient, zero
+          at the heads of other tasks.
+        """
+        if isinstance(task, str):
+            check_choice("task", task, self.tasks)
+            task = self.tasks.index(task)
+        if not isinstance(task, int) and jnp.ndim(task) == 1:
+            weights = as_task_vector("task", task, self.num_tasks)
+            grads = self(params, *args, present=weights != 0).scale_by(weights)
+            everyone = jnp.ones_like(grads.scales)
+            return Grad(grads.losses, grads.combine(everyone), grads.aux)
+        if isinstance(task, int) and not 0 <= task < self.num_tasks:
+            raise ValueError(
+                f"`task` must be between 0 and {self.num_tasks - 1}, got {task}."
+            )
+        separate = isinstance(getattr(self.problem, "heads", None), SeparateHeads)
+        if not isinstance(task, int) and separate:
+            raise ValueError(
+                "`task` must be a Python int, a name, or weights [tasks] unless heads "
+                "are stacked, got a traced index. Choose the task in Python, or write "
+                "the heads as mtlopt.stacked(...)."
+            )
+        inputs = self._inputs(params, args)
+        losses, aux, _, heads, linear = self._evaluate(inputs, [task])
+        one = jnp.ones_like(losses)
+        shared = linear.latent_rows(one, None).combine(one)
+        return Grad(losses[0], inputs.partition.merge(shared, heads), aux)
+
+    def block(
+        self, block: str, params: PyTree, *args: Any, present: Any = None
+    ) -> Grad:
+        """Returns the summed loss's gradient over one block of leaves.
+
+        Under `jit` the other block's gradient is never built: for `"task"` the encoder
+        runs forward only.
+
+        Args:
+          block: `"shared"`, or `"task"` for all heads.
+          params: parameters.
+          *args: arguments of the functions.
+          present: `[tasks]` bool, see `__call__`.
+
+        Returns:
+          A `Grad`: all losses, and the gradient, zero in the other block.
+        """
+        check_choice("block", block, ("shared", "task"))
+        grads = self(params, *args, present=present)
+        shared, heads = grads.partition.split(params)
+        if block == "task":
+            zeros = [jnp.zeros_like(leaf) for leaf in shared]
+            return Grad(grads.losses, grads.updates(zeros), grads.aux)
+        still = dataclasses.replace(
+            grads, heads=[jnp.zeros_like(leaf) for leaf in heads]
+        )
+        everyone = jnp.ones_like(grads.scales)
+        return Grad(grads.losses, still.combine(everyone), grads.aux)
+
+    def heads(self, params: PyTree, z: PyTree, *args: Any) -> Grad:
+        """Returns losses and the heads' gradients on a given latent.
+
+        Args:
+          params: parameters; shared leaves are not read.
+          z: a latent, as `encode` returns it.
+          *args: arguments of the losses.
+
+        Returns:
+          A `Grad`: all losses, and the gradient, zero at the shared leaves.
+
+        Raises:
+          ValueError: if the oracle has no `encode`.
+        """
+        inputs = self._inputs(params, args)
+        out = self._latent_problem().heads_at(inputs, z)
+        zeros = [jnp.zeros_like(leaf) for leaf in inputs.shared]
+        return Grad(out.losses, inputs.partition.merge(zeros, out.heads), out.aux)
+
+    def _latent_problem(self) -> LatentProblem:
+        if not isinstance(self.problem, LatentProblem):
+            raise ValueError("a given latent needs an oracle built with `encode`.")
+        return self.problem
+
+    def _losses_at(
+        self, args: tuple[Any, ...], params: PyTree, z: PyTree = None
+    ) -> jax.Array:
+        problem = self.problem if z is None else self._latent_problem()
+        return problem.losses(self._inputs(params, args), z)
+
+    def _inputs(self, params: PyTree, args: tuple[Any, ...]) -> Inputs:
+        """Cuts the parameters by label, after checking them against the functions."""
+        partition = partition_params(
+            params,
+            self.labels,
+            self.tasks,
+            stacked=isinstance(getattr(self.problem, "heads", None), StackedHeads),
+            headless=self.headless,
+        )
+        inputs = Inputs(*partition.split(params), args, partition)
+        signature = (partition, _avals(params), _avals(args))
+        if signature not in self.checked:
+            first = _part(args, 0, self.microbatches) if self.microbatches > 1 else args
+            self.problem.check(dataclasses.replace(inputs, args=first))
+            self.checked.add(signature)
+        return inputs
+
+    def _evaluate(self, inputs: Inputs, members: Any) -> tuple[Any, ...]:
+        """Returns losses, aux, z, the heads' gradients and the linearization."""
+        if self.microbatches == 1:
+            out = self.problem.evaluate(inputs, None, members)
+            return out.losses, out.aux, out.z, out.heads, out.linear
+
+        def sums(index: jax.Array) -> tuple[Any, Any]:
+            out = self._evaluate_part(inputs, index, members)
+            everyone = jnp.ones_like(out.losses)
+            latent = out.linear.latent_rows(everyone, None)
+            rows = out.linear.rows(everyone, None)
+            return (out.losses, out.heads, rows.leaves(), latent.gramian()), out.aux
+
+        (losses, heads, rows, products), aux = _sum_parts(sums, self.microbatches)
+        recombine = jax.tree_util.Partial(self._recombine, inputs, members)
+        has_latent = isinstance(self.problem, LatentProblem)
+        linear = SummedLinearization(rows, products, recombine, has_latent)
+        return losses, aux, None, heads, linear
+
+    def _evaluate_part(self, inputs: Inputs, index: Any, members: Any) -> Evaluation:
+        factors = self._part_factors(inputs.args)[index]
+        args = _part(inputs.args, index, self.microbatches)
+        inputs = dataclasses.replace(inputs, args=args)
+        return self.problem.evaluate(inputs, factors, members)
+
+    def _recombine(self, inputs: Inputs, members: Any, weights: jax.Array) -> Leaves:
+        """Returns the weighted sum of the rows, by evaluating every part again."""
+
+        def combined(index: jax.Array) -> tuple[Leaves, None]:
+            linear = self._evaluate_part(inputs, index, members).linear
+            # Where a weight is zero the task may be absent and its row not finite.
+            rows = linear.latent_rows(weights, weights != 0)
+            return rows.combine(jnp.ones_like(weights)), None
+
+        return _sum_parts(combined, self.microbatches)[0]
+
+    def _part_factors(self, args: tuple[Any, ...]) -> jax.Array:
+        """Returns `[parts, tasks]`: by how much each part's mean counts for a task."""
+        shape = (self.microbatches, self.num_tasks)
+        if self.label_counts is None:
+            return jnp.full(shape, 1 / self.microbatches)
+        counts = jnp.stack(
+            [
+                as_task_vector(
+                    "label_counts",
+                    self.label_counts(*_part(args, index, self.microbatches)),
+                    self.num_tasks,
+                )
+                for index in range(self.microbatches)
+            ]
+        ).astype(jnp.float32)
+        return counts / jnp.maximum(jnp.sum(counts, axis=0), 1)
+
+
+def _avals(tree: PyTree) -> tuple[Any, ...]:
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, *(
+        (jnp.shape(leaf), jnp.result_type(leaf)) if hasattr(leaf, "dtype") else leaf
+        for leaf in leaves
+    )
+
+
+def _part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
+    """Returns the arguments of one microbatch."""
+    if not args:
+        raise ValueError("`microbatches` needs a batch as the first argument, got none.")
+
+    def cut(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        size = jnp.shape(leaf)[:1]
+        if not size or size[0] % parts:
+            raise ValueError(
+                f"the batch leaf `{path_string(path)}` must have a leading axis that "
+                f"{parts} microbatches divide, got shape {jnp.shape(leaf)}."
+            )
+        length = size[0] // parts
+        return jax.lax.dynamic_slice_in_dim(leaf, index * length, length)
+
+    def fold(leaf: Any) -> Any:
+        is_key = hasattr(leaf, "dtype") and jnp.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        )
+        return jax.random.fold_in(leaf, index) if is_key else leaf
+
+    batch = jax.tree_util.tree_map_with_path(cut, args[0])
+    return batch, *jax.tree.map(fold, args[1:])
+
+
+def _sum_parts(
+    function: Callable[[jax.Array], tuple[Any, Any]], parts: int
+) -> tuple[Any, Any]:
+    """Sums the first output of `function` over the microbatches, stacks the second."""
+
+    def body(total: Any, index: jax.Array) -> tuple[Any, Any]:
+        value, extra = function(index)
+        return jax.tree.map(jnp.add, total, value), extra
+
+    shapes = jax.eval_shape(function, jnp.zeros([], jnp.int32))[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(body, zeros, jnp.arange(parts, dtype=jnp.int32))

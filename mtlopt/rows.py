@@ -1,0 +1,254 @@
+"""Task rows: what an aggregator may ask of the gradients it combines.
+
+An aggregator needs inner products of the rows (`gramian`), one combination of them
+(`combine`), or, for the few that work element by element, the rows themselves
+(`apply`). Where the rows live (shared parameters or latent) and whether they exist at
+all is decided here, so that no method has to know.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.linalg import gramian as linalg
+
+Leaves = list[jax.Array]
+Batching = Literal["auto", "unroll", "vmap", "map"] | int
+
+
+class Rows(Protocol):
+    """Rows `[tasks, ...]` of the Jacobian, in some space."""
+
+    def gramian(self) -> jax.Array:
+        """Returns the inner products of the rows, `[tasks, tasks]`."""
+        ...
+
+    def combine(self, weights: jax.Array) -> Leaves:
+        """Returns `sum_i weights[i] g_i` over the shared leaves."""
+        ...
+
+    def leaves(self) -> Leaves:
+        """Returns the rows themselves, leaves `[tasks, ...]`."""
+        ...
+
+    def pull(self, direction: Leaves) -> Leaves:
+        """Maps a direction in the rows' space to the shared leaves."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class MaterialRows:
+    """Rows that exist as arrays.
+
+    Attributes:
+      values: leaves `[tasks, ...]`.
+      pull: linear map from the rows' space to the shared leaves.
+    """
+
+    values: Leaves
+    pull: Callable[[Leaves], Leaves] = list
+
+    def gramian(self) -> jax.Array:
+        return linalg.gramian(self.values)
+
+    def combine(self, weights: jax.Array) -> Leaves:
+        return self.pull(linalg.combine(weights, self.values))
+
+    def leaves(self) -> Leaves:
+        return self.values
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedRows:
+    """Rows that are made one at a time and never kept: memory O(params).
+
+    Column `j` of the Gramian is `<latent_i, J (J^T latent_j)>`: one pullback and one
+    pushforward a task. The pushforward is the pullback's transpose, so it needs no
+    second forward pass and works through `jax.custom_vjp`.
+
+    Attributes:
+      latent: leaves `[tasks, ...]`.
+      pull: pullback of the encoder, from one latent cotangent to the shared leaves.
+    """
+
+    latent: Leaves
+    pull: Callable[[Leaves], Leaves]
+
+    def gramian(self) -> jax.Array:
+        example = [leaf[0] for leaf in self.latent]
+        push = jax.linear_transpose(self.pull, example)
+
+        def column(cotangent: Leaves) -> jax.Array:
+            (pushed,) = push(self.pull(cotangent))
+            return sum(
+                jnp.tensordot(rows, one, one.ndim, precision=jax.lax.Precision.HIGHEST)
+                for rows, one in zip(self.latent, pushed, strict=True)
+            )
+
+        total = jax.lax.map(column, self.latent)
+        total = total.astype(linalg.solver_dtype([total]))
+        return (total + total.T) / 2
+
+    def combine(self, weights: jax.Array) -> Leaves:
+        return self.pull(linalg.combine(weights, self.latent))
+
+    def leaves(self) -> Leaves:
+        raise ValueError(
+            "`streaming` must be False for a method that needs more of the rows than "
+            "their Gramian, got True: streamed rows are never kept."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SummedRows:
+    """Latent rows of several microbatches: only their inner products were kept.
+
+    Attributes:
+      products: Gramian, summed over the microbatches.
+      recombine: runs the encoder again and pulls the weighted latent rows back.
+    """
+
+    products: jax.Array
+    recombine: Callable[[jax.Array], Leaves]
+
+    def gramian(self) -> jax.Array:
+        return self.products
+
+    def combine(self, weights: jax.Array) -> Leaves:
+        return self.recombine(weights)
+
+    def leaves(self) -> Leaves:
+        raise ValueError(
+            "`microbatches` must be 1 for a method that needs more of the latent rows "
+            "than their Gramian: nothing else is kept of them."
+        )
+
+    def pull(self, direction: Leaves) -> Leaves:
+        del direction
+        raise ValueError("latent rows of several microbatches cannot be pulled back.")
+
+
+def scale_rows(
+    rows: Leaves, scales: jax.Array, present: jax.Array | None = None
+) -> Leaves:
+    """Multiplies row i by `scales[i]`; absent rows become zero, even from NaN."""
+
+    def scale(leaf: jax.Array) -> jax.Array:
+        column = (slice(None),) + (None,) * (leaf.ndim - 1)
+        scaled = leaf * scales[column].astype(leaf.dtype)
+        return scaled if present is None else jnp.where(present[column], scaled, 0)
+
+    return [scale(leaf) for leaf in rows]
+
+
+# Above this many tasks an unrolled program takes too long to compile.
+_UNROLL_LIMIT = 64
+
+
+def map_tasks(
+    function: Callable[[Leaves], Leaves], rows: Leaves, batching: Batching
+) -> Leaves:
+    """Applies `function` to every task's row and stacks the results.
+
+    Args:
+      function: from leaves without to leaves without the task axis.
+      rows: leaves `[tasks, ...]`.
+      batching: `"unroll"` a copy of the program per task, `"vmap"` one batched program,
+        `"map"` one task after the other in a loop, an int: loops over chunks of so many
+        tasks. `"auto"` unrolls on CPU, where XLA runs batched pullbacks up to four
+        times slower, and batches elsewhere.
+
+    Returns:
+      Leaves `[tasks, ...]`.
+    """
+    num_tasks = rows[0].shape[0]
+    if batching == "auto":
+        on_cpu = jax.default_backend() == "cpu"
+        unrolled = "unroll" if num_tasks <= _UNROLL_LIMIT else "map"
+        batching = unrolled if on_cpu else "vmap"
+    if batching == "unroll":
+        results = [function([leaf[i] for leaf in rows]) for i in range(num_tasks)]
+        return [jnp.stack(leaves) for leaves in zip(*results, strict=True)]
+    if batching == "vmap":
+        return jax.vmap(function)(rows)
+    if batching == "map":
+        return jax.lax.map(function, rows)
+    return jax.lax.map(function, rows, batch_size=batching)
+
+
+def _static(default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Linearization:
+    """The losses, linearised: latent rows and the encoder's pullback.
+
+    Attributes:
+      latent: gradients of the losses with respect to the latent, `[tasks, ...]`.
+      pullback: from a latent cotangent to a 1-tuple of shared leaves; None where the
+        rows already are gradients of the shared leaves.
+      batching: how the pullbacks of the tasks are run, see `map_tasks`.
+      streaming: whether rows are recomputed instead of kept.
+      has_latent: whether the tasks meet in one latent that methods may work in.
+    """
+
+    latent: Leaves
+    pullback: Callable[[Leaves], tuple[Leaves]] | None
+    batching: Batching = _static()
+    streaming: bool = _static()
+    has_latent: bool = _static()
+
+    def _pull(self, cotangent: Leaves) -> Leaves:
+        return cotangent if self.pullback is None else self.pullback(cotangent)[0]
+
+    def latent_rows(self, scales: jax.Array, present: jax.Array | None) -> Rows:
+        """Returns the rows in latent space: no pullback before they are combined."""
+        return MaterialRows(scale_rows(self.latent, scales, present), self._pull)
+
+    def rows(self, scales: jax.Array, present: jax.Array | None) -> Rows:
+        """Returns the rows over the shared leaves: one pullback per task."""
+        latent = scale_rows(self.latent, scales, present)
+        if self.pullback is None:
+            return MaterialRows(latent)
+        if self.streaming:
+            return StreamedRows(latent, self._pull)
+        return MaterialRows(map_tasks(self._pull, latent, self.batching))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SummedLinearization:
+    """The same over several microbatches.
+
+    Attributes:
+      values: rows over the shared leaves `[tasks, ...]`, summed.
+      products: Gramian of the latent rows, summed.
+      recombine: see `SummedRows`.
+      has_latent: as in `Linearization`.
+    """
+
+    values: Leaves
+    products: jax.Array
+    recombine: Callable[[jax.Array], Leaves]
+    has_latent: bool = _static()
+
+    def latent_rows(self, scales: jax.Array, present: jax.Array | None) -> Rows:
+        """Returns the rows in latent space."""
+        factor = scales if present is None else jnp.where(present, scales, 0)
+
+        def recombine(weights: jax.Array) -> Leaves:
+            return self.recombine(weights * factor)
+
+        products = jnp.where(
+            jnp.outer(factor, factor) == 0, 0, jnp.outer(factor, factor) * self.products
+        )
+        return SummedRows(products, recombine)
+
+    def rows(self, scales: jax.Array, present: jax.Array | None) -> Rows:
+        """Returns the rows over the shared leaves."""
+        return MaterialRows(scale_rows(self.values, scales, present))

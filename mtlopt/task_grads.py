@@ -1,0 +1,256 @@
+"""`TaskGrads`: the gradients of several losses, before a method makes one update."""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt._checks import as_task_vector
+from mtlopt.labels import SHARED, STACKED, Partition, path_string
+from mtlopt.rows import Leaves, Linearization, Rows, SummedLinearization, scale_rows
+
+PyTree = Any
+
+
+def _static(default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TaskGrads:
+    """Losses of all tasks and their gradients, linearised once.
+
+    What a `task_grad` oracle returns, what weightings take and return, and what an
+    aggregator turns into one update. It holds the linearised network, not a matrix: the
+    rows of the Jacobian exist only if a method asks for them.
+
+    It is a pytree, so it goes through `jit`, `vmap` and `scan`, but it is not a
+    gradient: `guard` is a PRNG key, on which the arithmetic of an ordinary optimizer
+    placed before the aggregator raises, instead of scaling an inner part of the
+    linearization by mistake.
+
+    Attributes:
+      losses: `[tasks]`, as the loss functions returned them.
+      scales: `[tasks]`, factors of the losses, written by weightings.
+      present: `[tasks]` bool, the tasks with labels in this batch; None for all.
+      aux: what the functions returned beside, an `Aux`; None without `has_aux`.
+      z: the latent, as `encode` returned it; None without `encode` or with several
+        microbatches.
+      heads: gradients of the heads' leaves, each of its own task's unscaled loss.
+      linear: the linearised shared part.
+      losses_at: function from `(params, z=None)` to the losses `[tasks]` on the same
+        batch, at other parameters or another latent; None without an oracle.
+      guard: the key.
+      partition: which leaf belongs to whom.
+      in_latent: whether rows are those of the latent.
+    """
+
+    losses: jax.Array
+    scales: jax.Array
+    present: jax.Array | None
+    aux: Any
+    z: PyTree
+    heads: Leaves
+    linear: Linearization | SummedLinearization
+    losses_at: Any
+    guard: jax.Array
+    partition: Partition = _static()
+    in_latent: bool = _static(False)
+
+    @classmethod
+    def from_rows(
+        cls, rows: PyTree, losses: Any = None, present: Any = None
+    ) -> "TaskGrads":
+        """Wraps a Jacobian that was computed elsewhere.
+
+        Args:
+          rows: pytree of leaves `[tasks, ...]`: row i is the gradient of loss i.
+          losses: `[tasks]`, for weightings that need them. Default: zeros.
+          present: `[tasks]` bool, see the class. Default: all.
+
+        Returns:
+          `TaskGrads` whose leaves are all shared; updates have the structure of `rows`.
+
+        Raises:
+          ValueError: if `rows` is empty or its leaves disagree on the number of tasks.
+
+        Examples:
+          >>> import jax.numpy as jnp
+          >>> import mtlopt
+          >>> grads = mtlopt.TaskGrads.from_rows({"w": jnp.array([[1.0, 0], [0, 3.0]])})
+          >>> aggregator = mtlopt.sum_tasks(2)
+          >>> updates, _ = aggregator.update(grads, aggregator.init({"w": jnp.ones(2)}))
+          >>> updates
+          {'w': Array([1., 3.], dtype=float32)}
+        """
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(rows)
+        if not leaves:
+            raise ValueError("`rows` must have at least one leaf, got an empty tree.")
+        num_tasks = jnp.shape(leaves[0][1])[:1]
+        for path, leaf in leaves:
+            if not jnp.shape(leaf) or jnp.shape(leaf)[:1] != num_tasks:
+                raise ValueError(
+                    f"`rows` must have the same leading task axis in every leaf, got "
+                    f"shape {jnp.shape(leaves[0][1])} at "
+                    f"`{path_string(leaves[0][0])}` and {jnp.shape(leaf)} at "
+                    f"`{path_string(path)}`."
+                )
+        values = [jnp.asarray(leaf) for _, leaf in leaves]
+        tasks = tuple(str(i) for i in range(num_tasks[0]))
+        dtype = jnp.promote_types(jnp.result_type(*values), jnp.float32)
+        if losses is None:
+            losses = jnp.zeros(num_tasks, dtype)
+        if present is not None:
+            present = as_task_vector("present", present, len(tasks))
+        return cls(
+            losses=as_task_vector("losses", losses, len(tasks)),
+            scales=jnp.ones(num_tasks, dtype),
+            present=present,
+            aux=None,
+            z=None,
+            heads=[],
+            linear=Linearization(values, None, "auto", False, has_latent=False),
+            losses_at=None,
+            guard=make_guard(),
+            partition=Partition(
+                treedef,
+                tuple(path_string(path) for path, _ in leaves),
+                (SHARED,) * len(leaves),
+                tasks,
+            ),
+        )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the losses."""
+        return self.partition.tasks
+
+    @property
+    def num_tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.tasks)
+
+    @property
+    def active(self) -> dict[str, jax.Array] | None:
+        """Which labels `per_label` may advance on this batch; None for all.
+
+        A task's label is active where the task is present, the shared label where any
+        is, and the stacked label is a `[tasks]` vector.
+        """
+        if self.present is None:
+            return None
+        if STACKED in self.partition.labels:
+            heads = {STACKED: self.present}
+        else:
+            heads = dict(zip(self.tasks, self.present, strict=True))
+        return {SHARED: jnp.any(self.present), **heads}
+
+    def scale_by(self, factors: jax.Array) -> Self:
+        """Returns the gradients of the losses times `factors`, `[tasks]`."""
+        scales = self.scales * factors.astype(self.scales.dtype)
+        return dataclasses.replace(self, scales=scales)
+
+    def in_latent_space(self) -> Self:
+        """Returns the same gradients, with rows taken in the latent."""
+        if not self.linear.has_latent:
+            raise ValueError(
+                "latent space needs a latent that all tasks share: build the gradients "
+                "with mtlopt.task_grad(..., encode=...)."
+            )
+        return dataclasses.replace(self, in_latent=True)
+
+    def rows(self) -> Rows:
+        """Returns the scaled task rows, for methods that compare tasks.
+
+        Over the shared leaves this is one pullback of the encoder per task; in latent
+        space it is free.
+        """
+        make = self.linear.latent_rows if self.in_latent else self.linear.rows
+        return make(self.scales, self.present)
+
+    def combine(self, weights: jax.Array) -> PyTree:
+        """Returns the update `sum_i weights[i] scales[i] g_i`, by a single pullback.
+
+        The rows are never made: this is what a fixed combination costs. Methods that
+        asked for `rows()` combine those instead, see `updates`.
+
+        Args:
+          weights: `[tasks]`, factors of the shared gradients only.
+
+        Returns:
+          A pytree with the structure and dtypes of the parameters.
+        """
+        rows = self.linear.latent_rows(self.scales, self.present)
+        return self.updates(rows.combine(weights))
+
+    def updates(self, shared: Leaves) -> PyTree:
+        """Returns the update made of a shared direction and each head's own gradient.
+
+        Args:
+          shared: direction over the shared leaves, as `Rows.combine` returns it.
+
+        Returns:
+          A pytree with the structure and dtypes of the parameters. A head moves by the
+          gradient of its own loss times that loss's scale; absent heads get zeros.
+        """
+        heads = []
+        for label, leaf in zip(self.partition.head_labels, self.heads, strict=True):
+            if label == STACKED:
+                heads += scale_rows([leaf], self.scales, self.present)
+                continue
+            task = self.tasks.index(label)
+            scaled = leaf * self.scales[task].astype(leaf.dtype)
+            if self.present is not None:
+                scaled = jnp.where(self.present[task], scaled, 0)
+            heads.append(scaled)
+        return self.partition.merge(shared, heads)
+
+    def jacobian(self) -> PyTree:
+        """Returns the rows over the shared leaves, `[tasks, ...]`; None at the heads.
+
+        For inspection: it holds as many gradients as there are tasks.
+        """
+        rows = self.linear.rows(self.scales, self.present).leaves()
+        return self.partition.merge(rows, [None] * len(self.heads))
+
+
+def make_guard() -> jax.Array:
+    """Returns the leaf on which foreign arithmetic raises."""
+    return jax.random.key(0)
+
+
+def check_task_grads(
+    updates: Any, num_tasks: int, params: PyTree | None = None
+) -> TaskGrads:
+    """Returns `updates` if they are the gradients of `num_tasks` tasks, or raises.
+
+    Args:
+      updates: what the transform was given.
+      num_tasks: number of tasks that the transform was built for.
+      params: parameters, if the transform was given them.
+
+    Raises:
+      TypeError: if `updates` is not a `TaskGrads`.
+      ValueError: if the number of tasks, or the structure of `params`, differs.
+    """
+    if not isinstance(updates, TaskGrads):
+        raise TypeError(
+            f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. "
+            "Compute it with mtlopt.task_grad, and place weightings first, then one "
+            "aggregator, then ordinary Optax transforms."
+        )
+    if updates.num_tasks != num_tasks:
+        raise ValueError(
+            f"`num_tasks` must be {updates.num_tasks}, the number of tasks of the "
+            f"gradients, got {num_tasks}."
+        )
+    if params is not None:
+        structure = jax.tree.structure(params)
+        if structure != updates.partition.treedef:
+            raise ValueError(
+                "`params` must have the structure of the parameters that the gradients "
+                f"were computed at, {updates.partition.treedef}, got {structure}."
+            )
+    return updates
