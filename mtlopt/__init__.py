@@ -1,6 +1,106 @@
-"""Multi-task optimization in JAX: every method is an Optax transform."""
-from mtlopt.labels import label_params
+"""Multi-task optimization in JAX: every method is an Optax transform.
+
+An oracle computes the gradients of all tasks; weightings and one aggregator, chained
+before any Optax optimizer, turn them into one update.
+
+>>> import jax, jax.numpy as jnp, mtlopt, optax
+>>> params = {"trunk": jnp.ones((3, 2)), "left": jnp.ones(2), "right": jnp.ones(2)}
+>>> labels = mtlopt.label_params(
+...     params, {"trunk": "shared", "left": "left", "right": "right"}
+... )
+>>> oracle = mtlopt.task_grad(
+...     {
+...         "left": lambda params, z, x: jnp.mean((z @ params["left"] - 1) ** 2),
+...         "right": lambda params, z, x: jnp.mean((z @ params["right"] + 1) ** 2),
+...     },
+...     labels,
+...     encode=lambda params, x: jnp.tanh(x @ params["trunk"]),
+... )
+>>> tx = optax.chain(mtlopt.aligned_mtl(2), optax.adam(1e-2))
+>>> @jax.jit
+... def step(params, opt_state, x):
+...     grads = oracle(params, x)
+...     updates, opt_state = tx.update(grads, opt_state, params)
+...     return optax.apply_updates(params, updates), opt_state, grads.losses
+>>> params, opt_state, losses = step(params, tx.init(params), jnp.ones((4, 3)))
+"""
+
+import importlib.metadata
+
+from mtlopt._methods import METHODS, Method
+from mtlopt.aggregators.aligned_mtl import (
+    AlignedMtlState,
+    aligned_mtl,
+    aligned_mtl_weights,
+)
+from mtlopt.aggregators.mgda import MgdaState, mgda, mgda_weights
+from mtlopt.aggregators.pcgrad import PcgradState, pcgrad, pcgrad_weights
+from mtlopt.aggregators.sums import (
+    MeanTasksState,
+    SumTasksState,
+    mean_tasks,
+    mean_weights,
+    sum_tasks,
+)
+from mtlopt.diagnostics.distance import TrackDistanceState, track_distance
+from mtlopt.diagnostics.measures import (
+    conflict_rate,
+    cosine_similarity,
+    dominance_rate,
+)
 from mtlopt.heads import stacked
-from mtlopt.oracle import task_grad, Oracle
+from mtlopt.labels import label_params
+from mtlopt.latent import in_latent_space
+from mtlopt.oracle import Grad, Oracle, task_grad
+from mtlopt.per_label import PerLabelState, per_label
+from mtlopt.problems import Aux
 from mtlopt.task_grads import TaskGrads
-from mtlopt.aggregators.sums import sum_tasks, mean_tasks
+from mtlopt.weightings.dwa import WeightByDwaState, dwa_weights, weight_by_dwa
+from mtlopt.weightings.fixed import WeightByFixedState, weight_by_fixed
+from mtlopt.weightings.uncertainty import (
+    WeightByUncertaintyState,
+    weight_by_uncertainty,
+)
+
+__version__ = importlib.metadata.version("mtlopt")
+
+__all__ = [
+    "METHODS",
+    "AlignedMtlState",
+    "Aux",
+    "Grad",
+    "MeanTasksState",
+    "Method",
+    "MgdaState",
+    "Oracle",
+    "PcgradState",
+    "PerLabelState",
+    "SumTasksState",
+    "TaskGrads",
+    "TrackDistanceState",
+    "WeightByDwaState",
+    "WeightByFixedState",
+    "WeightByUncertaintyState",
+    "aligned_mtl",
+    "aligned_mtl_weights",
+    "conflict_rate",
+    "cosine_similarity",
+    "dominance_rate",
+    "dwa_weights",
+    "in_latent_space",
+    "label_params",
+    "mean_tasks",
+    "mean_weights",
+    "mgda",
+    "mgda_weights",
+    "pcgrad",
+    "pcgrad_weights",
+    "per_label",
+    "stacked",
+    "sum_tasks",
+    "task_grad",
+    "track_distance",
+    "weight_by_dwa",
+    "weight_by_fixed",
+    "weight_by_uncertainty",
+]

@@ -1,5 +1,7 @@
 """Singular values and right vectors with high relative accuracy (Jacobi)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -8,7 +10,7 @@ from mtlopt.linalg.normalise import safe_divide
 _MAX_SWEEPS = 20  # 3 to 6 are enough in practice; a cap so that the loop always ends
 
 
-def graded_svd(matrix: jax.Array, rank: jax.Array) -> tuple[jax.Array, jax.Array]:
+def graded_svd(matrix: jax.Array, rank: jax.Array | int) -> tuple[jax.Array, jax.Array]:
     r"""Singular values and right singular vectors of a column-scaled matrix.
 
     .. math:: M = B D = P \Sigma Q^T
@@ -51,80 +53,90 @@ def graded_svd(matrix: jax.Array, rank: jax.Array) -> tuple[jax.Array, jax.Array
       Anal. Appl. 13(4), 1992. Drmač and Veselić, *New fast and accurate Jacobi SVD
       algorithm I*, 2008 (QR first).
     """
-    num_tasks = matrix.shape[0]
-    rows = _orthogonal_rows(_pivoted_triangle(matrix, rank))
+    scale = jnp.max(jnp.abs(matrix))  # so that no square over- or underflows
+    triangle = _pivoted_triangle(safe_divide(matrix, scale), rank)
+    rows = _orthogonal_rows(triangle)
     singular = jnp.linalg.norm(rows, axis=1)
     order = jnp.argsort(-singular)
-    kept = jnp.arange(num_tasks) < rank
+    kept = jnp.arange(matrix.shape[0]) < rank
     singular = jnp.where(kept, singular[order], 0)
-    return singular, safe_divide(rows[order], singular[:, None])
+    return singular * scale, safe_divide(rows[order], singular[:, None])
 
 
-def _pivoted_triangle(matrix: jax.Array, rank: jax.Array) -> jax.Array:
+def _pivoted_triangle(matrix: jax.Array, rank: jax.Array | int) -> jax.Array:
     """The rows `R` of `M = Q_1 R`, in pivoting order and without permuting columns."""
-    num_tasks = matrix.shape[0]
-    rtol = 4 * num_tasks * jnp.finfo(matrix.dtype).eps
     norms = jnp.linalg.norm(matrix, axis=0)
+    init = matrix, jnp.zeros_like(matrix), norms, jnp.asarray(rank)
+    return jax.lax.fori_loop(0, matrix.shape[0], _eliminate, init)[1]
 
-    def step(i, carry):
-        residual, rows = carry
-        remaining = jnp.linalg.norm(residual, axis=0)
-        # A column that earlier pivots explain to rounding holds only noise.
-        remaining = jnp.where(remaining > rtol * norms, remaining, 0)
-        pivot = jnp.argmax(remaining)
-        length = jnp.where(i < rank, remaining[pivot], 0)
-        unit = safe_divide(residual[:, pivot], length)
-        row = jnp.dot(unit, residual, precision=jax.lax.Precision.HIGHEST)
-        residual = residual - unit[:, None] * row
-        residual = jnp.where(jnp.arange(num_tasks) == pivot, 0, residual)
-        return residual, rows.at[i].set(row)
 
-    init = matrix, jnp.zeros_like(matrix)
-    return jax.lax.fori_loop(0, num_tasks, step, init)[1]
+def _eliminate(step: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """One step of QR: projects the largest remaining column out of all others."""
+    residual, rows, norms, rank = carry
+    num_tasks = norms.shape[0]
+    rtol = (16 + num_tasks) * jnp.finfo(norms.dtype).eps
+    remaining = jnp.linalg.norm(residual, axis=0)
+    # A column that earlier pivots explain to rounding holds only noise.
+    remaining = jnp.where(remaining > rtol * norms, remaining, 0)
+    pivot = jnp.argmax(remaining)
+    length = jnp.where(step < rank, remaining[pivot], 0)
+    unit = safe_divide(residual[:, pivot], length)
+    row = jnp.dot(unit, residual, precision=jax.lax.Precision.HIGHEST)
+    residual = residual - unit[:, None] * row
+    residual = jnp.where(jnp.arange(num_tasks) == pivot, 0, residual)
+    return residual, rows.at[step].set(row), norms, rank
+
+
+class _Sweep(NamedTuple):
+    first: jax.Array  # [half, tasks], row k meets row k of `second`
+    second: jax.Array
+    largest: jax.Array  # the largest cosine between two rows that met in this sweep
+    count: jax.Array
 
 
 def _orthogonal_rows(matrix: jax.Array) -> jax.Array:
     """Rotates pairs of rows until all rows are orthogonal (one-sided Jacobi)."""
     num_tasks = matrix.shape[0]
     half = (num_tasks + 1) // 2
-    tol = jnp.finfo(matrix.dtype).eps ** 0.75
     rows = jnp.pad(matrix, ((0, 2 * half - num_tasks), (0, 0)))
+    init = _Sweep(
+        rows[:half], rows[half:], jnp.ones([], matrix.dtype), jnp.zeros([], jnp.int32)
+    )
+    final = jax.lax.while_loop(_unfinished, _sweep, init)
+    return jnp.concatenate([final.first, final.second])[:num_tasks]
 
-    def rotate(carry, _):
-        """One round: `half` disjoint pairs, then every row moves one seat on."""
-        first, second, largest = carry
-        inner = jnp.sum(first * second, axis=1)
-        first_square = jnp.sum(first * first, axis=1)
-        second_square = jnp.sum(second * second, axis=1)
-        cosine = safe_divide(
-            safe_divide(inner, jnp.sqrt(first_square)), jnp.sqrt(second_square)
-        )
-        # tan of the smaller angle that makes the two rows orthogonal.
-        zeta = safe_divide(second_square - first_square, 2 * inner)
-        sign = jnp.where(zeta >= 0, 1, -1).astype(zeta.dtype)
-        tangent = sign / (jnp.abs(zeta) + jnp.sqrt(1 + zeta * zeta))
-        tangent = jnp.where(inner == 0, 0, tangent)[:, None]
-        cos = jax.lax.rsqrt(1 + tangent * tangent)
-        sin = cos * tangent
-        first, second = cos * first - sin * second, sin * first + cos * second
-        seats = (
-            jnp.concatenate([first[:1], second[:1], first[1:-1]])[:half],
+
+def _unfinished(state: _Sweep) -> jax.Array:
+    tol = jnp.finfo(state.largest.dtype).eps ** 0.75
+    return (state.largest > tol) & (state.count < _MAX_SWEEPS)
+
+
+def _sweep(state: _Sweep) -> _Sweep:
+    """Every row meets every other once."""
+    init = state._replace(largest=jnp.zeros_like(state.largest), count=state.count + 1)
+    rounds = 2 * state.first.shape[0] - 1
+    return jax.lax.scan(_round, init, length=rounds)[0]
+
+
+def _round(state: _Sweep, _: None) -> tuple[_Sweep, None]:
+    """Rotates each pair of rows that meet, then moves every row one seat on."""
+    first, second, largest, count = state
+    inner = jnp.sum(first * second, axis=1)
+    first_square = jnp.sum(first * first, axis=1)
+    second_square = jnp.sum(second * second, axis=1)
+    lengths = jnp.sqrt(first_square), jnp.sqrt(second_square)
+    cosine = safe_divide(safe_divide(inner, lengths[0]), lengths[1])
+    # The tangent of the smaller angle that makes the two rows orthogonal.
+    zeta = safe_divide(second_square - first_square, 2 * inner)
+    tangent = jnp.where(zeta < 0, -1, 1) / (jnp.abs(zeta) + jnp.hypot(1, zeta))
+    tangent = jnp.where(inner == 0, 0, tangent)[:, None]
+    cos = 1 / jnp.sqrt(1 + tangent * tangent)
+    sin = cos * tangent
+    first, second = cos * first - sin * second, sin * first + cos * second
+    if len(first) > 1:  # the first row keeps its seat
+        first, second = (
+            jnp.concatenate([first[:1], second[:1], first[1:-1]]),
             jnp.concatenate([second[1:], first[-1:]]),
         )
-        if half == 1:
-            seats = first, second
-        return (*seats, jnp.maximum(largest, jnp.max(jnp.abs(cosine)))), None
-
-    def sweep(carry):
-        first, second, _, count = carry
-        init = first, second, jnp.zeros((), matrix.dtype)
-        rounds = 2 * half - 1
-        (first, second, largest), _ = jax.lax.scan(rotate, init, length=rounds)
-        return first, second, largest, count + 1
-
-    def unfinished(carry):
-        return (carry[2] > tol) & (carry[3] < _MAX_SWEEPS)
-
-    init = rows[:half], rows[half:], jnp.ones((), matrix.dtype), 0
-    first, second, *_ = jax.lax.while_loop(unfinished, sweep, init)
-    return jnp.concatenate([first, second])[:num_tasks]
+    largest = jnp.maximum(largest, jnp.max(jnp.abs(cosine)))
+    return _Sweep(first, second, largest, count), None

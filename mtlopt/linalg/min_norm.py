@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve
 
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 
@@ -26,12 +27,12 @@ class MinNormPoint(NamedTuple):
 
 class _State(NamedTuple):
     tableau: jax.Array  # [tasks, tasks + 1]: the cosines swept on `passive`, and rhs
-    passive: jax.Array  # bool [tasks]: tasks with a stationary, positive coefficient
-    entering: jax.Array  # the task on its way in, or -1
-    amount: jax.Array  # how far it is in
+    eligible: jax.Array  # bool [tasks]: rows that are there and not zero
+    passive: jax.Array  # bool [tasks]: the swept set, with positive coefficients
+    entering: jax.Array  # int32: the task on its way in, or -1
     unbounded: jax.Array  # bool: the entering ray never ends, so zero is in the hull
-    done: jax.Array
-    count: jax.Array
+    done: jax.Array  # bool
+    count: jax.Array  # int32: pivots so far
 
 
 def min_norm_point(
@@ -96,7 +97,9 @@ def min_norm_point(
     # |d| in units of the smallest norm, and <u_i, d> likewise.
     relative_norm = jnp.sqrt(jnp.maximum(jnp.dot(solution, gradient), 0))
     relative_norm = safe_divide(relative_norm, total)
-    slack = relative_norm * target - safe_divide(safe_divide(gradient, total), relative_norm)
+    slack = relative_norm * target - safe_divide(
+        safe_divide(gradient, total), relative_norm
+    )
     residual = jnp.max(jnp.where(eligible, slack, 0), initial=0)
     residual = jnp.minimum(residual, relative_norm)
 
@@ -116,73 +119,84 @@ def min_norm_point(
 def _minimise(cosines: jax.Array, target: jax.Array, eligible: jax.Array) -> jax.Array:
     """Minimises y'Cy/2 - a'y over y >= 0, or finds z >= 0 with Cz = 0 and a'z > 0."""
     num_tasks = target.shape[0]
-    dtype = target.dtype
-    noise = 4 * jnp.finfo(dtype).eps
-    tasks = jnp.arange(num_tasks)
-
-    def pivot(state: _State) -> _State:
-        tableau, passive, entering, amount, *_, count = state
-        # Solution on the passive set, slack a - Cy off it, both at amount = 0.
-        right = tableau[:, -1]
-        size = 1 + jnp.sum(jnp.where(passive, jnp.abs(right), 0))
-        slack = jnp.where(eligible & ~passive, right, -jnp.inf)
-        fresh = entering < 0
-        entering = jnp.where(fresh, jnp.argmax(slack), entering)
-        optimal = fresh & ~(slack[entering] > noise * size)
-
-        # The entering task grows; the passive ones follow along -column.
-        column = tableau[:, entering]
-        length = 1 + jnp.sum(jnp.where(passive, column**2, 0))
-        curvature = column[entering]
-        independent = curvature > noise * num_tasks * length
-        stationary = jnp.where(independent, right[entering] / curvature, jnp.inf)
-        blocks = jnp.where(passive & (column > 0), right / column, jnp.inf)
-        blocking = jnp.argmin(blocks)
-        enters = stationary <= blocks[blocking]
-        unbounded = ~optimal & ~independent & jnp.isinf(blocks[blocking])
-
-        chosen = jnp.where(enters, entering, blocking)
-        stop = optimal | unbounded
-        return _State(
-            tableau=jnp.where(stop, tableau, _sweep(tableau, chosen, passive[chosen])),
-            passive=jnp.where(stop, passive, passive ^ (tasks == chosen)),
-            entering=jnp.where(enters & ~unbounded, -1, entering),
-            amount=jnp.where(enters, 0, jnp.maximum(amount, blocks[blocking])),
-            unbounded=unbounded,
-            done=stop,
-            count=count + 1,
-        )
-
+    no_task = jnp.full([], -1, jnp.int32)
     state = jax.lax.while_loop(
-        lambda state: ~state.done & (state.count < 10 * num_tasks + 10),
-        pivot,
+        _unfinished,
+        _pivot,
         _State(
             tableau=jnp.concatenate([cosines, target[:, None]], axis=1),
-            passive=jnp.zeros(num_tasks, bool),
-            entering=jnp.array(-1),
-            amount=jnp.zeros((), dtype),
+            eligible=eligible,
+            passive=jnp.zeros_like(eligible),
+            entering=no_task,
             unbounded=jnp.array(False),
             done=jnp.array(False),
-            count=jnp.array(0),
+            count=jnp.zeros_like(no_task),
         ),
     )
     # Either C_FF y_F = a_F, or the ray C_FF z_F = -C_Fj, z_j = 1.
-    passive, unbounded = state.passive, state.unbounded
-    new = unbounded & (tasks == state.entering)
-    swept = jnp.where(unbounded, -state.tableau[:, state.entering], state.tableau[:, -1])
-    right = jnp.where(unbounded, -cosines[:, state.entering], target)
+    passive, unbounded, entering = state.passive, state.unbounded, state.entering
+    swept = jnp.where(unbounded, -state.tableau[:, entering], state.tableau[:, -1])
+    right = jnp.where(unbounded, -cosines[:, entering], target)
     right = jnp.where(passive, right, 0)
-    matrix = jnp.where(passive[:, None] & passive, cosines, jnp.eye(num_tasks, dtype=dtype))
+    identity = jnp.eye(num_tasks, dtype=cosines.dtype)
+    matrix = jnp.where(passive[:, None] & passive, cosines, identity)
     lower = jnp.linalg.cholesky(matrix, symmetrize_input=False)
-
-    def solve(vector):
-        return jax.scipy.linalg.cho_solve((lower, True), vector)
-
-    polished = solve(right)
+    polished = cho_solve((lower, True), right)
     defect = right - jnp.dot(matrix, polished, precision=jax.lax.Precision.HIGHEST)
-    polished += solve(defect)
+    polished += cho_solve((lower, True), defect)
+    # Cholesky fails only where rounding decides; the tableau is as good there.
     polished = jnp.where(jnp.all(jnp.isfinite(polished)), polished, swept)
-    return jnp.where(passive, polished, new.astype(dtype))
+    ray = unbounded & (jnp.arange(num_tasks) == entering)
+    return jnp.where(passive, polished, ray.astype(cosines.dtype))
+
+
+def _unfinished(state: _State) -> jax.Array:
+    return ~state.done & (state.count < 10 * state.passive.shape[0] + 10)
+
+
+def _pivot(state: _State) -> _State:
+    """One pivot: the entering task becomes passive, or the task that blocks it leaves.
+
+    Module-level and without closures, so that a second call outside `jit` does not
+    compile again.
+    """
+    tableau, eligible, passive, entering, *_, count = state
+    num_tasks = passive.shape[0]
+    noise = 4 * jnp.finfo(tableau.dtype).eps
+
+    # The solution on the passive set and the slack a - Cy off it.
+    right = tableau[:, -1]
+    size = 1 + jnp.sum(jnp.where(passive, jnp.abs(right), 0))
+    slack = jnp.where(eligible & ~passive, right, -jnp.inf)
+    fresh = entering < 0
+    entering = jnp.where(fresh, jnp.argmax(slack).astype(jnp.int32), entering)
+    optimal = fresh & ~(slack[entering] > noise * size)
+
+    # The entering task grows from zero, the passive ones follow along -column, until
+    # it is stationary itself or one of them reaches zero.
+    column = tableau[:, entering]
+    length = 1 + jnp.sum(jnp.where(passive, column**2, 0))
+    curvature = column[entering]
+    independent = curvature > noise * num_tasks * length
+    stationary = jnp.where(
+        independent, safe_divide(right[entering], curvature), jnp.inf
+    )
+    blocks = jnp.where(passive & (column > 0), safe_divide(right, column), jnp.inf)
+    blocking = jnp.argmin(blocks).astype(jnp.int32)
+    enters = stationary <= blocks[blocking]
+    unbounded = ~optimal & ~independent & jnp.isinf(blocks[blocking])
+
+    chosen = jnp.where(enters, entering, blocking)
+    stop = optimal | unbounded
+    return _State(
+        tableau=jnp.where(stop, tableau, _sweep(tableau, chosen, passive[chosen])),
+        eligible=eligible,
+        passive=passive ^ (~stop & (jnp.arange(num_tasks) == chosen)),
+        entering=jnp.where(enters & ~unbounded, -1, entering),
+        unbounded=unbounded,
+        done=stop,
+        count=count + 1,
+    )
 
 
 def _sweep(tableau: jax.Array, index: jax.Array, inside: jax.Array) -> jax.Array:

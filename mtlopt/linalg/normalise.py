@@ -53,7 +53,7 @@ def normalise(
     if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
         raise ValueError(f"`gramian` must be square, got shape {gramian.shape}.")
     if present is not None:
-        present = jnp.asarray(present, bool)
+        present = jnp.asarray(present, dtype=bool)
         if present.shape != gramian.shape[:1]:
             raise ValueError(
                 f"`present` must have shape {gramian.shape[:1]}, got {present.shape}."

@@ -33,7 +33,8 @@ class Factor(NamedTuple):
 def factor_gramian(gramian: jax.Array, present: jax.Array | None = None) -> Factor:
     r"""Factorises a Gramian with the row scales divided out first.
 
-    .. math:: G = M^T M, \quad M = \Lambda^{1/2} V^T D, \quad D^{-1} G D^{-1} = V \Lambda V^T
+    .. math:: G = M^T M, \qquad M = \Lambda^{1/2} V^T D, \qquad
+        D^{-1} G D^{-1} = V \Lambda V^T
 
     `D = diag(|g_i|)`. The rank is the number of eigenvalues of `C = D^-1 G D^-1`
     above `512 eps` times the largest; the others are set to zero. Because that is
@@ -62,7 +63,7 @@ def factor_gramian(gramian: jax.Array, present: jax.Array | None = None) -> Fact
     References:
       Senushkin et al., *Independent Component Alignment for Multi-Task Learning*,
       CVPR 2023, Algorithm 1 (which takes the eigenvalues of `G` itself).
-    """  # noqa: E501
+    """
     cosines, norms = normalise(gramian, present)
     values, vectors = jnp.linalg.eigh(cosines, symmetrize_input=False)
     rtol = _RANK_RTOL_GRAMIAN * jnp.finfo(cosines.dtype).eps

@@ -12,9 +12,9 @@ def project_conflicts(
     r"""Projects every task gradient off the gradients that it conflicts with.
 
     .. math:: p_i \leftarrow p_i - \frac{\min(\langle p_i, g_j \rangle, 0)}{|g_j|^2} g_j
-        \quad \text{for } j = \mathrm{order}_{i1}, \dots, \mathrm{order}_{iT}, \; j \ne i
+        \quad \text{for } j = \mathrm{order}_{i1}, \dots, \mathrm{order}_{iT}
 
-    starting from `p_i = g_i`. The gradients are never touched: all `p_i` are kept as
+    starting from `p_i = g_i` and skipping `j = i`. The gradients are never touched: all `p_i` are kept as
     coefficients of the unit rows, together with their cosines to every unit row, so
     that one step for all tasks at once is a row of `C` added to each, and the whole
     costs `tasks^3`. Scale-free; ends after `tasks` steps.
@@ -46,22 +46,25 @@ def project_conflicts(
       Yu et al., *Gradient Surgery for Multi-Task Learning*, NeurIPS 2020, Algorithm 1.
     """
     cosines, norms = normalise(gramian, present)
-    num_tasks = norms.shape[0]
     order = jnp.asarray(order)
     if order.shape != cosines.shape:
         raise ValueError(f"`order` must have shape {cosines.shape}, got {order.shape}.")
-    tasks = jnp.arange(num_tasks)
-
-    def meet(inner, other):
-        """Every task i meets task other[i]; inner[i, j] is <p_i, u_j> / |g_i|."""
-        met = jnp.take_along_axis(inner, other[:, None], axis=1)[:, 0]
-        removed = jnp.where(other == tasks, 0, jnp.minimum(met, 0))
-        return inner - removed[:, None] * cosines[other], -removed
-
-    _, added = jax.lax.scan(meet, cosines, order.T)  # [positions, tasks]
+    # inner[i, j] is <p_i, u_j> / |g_i|.
+    _, added = jax.lax.scan(_meet, (cosines, cosines), order.T)  # [positions, tasks]
     # p_i gained added |g_i| u_j, which is added |g_i| / |g_j| of g_j.
     gained = jnp.zeros_like(norms).at[order.T].add(added * norms)
     weights = 1 + safe_divide(gained, norms)
     if present is not None:
         weights = jnp.where(present, weights, 0)
     return nan_unless_finite(weights, cosines)
+
+
+def _meet(
+    carry: tuple[jax.Array, jax.Array], other: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """Every task `i` meets task `other[i]`; returns how much of that it gains."""
+    inner, cosines = carry
+    met = jnp.take_along_axis(inner, other[:, None], axis=1)[:, 0]
+    is_self = other == jnp.arange(other.shape[0])
+    gain = jnp.where(is_self, 0, -jnp.minimum(met, 0))
+    return (inner + gain[:, None] * cosines[other], cosines), gain

@@ -1,0 +1,104 @@
+"""How far training travels through the shared parameters."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt.labels import SHARED, Rules, label_params
+
+
+class TrackDistanceState(NamedTuple):
+    """State of `track_distance`.
+
+    Attributes:
+      covered: sum of the lengths of all updates so far.
+      shortest: distance between the initial and the present parameters.
+      start: the shared leaves at initialization.
+    """
+
+    covered: jax.Array
+    shortest: jax.Array
+    start: list[jax.Array]
+
+
+def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
+    """Measures the covered and the shortest distance in the shared parameters.
+
+    $$\\text{covered} = \\sum_t \\lVert \\theta_{t+1} - \\theta_t \\rVert, \\qquad
+      \\text{shortest} = \\lVert \\theta_t - \\theta_0 \\rVert$$
+
+    Passes updates through unchanged; chain it last, where they are what is added to
+    the parameters. Their ratio tells how much an optimizer wanders. Keeps one copy of
+    the shared parameters.
+
+    Args:
+      labels: who owns which leaf, see `label_params`.
+
+    Returns:
+      A transform whose `update` needs `params`.
+
+    Raises:
+      ValueError: if `update` is called without `params`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> params = {"trunk": jnp.zeros(2), "head": jnp.zeros(2)}
+      >>> tracker = mtlopt.track_distance({"trunk": "shared", "head": "a"})
+      >>> state = tracker.init(params)
+      >>> for step in (jnp.array([3.0, 0.0]), jnp.array([0.0, 4.0])):
+      ...     updates, state = tracker.update(
+      ...         {"trunk": step, "head": step}, state, params
+      ...     )
+      ...     params = optax.apply_updates(params, updates)
+      >>> state.covered, state.shortest
+      (Array(7., dtype=float32), Array(5., dtype=float32))
+
+    References:
+      Pascal et al., Improved optimization strategies for deep multi-task networks,
+      section 4.4 and table 4 (Frobenius norm over the shared parameters).
+    """
+
+    def shared_leaves(tree: Any) -> list[jax.Array]:
+        names = jax.tree.leaves(label_params(tree, labels))
+        leaves = zip(names, jax.tree.leaves(tree), strict=True)
+        return [leaf for name, leaf in leaves if name == SHARED]
+
+    def norm(leaves: list[jax.Array]) -> jax.Array:
+        wide = [leaf.astype(_wide(leaf)) for leaf in leaves]
+        return jnp.sqrt(sum((jnp.sum(leaf * leaf) for leaf in wide), jnp.zeros([])))
+
+    def init_fn(params: Any) -> TrackDistanceState:
+        # Copies: the caller may donate the parameters.
+        start = [jnp.array(leaf, copy=True) for leaf in shared_leaves(params)]
+        zero = jnp.zeros_like(norm(start))
+        return TrackDistanceState(zero, zero, start)
+
+    def update_fn(
+        updates: Any,
+        state: TrackDistanceState,
+        params: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, TrackDistanceState]:
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "`params` must be given to the update of track_distance, got None."
+            )
+        steps = shared_leaves(updates)
+        moved = [
+            (leaf + step) - start
+            for leaf, step, start in zip(
+                shared_leaves(params), steps, state.start, strict=True
+            )
+        ]
+        covered = state.covered + norm(steps)
+        return updates, TrackDistanceState(covered, norm(moved), state.start)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _wide(leaf: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(leaf.dtype, jnp.float32)

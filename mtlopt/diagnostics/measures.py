@@ -1,0 +1,80 @@
+"""Measures of conflict and dominance, read off the Gramian of the task gradients."""
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.linalg.normalise import normalise, safe_divide
+from mtlopt.linalg.procrustes import factor_gramian
+
+
+def dominance_rate(gramian: jax.Array) -> jax.Array:
+    """Returns the condition number of the matrix of task gradients.
+
+    $$D = \\sigma_{\\max} / \\sigma_{\\min}$$
+
+    1 for orthogonal gradients of equal length; infinite if they are linearly dependent
+    (a zero or duplicate row) to the precision of the Gramian. Independent of a common
+    factor of the losses.
+
+    Args:
+      gramian: `[tasks, tasks]`, inner products of the gradients: `grads.rows().gramian()`.
+
+    Returns:
+      A scalar of at least 1; NaN if all gradients are zero.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> dominance_rate(jnp.array([[4.0, 0.0], [0.0, 1.0]]))
+      Array(2., dtype=float32)
+
+    References:
+      Aligned-MTL (see `aligned_mtl`), definition 1, equation 2.
+    """
+    factor = factor_gramian(gramian)
+    singular = jnp.linalg.svd(factor.matrix, compute_uv=False)
+    rate = safe_divide(singular[0], singular[-1])
+    deficient = jnp.where(singular[0] > 0, jnp.inf, jnp.nan)
+    return jnp.where(factor.rank < gramian.shape[0], deficient, rate)
+
+
+def cosine_similarity(gramian: jax.Array) -> jax.Array:
+    """Returns the cosines between all pairs of task gradients.
+
+    $$C_{ij} = \\langle g_i, g_j \\rangle / (|g_i| |g_j|)$$
+
+    Args:
+      gramian: `[tasks, tasks]`, inner products of the gradients.
+
+    Returns:
+      `[tasks, tasks]`, ones on the diagonal; a zero gradient has cosine zero with all,
+      itself included.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> cosine_similarity(jnp.array([[4.0, -1.0], [-1.0, 1.0]]))
+      Array([[ 1. , -0.5],
+             [-0.5,  1. ]], dtype=float32)
+    """
+    return normalise(gramian)[0]
+
+
+def conflict_rate(gramian: jax.Array) -> jax.Array:
+    """Returns the share of pairs of tasks whose gradients conflict.
+
+    Two gradients conflict if their inner product is negative (Yu et al., PCGrad,
+    definition 1).
+
+    Args:
+      gramian: `[tasks, tasks]`, inner products of the gradients.
+
+    Returns:
+      A scalar between 0 and 1; zero for one task.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> conflict_rate(jnp.array([[4.0, -1.0], [-1.0, 1.0]]))
+      Array(1., dtype=float32)
+    """
+    num_tasks = gramian.shape[0]
+    ordered_pairs = max(1, num_tasks * (num_tasks - 1))
+    return jnp.sum(gramian < 0) / ordered_pairs

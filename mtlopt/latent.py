@@ -1,0 +1,61 @@
+"""Any aggregator, run on the gradients of the latent instead of the parameters."""
+
+from typing import Any
+
+import optax
+
+from mtlopt.task_grads import TaskGrads
+
+
+def in_latent_space(
+    aggregator: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Lets an aggregator look at the gradients of the latent.
+
+    The aggregator sees the rows `dL_i / dz` of the latent `z` instead of those of the
+    shared parameters, and its one direction is pulled back through the encoder:
+
+    $$d = J^\\top A(G_z), \\qquad J = \\partial z / \\partial \\theta$$
+
+    One backward pass whatever the number of tasks, where the parameter space needs one
+    per task; the two agree where `J J^T` is a multiple of the identity. MGDA-UB is
+    `in_latent_space(mgda(T))` and Z-aligned Aligned-MTL `in_latent_space(aligned_mtl(T))`.
+
+    Args:
+      aggregator: an aggregator of this library.
+
+    Returns:
+      An aggregator with the same state.
+
+    Raises:
+      ValueError: at the first update, if the gradients come from a problem without
+        `encode`, which has no latent common to all tasks.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> params = {"w": jnp.array([2.0]), "a": jnp.array(1.0), "b": jnp.array(3.0)}
+      >>> oracle = mtlopt.task_grad(
+      ...     {"a": lambda p, z: p["a"] * z[0], "b": lambda p, z: p["b"] * z[0]},
+      ...     {"w": "shared", "a": "a", "b": "b"},
+      ...     encode=lambda p: 5 * p["w"],
+      ... )
+      >>> aggregator = mtlopt.in_latent_space(mtlopt.mgda(2))
+      >>> updates, state = aggregator.update(oracle(params), aggregator.init(params))
+      >>> updates["w"], state.task_weights
+      (Array([5.], dtype=float32), Array([1., 0.], dtype=float32))
+
+    References:
+      Sener and Koltun, Multi-task learning as multi-objective optimization, NeurIPS
+      2018, section 3.3. Aligned-MTL (see `aligned_mtl`), definition 3.
+    """
+    inner = optax.with_extra_args_support(aggregator)
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        if isinstance(updates, TaskGrads):
+            updates = updates.in_latent_space()
+        return inner.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)

@@ -1,0 +1,195 @@
+"""Two formulations each of convolution and max-pooling: for CPU and for the rest.
+
+XLA's CPU convolution is slow for few channels, its weight gradient is 10 to 60
+times slower again inside `scan` and `cond`, and batched kernels (seeds) make it a
+grouped convolution. So on CPU a convolution is a matmul with a small banded
+("Toeplitz") matrix. It is plain JAX without a custom gradient, hence right under
+every transform, forward mode included.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+# The tiles of the banded matmul are as wide as fill this many matrix columns: wider
+# ones waste products on the zeros of the band, narrower ones starve the matmul.
+# LeNet's training step (batch 256, one Zen 3 core, milliseconds) for tiles in the
+# first and second layer: (1, 1) 51, (2, 2) 41, (3, 2) 40, (4, 2) 45, (6, 4) 51.
+_MATRIX_COLUMNS = 80
+
+# From this many numbers in one row of a tile, the kernel's rows are summed instead of
+# being laid side by side, and recomputed in the backward pass instead of kept. Value
+# and both gradients on the same core, plain / inside `scan`, milliseconds:
+#                             lax.conv     rows summed   rows side by side
+#   3x3  64-64   32x32 x 8     60 / 728      76 / 54          90 / 73
+#   3x3 256-256    8x8 x 16    86 / 1606     56 / 61          58 / 66
+#   3x3  64-128  32x32/2 x 8   18 / 395      22 / 15          47 / 21
+#   1x1  64-256  32x32 x 8     82 / 483      15 / 17          15 / 16
+#   7x7   3-64   64x64/2 x 8   16 / 143      22 / 22          20 / 22
+_LONG_ROW = 128
+
+
+def lax_conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding, pool: int
+) -> jax.Array:
+    """Convolves with `lax.conv_general_dilated`, then pools: for GPU and TPU."""
+    out = lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    no_padding = ((0, 0), (0, 0))
+    return out if pool == 1 else window_max(out, pool, pool, no_padding)
+
+
+def window_max(x: jax.Array, window: int, stride: int, padding: Padding) -> jax.Array:
+    """Max-pools with `reduce_window`: for GPU and TPU."""
+    return lax.reduce_window(
+        x,
+        np.array(-np.inf, x.dtype),
+        lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        ((0, 0), *padding, (0, 0)),
+    )
+
+
+def sliced_max(x: jax.Array, window: int, stride: int, padding: Padding) -> jax.Array:
+    """Max-pools as a maximum of strided slices: for CPU."""
+    x = lax.pad(
+        x,
+        np.array(-np.inf, x.dtype),
+        ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)),
+    )
+    height, width = ((size - window) // stride + 1 for size in x.shape[1:3])
+    return first_max(
+        [
+            _slice_rows_columns(x, (i, j), (height, width), stride)
+            for i in range(window)
+            for j in range(window)
+        ]
+    )
+
+
+def first_max(parts: Sequence[jax.Array]) -> jax.Array:
+    """Takes the elementwise maximum; among equals the first gets the gradient.
+
+    `jnp.maximum` would split the gradient between equals. A select is as fast, keeps
+    only masks for the backward pass, and passes NaN on.
+    """
+    return functools.reduce(lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), parts)
+
+
+def banded_conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding, pool: int
+) -> jax.Array:
+    """Convolves by a banded matmul and max-pools its output: for CPU.
+
+    The output's width is cut in tiles of `w` columns. Each needs `(w - 1) stride +
+    k` columns of the input, and one matrix, the same for all tiles, takes these to
+    the tile's `w * features` outputs. Its columns are ordered by their place in the
+    pooling window, so that pooling is a maximum of contiguous slices.
+    """
+    dtype = x.dtype
+    # CPUs multiply half precision in float32 anyhow; this also sums in float32.
+    compute = jnp.promote_types(dtype, jnp.float32)
+    x = jnp.pad(x.astype(compute), ((0, 0), *padding, (0, 0)))
+    kernel = kernel.astype(compute)
+    rows, columns, channels, features = kernel.shape
+    batch = x.shape[0]
+    height, width = (
+        ((size - k) // stride + 1) // pool * pool
+        for size, k in zip(x.shape[1:3], (rows, columns), strict=True)
+    )
+
+    num_tiles = _num_tiles(width, columns, features)
+    tile = math.ceil(width / (num_tiles * pool)) * pool
+    num_tiles = math.ceil(width / tile)
+    tile_in = (tile - 1) * stride + columns
+    # The last tile may hang over the edge: pad what it reads, crop what it writes.
+    missing = (num_tiles - 1) * tile * stride + tile_in - x.shape[2]
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, max(missing, 0)), (0, 0)))
+
+    def tiles_under(x: jax.Array, i: int) -> jax.Array:
+        """[batch * height * num_tiles, tile_in * channels] under the kernel's row i."""
+        x = x[:, i : i + (height - 1) * stride + 1 : stride]
+        step = tile * stride
+        last = (num_tiles - 1) * step + 1
+        if num_tiles <= tile_in:  # As few slices as possible, for compile time.
+            cut = [x[:, :, j : j + tile_in] for j in range(0, last, step)]
+            x = jnp.stack(cut, axis=2)
+        else:
+            cut = [x[:, :, j : j + last : step] for j in range(tile_in)]
+            x = jnp.stack(cut, axis=3)
+        return x.reshape(-1, tile_in * channels)
+
+    def concatenated(x: jax.Array, matrix: jax.Array) -> jax.Array:
+        patches = jnp.concatenate([tiles_under(x, i) for i in range(rows)], axis=-1)
+        return patches @ matrix.reshape(rows * tile_in * channels, -1)
+
+    def summed(x: jax.Array, matrix: jax.Array) -> jax.Array:
+        terms = (
+            tiles_under(x, i) @ matrix[i].reshape(tile_in * channels, -1)
+            for i in range(rows)
+        )
+        return functools.reduce(jnp.add, terms)
+
+    long = tile_in * channels >= _LONG_ROW
+    multiply = jax.checkpoint(summed) if long else concatenated
+    out = multiply(x, _banded_matrix(kernel, tile, tile_in, stride, pool))
+    out = out.reshape(
+        batch, height // pool, pool, num_tiles, pool, tile // pool * features
+    )
+    parts = [out[:, :, i, :, j] for i in range(pool) for j in range(pool)]
+    pooled = first_max(parts).reshape(batch, height // pool, -1, features)
+    return pooled[:, :, : width // pool].astype(dtype)
+
+
+def on_platform(
+    cpu: Callable[..., jax.Array], other: Callable[..., jax.Array], *args: Any
+) -> jax.Array:
+    """Calls one of two formulations by the platform that the code is compiled for.
+
+    The choice is made when a program is lowered, so it costs nothing at run time:
+    LeNet's step takes as long, and as much memory, as with `cpu` called directly.
+    """
+    return lax.platform_dependent(*args, cpu=cpu, default=other)
+
+
+def _num_tiles(width: int, columns: int, features: int) -> int:
+    if (
+        columns == 1
+    ):  # No overlap to share: every product with the band's zeros is waste.
+        return width
+    return min(width, max(1, width * features // _MATRIX_COLUMNS))
+
+
+def _banded_matrix(
+    kernel: jax.Array, tile: int, tile_in: int, stride: int, pool: int
+) -> jax.Array:
+    """[rows, tile_in, channels, pool, tile // pool, features], banded in the width."""
+    band = np.zeros((kernel.shape[1], tile_in, tile), kernel.dtype)
+    for column in range(kernel.shape[1]):
+        for out in range(tile):
+            band[column, out * stride + column, out] = 1
+    band = band.reshape(*band.shape[:2], tile // pool, pool)
+    return jnp.einsum("hkco,kiqp->hicpqo", kernel, band)
+
+
+def _slice_rows_columns(
+    x: jax.Array, start: tuple[int, int], shape: tuple[int, int], stride: int
+) -> jax.Array:
+    (i, j), (height, width) = start, shape
+    limit = (
+        x.shape[0],
+        i + (height - 1) * stride + 1,
+        j + (width - 1) * stride + 1,
+        x.shape[3],
+    )
+    return lax.slice(x, (0, i, j, 0), limit, (1, stride, stride, 1))

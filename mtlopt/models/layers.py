@@ -1,0 +1,288 @@
+"""The zoo's one convolution and one pooling layer.
+
+Both choose their formulation by platform and shape (see `_formulations.py`). Arrays
+are `[batch, height, width, channels]`, kernels `[rows, columns, channels, features]`.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from mtlopt.models._formulations import (
+    Padding,
+    banded_conv,
+    lax_conv,
+    on_platform,
+    sliced_max,
+    window_max,
+)
+
+PaddingLike = str | Sequence[tuple[int, int]]
+
+
+def conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    stride: int = 1,
+    padding: PaddingLike = "VALID",
+) -> jax.Array:
+    r"""Convolves images with a kernel (cross-correlation, as deep learning has it).
+
+    .. math:: y_{nijo} = b_o + \sum_{hwc} x_{n,\, is+h,\, js+w,\, c}\, K_{hwco}
+
+    where s is the stride. On CPU this is a banded matmul, which keeps its speed
+    inside `scan`, `cond` and `vmap` over kernels; elsewhere it is `lax.conv`.
+
+    Args:
+        x: Images, [batch, height, width, channels].
+        kernel: [rows, columns, channels, features].
+        bias: [features], or None for no bias.
+        stride: Step between outputs, in both directions.
+        padding: "VALID", "SAME", or `((top, bottom), (left, right))` rows and columns
+            of zeros.
+
+    Returns:
+        [batch, out_height, out_width, features], of the promoted dtype.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+
+    Examples:
+        >>> image = jnp.arange(9.0).reshape(1, 3, 3, 1)
+        >>> conv2d(image, jnp.ones([2, 2, 1, 1]))[0, :, :, 0]
+        Array([[ 8., 12.],
+               [20., 24.]], dtype=float32)
+    """
+    return _conv_pool(x, kernel, bias, stride, padding, pool=1)
+
+
+def conv2d_max_pool(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    stride: int = 1,
+    padding: PaddingLike = "VALID",
+    window: int = 2,
+) -> jax.Array:
+    """Computes `max_pool(conv2d(x, kernel, bias), window)`, faster on CPU.
+
+    On CPU the pooling is folded into the banded matmul of the convolution.
+
+    Args:
+        x: Images, [batch, height, width, channels].
+        kernel: [rows, columns, channels, features].
+        bias: [features], or None for no bias.
+        stride: Step between outputs of the convolution, in both directions.
+        padding: Of the convolution, as in `conv2d`.
+        window: Size of the square pooling windows, which do not overlap.
+
+    Returns:
+        [batch, pooled_height, pooled_width, features]; windows that would hang over
+        the edge are dropped. Among equal maxima the first, row by row, gets the
+        gradient.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+
+    Examples:
+        >>> image = jnp.arange(9.0).reshape(1, 3, 3, 1)
+        >>> conv2d_max_pool(image, jnp.ones([2, 2, 1, 1]), jnp.ones([1]))
+        Array([[[[25.]]]], dtype=float32)
+    """
+    return _conv_pool(x, kernel, bias, stride, padding, pool=window)
+
+
+def max_pool(
+    x: jax.Array,
+    window: int = 2,
+    *,
+    stride: int | None = None,
+    padding: PaddingLike = "VALID",
+) -> jax.Array:
+    """Takes the maximum over square windows.
+
+    Among equal maxima the first, row by row, gets the gradient.
+
+    Args:
+        x: Images, [batch, height, width, channels].
+        window: Size of the windows.
+        stride: Step between windows; None for `window`, so that they do not overlap.
+        padding: As in `conv2d`, but with minus infinity instead of zeros.
+
+    Returns:
+        [batch, pooled_height, pooled_width, channels]; windows that would hang over
+        the edge are dropped.
+
+    Raises:
+        ValueError: If a window is larger than the padded image.
+
+    Examples:
+        >>> image = jnp.arange(16.0).reshape(1, 4, 4, 1)
+        >>> max_pool(image)[0, :, :, 0]
+        Array([[ 5.,  7.],
+               [13., 15.]], dtype=float32)
+    """
+    stride = window if stride is None else stride
+    _check_images(x)
+    _check_size("window", window)
+    _check_size("stride", stride)
+    pads = _pads(x, padding, (window, window), stride)
+    _check_fits("window", (window, window), "the padded image", x, pads)
+    return on_platform(
+        functools.partial(sliced_max, window=window, stride=stride, padding=pads),
+        functools.partial(window_max, window=window, stride=stride, padding=pads),
+        x,
+    )
+
+
+class Conv(nnx.Module):
+    """Convolution with a bias, and a max-pool folded in if asked for.
+
+    The kernel starts from `lecun_normal` (variance one over the fan-in), the bias
+    from zero, as in Flax.
+
+    Args:
+        in_features: Channels of the input.
+        out_features: Channels of the output.
+        kernel_size: Size of the square kernel.
+        stride: As in `conv2d`.
+        padding: As in `conv2d`.
+        pool: Size of the pooling windows that follow; 1 for no pooling.
+        use_bias: Whether there is a bias; leave it out before a normalisation.
+        rngs: Source of the initial kernel.
+
+    Examples:
+        >>> layer = Conv(1, 10, 5, pool=2, rngs=nnx.Rngs(0))
+        >>> layer(jnp.zeros([8, 28, 28, 1])).shape
+        (8, 12, 12, 10)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: PaddingLike = "VALID",
+        pool: int = 1,
+        use_bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        shape = (kernel_size, kernel_size, in_features, out_features)
+        init = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros([out_features])) if use_bias else None
+        self.stride = stride
+        # A tuple, because a module's static fields are hashed.
+        self.padding = padding if isinstance(padding, str) else _as_pairs(padding)
+        self.pool = pool
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [batch, height, width, in_features] to [..., out_features]."""
+        bias = None if self.bias is None else self.bias[...]
+        return _conv_pool(
+            x, self.kernel[...], bias, self.stride, self.padding, pool=self.pool
+        )
+
+
+def _conv_pool(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    stride: int,
+    padding: PaddingLike,
+    pool: int,
+) -> jax.Array:
+    _check_images(x)
+    if kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
+        raise ValueError(
+            "`kernel` must have shape [rows, columns, channels, features] with "
+            f"{x.shape[3]} channels, as `x` has, got shape {kernel.shape}."
+        )
+    if bias is not None and bias.shape != kernel.shape[3:]:
+        raise ValueError(
+            f"`bias` must have shape {kernel.shape[3:]}, one number for each feature "
+            f"of `kernel`, got shape {bias.shape}."
+        )
+    _check_size("stride", stride)
+    _check_size("window", pool)
+    size = cast(tuple[int, int], kernel.shape[:2])
+    pads = _pads(x, padding, size, stride)
+    _check_fits("kernel", size, "the padded image", x, pads)
+    reach = (size[0] + (pool - 1) * stride, size[1] + (pool - 1) * stride)
+    _check_fits("window", reach, "the convolved image", x, pads)
+
+    dtype = jnp.result_type(x, kernel)
+    settings = {"stride": stride, "padding": pads, "pool": pool}
+    out = on_platform(
+        functools.partial(banded_conv, **settings),
+        functools.partial(lax_conv, **settings),
+        x.astype(dtype),
+        kernel.astype(dtype),
+    )
+    # The maximum commutes with adding a bias, which is cheaper after pooling.
+    return out if bias is None else out + bias
+
+
+def _as_pairs(padding: Sequence[tuple[int, int]]) -> Padding:
+    try:
+        (top, bottom), (left, right) = padding
+        pairs = (
+            (operator.index(top), operator.index(bottom)),
+            (operator.index(left), operator.index(right)),
+        )
+    except (TypeError, ValueError):
+        pairs = ((-1, -1), (-1, -1))
+    if min(min(pair) for pair in pairs) < 0:
+        raise ValueError(
+            '`padding` must be "VALID", "SAME" or ((top, bottom), (left, right)), got '
+            f"{padding!r}."
+        )
+    return pairs
+
+
+def _pads(
+    x: jax.Array, padding: PaddingLike, window: tuple[int, int], stride: int
+) -> Padding:
+    if not isinstance(padding, str):
+        return _as_pairs(padding)
+    if padding not in ("VALID", "SAME"):
+        return _as_pairs(cast(Any, padding))  # raises
+    pads = lax.padtype_to_pads(x.shape[1:3], window, (stride, stride), padding)
+    return _as_pairs(cast(Sequence[tuple[int, int]], pads))
+
+
+def _check_images(x: jax.Array) -> None:
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            "`x` must be a float array of shape [batch, height, width, channels], got "
+            f"{x.dtype} of shape {x.shape}."
+        )
+
+
+def _check_size(name: str, size: int) -> None:
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"`{name}` must be a positive int, got {size!r}.")
+
+
+def _check_fits(
+    name: str, window: tuple[int, int], inside: str, x: jax.Array, pads: Padding
+) -> None:
+    padded = tuple(
+        size + sum(pad) for size, pad in zip(x.shape[1:3], pads, strict=True)
+    )
+    if window[0] > padded[0] or window[1] > padded[1]:
+        raise ValueError(
+            f"`{name}` must not be larger than {inside}, got {name} reaching over "
+            f"{window[0]} x {window[1]} pixels of {padded[0]} x {padded[1]}."
+        )

@@ -1,0 +1,143 @@
+"""DWA: dynamic weight average (Liu et al., 2019)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_num_tasks, check_positive
+from mtlopt.linalg.normalise import safe_divide
+from mtlopt.task_grads import check_task_grads
+
+
+class WeightByDwaState(NamedTuple):
+    """State of `weight_by_dwa`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update.
+      count: updates so far, int32.
+      total: `[tasks]`, sum of this epoch's losses.
+      seen: `[tasks]`, number of losses in that sum.
+      last: `[tasks]`, mean loss of the last epoch.
+      before: `[tasks]`, mean loss of the epoch before it.
+    """
+
+    task_weights: jax.Array
+    count: jax.Array
+    total: jax.Array
+    seen: jax.Array
+    last: jax.Array
+    before: jax.Array
+
+
+def dwa_weights(
+    last: jax.Array,
+    before: jax.Array,
+    temperature: Any = 2.0,
+    present: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the weights of DWA from two epochs' mean losses.
+
+    Args:
+      last: `[tasks]`, mean losses of the last epoch.
+      before: `[tasks]`, mean losses of the epoch before.
+      temperature: softness of the softmax.
+      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
+
+    Returns:
+      Weights `[tasks]` that sum to the number of present tasks.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> dwa_weights(jnp.array([1.0, 1.0]), jnp.array([1.0, 1.0]))
+      Array([1., 1.], dtype=float32)
+    """
+    there = jnp.ones(last.shape, bool) if present is None else present
+    # A loss that was zero has no rate: it counts as unchanged.
+    ratio = jnp.where(before == 0, 1, safe_divide(last, before))
+    shares = jax.nn.softmax(jnp.where(there, ratio / temperature, -jnp.inf))
+    return jnp.where(there, jnp.sum(there) * shares, 0)
+
+
+def weight_by_dwa(
+    num_tasks: int, temperature: Any = 2.0, steps_per_epoch: int = 1
+) -> optax.GradientTransformationExtraArgs:
+    """Weights up the losses that fall slowly.
+
+    $$w_i = T \\, \\mathrm{softmax}_i(r / \\tau), \\qquad
+      r_i = L_i[t-1] / L_i[t-2]$$
+
+    with `L_i[t]` the mean loss of epoch t. In the first two epochs all weights are 1.
+    An epoch ends every `steps_per_epoch` updates. Scales the losses, so heads too.
+    Ratios cancel the units of the losses; a task that is absent for a whole epoch keeps
+    its last rate.
+
+    Args:
+      num_tasks: number of tasks T.
+      temperature: `tau`, positive; large is equal weights. The paper's value is 2.
+      steps_per_epoch: number of updates that make an epoch, a Python int.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if an argument is not positive.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> weighting = mtlopt.weight_by_dwa(2)
+      >>> state = weighting.init(jnp.zeros(2))
+      >>> for losses in ([4.0, 4.0], [2.0, 4.0], [1.0, 4.0]):
+      ...     grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=losses)
+      ...     grads, state = weighting.update(grads, state)
+      >>> [round(float(weight), 3) for weight in state.task_weights]
+      [0.876, 1.124]
+
+    References:
+      Liu, Johns and Davison, End-to-end multi-task learning with attention, CVPR 2019,
+      equation 7.
+    """
+    check_num_tasks(num_tasks)
+    check_positive("temperature", temperature)
+    if not isinstance(steps_per_epoch, int) or steps_per_epoch < 1:
+        raise ValueError(
+            f"`steps_per_epoch` must be a positive int, got {steps_per_epoch!r}."
+        )
+
+    def init_fn(params: Any) -> WeightByDwaState:
+        del params
+        ones, zeros = jnp.ones(num_tasks), jnp.zeros(num_tasks)
+        return WeightByDwaState(
+            ones, jnp.zeros([], jnp.int32), zeros, zeros, zeros, zeros
+        )
+
+    def update_fn(
+        updates: Any, state: WeightByDwaState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, WeightByDwaState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        there = jnp.ones(num_tasks, bool) if grads.present is None else grads.present
+        dtype = state.total.dtype
+        weights = jnp.where(
+            state.count < 2 * steps_per_epoch,
+            there,
+            dwa_weights(state.last, state.before, temperature, there),
+        ).astype(dtype)
+
+        losses = jax.lax.stop_gradient(grads.losses).astype(dtype)
+        total = state.total + jnp.where(there, losses, 0)
+        seen = state.seen + there
+        count = optax.safe_increment(state.count)
+        ends = (count % steps_per_epoch == 0) & (seen > 0)
+        return grads.scale_by(weights), WeightByDwaState(
+            task_weights=weights,
+            count=count,
+            total=jnp.where(ends, 0, total),
+            seen=jnp.where(ends, 0, seen),
+            last=jnp.where(ends, safe_divide(total, seen), state.last),
+            before=jnp.where(ends, state.last, state.before),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

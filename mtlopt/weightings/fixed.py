@@ -1,0 +1,59 @@
+"""Fixed loss weights: linear scalarization."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt.task_grads import check_task_grads
+
+
+class WeightByFixedState(NamedTuple):
+    """State of `weight_by_fixed`: none."""
+
+
+def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
+    """Multiplies the losses by given weights.
+
+    $$L_i \\leftarrow w_i L_i$$
+
+    Weightings scale losses, so they scale a task's head as well as its share of the
+    common direction: `chain(weight_by_fixed(w), sum_tasks(T))` trains on
+    `sum_i w_i L_i`.
+
+    Args:
+      weights: `w` `[tasks]`.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if `weights` is not a vector, or the number of tasks differs.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> tx = optax.chain(mtlopt.weight_by_fixed([1.0, 10.0]), mtlopt.sum_tasks(2))
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
+      >>> tx.update(grads, tx.init(jnp.zeros(2)))[0]
+      Array([ 1., 10.], dtype=float32)
+    """
+    factors = jnp.asarray(weights)
+    if factors.ndim != 1 or not factors.size:
+        raise ValueError(
+            f"`weights` must be a vector [tasks], got shape {factors.shape}."
+        )
+
+    def init_fn(params: Any) -> WeightByFixedState:
+        del params
+        return WeightByFixedState()
+
+    def update_fn(
+        updates: Any, state: WeightByFixedState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, WeightByFixedState]:
+        del extra_args
+        grads = check_task_grads(updates, len(factors), params)
+        return grads.scale_by(factors), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

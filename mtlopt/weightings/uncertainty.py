@@ -1,0 +1,114 @@
+"""Uncertainty weighting (Kendall et al., 2018)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_choice, check_num_tasks
+from mtlopt.per_label import advance
+from mtlopt.task_grads import check_task_grads
+
+LossKind = Literal["regression", "classification"]
+
+
+class WeightByUncertaintyState(NamedTuple):
+    """State of `weight_by_uncertainty`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update.
+      log_variance: `[tasks]`, the learned `s`.
+      inner_state: state of the optimizer of `s`, with a leading task axis.
+    """
+
+    task_weights: jax.Array
+    log_variance: jax.Array
+    inner_state: Any
+
+
+def weight_by_uncertainty(
+    num_tasks: int,
+    kind: LossKind | Sequence[LossKind] = "regression",
+    optimizer: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Learns a noise level per task and weights the losses by its inverse.
+
+    $$L = \\sum_i c_i e^{-s_i} L_i + \\tfrac12 s_i, \\qquad w_i = c_i e^{-s_i}$$
+
+    with `s_i` the log-variance of task i, initially 0, and `c_i` = 1/2 for a regression
+    loss (squared error), 1 for a classification loss (cross-entropy). `s` is learned
+    along with the parameters by its own optimizer, so that a weight decay of the model
+    never touches it; an absent task's `s` and its optimizer state stand still. The
+    combined loss may be negative, which is normal: watch `TaskGrads.losses`.
+
+    Scales the losses, so heads too.
+
+    Args:
+      num_tasks: number of tasks T.
+      kind: `"regression"` or `"classification"`, for all tasks or one per task.
+      optimizer: any Optax optimizer for `s`. Default: `optax.adam(1e-2)`.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if `kind` is unknown or does not have one entry per task.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> weighting = mtlopt.weight_by_uncertainty(2, optimizer=optax.sgd(0.1))
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 9.0])
+      >>> state = weighting.init(jnp.zeros(2))
+      >>> for _ in range(2):
+      ...     scaled, state = weighting.update(grads, state)
+      >>> [round(float(weight), 3) for weight in state.task_weights]
+      [0.5, 0.335]
+
+    References:
+      Kendall, Gal and Cipolla, Multi-task learning using uncertainty to weigh losses,
+      CVPR 2018, equations 7 and 10, in log-variances.
+    """
+    check_num_tasks(num_tasks)
+    kinds = (kind,) * num_tasks if isinstance(kind, str) else tuple(kind)
+    if len(kinds) != num_tasks:
+        raise ValueError(
+            f"`kind` must have one entry per task, {num_tasks}, got {len(kinds)}."
+        )
+    for one in kinds:
+        check_choice("kind", one, ("regression", "classification"))
+    inner = optax.with_extra_args_support(optimizer or optax.adam(1e-2))
+    factors = [0.5 if one == "regression" else 1.0 for one in kinds]
+
+    def init_fn(params: Any) -> WeightByUncertaintyState:
+        del params
+        log_variance = jnp.zeros(num_tasks)
+        return WeightByUncertaintyState(
+            jnp.asarray(factors), log_variance, jax.vmap(inner.init)(log_variance)
+        )
+
+    def update_fn(
+        updates: Any,
+        state: WeightByUncertaintyState,
+        params: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, WeightByUncertaintyState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        dtype = state.log_variance.dtype
+        weights = jnp.asarray(factors, dtype) * jnp.exp(-state.log_variance)
+        slope = 0.5 - weights * grads.losses.astype(dtype)
+
+        def learn(slope: Any, inner_state: Any, log_variance: Any, active: Any) -> Any:
+            return advance(inner, slope, inner_state, log_variance, active)
+
+        steps, inner_state = jax.vmap(learn)(
+            slope, state.inner_state, state.log_variance, grads.present
+        )
+        return grads.scale_by(weights), WeightByUncertaintyState(
+            weights, optax.apply_updates(state.log_variance, steps), inner_state
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,77 @@
+"""Sample Jacobians with known structure, and the Gramian as the library forms it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PADDED = 128  # one shape for all sizes: compiling takes longer than all the solving
+
+
+def random_rows(seed, num_tasks, num_params=None, shift=0.0):
+    """Rows with `shift` of a common component, rounded to float32."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(num_tasks, num_params or 2 * num_tasks + 2)) + shift
+    return rows.astype(np.float32).astype(np.float64)
+
+
+def structured(kind, num_tasks, seed=0):
+    """A Jacobian of the given kind, float64 values that float32 holds exactly."""
+    rng = np.random.default_rng(seed)
+    rows = random_rows(seed, num_tasks)
+    if kind == "aligned":
+        rows += 1
+    elif kind == "low_rank":
+        few = max(1, num_tasks // 3)
+        rows = rng.integers(-8, 9, size=(num_tasks, few)) @ rng.integers(
+            -8, 9, size=(few, rows.shape[1])
+        )
+    elif kind == "low_rank_aligned":
+        few = max(1, num_tasks // 3)
+        rows = rng.integers(1, 9, size=(num_tasks, few)) @ rng.integers(
+            -8, 9, size=(few, rows.shape[1])
+        )
+    elif kind == "opposed":
+        rows[-1] = -rows[0] if num_tasks > 1 else rows[0]
+    elif kind == "duplicated":
+        rows[num_tasks // 2 :] = rows[: num_tasks - num_tasks // 2]
+    elif kind == "all_equal":
+        rows = np.tile(rows[:1], (num_tasks, 1))
+    elif kind == "zero_row":
+        rows[num_tasks // 2] = 0
+    elif kind == "all_zero":
+        rows = np.zeros_like(rows)
+    elif kind == "sum_zero":
+        rows = rng.integers(-64, 65, size=rows.shape).astype(np.float64)
+        rows[-1] -= rows.sum(axis=0)
+    else:
+        assert kind == "random"
+    return np.asarray(rows, np.float64)
+
+
+KINDS = [
+    "random",
+    "aligned",
+    "low_rank",
+    "low_rank_aligned",
+    "opposed",
+    "duplicated",
+    "all_equal",
+    "zero_row",
+    "all_zero",
+    "sum_zero",
+]
+
+
+def gramian(rows, dtype):
+    """`J J^T` in `dtype`, from rows rounded to it."""
+    rows = jnp.asarray(rows, dtype)
+    return jnp.dot(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def padded_gramian(rows, dtype, size=PADDED):
+    """A Gramian of `size` tasks of which the first are present; rubbish elsewhere."""
+    num_tasks = len(rows)
+    padded = np.full((size, size), np.nan, dtype)
+    rows = rows.astype(dtype)
+    padded[:num_tasks, :num_tasks] = rows @ rows.T
+    return padded, np.arange(size) < num_tasks

@@ -1,0 +1,153 @@
+"""LeNet is the network of the paper, and pure functions of its parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from mtlopt.models import LeNet, functional
+
+PARAMS, ENCODE, HEADS = functional(LeNet(rngs=nnx.Rngs(0)))
+IMAGES = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
+
+
+def reference_encode(params, x):
+    """The encoder written with `lax.conv` and `reduce_window`."""
+    encoder = params["encoder"]
+    for name in ("conv1", "conv2"):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        kernel, bias = encoder[name]["kernel"], encoder[name]["bias"]
+        x = lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=dimensions
+        )
+        window = (1, 2, 2, 1)
+        x = lax.reduce_window(x + bias, -jnp.inf, lax.max, window, window, "VALID")
+        x = jax.nn.relu(x)
+    x = x.reshape(x.shape[0], -1)
+    return jax.nn.relu(x @ encoder["dense"]["kernel"] + encoder["dense"]["bias"])
+
+
+def random_like(tree, seed=1):
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return treedef.unflatten(
+        [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    )
+
+
+def test_parameter_counts():
+    """260 + 5,020 + 16,050 and 510 for each head; the paths are readable."""
+    sizes = jax.tree.map(jnp.size, PARAMS)
+    assert sizes == {
+        "encoder": {
+            "conv1": {"kernel": 250, "bias": 10},
+            "conv2": {"kernel": 5000, "bias": 20},
+            "dense": {"kernel": 16000, "bias": 50},
+        },
+        "heads": {
+            "left": {"kernel": 500, "bias": 10},
+            "right": {"kernel": 500, "bias": 10},
+        },
+    }
+    assert sum(jax.tree.leaves(sizes)) == 22350
+    assert type(PARAMS["heads"]) is dict
+
+
+def test_any_tasks_and_classes():
+    model = LeNet(("a", "b", "c"), 7, rngs=nnx.Rngs(0))
+    logits = model(IMAGES)
+    assert {task: out.shape for task, out in logits.items()} == dict.fromkeys(
+        "abc", (4, 7)
+    )
+    params, encode, heads = functional(model)
+    z = encode(params, IMAGES)
+    assert z.shape == (4, 50)
+    np.testing.assert_array_equal(heads["b"](params, z), logits["b"])
+
+
+def test_encode_and_gradient_equal_the_obvious_form():
+    cotangent = jax.random.normal(jax.random.key(3), (4, 50))
+    actual, pullback = jax.vjp(lambda p: ENCODE(p, IMAGES), PARAMS)
+    expected, reference = jax.vjp(lambda p: reference_encode(p, IMAGES), PARAMS)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4),
+        pullback(cotangent),
+        reference(cotangent),
+    )
+
+
+def test_transposed_pullback_is_the_forward_product():
+    """`jax.linear_transpose(pullback)` and `jax.jvp` give the obvious form's J v."""
+    tangent = random_like(PARAMS)
+    z, pullback = jax.vjp(lambda p: ENCODE(p, IMAGES), PARAMS)
+    (actual,) = jax.linear_transpose(pullback, z)((tangent))
+    primal = (PARAMS,), (tangent,)
+    _, expected = jax.jvp(lambda p: reference_encode(p, IMAGES), *primal)
+    _, forward = jax.jvp(lambda p: ENCODE(p, IMAGES), *primal)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(forward, expected, rtol=1e-4, atol=1e-4)
+
+
+def used_paths(function, *args):
+    """Paths of the leaves of `args[0]` that the result depends on."""
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    needed = {v for v in jaxpr.outvars if not hasattr(v, "val")}
+    for equation in reversed(jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(v for v in equation.invars if not hasattr(v, "val"))
+    paths = jax.tree_util.tree_leaves_with_path(args[0])
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, _), var in zip(paths, jaxpr.invars, strict=False)
+        if var in needed
+    }
+
+
+def test_each_function_reads_only_its_own_leaves():
+    """The encoder reads no head, and a head reads only itself."""
+    read = used_paths(ENCODE, PARAMS, IMAGES)
+    assert read == {
+        f"encoder/{layer}/{leaf}"
+        for layer in ("conv1", "conv2", "dense")
+        for leaf in ("kernel", "bias")
+    }
+    for task, head in HEADS.items():
+        read = used_paths(head, PARAMS, jnp.zeros([4, 50]))
+        assert read == {f"heads/{task}/kernel", f"heads/{task}/bias"}
+
+
+def test_vmap_over_seeds():
+    """Stacked initial parameters train side by side."""
+
+    def loss(params, x):
+        return jnp.sum(ENCODE(params, x) ** 2)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    stacked = jax.vmap(lambda key: functional(LeNet(rngs=nnx.Rngs(key))).params)(keys)
+    grads = jax.vmap(jax.grad(loss), in_axes=(0, None))(stacked, IMAGES)
+    one = jax.grad(loss)(jax.tree.map(lambda p: p[1], stacked), IMAGES)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-4),
+        grads,
+        one,
+    )
+
+
+def test_wrong_images_are_named():
+    with pytest.raises(ValueError, match=r"`x` must have shape .*got .*\(2, 32, 32"):
+        ENCODE(PARAMS, jnp.zeros([2, 32, 32, 1]))
+
+
+def test_other_state_is_refused():
+    """A model with BatchNorm statistics is not a function of its parameters alone."""
+
+    class Normed(LeNet):
+        def __init__(self, *, rngs):
+            super().__init__(rngs=rngs)
+            self.norm = nnx.BatchNorm(50, rngs=rngs)
+
+    with pytest.raises(ValueError, match="exhaustive"):
+        functional(Normed(rngs=nnx.Rngs(0)))
