@@ -52,6 +52,7 @@ from mtlopt.heads import stacked
 from mtlopt.labels import label_params
 from mtlopt.latent import in_latent_space
 from mtlopt.oracle import Grad, Oracle, task_grad
+from mtlopt.ownership import infer_labels
 from mtlopt.per_label import PerLabelState, per_label
 from mtlopt.problems import Aux
 from mtlopt.task_grads import TaskGrads
@@ -88,6 +89,7 @@ __all__ = [
     "dominance_rate",
     "dwa_weights",
     "in_latent_space",
+    "infer_labels",
     "label_params",
     "mean_tasks",
     "mean_weights",

@@ -14,9 +14,7 @@ import jax.numpy as jnp
 def check_num_tasks(num_tasks: int) -> None:
     """Raises unless `num_tasks` is a positive Python int."""
     if isinstance(num_tasks, bool) or not isinstance(num_tasks, int):
-        raise TypeError(
-            f"`num_tasks` must be an int, got {type(num_tasks).__name__}."
-        )
+        raise TypeError(f"`num_tasks` must be an int, got {type(num_tasks).__name__}.")
     if num_tasks < 1:
         raise ValueError(f"`num_tasks` must be at least 1, got {num_tasks}.")
 

@@ -4,39 +4,61 @@ The answer comes from the program (dead-code elimination on the jaxpr), not from
 numbers, so a gradient that happens to be zero does not hide a dependency.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-
-def used_inputs(jaxpr: core.Jaxpr, outputs: list[bool]) -> list[bool]:
-    """Returns, per input of `jaxpr`, whether the marked outputs depend on it."""
-    return partial_eval.dce_jaxpr(jaxpr, outputs)[1]
+PyTree = Any
 
 
-def inputs_of_entries(jaxpr: core.Jaxpr, num_entries: int) -> list[list[bool]] | None:
-    """Splits one vector-valued output into its entries and finds each one's inputs.
+def used_leaves(
+    function: Callable[..., Any], params: PyTree, *others: PyTree
+) -> list[bool]:
+    """Returns, per leaf of `params`, whether `function(params, *others)` needs it."""
+    program = jax.make_jaxpr(function)(params, *others).jaxpr
+    used = _used_inputs(program, [True] * len(program.outvars))
+    return used[: len(jax.tree.leaves(params))]
+
+
+def used_leaves_of_entries(
+    function: Callable[..., Any], params: PyTree, num_entries: int
+) -> list[list[bool]] | None:
+    """The same for every entry of what `function` returns.
 
     Args:
-      jaxpr: a program whose only output is a vector of `num_entries`.
-      num_entries: length of the vector.
+      function: returns a list of `num_entries` scalars, or a vector of as many.
+      params: its argument.
+      num_entries: number of entries.
 
     Returns:
-      Per entry, which inputs it depends on; or None if the program does not build the
-      vector by stacking scalars, so that its entries cannot be told apart.
+      Per entry, which leaves of `params` it needs; None if the function returns a
+      vector that it does not build by stacking scalars, so that its entries cannot be
+      told apart.
     """
-    entries = _entries(jaxpr, jaxpr.outvars[0], num_entries)
+    program = jax.make_jaxpr(function)(params).jaxpr
+    if len(program.outvars) == num_entries and not program.outvars[0].aval.shape:
+        return [
+            _used_inputs(program, [i == j for j in range(num_entries)])
+            for i in range(num_entries)
+        ]
+    entries = _entries(program, program.outvars[0], num_entries)
     if entries is None:
         return None
-    rows = []
-    for entry in entries:
-        program = jaxpr.replace(
-            outvars=entry,
-            debug_info=jaxpr.debug_info.with_unknown_names(),
-        )
-        rows.append(used_inputs(program, [True] * len(entry)))
-    return rows
+    return [_used_by(program, entry) for entry in entries]
+
+
+def _used_inputs(program: core.Jaxpr, outputs: list[bool]) -> list[bool]:
+    return partial_eval.dce_jaxpr(program, outputs)[1]
+
+
+def _used_by(program: core.Jaxpr, variables: list[core.Var]) -> list[bool]:
+    """Returns which inputs of `program` some of its inner variables depend on."""
+    debug_info = program.debug_info.with_unknown_names()
+    program = program.replace(outvars=variables, debug_info=debug_info)
+    return _used_inputs(program, [True] * len(variables))
 
 
 # Element-wise primitives of one array, through which entries keep their place.
@@ -62,15 +84,18 @@ def _entries(
         found = _entries(inner, output, num_entries)
         if found is None:
             return None
-        rows = []
-        for entry in found:
-            program = inner.replace(
-                outvars=entry, debug_info=inner.debug_info.with_unknown_names()
+        return [
+            _variables(
+                [
+                    operand
+                    for operand, used in zip(
+                        producer.invars, _used_by(inner, entry), strict=True
+                    )
+                    if used
+                ]
             )
-            used = used_inputs(program, [True] * len(entry))
-            operands = zip(producer.invars, used, strict=True)
-            rows.append(_variables([operand for operand, keep in operands if keep]))
-        return rows
+            for entry in found
+        ]
     return None
 
 

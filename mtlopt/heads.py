@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtlopt._dependencies import used_inputs
-from mtlopt.labels import SHARED, Partition
+from mtlopt._dependencies import used_leaves
+from mtlopt.labels import Partition
 from mtlopt.rows import Leaves
 
 PyTree = Any
+
+_STACKED_NAME = "stacked"  # a traced task has no name of its own in errors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,7 +149,9 @@ class SeparateHeads:
             task = self.tasks[i]
             own = [j for j, label in enumerate(labels) if label == task]
 
-            def loss(own_leaves: Leaves, latent: Leaves, i=i, task=task, own=own) -> Any:
+            def loss(
+                own_leaves: Leaves, latent: Leaves, i=i, task=task, own=own
+            ) -> Any:
                 moved = list(heads)
                 for j, leaf in zip(own, own_leaves, strict=True):
                     moved[j] = leaf
@@ -165,31 +169,37 @@ class SeparateHeads:
         stacked_rows = [jnp.stack(leaves) for leaves in zip(*rows, strict=True)]
         return jnp.stack(values), aux, grads, stacked_rows
 
-    def check_reads(self, call: HeadCall, heads: Leaves, latent: Leaves) -> None:
-        """Raises if a loss reads a leaf that is not its task's."""
-        labels = call.partition.head_labels
-        paths = call.partition.paths_of(shared=False)
+    def reads(
+        self,
+        params: PyTree,
+        stacked: list[bool],
+        z: tuple[PyTree, ...],
+        args: tuple[Any, ...],
+        has_aux: bool,
+    ) -> dict[str, list[bool]]:
+        """Returns, per task, which leaves of `params` its loss reads.
+
+        Args:
+          params: parameters.
+          stacked: which leaves have a leading task axis; here none.
+          z: the latent if there is one.
+          args: arguments of the losses.
+          has_aux: whether losses come with a second value.
+        """
+        del stacked
+        reads = {}
         for task, function in self.functions.items():
 
             def loss(
-                shared: Leaves,
-                heads: Leaves,
-                latent: Leaves,
+                params: PyTree,
+                *z: PyTree,
                 task: str = task,
                 function: Callable[..., Any] = function,
             ) -> jax.Array:
-                inner = dataclasses.replace(call, shared=shared)
-                return as_loss(inner.run(function, heads, latent)[0], task)
+                return as_loss(split_aux(function(params, *z, *args), has_aux)[0], task)
 
-            shared_used, heads_used = _reads(loss, call.shared, heads, latent)
-            _check_not_shared(call.partition, shared_used, f"the loss of task {task!r}")
-            for path, label, used in zip(paths, labels, heads_used, strict=True):
-                if used and label != task:
-                    raise ValueError(
-                        f"the loss of task {task!r} reads `{path}`, which is labelled "
-                        f"{label!r}. A leaf that several tasks read must be labelled "
-                        f"{SHARED!r} and reach the heads through encode, as part of z."
-                    )
+            reads[task] = used_leaves(loss, params, *z)
+        return reads
 
 
 class StackedHeads:
@@ -237,38 +247,34 @@ class StackedHeads:
             ]
         return losses, aux, grads, rows
 
-    def check_reads(self, call: HeadCall, heads: Leaves, latent: Leaves) -> None:
-        """Raises if the head reads a shared leaf."""
+    def reads(
+        self,
+        params: PyTree,
+        stacked: list[bool],
+        z: tuple[PyTree, ...],
+        args: tuple[Any, ...],
+        has_aux: bool,
+    ) -> dict[str, list[bool]]:
+        """Returns, for each task alike, which leaves of `params` the head reads."""
+        leaves, treedef = jax.tree.flatten(params)
 
-        def loss(shared: Leaves, heads: Leaves, latent: Leaves) -> jax.Array:
-            inner = dataclasses.replace(call, shared=shared)
-            return self._run(inner, heads, latent, self._indices()[0])[0]
+        def loss(params: PyTree, *z: PyTree) -> jax.Array:
+            leaves = [
+                leaf[0] if is_stacked else leaf
+                for leaf, is_stacked in zip(
+                    jax.tree.leaves(params), stacked, strict=True
+                )
+            ]
+            task = self._indices()[0]
+            out = self.head(treedef.unflatten(leaves), *z, task, *args)
+            return as_loss(split_aux(out, has_aux)[0], _STACKED_NAME)
 
-        first = [leaf[0] for leaf in heads]
-        shared_used, _ = _reads(loss, call.shared, first, latent)
-        _check_not_shared(call.partition, shared_used, "the stacked head")
+        used = used_leaves(loss, treedef.unflatten(leaves), *z)
+        return dict.fromkeys(self.tasks, used)
 
     def _indices(self) -> jax.Array:
         return jnp.arange(len(self.tasks), dtype=jnp.int32)
 
     def _run(self, call: HeadCall, heads: Leaves, latent: Leaves, task: Any) -> Any:
         value, aux = call.run(self.head, heads, latent, task)
-        return as_loss(value, "stacked"), aux
-
-
-def _reads(
-    loss: Callable[..., jax.Array], shared: Leaves, heads: Leaves, latent: Leaves
-) -> tuple[list[bool], list[bool]]:
-    """Returns which shared leaves and which heads' leaves a loss depends on."""
-    program = jax.make_jaxpr(loss)(shared, heads, latent).jaxpr
-    used = used_inputs(program, [True])
-    return used[: len(shared)], used[len(shared) : len(shared) + len(heads)]
-
-
-def _check_not_shared(partition: Partition, used: list[bool], reader: str) -> None:
-    for path, is_used in zip(partition.paths_of(shared=True), used, strict=True):
-        if is_used:
-            raise ValueError(
-                f"{reader} reads `{path}`, which is labelled {SHARED!r}. Let encode "
-                "return it as part of z, or label it with the task's name."
-            )
+        return as_loss(value, _STACKED_NAME), aux

@@ -65,7 +65,9 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
     if isinstance(rules, Mapping):
         labels = _labels_by_rule(paths, _flatten_rules(rules))
     elif jax.tree.leaves(rules) == [rules] and callable(rules):
-        labels = [rules(path, leaf) for path, (_, leaf) in zip(paths, leaves)]
+        labels = [
+            rules(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)
+        ]
     else:
         labels = _labels_by_prefix(rules, params)
     for path, label in zip(paths, labels, strict=True):
@@ -139,8 +141,8 @@ def _labels_by_prefix(prefix: PyTree, params: PyTree) -> list[Any]:
         return jax.tree.leaves(jax.tree.broadcast(prefix, params))
     except ValueError as error:
         raise ValueError(
-            "`labels` must be a prefix of `params`: the same containers, with a label in "
-            f"the place of a whole subtree where wanted. {error}"
+            "`labels` must be a prefix of `params`: the same containers, with a label "
+            f"in the place of a whole subtree where wanted. {error}"
         ) from error
 
 

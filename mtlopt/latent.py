@@ -10,16 +10,16 @@ from mtlopt.task_grads import TaskGrads
 def in_latent_space(
     aggregator: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lets an aggregator look at the gradients of the latent.
+    r"""Lets an aggregator look at the gradients of the latent.
 
     The aggregator sees the rows `dL_i / dz` of the latent `z` instead of those of the
     shared parameters, and its one direction is pulled back through the encoder:
 
-    $$d = J^\\top A(G_z), \\qquad J = \\partial z / \\partial \\theta$$
+    .. math:: d = J^\top A(G_z), \qquad J = \partial z / \partial \theta
 
     One backward pass whatever the number of tasks, where the parameter space needs one
     per task; the two agree where `J J^T` is a multiple of the identity. MGDA-UB is
-    `in_latent_space(mgda(T))` and Z-aligned Aligned-MTL `in_latent_space(aligned_mtl(T))`.
+    `in_latent_space(mgda(T))`, Z-aligned Aligned-MTL `in_latent_space(aligned_mtl(T))`.
 
     Args:
       aggregator: an aggregator of this library.

@@ -20,14 +20,8 @@ import jax.numpy as jnp
 from mtlopt._checks import as_task_vector, check_choice
 from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
 from mtlopt.labels import SHARED, STACKED, Rules, partition_params, path_string
-from mtlopt.problems import (
-    Evaluation,
-    IndependentProblem,
-    Inputs,
-    LatentProblem,
-    Problem,
-    VectorProblem,
-)
+from mtlopt.ownership import check_ownership
+from mtlopt.problems import Evaluation, Inputs, LatentProblem, Problem, make_problem
 from mtlopt.rows import Batching, Leaves, SummedLinearization
 from mtlopt.task_grads import TaskGrads, make_guard
 
@@ -131,7 +125,7 @@ def task_grad(
             "`streaming` must be False with several microbatches, got True: rows are "
             "summed over the parts and must be kept. Methods in latent space need none."
         )
-    problem = _problem(losses, encode, tasks, has_aux, batching, streaming)
+    problem = make_problem(losses, encode, tasks, has_aux, batching, streaming)
     for name in problem.tasks:
         if not isinstance(name, str) or name in (SHARED, STACKED):
             raise ValueError(
@@ -147,58 +141,6 @@ def task_grad(
         microbatches=microbatches,
         label_counts=label_counts,
     )
-
-
-def _problem(
-    losses: Any,
-    encode: Callable[..., Any] | None,
-    tasks: Sequence[str] | None,
-    has_aux: bool,
-    batching: Batching,
-    streaming: bool,
-) -> Problem:
-    """Chooses the shape of the problem from the form of its losses."""
-    if isinstance(losses, Stacked):
-        heads = StackedHeads(losses)
-    elif isinstance(losses, Mapping):
-        if not losses:
-            raise ValueError("`losses` must name at least one task, got none.")
-        for task, function in losses.items():
-            if not callable(function):
-                raise TypeError(
-                    f"`losses[{task!r}]` must be callable, got "
-                    f"{type(function).__name__}."
-                )
-        heads = SeparateHeads(dict(losses))
-    elif callable(losses):
-        if encode is not None:
-            raise ValueError(
-                "`losses` must be a mapping from task to loss, or mtlopt.stacked(...), "
-                "when `encode` is given, got one function."
-            )
-        if not tasks or isinstance(tasks, str):
-            raise ValueError(
-                "`tasks` must be a sequence with the names of the tasks when `losses` "
-                f"is one function, got {tasks!r}."
-            )
-        return VectorProblem(losses, tuple(tasks), has_aux, batching, streaming)
-    else:
-        raise TypeError(
-            "`losses` must be a mapping from task to function, mtlopt.stacked(...), or "
-            f"a function, got {type(losses).__name__}."
-        )
-    if tasks is not None and tuple(tasks) != heads.tasks:
-        raise ValueError(
-            f"`tasks` must be left out, or be {heads.tasks} as in `losses`, got {tasks}."
-        )
-    if encode is not None:
-        return LatentProblem(encode, heads, has_aux, batching, streaming)
-    if streaming:
-        raise ValueError(
-            "`streaming` must be False for losses without `encode`, got True: without "
-            "a common latent there is no pullback to run again."
-        )
-    return IndependentProblem(heads, has_aux)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -373,7 +315,7 @@ class Oracle:
         signature = (partition, _avals(params), _avals(args))
         if signature not in self.checked:
             first = _part(args, 0, self.microbatches) if self.microbatches > 1 else args
-            self.problem.check(dataclasses.replace(inputs, args=first))
+            check_ownership(self.problem, partition, params, first)
             self.checked.add(signature)
         return inputs
 
@@ -442,7 +384,9 @@ def _avals(tree: PyTree) -> tuple[Any, ...]:
 def _part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
     """Returns the arguments of one microbatch."""
     if not args:
-        raise ValueError("`microbatches` needs a batch as the first argument, got none.")
+        raise ValueError(
+            "`microbatches` needs a batch as the first argument, got none."
+        )
 
     def cut(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         size = jnp.shape(leaf)[:1]

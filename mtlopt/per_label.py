@@ -48,9 +48,7 @@ def advance(
     if active is None:
         return moved, advanced
     moved = jax.tree.map(lambda leaf: jnp.where(active, leaf, 0), moved)
-    state = jax.tree.map(
-        lambda new, old: jnp.where(active, new, old), advanced, state
-    )
+    state = jax.tree.map(lambda new, old: jnp.where(active, new, old), advanced, state)
     return moved, state
 
 

@@ -6,16 +6,23 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from mtlopt._dependencies import inputs_of_entries, used_inputs
-from mtlopt.heads import HeadCall, SeparateHeads, StackedHeads, as_loss, split_aux
-from mtlopt.labels import SHARED, Partition
-from mtlopt.rows import Batching, Leaves, Linearization
+from mtlopt._dependencies import used_leaves, used_leaves_of_entries
+from mtlopt.heads import (
+    HeadCall,
+    SeparateHeads,
+    Stacked,
+    StackedHeads,
+    as_loss,
+    split_aux,
+)
+from mtlopt.labels import Partition
+from mtlopt.rows import STATIC, Batching, Leaves, Linearization
 
 PyTree = Any
 
@@ -52,7 +59,20 @@ class Inputs:
     shared: Leaves
     heads: Leaves
     args: tuple[Any, ...]
-    partition: Partition = dataclasses.field(metadata={"static": True})
+    partition: Partition = dataclasses.field(metadata=STATIC)
+
+
+class Reads(NamedTuple):
+    """Which leaves of the parameters the functions of a problem read.
+
+    Attributes:
+      encode: per leaf, whether `encode` reads it; None without `encode`.
+      tasks: mapping from task to the same of its loss; None if the losses cannot be
+        told apart.
+    """
+
+    encode: list[bool] | None
+    tasks: dict[str, list[bool]] | None
 
 
 class Problem(Protocol):
@@ -74,8 +94,15 @@ class Problem(Protocol):
         """
         ...
 
-    def check(self, inputs: Inputs) -> None:
-        """Raises if a function reads a leaf that its labels do not let it read."""
+    def reads(self, params: PyTree, stacked: list[bool] | None, args: Any) -> Reads:
+        """Returns which leaves of `params` each function reads.
+
+        Args:
+          params: parameters.
+          stacked: which leaves have a leading task axis; None for those that
+            `encode` does not read.
+          args: arguments of the functions.
+        """
         ...
 
 
@@ -85,8 +112,8 @@ class _Rest:
     """A latent without its floating-point leaves: those are differentiated."""
 
     leaves: list[Any]
-    treedef: Any = dataclasses.field(metadata={"static": True})
-    floating: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
+    treedef: Any = dataclasses.field(metadata=STATIC)
+    floating: tuple[bool, ...] = dataclasses.field(metadata=STATIC)
 
     def join(self, latent: Leaves) -> PyTree:
         floats, rest = iter(latent), iter(self.leaves)
@@ -156,24 +183,15 @@ class LatentProblem:
         aux = Aux(None, aux) if self.has_aux else None
         return Evaluation(losses, aux, z, heads, linear)
 
-    def check(self, inputs: Inputs) -> None:
-        def encode(shared: Leaves, heads: Leaves) -> Leaves:
-            return self._encode(dataclasses.replace(inputs, heads=heads), shared)[0]
+    def reads(self, params: PyTree, stacked: list[bool] | None, args: Any) -> Reads:
+        def encode(params: PyTree) -> PyTree:
+            return split_aux(self.encode(params, *args), self.has_aux)[0]
 
-        program = jax.make_jaxpr(encode)(inputs.shared, inputs.heads).jaxpr
-        used = used_inputs(program, [True] * len(program.outvars))
-        paths = inputs.partition.paths_of(shared=False)
-        reads = used[len(inputs.shared) :]
-        for path, label, read in zip(
-            paths, inputs.partition.head_labels, reads, strict=True
-        ):
-            if read:
-                raise ValueError(
-                    f"encode reads `{path}`, which is labelled {label!r}. What encode "
-                    f"reads must be labelled {SHARED!r}."
-                )
-        latent, (rest, _) = self._encode(inputs, inputs.shared)
-        self.heads.check_reads(self._call(inputs, rest), inputs.heads, latent)
+        z = jax.eval_shape(encode, params)
+        used = used_leaves(encode, params)
+        if stacked is None:
+            stacked = [not read for read in used]
+        return Reads(used, self.heads.reads(params, stacked, (z,), args, self.has_aux))
 
     def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[Leaves, Any]:
         params = inputs.partition.merge(shared, inputs.heads)
@@ -213,8 +231,9 @@ class IndependentProblem:
         aux = Aux(None, aux) if self.has_aux else None
         return Evaluation(losses, aux, None, heads, linear)
 
-    def check(self, inputs: Inputs) -> None:
-        self.heads.check_reads(self._call(inputs), inputs.heads, inputs.shared)
+    def reads(self, params: PyTree, stacked: list[bool] | None, args: Any) -> Reads:
+        stacked = stacked or [False] * len(jax.tree.leaves(params))
+        return Reads(None, self.heads.reads(params, stacked, (), args, self.has_aux))
 
     def _call(self, inputs: Inputs) -> HeadCall:
         return HeadCall(
@@ -264,49 +283,24 @@ class VectorProblem:
         aux = Aux(aux, None) if self.has_aux else None
         return Evaluation(losses, aux, None, heads, linear)
 
-    def check(self, inputs: Inputs) -> None:
-        if not inputs.heads:
-            return
+    def reads(self, params: PyTree, stacked: list[bool] | None, args: Any) -> Reads:
+        del stacked
 
-        def scalars(shared: Leaves, heads: Leaves) -> Any:
-            return self._values(inputs, shared, heads)[0]
+        def values(params: PyTree) -> Any:
+            return self._values(params, args)[0]
 
-        program = jax.make_jaxpr(scalars)(inputs.shared, inputs.heads).jaxpr
-        num_outputs = len(program.outvars)
-        reads: list[list[bool]] | None
-        if num_outputs == self.num_tasks and not program.outvars[0].aval.shape:
-            reads = [
-                used_inputs(program, [i == j for j in range(num_outputs)])
-                for i in range(num_outputs)
-            ]
-        else:
-            reads = inputs_of_entries(program, self.num_tasks)
-        if reads is None:
-            raise ValueError(
-                "`losses` must return a mapping or sequence of scalars, or a vector "
-                "made by jnp.stack of scalars, when tasks have parameters of their own: "
-                "otherwise mtlopt cannot see which loss reads which leaf."
-            )
-        partition = inputs.partition
-        paths = partition.paths_of(shared=False)
-        for task, used in zip(self.tasks, reads, strict=True):
-            for path, label, read in zip(
-                paths, partition.head_labels, used[len(inputs.shared) :], strict=True
-            ):
-                if read and label != task:
-                    raise ValueError(
-                        f"the loss of task {task!r} reads `{path}`, which is labelled "
-                        f"{label!r}. Label a leaf that several tasks read {SHARED!r}."
-                    )
+        reads = used_leaves_of_entries(values, params, self.num_tasks)
+        return Reads(
+            None, None if reads is None else dict(zip(self.tasks, reads, strict=True))
+        )
 
     @property
     def num_tasks(self) -> int:
         return len(self.tasks)
 
-    def _values(self, inputs: Inputs, shared: Leaves, heads: Leaves) -> tuple[Any, Any]:
+    def _values(self, params: PyTree, args: tuple[Any, ...]) -> tuple[Any, Any]:
         """Returns the losses as one vector or a list of scalars, and aux."""
-        params = inputs.partition.merge(shared, heads)
-        out, aux = split_aux(self.function(params, *inputs.args), self.has_aux)
+        out, aux = split_aux(self.function(params, *args), self.has_aux)
         if isinstance(out, Mapping):
             if set(out) != set(self.tasks):
                 raise ValueError(
@@ -330,10 +324,63 @@ class VectorProblem:
     def _vector(
         self, inputs: Inputs, shared: Leaves, heads: Leaves
     ) -> tuple[jax.Array, Any]:
-        values, aux = self._values(inputs, shared, heads)
+        params = inputs.partition.merge(shared, heads)
+        values, aux = self._values(params, inputs.args)
         return jnp.stack(values) if isinstance(values, list) else values, aux
 
 
 def _pull_vector(pullback: Callable[..., Any], cotangent: Leaves) -> tuple[Leaves]:
     """Pulls a cotangent of the vector of losses back to the shared leaves."""
     return (pullback(cotangent[0])[0],)
+
+
+def make_problem(
+    losses: Any,
+    encode: Callable[..., Any] | None,
+    tasks: Sequence[str] | None,
+    has_aux: bool,
+    batching: Batching = "auto",
+    streaming: bool = False,
+) -> Problem:
+    """Chooses the shape of a problem from the form of its losses: see `task_grad`."""
+    if isinstance(losses, Stacked):
+        heads = StackedHeads(losses)
+    elif isinstance(losses, Mapping):
+        if not losses:
+            raise ValueError("`losses` must name at least one task, got none.")
+        for task, function in losses.items():
+            if not callable(function):
+                raise TypeError(
+                    f"`losses[{task!r}]` must be callable, got "
+                    f"{type(function).__name__}."
+                )
+        heads = SeparateHeads(dict(losses))
+    elif callable(losses):
+        if encode is not None:
+            raise ValueError(
+                "`losses` must be a mapping from task to loss, or mtlopt.stacked(...), "
+                "when `encode` is given, got one function."
+            )
+        if not tasks or isinstance(tasks, str):
+            raise ValueError(
+                "`tasks` must be a sequence with the names of the tasks when `losses` "
+                f"is one function, got {tasks!r}."
+            )
+        return VectorProblem(losses, tuple(tasks), has_aux, batching, streaming)
+    else:
+        raise TypeError(
+            "`losses` must be a mapping from task to function, mtlopt.stacked(...), or "
+            f"a function, got {type(losses).__name__}."
+        )
+    if tasks is not None and tuple(tasks) != heads.tasks:
+        raise ValueError(
+            f"`tasks` must be {heads.tasks} as in `losses`, or left out, got {tasks}."
+        )
+    if encode is not None:
+        return LatentProblem(encode, heads, has_aux, batching, streaming)
+    if streaming:
+        raise ValueError(
+            "`streaming` must be False for losses without `encode`, got True: without "
+            "a common latent there is no pullback to run again."
+        )
+    return IndependentProblem(heads, has_aux)

@@ -8,7 +8,7 @@ all is decided here, so that no method has to know.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from mtlopt.linalg import gramian as linalg
 
 Leaves = list[jax.Array]
+STATIC = {"static": True}  # metadata of dataclass fields that are not pytree children
 Batching = Literal["auto", "unroll", "vmap", "map"] | int
 
 
@@ -179,10 +180,6 @@ def map_tasks(
     return jax.lax.map(function, rows, batch_size=batching)
 
 
-def _static(default: Any = dataclasses.MISSING) -> Any:
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Linearization:
@@ -199,9 +196,9 @@ class Linearization:
 
     latent: Leaves
     pullback: Callable[[Leaves], tuple[Leaves]] | None
-    batching: Batching = _static()
-    streaming: bool = _static()
-    has_latent: bool = _static()
+    batching: Batching = dataclasses.field(metadata=STATIC)
+    streaming: bool = dataclasses.field(metadata=STATIC)
+    has_latent: bool = dataclasses.field(metadata=STATIC)
 
     def _pull(self, cotangent: Leaves) -> Leaves:
         return cotangent if self.pullback is None else self.pullback(cotangent)[0]
@@ -235,7 +232,7 @@ class SummedLinearization:
     values: Leaves
     products: jax.Array
     recombine: Callable[[jax.Array], Leaves]
-    has_latent: bool = _static()
+    has_latent: bool = dataclasses.field(metadata=STATIC)
 
     def latent_rows(self, scales: jax.Array, present: jax.Array | None) -> Rows:
         """Returns the rows in latent space."""

@@ -8,13 +8,16 @@ import jax.numpy as jnp
 
 from mtlopt._checks import as_task_vector
 from mtlopt.labels import SHARED, STACKED, Partition, path_string
-from mtlopt.rows import Leaves, Linearization, Rows, SummedLinearization, scale_rows
+from mtlopt.rows import (
+    STATIC,
+    Leaves,
+    Linearization,
+    Rows,
+    SummedLinearization,
+    scale_rows,
+)
 
 PyTree = Any
-
-
-def _static(default: Any = dataclasses.MISSING) -> Any:
-    return dataclasses.field(default=default, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -56,8 +59,8 @@ class TaskGrads:
     linear: Linearization | SummedLinearization
     losses_at: Any
     guard: jax.Array
-    partition: Partition = _static()
-    in_latent: bool = _static(False)
+    partition: Partition = dataclasses.field(metadata=STATIC)
+    in_latent: bool = dataclasses.field(default=False, metadata=STATIC)
 
     @classmethod
     def from_rows(

@@ -25,9 +25,9 @@ class MeanTasksState(NamedTuple):
 
 
 def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
-    """Adds the task gradients: ordinary training on the summed loss.
+    r"""Adds the task gradients: ordinary training on the summed loss.
 
-    $$d = \\sum_i s_i g_i$$
+    .. math:: d = \sum_i s_i g_i
 
     with `g_i` the gradient of task i and `s_i` the scale that weightings gave its loss.
     Heads get their own task's gradient times `s_i`, so
@@ -91,9 +91,9 @@ def mean_weights(
 def mean_tasks(
     num_tasks: int, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Averages the task gradients over the shared parameters.
+    r"""Averages the task gradients over the shared parameters.
 
-    $$d = \\sum_i w_i s_i g_i, \\qquad w_i = 1/T \\text{ or the preference}$$
+    .. math:: d = \sum_i w_i s_i g_i, \qquad w_i = 1/T \text{ or the preference}
 
     An aggregator's weights act on shared leaves only: heads keep their own task's
     gradient. To weight heads too, scale the losses (`weight_by_fixed`). Costs one

@@ -24,10 +24,10 @@ class TrackDistanceState(NamedTuple):
 
 
 def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
-    """Measures the covered and the shortest distance in the shared parameters.
+    r"""Measures the covered and the shortest distance in the shared parameters.
 
-    $$\\text{covered} = \\sum_t \\lVert \\theta_{t+1} - \\theta_t \\rVert, \\qquad
-      \\text{shortest} = \\lVert \\theta_t - \\theta_0 \\rVert$$
+    .. math:: \text{covered} = \sum_t \lVert \theta_{t+1} - \theta_t \rVert, \qquad
+        \text{shortest} = \lVert \theta_t - \theta_0 \rVert
 
     Passes updates through unchanged; chain it last, where they are what is added to
     the parameters. Their ratio tells how much an optimizer wanders. Keeps one copy of

@@ -8,16 +8,17 @@ from mtlopt.linalg.procrustes import factor_gramian
 
 
 def dominance_rate(gramian: jax.Array) -> jax.Array:
-    """Returns the condition number of the matrix of task gradients.
+    r"""Returns the condition number of the matrix of task gradients.
 
-    $$D = \\sigma_{\\max} / \\sigma_{\\min}$$
+    .. math:: D = \sigma_{\max} / \sigma_{\min}
 
     1 for orthogonal gradients of equal length; infinite if they are linearly dependent
     (a zero or duplicate row) to the precision of the Gramian. Independent of a common
     factor of the losses.
 
     Args:
-      gramian: `[tasks, tasks]`, inner products of the gradients: `grads.rows().gramian()`.
+      gramian: `[tasks, tasks]`, inner products of the gradients, for instance
+        `grads.rows().gramian()`.
 
     Returns:
       A scalar of at least 1; NaN if all gradients are zero.
@@ -38,9 +39,9 @@ def dominance_rate(gramian: jax.Array) -> jax.Array:
 
 
 def cosine_similarity(gramian: jax.Array) -> jax.Array:
-    """Returns the cosines between all pairs of task gradients.
+    r"""Returns the cosines between all pairs of task gradients.
 
-    $$C_{ij} = \\langle g_i, g_j \\rangle / (|g_i| |g_j|)$$
+    .. math:: C_{ij} = \langle g_i, g_j \rangle / (|g_i| |g_j|)
 
     Args:
       gramian: `[tasks, tasks]`, inner products of the gradients.

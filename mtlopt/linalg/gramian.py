@@ -19,9 +19,9 @@ def solver_dtype(leaves: Sequence[jax.Array]) -> jnp.dtype:
 
 
 def gramian(rows: Sequence[jax.Array]) -> jax.Array:
-    """Returns the symmetric matrix of inner products of the rows.
+    r"""Returns the symmetric matrix of inner products of the rows.
 
-    $$G_{ij} = \\sum_{\\text{leaf}} \\langle g_i, g_j \\rangle$$
+    .. math:: G_{ij} = \sum_{\text{leaf}} \langle g_i, g_j \rangle
 
     Args:
       rows: leaves `[tasks, ...]`.

@@ -62,8 +62,9 @@ def normalise(
     norms = jnp.sqrt(jnp.diagonal(gramian))
     # One norm at a time: the product of two small norms may underflow.
     cosines = safe_divide(safe_divide(gramian, norms[:, None]), norms)
-    unit = jnp.where(norms == 0, 0, 1 + 0 * norms)  # 0 * inf keeps the NaN visible
-    cosines = jnp.clip(cosines, -1, 1)
+    # Clipping would hide an infinity, a new diagonal a NaN: 0 * inf is NaN.
+    cosines = jnp.clip(cosines, -1, 1) + 0 * cosines
+    unit = jnp.where(norms == 0, 0, 1 + 0 * norms)
     return jnp.fill_diagonal(cosines, unit, inplace=False), norms
 
 

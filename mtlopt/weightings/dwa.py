@@ -63,10 +63,10 @@ def dwa_weights(
 def weight_by_dwa(
     num_tasks: int, temperature: Any = 2.0, steps_per_epoch: int = 1
 ) -> optax.GradientTransformationExtraArgs:
-    """Weights up the losses that fall slowly.
+    r"""Weights up the losses that fall slowly.
 
-    $$w_i = T \\, \\mathrm{softmax}_i(r / \\tau), \\qquad
-      r_i = L_i[t-1] / L_i[t-2]$$
+    .. math:: w_i = T \, \mathrm{softmax}_i(r / \tau), \qquad
+        r_i = L_i[t-1] / L_i[t-2]
 
     with `L_i[t]` the mean loss of epoch t. In the first two epochs all weights are 1.
     An epoch ends every `steps_per_epoch` updates. Scales the losses, so heads too.

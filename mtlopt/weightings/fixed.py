@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -14,9 +13,9 @@ class WeightByFixedState(NamedTuple):
 
 
 def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
-    """Multiplies the losses by given weights.
+    r"""Multiplies the losses by given weights.
 
-    $$L_i \\leftarrow w_i L_i$$
+    .. math:: L_i \leftarrow w_i L_i
 
     Weightings scale losses, so they scale a task's head as well as its share of the
     common direction: `chain(weight_by_fixed(w), sum_tasks(T))` trains on

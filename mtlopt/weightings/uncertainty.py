@@ -33,9 +33,9 @@ def weight_by_uncertainty(
     kind: LossKind | Sequence[LossKind] = "regression",
     optimizer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Learns a noise level per task and weights the losses by its inverse.
+    r"""Learns a noise level per task and weights the losses by its inverse.
 
-    $$L = \\sum_i c_i e^{-s_i} L_i + \\tfrac12 s_i, \\qquad w_i = c_i e^{-s_i}$$
+    .. math:: L = \sum_i c_i e^{-s_i} L_i + \tfrac12 s_i, \qquad w_i = c_i e^{-s_i}
 
     with `s_i` the log-variance of task i, initially 0, and `c_i` = 1/2 for a regression
     loss (squared error), 1 for a classification loss (cross-entropy). `s` is learned

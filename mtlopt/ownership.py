@@ -1,0 +1,153 @@
+"""Who may read which leaf: labels held against the program, or found from it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from mtlopt.heads import Stacked
+from mtlopt.labels import SHARED, STACKED, Partition, path_string
+from mtlopt.problems import Problem, Reads, make_problem
+
+PyTree = Any
+
+
+def check_ownership(
+    problem: Problem, partition: Partition, params: PyTree, args: tuple[Any, ...]
+) -> None:
+    """Raises if a function reads a leaf that its label does not let it read.
+
+    Without this check such a leaf would silently miss a part of its gradient.
+
+    Args:
+      problem: the problem.
+      partition: the labels.
+      params: parameters.
+      args: arguments of the functions.
+
+    Raises:
+      ValueError: names the function, the leaf's path and its label.
+    """
+    stacked = [label == STACKED for label in partition.labels]
+    reads = problem.reads(params, stacked, args)
+    owners = list(zip(partition.paths, partition.labels, strict=True))
+    for (path, label), read in zip(owners, reads.encode or [], strict=False):
+        if read and label != SHARED:
+            raise ValueError(
+                f"encode reads `{path}`, which is labelled {label!r}. What encode "
+                f"reads must be labelled {SHARED!r}."
+            )
+    if reads.tasks is None:
+        if any(label != SHARED for label in partition.labels):
+            raise ValueError(
+                "`losses` must return a mapping or sequence of scalars, or a vector "
+                "made by jnp.stack of scalars, when tasks have parameters of their "
+                "own: otherwise mtlopt cannot see which loss reads which leaf."
+            )
+        return
+    for task, used in reads.tasks.items():
+        for (path, label), read in zip(owners, used, strict=True):
+            if not read or label in (task, STACKED):
+                continue
+            if label != SHARED:
+                raise ValueError(
+                    f"the loss of task {task!r} reads `{path}`, which is labelled "
+                    f"{label!r}. Label a leaf that several tasks read {SHARED!r}."
+                )
+            if reads.encode is not None:
+                raise ValueError(
+                    f"the loss of task {task!r} reads `{path}`, which is labelled "
+                    f"{SHARED!r}. Let encode return the leaf as part of z, or label it "
+                    "with the name of the only task that reads it."
+                )
+
+
+def infer_labels(
+    losses: Mapping[str, Callable[..., Any]] | Stacked | Callable[..., Any],
+    params: PyTree,
+    *args: Any,
+    encode: Callable[..., Any] | None = None,
+    tasks: Sequence[str] | None = None,
+    has_aux: bool = False,
+) -> PyTree:
+    """Finds from the program itself who owns which parameter leaf.
+
+    A leaf that `encode` reads, or that several tasks' losses read, is shared; a leaf
+    that one task's loss reads is that task's; what stacked heads read is stacked.
+    Nothing is computed: the functions are traced on shapes.
+
+    Args:
+      losses: as in `task_grad`.
+      params: parameters, arrays or `jax.ShapeDtypeStruct`.
+      *args: arguments of the functions, likewise.
+      encode: as in `task_grad`.
+      tasks: as in `task_grad`.
+      has_aux: as in `task_grad`.
+
+    Returns:
+      Labels with the structure of `params`.
+
+    Raises:
+      ValueError: if a leaf is read by nobody, or the losses cannot be told apart.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> params = {"trunk": jnp.ones(2), "up": jnp.ones(()), "down": jnp.ones(())}
+      >>> mtlopt.infer_labels(
+      ...     {
+      ...         "up": lambda params, x: params["up"] * params["trunk"] @ x,
+      ...         "down": lambda params, x: params["down"] - params["trunk"] @ x,
+      ...     },
+      ...     params,
+      ...     jnp.ones(2),
+      ... )
+      {'down': 'down', 'trunk': 'shared', 'up': 'up'}
+    """
+    problem = make_problem(losses, encode, tasks, has_aux)
+    if isinstance(losses, Stacked) and encode is None:
+        raise ValueError(
+            "`encode` must be given to infer the labels of stacked heads: without it a "
+            "stacked leaf looks like a shared one. Use label_params."
+        )
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    reads = _trace_reads(problem, params, args)
+    if reads.tasks is None:
+        raise ValueError(
+            "`losses` must return a mapping or sequence of scalars, or a vector made "
+            "by jnp.stack of scalars, to see which loss reads which leaf."
+        )
+    labels = []
+    for i, (path, _) in enumerate(leaves):
+        readers = [task for task, used in reads.tasks.items() if used[i]]
+        if reads.encode is not None and reads.encode[i]:
+            labels.append(SHARED)
+        elif not readers:
+            raise ValueError(
+                f"no function reads the leaf `{path_string(path)}`. Remove it from "
+                "`params`, or label it by hand with label_params."
+            )
+        elif isinstance(losses, Stacked):
+            labels.append(STACKED)
+        else:
+            labels.append(readers[0] if len(readers) == 1 else SHARED)
+    return jax.tree.unflatten(treedef, labels)
+
+
+def _trace_reads(problem: Problem, params: PyTree, args: tuple[Any, ...]) -> Reads:
+    """Runs `problem.reads` on shapes; what is not an array stays as it is."""
+    leaves, treedef = jax.tree.flatten(args)
+    is_array = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
+    found: list[Reads] = []
+
+    def trace(params: PyTree, arrays: list[Any]) -> None:
+        rest = iter(arrays)
+        filled = [
+            next(rest) if array else leaf
+            for leaf, array in zip(leaves, is_array, strict=True)
+        ]
+        found.append(problem.reads(params, None, treedef.unflatten(filled)))
+
+    arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
+    jax.eval_shape(trace, params, arrays)
+    return found[0]
