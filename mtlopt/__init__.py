@@ -37,7 +37,6 @@ from mtlopt.aggregators.mgda import MgdaState, mgda, mgda_weights
 from mtlopt.aggregators.pcgrad import PcgradState, pcgrad, pcgrad_weights
 from mtlopt.aggregators.sums import (
     MeanTasksState,
-    SumTasksState,
     mean_tasks,
     mean_weights,
     sum_tasks,
@@ -57,7 +56,7 @@ from mtlopt.per_label import PerLabelState, per_label
 from mtlopt.problems import Aux
 from mtlopt.task_grads import TaskGrads
 from mtlopt.weightings.dwa import WeightByDwaState, dwa_weights, weight_by_dwa
-from mtlopt.weightings.fixed import WeightByFixedState, weight_by_fixed
+from mtlopt.weightings.fixed import weight_by_fixed
 from mtlopt.weightings.uncertainty import (
     WeightByUncertaintyState,
     weight_by_uncertainty,
@@ -76,11 +75,9 @@ __all__ = [
     "Oracle",
     "PcgradState",
     "PerLabelState",
-    "SumTasksState",
     "TaskGrads",
     "TrackDistanceState",
     "WeightByDwaState",
-    "WeightByFixedState",
     "WeightByUncertaintyState",
     "aligned_mtl",
     "aligned_mtl_weights",

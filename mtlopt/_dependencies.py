@@ -39,7 +39,8 @@ def used_leaves_of_entries(
       told apart.
     """
     program = jax.make_jaxpr(function)(params).jaxpr
-    if len(program.outvars) == num_entries and not program.outvars[0].aval.shape:
+    scalars = num_entries == 1 or not program.outvars[0].aval.shape
+    if len(program.outvars) == num_entries and scalars:
         return [
             _used_inputs(program, [i == j for j in range(num_entries)])
             for i in range(num_entries)

@@ -235,7 +235,7 @@ class StackedHeads:
 
         indices = self._indices() if members is None else jnp.asarray(members)
         if members is not None:
-            chosen = [leaf[indices] for leaf in heads]
+            chosen = [jnp.asarray(leaf)[indices] for leaf in heads]
             factors = None if factors is None else factors[indices]
         else:
             chosen = heads

@@ -11,6 +11,7 @@ and T rows in it.
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from mtlopt._checks import as_task_vector, check_choice
 from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
 from mtlopt.labels import SHARED, STACKED, Rules, partition_params, path_string
+from mtlopt.linalg.normalise import safe_divide
 from mtlopt.ownership import check_ownership
 from mtlopt.problems import Evaluation, Inputs, LatentProblem, Problem, make_problem
 from mtlopt.rows import Batching, Leaves, SummedLinearization
@@ -221,7 +223,9 @@ class Oracle:
         if isinstance(task, str):
             check_choice("task", task, self.tasks)
             task = self.tasks.index(task)
-        if not isinstance(task, int) and jnp.ndim(task) == 1:
+        elif jnp.ndim(task) == 0 and not isinstance(task, jax.core.Tracer):
+            task = operator.index(task)
+        if jnp.ndim(task) == 1:
             weights = as_task_vector("task", task, self.num_tasks)
             grads = self(params, *args, present=weights != 0).scale_by(weights)
             everyone = jnp.ones_like(grads.scales)
@@ -286,8 +290,9 @@ class Oracle:
         Raises:
           ValueError: if the oracle has no `encode`.
         """
-        inputs = self._inputs(params, args)
-        out = self._latent_problem().heads_at(inputs, z)
+        problem = self._latent_problem()
+        inputs = self._inputs(params, args, z)
+        out = problem.heads_at(inputs, z)
         zeros = [jnp.zeros_like(leaf) for leaf in inputs.shared]
         return Grad(out.losses, inputs.partition.merge(zeros, out.heads), out.aux)
 
@@ -300,10 +305,15 @@ class Oracle:
         self, args: tuple[Any, ...], params: PyTree, z: PyTree = None
     ) -> jax.Array:
         problem = self.problem if z is None else self._latent_problem()
-        return problem.losses(self._inputs(params, args), z)
+        return problem.losses(self._inputs(params, args, z), z)
 
-    def _inputs(self, params: PyTree, args: tuple[Any, ...]) -> Inputs:
-        """Cuts the parameters by label, after checking them against the functions."""
+    def _inputs(
+        self, params: PyTree, args: tuple[Any, ...], z: PyTree = None
+    ) -> Inputs:
+        """Cuts the parameters by label, after checking them against the functions.
+
+        On a given latent `encode` does not run, and may not accept the arguments.
+        """
         partition = partition_params(
             params,
             self.labels,
@@ -312,10 +322,11 @@ class Oracle:
             headless=self.headless,
         )
         inputs = Inputs(*partition.split(params), args, partition)
-        signature = (partition, _avals(params), _avals(args))
+        signature = (partition, _avals(params), _avals(args), _avals(z))
         if signature not in self.checked:
-            first = _part(args, 0, self.microbatches) if self.microbatches > 1 else args
-            check_ownership(self.problem, partition, params, first)
+            whole = self.microbatches == 1 or z is not None
+            first = args if whole else _part(args, 0, self.microbatches)
+            check_ownership(self.problem, partition, params, first, z)
             self.checked.add(signature)
         return inputs
 
@@ -369,8 +380,8 @@ class Oracle:
                 )
                 for index in range(self.microbatches)
             ]
-        ).astype(jnp.float32)
-        return counts / jnp.maximum(jnp.sum(counts, axis=0), 1)
+        ).astype(float)
+        return safe_divide(counts, jnp.sum(counts, axis=0))
 
 
 def _avals(tree: PyTree) -> tuple[Any, ...]:

@@ -13,7 +13,11 @@ PyTree = Any
 
 
 def check_ownership(
-    problem: Problem, partition: Partition, params: PyTree, args: tuple[Any, ...]
+    problem: Problem,
+    partition: Partition,
+    params: PyTree,
+    args: tuple[Any, ...],
+    z: PyTree = None,
 ) -> None:
     """Raises if a function reads a leaf that its label does not let it read.
 
@@ -24,12 +28,13 @@ def check_ownership(
       partition: the labels.
       params: parameters.
       args: arguments of the functions.
+      z: a latent to read instead of what `encode` returns, which is then not run.
 
     Raises:
       ValueError: names the function, the leaf's path and its label.
     """
     stacked = [label == STACKED for label in partition.labels]
-    reads = problem.reads(params, stacked, args)
+    reads = problem.reads(params, stacked, args, z)
     owners = list(zip(partition.paths, partition.labels, strict=True))
     for (path, label), read in zip(owners, reads.encode or [], strict=False):
         if read and label != SHARED:

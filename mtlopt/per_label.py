@@ -104,7 +104,7 @@ def per_label(
 
     def update_fn(
         updates: PyTree,
-        state: PerLabelState,
+        state: Any,
         params: PyTree = None,
         *,
         active: Mapping[str, Any] | None = None,

@@ -94,7 +94,9 @@ class Problem(Protocol):
         """
         ...
 
-    def reads(self, params: PyTree, stacked: list[bool] | None, args: Any) -> Reads:
+    def reads(
+        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+    ) -> Reads:
         """Returns which leaves of `params` each function reads.
 
         Args:
@@ -102,6 +104,7 @@ class Problem(Protocol):
           stacked: which leaves have a leading task axis; None for those that
             `encode` does not read.
           args: arguments of the functions.
+          z: a latent to read instead of what `encode` returns, which is then not run.
         """
         ...
 
@@ -168,7 +171,12 @@ class LatentProblem:
             self._call(inputs, rest), inputs.heads, latent, factors, members
         )
         linear = Linearization(
-            rows, pullback, self.batching, self.streaming, has_latent=True
+            rows,
+            pullback,
+            self.batching,
+            self.streaming,
+            has_latent=True,
+            backward=_backward(self.heads, self._call(inputs, rest), inputs, latent),
         )
         aux = Aux(encode_aux, aux) if self.has_aux else None
         return Evaluation(losses, aux, rest.join(latent), heads, linear)
@@ -183,7 +191,13 @@ class LatentProblem:
         aux = Aux(None, aux) if self.has_aux else None
         return Evaluation(losses, aux, z, heads, linear)
 
-    def reads(self, params: PyTree, stacked: list[bool] | None, args: Any) -> Reads:
+    def reads(
+        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+    ) -> Reads:
+        if z is not None:
+            heads = self.heads.reads(params, stacked, (z,), args, self.has_aux)
+            return Reads([], heads)
+
         def encode(params: PyTree) -> PyTree:
             return split_aux(self.encode(params, *args), self.has_aux)[0]
 
@@ -227,11 +241,21 @@ class IndependentProblem:
         losses, aux, heads, rows = self.heads.gradients(
             self._call(inputs), inputs.heads, inputs.shared, factors, members
         )
-        linear = Linearization(rows, None, "auto", False, has_latent=False)
+        linear = Linearization(
+            rows,
+            None,
+            "auto",
+            False,
+            has_latent=False,
+            backward=_backward(self.heads, self._call(inputs), inputs, inputs.shared),
+        )
         aux = Aux(None, aux) if self.has_aux else None
         return Evaluation(losses, aux, None, heads, linear)
 
-    def reads(self, params: PyTree, stacked: list[bool] | None, args: Any) -> Reads:
+    def reads(
+        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+    ) -> Reads:
+        del z
         stacked = stacked or [False] * len(jax.tree.leaves(params))
         return Reads(None, self.heads.reads(params, stacked, (), args, self.has_aux))
 
@@ -279,12 +303,15 @@ class VectorProblem:
             self.batching,
             self.streaming,
             has_latent=False,
+            backward=jax.tree_util.Partial(_backward_vector, pullback),
         )
         aux = Aux(aux, None) if self.has_aux else None
         return Evaluation(losses, aux, None, heads, linear)
 
-    def reads(self, params: PyTree, stacked: list[bool] | None, args: Any) -> Reads:
-        del stacked
+    def reads(
+        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+    ) -> Reads:
+        del stacked, z
 
         def values(params: PyTree) -> Any:
             return self._values(params, args)[0]
@@ -327,6 +354,26 @@ class VectorProblem:
         params = inputs.partition.merge(shared, heads)
         values, aux = self._values(params, inputs.args)
         return jnp.stack(values) if isinstance(values, list) else values, aux
+
+
+def _backward(
+    heads: SeparateHeads | StackedHeads, call: HeadCall, inputs: Inputs, latent: Leaves
+) -> Callable[[jax.Array], tuple[Leaves, Leaves]]:
+    """Returns the pullback of the losses to the heads' leaves and the latent.
+
+    Unlike the rows it never separates the tasks' gradients of the latent: for stacked
+    heads those are T times the latent's size.
+    """
+    return jax.vjp(
+        lambda leaves, latent: heads.losses(call, leaves, latent), inputs.heads, latent
+    )[1]
+
+
+def _backward_vector(
+    pullback: Callable[..., Any], factors: jax.Array
+) -> tuple[Leaves, Leaves]:
+    """The same for one function, whose latent is the losses themselves."""
+    return pullback(factors)[1], [factors]
 
 
 def _pull_vector(pullback: Callable[..., Any], cotangent: Leaves) -> tuple[Leaves]:

@@ -81,16 +81,22 @@ class StreamedRows:
     def gramian(self) -> jax.Array:
         example = [leaf[0] for leaf in self.latent]
         push = jax.linear_transpose(self.pull, example)
+        dtype = linalg.solver_dtype(example)
 
         def column(cotangent: Leaves) -> jax.Array:
             (pushed,) = push(self.pull(cotangent))
             return sum(
-                jnp.tensordot(rows, one, one.ndim, precision=jax.lax.Precision.HIGHEST)
+                jnp.tensordot(
+                    rows,
+                    one,
+                    one.ndim,
+                    precision=jax.lax.Precision.HIGHEST,
+                    preferred_element_type=dtype,
+                )
                 for rows, one in zip(self.latent, pushed, strict=True)
             )
 
         total = jax.lax.map(column, self.latent)
-        total = total.astype(linalg.solver_dtype([total]))
         return (total + total.T) / 2
 
     def combine(self, weights: jax.Array) -> Leaves:
@@ -192,6 +198,8 @@ class Linearization:
       batching: how the pullbacks of the tasks are run, see `map_tasks`.
       streaming: whether rows are recomputed instead of kept.
       has_latent: whether the tasks meet in one latent that methods may work in.
+      backward: from factors of the losses `[tasks]` to the gradients of the weighted
+        sum with respect to the heads' leaves and the latent; None for rows alone.
     """
 
     latent: Leaves
@@ -199,6 +207,12 @@ class Linearization:
     batching: Batching = dataclasses.field(metadata=STATIC)
     streaming: bool = dataclasses.field(metadata=STATIC)
     has_latent: bool = dataclasses.field(metadata=STATIC)
+    backward: Callable[[jax.Array], tuple[Leaves, Leaves]] | None = None
+
+    def total(self, factors: jax.Array) -> tuple[Leaves, Leaves]:
+        """Returns the gradient of `sum_i factors[i] L_i`: shared leaves and heads."""
+        heads, latent = self.backward(factors)
+        return self._pull(latent), heads
 
     def _pull(self, cotangent: Leaves) -> Leaves:
         return cotangent if self.pullback is None else self.pullback(cotangent)[0]

@@ -140,7 +140,8 @@ class TaskGrads:
         """Which labels `per_label` may advance on this batch; None for all.
 
         A task's label is active where the task is present, the shared label where any
-        is, and the stacked label is a `[tasks]` vector.
+        is, and the stacked label is a `[tasks]` vector. Labels without leaves are left
+        out.
         """
         if self.present is None:
             return None
@@ -148,7 +149,8 @@ class TaskGrads:
             heads = {STACKED: self.present}
         else:
             heads = dict(zip(self.tasks, self.present, strict=True))
-        return {SHARED: jnp.any(self.present), **heads}
+        active = {SHARED: jnp.any(self.present), **heads}
+        return {k: v for k, v in active.items() if k in self.partition.labels}
 
     def scale_by(self, factors: jax.Array) -> Self:
         """Returns the gradients of the losses times `factors`, `[tasks]`."""
@@ -173,11 +175,26 @@ class TaskGrads:
         make = self.linear.latent_rows if self.in_latent else self.linear.rows
         return make(self.scales, self.present)
 
+    def total(self) -> PyTree:
+        """Returns the update `sum_i scales[i] g_i`: the gradient of one weighted loss.
+
+        One ordinary backward pass, in which the tasks are never told apart. With absent
+        tasks or several microbatches it is `combine` with ones.
+
+        Returns:
+          A pytree with the structure and dtypes of the parameters.
+        """
+        separable = isinstance(self.linear, SummedLinearization)
+        if separable or self.present is not None or self.linear.backward is None:
+            return self.combine(jnp.ones_like(self.scales))
+        factors = self.scales.astype(self.losses.dtype)
+        return self.partition.merge(*self.linear.total(factors))
+
     def combine(self, weights: jax.Array) -> PyTree:
         """Returns the update `sum_i weights[i] scales[i] g_i`, by a single pullback.
 
-        The rows are never made: this is what a fixed combination costs. Methods that
-        asked for `rows()` combine those instead, see `updates`.
+        The rows over the shared leaves are never made. Methods that asked for `rows()`
+        combine those instead, see `updates`.
 
         Args:
           weights: `[tasks]`, factors of the shared gradients only.

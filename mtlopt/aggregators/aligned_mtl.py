@@ -146,7 +146,7 @@ def aligned_mtl(
         return AlignedMtlState(jnp.full(num_tasks, 1 / num_tasks))
 
     def update_fn(
-        updates: Any, state: AlignedMtlState, params: Any = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, AlignedMtlState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)

@@ -94,7 +94,7 @@ def mgda(num_tasks: int) -> optax.GradientTransformationExtraArgs:
         return MgdaState(jnp.full(num_tasks, 1 / num_tasks))
 
     def update_fn(
-        updates: Any, state: MgdaState, params: Any = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, MgdaState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)

@@ -109,7 +109,7 @@ def pcgrad(
         return PcgradState(jnp.ones(num_tasks), jnp.copy(first_key))
 
     def update_fn(
-        updates: Any, state: PcgradState, params: Any = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, PcgradState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)

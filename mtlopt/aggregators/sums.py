@@ -10,10 +10,6 @@ from mtlopt._checks import as_task_vector, check_num_tasks
 from mtlopt.task_grads import check_task_grads
 
 
-class SumTasksState(NamedTuple):
-    """State of `sum_tasks`: none."""
-
-
 class MeanTasksState(NamedTuple):
     """State of `mean_tasks`.
 
@@ -50,16 +46,16 @@ def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     """
     check_num_tasks(num_tasks)
 
-    def init_fn(params: Any) -> SumTasksState:
+    def init_fn(params: Any) -> optax.EmptyState:
         del params
-        return SumTasksState()
+        return optax.EmptyState()
 
     def update_fn(
-        updates: Any, state: SumTasksState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, SumTasksState]:
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
-        return grads.combine(jnp.ones_like(grads.scales)), state
+        return grads.total(), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -126,7 +122,7 @@ def mean_tasks(
         return MeanTasksState(jnp.asarray(mean_weights(num_tasks, preference), float))
 
     def update_fn(
-        updates: Any, state: MeanTasksState, params: Any = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, MeanTasksState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)

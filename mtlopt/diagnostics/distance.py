@@ -78,7 +78,7 @@ def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
 
     def update_fn(
         updates: Any,
-        state: TrackDistanceState,
+        state: Any,
         params: Any = None,
         **extra_args: Any,
     ) -> tuple[Any, TrackDistanceState]:

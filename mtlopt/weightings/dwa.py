@@ -114,7 +114,7 @@ def weight_by_dwa(
         )
 
     def update_fn(
-        updates: Any, state: WeightByDwaState, params: Any = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, WeightByDwaState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)

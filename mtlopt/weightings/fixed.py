@@ -1,15 +1,11 @@
 """Fixed loss weights: linear scalarization."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from mtlopt.task_grads import check_task_grads
-
-
-class WeightByFixedState(NamedTuple):
-    """State of `weight_by_fixed`: none."""
 
 
 def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
@@ -44,13 +40,13 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
             f"`weights` must be a vector [tasks], got shape {factors.shape}."
         )
 
-    def init_fn(params: Any) -> WeightByFixedState:
+    def init_fn(params: Any) -> optax.EmptyState:
         del params
-        return WeightByFixedState()
+        return optax.EmptyState()
 
     def update_fn(
-        updates: Any, state: WeightByFixedState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, WeightByFixedState]:
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
         del extra_args
         grads = check_task_grads(updates, len(factors), params)
         return grads.scale_by(factors), state

@@ -91,7 +91,7 @@ def weight_by_uncertainty(
 
     def update_fn(
         updates: Any,
-        state: WeightByUncertaintyState,
+        state: Any,
         params: Any = None,
         **extra_args: Any,
     ) -> tuple[Any, WeightByUncertaintyState]:

@@ -1,0 +1,11 @@
+"""Prints the lowest versions that pyproject.toml allows, as pip requirements."""
+
+import pathlib
+import re
+import tomllib
+
+project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
+extras = project["optional-dependencies"]
+for requirement in project["dependencies"] + extras["models"] + extras["test"]:
+    if "[" not in requirement:  # not one of our own extras
+        print(re.sub(r">=", "==", requirement))
