@@ -17,29 +17,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-from flax import nnx
 from jax import lax
 
-from mtlopt.models import Functional, LeNet, functional
-
-TASKS = ("left", "right")
-LEARNING_RATE = 1e-3
-
-
-class Batch(NamedTuple):
-    """Images [batch, 28, 28, 1] and one label [batch] for each task."""
-
-    images: jax.Array
-    labels: dict[str, jax.Array]
-
-
-Carry = Any  # (params, opt_state)
-Step = Callable[[Carry, Batch], Carry]
+import mtlopt
+from experiments.bench.workloads import (
+    Step,
+    Workload,
+    floor_step,
+    lenet,
+    method_step,
+    plain_step,
+)
 
 
 @dataclass(frozen=True)
@@ -48,14 +39,15 @@ class Row:
 
     Attributes:
         name: As printed.
-        build: From the network to a training step and its initial carry. The step is
-            pure and not jitted.
+        step: The training step, pure and not jitted.
+        state: Initial state of its optimizer.
         in_scan: Whether the steps of a block run inside one `lax.scan`.
     """
 
     name: str
-    build: Callable[[Functional], tuple[Step, Carry]]
-    in_scan: bool = False
+    step: Step
+    state: Any
+    in_scan: bool
 
 
 @dataclass(frozen=True)
@@ -69,112 +61,41 @@ class Result:
     ratio_quartiles: tuple[float, float] | None = None
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy of logits [batch, classes] and labels [batch]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def make_rows(workload: Workload, methods: Sequence[str]) -> list[Row]:
+    """Returns the plain step, the hand-written Jacobian step and the methods' steps.
 
-
-def plain_step(network: Functional) -> tuple[Step, Carry]:
-    """Adam on the sum of the task losses."""
-    params, encode, heads = network
-    optimizer = optax.adam(LEARNING_RATE)
-
-    def total_loss(params: Any, batch: Batch) -> jax.Array:
-        z = encode(params, batch.images)
-        return sum(
-            (cross_entropy(heads[k](params, z), batch.labels[k]) for k in TASKS),
-            start=jnp.zeros([]),
-        )
-
-    def step(carry: Carry, batch: Batch) -> Carry:
-        params, opt_state = carry
-        grads = jax.grad(total_loss)(params, batch)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    return step, (params, optimizer.init(params))
-
-
-def jacobian_floor(network: Functional) -> tuple[Step, Carry]:
-    """The least that a gradient-based method must do, written by hand.
-
-    One pullback of the encoder for each task, the Gramian of the rows, Aligned-MTL's
-    weights from it, the combined direction, Adam.
+    Args:
+        workload: What to step on.
+        methods: Names in `mtlopt.METHODS`.
     """
-    params, encode, heads = network
-    optimizer = optax.adam(LEARNING_RATE)
-
-    def weights(gramian: jax.Array) -> jax.Array:
-        eigenvalues, vectors = jnp.linalg.eigh(gramian)
-        eigenvalues = jnp.maximum(eigenvalues, 1e-7 * eigenvalues[-1])
-        scales = jnp.sqrt(eigenvalues[0] / eigenvalues)
-        return vectors @ (scales * vectors.sum(0))
-
-    def step(carry: Carry, batch: Batch) -> Carry:
-        params, opt_state = carry
-
-        def head_loss(head_params: Any, z: jax.Array, task: str) -> jax.Array:
-            full = params | {"heads": params["heads"] | {task: head_params}}
-            return cross_entropy(heads[task](full, z), batch.labels[task])
-
-        def encode_shared(shared: Any) -> jax.Array:
-            return encode(params | {"encoder": shared}, batch.images)
-
-        z, pullback = jax.vjp(encode_shared, params["encoder"])
-        head_grads, rows = {}, []
-        for task in TASKS:
-            grads = jax.grad(head_loss, (0, 1))(params["heads"][task], z, task)
-            head_grads[task] = grads[0]
-            rows.append(jax.tree.leaves(pullback(grads[1])[0]))
-        leaves = [
-            jnp.stack([jnp.ravel(gradient) for gradient in leaf])
-            for leaf in zip(*rows, strict=True)
-        ]
-        gramian = sum((leaf @ leaf.T for leaf in leaves), start=jnp.zeros([]))
-        combined = [weights(gramian) @ leaf for leaf in leaves]
-        old, treedef = jax.tree.flatten(params["encoder"])
-        shared = [g.reshape(p.shape) for g, p in zip(combined, old, strict=True)]
-        grads = {"encoder": jax.tree.unflatten(treedef, shared), "heads": head_grads}
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    return step, (params, optimizer.init(params))
+    steps = {"plain": plain_step(workload), "Jacobian floor": floor_step(workload)}
+    for name in methods:
+        steps[name] = method_step(workload, name)
+    return [
+        Row(name + (" in scan" if in_scan else ""), step, state, in_scan)
+        for name, (step, state) in steps.items()
+        for in_scan in (False, True)
+    ]
 
 
-ROWS = (
-    Row("plain", plain_step),
-    Row("plain in scan", plain_step, in_scan=True),
-    Row("jacobian floor", jacobian_floor),
-    Row("jacobian floor in scan", jacobian_floor, in_scan=True),
-)
-
-
-def make_batch(batch_size: int) -> Batch:
-    """Random images and labels: the time of a step does not depend on them."""
-    image_key, *label_keys = jax.random.split(jax.random.key(0), 1 + len(TASKS))
-    return Batch(
-        jax.random.normal(image_key, [batch_size, 28, 28, 1]),
-        {
-            task: jax.random.randint(key, [batch_size], 0, 10)
-            for task, key in zip(TASKS, label_keys, strict=True)
-        },
-    )
-
-
-def timer(row: Row, batch: Batch, num_steps: int) -> Callable[[], float]:
+def timer(row: Row, workload: Workload, num_steps: int) -> Callable[[], float]:
     """Returns a function that runs and times `num_steps` compiled, warm steps."""
-    step, carry = row.build(functional(LeNet(TASKS, rngs=nnx.Rngs(0))))
+    args = workload.args
 
-    def scanned(carry: Carry, batch: Batch) -> Carry:
-        return lax.scan(lambda c, _: (step(c, batch), None), carry, length=num_steps)[0]
+    def step(carry: Any) -> Any:
+        return row.step(*carry, *args)[:2]
+
+    def scanned(carry: Any) -> Any:
+        return lax.scan(lambda c, _: (step(c), None), carry, length=num_steps)[0]
 
     compiled = jax.jit(scanned if row.in_scan else step)
+    carry = workload.params, row.state
 
     def run() -> float:
         nonlocal carry
         start = time.perf_counter()
         for _ in range(1 if row.in_scan else num_steps):
-            carry = compiled(carry, batch)
+            carry = compiled(carry)
         jax.block_until_ready(carry)
         return time.perf_counter() - start
 
@@ -214,15 +135,15 @@ class TorchTimer:
 
 def measure(
     rows: Sequence[Row],
+    workload: Workload,
     *,
     torch_python: str | None = None,
-    batch_size: int = 256,
     num_steps: int = 20,
     num_rounds: int = 15,
 ) -> list[Result]:
     """Measures all rows, with a block of PyTorch's steps before each of theirs."""
-    batch = make_batch(batch_size)
-    timers = [timer(row, batch, num_steps) for row in rows]
+    timers = [timer(row, workload, num_steps) for row in rows]
+    batch_size = len(workload.args[0])
     reference = (
         TorchTimer(torch_python, batch_size, num_steps) if torch_python else None
     )
@@ -290,13 +211,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--torch-python", help="a Python interpreter that has torch")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        default=list(mtlopt.METHODS),
+        choices=list(mtlopt.METHODS),
+        help="methods of the library to time beside; default: all",
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=20, help="steps in a block")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     args = parser.parse_args(argv)
     pin_to_one_thread(args.core)
+    workload = lenet()
     results = measure(
-        ROWS,
+        make_rows(workload, args.methods),
+        workload,
         torch_python=args.torch_python,
         num_steps=args.steps,
         num_rounds=args.rounds,
