@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt._checks import as_task_vector, check_choice
+from mtlopt._guard import make_guard
 from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
 from mtlopt.labels import SHARED, STACKED, Rules, partition_params, path_string
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.ownership import check_ownership
 from mtlopt.problems import Evaluation, Inputs, LatentProblem, Problem, make_problem
 from mtlopt.rows import Batching, Leaves, SummedLinearization
-from mtlopt.task_grads import TaskGrads, make_guard
+from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt._checks import as_task_vector
+from mtlopt._guard import make_guard
 from mtlopt.labels import SHARED, STACKED, Partition, path_string
 from mtlopt.rows import (
     STATIC,
@@ -30,9 +31,9 @@ class TaskGrads:
     rows of the Jacobian exist only if a method asks for them.
 
     It is a pytree, so it goes through `jit`, `vmap` and `scan`, but it is not a
-    gradient: `guard` is a PRNG key, on which the arithmetic of an ordinary optimizer
-    placed before the aggregator raises, instead of scaling an inner part of the
-    linearization by mistake.
+    gradient: `guard` is a leaf on which the arithmetic of an ordinary optimizer placed
+    before the aggregator raises, instead of scaling an inner part of the linearization
+    by mistake.
 
     Attributes:
       losses: `[tasks]`, as the loss functions returned them.
@@ -45,7 +46,7 @@ class TaskGrads:
       linear: the linearised shared part.
       losses_at: function from `(params, z=None)` to the losses `[tasks]` on the same
         batch, at other parameters or another latent; None without an oracle.
-      guard: the key.
+      guard: that leaf.
       partition: which leaf belongs to whom.
       in_latent: whether rows are those of the latent.
     """
@@ -184,11 +185,13 @@ class TaskGrads:
         Returns:
           A pytree with the structure and dtypes of the parameters.
         """
-        separable = isinstance(self.linear, SummedLinearization)
-        if separable or self.present is not None or self.linear.backward is None:
+        linear = self.linear
+        if not isinstance(linear, Linearization) or linear.backward is None:
+            return self.combine(jnp.ones_like(self.scales))
+        if self.present is not None:  # rows of absent tasks may not be finite
             return self.combine(jnp.ones_like(self.scales))
         factors = self.scales.astype(self.losses.dtype)
-        return self.partition.merge(*self.linear.total(factors))
+        return self.partition.merge(*linear.total(factors))
 
     def combine(self, weights: jax.Array) -> PyTree:
         """Returns the update `sum_i weights[i] scales[i] g_i`, by a single pullback.
@@ -234,11 +237,6 @@ class TaskGrads:
         """
         rows = self.linear.rows(self.scales, self.present).leaves()
         return self.partition.merge(rows, [None] * len(self.heads))
-
-
-def make_guard() -> jax.Array:
-    """Returns the leaf on which foreign arithmetic raises."""
-    return jax.random.key(0)
 
 
 def check_task_grads(
