@@ -76,8 +76,11 @@ def _eliminate(step: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array
     num_tasks = norms.shape[0]
     rtol = (16 + num_tasks) * jnp.finfo(norms.dtype).eps
     remaining = jnp.linalg.norm(residual, axis=0)
-    # A column that earlier pivots explain to rounding holds only noise.
-    remaining = jnp.where(remaining > rtol * norms, remaining, 0)
+    # What is left of a column that earlier pivots explain to rounding is noise, and
+    # may be larger than all of a small task: it must go.
+    explained = remaining <= rtol * norms
+    residual = jnp.where(explained, 0, residual)
+    remaining = jnp.where(explained, 0, remaining)
     pivot = jnp.argmax(remaining)
     length = jnp.where(step < rank, remaining[pivot], 0)
     unit = safe_divide(residual[:, pivot], length)
@@ -91,7 +94,7 @@ class _Sweep(NamedTuple):
     first: jax.Array  # [half, tasks], row k meets row k of `second`
     second: jax.Array
     largest: jax.Array  # the largest cosine between two rows that met in this sweep
-    count: jax.Array
+    sweeps: jax.Array  # int32: how many so far
 
 
 def _orthogonal_rows(matrix: jax.Array) -> jax.Array:
@@ -108,19 +111,21 @@ def _orthogonal_rows(matrix: jax.Array) -> jax.Array:
 
 def _unfinished(state: _Sweep) -> jax.Array:
     tol = jnp.finfo(state.largest.dtype).eps ** 0.75
-    return (state.largest > tol) & (state.count < _MAX_SWEEPS)
+    return (state.largest > tol) & (state.sweeps < _MAX_SWEEPS)
 
 
 def _sweep(state: _Sweep) -> _Sweep:
     """Every row meets every other once."""
-    init = state._replace(largest=jnp.zeros_like(state.largest), count=state.count + 1)
+    init = state._replace(
+        largest=jnp.zeros_like(state.largest), sweeps=state.sweeps + 1
+    )
     rounds = 2 * state.first.shape[0] - 1
     return jax.lax.scan(_round, init, length=rounds)[0]
 
 
 def _round(state: _Sweep, _: None) -> tuple[_Sweep, None]:
     """Rotates each pair of rows that meet, then moves every row one seat on."""
-    first, second, largest, count = state
+    first, second, largest, sweeps = state
     inner = jnp.sum(first * second, axis=1)
     first_square = jnp.sum(first * first, axis=1)
     second_square = jnp.sum(second * second, axis=1)
@@ -139,4 +144,4 @@ def _round(state: _Sweep, _: None) -> tuple[_Sweep, None]:
             jnp.concatenate([second[1:], first[-1:]]),
         )
     largest = jnp.maximum(largest, jnp.max(jnp.abs(cosine)))
-    return _Sweep(first, second, largest, count), None
+    return _Sweep(first, second, largest, sweeps), None

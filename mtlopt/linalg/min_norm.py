@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve
+from jax.scipy.linalg import cho_factor, cho_solve
 
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 
@@ -32,7 +32,7 @@ class _State(NamedTuple):
     entering: jax.Array  # int32: the task on its way in, or -1
     unbounded: jax.Array  # bool: the entering ray never ends, so zero is in the hull
     done: jax.Array  # bool
-    count: jax.Array  # int32: pivots so far
+    pivots: jax.Array  # int32: how many so far
 
 
 def min_norm_point(
@@ -55,7 +55,9 @@ def min_norm_point(
 
     Stops when no task improves by more than rounding, relative to the coefficients;
     typically after 0.5 to 1 `tasks` pivots, at the latest after `10 tasks + 10`.
-    Feasible by construction.
+    Feasible by construction. A Gramian shows `|d|` only down to `sqrt(eps)` times the
+    rows (3e-4 in float32): below that `norm` is rounding, but `d` itself is still
+    brought to `eps` by projections that see `C y` and not its square.
 
     Zero rows share all the weight. If zero is in the hull, `d` is zero to rounding
     and the weights are one of the possible choices; so they are for duplicate rows.
@@ -89,13 +91,14 @@ def min_norm_point(
     smallest = jnp.min(norms, where=eligible, initial=jnp.inf)
     target = jnp.where(eligible, safe_divide(smallest, norms), 0)  # a
     solution = jnp.maximum(_minimise(cosines, target, eligible), 0)  # y
+    solution = _settle(cosines, target, solution)
 
     scaled = solution * target  # proportional to w
     total = jnp.sum(scaled)
     weights = safe_divide(scaled, total)
-    gradient = jnp.dot(cosines, solution, precision=jax.lax.Precision.HIGHEST)
+    gradient = _dot(cosines, solution)
     # |d| in units of the smallest norm, and <u_i, d> likewise.
-    relative_norm = jnp.sqrt(jnp.maximum(jnp.dot(solution, gradient), 0))
+    relative_norm = jnp.sqrt(jnp.maximum(_dot(solution, gradient), 0))
     relative_norm = safe_divide(relative_norm, total)
     slack = relative_norm * target - safe_divide(
         safe_divide(gradient, total), relative_norm
@@ -130,7 +133,7 @@ def _minimise(cosines: jax.Array, target: jax.Array, eligible: jax.Array) -> jax
             entering=no_task,
             unbounded=jnp.array(False),
             done=jnp.array(False),
-            count=jnp.zeros_like(no_task),
+            pivots=jnp.zeros_like(no_task),
         ),
     )
     # Either C_FF y_F = a_F, or the ray C_FF z_F = -C_Fj, z_j = 1.
@@ -142,7 +145,7 @@ def _minimise(cosines: jax.Array, target: jax.Array, eligible: jax.Array) -> jax
     matrix = jnp.where(passive[:, None] & passive, cosines, identity)
     lower = jnp.linalg.cholesky(matrix, symmetrize_input=False)
     polished = cho_solve((lower, True), right)
-    defect = right - jnp.dot(matrix, polished, precision=jax.lax.Precision.HIGHEST)
+    defect = right - _dot(matrix, polished)
     polished += cho_solve((lower, True), defect)
     # Cholesky fails only where rounding decides; the tableau is as good there.
     polished = jnp.where(jnp.all(jnp.isfinite(polished)), polished, swept)
@@ -150,8 +153,49 @@ def _minimise(cosines: jax.Array, target: jax.Array, eligible: jax.Array) -> jax
     return jnp.where(passive, polished, ray.astype(cosines.dtype))
 
 
+def _settle(cosines: jax.Array, target: jax.Array, solution: jax.Array) -> jax.Array:
+    """Brings a point that is zero to within rounding of G closer to zero.
+
+    An active set of nearly dependent rows hides |d| = sqrt(y'Cy) below sqrt(eps), but
+    Cy itself is still seen: alternating projections on the null space of C (smoothed,
+    on all tasks, so that it is well conditioned) and on y >= 0 reduce it. Any other
+    point is returned as it is, and costs nothing (`cond`; a `select` under `vmap`).
+    """
+    solution = safe_divide(solution, jnp.max(solution))
+    squared_norm = safe_divide(
+        _dot(solution, _dot(cosines, solution)), _dot(target, solution) ** 2
+    )
+    tiny = squared_norm < 16 * jnp.finfo(target.dtype).eps
+    return jax.lax.cond(tiny, _alternate, _keep, cosines, target, solution)
+
+
+def _keep(_cosines: jax.Array, _target: jax.Array, solution: jax.Array) -> jax.Array:
+    return solution
+
+
+def _alternate(cosines: jax.Array, target: jax.Array, solution: jax.Array) -> jax.Array:
+    """Alternating projections; returns the start if they do not help."""
+
+    def size(point):
+        return safe_divide(jnp.linalg.norm(_dot(cosines, point)), _dot(target, point))
+
+    ridge = 0.1 * jnp.eye(target.shape[0], dtype=target.dtype)
+    smooth = cho_solve(cho_factor(cosines + ridge, lower=True), cosines)
+    settled, _ = jax.lax.fori_loop(0, 32, _project, (solution, smooth))
+    return jnp.where(size(settled) < size(solution), settled, solution)
+
+
+def _project(_: jax.Array, carry: tuple[jax.Array, jax.Array]):
+    solution, smooth = carry
+    return jnp.maximum(solution - _dot(smooth, solution), 0), smooth
+
+
+def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.dot(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
 def _unfinished(state: _State) -> jax.Array:
-    return ~state.done & (state.count < 10 * state.passive.shape[0] + 10)
+    return ~state.done & (state.pivots < 10 * state.passive.shape[0] + 10)
 
 
 def _pivot(state: _State) -> _State:
@@ -160,9 +204,9 @@ def _pivot(state: _State) -> _State:
     Module-level and without closures, so that a second call outside `jit` does not
     compile again.
     """
-    tableau, eligible, passive, entering, *_, count = state
+    tableau, eligible, passive, entering, *_, pivots = state
     num_tasks = passive.shape[0]
-    noise = 4 * jnp.finfo(tableau.dtype).eps
+    eps = jnp.finfo(tableau.dtype).eps
 
     # The solution on the passive set and the slack a - Cy off it.
     right = tableau[:, -1]
@@ -170,14 +214,14 @@ def _pivot(state: _State) -> _State:
     slack = jnp.where(eligible & ~passive, right, -jnp.inf)
     fresh = entering < 0
     entering = jnp.where(fresh, jnp.argmax(slack).astype(jnp.int32), entering)
-    optimal = fresh & ~(slack[entering] > noise * size)
+    optimal = fresh & ~(slack[entering] > 4 * eps * size)
 
     # The entering task grows from zero, the passive ones follow along -column, until
     # it is stationary itself or one of them reaches zero.
     column = tableau[:, entering]
     length = 1 + jnp.sum(jnp.where(passive, column**2, 0))
     curvature = column[entering]
-    independent = curvature > noise * num_tasks * length
+    independent = curvature > eps * length
     stationary = jnp.where(
         independent, safe_divide(right[entering], curvature), jnp.inf
     )
@@ -195,7 +239,7 @@ def _pivot(state: _State) -> _State:
         entering=jnp.where(enters & ~unbounded, -1, entering),
         unbounded=unbounded,
         done=stop,
-        count=count + 1,
+        pivots=pivots + 1,
     )
 
 

@@ -108,7 +108,7 @@ def factor_triangular(
         norms = jnp.where(present, norms, 0)
     triangle = jnp.where(norms == 0, 0, triangle)
     _, singular, right = jnp.linalg.svd(triangle)
-    rtol = _rank_rtol_triangular(triangle)
+    rtol = (16 + norms.shape[0]) * jnp.finfo(triangle.dtype).eps
     kept = singular > rtol * singular[0]
     dropped = jnp.where(kept[:, None], 0, right)
     matrix = (triangle - _dot(_dot(triangle, dropped.T), dropped)) * norms
@@ -164,10 +164,6 @@ def aligned_matrix(factor: Factor, scale: Scale = "min") -> jax.Array:
         target = jnp.sqrt(mean_square) * singular[0]
     stretch = safe_divide(target, singular)  # sqrt(s) / sigma
     return nan_unless_finite(_dot(right.T * stretch, right), matrix)
-
-
-def _rank_rtol_triangular(triangle: jax.Array) -> jax.Array:
-    return (16 + triangle.shape[0]) * jnp.finfo(triangle.dtype).eps
 
 
 def _count(kept: jax.Array) -> jax.Array:

@@ -14,10 +14,10 @@ def project_conflicts(
     .. math:: p_i \leftarrow p_i - \frac{\min(\langle p_i, g_j \rangle, 0)}{|g_j|^2} g_j
         \quad \text{for } j = \mathrm{order}_{i1}, \dots, \mathrm{order}_{iT}
 
-    starting from `p_i = g_i` and skipping `j = i`. The gradients are never touched: all `p_i` are kept as
-    coefficients of the unit rows, together with their cosines to every unit row, so
-    that one step for all tasks at once is a row of `C` added to each, and the whole
-    costs `tasks^3`. Scale-free; ends after `tasks` steps.
+    starting from `p_i = g_i` and skipping `j = i`. The gradients are never touched:
+    each `p_i` is kept by its cosines to all unit rows, so that one step for all tasks
+    at once adds a row of `C` to each, and the whole costs `tasks^3`. Scale-free; ends
+    after `tasks` steps.
 
     A zero row changes nothing and is not changed. Rows that oppose each other give
     zero, duplicates give the same. NaN in, NaN out. Differentiable away from

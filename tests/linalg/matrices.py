@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PADDED = 128  # one shape for all sizes: compiling takes longer than all the solving
-
 
 def random_rows(seed, num_tasks, num_params=None, shift=0.0):
     """Rows with `shift` of a common component, rounded to float32."""
@@ -68,9 +66,13 @@ def gramian(rows, dtype):
     return jnp.dot(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def padded_gramian(rows, dtype, size=PADDED):
-    """A Gramian of `size` tasks of which the first are present; rubbish elsewhere."""
+def padded_gramian(rows, dtype, size=None):
+    """A Gramian of `size` tasks of which the first are present; rubbish elsewhere.
+
+    Few shapes for all sizes: compiling takes longer than all the solving.
+    """
     num_tasks = len(rows)
+    size = size or (40 if num_tasks <= 40 else 128)
     padded = np.full((size, size), np.nan, dtype)
     rows = rows.astype(dtype)
     padded[:num_tasks, :num_tasks] = rows @ rows.T

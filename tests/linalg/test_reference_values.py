@@ -76,7 +76,7 @@ def test_float32_covers_unequal_rows():
     assert excused == ["near_duplicate_m3"]
 
 
-@pytest.mark.parametrize("case", ["random_m2", "sum_zero_m3", "duplicate_row_m5"])
+@pytest.mark.parametrize("case", ["single_m1", "sum_zero_m3"])
 def test_reference_vector_without_padding(case):
     """The same values from the bare Gramian."""
     rows = reference.jacobian(case)

@@ -31,7 +31,8 @@ class Entry(NamedTuple):
 def _load(name: str) -> dict[str, Any]:
     with np.load(Path(__file__).parent / f"{name}.npz") as file:
         arrays = dict(file)
-    arrays["meta"] = json.loads(str(arrays["meta"]))
+    if "meta" in arrays:
+        arrays["meta"] = json.loads(str(arrays["meta"]))
     return arrays
 
 

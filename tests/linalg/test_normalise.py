@@ -1,0 +1,51 @@
+"""Cosines and norms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from tests.linalg.matrices import gramian, structured
+
+
+def test_splits_the_gramian(dtype):
+    """G = D C D with a unit diagonal and cosines in [-1, 1]."""
+    matrix = gramian(structured("duplicated", 8), dtype)
+    cosines, norms = normalise(matrix)
+    np.testing.assert_allclose(cosines * norms * norms[:, None], matrix, rtol=1e-5)
+    np.testing.assert_array_equal(np.diagonal(cosines), 1)
+    assert np.max(np.abs(cosines)) <= 1
+
+
+def test_zero_and_absent_rows_give_zero_rows():
+    matrix = np.array([[4.0, 0, np.nan], [0, 0, np.nan], [np.nan] * 3], np.float32)
+    cosines, norms = normalise(matrix, np.array([True, True, False]))
+    np.testing.assert_array_equal(cosines, np.diag([1, 0, 0]))
+    np.testing.assert_array_equal(norms, [2, 0, 0])
+
+
+def test_small_rows_do_not_underflow():
+    """Norms of 1e-12 and 1e-18 in float32, whose product is not representable."""
+    rows = np.array([[1e-12, 0], [6e-19, 8e-19]])
+    cosines, _ = normalise(gramian(rows, np.float32))
+    np.testing.assert_allclose(cosines[0, 1], 0.6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_not_finite_is_not_a_zero_row(bad):
+    matrix = np.diag([1.0, bad]).astype(np.float32)
+    assert not np.all(np.isfinite(normalise(matrix)[0]))
+
+
+def test_safe_divide_has_a_finite_gradient():
+    value, slope = jax.value_and_grad(lambda x: jnp.sum(safe_divide(x, x)))(
+        jnp.array([0.0, 2.0])
+    )
+    assert value == 1
+    np.testing.assert_array_equal(slope, 0)
+
+
+def test_nan_unless_finite():
+    np.testing.assert_array_equal(nan_unless_finite(jnp.ones(2), jnp.ones(3)), 1)
+    assert np.all(np.isnan(nan_unless_finite(jnp.ones(2), jnp.array([1, np.inf]))))

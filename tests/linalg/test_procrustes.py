@@ -1,0 +1,249 @@
+"""Factors of Gramians and the alignment of their axes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtlopt.aggregators.aligned_mtl import aligned_mtl_weights
+from mtlopt.linalg.jacobi import graded_svd
+from mtlopt.linalg.procrustes import (
+    aligned_matrix,
+    factor_gramian,
+    factor_triangular,
+)
+from tests import reference
+from tests.linalg.matrices import gramian, padded_gramian, random_rows, structured
+
+SIZE = 40
+factor = jax.jit(factor_gramian)
+triangular = jax.jit(factor_triangular)
+align = jax.jit(aligned_matrix, static_argnames="scale")
+
+
+def exact(rows, scale="min", rank=None):
+    """sqrt(s) Q P^T 1/T from a float64 SVD of the rows."""
+    left, singular, right = np.linalg.svd(rows, full_matrices=False)
+    kept = singular[:rank]
+    size = {
+        "min": kept[-1],
+        "median": np.sort(kept)[(len(kept) - 1) // 2],
+        "rmse": np.sqrt(np.mean(kept**2)),
+    }[scale]
+    return size * (left[:, :rank].sum(axis=0) / len(rows)) @ right[:rank]
+
+
+def direction(factored, rows, scale="min"):
+    """J^T A 1/T for rows that are the first of `SIZE` tasks."""
+    num_tasks = len(rows)
+    matrix = np.asarray(align(factored, scale=scale), np.float64)[:num_tasks]
+    return matrix[:, :num_tasks].mean(axis=1) @ rows
+
+
+def test_rank_of_every_reference_case(dtype):
+    """Duplicates and sums to zero are seen in float32; unequal rows cost nothing."""
+    for case in reference.cases():
+        rows = reference.jacobian(case)
+        found = factor(*padded_gramian(rows, dtype, SIZE)).rank
+        if case == "near_duplicate_m3" and np.dtype(dtype) == np.float32:
+            continue  # condition 1e9: beyond a float32 Gramian
+        assert found == reference.about(case)["rank"], case
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e3, 9e3])
+@pytest.mark.parametrize("num_tasks", [2, 8, 40])
+def test_rank_is_kept_below_condition_1e4(condition, num_tasks):
+    """In float32, whatever the row scales are."""
+    for seed in range(5):
+        rows = random_rows(seed, num_tasks)
+        near = rows[0] + rows[1] * np.sqrt(2 / condition)
+        rows[1] = near * np.linalg.norm(rows[0]) / np.linalg.norm(near)
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        if np.linalg.cond(unit) ** 2 > 1e4:
+            continue
+        rows *= np.logspace(0, -6, num_tasks)[:, None]
+        assert factor(*padded_gramian(rows, np.float32, SIZE)).rank == num_tasks
+
+
+def test_factor_squares_to_the_gramian(dtype):
+    """M^T M = G, relative to the norms of its rows."""
+    rows = structured("random", 40) * np.logspace(-6, 0, 40)[:, None]
+    matrix = gramian(rows, dtype)
+    root = factor(matrix).matrix
+    norms = np.sqrt(np.diagonal(matrix))
+    product = jnp.dot(root.T, root, precision=jax.lax.Precision.HIGHEST)
+    error = np.abs(product - matrix) / norms / norms[:, None]
+    assert np.max(error) <= (1e-5 if dtype == np.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("scales", ["descending", "ascending", "shuffled", "two"])
+@pytest.mark.parametrize("num_tasks", [2, 3, 8, 40])
+def test_float32_is_right_for_unequal_rows(num_tasks, scales):
+    """Row norms from 1 to 1e-6, where eigh(G) and a LAPACK SVD of M are not."""
+    for seed in range(4):
+        size = np.logspace(0, -6, num_tasks)
+        if scales == "ascending":
+            size = size[::-1]
+        elif scales == "shuffled":
+            size = np.random.default_rng(seed).permutation(size)
+        elif scales == "two":
+            size = np.where(np.arange(num_tasks) % 2, 1e-6, 1)
+        rows = random_rows(seed, num_tasks, 3 * num_tasks + 4) * size[:, None]
+        rows = rows.astype(np.float32).astype(np.float64)
+        factored = factor(*padded_gramian(rows, np.float32, SIZE))
+        expected = exact(rows)
+        error = np.linalg.norm(direction(factored, rows) - expected)
+        assert error <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("scale", ["min", "median", "rmse"])
+def test_duplicates_among_dominating_rows(scale):
+    """Lost rank at the top of the scale does not hide the small task below."""
+    rows = random_rows(0, 4)
+    rows[1] = rows[0]
+    rows *= np.array([1, 1, 1e-3, 1e-6])[:, None]
+    rows = rows.astype(np.float32).astype(np.float64)
+    factored = factor(*padded_gramian(rows, np.float32, SIZE))
+    assert factored.rank == 3
+    expected = exact(rows, scale, rank=3)
+    error = np.linalg.norm(direction(factored, rows, scale) - expected)
+    assert error <= 1e-4 * np.linalg.norm(expected)
+
+
+def unit_rows_factor(rows, dtype):
+    """The factor through a QR decomposition of the unit rows, padded to `SIZE`."""
+    rows = jnp.asarray(rows, dtype)
+    norms = jnp.linalg.norm(rows, axis=1)
+    unit = rows / jnp.where(norms == 0, 1, norms)[:, None]
+    triangle = jnp.linalg.qr(jnp.pad(unit.T, ((0, len(rows)), (0, 0))), mode="r")
+    pad = SIZE - len(rows)
+    triangle = jnp.pad(triangle, ((0, pad), (0, 0)))  # only columns are tasks
+    triangle = jnp.pad(triangle, ((0, 0), (0, pad)), constant_values=jnp.nan)
+    norms = jnp.pad(norms, (0, pad), constant_values=jnp.nan)
+    return triangular(triangle, norms, np.arange(SIZE) < len(rows))
+
+
+@pytest.mark.parametrize("suffix", ["", "_pref"])
+def test_near_duplicates_by_qr(suffix, dtype):
+    """A condition of 1e9, in float32 too, where every Gramian route fails."""
+    case, method = "near_duplicate_m3", f"alignedmtl_min{suffix}"
+    rows = reference.jacobian(case)
+    factored = unit_rows_factor(rows, dtype)
+    assert factored.rank == 3
+    preference = reference.preference(case) if suffix else np.full(3, 1 / 3)
+    matrix = np.asarray(align(factored, scale="min"), np.float64)[:3, :3]
+    error = reference.error(case, method, matrix @ preference @ rows)
+    assert error <= (1e-2 if dtype == np.float32 else 1e-10)
+
+
+def test_qr_and_gramian_factors_agree(dtype):
+    """On every well-conditioned case, rank included."""
+    for case in ("tall_m8", "dominate_1e6_m5", "duplicate_row_m5", "zero_row_m3"):
+        rows = reference.jacobian(case)
+        by_qr = unit_rows_factor(rows, dtype)
+        by_gramian = factor(*padded_gramian(rows, dtype, SIZE))
+        assert by_qr.rank == by_gramian.rank == reference.about(case)["rank"]
+        difference = direction(by_qr, rows) - direction(by_gramian, rows)
+        size = np.linalg.norm(exact(rows, rank=int(by_qr.rank)))
+        assert np.linalg.norm(difference) <= size * (
+            2e-5 if dtype == np.float32 else 1e-13
+        )
+
+
+@pytest.mark.parametrize("scale", ["min", "median", "rmse"])
+def test_alignment_equalises_the_singular_values(scale, float64):
+    """J^T A has all singular values equal, and is the nearest such matrix."""
+    rows = structured("aligned", 40)
+    aligned = np.asarray(align(factor(gramian(rows, float64)), scale=scale)) @ rows
+    singular = np.linalg.svd(aligned, compute_uv=False)
+    np.testing.assert_allclose(singular, singular[0], rtol=1e-10)
+    # Procrustes optimality: the alignment of J with its image is symmetric, >= 0.
+    overlap = aligned @ rows.T
+    np.testing.assert_allclose(overlap, overlap.T, atol=1e-9 * np.abs(overlap).max())
+    assert np.linalg.eigvalsh(overlap).min() > 0
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e12])
+def test_scale_equivariant(unit):
+    """A does not depend on the unit of the losses, and no square overflows."""
+    rows = structured("random", 8) * np.logspace(0, -6, 8)[:, None]
+    matrix, present = padded_gramian(rows, np.float32, SIZE)
+    for scale in ("min", "median", "rmse"):
+        expected = align(factor(matrix, present), scale=scale)
+        matrix_scaled, _ = padded_gramian(rows * unit, np.float32, SIZE)
+        scaled = align(factor(matrix_scaled, present), scale=scale)
+        largest = np.abs(expected).max(axis=1, keepdims=True)[:8]
+        assert np.max(np.abs(scaled - expected)[:8] / largest) <= 1e-4
+
+
+def test_permutation_equivariant(dtype):
+    rows = structured("random", 8) * np.logspace(0, -6, 8)[:, None]
+    order = np.random.default_rng(0).permutation(8)
+    first = direction(factor(*padded_gramian(rows, dtype, SIZE)), rows)
+    again = direction(factor(*padded_gramian(rows[order], dtype, SIZE)), rows[order])
+    tol = 1e-5 if dtype == np.float32 else 1e-13
+    assert np.linalg.norm(first - again) <= tol * np.linalg.norm(first)
+
+
+def test_absent_tasks_leave_the_sub_matrix():
+    """Weights of the bare Gramian, with 1 / num_present as the preference."""
+    rows = structured("aligned", 3)
+    solve = jax.jit(aligned_mtl_weights)
+    expected = solve(gramian(rows, np.float32))
+    matrix, present = padded_gramian(rows, np.float32, 8)
+    weights = np.asarray(solve(matrix, present=present))
+    np.testing.assert_allclose(weights[:3], expected, rtol=1e-5)
+    assert np.all(weights[3:] == 0)
+    ones = solve(matrix, np.ones(8), present=present)
+    np.testing.assert_allclose(ones, weights * 3, rtol=1e-5)
+
+
+def test_degenerate_weights():
+    """Equal gradients give their mean; the zero matrix gives weights zero."""
+    equal = np.ones((8, 8), np.float32)
+    np.testing.assert_allclose(aligned_mtl_weights(equal), 1 / 8, rtol=1e-5)
+    np.testing.assert_array_equal(aligned_mtl_weights(0 * equal), 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_not_finite_stays_visible(bad):
+    matrix = np.eye(SIZE, dtype=np.float32)
+    matrix[3, 7] = matrix[7, 3] = bad
+    present = np.ones(SIZE, bool)
+    assert np.all(np.isnan(align(factor(matrix, present), scale="min")))
+    present[7] = False
+    assert np.all(np.isfinite(align(factor(matrix, present), scale="min")))
+    bad_factor = triangular(matrix, np.ones(SIZE, np.float32), ~np.zeros(SIZE, bool))
+    assert np.all(np.isnan(align(bad_factor, scale="min")))
+
+
+def test_jit_and_vmap_agree():
+    kinds = ("random", "low_rank", "opposed", "duplicated", "zero_row", "all_zero")
+    matrices = np.stack([gramian(structured(kind, 8), np.float32) for kind in kinds])
+    single = list(map(jax.jit(aligned_mtl_weights), matrices))
+    batch = jax.jit(jax.vmap(aligned_mtl_weights))(matrices)
+    np.testing.assert_allclose(batch, single, atol=1e-5)
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="`scale` must be one of"):
+        aligned_mtl_weights(np.eye(2), scale="max")  # pyright: ignore
+    with pytest.raises(ValueError, match="`preference` must have one entry per task"):
+        aligned_mtl_weights(np.eye(2), np.ones(3))
+
+
+def test_graded_svd_is_relatively_accurate(dtype):
+    """Every singular value to rounding, with column scales from 1 to 1e-12."""
+    rng = np.random.default_rng(0)
+    smallest = -6 if dtype == np.float32 else -10
+    scales = rng.permutation(np.logspace(0, smallest, 3))
+    basis, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    matrix = (basis * scales).astype(dtype)  # its singular values are the scales
+    singular, right = functools.partial(graded_svd, rank=3)(jnp.asarray(matrix))
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(singular, np.sort(scales)[::-1], rtol=20 * eps)
+    np.testing.assert_allclose(
+        np.abs(right), np.eye(3)[np.argsort(-scales)], atol=9 * eps
+    )
