@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import normalise, safe_divide
-from mtlopt.linalg.procrustes import factor_gramian
+from mtlopt.linalg.procrustes import factor_gramian, graded_svd
 
 
 def dominance_rate(gramian: jax.Array) -> jax.Array:
@@ -32,7 +32,7 @@ def dominance_rate(gramian: jax.Array) -> jax.Array:
       Aligned-MTL (see `aligned_mtl`), definition 1, equation 2.
     """
     factor = factor_gramian(gramian)
-    singular = jnp.linalg.svd(factor.matrix, compute_uv=False)
+    singular, _ = graded_svd(factor)
     rate = safe_divide(singular[0], singular[-1])
     deficient = jnp.where(singular[0] > 0, jnp.inf, jnp.nan)
     return jnp.where(factor.rank < gramian.shape[0], deficient, rate)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt._checks import check_choice
-from mtlopt.linalg.jacobi import graded_svd
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 
 Scale = Literal["min", "median", "rmse"]
@@ -108,11 +107,58 @@ def factor_triangular(
         norms = jnp.where(present, norms, 0)
     triangle = jnp.where(norms == 0, 0, triangle)
     _, singular, right = jnp.linalg.svd(triangle)
-    rtol = (16 + norms.shape[0]) * jnp.finfo(triangle.dtype).eps
-    kept = singular > rtol * singular[0]
+    kept = singular > _rounding(triangle) * singular[0]
     dropped = jnp.where(kept[:, None], 0, right)
     matrix = (triangle - _dot(_dot(triangle, dropped.T), dropped)) * norms
     return Factor(nan_unless_finite(matrix, triangle), _count(kept))
+
+
+def graded_svd(factor: Factor) -> tuple[jax.Array, jax.Array]:
+    r"""Singular values and right singular vectors of a factor, in descending order.
+
+    .. math:: M = P \Sigma Q^T
+
+    A factor's columns may differ in length by many powers of ten. `jnp.linalg.svd` of
+    such a matrix is only right to rounding of the *largest* singular value, unless the
+    large entries come first: so the columns are sorted by length, and `R` of a QR
+    decomposition takes the matrix's place. Measured in float32 against float64, with
+    row scales spread evenly from 1 to 1e-6: 2e-6 relative error of Aligned-MTL's
+    direction up to 128 tasks, where the plain `svd` is off by 4e-3 at 8 tasks. With
+    scales in two groups that far apart: 1e-6 at 8 tasks, 1e-2 at 32.
+
+    Args:
+      factor: `M` and its rank.
+
+    Returns:
+      The singular values, `[tasks]`, zero from the rank on, and `Q`, `[tasks, tasks]`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> factor = Factor(jnp.diag(jnp.array([1e-6, 3.0])), jnp.array(2))
+      >>> print(graded_svd(factor)[0])
+      [3.e+00 1.e-06]
+    """
+    matrix, rank = factor
+    norms = jnp.linalg.norm(matrix, axis=0)
+    order = jnp.argsort(-norms)
+    triangle = jnp.linalg.qr(matrix[:, order], mode="r")
+    # Rounding of a long column may be longer than a short column: it must go.
+    noise = _rounding(matrix) * norms[order]
+    triangle = jnp.where(jnp.abs(triangle) <= noise, 0, triangle)
+    right, singular, _ = _svd(triangle.T)
+    kept = jnp.arange(len(singular)) < rank
+    return jnp.where(kept, singular, 0), jnp.zeros_like(right).at[order].set(right)
+
+
+def _svd(matrix: jax.Array) -> tuple[jax.Array, ...]:
+    """`jnp.linalg.svd`, which on CPU takes a less accurate algorithm from size 26."""
+
+    def by_qr(matrix: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.lax.linalg.svd(matrix, algorithm=jax.lax.linalg.SvdAlgorithm.QR)
+
+    return jax.lax.platform_dependent(
+        matrix, cpu=by_qr, default=lambda matrix: tuple(jnp.linalg.svd(matrix))
+    )
 
 
 def aligned_matrix(factor: Factor, scale: Scale = "min") -> jax.Array:
@@ -126,9 +172,9 @@ def aligned_matrix(factor: Factor, scale: Scale = "min") -> jax.Array:
     `rank` largest squared singular values. Only ratios of singular values are formed:
     nothing is squared that could overflow.
 
-    The singular value decomposition is `graded_svd`, right to rounding for any row
-    scales. The zero matrix gives `A = 0`; zero and absent tasks have zero rows and
-    columns; duplicate rows share. NaN in, NaN out. Not reverse-differentiable.
+    The zero matrix gives `A = 0`; zero and absent tasks have zero rows and columns;
+    duplicate rows share. NaN in, NaN out. Not differentiable where singular values
+    repeat.
 
     Args:
       factor: `M` and its rank.
@@ -152,18 +198,23 @@ def aligned_matrix(factor: Factor, scale: Scale = "min") -> jax.Array:
       CVPR 2023, equations 14 to 16 and Algorithm 1.
     """
     check_choice("scale", scale, ("min", "median", "rmse"))
-    matrix, rank = factor
-    singular, right = graded_svd(matrix, rank)  # descending, zero from `rank` on
+    rank = factor.rank
+    singular, right = graded_svd(factor)
     if scale == "min":
         target = singular[jnp.maximum(rank - 1, 0)]
     elif scale == "median":
         target = singular[rank // 2]  # the lower one of an even count
     else:
         relative = safe_divide(singular, singular[0])
-        mean_square = safe_divide(jnp.sum(relative**2), rank.astype(matrix.dtype))
+        mean_square = safe_divide(jnp.sum(relative**2), rank.astype(singular.dtype))
         target = jnp.sqrt(mean_square) * singular[0]
     stretch = safe_divide(target, singular)  # sqrt(s) / sigma
-    return nan_unless_finite(_dot(right.T * stretch, right), matrix)
+    return nan_unless_finite(_dot(right * stretch, right.T), factor.matrix)
+
+
+def _rounding(matrix: jax.Array) -> jax.Array:
+    """A bound on the relative rounding error of an orthogonal transformation."""
+    return (16 + matrix.shape[0]) * jnp.finfo(matrix.dtype).eps
 
 
 def _count(kept: jax.Array) -> jax.Array:
