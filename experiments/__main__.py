@@ -1,0 +1,62 @@
+"""``python -m experiments NAME [options]``: runs one experiment."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from experiments.cli import UsageError, one_line
+
+# Name of the module in this folder, and what `--help` says of it. The module has a
+# `main(argv)`, and is imported only if it is asked for.
+EXPERIMENTS = {
+    "multimnist": "two overlaid digits, all methods (Table 2 of Aligned-MTL)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment that the first argument names.
+
+    Args:
+      argv: arguments, by default those of the command line.
+
+    Returns:
+      The exit code: 2 for a mistake of the user, 130 if interrupted.
+    """
+    name, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    try:
+        if name not in EXPERIMENTS:
+            raise UsageError(
+                f"NAME must be one of {', '.join(EXPERIMENTS)}, got {name!r}. "
+                "See python -m experiments --help."
+            )
+        importlib.import_module(f"experiments.{name}").main(options)
+    except UsageError as error:
+        print(f"experiments: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("experiments: interrupted; --resume continues the run.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, EXPERIMENTS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in EXPERIMENTS.items()]
+    return "\n".join(
+        [
+            "usage: python -m experiments NAME [options]",
+            "",
+            "Every experiment runs offline with no option, in minutes on a CPU.",
+            "python -m experiments NAME --help lists the options of one.",
+            "",
+            "experiments:",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

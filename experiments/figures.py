@@ -1,0 +1,215 @@
+"""Figures of the experiments (Matplotlib, no display needed)."""
+
+import dataclasses
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_INK = "#333333"
+_FAINT = "#BBBBBB"
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One curve with a band.
+
+    Attributes:
+      label: its name in the legend.
+      x: `[points]`.
+      y: `[points, seeds]`: the line is the mean, the band from minimum to maximum.
+      colour: of both.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Any
+    colour: str
+
+
+def draw_panels(
+    path: Path,
+    panels: Mapping[str, Sequence[Curve]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    log: bool = False,
+) -> None:
+    """Draws small multiples: a panel for each method, on common axes.
+
+    Args:
+      path: the PNG file.
+      panels: from a panel's title to its curves.
+      xlabel: label of the horizontal axes.
+      ylabel: label of the vertical axes.
+      title: title of the figure.
+      log: whether the vertical axis is logarithmic.
+    """
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    plt = _pyplot()
+    with plt.rc_context(_STYLE):
+        figure, grid = plt.subplots(
+            rows,
+            columns,
+            figsize=(0.6 + 2.6 * columns, 1.0 + 1.75 * rows),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        axes = list(grid.flat)
+        for axis, (name, curves) in zip(axes, panels.items(), strict=False):
+            axis.set_title(name)
+            axis.grid(axis="y", color=_FAINT, linewidth=0.4)
+            if log:
+                axis.set_yscale("log")
+            for curve in curves:
+                _draw_curve(axis, curve)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        for axis in axes[len(panels) - columns : len(panels)]:
+            axis.tick_params(labelbottom=True)
+            axis.set_xlabel(xlabel)
+        _whole_numbers(axes[0])
+        if log:
+            _readable_log_axis(axes[0])
+        figure.supylabel(ylabel, fontsize=9, color=_INK)
+        _finish(figure, axes, title, path)
+        plt.close(figure)
+
+
+def draw_dots(
+    path: Path,
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    xlabel: str,
+    title: str,
+) -> None:
+    """Draws a dot plot: a line for each method, a dot for each task.
+
+    Args:
+      path: the PNG file.
+      groups: from method to task to the values of the seeds; the dot is their mean,
+        the bar goes from minimum to maximum.
+      xlabel: label of the horizontal axis.
+      title: title of the figure.
+    """
+    plt = _pyplot()
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(
+            figsize=(6.4, 1.3 + 0.32 * len(groups)), layout="constrained"
+        )
+        tasks = list(next(iter(groups.values())))
+        rows = np.arange(len(groups))[::-1]
+        for index, task in enumerate(tasks):
+            values = np.array([group[task] for group in groups.values()])
+            mean = values.mean(axis=1)
+            reach = [mean - values.min(axis=1), values.max(axis=1) - mean]
+            # Beside each other, so that no bar hides another.
+            offset = 0.12 * ((len(tasks) - 1) / 2 - index)
+            axis.errorbar(
+                mean,
+                rows + offset,
+                xerr=reach,
+                fmt="o",
+                markersize=5,
+                linewidth=1.2,
+                color=COLOURS[index],
+                label=task,
+            )
+        axis.set_yticks(rows, list(groups))
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.grid(axis="both", color=_FAINT, linewidth=0.4)
+        axis.set_axisbelow(True)
+        axis.set_ylim(-0.6, len(groups) - 0.4)
+        axis.set_xlabel(xlabel)
+        _finish(figure, [axis], title, path)
+        plt.close(figure)
+
+
+def _draw_curve(axis: "Axes", curve: Curve) -> None:
+    values = np.asarray(curve.y, float)
+    values = np.where(np.isfinite(values), values, np.nan)  # gaps, not a broken axis
+    axis.fill_between(
+        curve.x,
+        values.min(axis=1),
+        values.max(axis=1),
+        color=curve.colour,
+        alpha=0.2,
+        linewidth=0,
+    )
+    marker = "o" if len(curve.x) <= 12 else None
+    axis.plot(
+        curve.x,
+        values.mean(axis=1),
+        color=curve.colour,
+        linewidth=1.4,
+        marker=marker,
+        markersize=3,
+        label=curve.label,
+    )
+
+
+def _whole_numbers(axis: "Axes") -> None:
+    """Puts the horizontal ticks at epochs and steps, of which there are no halves."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+
+
+def _readable_log_axis(axis: "Axes") -> None:
+    """Labels a logarithmic axis by plain numbers: 1, 1.5, 2, 3 and not 10^0."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _finish(figure: Any, axes: Sequence["Axes"], title: str, path: Path) -> None:
+    """Adds a title and one legend for all panels, and writes the file."""
+    wrapped = textwrap.fill(title, width=int(13 * figure.get_figwidth()))
+    figure.suptitle(wrapped, fontsize=10, color=_INK)
+    entries = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        entries.update(dict(zip(labels, handles, strict=True)))
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries)
+    )
+    figure.savefig(path)
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
