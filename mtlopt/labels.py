@@ -62,12 +62,14 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
     if not leaves:
         raise ValueError("`params` must have at least one leaf, got an empty tree.")
     paths = [path_string(path) for path, _ in leaves]
-    if isinstance(rules, Mapping):
-        labels = _labels_by_rule(paths, _flatten_rules(rules))
-    elif jax.tree.leaves(rules) == [rules] and callable(rules):
+    if callable(rules) and jax.tree_util.all_leaves([rules]):
         labels = [
             rules(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)
         ]
+    elif jax.tree.structure(rules) == treedef:  # such as what this function returns
+        labels = jax.tree.leaves(rules)
+    elif isinstance(rules, Mapping):
+        labels = _labels_by_rule(paths, _flatten_rules(rules))
     else:
         labels = _labels_by_prefix(rules, params)
     for path, label in zip(paths, labels, strict=True):

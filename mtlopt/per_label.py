@@ -76,7 +76,7 @@ def per_label(
       A transform to chain behind the aggregator.
 
     Raises:
-      ValueError: if `active` names a label that no leaf has.
+      ValueError: if `active` names a label that no leaf has, or has a wrong shape.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -111,12 +111,18 @@ def per_label(
         **extra_args: Any,
     ) -> tuple[PyTree, PerLabelState]:
         names = label_params(updates, labels)
-        active = dict(active or {})
-        for label in active:
+        active = {k: jnp.asarray(flag) for k, flag in (active or {}).items()}
+        for label, flag in active.items():
             if label not in state.inner_states:
                 raise ValueError(
                     f"`active` must name labels of {tuple(state.inner_states)}, got "
                     f"{label!r}."
+                )
+            example = jax.tree.leaves(_select(updates, names, label))[0]
+            shape = jnp.shape(example)[:1] if label == STACKED else ()
+            if flag.shape != shape:
+                raise ValueError(
+                    f"`active[{label!r}]` must have shape {shape}, got {flag.shape}."
                 )
         moved, states = {}, {}
         for label, inner_state in state.inner_states.items():

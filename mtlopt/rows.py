@@ -35,7 +35,7 @@ class Rows(Protocol):
         """Returns the rows themselves, leaves `[tasks, ...]`."""
         ...
 
-    def pull(self, direction: Leaves) -> Leaves:
+    def pull(self, direction: Leaves, /) -> Leaves:
         """Maps a direction in the rows' space to the shared leaves."""
         ...
 
@@ -133,7 +133,7 @@ class SummedRows:
             "than their Gramian: nothing else is kept of them."
         )
 
-    def pull(self, direction: Leaves) -> Leaves:
+    def pull(self, direction: Leaves, /) -> Leaves:
         del direction
         raise ValueError("latent rows of several microbatches cannot be pulled back.")
 
@@ -211,6 +211,7 @@ class Linearization:
 
     def total(self, factors: jax.Array) -> tuple[Leaves, Leaves]:
         """Returns the gradient of `sum_i factors[i] L_i`: shared leaves and heads."""
+        assert self.backward is not None
         heads, latent = self.backward(factors)
         return self._pull(latent), heads
 

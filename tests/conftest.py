@@ -4,3 +4,33 @@ import os
 
 # Before jax is imported: tests assert mathematics on CPU unless told otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+from tests import problems
+
+
+@pytest.fixture
+def float64():
+    """Runs a test in double precision."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def plain_run():
+    oracle, params = problems.make_oracle(), problems.make_params()
+    return problems.run_methods(oracle, params, problems.make_batches())
+
+
+@pytest.fixture(scope="session")
+def plain(plain_run):
+    """Updates of every method on the toy problem with an encoder and three heads."""
+    return plain_run[0]
+
+
+@pytest.fixture(scope="session")
+def plain_states(plain_run):
+    """States of every method after each of those steps."""
+    return plain_run[1]

@@ -143,7 +143,7 @@ def aligned_mtl(
 
     def init_fn(params: Any) -> AlignedMtlState:
         del params
-        return AlignedMtlState(jnp.full(num_tasks, 1 / num_tasks))
+        return AlignedMtlState(jnp.full(num_tasks, 1 / num_tasks, float))
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any

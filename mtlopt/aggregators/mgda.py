@@ -91,7 +91,7 @@ def mgda(num_tasks: int) -> optax.GradientTransformationExtraArgs:
 
     def init_fn(params: Any) -> MgdaState:
         del params
-        return MgdaState(jnp.full(num_tasks, 1 / num_tasks))
+        return MgdaState(jnp.full(num_tasks, 1 / num_tasks, float))
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any

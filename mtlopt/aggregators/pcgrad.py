@@ -106,7 +106,7 @@ def pcgrad(
 
     def init_fn(params: Any) -> PcgradState:
         del params
-        return PcgradState(jnp.ones(num_tasks), jnp.copy(first_key))
+        return PcgradState(jnp.ones(num_tasks, float), jnp.copy(first_key))
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any

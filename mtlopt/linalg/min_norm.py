@@ -110,7 +110,8 @@ def min_norm_point(
     if present is not None:
         zero &= present
     any_zero = jnp.any(zero)
-    shared = zero / jnp.maximum(jnp.sum(zero), 1).astype(norms.dtype)
+    zero = zero.astype(norms.dtype)
+    shared = zero / jnp.maximum(jnp.sum(zero), 1)
     point = MinNormPoint(
         weights=jnp.where(any_zero, shared, weights),
         norm=jnp.where(any_zero, 0, relative_norm * smallest),

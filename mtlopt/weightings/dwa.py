@@ -57,7 +57,7 @@ def dwa_weights(
     # A loss that was zero has no rate: it counts as unchanged.
     ratio = jnp.where(before == 0, 1, safe_divide(last, before))
     shares = jax.nn.softmax(jnp.where(there, ratio / temperature, -jnp.inf))
-    return jnp.where(there, jnp.sum(there) * shares, 0)
+    return jnp.where(there, jnp.sum(there, dtype=shares.dtype) * shares, 0)
 
 
 def weight_by_dwa(
@@ -108,10 +108,9 @@ def weight_by_dwa(
 
     def init_fn(params: Any) -> WeightByDwaState:
         del params
-        ones, zeros = jnp.ones(num_tasks), jnp.zeros(num_tasks)
-        return WeightByDwaState(
-            ones, jnp.zeros([], jnp.int32), zeros, zeros, zeros, zeros
-        )
+        # An array each: the caller may donate the state.
+        sums = [jnp.zeros(num_tasks) for _ in range(4)]
+        return WeightByDwaState(jnp.ones(num_tasks), jnp.zeros([], jnp.int32), *sums)
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -122,14 +121,14 @@ def weight_by_dwa(
         dtype = state.total.dtype
         weights = jnp.where(
             state.count < 2 * steps_per_epoch,
-            there,
+            there.astype(dtype),
             dwa_weights(state.last, state.before, temperature, there),
         ).astype(dtype)
 
         losses = jax.lax.stop_gradient(grads.losses).astype(dtype)
         total = state.total + jnp.where(there, losses, 0)
-        seen = state.seen + there
-        count = optax.safe_increment(state.count)
+        seen = state.seen + there.astype(dtype)
+        count = jnp.asarray(optax.safe_increment(state.count))
         ends = (count % steps_per_epoch == 0) & (seen > 0)
         return grads.scale_by(weights), WeightByDwaState(
             task_weights=weights,

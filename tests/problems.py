@@ -1,0 +1,147 @@
+"""Toy multi-task problems, and every method run on them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mtlopt
+from mtlopt import METHODS
+
+TASKS = ("a", "b", "c")
+STEPS, BATCH, INPUTS, WIDTH = 4, 8, 4, 5
+# Compiling takes longer than all the rest.
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+LABELS = {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}}
+
+
+def make_params(seed=0):
+    """Parameters of one tanh layer and three linear heads, float64."""
+    rng = np.random.default_rng(seed)
+    return {
+        "encoder": {
+            "w": rng.normal(size=(INPUTS, WIDTH)),
+            "b": rng.normal(size=WIDTH),
+        },
+        "heads": {
+            task: {"w": rng.normal(size=WIDTH), "b": rng.normal(size=())}
+            for task in TASKS
+        },
+    }
+
+
+def make_batches(seed=1, steps=STEPS):
+    """`steps` batches `(x, y, mask)`; every task has labels in every sample or not."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(steps, BATCH, INPUTS))
+    y = rng.normal(size=(steps, BATCH, len(TASKS))) * [1.0, 3.0, 0.5]
+    mask = rng.random((steps, BATCH, len(TASKS))) < [0.9, 0.5, 0.7]
+    mask[:, 0] = True
+    return x, y, mask
+
+
+def first(batches):
+    return jax.tree.map(lambda leaf: leaf[0], batches)
+
+
+def encode(params, x, y, mask):
+    return jnp.tanh(x @ params["encoder"]["w"] + params["encoder"]["b"])
+
+
+def squared_error(head, z, y):
+    return jnp.mean((z @ head["w"] + head["b"] - y) ** 2)
+
+
+def make_loss(task):
+    index = TASKS.index(task)
+
+    def loss(params, z, x, y, mask):
+        return squared_error(params["heads"][task], z, y[:, index])
+
+    return loss
+
+
+LOSSES = {task: make_loss(task) for task in TASKS}
+
+
+def make_oracle(**options):
+    """The oracle of the problem written with an encoder and three heads."""
+    return mtlopt.task_grad(LOSSES, LABELS, encode=encode, **options)
+
+
+def losses_of(params, *args):
+    """The losses as plain functions of the parameters, `[tasks]`."""
+    z = encode(params, *args)
+    return jnp.stack([LOSSES[task](params, z, *args) for task in TASKS])
+
+
+def gradient_of(task, params, *args):
+    """jax.grad of one task's loss over all leaves."""
+    return jax.grad(lambda params: losses_of(params, *args)[TASKS.index(task)])(params)
+
+
+def in_parameter_space():
+    """Names of the methods that any problem can be given to."""
+    return [name for name, method in METHODS.items() if not method.latent]
+
+
+def run_methods(oracle, params, batches, *, names=None, present=None):
+    """Every method over the batches at the same parameters, its state carried along.
+
+    One compilation for all methods. Float64.
+
+    Returns:
+      `{name: updates [steps, ...]}` and `{name: states [steps, ...]}` after each step.
+    """
+    names = list(METHODS) if names is None else names
+    methods = {name: METHODS[name].make(oracle.num_tasks) for name in names}
+
+    def step(carry, batch):
+        grads = oracle(params, *batch, present=present)
+        results = {
+            name: method.update(grads, carry[name], params)
+            for name, method in methods.items()
+        }
+        carry = {name: state for name, (_, state) in results.items()}
+        return carry, ({name: out for name, (out, _) in results.items()}, carry)
+
+    def run(params, batches):
+        init = {name: method.init(params) for name, method in methods.items()}
+        return jax.lax.scan(step, init, batches)[1]
+
+    with jax.enable_x64(True):
+        updates, states = jax.jit(run, compiler_options=QUICK)(params, batches)
+        return jax.device_get(updates), states
+
+
+def updates_of(*args, **options):
+    """The updates of `run_methods` alone."""
+    return run_methods(*args, **options)[0]
+
+
+def matrix_oracle(num_tasks):
+    """Losses with a given Jacobian: `oracle(w, rows, losses)` at w = 0.
+
+    The encoder is the identity, so latent and parameter space are the same.
+    """
+
+    def head(params, z, task, rows, losses):
+        return jnp.vdot(jnp.asarray(rows)[task], z) + jnp.asarray(losses)[task]
+
+    return mtlopt.task_grad(
+        mtlopt.stacked(head, num_tasks), "shared", encode=lambda w, rows, losses: w
+    )
+
+
+def assert_close(actual, expected, rtol=1e-9):
+    """Trees agree, leaf by leaf, relative to the largest entry of the leaf."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(expected)
+    assert jax.tree.structure(actual) == treedef
+    for (path, right), left in zip(paths, jax.tree.leaves(actual), strict=True):
+        size = np.max(np.abs(right), initial=0.0)
+        assert np.shape(left) == np.shape(right), path
+        np.testing.assert_allclose(
+            left, right, rtol=0, atol=rtol * size, err_msg=jax.tree_util.keystr(path)
+        )

@@ -1,0 +1,159 @@
+"""What XLA computes: facts that do not depend on the machine."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import mtlopt
+
+NUM_TASKS, SIZE, WIDTH = 8, 64, 256
+TASKS = tuple(f"t{i}" for i in range(NUM_TASKS))
+SHAPES = {"first": (WIDTH, WIDTH), "second": (WIDTH, WIDTH), "third": (WIDTH, WIDTH)}
+PARAMS = {
+    "trunk": {name: jnp.zeros(shape) for name, shape in SHAPES.items()},
+    "heads": {task: jnp.zeros(WIDTH) for task in TASKS},
+}
+LABELS = {"trunk": "shared", **{f"heads/{task}": task for task in TASKS}}
+
+
+def encode(params, batch):
+    z = batch[0]
+    for weight in params["trunk"].values():
+        z = jnp.tanh(z @ weight)
+    return z
+
+
+def make_loss(task):
+    index = TASKS.index(task)
+
+    def loss(params, z, batch):
+        return jnp.mean((z @ params["heads"][task] - batch[1][:, index]) ** 2)
+
+    return loss
+
+
+LOSSES = {task: make_loss(task) for task in TASKS}
+
+
+def make_batch(size=SIZE):
+    return jnp.zeros((size, WIDTH)), jnp.zeros((size, NUM_TASKS))
+
+
+def flops(function, *args):
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+
+@functools.cache
+def plain_step(size=SIZE):
+    """FLOPs of the summed loss's value and gradient."""
+
+    def summed(params, batch):
+        z = encode(params, batch)
+        return sum(loss(params, z, batch) for loss in LOSSES.values())
+
+    return flops(jax.value_and_grad(summed), PARAMS, make_batch(size))
+
+
+def step(tx, **options):
+    oracle = mtlopt.task_grad(LOSSES, LABELS, encode=encode, **options)
+
+    def run(params, batch):
+        grads = oracle(params, batch)
+        updates, state = tx.update(grads, tx.init(params), params)
+        return grads.losses, updates, state
+
+    return flops(run, PARAMS, make_batch())
+
+
+def test_weighting_costs_a_plain_step():
+    """chain(weighting, sum_tasks) <= 1.01 of the summed loss, at T = 8."""
+    for weighting in (mtlopt.weight_by_dwa(8), mtlopt.weight_by_uncertainty(8)):
+        tx = optax.chain(weighting, mtlopt.sum_tasks(8))
+        assert step(tx) <= 1.01 * plain_step()
+    assert step(mtlopt.sum_tasks(8)) <= 1.001 * plain_step()
+    assert step(mtlopt.mean_tasks(8)) <= 1.01 * plain_step()
+
+
+@pytest.mark.parametrize("name", ["mgda_ub", "aligned_mtl_ub"])
+def test_latent_space_costs_a_plain_step(name):
+    assert step(mtlopt.METHODS[name].make(8)) <= 1.04 * plain_step()
+
+
+def test_parameter_space_costs_a_pullback_per_task():
+    """Else the two tests above would show nothing: 1 + 2 T instead of 3 passes."""
+    assert step(mtlopt.aligned_mtl(8)) > 4 * plain_step()
+
+
+def test_blocks_cost_less_than_a_step():
+    """The heads' block runs the encoder forward only: a third of a plain step."""
+    oracle = mtlopt.task_grad(LOSSES, LABELS, encode=encode)
+
+    def block(name):
+        return flops(functools.partial(oracle.block, name), PARAMS, make_batch())
+
+    assert block("task") <= 0.45 * plain_step()
+    assert block("shared") <= 1.001 * plain_step()
+
+
+def test_one_task_costs_one_head():
+    """`oracle.task` runs one of T heads, here wide ones."""
+    z = jnp.zeros((SIZE, WIDTH))
+    params = {"w": jnp.zeros(WIDTH), "heads": jnp.zeros((8, WIDTH, WIDTH))}
+
+    def head(params, z, task):
+        return jnp.mean((z @ params["heads"]) ** 2)
+
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(head, 8),
+        {"w": "shared", "heads": "stacked"},
+        encode=lambda params: z * params["w"],
+    )
+    one = flops(lambda params, task: oracle.task(task, params).grad, params, 3)
+    everyone = flops(lambda params: oracle(params).total(), params)
+    assert one <= 0.3 * everyone
+
+
+def test_unread_rows_are_deleted_with_microbatches():
+    """Four passes over a part (forward twice), not 2 T + 2: dead sums leave the loop.
+
+    XLA counts the body of a loop once, so this compares one part with one batch of the
+    part's size.
+    """
+    part = plain_step(SIZE // 4)
+    assert step(mtlopt.sum_tasks(8), microbatches=4) <= 1.4 * part
+    assert step(mtlopt.METHODS["mgda_ub"].make(8), microbatches=4) <= 1.5 * part
+    assert step(mtlopt.aligned_mtl(8), microbatches=4) > 4 * part
+
+
+def test_streaming_keeps_no_rows():
+    """Temporary memory of a few gradients instead of T."""
+
+    def temporary(**options):
+        oracle = mtlopt.task_grad(LOSSES, LABELS, encode=encode, **options)
+        tx = mtlopt.aligned_mtl(8)
+
+        def run(params, batch):
+            return tx.update(oracle(params, batch), tx.init(params), params)[0]
+
+        compiled = jax.jit(run).lower(PARAMS, make_batch()).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(PARAMS))
+    assert temporary(streaming=True) < 3 * gradient
+    assert temporary() > 6 * gradient
+
+
+def test_nothing_calls_the_host():
+    """No callback in the program of any method."""
+    oracle = mtlopt.task_grad(LOSSES, LABELS, encode=encode)
+    for name, method in mtlopt.METHODS.items():
+        tx = method.make(8)
+
+        def run(params, batch):
+            return tx.update(oracle(params, batch), tx.init(params), params)
+
+        program = str(jax.make_jaxpr(run)(PARAMS, make_batch()))
+        assert "callback" not in program, name

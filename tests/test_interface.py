@@ -1,0 +1,423 @@
+"""The battery over `METHODS`: what every method owes Optax, and what it claims."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtlopt
+from mtlopt import METHODS
+from tests.problems import (
+    QUICK,
+    assert_close,
+    first,
+    make_batches,
+    make_oracle,
+    make_params,
+    matrix_oracle,
+)
+
+DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64]
+NUM_TASKS, SIZE = 4, 6
+
+methods = pytest.mark.parametrize("name", METHODS)
+
+
+def cast(tree, dtype):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+
+
+def abstract(tree):
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
+
+
+# What Optax asks of a transform. Traced only: nothing is compiled.
+
+
+@methods
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+def test_types(name, dtype):
+    """Updates are like the params; the state keeps its types, in scan and cond."""
+    tx = METHODS[name].make(3)
+    with jax.enable_x64(dtype == jnp.float64):
+        params = cast(make_params(), dtype)
+        args = cast(first(make_batches()), dtype)
+        oracle = make_oracle()
+
+        def update(state):
+            return tx.update(oracle(params, *args), state, params, unknown_argument=3)
+
+        init = jax.eval_shape(tx.init, params)
+        updates, state = jax.eval_shape(update, init)
+        assert abstract(state) == abstract(init)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+        for update_leaf, leaf in zip(
+            jax.tree.leaves(updates), jax.tree.leaves(params), strict=True
+        ):
+            assert (update_leaf.shape, update_leaf.dtype) == (leaf.shape, dtype)
+
+        def loop(state):
+            body = lambda state, _: (update(state)[1], None)  # noqa: E731
+            state, _ = jax.lax.scan(body, state, length=2)
+            return jax.lax.cond(True, lambda s: update(s)[1], lambda s: s, state)
+
+        assert abstract(jax.eval_shape(loop, init)) == abstract(init)
+
+
+@methods
+def test_state_leaves_do_not_share_buffers(name):
+    """Else donating the state fails; and the params are not part of it."""
+    params = cast(make_params(), jnp.float32)
+    first_state, second = (METHODS[name].make(3).init(params) for _ in range(2))
+    leaves = [
+        leaf.unsafe_buffer_pointer()
+        for leaf in jax.tree.leaves((first_state, second, params))
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    ]
+    assert len(set(leaves)) == len(leaves)
+
+
+@methods
+def test_state_works_with_tree_utilities(name):
+    """tree_map_params, and monitoring by optax.tree.get."""
+    tx = optax.chain(METHODS[name].make(3), optax.adam(0.1))
+    params = cast(make_params(), jnp.float32)
+    state = tx.init(params)
+    doubled = optax.tree_map_params(tx, lambda leaf: leaf + 1, state)
+    moments = optax.tree.get(doubled[1], "mu")
+    assert all(np.all(leaf == 1) for leaf in jax.tree.leaves(moments))
+    if name != "sum_tasks":
+        (weights,) = {
+            id(value): value
+            for _, value in optax.tree.get_all_with_path(state[0], "task_weights")
+        }.values()
+        assert weights.shape == (3,)
+
+
+def test_one_program_for_all_steps_with_donation():
+    """Params and state are donated; the second step compiles nothing."""
+    oracle = make_oracle()
+    transforms = {
+        name: optax.chain(method.make(3), optax.adam(1e-2))
+        for name, method in METHODS.items()
+    }
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=QUICK)
+    def step(params, states, args):
+        out = {
+            name: tx.update(oracle(params[name], *args), states[name], params[name])
+            for name, tx in transforms.items()
+        }
+        updates = {name: pair[0] for name, pair in out.items()}
+        return optax.apply_updates(params, updates), {n: s for n, (_, s) in out.items()}
+
+    params = {name: cast(make_params(), jnp.float32) for name in METHODS}
+    states = {name: tx.init(params[name]) for name, tx in transforms.items()}
+    for i in range(3):
+        args = cast([leaf[i] for leaf in make_batches()], jnp.float32)
+        params, states = step(params, states, args)
+    assert step._cache_size() == 1
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+
+
+@methods
+def test_no_implicit_promotion(name):
+    """Our own functions do not mix dtypes, in float32."""
+    tx = METHODS[name].make(NUM_TASKS)
+    rows, losses = jnp.ones((NUM_TASKS, SIZE)), jnp.ones(NUM_TASKS)
+    params = jnp.zeros(SIZE)
+    oracle = matrix_oracle(NUM_TASKS)
+    if name == "uncertainty":
+        pytest.skip("optax.adam does not pass this itself")
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(
+            lambda: tx.update(oracle(params, rows, losses), tx.init(params), params)
+        )
+
+
+# Numbers, on Jacobians that are given. One program a method for all of them.
+
+
+def make_update(name, num_tasks):
+    tx, oracle = METHODS[name].make(num_tasks), matrix_oracle(num_tasks)
+
+    def update(rows, losses):
+        params = jnp.zeros(rows.shape[1:], rows.dtype)
+        return tx.update(oracle(params, rows, losses), tx.init(params), params)[0]
+
+    return update
+
+
+@functools.cache
+def compiled(name, num_tasks=NUM_TASKS):
+    return jax.jit(jax.vmap(make_update(name, num_tasks)), compiler_options=QUICK)
+
+
+def random_rows(seed=0, num_tasks=NUM_TASKS, size=SIZE):
+    return np.random.default_rng(seed).normal(size=(num_tasks, size))
+
+
+def matrices():
+    """Jacobians by kind, `{kind: [tasks, params]}`."""
+    rows = random_rows()
+    common = rows + 1.5
+    out = {"generic": rows, "aligned": common, "conflicting": rows - rows.mean(0) * 0.9}
+    out["dominated"] = rows * np.array([[1e3], [1.0], [1e-2], [1.0]])
+    out["rank_deficient"] = np.round(3 * rows[:, :2]) @ np.round(3 * rows[:2])
+    out["opposed"] = np.concatenate([rows[:3], -rows[:1]])
+    out["duplicates"] = rows[[0, 0, 1, 1]]
+    out["zero_row"] = rows * np.array([[1.0], [0.0], [1.0], [1.0]])
+    out["zeros"] = 0 * rows
+    # Numbers that bfloat16 holds exactly.
+    return {
+        kind: matrix.astype(jnp.bfloat16).astype(np.float32)
+        for kind, matrix in out.items()
+    }
+
+
+KINDS = list(matrices())
+LOSSES = np.array([1.0, 2.0, 0.5, 4.0], np.float32)
+
+
+@functools.cache
+def results(name):
+    """Updates on every kind of matrix: as it is, scaled by 1e-4, 1e4, and permuted."""
+    rows = np.stack(list(matrices().values()))
+    order = [2, 0, 3, 1]
+    batch = np.concatenate([rows, 1e-4 * rows, 1e4 * rows, rows[:, order]])
+    losses = np.tile(LOSSES, (len(batch), 1))
+    losses[3 * len(rows) :] = LOSSES[order]
+    updates = np.asarray(compiled(name)(batch.astype(np.float32), losses))
+    return updates.reshape(4, len(rows), SIZE)
+
+
+def error(actual, expected, rows):
+    """Relative to the gradients' size, so that cancellation counts as rounding."""
+    size = np.max(np.linalg.norm(rows, axis=1)) or 1.0
+    return np.linalg.norm(actual - expected) / size
+
+
+with_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@methods
+@with_kind
+def test_is_finite(name, kind):
+    """Zero, duplicate, opposed and dominating gradients included."""
+    assert np.all(np.isfinite(results(name)[0, KINDS.index(kind)]))
+
+
+@methods
+def test_zero_gradients_give_a_zero_update(name):
+    np.testing.assert_array_equal(results(name)[0, KINDS.index("zeros")], 0)
+
+
+def claim(claimed):
+    names = [name for name, m in METHODS.items() if claimed in m.properties]
+    return pytest.mark.parametrize("name", names)
+
+
+@claim("non_conflicting")
+@with_kind
+def test_non_conflicting(name, kind):
+    """<g_i, d> >= 0 for all i, relative to |g_i| |d|."""
+    rows, update = matrices()[kind], results(name)[0, KINDS.index(kind)]
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(update)
+    # Where d is zero but for rounding, its direction means nothing.
+    slack = 1e-5 * lengths + 1e-6 * np.linalg.norm(rows, axis=1) * np.max(np.abs(rows))
+    assert np.all(rows @ update >= -slack)
+
+
+@claim("scale_equivariant")
+@with_kind
+def test_scale_equivariant(name, kind):
+    """A(c J) = c A(J) for c > 0."""
+    plain, small, large, _ = results(name)[:, KINDS.index(kind)]
+    rows = matrices()[kind]
+    assert error(1e4 * small, plain, rows) < 1e-4
+    assert error(1e-4 * large, plain, rows) < 1e-4
+
+
+@claim("permutation_equivariant")
+@with_kind
+def test_permutation_equivariant(name, kind):
+    """A(P J) = A(J)."""
+    plain, _, _, permuted = results(name)[:, KINDS.index(kind)]
+    assert error(permuted, plain, matrices()[kind]) < 1e-4
+
+
+@methods
+def test_deterministic_methods_carry_no_key(name):
+    state = METHODS[name].make(3).init(np.zeros(2))
+    keys = [
+        leaf
+        for leaf in jax.tree.leaves(state)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    ]
+    assert (not keys) == ("deterministic" in METHODS[name].properties)
+
+
+@methods
+@pytest.mark.parametrize("num_tasks", [1, 2, 5])
+def test_length_on_equal_gradients(name, num_tasks):
+    """T equal gradients g give `method.equal(T) g`; one gradient, `equal(1)` of it."""
+    gradient = np.float32([3.0, -4.0, 12.0])
+    rows = np.tile(gradient, (1, num_tasks, 1))
+    update = compiled(name, num_tasks)(rows, np.ones((1, num_tasks), np.float32))[0]
+    expected = METHODS[name].equal(num_tasks) * gradient
+    np.testing.assert_allclose(update, expected, rtol=1e-5)
+
+
+@methods
+def test_jit_equals_eager_equals_vmap(name):
+    update, rows = make_update(name, NUM_TASKS), matrices()["generic"]
+    expected = results(name)[0, 0]
+    assert error(update(rows, LOSSES), expected, rows) < 1e-5
+    single = jax.jit(update, compiler_options=QUICK)(rows, LOSSES)
+    assert error(single, expected, rows) < 1e-5
+
+
+def test_bfloat16_is_float32_rounded():
+    """The Gramian and the solver are float32 whatever the params are."""
+
+    def everything(rows, losses):
+        return {name: make_update(name, NUM_TASKS)(rows, losses) for name in METHODS}
+
+    rows = jnp.asarray(matrices()["generic"], jnp.bfloat16)
+    losses = jnp.asarray(LOSSES, jnp.bfloat16)
+    found = jax.jit(everything, compiler_options=QUICK)(rows, losses)
+    for name, update in found.items():
+        expected = results(name)[0, 0]
+        assert update.dtype == jnp.bfloat16
+        # Each of the products and the sum is rounded to 8 bits.
+        assert error(update.astype(np.float32), expected, rows) < 2**-6, name
+
+
+# The registry.
+
+
+EQUAL_BY_DEFINITION = set()  # pairs of names that are one method
+
+
+def test_every_two_methods_differ(plain):
+    """On the toy problem, with its conflicts, over four steps."""
+    updates = {name: run["encoder"]["w"] for name, run in plain.items()}
+    names = list(updates)
+    for i, left in enumerate(names):
+        for right in names[:i]:
+            if {left, right} not in EQUAL_BY_DEFINITION:
+                difference = updates[left] - updates[right]
+                assert np.max(np.abs(difference)) > 1e-3, (left, right)
+
+
+# Public functions that are no part of a method that stands on its own.
+HELPERS = {
+    "conflict_rate",
+    "cosine_similarity",
+    "dominance_rate",
+    "infer_labels",
+    "label_params",
+    "per_label",
+    "stacked",
+    "task_grad",
+    "track_distance",
+    "weight_by_fixed",
+}
+
+
+def test_every_public_function_is_in_the_registry():
+    public = {part for method in METHODS.values() for part in method.public}
+    assert public <= set(mtlopt.__all__)
+    functions = {
+        name for name in mtlopt.__all__ if name[0].islower() and "_weights" not in name
+    }
+    assert functions == public | HELPERS
+    assert not public & HELPERS
+
+
+def test_public_names_exist_and_are_documented():
+    assert len(set(mtlopt.__all__)) == len(mtlopt.__all__)
+    for name in mtlopt.__all__:
+        assert name == "METHODS" or getattr(mtlopt, name).__doc__, name
+
+
+@methods
+def test_backward_passes_are_as_stated(name):
+    """ "1" or "T" backward passes of the encoder: products in the traced program."""
+    weight = jnp.zeros((64, 64))
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(lambda p, z, task, x: jnp.sum(z) * (task + 1.0), 4),
+        "shared",
+        encode=lambda p, x: jnp.sin(jnp.sin(x @ p)),
+        batching="unroll",
+    )
+    tx = METHODS[name].make(4)
+
+    def cost(run):
+        compiled = jax.jit(run).lower(weight, jnp.zeros((16, 64))).compile()
+        return compiled.cost_analysis()["flops"]
+
+    def step(p, x):
+        return tx.update(oracle(p, x), tx.init(p), p)[0]
+
+    products = cost(step) / (2 * 16 * 64 * 64)  # one forward, and 1 or T backward
+    assert (products > 4) == (METHODS[name].backward == "T")
+
+
+def test_seeds_and_steps_of_random_methods():
+    """One key, one sequence; each step draws again; two keys differ."""
+    rows = np.stack([random_rows(seed) for seed in range(6)])
+    rows -= 0.9 * rows.mean(axis=1, keepdims=True)  # conflicts among all four
+    oracle = matrix_oracle(4)
+
+    def run(key):
+        tx = mtlopt.pcgrad(4, key=key)
+
+        def step(state, rows):
+            grads = oracle(jnp.zeros(SIZE), rows, jnp.ones(4))
+            updates, state = tx.update(grads, state)
+            return state, updates
+
+        return jax.lax.scan(step, tx.init(None), jnp.asarray(rows, jnp.float32))[1]
+
+    same, again, other = run(3), run(jax.random.key(3)), run(4)
+    assert_close(again, same, 0)
+    assert np.max(np.abs(other - same)) > 1e-3
+
+
+def test_trains_with_ordinary_transforms_behind_it():
+    """clip, schedule, Adam and apply_if_finite in one chain; NaN steps are skipped."""
+    oracle, params = make_oracle(), cast(make_params(), jnp.float32)
+    tx = optax.chain(
+        mtlopt.weight_by_uncertainty(3),
+        mtlopt.aligned_mtl(3),
+        optax.apply_if_finite(
+            optax.chain(
+                optax.clip_by_global_norm(1.0),
+                optax.adam(optax.cosine_decay_schedule(0.1, 40)),
+            ),
+            max_consecutive_errors=5,
+        ),
+    )
+    args = cast(first(make_batches()), jnp.float32)
+
+    @jax.jit
+    def step(params, state, args):
+        grads = oracle(params, *args)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, grads.losses
+
+    state = tx.init(params)
+    losses = []
+    for _ in range(40):
+        params, state, values = step(params, state, args)
+        losses.append(float(values.sum()))
+    assert losses[-1] < 0.5 * losses[0]
+    spoilt = [args[0] * jnp.nan, *args[1:]]
+    still, state, _ = step(params, state, spoilt)
+    assert_close(still, params, 0)
+    assert state[-1].notfinite_count == 1

@@ -1,0 +1,211 @@
+"""k parts of a batch are one batch: rows are averaged before they are aggregated."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mtlopt
+from mtlopt import METHODS
+from tests.problems import (
+    BATCH,
+    LABELS,
+    LOSSES,
+    QUICK,
+    STEPS,
+    TASKS,
+    assert_close,
+    encode,
+    losses_of,
+    make_batches,
+    make_oracle,
+    make_params,
+    squared_error,
+    updates_of,
+)
+
+PARAMS = make_params()
+BATCHES = make_batches()
+
+
+def make_cut_oracle(parts, masked=False, **options):
+    """The toy problem with its batch `(x, y, mask)` as the first argument."""
+
+    def encode_batch(params, batch):
+        return encode(params, *batch)
+
+    def make_loss(task):
+        index = TASKS.index(task)
+
+        def loss(params, z, batch):
+            _, y, mask = batch
+            head = params["heads"][task]
+            if not masked:
+                return squared_error(head, z, y[:, index])
+            error = (z @ head["w"] + head["b"] - y[:, index]) ** 2
+            labels = mask[:, index]
+            return jnp.sum(labels * error) / jnp.maximum(jnp.sum(labels), 1)
+
+        return loss
+
+    return mtlopt.task_grad(
+        {task: make_loss(task) for task in TASKS},
+        LABELS,
+        encode=encode_batch,
+        microbatches=parts,
+        label_counts=(lambda batch: jnp.sum(batch[2], axis=0)) if masked else None,
+        **options,
+    )
+
+
+@functools.cache
+def run(parts, masked=False, names=None):
+    oracle = make_cut_oracle(parts, masked)
+    return updates_of(oracle, PARAMS, (BATCHES,), names=names)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_equal_the_whole_batch(name, parts, plain):
+    """A(mean of the parts' rows), in parameter and in latent space."""
+    assert_close(run(parts)[name], plain[name])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_masked_means_are_weighted_by_label_counts(name):
+    """Losses that are means over the labels, of which parts hold unequal numbers."""
+    assert np.ptp(np.sum(BATCHES[2].reshape(STEPS, 4, 2, 3), axis=2)) == 2
+    assert_close(run(4, masked=True)[name], run(1, masked=True)[name])
+
+
+def test_label_counts_are_relative(float64):
+    """Only ratios of counts matter: they may be sums of small sample weights."""
+    oracle = make_cut_oracle(4, masked=True)
+    batch = jax.tree.map(lambda leaf: leaf[0], BATCHES)
+    small = mtlopt.task_grad(
+        oracle.problem.heads.functions,
+        LABELS,
+        encode=oracle.problem.encode,
+        microbatches=4,
+        label_counts=lambda batch: 1e-3 * jnp.sum(batch[2], axis=0),
+    )
+    assert_close(small(PARAMS, batch).losses, oracle(PARAMS, batch).losses, 1e-12)
+
+
+def vector_and_independent(parts):
+    def losses(params, batch):
+        return losses_of(params, *batch)
+
+    separate = {
+        task: lambda params, batch, loss=loss: loss(
+            params, encode(params, *batch), *batch
+        )
+        for task, loss in LOSSES.items()
+    }
+    options = {"microbatches": parts}
+    return (
+        mtlopt.task_grad(losses, LABELS, tasks=TASKS, **options),
+        mtlopt.task_grad(separate, LABELS, **options),
+    )
+
+
+@pytest.mark.parametrize("shape", [0, 1], ids=["vector", "independent"])
+def test_other_shapes_of_the_problem(shape, float64):
+    batch = jax.tree.map(lambda leaf: leaf[0], BATCHES)
+
+    def measure(oracle):
+        def numbers(params, batch):
+            grads = oracle(params, batch).scale_by(jnp.array([1.0, -3.0, 2.0]))
+            rows = grads.rows()
+            weights = jnp.array([2.0, 1.0, 0.5])
+            combined = grads.updates(rows.combine(weights))
+            group = oracle.task(jnp.array([1.0, 0.0, 2.0]), params, batch).grad
+            return grads.losses, rows.gramian(), combined, grads.total(), group
+
+        return jax.jit(numbers, compiler_options=QUICK)(PARAMS, batch)
+
+    whole = measure(vector_and_independent(1)[shape])
+    assert_close(measure(vector_and_independent(4)[shape]), whole, 1e-12)
+
+
+def test_parts_of_the_gradient(float64):
+    """`losses`, `task`, `block` and a group's gradient."""
+    batch = jax.tree.map(lambda leaf: leaf[0], BATCHES)
+
+    def everything(oracle, *args):
+        def run(params, args):
+            return {
+                "losses": oracle.losses(params, *args),
+                "task": oracle.task("b", params, *args),
+                "group": oracle.task(jnp.array([1.0, 0.0, 2.0]), params, *args),
+                "shared": oracle.block("shared", params, *args),
+                "heads": oracle.block("task", params, *args),
+            }
+
+        return jax.jit(run, compiler_options=QUICK)(PARAMS, args)
+
+    expected = everything(make_oracle(), *batch)
+    assert_close(everything(make_cut_oracle(2), batch), expected, 1e-12)
+
+
+def test_keys_are_folded_with_the_part(float64):
+    """Part i sees fold_in(key, i), in the encoder and in every head."""
+
+    def encode(params, x, key):
+        kept = jax.random.bernoulli(key, 0.5, x.shape)
+        return params["w"] * jnp.where(kept, x, 0)
+
+    def loss(params, z, x, key):
+        return jnp.mean((z + params["a"] * jax.random.normal(key, x.shape)) ** 2)
+
+    def gradient(parts):
+        return mtlopt.task_grad(
+            {"a": loss},
+            {"w": "shared", "a": "a"},
+            encode=encode,
+            microbatches=parts,
+        )
+
+    params = {"w": np.array([1.0, 2.0]), "a": np.array([0.5, -1.0])}
+    x, key = np.random.default_rng(0).normal(size=(6, 2)), jax.random.key(3)
+    expected = [
+        gradient(1)(params, x[2 * i : 2 * i + 2], jax.random.fold_in(key, i)).total()
+        for i in range(3)
+    ]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *expected)
+    grads = gradient(3)(params, x, key)
+    assert_close(grads.total(), mean, 1e-12)
+    # The second pass of the latent space draws the same numbers.
+    rows = grads.in_latent_space().rows()
+    assert_close(grads.updates(rows.combine(jnp.ones(1))), mean, 1e-12)
+    jacobian = jax.tree.map(lambda leaf: leaf[0], grads.jacobian()["w"])
+    assert_close(jacobian, mean["w"], 1e-12)
+
+
+def test_aux_has_an_axis_of_parts():
+    oracle = mtlopt.task_grad(
+        {"a": lambda p, z, x: (jnp.mean(p["a"] * z), jnp.max(x))},
+        {"w": "shared", "a": "a"},
+        encode=lambda p, x: (p["w"] * x, jnp.sum(x)),
+        has_aux=True,
+        microbatches=2,
+    )
+    aux = oracle({"w": 1.0, "a": 1.0}, jnp.arange(4.0)).aux
+    np.testing.assert_array_equal(aux.encode, [1.0, 5.0])
+    np.testing.assert_array_equal(aux.tasks["a"], [1.0, 3.0])
+
+
+@pytest.mark.parametrize("name", ["sum_tasks", "mgda_ub", "mgda"])
+def test_a_task_absent_from_some_parts_counts_where_it_is(name):
+    """Labels of task b in the last part only: the others weigh nothing."""
+    x, y, mask = (leaf.copy() for leaf in BATCHES)
+    mask[:, : BATCH - 2, 1] = False
+    mask[:, BATCH - 2 :, 1] = True
+    names = (name,)
+    found, expected = (
+        updates_of(make_cut_oracle(k, True), PARAMS, ((x, y, mask),), names=names)
+        for k in (4, 1)
+    )
+    assert_close(found, expected)

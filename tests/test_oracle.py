@@ -1,0 +1,690 @@
+"""The oracle: the same numbers whichever way a problem is written or evaluated."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtlopt
+from mtlopt import METHODS
+from tests.problems import (
+    BATCH,
+    INPUTS,
+    LABELS,
+    LOSSES,
+    QUICK,
+    STEPS,
+    TASKS,
+    WIDTH,
+    assert_close,
+    encode,
+    first,
+    gradient_of,
+    in_parameter_space,
+    losses_of,
+    make_batches,
+    make_oracle,
+    make_params,
+    matrix_oracle,
+    updates_of,
+)
+
+PARAMS, BATCHES = make_params(), make_batches()
+ARGS = first(BATCHES)
+
+
+# One call's numbers: what every method is made of.
+
+
+def numbers(oracle, params=PARAMS, args=ARGS, space="both"):
+    """Losses, heads' gradients, Gramians, Jacobian and one combination."""
+
+    def measure(params, *args):
+        grads = oracle(params, *args).scale_by(jnp.array([1.0, 0.5, -2.0]))
+        out = {
+            "losses": grads.losses,
+            "gramian": grads.rows().gramian(),
+            "combination": grads.combine(jnp.array([0.2, 3.0, 1.0])),
+            "rows": grads.updates(grads.rows().combine(jnp.array([1.0, 2.0, 4.0]))),
+        }
+        if space == "both":
+            out["latent"] = grads.in_latent_space().rows().gramian()
+        return out
+
+    return jax.jit(measure, compiler_options=QUICK)(params, *args)
+
+
+def by_autodiff(params=PARAMS, args=ARGS):
+    """The same from plain jax.grad of each loss."""
+    scales, shared = np.array([1.0, 0.5, -2.0]), params["encoder"]
+    heads = {
+        task: jax.tree.map(
+            lambda leaf, i=i: scales[i] * leaf,
+            gradient_of(task, params, *args)["heads"][task],
+        )
+        for i, task in enumerate(TASKS)
+    }
+
+    def of_shared(encoder):
+        return losses_of(params | {"encoder": encoder}, *args) * scales
+
+    def of_latent(z):
+        return jnp.stack([LOSSES[t](params, z, *args) for t in TASKS]) * scales
+
+    jacobian = jax.jacobian(of_shared)(shared)
+    latent = jax.jacobian(of_latent)(encode(params, *args))
+
+    def combined(weights):
+        weights = np.array(weights)
+        encoder = jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), jacobian)
+        return {"encoder": encoder, "heads": heads}
+
+    def products(tree):
+        flat = np.concatenate(
+            [leaf.reshape(3, -1) for leaf in jax.tree.leaves(tree)], 1
+        )
+        return flat @ flat.T
+
+    return {
+        "losses": losses_of(params, *args),
+        "gramian": products(jacobian),
+        "combination": combined([0.2, 3.0, 1.0]),
+        "rows": combined([1.0, 2.0, 4.0]),
+        "latent": products(latent),
+    }
+
+
+@pytest.mark.parametrize("batching", ["auto", "unroll", "vmap", "map", 1, 2, 3, 5])
+def test_rows_equal_autodiff_however_they_are_batched(batching, float64):
+    """Rows, Gramians and heads are those of jax.grad of each loss alone."""
+    assert_close(numbers(make_oracle(batching=batching)), by_autodiff(), 1e-12)
+
+
+def test_streamed_gramian_equals_materialised(float64):
+    assert_close(numbers(make_oracle(streaming=True)), by_autodiff(), 1e-12)
+
+
+def test_streaming_passes_through_custom_derivatives(float64):
+    """G_ij = <l_i, J J^T l_j> also where J is a custom_vjp's: 3 times the true one."""
+
+    @jax.custom_vjp
+    def tripled(x):
+        return jnp.sin(x)
+
+    tripled.defvjp(lambda x: (jnp.sin(x), x), lambda x, ct: (3 * ct * jnp.cos(x),))
+
+    def custom(params, *args):
+        return tripled(encode(params, *args))
+
+    found = [
+        numbers(
+            mtlopt.task_grad(LOSSES, LABELS, encode=custom, streaming=streaming),
+            space="params",
+        )
+        for streaming in (False, True)
+    ]
+    assert_close(found[1], found[0], 1e-12)
+    plain = mtlopt.task_grad(
+        LOSSES, LABELS, encode=lambda params, *args: jnp.sin(encode(params, *args))
+    )
+    expected = 9 * numbers(plain, space="params")["gramian"]
+    assert_close(found[1]["gramian"], expected, 1e-12)
+
+
+def test_streamed_gramian_is_float32_for_bfloat16():
+    """|g|^2 = 257, which bfloat16 cannot hold."""
+    params = {"w": jnp.ones(257, jnp.bfloat16)}
+    for streaming in (False, True):
+        oracle = mtlopt.task_grad(
+            {"a": lambda params, z: jnp.sum(z)},
+            "shared",
+            encode=lambda params: params["w"],
+            streaming=streaming,
+        )
+        gramian = oracle(params).rows().gramian()
+        assert gramian.dtype == jnp.float32
+        assert gramian == 257
+
+
+# The three shapes of a problem.
+
+
+def vector_losses(form, **options):
+    def losses(params, *args):
+        z = encode(params, *args)
+        values = {task: loss(params, z, *args) for task, loss in LOSSES.items()}
+        if form == "dict":
+            return dict(reversed(values.items()))
+        if form == "tuple":
+            return tuple(values.values())
+        return jnp.stack(list(values.values()))
+
+    return mtlopt.task_grad(losses, LABELS, tasks=TASKS, **options)
+
+
+def independent_losses():
+    def make(loss):
+        return lambda params, *args: loss(params, encode(params, *args), *args)
+
+    return mtlopt.task_grad({task: make(LOSSES[task]) for task in TASKS}, LABELS)
+
+
+SHAPES = {
+    "dict": lambda: vector_losses("dict"),
+    "tuple": lambda: vector_losses("tuple"),
+    "vector": lambda: vector_losses("vector"),
+    "independent": independent_losses,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_of_the_problem_agree(shape, float64):
+    expected = by_autodiff()
+    del expected["latent"]
+    assert_close(numbers(SHAPES[shape](), space="params"), expected, 1e-12)
+
+
+@pytest.mark.parametrize("shape", ["dict", "vector"])
+@pytest.mark.parametrize("option", [{"streaming": True}, {"batching": 2}])
+def test_vector_problem_takes_the_options_of_rows(shape, option, float64):
+    oracle = vector_losses(shape, **option)
+    expected = by_autodiff()
+    del expected["latent"]
+    assert_close(numbers(oracle, space="params"), expected, 1e-12)
+
+
+def test_one_task_may_return_any_vector_of_one():
+    """With T = 1 nothing needs telling apart, however the vector was made."""
+    for make in (jnp.atleast_1d, lambda loss: jnp.stack([loss]), lambda loss: [loss]):
+        oracle = mtlopt.task_grad(
+            lambda p, make=make: make(p["w"] * p["a"]),
+            {"w": "shared", "a": "a"},
+            tasks=["a"],
+        )
+        grads = oracle({"w": 2.0, "a": 3.0})
+        updates = grads.combine(jnp.ones(1))
+        assert (updates["w"], updates["a"]) == (3.0, 2.0)
+
+
+# Every method.
+
+
+@functools.cache
+def stacked_run():
+    """The toy problem with its heads along one task axis."""
+
+    def head(params, z, task, x, y, mask):
+        own = params["heads"]
+        return jnp.mean((z @ own["w"] + own["b"] - jnp.asarray(y)[:, task]) ** 2)
+
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(head, 3),
+        {"encoder": "shared", "heads": "stacked"},
+        encode=encode,
+    )
+    return (
+        oracle,
+        stack_heads(PARAMS),
+        updates_of(oracle, stack_heads(PARAMS), BATCHES),
+    )
+
+
+def stack_heads(params, axis=0):
+    heads = [params["heads"][task] for task in TASKS]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, axis), *heads)
+    return {"encoder": params["encoder"], "heads": stacked}
+
+
+@functools.cache
+def split_run():
+    """The toy problem with its shared leaves cut differently: two halves, one flat."""
+
+    def joined(params):
+        if "flat" in params:
+            flat = params["flat"]
+            w, b = flat[: INPUTS * WIDTH].reshape(INPUTS, WIDTH), flat[INPUTS * WIDTH :]
+        else:
+            w, b = jnp.concatenate([params["left"], params["right"]], 1), params["b"]
+        return {"encoder": {"w": w, "b": b}}
+
+    oracle = mtlopt.task_grad(
+        LOSSES,
+        {"*": "shared", **{f"heads/{task}": task for task in TASKS}},
+        encode=lambda params, *args: encode(joined(params), *args),
+    )
+    w, b = PARAMS["encoder"]["w"], PARAMS["encoder"]["b"]
+    heads = {"heads": PARAMS["heads"]}
+    split = {"left": w[:, :2], "right": w[:, 2:], "b": b} | heads
+    merged = {"flat": np.concatenate([w.ravel(), b])} | heads
+    return updates_of(oracle, split, BATCHES), updates_of(oracle, merged, BATCHES)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_cutting_leaves_differently_changes_nothing(name, plain):
+    """Split or merged shared leaves give the same update."""
+    split, merged = (run[name] for run in split_run())
+    expected = plain[name]["encoder"]
+    weight = np.concatenate([split["left"], split["right"]], axis=2)
+    assert_close({"w": weight, "b": split["b"]}, expected)
+    flat = np.concatenate([expected["w"].reshape(STEPS, -1), expected["b"]], axis=1)
+    assert_close(merged["flat"], flat)
+    assert_close(merged["heads"], plain[name]["heads"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stacked_heads_equal_separate_heads(name, plain):
+    assert_close(stacked_run()[2][name], stack_heads(plain[name], axis=1))
+
+
+@functools.cache
+def shape_run(shape):
+    return updates_of(SHAPES[shape](), PARAMS, BATCHES, names=in_parameter_space())
+
+
+@pytest.mark.parametrize("name", in_parameter_space())
+@pytest.mark.parametrize("shape", ["dict", "independent"])
+def test_methods_do_not_see_the_shape_of_the_problem(name, shape, plain):
+    assert_close(shape_run(shape)[name], plain[name])
+
+
+def test_stacked_losses_without_encode_equal_stacked_heads(float64):
+    """Shape 3 with stacked heads."""
+
+    def head(params, task, x, y, mask):
+        own = params["heads"]
+        z = encode(params, x, y, mask)
+        return jnp.mean((z @ own["w"] + own["b"] - y[:, task]) ** 2)
+
+    labels = {"encoder": "shared", "heads": "stacked"}
+    oracle = mtlopt.task_grad(mtlopt.stacked(head, 3), labels)
+    found = numbers(oracle, stack_heads(PARAMS), space="params")
+    expected = by_autodiff()
+    assert_close(found["gramian"], expected["gramian"], 1e-12)
+    for key in ("combination", "rows"):
+        assert_close(found[key], stack_heads(expected[key]), 1e-12)
+
+
+def twins():
+    """Latent methods and the methods that they are in parameter space."""
+    by_public = {m.public: name for name, m in METHODS.items() if not m.latent}
+    pairs = []
+    for name, method in METHODS.items():
+        rest = tuple(part for part in method.public if part != "in_latent_space")
+        if method.latent and rest in by_public:
+            pairs.append((name, by_public[rest]))
+    return pairs
+
+
+@functools.cache
+def identity_run():
+    """Generic Jacobians of an identity encoder."""
+    rng = np.random.default_rng(5)
+    rows, losses = rng.normal(size=(STEPS, 3, 4)), rng.random((STEPS, 3)) + 0.5
+    return updates_of(matrix_oracle(3), np.zeros(4), (rows, losses))
+
+
+@pytest.mark.parametrize(("latent", "parameters"), twins())
+def test_latent_space_of_an_identity_encoder_is_parameter_space(
+    latent, parameters, plain
+):
+    """d = J^T A(G_z) with J = 1 is A(G); elsewhere the two differ."""
+    assert_close(identity_run()[latent], identity_run()[parameters])
+    difference = plain[latent]["encoder"]["w"] - plain[parameters]["encoder"]["w"]
+    assert np.max(np.abs(difference)) > 1e-3
+
+
+def test_every_latent_method_has_a_twin():
+    assert [pair[0] for pair in twins()] == [n for n, m in METHODS.items() if m.latent]
+
+
+@functools.cache
+def true_gradients():
+    """The gradient of every task alone, at every batch."""
+    with jax.enable_x64(True):
+        steps = [[leaf[step] for leaf in BATCHES] for step in range(STEPS)]
+        return jax.device_get(
+            [[gradient_of(task, PARAMS, *args) for task in TASKS] for args in steps]
+        )
+
+
+def test_sum_tasks_is_the_gradient_of_the_summed_loss(plain):
+    for step, gradients in enumerate(true_gradients()):
+        summed = jax.tree.map(lambda *leaves: sum(leaves), *gradients)
+        assert_close(jax.tree.map(lambda leaf: leaf[step], plain["sum_tasks"]), summed)
+
+
+def scales_losses(method):
+    return any(part.startswith("weight_by") for part in method.public)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_heads_get_their_own_gradient(name, plain, plain_states):
+    """d L_i / d head_i exactly; times the loss's own scale behind a weighting."""
+    scales = np.ones((STEPS, 3))
+    if scales_losses(METHODS[name]):
+        # A chain's state; the weighting comes first.
+        scales = np.asarray(plain_states[name][0].task_weights)
+        assert np.ptp(scales) > 0
+    for step, gradients in enumerate(true_gradients()):
+        for i, task in enumerate(TASKS):
+            own = jax.tree.map(lambda leaf: leaf[step], plain[name]["heads"][task])
+            expected = jax.tree.map(
+                lambda leaf: scales[step, i] * leaf, gradients[i]["heads"][task]
+            )
+            assert_close(own, expected)
+
+
+# Parts of the gradient.
+
+
+@pytest.mark.parametrize("shape", ["encode", *SHAPES])
+def test_task_is_the_gradient_of_one_loss(shape, float64):
+    """By name and by index; by a group's members or weights, their weighted sum."""
+    oracle = make_oracle() if shape == "encode" else SHAPES[shape]()
+    gradients = [gradient_of(task, PARAMS, *ARGS) for task in TASKS]
+    losses = losses_of(PARAMS, *ARGS)
+    for key in ("b", 1, np.int64(1), np.asarray(1), jnp.asarray(1)):
+        found = oracle.task(key, PARAMS, *ARGS)
+        assert found.losses.shape == ()
+        assert_close(found.losses, losses[1], 1e-12)
+        assert_close(found.grad, gradients[1], 1e-12)
+    for weights in ([1, 0, 1], [0.5, 0.0, -2.0], [True, True, False]):
+        found = oracle.task(jnp.array(weights), PARAMS, *ARGS)
+        summed = jax.tree.map(
+            lambda *leaves: sum(
+                w * leaf for w, leaf in zip(weights, leaves, strict=True)
+            ),
+            *gradients,
+        )
+        assert_close(found.losses, losses, 1e-12)
+        assert_close(found.grad, summed, 1e-12)
+
+
+def test_task_index_may_be_traced_where_heads_are_stacked(float64):
+    oracle, params, _ = stacked_run()
+    gradient = jax.jit(lambda task: oracle.task(task, params, *ARGS))
+    for i, task in enumerate(TASKS):
+        expected = stack_heads(gradient_of(task, PARAMS, *ARGS))
+        for found in (gradient(i), oracle.task(i, params, *ARGS)):
+            assert_close(found.grad, expected, 1e-12)
+            assert_close(found.losses, losses_of(PARAMS, *ARGS)[i], 1e-12)
+    assert gradient._cache_size() == 1
+
+
+@pytest.mark.parametrize("shape", ["encode", *SHAPES])
+def test_blocks_are_the_two_halves_of_the_gradient(shape, float64):
+    """shared + task = the gradient of the summed loss, each zero in the other."""
+    oracle = make_oracle() if shape == "encode" else SHAPES[shape]()
+    zeros = jax.tree.map(np.zeros_like, PARAMS)
+    summed = jax.grad(lambda params: jnp.sum(losses_of(params, *ARGS)))(PARAMS)
+    shared, task = (oracle.block(block, PARAMS, *ARGS) for block in ("shared", "task"))
+    assert_close(shared.grad, zeros | {"encoder": summed["encoder"]}, 1e-12)
+    assert_close(task.grad, zeros | {"heads": summed["heads"]}, 1e-12)
+    assert_close(shared.losses, losses_of(PARAMS, *ARGS), 1e-12)
+    assert_close(task.losses, losses_of(PARAMS, *ARGS), 1e-12)
+
+
+def test_block_leaves_absent_tasks_out(float64):
+    present = jnp.array([True, False, True])
+    found = make_oracle().block("shared", PARAMS, *ARGS, present=present).grad
+    a, _, c = (gradient_of(task, PARAMS, *ARGS)["encoder"] for task in TASKS)
+    assert_close(found["encoder"], jax.tree.map(jnp.add, a, c), 1e-12)
+    heads = make_oracle().block("task", PARAMS, *ARGS, present=present).grad["heads"]
+    assert not np.any(heads["b"]["w"])
+    assert np.all(heads["a"]["w"])
+
+
+def test_heads_on_a_given_latent(float64):
+    """Gradients at the latent that is given, not at the encoder's."""
+    z = 2 * encode(PARAMS, *ARGS) + 1
+    found = make_oracle().heads(PARAMS, z, *ARGS)
+
+    def losses(params):
+        return jnp.stack([loss(params, z, *ARGS) for loss in LOSSES.values()])
+
+    expected = jax.grad(lambda params: jnp.sum(losses(params)))(PARAMS)
+    assert_close(found.grad, expected, 1e-12)
+    assert_close(found.losses, losses(PARAMS), 1e-12)
+
+
+def test_heads_never_run_the_encoder():
+    """Cached features need no inputs: encode may not even accept the arguments."""
+    oracle = mtlopt.task_grad(
+        {"a": lambda params, z, x, y: jnp.mean((z * params["a"] - y) ** 2)},
+        {"w": "shared", "a": "a"},
+        encode=lambda params, x, y: params["w"] * x[:, 0],
+    )
+    params = {"w": jnp.ones(3), "a": jnp.ones(3)}
+    found = oracle.heads(params, jnp.ones(3), None, jnp.zeros(3))
+    np.testing.assert_allclose(found.grad["a"], 2 / 3)
+    grads = oracle(params, jnp.ones((3, 1)), jnp.zeros(3))
+    np.testing.assert_allclose(grads.losses_at(params, 2 * jnp.ones(3)), [4.0])
+
+
+def test_losses_and_losses_at(float64):
+    """Recomputed on the same batch at other parameters, or on another latent."""
+    oracle, other = make_oracle(), make_params(seed=9)
+    grads = oracle(PARAMS, *ARGS)
+    assert_close(oracle.losses(other, *ARGS), losses_of(other, *ARGS), 1e-12)
+    assert_close(grads.losses_at(other), losses_of(other, *ARGS), 1e-12)
+    z = encode(other, *ARGS)
+    mixed = {"encoder": PARAMS["encoder"], "heads": other["heads"]}
+    assert_close(grads.losses_at(mixed, z), losses_of(other, *ARGS), 1e-12)
+    for shape in SHAPES.values():
+        grads = shape()(PARAMS, *ARGS)
+        assert_close(grads.losses_at(other), losses_of(other, *ARGS), 1e-12)
+    assert_close(oracle(PARAMS, *ARGS).z, encode(PARAMS, *ARGS), 1e-12)
+
+
+# Latents that are more than one array.
+
+
+def test_latent_may_be_any_pytree(float64):
+    """Skip connections; integers and bools pass through untouched."""
+    labels = {"w": "shared", "v": "shared", "a": "a", "b": "b"}
+    params = {name: np.linspace(-1, 1, 4) + i for i, name in enumerate(labels)}
+
+    def encode(params, x):
+        deep = jnp.tanh(params["w"] * x)
+        index = jnp.argmax(deep)
+        return {"deep": (deep, index), "skip": params["v"] * deep, "sign": deep > 0}
+
+    def loss_a(params, z, x):
+        deep, index = z["deep"]
+        return jnp.vdot(params["a"], deep) * deep[index] + jnp.sum(
+            z["skip"][z["sign"] * 1]
+        )
+
+    def loss_b(params, z, x):
+        return jnp.sum(jnp.where(z["sign"], z["skip"] * params["b"], 0) ** 2)
+
+    x = np.array([0.3, -1.0, 2.0, 0.1])
+    oracle = mtlopt.task_grad({"a": loss_a, "b": loss_b}, labels, encode=encode)
+
+    def total(params):
+        z = encode(params, x)
+        return 2 * loss_a(params, z, x) + 3 * loss_b(params, z, x)
+
+    grads = oracle(params, x).scale_by(jnp.array([2.0, 3.0]))
+    assert_close(grads.combine(jnp.ones(2)), jax.grad(total)(params), 1e-12)
+    assert jax.tree.structure(grads.z) == jax.tree.structure(encode(params, x))
+    assert_close(grads.z, encode(params, x), 1e-15)
+    latent = grads.in_latent_space().rows().combine(jnp.ones(2))
+    assert_close(grads.updates(latent), jax.grad(total)(params), 1e-12)
+    assert_close(grads.losses_at(params, grads.z), grads.losses, 1e-15)
+    heads = oracle.heads(params, grads.z, x).grad
+    assert_close(heads["a"], grads.combine(jnp.ones(2))["a"] / 2, 1e-12)
+
+
+def test_tied_embedding_has_its_exact_gradient(float64):
+    """A shared leaf that heads read too is part of z."""
+    rng = np.random.default_rng(0)
+    params = {"embedding": rng.normal(size=(6, 3)), "a": rng.normal(size=3)}
+    tokens = np.array([0, 4, 4, 2])
+
+    def encode(params, tokens):
+        return jnp.tanh(params["embedding"][tokens]), params["embedding"]
+
+    def language(params, z, tokens):
+        hidden, embedding = z
+        logits = hidden @ embedding.T
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(4), tokens])
+
+    def sentiment(params, z, tokens):
+        return jnp.mean(z[0] @ params["a"]) ** 2
+
+    oracle = mtlopt.task_grad(
+        {"language": language, "a": sentiment},
+        {"embedding": "shared", "a": "a"},
+        encode=encode,
+        headless=["language"],
+    )
+
+    def total(params):
+        z = encode(params, tokens)
+        return language(params, z, tokens) + sentiment(params, z, tokens)
+
+    grads = oracle(params, tokens)
+    assert_close(grads.combine(jnp.ones(2)), jax.grad(total)(params), 1e-12)
+    alone = jax.grad(lambda p: language(p, encode(p, tokens), tokens))(params)
+    assert_close(grads.jacobian()["embedding"][0], alone["embedding"], 1e-12)
+
+
+# Values beside the losses, and many runs at once.
+
+
+@pytest.mark.parametrize("shape", ["encode", "vector", "independent", "stacked"])
+def test_aux_is_handed_through(shape):
+    """has_aux: one value of encode and one of every task."""
+    labels = {"w": "shared", "a": "a", "b": "b"}
+    params = {"w": 2.0, "a": 3.0, "b": 5.0}
+    if shape == "encode":
+        oracle = mtlopt.task_grad(
+            {
+                "a": lambda p, z: (p["a"] * z, "of a"),
+                "b": lambda p, z: (p["b"] * z, {"square": z**2}),
+            },
+            labels,
+            encode=lambda p: (p["w"] ** 2, jnp.array([7, 8])),
+            has_aux=True,
+        )
+        aux = oracle(params).aux
+        assert aux.tasks == {"a": "of a", "b": {"square": 16.0}}
+        np.testing.assert_array_equal(aux.encode, [7, 8])
+        np.testing.assert_array_equal(oracle.block("task", params).aux.encode, [7, 8])
+        assert oracle.task("b", params).aux.tasks == {"b": {"square": 16.0}}
+        assert oracle.heads(params, 3.0).aux.tasks["b"] == {"square": 9.0}
+    elif shape == "vector":
+        oracle = mtlopt.task_grad(
+            lambda p: ((p["w"] * p["a"], p["w"] * p["b"]), p["w"] + 1),
+            labels,
+            tasks=["a", "b"],
+            has_aux=True,
+        )
+        assert oracle(params).aux == mtlopt.Aux(3.0, None)
+    elif shape == "independent":
+        oracle = mtlopt.task_grad(
+            {name: lambda p, name=name: (p["w"] * p[name], p[name]) for name in "ab"},
+            labels,
+            has_aux=True,
+        )
+        assert oracle(params).aux == mtlopt.Aux(None, {"a": 3.0, "b": 5.0})
+    else:
+        oracle = mtlopt.task_grad(
+            mtlopt.stacked(lambda p, z, task: (p["heads"] * z, task + 10), 2),
+            {"w": "shared", "heads": "stacked"},
+            encode=lambda p: (p["w"], None),
+            has_aux=True,
+        )
+        aux = oracle({"w": 2.0, "heads": jnp.array([3.0, 5.0])}).aux
+        np.testing.assert_array_equal(aux.tasks, [10, 11])
+
+
+def test_batch_statistics_move_once_a_step():
+    """The state after a step on 8 tasks is the state after a step on 1."""
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Encoder(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(INPUTS, WIDTH, rngs=rngs)
+            self.norm = nnx.BatchNorm(WIDTH, momentum=0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(self.linear(x))
+
+    graphdef, weights, statistics = nnx.split(
+        Encoder(nnx.Rngs(0)), nnx.Param, nnx.BatchStat
+    )
+
+    def encode(params, statistics, x):
+        model = nnx.merge(graphdef, params["encoder"], statistics, copy=True)
+        z = model(x)
+        return z, nnx.state(model, nnx.BatchStat)
+
+    x = np.random.default_rng(0).normal(size=(BATCH, INPUTS)).astype(np.float32) + 3
+    after = {}
+    for num_tasks in (1, 8):
+
+        def head(params, z, task, statistics, x):
+            return jnp.mean((z @ params["heads"] - task) ** 2), None
+
+        oracle = mtlopt.task_grad(
+            mtlopt.stacked(head, num_tasks),
+            {"encoder": "shared", "heads": "stacked"},
+            encode=encode,
+            has_aux=True,
+        )
+        method = METHODS["aligned_mtl"].make(num_tasks)
+        params = {"encoder": weights, "heads": jnp.ones((num_tasks, WIDTH))}
+
+        def step(params, statistics, x):
+            grads = oracle(params, statistics, x)
+            updates, _ = method.update(grads, method.init(params), params)
+            return grads.aux.encode, updates
+
+        after[num_tasks], updates = jax.jit(step, compiler_options=QUICK)(
+            params, statistics, x
+        )
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates))
+    assert_close(after[8], after[1], 0)
+    model = nnx.merge(graphdef, weights, statistics, copy=True)
+    model(x)
+    assert_close(after[1], nnx.state(model, nnx.BatchStat), 1e-6)
+    moved = jax.tree.map(lambda a, b: np.any(a != b), after[1], statistics)
+    assert any(jax.tree.leaves(moved))
+
+
+def test_vmapped_seeds_equal_single_runs():
+    """11 trainings at once are 11 trainings, behind Adam."""
+    oracle, seeds = make_oracle(), np.arange(11)
+    transforms = {
+        name: optax.chain(METHODS[name].make(3), optax.adam(1e-2))
+        for name in ("uncertainty", "mgda", "pcgrad", "aligned_mtl_ub")
+    }
+
+    def train(params):
+        def step(carry, batch):
+            def one(name):
+                params, state = carry[name]
+                grads = oracle(params, *batch)
+                updates, state = transforms[name].update(grads, state, params)
+                return optax.apply_updates(params, updates), state
+
+            return {name: one(name) for name in transforms}, None
+
+        carry = {name: (params, tx.init(params)) for name, tx in transforms.items()}
+        return {
+            name: out[0] for name, out in jax.lax.scan(step, carry, BATCHES)[0].items()
+        }
+
+    with jax.enable_x64(True):
+        singles = [make_params(seed) for seed in seeds]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
+        together = jax.jit(jax.vmap(train), compiler_options=QUICK)(stacked)
+        alone = jax.jit(train, compiler_options=QUICK)
+        for seed in seeds:
+            run = jax.tree.map(lambda leaf, seed=seed: leaf[seed], together)
+            assert_close(run, alone(singles[seed]), 1e-8)

@@ -1,0 +1,359 @@
+"""Bad problems raise one message that names the argument, the task or the leaf."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtlopt
+
+PARAMS = {"w": jnp.ones(2), "heads": {"a": jnp.ones(2), "b": jnp.ones(2)}}
+LABELS = {"w": "shared", "heads/a": "a", "heads/b": "b"}
+
+
+def encode(params, x):
+    return params["w"] * x
+
+
+def loss_a(params, z, x):
+    return jnp.vdot(params["heads"]["a"], z)
+
+
+def loss_b(params, z, x):
+    return jnp.vdot(params["heads"]["b"], z)
+
+
+def build(a=loss_a, b=loss_b, labels=LABELS, encode=encode, **options):
+    return mtlopt.task_grad({"a": a, "b": b}, labels, encode=encode, **options)
+
+
+X = jnp.ones(2)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"a": lambda p, z, x: loss_a(p, z, x) + p["w"][0]},
+            "the loss of task 'a' reads `w`, which is labelled 'shared'",
+        ),
+        (
+            {"a": lambda p, z, x: loss_a(p, z, x) + p["heads"]["b"][0]},
+            "the loss of task 'a' reads `heads/b`, which is labelled 'b'",
+        ),
+        (
+            {"encode": lambda p, x: p["w"] * p["heads"]["b"]},
+            "encode reads `heads/b`, which is labelled 'b'",
+        ),
+        (
+            {"b": lambda p, z, x: z},
+            r"the loss of task 'b' must be a scalar, got shape \(2,\)",
+        ),
+        (
+            {"b": lambda p, z, x: jnp.sum(z > 0)},
+            "the loss of task 'b' must be floating point, got int32",
+        ),
+        ({"has_aux": True}, "must return a pair"),
+        ({"labels": LABELS | {"heads/b": "c"}}, "`heads/b` must be one of.*'c'"),
+        ({"labels": LABELS | {"heads/b": "a"}}, "the task 'b' has no parameters"),
+        ({"labels": {"w": "shared", "heads/a": "a"}}, "no rule labels.*`heads/b`"),
+        ({"labels": LABELS | {"tail": "a"}}, "the rule 'tail' matches no leaf"),
+        ({"encode": lambda p, x: p["w"] > 0}, "at least one floating-point leaf"),
+        ({"microbatches": 3}, r"the batch leaf.*leading axis that 3.*\(2,\)"),
+        (
+            {"microbatches": 2, "label_counts": lambda x: jnp.ones(3)},
+            r"`label_counts` must have one entry per task, shape \(2,\)",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_functions_and_labels_that_do_not_agree(change, message, jit):
+    oracle = build(**change)
+
+    def losses(params, x):
+        return oracle(params, x).losses
+
+    with pytest.raises(ValueError, match=message):
+        (jax.jit(losses) if jit else losses)(PARAMS, X)
+
+
+def test_reads_are_found_in_the_program_not_in_numbers():
+    """A read whose gradient happens to be zero is a read."""
+    hidden = build(a=lambda p, z, x: loss_a(p, z, x) + 0 * jnp.max(p["heads"]["b"]))
+    with pytest.raises(ValueError, match="task 'a' reads `heads/b`"):
+        hidden(PARAMS, X)
+    # And what is passed on without effect is none.
+    harmless = build(a=lambda p, z, x: loss_a(jax.tree.map(jnp.negative, p), z, x))
+    assert harmless(PARAMS, X).losses[0] == -2
+
+
+@pytest.mark.parametrize(
+    "wrap", [jax.jit, jax.checkpoint, lambda f: lambda *a: jax.lax.cond(True, f, f, *a)]
+)
+def test_wrapped_functions_are_seen_through(wrap):
+    """Nested programs that take all parameters read only what they use."""
+    oracle = build(a=wrap(loss_a), encode=wrap(encode))
+    np.testing.assert_allclose(oracle(PARAMS, X).losses, [2, 2])
+    with pytest.raises(ValueError, match="encode reads `heads/b`"):
+        build(encode=wrap(lambda p, x: p["w"] * p["heads"]["b"]))(PARAMS, X)
+
+
+@pytest.mark.parametrize("form", ["dict", "list", "vector"])
+def test_vector_losses_may_not_read_foreign_heads(form):
+    def losses(params):
+        a = jnp.sum(params["w"] * params["heads"]["a"])
+        b = jnp.sum(params["heads"]["a"] * params["heads"]["b"])
+        if form == "dict":
+            return {"b": b, "a": a}
+        return [a, b] if form == "list" else jnp.stack([a, b])
+
+    oracle = mtlopt.task_grad(losses, LABELS, tasks=["a", "b"])
+    with pytest.raises(ValueError, match=r"task 'b' reads `heads/a`.*labelled 'a'"):
+        oracle(PARAMS)
+
+
+def test_vector_losses_that_cannot_be_told_apart():
+    """Only with heads: a matmul hides which loss reads which of them."""
+
+    def losses(params):
+        return jnp.stack([params["heads"]["a"], params["heads"]["b"]]) @ params["w"]
+
+    with pytest.raises(ValueError, match=r"jnp.stack of scalars"):
+        mtlopt.task_grad(losses, LABELS, tasks=["a", "b"])(PARAMS)
+    assert mtlopt.task_grad(losses, "shared", tasks=["a", "b"])(PARAMS).num_tasks == 2
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda p: {"a": p, "c": p}, r"must return the tasks \('a', 'b'\), got.*'c'"),
+        (lambda p: [p], "must return 2 losses, one for each of `tasks`, got 1"),
+        (lambda p: jnp.stack([p] * 3), r"got an array of shape \(3,\)"),
+        (lambda p: p, r"got an array of shape \(\)"),
+        (lambda p: [p, p[None]], r"task 'b' must be a scalar, got shape \(1,\)"),
+    ],
+)
+def test_vector_losses_of_the_wrong_form(returned, message):
+    oracle = mtlopt.task_grad(
+        lambda params: returned(params["w"]), "shared", tasks=["a", "b"]
+    )
+    with pytest.raises(ValueError, match=message):
+        oracle({"w": jnp.ones(())})
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments", "options", "message"),
+    [
+        (TypeError, (3, "shared"), {}, "`losses` must be a mapping.*got int"),
+        (TypeError, ({"a": 3}, "shared"), {}, r"`losses\['a'\]` must be callable"),
+        (ValueError, ({}, "shared"), {}, "at least one task"),
+        (ValueError, (loss_a, "shared"), {}, "`tasks` must be a sequence"),
+        (ValueError, (loss_a, "shared"), {"tasks": "ab"}, "`tasks` must be a sequence"),
+        (
+            ValueError,
+            (loss_a, "shared"),
+            {"encode": encode, "tasks": ["a"]},
+            "`losses` must be a mapping.*when `encode` is given",
+        ),
+        (
+            ValueError,
+            ({"a": loss_a}, "shared"),
+            {"tasks": ["b"]},
+            r"`tasks` must be \('a',\) as in `losses`, or left out",
+        ),
+        (ValueError, ({"shared": loss_a}, "shared"), {}, "name of a task.*'shared'"),
+        (ValueError, ({1: loss_a}, "shared"), {}, "name of a task must be a string"),
+        (
+            ValueError,
+            ({"a": loss_a}, "shared"),
+            {"headless": ["b"]},
+            "`headless` must be one of 'a', got 'b'",
+        ),
+        (
+            ValueError,
+            ({"a": loss_a}, "shared"),
+            {"batching": "loop"},
+            "`batching` must be one of 'auto', 'unroll', 'vmap', 'map', got 'loop'",
+        ),
+        (ValueError, ({"a": loss_a}, "shared"), {"batching": 0}, "`batching` must be"),
+        (
+            ValueError,
+            ({"a": loss_a}, "shared"),
+            {"microbatches": 0},
+            "`microbatches` must be a positive int, got 0",
+        ),
+        (
+            ValueError,
+            ({"a": loss_a}, "shared"),
+            {"streaming": True},
+            "`streaming` must be False for losses without `encode`",
+        ),
+        (
+            ValueError,
+            ({"a": loss_a}, "shared"),
+            {"streaming": True, "microbatches": 2, "encode": encode},
+            "`streaming` must be False with several microbatches",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_arguments_of_task_grad(error, arguments, options, message):
+    with pytest.raises(error, match=message):
+        mtlopt.task_grad(*arguments, **options)
+
+
+def test_bad_arguments_of_stacked():
+    with pytest.raises(TypeError, match="`head` must be callable, got int"):
+        mtlopt.stacked(3, 2)
+    for num_tasks in (0, 2.0, True):
+        with pytest.raises(ValueError, match="`num_tasks` must be a positive int"):
+            mtlopt.stacked(loss_a, num_tasks)
+
+
+def test_stacked_head_may_not_read_shared_leaves():
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(lambda p, z, task: jnp.sum(p["heads"] * z * p["w"]), 2),
+        {"w": "shared", "heads": "stacked"},
+        encode=lambda p: p["w"],
+    )
+    with pytest.raises(ValueError, match="reads `w`, which is labelled 'shared'"):
+        oracle({"w": jnp.ones(2), "heads": jnp.ones((2, 2))})
+
+
+def test_bad_arguments_of_the_oracle():
+    oracle = build()
+    with pytest.raises(
+        ValueError, match=r"`present` must have.*\(2,\), got shape \(3,\)"
+    ):
+        oracle(PARAMS, X, present=[True, True, False])
+    with pytest.raises(ValueError, match="`task` must be one of 'a', 'b', got 'c'"):
+        oracle.task("c", PARAMS, X)
+    for index in (2, -1, np.int32(2)):
+        with pytest.raises(ValueError, match="`task` must be between 0 and 1"):
+            oracle.task(index, PARAMS, X)
+    with pytest.raises(ValueError, match=r"`task` must have one entry per task"):
+        oracle.task(jnp.ones(3), PARAMS, X)
+    with pytest.raises(
+        ValueError, match="unless heads are stacked, got a traced index"
+    ):
+        jax.jit(lambda task: oracle.task(task, PARAMS, X).grad)(0)
+    with pytest.raises(ValueError, match="`block` must be one of 'shared', 'task'"):
+        oracle.block("heads", PARAMS, X)
+    with pytest.raises(ValueError, match="at least one leaf, got an empty tree"):
+        oracle({}, X)
+    with pytest.raises(ValueError, match="`microbatches` needs a batch"):
+        build(encode=lambda p: p["w"], microbatches=2)(PARAMS)
+    integers = PARAMS | {"w": jnp.ones(2, int)}
+    with pytest.raises(ValueError, match="the parameter `w` must be floating point"):
+        oracle(integers, X)
+
+
+def test_given_latent_needs_an_encoder():
+    oracle = mtlopt.task_grad({"a": lambda p: p["w"]}, "shared")
+    params = {"w": jnp.ones(())}
+    with pytest.raises(ValueError, match=r"given latent needs.*`encode`"):
+        oracle.heads(params, 1.0)
+    with pytest.raises(ValueError, match=r"given latent needs.*`encode`"):
+        oracle(params).losses_at(params, 1.0)
+
+
+def test_checked_once_per_signature():
+    """The check traces the functions only when something about the call is new."""
+    calls = []
+
+    def counted(params, z, x):
+        calls.append(x.shape)
+        return loss_a(params, z, x)
+
+    oracle = build(a=counted)
+    oracle(PARAMS, X)
+    after_first = len(calls)
+    oracle(PARAMS, X + 1)
+    every_call = len(calls) - after_first
+    assert after_first > every_call
+    oracle(PARAMS, jnp.ones(1))
+    assert len(calls) - after_first - every_call == after_first
+
+
+# What a transform refuses.
+
+GRADS = mtlopt.TaskGrads.from_rows({"w": jnp.eye(2)})
+WEIGHTS = {"w": jnp.zeros(2)}
+
+FOREIGN = {
+    "adam": optax.adam(0.1),
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "scale": optax.scale(0.5),
+    "clip": optax.clip(1.0),
+    "clip_by_global_norm": optax.clip_by_global_norm(1.0),
+    "add_decayed_weights": optax.add_decayed_weights(0.1),
+    "add_noise": optax.add_noise(0.1, 0.5, 0),
+    "ema": optax.ema(0.9),
+    "normalize": optax.normalize_by_update_norm(),
+    "multi_steps": optax.MultiSteps(optax.identity(), 2).gradient_transformation(),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_ordinary_transforms_before_the_aggregator_raise(name):
+    """The guard, a PRNG key, refuses their arithmetic instead of corrupting a part."""
+    tx = optax.chain(FOREIGN[name], mtlopt.sum_tasks(2))
+    with pytest.raises((TypeError, ValueError, NotImplementedError)):
+        tx.update(GRADS, tx.init(WEIGHTS), WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        mtlopt.sum_tasks(2),
+        mtlopt.mgda(2),
+        mtlopt.weight_by_fixed([1.0, 2.0]),
+        mtlopt.weight_by_dwa(2),
+        mtlopt.weight_by_uncertainty(2),
+        mtlopt.in_latent_space(mtlopt.mgda(2)),
+    ],
+)
+def test_plain_gradients_are_refused(transform):
+    with pytest.raises(
+        TypeError, match=r"must be a mtlopt.TaskGrads, got dict.*task_grad"
+    ):
+        transform.update(WEIGHTS, transform.init(WEIGHTS), WEIGHTS)
+
+
+@pytest.mark.parametrize("name", mtlopt.METHODS)
+def test_wrong_number_of_tasks(name):
+    grads = mtlopt.task_grad(
+        {"a": lambda p, z: z, "b": lambda p, z: -z}, "shared", encode=lambda p: p["w"]
+    )({"w": jnp.ones(())})
+    method = mtlopt.METHODS[name].make(3)
+    with pytest.raises(ValueError, match=r"`num_tasks` must be 2.*got 3"):
+        method.update(grads, method.init({"w": jnp.ones(())}))
+
+
+def test_params_of_another_structure():
+    tx = mtlopt.sum_tasks(2)
+    with pytest.raises(ValueError, match="`params` must have the structure"):
+        tx.update(GRADS, tx.init(WEIGHTS), {"v": jnp.zeros(2)})
+
+
+def test_latent_space_needs_a_latent():
+    tx = mtlopt.in_latent_space(mtlopt.mgda(2))
+    with pytest.raises(ValueError, match=r"latent space needs a latent.*encode="):
+        tx.update(GRADS, tx.init(WEIGHTS))
+
+
+def test_methods_that_need_more_than_the_gramian_say_so():
+    """`streaming` keeps no rows, and neither does the latent space of microbatches."""
+    tx = mtlopt.aligned_mtl(2, solver="qr")
+    grads = build(streaming=True)(PARAMS, X)
+    with pytest.raises(ValueError, match="`streaming` must be False"):
+        tx.update(grads, tx.init(PARAMS), PARAMS)
+    latent = mtlopt.in_latent_space(tx)
+    grads = build(microbatches=2)(PARAMS, X)
+    with pytest.raises(ValueError, match="`microbatches` must be 1"):
+        latent.update(grads, latent.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match="cannot be pulled back"):
+        grads.in_latent_space().rows().pull([X])

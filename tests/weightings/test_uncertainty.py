@@ -1,0 +1,115 @@
+"""Uncertainty weighting against the reference trajectories and its own loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtlopt
+from mtlopt import TaskGrads
+from tests import reference
+
+
+def run(weighting, losses, present=None):
+    """Weights in force at every step, and the states after it."""
+    update = jax.jit(
+        lambda losses, present, state: weighting.update(
+            TaskGrads.from_rows(jnp.eye(len(losses)), losses, present), state
+        )
+    )
+    state, weights, states = weighting.init(jnp.zeros(2)), [], []
+    for step, row in enumerate(losses):
+        mask = None if present is None else jnp.asarray(present[step])
+        grads, state = update(jnp.asarray(row), mask, state)
+        weights.append(np.asarray(grads.scales))
+        states.append(state)
+    return np.stack(weights), states
+
+
+@pytest.mark.parametrize("sequence", reference.sequences())
+def test_reference_trajectory(sequence, float64):
+    """w = exp(-s) / 2; s <- s - 0.1 (1 - exp(-s) L) / 2, step by step."""
+    losses = reference.weighting(f"{sequence}/losses")
+    weighting = mtlopt.weight_by_uncertainty(3, optimizer=optax.sgd(0.1))
+    weights, states = run(weighting, losses)
+    np.testing.assert_allclose(
+        weights, reference.weighting(f"{sequence}/uw/weights"), rtol=1e-10
+    )
+    np.testing.assert_allclose(
+        states[-1].log_variance,
+        reference.weighting(f"{sequence}/uw/log_var_final"),
+        rtol=1e-10,
+    )
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_steps_are_those_of_the_combined_loss(kind, float64):
+    """s follows the gradient of c exp(-s) L + s / 2, with any optimizer."""
+    losses, factor = np.array([0.3, 7.0]), {"regression": 0.5}.get(kind, 1.0)
+    inner = optax.adam(0.3)
+    _, states = run(mtlopt.weight_by_uncertainty(2, kind, inner), [losses] * 5)
+
+    def combined(s):
+        return jnp.sum(factor * jnp.exp(-s) * losses + s / 2)
+
+    s = jnp.zeros(2)
+    state = inner.init(s)
+    for step in range(5):
+        updates, state = inner.update(jax.grad(combined)(s), state, s)
+        s = optax.apply_updates(s, updates)
+        np.testing.assert_allclose(states[step].log_variance, s, rtol=1e-10)
+
+
+def test_fixed_point_is_the_mean_loss():
+    """exp(s) = L for a regression loss, 2 L for a classification loss."""
+    losses = np.array([0.5, 3.0], np.float32)
+    kinds = ["regression", "classification"]
+    weighting = mtlopt.weight_by_uncertainty(2, kinds, optax.sgd(0.3))
+    state = run(weighting, [losses] * 200)[1][-1]
+    np.testing.assert_allclose(jnp.exp(state.log_variance), [0.5, 6.0], rtol=1e-4)
+    np.testing.assert_allclose(state.task_weights * losses, [0.5, 0.5], rtol=1e-4)
+
+
+def test_absent_tasks_stand_still():
+    """Their s and their optimizer's moments are the same bits; NaN does not enter."""
+    losses = np.array([[1.0, 4.0], [2.0, np.nan], [3.0, np.nan]], np.float32)
+    present = np.array([[1, 1], [1, 0], [1, 0]], bool)
+    _, states = run(mtlopt.weight_by_uncertainty(2), losses, present)
+    learned = [(state.log_variance, state.inner_state) for state in states]
+    for leaf in zip(*map(jax.tree.leaves, learned), strict=True):
+        before, *later = (np.asarray(value) for value in leaf)
+        for value in later:
+            assert value[1] == before[1]
+    assert states[0].log_variance[0] != states[2].log_variance[0]
+    np.testing.assert_array_equal(
+        optax.tree.get(states[-1].inner_state, "count"), [3, 1]
+    )
+
+
+def test_weight_decay_of_the_model_does_not_touch_it():
+    """s has its own optimizer (weights in the model's optimizer decay to nothing)."""
+    losses = np.array([[2.0, 5.0]] * 4, np.float32)
+    weighting = mtlopt.weight_by_uncertainty(2)
+    alone = run(weighting, losses)[1][-1].log_variance
+    tx = optax.chain(weighting, mtlopt.sum_tasks(2), optax.adamw(0.1, weight_decay=0.9))
+    params = jnp.ones(2)
+    state = tx.init(params)
+    for row in losses:
+        grads = TaskGrads.from_rows(jnp.eye(2), row)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(state[0].log_variance, alone, rtol=1e-6)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="`kind` must be one of 'regression', 'clas"):
+        mtlopt.weight_by_uncertainty(2, "ranking")
+    with pytest.raises(
+        ValueError, match="`kind` must have one entry per task, 2, got 1"
+    ):
+        mtlopt.weight_by_uncertainty(2, ["regression"])
+    with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
+        mtlopt.weight_by_uncertainty(0)
+    with pytest.raises(TypeError, match="`num_tasks` must be an int, got float"):
+        mtlopt.weight_by_uncertainty(2.0)
