@@ -139,7 +139,7 @@ def make_train(
         def step(index: jax.Array, carry: Any) -> Any:
             params, opt_state, total = carry
             batch = take(data, order[index])
-            grads: Any = oracle(params, batch)  # Optax's types know arrays only
+            grads = oracle(params, batch)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             return params, opt_state, total + grads.losses

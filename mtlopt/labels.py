@@ -164,7 +164,7 @@ class Partition:
       tasks: names of the tasks, in the order of the losses.
     """
 
-    treedef: jax.tree_util.PyTreeDef
+    treedef: Any
     paths: tuple[str, ...]
     labels: tuple[str, ...]
     tasks: tuple[str, ...]

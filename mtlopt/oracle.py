@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from mtlopt._checks import as_task_vector, check_choice
 from mtlopt._guard import make_guard
@@ -181,7 +182,9 @@ class Oracle:
           *args: arguments of the functions: batch, keys, model state.
           present: `[tasks]` bool, the tasks that have labels in this batch. Every
             method leaves absent tasks out, which is not the same as a zero gradient;
-            chain `per_label` behind the aggregator to keep their heads still.
+            chain `per_label` behind the aggregator to keep their heads still. What an
+            absent task's loss computes to does not matter, NaN included, except where
+            one function returns all losses: there it must be finite.
 
         Returns:
           `TaskGrads`.
@@ -224,7 +227,7 @@ class Oracle:
         if isinstance(task, str):
             check_choice("task", task, self.tasks)
             task = self.tasks.index(task)
-        elif jnp.ndim(task) == 0 and not isinstance(task, jax.core.Tracer):
+        elif jnp.ndim(task) == 0 and not isinstance(task, Tracer):
             task = operator.index(task)
         if jnp.ndim(task) == 1:
             weights = as_task_vector("task", task, self.num_tasks)

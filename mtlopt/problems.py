@@ -78,7 +78,10 @@ class Reads(NamedTuple):
 class Problem(Protocol):
     """A problem shape."""
 
-    tasks: tuple[str, ...]
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the losses."""
+        ...
 
     def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
         """Returns the losses `[tasks]`, on a given latent if there is one."""
@@ -104,7 +107,8 @@ class Problem(Protocol):
           stacked: which leaves have a leading task axis; None for those that
             `encode` does not read.
           args: arguments of the functions.
-          z: a latent to read instead of what `encode` returns, which is then not run.
+          z: a latent to read instead of what `encode` returns, which is then not run;
+            `stacked` must be given.
         """
         ...
 
@@ -195,6 +199,7 @@ class LatentProblem:
         self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
     ) -> Reads:
         if z is not None:
+            assert stacked is not None
             heads = self.heads.reads(params, stacked, (z,), args, self.has_aux)
             return Reads([], heads)
 

@@ -85,7 +85,7 @@ class StreamedRows:
 
         def column(cotangent: Leaves) -> jax.Array:
             (pushed,) = push(self.pull(cotangent))
-            return sum(
+            products = [
                 jnp.tensordot(
                     rows,
                     one,
@@ -94,7 +94,8 @@ class StreamedRows:
                     preferred_element_type=dtype,
                 )
                 for rows, one in zip(self.latent, pushed, strict=True)
-            )
+            ]
+            return jnp.sum(jnp.stack(products), axis=0)
 
         total = jax.lax.map(column, self.latent)
         return (total + total.T) / 2

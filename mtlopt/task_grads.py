@@ -1,7 +1,8 @@
 """`TaskGrads`: the gradients of several losses, before a method makes one update."""
 
 import dataclasses
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,10 @@ class TaskGrads:
                 tasks,
             ),
         )
+
+    if TYPE_CHECKING:  # Optax's type of an update admits containers only
+
+        def __iter__(self) -> Iterator[Any]: ...
 
     @property
     def tasks(self) -> tuple[str, ...]:

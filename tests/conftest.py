@@ -2,8 +2,13 @@
 
 import os
 
-# Before jax is imported: tests assert mathematics on CPU unless told otherwise.
+# Before jax is imported: tests assert mathematics on CPU unless told otherwise, and
+# nearly all their time is compilation, which need not optimise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 import jax
 import pytest

@@ -39,7 +39,6 @@ EXPECTED = {
         lambda path, leaf: path.split("/")[1] if "heads" in path else "shared",
         EXPECTED,
     ],
-    ids=str,
 )
 def test_rules(rules):
     """Paths, nested mappings, wildcards, callables and full label trees."""
@@ -218,7 +217,6 @@ def test_partition_splits_and_merges():
         (lambda path, leaf: None, "`encoder/conv1/bias` must be a string, got None"),
         (("shared", "a"), "`labels` must be a prefix of `params`"),
     ],
-    ids=str,
 )
 def test_bad_rules_name_the_leaf_or_the_rule(rules, message):
     with pytest.raises(ValueError, match=message):

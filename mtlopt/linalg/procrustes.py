@@ -1,6 +1,6 @@
 """Factors of a Gramian, and the Procrustes alignment of its principal axes."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -150,10 +150,10 @@ def graded_svd(factor: Factor) -> tuple[jax.Array, jax.Array]:
     return jnp.where(kept, singular, 0), jnp.zeros_like(right).at[order].set(right)
 
 
-def _svd(matrix: jax.Array) -> tuple[jax.Array, ...]:
+def _svd(matrix: jax.Array) -> Any:
     """`jnp.linalg.svd`, which on CPU takes a less accurate algorithm from size 26."""
 
-    def by_qr(matrix: jax.Array) -> tuple[jax.Array, ...]:
+    def by_qr(matrix: jax.Array) -> Any:
         return jax.lax.linalg.svd(matrix, algorithm=jax.lax.linalg.SvdAlgorithm.QR)
 
     return jax.lax.platform_dependent(
@@ -212,9 +212,9 @@ def aligned_matrix(factor: Factor, scale: Scale = "min") -> jax.Array:
     return nan_unless_finite(_dot(right * stretch, right.T), factor.matrix)
 
 
-def _rounding(matrix: jax.Array) -> jax.Array:
+def _rounding(matrix: jax.Array) -> float:
     """A bound on the relative rounding error of an orthogonal transformation."""
-    return (16 + matrix.shape[0]) * jnp.finfo(matrix.dtype).eps
+    return (16 + matrix.shape[0]) * float(jnp.finfo(matrix.dtype).eps)
 
 
 def _count(kept: jax.Array) -> jax.Array:
