@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtlopt._dependencies import used_leaves
+from mtlopt._jaxprs import used_leaves
 from mtlopt.labels import Partition
 from mtlopt.rows import Leaves
 

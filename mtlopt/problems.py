@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from mtlopt._dependencies import used_leaves, used_leaves_of_entries
+from mtlopt._jaxprs import used_leaves, used_leaves_of_entries
 from mtlopt.heads import (
     HeadCall,
     SeparateHeads,

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import jax
 import jax.numpy as jnp
 
+from mtlopt._jaxprs import convolves
 from mtlopt.linalg import gramian as linalg
 
 Leaves = list[jax.Array]
@@ -152,8 +153,8 @@ def scale_rows(
     return [scale(leaf) for leaf in rows]
 
 
-# Above this many tasks an unrolled program takes too long to compile.
-_UNROLL_LIMIT = 64
+# Up to this many tasks an unrolled program compiles about as fast as a loop.
+_UNROLL_LIMIT = 8
 
 
 def map_tasks(
@@ -166,25 +167,31 @@ def map_tasks(
       rows: leaves `[tasks, ...]`.
       batching: `"unroll"` a copy of the program per task, `"vmap"` one batched program,
         `"map"` one task after the other in a loop, an int: loops over chunks of so many
-        tasks. `"auto"` unrolls on CPU, where XLA runs batched pullbacks up to four
-        times slower, and batches elsewhere.
+        tasks. `"auto"`, by measurement: `"vmap"`, but on CPU, where XLA runs batched
+        pullbacks up to four times slower, `"unroll"` for up to 8 tasks and `"map"` for
+        more, which compiles sooner; unless the pullback has a `lax` convolution, which
+        XLA runs many times slower inside a loop on CPU.
 
     Returns:
       Leaves `[tasks, ...]`.
     """
-    num_tasks = rows[0].shape[0]
     if batching == "auto":
-        on_cpu = jax.default_backend() == "cpu"
-        unrolled = "unroll" if num_tasks <= _UNROLL_LIMIT else "map"
-        batching = unrolled if on_cpu else "vmap"
+        batching = _choose_batching(function, rows)
     if batching == "unroll":
-        results = [function([leaf[i] for leaf in rows]) for i in range(num_tasks)]
+        results = [function([leaf[i] for leaf in rows]) for i in range(len(rows[0]))]
         return [jnp.stack(leaves) for leaves in zip(*results, strict=True)]
     if batching == "vmap":
         return jax.vmap(function)(rows)
     if batching == "map":
         return jax.lax.map(function, rows)
     return jax.lax.map(function, rows, batch_size=batching)
+
+
+def _choose_batching(function: Callable[[Leaves], Leaves], rows: Leaves) -> Batching:
+    if jax.default_backend() != "cpu":
+        return "vmap"
+    few = rows[0].shape[0] <= _UNROLL_LIMIT
+    return "unroll" if few or convolves(function, [r[0] for r in rows]) else "map"
 
 
 @jax.tree_util.register_dataclass

@@ -76,7 +76,6 @@ def lenet(batch_size: int = 256) -> Workload:
         },
         {"encoder": "shared", "heads/left": "left", "heads/right": "right"},
         encode=lambda params, images, _: encode(params, images),
-        batching="unroll",
     )
     return Workload("LeNet, T = 2", oracle, params, (images, labels), total, rows)
 
@@ -181,7 +180,6 @@ def _stacked(
         mtlopt.stacked(head, num_tasks),
         {"encoder": "shared", "heads": "stacked"},
         encode=lambda params, x, _: encode(params, x),
-        batching="unroll",
     )
     return Workload(name, oracle, params, (x, labels), total, rows)
 
@@ -227,6 +225,15 @@ def floor_step(workload: Workload) -> tuple[Step, Any]:
         return optax.apply_updates(params, updates), state, losses
 
     return step, optimizer.init(workload.params)
+
+
+def unrolled(workload: Workload) -> Workload:
+    """The same with one copy of the encoder's pullback per task: no loop."""
+    oracle = workload.oracle
+    problem = dataclasses.replace(oracle.problem, batching="unroll")
+    return dataclasses.replace(
+        workload, oracle=dataclasses.replace(oracle, problem=problem)
+    )
 
 
 def method_step(workload: Workload, name: str) -> tuple[Step, Any]:

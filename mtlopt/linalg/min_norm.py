@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_factor, cho_solve
 
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 
@@ -50,8 +49,8 @@ def min_norm_point(
     which has a solution unless zero is in the hull, and then a ray `C z = 0, z >= 0`
     along which it falls for ever: `w` follows from either. No row scale enters the
     conditioning. Solved by an active-set method (one task enters, others leave as it
-    blocks them), each pivot one sweep of a `[tasks, tasks + 1]` tableau; then one
-    Cholesky solve with iterative refinement on the final active set.
+    blocks them), each pivot one sweep of a `[tasks, tasks + 1]` tableau; then iterative
+    refinement on the final active set, whose inverse the tableau holds.
 
     Stops when no task improves by more than rounding, relative to the coefficients;
     typically after 0.5 to 1 `tasks` pivots, at the latest after `10 tasks + 10`.
@@ -142,16 +141,14 @@ def _minimise(cosines: jax.Array, target: jax.Array, eligible: jax.Array) -> jax
     swept = jnp.where(unbounded, -state.tableau[:, entering], state.tableau[:, -1])
     right = jnp.where(unbounded, -cosines[:, entering], target)
     right = jnp.where(passive, right, 0)
-    identity = jnp.eye(num_tasks, dtype=cosines.dtype)
-    matrix = jnp.where(passive[:, None] & passive, cosines, identity)
-    lower = jnp.linalg.cholesky(matrix, symmetrize_input=False)
-    polished = cho_solve((lower, True), right)
-    defect = right - _dot(matrix, polished)
-    polished += cho_solve((lower, True), defect)
-    # Cholesky fails only where rounding decides; the tableau is as good there.
-    polished = jnp.where(jnp.all(jnp.isfinite(polished)), polished, swept)
+    both = passive[:, None] & passive
+    matrix = jnp.where(both, cosines, 0)
+    inverse = jnp.where(both, -state.tableau[:, :-1], 0)
+    solution = jnp.where(passive, swept, 0)
+    for _ in range(2):  # refinement: the tableau holds the inverse to some digits
+        solution += _dot(inverse, right - _dot(matrix, solution))
     ray = unbounded & (jnp.arange(num_tasks) == entering)
-    return jnp.where(passive, polished, ray.astype(cosines.dtype))
+    return jnp.where(passive, solution, ray.astype(cosines.dtype))
 
 
 def _settle(cosines: jax.Array, target: jax.Array, solution: jax.Array) -> jax.Array:
@@ -181,7 +178,7 @@ def _alternate(cosines: jax.Array, target: jax.Array, solution: jax.Array) -> ja
         return safe_divide(jnp.linalg.norm(_dot(cosines, point)), _dot(target, point))
 
     ridge = 0.1 * jnp.eye(target.shape[0], dtype=target.dtype)
-    smooth = cho_solve(cho_factor(cosines + ridge, lower=True), cosines)
+    smooth = jnp.linalg.solve(cosines + ridge, cosines)
     settled, _ = jax.lax.fori_loop(0, 32, _project, (solution, smooth))
     return jnp.where(size(settled) < size(solution), settled, solution)
 

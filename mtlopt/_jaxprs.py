@@ -1,7 +1,8 @@
-"""Which input leaves an output of a traced function depends on.
+"""What a traced function reads and does, read off its program.
 
-The answer comes from the program (dead-code elimination on the jaxpr), not from
-numbers, so a gradient that happens to be zero does not hide a dependency.
+The answers come from the program (which inputs an output depends on by dead-code
+elimination), not from numbers, so a gradient that happens to be zero does not hide a
+dependency.
 """
 
 from collections.abc import Callable
@@ -102,3 +103,23 @@ def _entries(
 
 def _variables(operands: list[Any]) -> list[core.Var]:
     return [operand for operand in operands if not isinstance(operand, core.Literal)]
+
+
+def convolves(function: Callable[..., Any], *args: PyTree) -> bool:
+    """Returns whether `function` runs a `lax` convolution on the default platform."""
+    program = jax.make_jaxpr(function)(*args).jaxpr
+    return _convolves(program, jax.default_backend())
+
+
+def _convolves(program: core.Jaxpr, platform: str) -> bool:
+    for eqn in program.eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            return True
+        inner = list(core.jaxprs_in_params(eqn.params))
+        platforms = eqn.params.get("branches_platforms")
+        if platforms is not None:  # lax.platform_dependent: one branch is compiled
+            chosen = (p is None or platform in p for p in platforms)
+            inner = [inner[list(chosen).index(True)]]
+        if any(_convolves(jaxpr, platform) for jaxpr in inner):
+            return True
+    return False
