@@ -177,8 +177,8 @@ def _alternate(cosines: jax.Array, target: jax.Array, solution: jax.Array) -> ja
     def size(point):
         return safe_divide(jnp.linalg.norm(_dot(cosines, point)), _dot(target, point))
 
-    ridge = 0.1 * jnp.eye(target.shape[0], dtype=target.dtype)
-    smooth = jnp.linalg.solve(cosines + ridge, cosines)
+    values, vectors = jnp.linalg.eigh(cosines, symmetrize_input=False)
+    smooth = _dot(vectors * (values / (values + 0.1)), vectors.T)
     settled, _ = jax.lax.fori_loop(0, 32, _project, (solution, smooth))
     return jnp.where(size(settled) < size(solution), settled, solution)
 
@@ -247,13 +247,9 @@ def _sweep(tableau: jax.Array, index: jax.Array, inside: jax.Array) -> jax.Array
     For F the swept set, the tableau of [C, a] is [[-C_FF^-1, C_FF^-1 C_FN, y_F],
     [C_NF C_FF^-1, C_NN - C_NF C_FF^-1 C_FN, a_N - C_NF y_F]].
     """
-    num_tasks = tableau.shape[0]
-    row, column = tableau[index], tableau[:, index]
-    value = column[index]
+    value = tableau[index, index]
     sign = jnp.where(inside, -1, 1).astype(tableau.dtype)
-    in_row = (jnp.arange(num_tasks) == index)[:, None]
-    in_column = jnp.arange(num_tasks + 1) == index
-    swept = tableau - column[:, None] * (row / value)
-    swept = jnp.where(in_row, sign * row / value, swept)
-    swept = jnp.where(in_column, sign * column[:, None] / value, swept)
-    return jnp.where(in_row & in_column, -1 / value, swept)
+    # As one rank-one update, right but for the pivot itself.
+    row = tableau[index].at[index].add(-sign) / value
+    column = tableau[:, index].at[index].add(-sign)
+    return (tableau - column[:, None] * row).at[index, index].set(-1 / value)
