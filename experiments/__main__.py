@@ -33,6 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "See python -m experiments --help."
             )
         importlib.import_module(f"experiments.{name}").main(options)
+    except ModuleNotFoundError as error:
+        print(
+            f"experiments: error: the package {error.name!r} is missing. "
+            'Install what experiments need: pip install -e ".[experiments]".',
+            file=sys.stderr,
+        )
+        return 2
     except UsageError as error:
         print(f"experiments: error: {one_line(error)}", file=sys.stderr)
         return 2

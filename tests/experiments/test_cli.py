@@ -97,3 +97,11 @@ def test_full_is_overridden_by_options():
 def test_default_is_every_method():
     assert parse([])[0].methods == tuple(mtlopt.METHODS)
     assert parse(["--methods", "all"])[0].methods == tuple(mtlopt.METHODS)
+
+
+def test_missing_package_says_what_to_install(fail, monkeypatch):
+    monkeypatch.setattr(
+        "importlib.import_module",
+        lambda name: (_ for _ in ()).throw(ModuleNotFoundError(name="flax")),
+    )
+    assert "the package 'flax' is missing" in fail("multimnist")
