@@ -29,14 +29,13 @@ import importlib.metadata
 
 from mtlopt._methods import METHODS, Method
 from mtlopt.aggregators.aligned_mtl import (
-    AlignedMtlState,
     aligned_mtl,
     aligned_mtl_weights,
 )
-from mtlopt.aggregators.mgda import MgdaState, mgda, mgda_weights
+from mtlopt.aggregators.by_weights import TaskWeightsState
+from mtlopt.aggregators.mgda import mgda, mgda_weights
 from mtlopt.aggregators.pcgrad import PcgradState, pcgrad, pcgrad_weights
 from mtlopt.aggregators.sums import (
-    MeanTasksState,
     mean_tasks,
     mean_weights,
     sum_tasks,
@@ -66,16 +65,14 @@ __version__ = importlib.metadata.version("mtlopt")
 
 __all__ = [
     "METHODS",
-    "AlignedMtlState",
     "Aux",
     "Grad",
-    "MeanTasksState",
     "Method",
-    "MgdaState",
     "Oracle",
     "PcgradState",
     "PerLabelState",
     "TaskGrads",
+    "TaskWeightsState",
     "TrackDistanceState",
     "WeightByDwaState",
     "WeightByUncertaintyState",

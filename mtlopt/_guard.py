@@ -29,5 +29,5 @@ _IMPL = random.define_prng_impl(
 
 
 def make_guard() -> jax.Array:
-    """Returns the leaf."""
-    return jax.random.wrap_key_data(jnp.zeros(1, jnp.uint32), impl=_IMPL)
+    """Returns the leaf: a matrix, because some transforms pass over vectors."""
+    return jax.random.wrap_key_data(jnp.zeros((1, 1, 1), jnp.uint32), impl=_IMPL)

@@ -1,12 +1,13 @@
 """From a latent to T losses: one function per task, or one for all stacked heads."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mtlopt._checks import check_num_tasks
 from mtlopt._jaxprs import used_leaves
 from mtlopt.labels import Partition
 from mtlopt.rows import Leaves
@@ -54,8 +55,7 @@ def stacked(head: Callable[..., Any], num_tasks: int) -> Stacked:
     """
     if not callable(head):
         raise TypeError(f"`head` must be callable, got {type(head).__name__}.")
-    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
-        raise ValueError(f"`num_tasks` must be a positive int, got {num_tasks!r}.")
+    check_num_tasks(num_tasks)
     return Stacked(head, num_tasks)
 
 
@@ -205,9 +205,14 @@ class SeparateHeads:
 class StackedHeads:
     """One head function, vmapped over the leading task axis of the stacked leaves."""
 
-    def __init__(self, heads: Stacked) -> None:
+    def __init__(self, heads: Stacked, tasks: Sequence[str] | None = None) -> None:
         self.head = heads.head
-        self.tasks = tuple(str(i) for i in range(heads.num_tasks))
+        self.tasks = tuple(tasks or map(str, range(heads.num_tasks)))
+        if len(self.tasks) != heads.num_tasks:
+            raise ValueError(
+                f"`tasks` must name the {heads.num_tasks} stacked tasks, got "
+                f"{len(self.tasks)} names."
+            )
 
     def losses(self, call: HeadCall, heads: Leaves, latent: Leaves) -> jax.Array:
         """Returns the losses `[tasks]`."""

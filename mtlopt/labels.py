@@ -188,14 +188,6 @@ class Partition:
         """Labels of the heads' leaves, in the order of `split`."""
         return [label for label in self.labels if label != SHARED]
 
-    def paths_of(self, *, shared: bool) -> list[str]:
-        """Paths of the shared leaves, or of the heads' leaves."""
-        return [
-            path
-            for path, label in zip(self.paths, self.labels, strict=True)
-            if (label == SHARED) == shared
-        ]
-
 
 def partition_params(
     params: PyTree,

@@ -22,11 +22,11 @@ from jax.core import Tracer
 from mtlopt._checks import as_task_vector, check_choice
 from mtlopt._guard import make_guard
 from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
-from mtlopt.labels import SHARED, STACKED, Rules, partition_params, path_string
-from mtlopt.linalg.normalise import safe_divide
+from mtlopt.labels import SHARED, STACKED, Rules, partition_params
+from mtlopt.microbatches import Microbatches, cut_part
 from mtlopt.ownership import check_ownership
-from mtlopt.problems import Evaluation, Inputs, LatentProblem, Problem, make_problem
-from mtlopt.rows import Batching, Leaves, SummedLinearization
+from mtlopt.problems import Inputs, LatentProblem, Problem, make_problem
+from mtlopt.rows import Batching
 from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
@@ -77,7 +77,7 @@ def task_grad(
           sequence, or a vector made by stacking scalars; name them by `tasks`.
       labels: who owns which leaf, see `label_params`.
       encode: `encode(params, *args) -> z`, any pytree; reads shared leaves only.
-      tasks: names of the tasks, where `losses` is one function.
+      tasks: names of the tasks, where `losses` is one function or stacked heads.
       has_aux: whether `encode` and every loss return a pair `(value, aux)`, for example
         new BatchNorm statistics, which thus move once a step.
       headless: tasks that have no parameters of their own although others do.
@@ -86,8 +86,10 @@ def task_grad(
       streaming: recompute rows instead of keeping them, so that methods on the Gramian
         need memory for two gradients instead of T. Needs a problem of shape 1 or 2.
       microbatches: number of equal parts in which the first of `args` is evaluated, cut
-        along the leading axis of its leaves. Typed PRNG keys among the other arguments
-        are folded with the index of the part; aux gets a leading axis of parts.
+        along the leading axis of its leaves: pass the batch as one pytree. Typed PRNG
+        keys among the other arguments are folded with the index of the part (legacy
+        uint32 keys are not); aux gets a leading axis of parts. `losses`, `heads` and
+        `losses_at` run on the whole batch.
       label_counts: `label_counts(*args) -> [tasks]`, labels of each task in a part,
         for losses that are means over the labelled samples. Default: equal parts.
 
@@ -120,8 +122,8 @@ def task_grad(
     """
     if isinstance(batching, str):
         check_choice("batching", batching, ("auto", "unroll", "vmap", "map"))
-    elif batching < 1:
-        raise ValueError(f"`batching` must be at least 1, got {batching}.")
+    elif not isinstance(batching, int) or batching < 1:
+        raise ValueError(f"`batching` must be a positive int, got {batching!r}.")
     if not isinstance(microbatches, int) or microbatches < 1:
         raise ValueError(f"`microbatches` must be a positive int, got {microbatches}.")
     if streaming and microbatches > 1:
@@ -130,6 +132,8 @@ def task_grad(
             "summed over the parts and must be kept. Methods in latent space need none."
         )
     problem = make_problem(losses, encode, tasks, has_aux, batching, streaming)
+    if len(set(problem.tasks)) != len(problem.tasks):
+        raise ValueError(f"`tasks` must differ from each other, got {problem.tasks}.")
     for name in problem.tasks:
         if not isinstance(name, str) or name in (SHARED, STACKED):
             raise ValueError(
@@ -329,7 +333,7 @@ class Oracle:
         signature = (partition, _avals(params), _avals(args), _avals(z))
         if signature not in self.checked:
             whole = self.microbatches == 1 or z is not None
-            first = args if whole else _part(args, 0, self.microbatches)
+            first = args if whole else cut_part(args, 0, self.microbatches)
             check_ownership(self.problem, partition, params, first, z)
             self.checked.add(signature)
         return inputs
@@ -339,53 +343,9 @@ class Oracle:
         if self.microbatches == 1:
             out = self.problem.evaluate(inputs, None, members)
             return out.losses, out.aux, out.z, out.heads, out.linear
-
-        def sums(index: jax.Array) -> tuple[Any, Any]:
-            out = self._evaluate_part(inputs, index, members)
-            everyone = jnp.ones_like(out.losses)
-            latent = out.linear.latent_rows(everyone, None)
-            rows = out.linear.rows(everyone, None)
-            return (out.losses, out.heads, rows.leaves(), latent.gramian()), out.aux
-
-        (losses, heads, rows, products), aux = _sum_parts(sums, self.microbatches)
-        recombine = jax.tree_util.Partial(self._recombine, inputs, members)
-        has_latent = isinstance(self.problem, LatentProblem)
-        linear = SummedLinearization(rows, products, recombine, has_latent)
+        parts = Microbatches(self.problem, self.microbatches, self.label_counts)
+        losses, aux, heads, linear = parts.evaluate(inputs, members)
         return losses, aux, None, heads, linear
-
-    def _evaluate_part(self, inputs: Inputs, index: Any, members: Any) -> Evaluation:
-        factors = self._part_factors(inputs.args)[index]
-        args = _part(inputs.args, index, self.microbatches)
-        inputs = dataclasses.replace(inputs, args=args)
-        return self.problem.evaluate(inputs, factors, members)
-
-    def _recombine(self, inputs: Inputs, members: Any, weights: jax.Array) -> Leaves:
-        """Returns the weighted sum of the rows, by evaluating every part again."""
-
-        def combined(index: jax.Array) -> tuple[Leaves, None]:
-            linear = self._evaluate_part(inputs, index, members).linear
-            # Where a weight is zero the task may be absent and its row not finite.
-            rows = linear.latent_rows(weights, weights != 0)
-            return rows.combine(jnp.ones_like(weights)), None
-
-        return _sum_parts(combined, self.microbatches)[0]
-
-    def _part_factors(self, args: tuple[Any, ...]) -> jax.Array:
-        """Returns `[parts, tasks]`: by how much each part's mean counts for a task."""
-        shape = (self.microbatches, self.num_tasks)
-        if self.label_counts is None:
-            return jnp.full(shape, 1 / self.microbatches)
-        counts = jnp.stack(
-            [
-                as_task_vector(
-                    "label_counts",
-                    self.label_counts(*_part(args, index, self.microbatches)),
-                    self.num_tasks,
-                )
-                for index in range(self.microbatches)
-            ]
-        ).astype(float)
-        return safe_divide(counts, jnp.sum(counts, axis=0))
 
 
 def _avals(tree: PyTree) -> tuple[Any, ...]:
@@ -394,44 +354,3 @@ def _avals(tree: PyTree) -> tuple[Any, ...]:
         (jnp.shape(leaf), jnp.result_type(leaf)) if hasattr(leaf, "dtype") else leaf
         for leaf in leaves
     )
-
-
-def _part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
-    """Returns the arguments of one microbatch."""
-    if not args:
-        raise ValueError(
-            "`microbatches` needs a batch as the first argument, got none."
-        )
-
-    def cut(path: tuple[Any, ...], leaf: Any) -> jax.Array:
-        size = jnp.shape(leaf)[:1]
-        if not size or size[0] % parts:
-            raise ValueError(
-                f"the batch leaf `{path_string(path)}` must have a leading axis that "
-                f"{parts} microbatches divide, got shape {jnp.shape(leaf)}."
-            )
-        length = size[0] // parts
-        return jax.lax.dynamic_slice_in_dim(leaf, index * length, length)
-
-    def fold(leaf: Any) -> Any:
-        is_key = hasattr(leaf, "dtype") and jnp.issubdtype(
-            leaf.dtype, jax.dtypes.prng_key
-        )
-        return jax.random.fold_in(leaf, index) if is_key else leaf
-
-    batch = jax.tree_util.tree_map_with_path(cut, args[0])
-    return batch, *jax.tree.map(fold, args[1:])
-
-
-def _sum_parts(
-    function: Callable[[jax.Array], tuple[Any, Any]], parts: int
-) -> tuple[Any, Any]:
-    """Sums the first output of `function` over the microbatches, stacks the second."""
-
-    def body(total: Any, index: jax.Array) -> tuple[Any, Any]:
-        value, extra = function(index)
-        return jax.tree.map(jnp.add, total, value), extra
-
-    shapes = jax.eval_shape(function, jnp.zeros([], jnp.int32))[0]
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(body, zeros, jnp.arange(parts, dtype=jnp.int32))

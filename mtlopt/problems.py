@@ -134,6 +134,12 @@ def _split_floating(z: PyTree) -> tuple[Leaves, _Rest]:
     floating = tuple(
         bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating)) for leaf in leaves
     )
+    for leaf in leaves:
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ValueError(
+                "`encode` must return real leaves, got a complex one of shape "
+                f"{jnp.shape(leaf)}. Return its real and its imaginary part."
+            )
     if not any(floating):
         raise ValueError(
             "`encode` must return a latent with at least one floating-point leaf, got "
@@ -211,6 +217,12 @@ class LatentProblem:
         if stacked is None:
             stacked = [not read for read in used]
         return Reads(used, self.heads.reads(params, stacked, (z,), args, self.has_aux))
+
+    def latent_shapes(self, inputs: Inputs) -> list[jax.ShapeDtypeStruct]:
+        """Returns the shapes of the latent's leaves."""
+        return jax.eval_shape(
+            lambda shared: self._encode(inputs, shared)[0], inputs.shared
+        )
 
     def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[Leaves, Any]:
         params = inputs.partition.merge(shared, inputs.heads)
@@ -299,8 +311,8 @@ class VectorProblem:
         losses = losses * factors
         if members is not None:
             rows, losses = rows[jnp.asarray(members)], losses[jnp.asarray(members)]
-        # Only its own task's loss reads a head's leaf (see `check`), so one pullback
-        # of all rows gives every head its own gradient.
+        # Only its own task's loss reads a head's leaf (see `check_ownership`), so one
+        # pullback of all rows gives every head its own gradient.
         heads = pullback(jnp.sum(rows, axis=0))[1]
         linear = Linearization(
             [rows],
@@ -396,7 +408,7 @@ def make_problem(
 ) -> Problem:
     """Chooses the shape of a problem from the form of its losses: see `task_grad`."""
     if isinstance(losses, Stacked):
-        heads = StackedHeads(losses)
+        heads = StackedHeads(losses, tasks)
     elif isinstance(losses, Mapping):
         if not losses:
             raise ValueError("`losses` must name at least one task, got none.")
@@ -424,7 +436,11 @@ def make_problem(
             "`losses` must be a mapping from task to function, mtlopt.stacked(...), or "
             f"a function, got {type(losses).__name__}."
         )
-    if tasks is not None and tuple(tasks) != heads.tasks:
+    if (
+        isinstance(losses, Mapping)
+        and tasks is not None
+        and tuple(tasks) != heads.tasks
+    ):
         raise ValueError(
             f"`tasks` must be {heads.tasks} as in `losses`, or left out, got {tasks}."
         )

@@ -2,8 +2,8 @@
 
 An aggregator needs inner products of the rows (`gramian`), one combination of them
 (`combine`), or, for the few that work element by element, the rows themselves
-(`apply`). Where the rows live (shared parameters or latent) and whether they exist at
-all is decided here, so that no method has to know.
+(`leaves`) and the way back (`pull`). Where the rows live (shared parameters or latent)
+and whether they exist at all is decided here, so that no method has to know.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt._jaxprs import convolves
+from mtlopt.labels import STACKED, Partition
 from mtlopt.linalg import gramian as linalg
 
 Leaves = list[jax.Array]
@@ -46,14 +47,18 @@ class MaterialRows:
     """Rows that exist as arrays.
 
     Attributes:
-      values: leaves `[tasks, ...]`.
+      num_tasks: number of rows.
+      values: leaves `[tasks, ...]`; none where nothing is shared.
       pull: linear map from the rows' space to the shared leaves.
     """
 
+    num_tasks: int
     values: Leaves
     pull: Callable[[Leaves], Leaves] = list
 
     def gramian(self) -> jax.Array:
+        if not self.values:
+            return jnp.zeros((self.num_tasks, self.num_tasks))
         return linalg.gramian(self.values)
 
     def combine(self, weights: jax.Array) -> Leaves:
@@ -153,6 +158,25 @@ def scale_rows(
     return [scale(leaf) for leaf in rows]
 
 
+def scale_heads(
+    partition: Partition,
+    heads: Leaves,
+    scales: jax.Array,
+    present: jax.Array | None = None,
+) -> Leaves:
+    """The same for the heads' leaves, each by the factor of its own task."""
+    scaled = []
+    for label, leaf in zip(partition.head_labels, heads, strict=True):
+        if label == STACKED:
+            scaled += scale_rows([leaf], scales, present)
+            continue
+        task = partition.tasks.index(label)
+        there = None if present is None else present[task : task + 1]
+        (row,) = scale_rows([leaf[None]], scales[task : task + 1], there)
+        scaled.append(row[0])
+    return scaled
+
+
 # Up to this many tasks an unrolled program compiles about as fast as a loop.
 _UNROLL_LIMIT = 8
 
@@ -184,6 +208,7 @@ def map_tasks(
         return jax.vmap(function)(rows)
     if batching == "map":
         return jax.lax.map(function, rows)
+    assert isinstance(batching, int)
     return jax.lax.map(function, rows, batch_size=batching)
 
 
@@ -228,16 +253,18 @@ class Linearization:
 
     def latent_rows(self, scales: jax.Array, present: jax.Array | None) -> Rows:
         """Returns the rows in latent space: no pullback before they are combined."""
-        return MaterialRows(scale_rows(self.latent, scales, present), self._pull)
+        return MaterialRows(
+            len(scales), scale_rows(self.latent, scales, present), self._pull
+        )
 
     def rows(self, scales: jax.Array, present: jax.Array | None) -> Rows:
         """Returns the rows over the shared leaves: one pullback per task."""
         latent = scale_rows(self.latent, scales, present)
         if self.pullback is None:
-            return MaterialRows(latent)
+            return MaterialRows(len(scales), latent)
         if self.streaming:
             return StreamedRows(latent, self._pull)
-        return MaterialRows(map_tasks(self._pull, latent, self.batching))
+        return MaterialRows(len(scales), map_tasks(self._pull, latent, self.batching))
 
 
 @jax.tree_util.register_dataclass
@@ -271,4 +298,4 @@ class SummedLinearization:
 
     def rows(self, scales: jax.Array, present: jax.Array | None) -> Rows:
         """Returns the rows over the shared leaves."""
-        return MaterialRows(scale_rows(self.values, scales, present))
+        return MaterialRows(len(scales), scale_rows(self.values, scales, present))

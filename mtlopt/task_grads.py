@@ -16,7 +16,7 @@ from mtlopt.rows import (
     Linearization,
     Rows,
     SummedLinearization,
-    scale_rows,
+    scale_heads,
 )
 
 PyTree = Any
@@ -31,7 +31,8 @@ class TaskGrads:
     aggregator turns into one update. It holds the linearised network, not a matrix: the
     rows of the Jacobian exist only if a method asks for them.
 
-    It is a pytree, so it goes through `jit`, `vmap` and `scan`, but it is not a
+    It is a pytree, so it goes through `jit` and `vmap` and out of `scan` (as a carry, or
+    from one program to another, only if one jitted oracle made it), but it is not a
     gradient: `guard` is a leaf on which the arithmetic of an ordinary optimizer placed
     before the aggregator raises, instead of scaling an inner part of the linearization
     by mistake.
@@ -108,7 +109,7 @@ class TaskGrads:
         if losses is None:
             losses = jnp.zeros(num_tasks, dtype)
         if present is not None:
-            present = as_task_vector("present", present, len(tasks))
+            present = as_task_vector("present", present, len(tasks)).astype(bool)
         return cls(
             losses=as_task_vector("losses", losses, len(tasks)),
             scales=jnp.ones(num_tasks, dtype),
@@ -223,16 +224,7 @@ class TaskGrads:
           A pytree with the structure and dtypes of the parameters. A head moves by the
           gradient of its own loss times that loss's scale; absent heads get zeros.
         """
-        heads = []
-        for label, leaf in zip(self.partition.head_labels, self.heads, strict=True):
-            if label == STACKED:
-                heads += scale_rows([leaf], self.scales, self.present)
-                continue
-            task = self.tasks.index(label)
-            scaled = leaf * self.scales[task].astype(leaf.dtype)
-            if self.present is not None:
-                scaled = jnp.where(self.present[task], scaled, 0)
-            heads.append(scaled)
+        heads = scale_heads(self.partition, self.heads, self.scales, self.present)
         return self.partition.merge(shared, heads)
 
     def jacobian(self) -> PyTree:

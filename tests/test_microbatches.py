@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -209,3 +210,64 @@ def test_a_task_absent_from_some_parts_counts_where_it_is(name):
         for k in (4, 1)
     )
     assert_close(found, expected)
+
+
+def test_part_without_labels_does_not_reach_the_others():
+    """A mean over no labels is NaN, in a part that counts zero labels for its task."""
+    params = {"w": jnp.array([1.0, -2.0]), "a": jnp.array(2.0), "b": jnp.array(3.0)}
+    mask = jnp.array([1.0, 1.0, 0.0, 0.0])
+    x = jnp.arange(8.0).reshape(4, 2)
+
+    def masked(params, z, batch):
+        return jnp.sum(batch[1] * (params["a"] * z) ** 2) / jnp.sum(batch[1])
+
+    def oracle(parts):
+        return mtlopt.task_grad(
+            {"a": masked, "b": lambda params, z, _: jnp.mean(params["b"] * z)},
+            {"w": "shared", "a": "a", "b": "b"},
+            encode=lambda params, batch: batch[0] @ params["w"],
+            microbatches=parts,
+            label_counts=lambda batch: jnp.array([batch[1].sum(), len(batch[1])]),
+        )
+
+    for name in ("sum_tasks", "mgda", "aligned_mtl_ub"):
+        tx = mtlopt.METHODS[name].make(2)
+        whole, parts = (
+            tx.update(oracle(k)(params, (x, mask)), tx.init(params))[0] for k in (1, 2)
+        )
+        chex.assert_trees_all_close(parts, whole, rtol=1e-5)
+
+
+def test_latent_leaf_without_a_batch_axis_counts_once():
+    """Its rows add up over the parts, unlike those that hold a piece of the batch."""
+    params = {"w": jnp.array([[1.0, -2.0], [0.5, 1.0]]), "a": jnp.ones(2)}
+
+    def oracle(parts):
+        return mtlopt.task_grad(
+            {
+                "a": lambda params, z, x: (
+                    jnp.mean((z["h"] @ params["a"]) ** 2) + jnp.mean((x @ z["w"]) ** 2)
+                ),
+                "b": lambda params, z, x: jnp.mean(jnp.sin(z["h"]) * (x @ z["w"])),
+            },
+            {"w": "shared", "a": "a"},
+            encode=lambda params, x: {"h": jnp.tanh(x @ params["w"]), "w": params["w"]},
+            headless=("b",),
+            microbatches=parts,
+        )
+
+    x = jnp.linspace(-1, 1, 16).reshape(8, 2)
+    whole, parts = (
+        oracle(k)(params, x).in_latent_space().rows().gramian() for k in (1, 4)
+    )
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+
+
+def test_second_array_of_the_batch_is_an_error():
+    oracle = mtlopt.task_grad(
+        {"a": lambda params, x, y: jnp.mean((x @ params - y) ** 2)},
+        "shared",
+        microbatches=2,
+    )
+    with pytest.raises(ValueError, match=r"argument 2 .* leading size of the batch"):
+        oracle(jnp.ones(3), jnp.ones((4, 3)), jnp.ones(4))

@@ -207,8 +207,10 @@ def test_bad_arguments_of_task_grad(error, arguments, options, message):
 def test_bad_arguments_of_stacked():
     with pytest.raises(TypeError, match="`head` must be callable, got int"):
         mtlopt.stacked(3, 2)
-    for num_tasks in (0, 2.0, True):
-        with pytest.raises(ValueError, match="`num_tasks` must be a positive int"):
+    with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
+        mtlopt.stacked(loss_a, 0)
+    for num_tasks in (2.0, True):
+        with pytest.raises(TypeError, match="`num_tasks` must be an int"):
             mtlopt.stacked(loss_a, num_tasks)
 
 
@@ -357,3 +359,49 @@ def test_methods_that_need_more_than_the_gramian_say_so():
         latent.update(grads, latent.init(PARAMS), PARAMS)
     with pytest.raises(ValueError, match="cannot be pulled back"):
         grads.in_latent_space().rows().pull([X])
+
+
+def test_complex_latent_is_refused():
+    """Its cotangent is not a row of real numbers, and must not be lost."""
+    oracle = mtlopt.task_grad(
+        {"a": lambda params, z: jnp.abs(z[1])},
+        "shared",
+        encode=lambda params: (params, params * (1 + 1j)),
+    )
+    with pytest.raises(ValueError, match="must return real leaves"):
+        oracle(jnp.ones(()))
+
+
+def test_tasks_must_differ():
+    with pytest.raises(ValueError, match="`tasks` must differ"):
+        mtlopt.task_grad(lambda params: (params, params), "shared", tasks=("a", "a"))
+
+
+def test_stacked_tasks_have_names():
+    head = mtlopt.stacked(lambda params, task: params["w"] * task, 2)
+    oracle = mtlopt.task_grad(head, {"w": "shared"}, tasks=("up", "down"))
+    assert oracle.tasks == ("up", "down")
+    with pytest.raises(ValueError, match="`tasks` must name the 2 stacked tasks"):
+        mtlopt.task_grad(head, {"w": "shared"}, tasks=("up",))
+
+
+def test_transform_that_skips_vectors_meets_the_guard():
+    grads = mtlopt.TaskGrads.from_rows(jnp.ones((2, 3, 3)))
+    with pytest.raises(NotImplementedError):
+        optax.centralize().update(grads, optax.EmptyState())
+
+
+@pytest.mark.parametrize("name", ["mgda", "pcgrad", "aligned_mtl", "mean_tasks"])
+def test_nothing_shared_moves_the_heads_only(name):
+    """Frozen features: every method is training each head on its own loss."""
+    oracle = mtlopt.task_grad(
+        {
+            "a": lambda params, x: params["a"] * x,
+            "b": lambda params, x: params["b"] * x,
+        },
+        {"a": "a", "b": "b"},
+    )
+    params = {"a": jnp.array(1.0), "b": jnp.array(2.0)}
+    tx = mtlopt.METHODS[name].make(2)
+    updates, _ = tx.update(oracle(params, 3.0), tx.init(params))
+    assert updates == {"a": 3.0, "b": 3.0}

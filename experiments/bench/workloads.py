@@ -230,7 +230,8 @@ def floor_step(workload: Workload) -> tuple[Step, Any]:
 def unrolled(workload: Workload) -> Workload:
     """The same with one copy of the encoder's pullback per task: no loop."""
     oracle = workload.oracle
-    problem = dataclasses.replace(oracle.problem, batching="unroll")
+    problem: Any = oracle.problem
+    problem = dataclasses.replace(problem, batching="unroll")
     return dataclasses.replace(
         workload, oracle=dataclasses.replace(oracle, problem=problem)
     )

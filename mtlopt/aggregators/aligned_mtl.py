@@ -1,12 +1,13 @@
 """Aligned-MTL: alignment of principal components (Senushkin et al., CVPR 2023)."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector, check_choice, check_num_tasks
+from mtlopt._checks import as_task_vector, check_choice
+from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.gramian import unit_triangular
 from mtlopt.linalg.procrustes import (
@@ -16,17 +17,7 @@ from mtlopt.linalg.procrustes import (
     factor_gramian,
     factor_triangular,
 )
-from mtlopt.task_grads import check_task_grads
-
-
-class AlignedMtlState(NamedTuple):
-    """State of `aligned_mtl`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update.
-    """
-
-    task_weights: jax.Array
+from mtlopt.rows import Rows
 
 
 def aligned_mtl_weights(
@@ -135,28 +126,16 @@ def aligned_mtl(
       2023, definitions 2 and 3, equation 4, algorithm 1. Its official code sums (a
       preference of ones) and decides the rank on the unscaled Gramian.
     """
-    check_num_tasks(num_tasks)
     check_choice("scale", scale, ("min", "median", "rmse"))
     check_choice("solver", solver, ("gramian", "qr"))
     if preference is not None:
         as_task_vector("preference", preference, num_tasks)
 
-    def init_fn(params: Any) -> AlignedMtlState:
-        del params
-        return AlignedMtlState(jnp.full(num_tasks, 1 / num_tasks, float))
-
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, AlignedMtlState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
-        rows = grads.rows()
+    def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
         if solver == "qr":
-            factor = factor_triangular(*unit_triangular(rows.leaves()), grads.present)
+            factor = factor_triangular(*unit_triangular(rows.leaves()), present)
         else:
-            factor = factor_gramian(rows.gramian(), grads.present)
-        weights = _weights(factor, preference, scale, grads.present)
-        state = AlignedMtlState(weights.astype(state.task_weights.dtype))
-        return grads.updates(rows.combine(weights)), state
+            factor = factor_gramian(rows.gramian(), present)
+        return _weights(factor, preference, scale, present)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return aggregate_by_weights(num_tasks, weights)

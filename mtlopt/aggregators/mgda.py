@@ -1,24 +1,10 @@
 """MGDA: the min-norm point of the task gradients (Sener & Koltun, NeurIPS 2018)."""
 
-from typing import Any, NamedTuple
-
 import jax
-import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_num_tasks
+from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.min_norm import min_norm_point
-from mtlopt.task_grads import check_task_grads
-
-
-class MgdaState(NamedTuple):
-    """State of `mgda`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update, summing to 1.
-    """
-
-    task_weights: jax.Array
 
 
 def mgda_weights(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
@@ -87,20 +73,6 @@ def mgda(num_tasks: int) -> optax.GradientTransformationExtraArgs:
       Koltun, *Multi-Task Learning as Multi-Objective Optimization*, NeurIPS 2018,
       equation 3; theirs is Frank-Wolfe, this is the exact point.
     """
-    check_num_tasks(num_tasks)
-
-    def init_fn(params: Any) -> MgdaState:
-        del params
-        return MgdaState(jnp.full(num_tasks, 1 / num_tasks, float))
-
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, MgdaState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
-        rows = grads.rows()
-        weights = mgda_weights(rows.gramian(), grads.present)
-        state = MgdaState(weights.astype(state.task_weights.dtype))
-        return grads.updates(rows.combine(weights)), state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return aggregate_by_weights(
+        num_tasks, lambda rows, present: mgda_weights(rows.gramian(), present)
+    )

@@ -1,23 +1,14 @@
 """Fixed combinations of the task gradients: the summed and the averaged loss."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_task_vector, check_num_tasks
+from mtlopt.aggregators.by_weights import TaskWeightsState
 from mtlopt.task_grads import check_task_grads
-
-
-class MeanTasksState(NamedTuple):
-    """State of `mean_tasks`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update.
-    """
-
-    task_weights: jax.Array
 
 
 def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
@@ -117,17 +108,17 @@ def mean_tasks(
     if preference is not None:
         as_task_vector("preference", preference, num_tasks)
 
-    def init_fn(params: Any) -> MeanTasksState:
+    def init_fn(params: Any) -> TaskWeightsState:
         del params
-        return MeanTasksState(jnp.asarray(mean_weights(num_tasks, preference), float))
+        return TaskWeightsState.uniform(num_tasks)
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, MeanTasksState]:
+    ) -> tuple[Any, TaskWeightsState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
         weights = mean_weights(num_tasks, preference, grads.present)
         weights = weights.astype(state.task_weights.dtype)
-        return grads.combine(weights), MeanTasksState(weights)
+        return grads.combine(weights), TaskWeightsState(weights)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -67,13 +67,12 @@ def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
         return [leaf for name, leaf in leaves if name == SHARED]
 
     def norm(leaves: list[jax.Array]) -> jax.Array:
-        wide = [leaf.astype(_wide(leaf)) for leaf in leaves]
-        return jnp.sqrt(sum((jnp.sum(leaf * leaf) for leaf in wide), jnp.zeros([])))
+        return jnp.sqrt(sum((jnp.sum(leaf * leaf) for leaf in leaves), jnp.zeros([])))
 
     def init_fn(params: Any) -> TrackDistanceState:
         # Copies: the caller may donate the parameters.
         start = [jnp.array(leaf, copy=True) for leaf in shared_leaves(params)]
-        zero = jnp.zeros_like(norm(start))
+        zero = norm(_differences(start, start))
         return TrackDistanceState(zero, zero, start)
 
     def update_fn(
@@ -87,17 +86,23 @@ def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
             raise ValueError(
                 "`params` must be given to the update of track_distance, got None."
             )
-        steps = shared_leaves(updates)
-        moved = [
-            (leaf + step) - start
-            for leaf, step, start in zip(
-                shared_leaves(params), steps, state.start, strict=True
-            )
-        ]
-        covered = state.covered + norm(steps)
-        return updates, TrackDistanceState(covered, norm(moved), state.start)
+        old = shared_leaves(params)
+        # What the parameters will be, rounding included.
+        new = shared_leaves(optax.apply_updates(params, updates))
+        covered = state.covered + norm(_differences(new, old))
+        return updates, TrackDistanceState(
+            covered, norm(_differences(new, state.start)), state.start
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _differences(left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:
+    """Returns `left - right` in float32 or wider."""
+    return [
+        a.astype(_wide(a)) - b.astype(_wide(b))
+        for a, b in zip(left, right, strict=True)
+    ]
 
 
 def _wide(leaf: jax.Array) -> jnp.dtype:

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import normalise, safe_divide
+from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.procrustes import factor_gramian, graded_svd
 
 
-def dominance_rate(gramian: jax.Array) -> jax.Array:
+def dominance_rate(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
     r"""Returns the condition number of the matrix of task gradients.
 
     .. math:: D = \sigma_{\max} / \sigma_{\min}
@@ -19,6 +19,7 @@ def dominance_rate(gramian: jax.Array) -> jax.Array:
     Args:
       gramian: `[tasks, tasks]`, inner products of the gradients, for instance
         `grads.rows().gramian()`.
+      present: `[tasks]` bool; absent tasks are left out. None for all.
 
     Returns:
       A scalar of at least 1; NaN if all gradients are zero.
@@ -31,20 +32,24 @@ def dominance_rate(gramian: jax.Array) -> jax.Array:
     References:
       Aligned-MTL (see `aligned_mtl`), definition 1, equation 2.
     """
-    factor = factor_gramian(gramian)
+    factor = factor_gramian(gramian, present)
     singular, _ = graded_svd(factor)
-    rate = safe_divide(singular[0], singular[-1])
+    num_tasks = gramian.shape[0] if present is None else jnp.sum(present)
+    rate = safe_divide(singular[0], singular[num_tasks - 1])
     deficient = jnp.where(singular[0] > 0, jnp.inf, jnp.nan)
-    return jnp.where(factor.rank < gramian.shape[0], deficient, rate)
+    return jnp.where(factor.rank < num_tasks, deficient, rate)
 
 
-def cosine_similarity(gramian: jax.Array) -> jax.Array:
+def cosine_similarity(
+    gramian: jax.Array, present: jax.Array | None = None
+) -> jax.Array:
     r"""Returns the cosines between all pairs of task gradients.
 
     .. math:: C_{ij} = \langle g_i, g_j \rangle / (|g_i| |g_j|)
 
     Args:
       gramian: `[tasks, tasks]`, inner products of the gradients.
+      present: `[tasks]` bool; absent tasks are left out. None for all.
 
     Returns:
       `[tasks, tasks]`, ones on the diagonal; a zero gradient has cosine zero with all,
@@ -56,10 +61,10 @@ def cosine_similarity(gramian: jax.Array) -> jax.Array:
       Array([[ 1. , -0.5],
              [-0.5,  1. ]], dtype=float32)
     """
-    return normalise(gramian)[0]
+    return normalise(gramian, present)[0]
 
 
-def conflict_rate(gramian: jax.Array) -> jax.Array:
+def conflict_rate(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
     """Returns the share of pairs of tasks whose gradients conflict.
 
     Two gradients conflict if their inner product is negative (Yu et al., PCGrad,
@@ -67,6 +72,7 @@ def conflict_rate(gramian: jax.Array) -> jax.Array:
 
     Args:
       gramian: `[tasks, tasks]`, inner products of the gradients.
+      present: `[tasks]` bool; absent tasks are left out. None for all.
 
     Returns:
       A scalar between 0 and 1; zero for one task.
@@ -76,6 +82,7 @@ def conflict_rate(gramian: jax.Array) -> jax.Array:
       >>> conflict_rate(jnp.array([[4.0, -1.0], [-1.0, 1.0]]))
       Array(1., dtype=float32)
     """
-    num_tasks = gramian.shape[0]
-    ordered_pairs = max(1, num_tasks * (num_tasks - 1))
-    return jnp.sum(gramian < 0) / ordered_pairs
+    cosines, _ = normalise(gramian, present)
+    num_tasks = gramian.shape[0] if present is None else jnp.sum(present)
+    ordered_pairs = jnp.maximum(1, num_tasks * (num_tasks - 1))
+    return nan_unless_finite(jnp.sum(cosines < 0) / ordered_pairs, cosines)

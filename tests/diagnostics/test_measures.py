@@ -72,3 +72,16 @@ def test_conflict_rate_counts_pairs():
     assert mtlopt.conflict_rate(jnp.asarray(matrix @ matrix.T)) == 0.5
     assert mtlopt.conflict_rate(jnp.ones((3, 3))) == 0
     assert mtlopt.conflict_rate(jnp.ones((1, 1))) == 0
+
+
+def test_absent_tasks_are_left_out():
+    """As if the Gramian were that of the others."""
+    gramian = jnp.array([[4.0, -1.0, jnp.nan], [-1.0, 1.0, 0.0], [jnp.nan, 0.0, 9.0]])
+    present = jnp.array([True, True, False])
+    for measure in (mtlopt.dominance_rate, mtlopt.conflict_rate):
+        expected = measure(gramian[:2, :2])
+        np.testing.assert_allclose(measure(gramian, present), expected, rtol=1e-5)
+
+
+def test_nan_stays_visible():
+    assert jnp.isnan(mtlopt.conflict_rate(jnp.full((2, 2), jnp.nan)))

@@ -1,0 +1,58 @@
+"""Aggregators whose direction is a weighted sum of the task rows."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_num_tasks
+from mtlopt.rows import Rows
+from mtlopt.task_grads import check_task_grads
+
+
+class TaskWeightsState(NamedTuple):
+    """State of methods that remember nothing: the last weights, for monitoring.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update.
+    """
+
+    task_weights: jax.Array
+
+    @classmethod
+    def uniform(cls, num_tasks: int) -> "TaskWeightsState":
+        """Returns the state before the first update: weights 1/T."""
+        return cls(jnp.full(num_tasks, 1 / num_tasks, float))
+
+
+def aggregate_by_weights(
+    num_tasks: int, weights: Callable[[Rows, jax.Array | None], jax.Array]
+) -> optax.GradientTransformationExtraArgs:
+    """Builds an aggregator from the function that weighs the rows.
+
+    Args:
+      num_tasks: number of tasks T.
+      weights: from the rows and which tasks are present to weights `[tasks]`.
+
+    Returns:
+      An aggregator whose state is a `TaskWeightsState`.
+    """
+    check_num_tasks(num_tasks)
+
+    def init_fn(params: Any) -> TaskWeightsState:
+        del params
+        return TaskWeightsState.uniform(num_tasks)
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, TaskWeightsState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        rows = grads.rows()
+        found = weights(rows, grads.present)
+        state = TaskWeightsState(found.astype(state.task_weights.dtype))
+        return grads.updates(rows.combine(found)), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

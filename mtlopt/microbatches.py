@@ -1,0 +1,184 @@
+"""Evaluation in equal parts of the batch: activations of one part at a time.
+
+Losses, heads' gradients and rows over the shared leaves are sums over the parts. Latent
+rows are not kept: of a leaf with a batch axis each part holds its own piece of the row,
+so the parts' Gramians add up.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt._checks import as_task_vector
+from mtlopt.labels import path_string
+from mtlopt.linalg.gramian import gramian
+from mtlopt.linalg.normalise import safe_divide
+from mtlopt.problems import Evaluation, Inputs, LatentProblem, Problem
+from mtlopt.rows import Leaves, SummedLinearization, scale_heads, scale_rows
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Microbatches:
+    """A problem evaluated in parts.
+
+    Attributes:
+      problem: the problem.
+      parts: number of parts.
+      label_counts: from the arguments of a part to its labels per task, `[tasks]`.
+    """
+
+    problem: Problem
+    parts: int
+    label_counts: Callable[..., Any] | None
+
+    def evaluate(
+        self, inputs: Inputs, members: Any
+    ) -> tuple[jax.Array, Any, Leaves, SummedLinearization]:
+        """Returns losses, aux (stacked), the heads' gradients and the linearization."""
+        factors = self._factors(inputs.args)
+        batch_free = self._batch_free(inputs)
+
+        def sums(index: jax.Array) -> tuple[Any, Any]:
+            out = self._evaluate_part(inputs, members, factors, index)
+            everyone = jnp.ones_like(out.losses)
+            rows = out.linear.rows(everyone, None).leaves()
+            whole, pieces = [], []
+            for leaf, is_whole in zip(out.linear.latent, batch_free, strict=False):
+                (whole if is_whole else pieces).append(leaf)
+            products = _gramian(pieces, out.losses)
+            return (out.losses, out.heads, rows, products, whole), out.aux
+
+        (losses, heads, rows, products, whole), aux = _sum_parts(sums, self.parts)
+        linear = SummedLinearization(
+            rows,
+            products + _gramian(whole, losses),
+            jax.tree_util.Partial(self._recombine, inputs, members, factors),
+            isinstance(self.problem, LatentProblem),
+        )
+        return losses, aux, heads, linear
+
+    def _evaluate_part(
+        self, inputs: Inputs, members: Any, factors: jax.Array, index: Any
+    ) -> Evaluation:
+        args = cut_part(inputs.args, index, self.parts)
+        inputs = dataclasses.replace(inputs, args=args)
+        factors = factors[index]
+        out = self.problem.evaluate(inputs, factors, members)
+        if self.label_counts is None:
+            return out
+        # A mean over no labels is not a number, and so is its product with zero.
+        seen = factors != 0
+        heads = scale_heads(
+            inputs.partition, out.heads, jnp.ones_like(factors), present=seen
+        )
+        seen = seen if members is None else seen[jnp.asarray(members)]
+        latent = scale_rows(out.linear.latent, jnp.ones_like(out.losses), seen)
+        return out._replace(
+            losses=jnp.where(seen, out.losses, 0),
+            heads=heads,
+            linear=dataclasses.replace(out.linear, latent=latent),
+        )
+
+    def _recombine(
+        self, inputs: Inputs, members: Any, factors: jax.Array, weights: jax.Array
+    ) -> Leaves:
+        """Returns the weighted sum of the rows, by evaluating every part again."""
+
+        def combined(index: jax.Array) -> tuple[Leaves, None]:
+            linear = self._evaluate_part(inputs, members, factors, index).linear
+            # Where a weight is zero the task may be absent and its row not finite.
+            rows = linear.latent_rows(weights, weights != 0)
+            return rows.combine(jnp.ones_like(weights)), None
+
+        return _sum_parts(combined, self.parts)[0]
+
+    def _factors(self, args: tuple[Any, ...]) -> jax.Array:
+        """Returns `[parts, tasks]`: by how much each part's mean counts for a task."""
+        shape = (self.parts, len(self.problem.tasks))
+        if self.label_counts is None:
+            return jnp.full(shape, 1 / self.parts)
+        counts = [
+            as_task_vector(
+                "label_counts",
+                self.label_counts(*cut_part(args, index, self.parts)),
+                shape[1],
+            )
+            for index in range(self.parts)
+        ]
+        counts = jnp.stack(counts).astype(float)
+        return safe_divide(counts, jnp.sum(counts, axis=0))
+
+    def _batch_free(self, inputs: Inputs) -> list[bool]:
+        """Returns which leaves of the latent are the same for all parts.
+
+        Empty without a common latent, whose Gramian nobody may ask for.
+        """
+        if not isinstance(self.problem, LatentProblem):
+            return []
+        part = dataclasses.replace(inputs, args=cut_part(inputs.args, 0, self.parts))
+        of_part = self.problem.latent_shapes(part)
+        of_batch = self.problem.latent_shapes(inputs)
+        return [a.shape == b.shape for a, b in zip(of_part, of_batch, strict=True)]
+
+
+def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
+    """Returns the arguments of one part: the first is cut, keys are folded.
+
+    Raises:
+      ValueError: if the first argument cannot be cut, or another bare array looks like
+        a piece of the batch that would not be.
+    """
+    if not args:
+        raise ValueError(
+            "`microbatches` needs a batch as the first argument, got none."
+        )
+
+    def cut(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        size = jnp.shape(leaf)[:1]
+        if not size or size[0] % parts:
+            raise ValueError(
+                f"the batch leaf `{path_string(path)}` must have a leading axis that "
+                f"{parts} microbatches divide, got shape {jnp.shape(leaf)}."
+            )
+        length = size[0] // parts
+        return jax.lax.dynamic_slice_in_dim(leaf, index * length, length)
+
+    def fold(leaf: Any) -> Any:
+        is_key = hasattr(leaf, "dtype") and jnp.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        )
+        return jax.random.fold_in(leaf, index) if is_key else leaf
+
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args[0])}
+    for position, other in enumerate(args[1:], start=2):
+        if hasattr(other, "shape") and other.shape and other.shape[:1] in sizes:
+            raise ValueError(
+                f"argument {position} after `params` has the leading size of the "
+                f"batch, {other.shape[0]}, but only the first is cut into "
+                "microbatches. Pass the batch as one pytree, such as (x, y)."
+            )
+    batch = jax.tree_util.tree_map_with_path(cut, args[0])
+    return batch, *jax.tree.map(fold, args[1:])
+
+
+def _gramian(rows: Leaves, losses: jax.Array) -> jax.Array:
+    return gramian(rows) if rows else jnp.zeros((len(losses), len(losses)))
+
+
+def _sum_parts(
+    function: Callable[[jax.Array], tuple[Any, Any]], parts: int
+) -> tuple[Any, Any]:
+    """Sums the first output of `function` over the parts, stacks the second."""
+
+    def body(total: Any, index: jax.Array) -> tuple[Any, Any]:
+        value, extra = function(index)
+        return jax.tree.map(jnp.add, total, value), extra
+
+    shapes = jax.eval_shape(function, jnp.zeros([], jnp.int32))[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(body, zeros, jnp.arange(parts, dtype=jnp.int32))
