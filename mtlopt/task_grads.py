@@ -31,8 +31,8 @@ class TaskGrads:
     aggregator turns into one update. It holds the linearised network, not a matrix: the
     rows of the Jacobian exist only if a method asks for them.
 
-    It is a pytree, so it goes through `jit` and `vmap` and out of `scan` (as a carry, or
-    from one program to another, only if one jitted oracle made it), but it is not a
+    It is a pytree, so it goes through `jit` and `vmap` and out of `scan` (as a carry,
+    or from one program to another, only if one jitted oracle made it), but it is not a
     gradient: `guard` is a leaf on which the arithmetic of an ordinary optimizer placed
     before the aggregator raises, instead of scaling an inner part of the linearization
     by mistake.
