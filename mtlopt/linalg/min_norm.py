@@ -247,9 +247,12 @@ def _sweep(tableau: jax.Array, index: jax.Array, inside: jax.Array) -> jax.Array
     For F the swept set, the tableau of [C, a] is [[-C_FF^-1, C_FF^-1 C_FN, y_F],
     [C_NF C_FF^-1, C_NN - C_NF C_FF^-1 C_FN, a_N - C_NF y_F]].
     """
-    value = tableau[index, index]
+    num_tasks = tableau.shape[0]
+    unit = jnp.arange(num_tasks + 1) == index
     sign = jnp.where(inside, -1, 1).astype(tableau.dtype)
+    value = tableau[index, index]
     # As one rank-one update, right but for the pivot itself.
-    row = tableau[index].at[index].add(-sign) / value
-    column = tableau[:, index].at[index].add(-sign)
-    return (tableau - column[:, None] * row).at[index, index].set(-1 / value)
+    row = (tableau[index] - sign * unit) / value
+    column = tableau[:, index] - sign * unit[:num_tasks]
+    swept = tableau - column[:, None] * row
+    return jnp.where(unit[:num_tasks, None] & unit, -1 / value, swept)

@@ -59,13 +59,14 @@ def normalise(
                 f"`present` must have shape {gramian.shape[:1]}, got {present.shape}."
             )
         gramian = jnp.where(present[:, None] & present, gramian, 0)
-    norms = jnp.sqrt(jnp.diagonal(gramian))
+    on_diagonal = jnp.eye(len(gramian), dtype=bool)
+    norms = jnp.sqrt(jnp.sum(jnp.where(on_diagonal, gramian, 0), axis=0))
     # One norm at a time: the product of two small norms may underflow.
     cosines = safe_divide(safe_divide(gramian, norms[:, None]), norms)
     # Clipping would hide an infinity, a new diagonal a NaN: 0 * inf is NaN.
     cosines = jnp.clip(cosines, -1, 1) + 0 * cosines
     unit = jnp.where(norms == 0, 0, 1 + 0 * norms)
-    return jnp.fill_diagonal(cosines, unit, inplace=False), norms
+    return jnp.where(on_diagonal, unit, cosines), norms
 
 
 def nan_unless_finite(result: jax.Array, source: jax.Array) -> jax.Array:
