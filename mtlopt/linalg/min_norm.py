@@ -249,10 +249,10 @@ def _sweep(tableau: jax.Array, index: jax.Array, inside: jax.Array) -> jax.Array
     """
     num_tasks = tableau.shape[0]
     unit = jnp.arange(num_tasks + 1) == index
-    sign = jnp.where(inside, -1, 1).astype(tableau.dtype)
     value = tableau[index, index]
     # As one rank-one update, right but for the pivot itself.
-    row = (tableau[index] - sign * unit) / value
-    column = tableau[:, index] - sign * unit[:num_tasks]
+    shift = jnp.where(unit, jnp.where(inside, -1, 1), 0).astype(tableau.dtype)
+    row = (tableau[index] - shift) / value
+    column = tableau[:, index] - shift[:num_tasks]
     swept = tableau - column[:, None] * row
     return jnp.where(unit[:num_tasks, None] & unit, -1 / value, swept)
