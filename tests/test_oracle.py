@@ -662,7 +662,7 @@ def test_vmapped_seeds_equal_single_runs():
     oracle, seeds = make_oracle(), np.arange(11)
     transforms = {
         name: optax.chain(METHODS[name].make(3), optax.adam(1e-2))
-        for name in ("uncertainty", "mgda", "pcgrad", "aligned_mtl_ub")
+        for name in METHODS
     }
 
     def train(params):
