@@ -21,6 +21,7 @@ from experiments.runner import Result, Schedule, run_methods
 from experiments.training import Problem
 
 TASKS = ("left", "right")
+LABELS = {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}}
 SPREAD = ("mean", "std", "max", "min")
 
 # Table 2 of the paper: accuracy of the left and the right digit in percent, and mean,
@@ -207,7 +208,7 @@ def make_problem(data: MultiMnist) -> Problem:
 
     # The functions need the shapes only.
     model = nnx.eval_shape(make_model, jax.random.key(0))
-    params, encode, heads = functional(model)
+    _, encode, heads = functional(model)
 
     def example_losses(task: str, params: Any, z: Any, batch: Any) -> jax.Array:
         logits = heads[task](params, z)
@@ -223,12 +224,9 @@ def make_problem(data: MultiMnist) -> Problem:
         right = [guesses[task] == batch[task] for task in TASKS]
         return {"loss": jnp.stack(losses), "accuracy": jnp.stack(right).astype(float)}
 
-    labels = mtlopt.label_params(
-        params, {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}}
-    )
     oracle = mtlopt.task_grad(
         {task: functools.partial(loss, task) for task in TASKS},
-        labels,
+        LABELS,
         encode=lambda params, batch: encode(params, batch["image"]),
     )
 
@@ -259,7 +257,9 @@ def make_optimizer(
             settings.learning_rate, 10 * steps_per_epoch, 0.85, staircase=True
         )
     return optax.chain(
-        mtlopt.METHODS[method].make(len(TASKS), steps_per_epoch),
+        mtlopt.METHODS[method].make(
+            len(TASKS), labels=LABELS, steps_per_epoch=steps_per_epoch
+        ),
         optax.adam(learning_rate),
     )
 

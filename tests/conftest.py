@@ -11,16 +11,24 @@ os.environ.setdefault(
 )
 
 import jax
+import numpy as np
 import pytest
 
 from tests import problems
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request):
+    """Runs a test in both precisions; float64 only inside the test."""
+    with jax.enable_x64(request.param == np.float64):
+        yield request.param
 
 
 @pytest.fixture
 def float64():
     """Runs a test in double precision."""
     with jax.enable_x64(True):
-        yield
+        yield np.float64
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,10 @@ def run_methods(oracle, params, batches, *, names=None, present=None):
       `{name: updates [steps, ...]}` and `{name: states [steps, ...]}` after each step.
     """
     names = list(METHODS) if names is None else names
-    methods = {name: METHODS[name].make(oracle.num_tasks) for name in names}
+    methods = {
+        name: METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
+        for name in names
+    }
 
     def step(carry, batch):
         grads = oracle(params, *batch, present=present)

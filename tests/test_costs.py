@@ -150,7 +150,7 @@ def test_nothing_calls_the_host():
     """No callback in the program of any method."""
     oracle = mtlopt.task_grad(LOSSES, LABELS, encode=encode)
     for name, method in mtlopt.METHODS.items():
-        tx = method.make(8)
+        tx = method.make(8, labels=LABELS)
 
         def run(params, batch):
             return tx.update(oracle(params, batch), tx.init(params), params)

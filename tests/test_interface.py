@@ -11,6 +11,7 @@ import pytest
 import mtlopt
 from mtlopt import METHODS
 from tests.problems import (
+    LABELS,
     QUICK,
     assert_close,
     first,
@@ -42,7 +43,7 @@ def abstract(tree):
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 def test_types(name, dtype):
     """Updates are like the params; the state keeps its types, in scan and cond."""
-    tx = METHODS[name].make(3)
+    tx = METHODS[name].make(3, labels=LABELS)
     with jax.enable_x64(dtype == jnp.float64):
         params = cast(make_params(), dtype)
         args = cast(first(make_batches()), dtype)
@@ -72,7 +73,9 @@ def test_types(name, dtype):
 def test_state_leaves_do_not_share_buffers(name):
     """Else donating the state fails; and the params are not part of it."""
     params = cast(make_params(), jnp.float32)
-    first_state, second = (METHODS[name].make(3).init(params) for _ in range(2))
+    first_state, second = (
+        METHODS[name].make(3, labels=LABELS).init(params) for _ in range(2)
+    )
     leaves = [
         leaf.unsafe_buffer_pointer()
         for leaf in jax.tree.leaves((first_state, second, params))
@@ -84,7 +87,7 @@ def test_state_leaves_do_not_share_buffers(name):
 @methods
 def test_state_works_with_tree_utilities(name):
     """tree_map_params, and monitoring by optax.tree.get."""
-    tx = optax.chain(METHODS[name].make(3), optax.adam(0.1))
+    tx = optax.chain(METHODS[name].make(3, labels=LABELS), optax.adam(0.1))
     params = cast(make_params(), jnp.float32)
     state = tx.init(params)
     doubled = optax.tree_map_params(tx, lambda leaf: leaf + 1, state)
@@ -102,7 +105,7 @@ def test_one_program_for_all_steps_with_donation():
     """Params and state are donated; the second step compiles nothing."""
     oracle = make_oracle()
     transforms = {
-        name: optax.chain(method.make(3), optax.adam(1e-2))
+        name: optax.chain(method.make(3, labels=LABELS), optax.adam(1e-2))
         for name, method in METHODS.items()
     }
 

@@ -661,7 +661,7 @@ def test_vmapped_seeds_equal_single_runs():
     """11 trainings at once are 11 trainings, behind Adam."""
     oracle, seeds = make_oracle(), np.arange(11)
     transforms = {
-        name: optax.chain(METHODS[name].make(3), optax.adam(1e-2))
+        name: optax.chain(METHODS[name].make(3, labels=LABELS), optax.adam(1e-2))
         for name in METHODS
     }
 

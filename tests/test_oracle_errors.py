@@ -402,6 +402,6 @@ def test_nothing_shared_moves_the_heads_only(name):
         {"a": "a", "b": "b"},
     )
     params = {"a": jnp.array(1.0), "b": jnp.array(2.0)}
-    tx = mtlopt.METHODS[name].make(2)
+    tx = mtlopt.METHODS[name].make(2, labels=oracle.labels)
     updates, _ = tx.update(oracle(params, 3.0), tx.init(params))
     assert updates == {"a": 3.0, "b": 3.0}

@@ -131,7 +131,7 @@ def test_stacked_heads(float64):
 
 def test_nobody_present_moves_nothing():
     for name, method in METHODS.items():
-        tx = method.make(3)
+        tx = method.make(3, labels=LABELS)
 
         def update(params):
             grads = make_oracle()(params, *first(BATCHES), present=np.zeros(3, bool))

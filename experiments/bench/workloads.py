@@ -239,7 +239,8 @@ def unrolled(workload: Workload) -> Workload:
 
 def method_step(workload: Workload, name: str) -> tuple[Step, Any]:
     """A step with one of the library's methods."""
-    method = mtlopt.METHODS[name].make(workload.oracle.num_tasks)
+    oracle = workload.oracle
+    method = mtlopt.METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
     optimizer = optax.chain(method, optax.adam(1e-3))
 
     def step(params: PyTree, state: Any, *args: Any) -> Any:

@@ -52,7 +52,7 @@ def aligned_mtl_weights(
     Raises:
       ValueError: If `scale` is unknown or a shape does not fit.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> print(aligned_mtl_weights(jnp.diag(jnp.array([4.0, 1.0]))))
       [0.25 0.5 ]

@@ -27,7 +27,7 @@ def mgda_weights(gramian: jax.Array, present: jax.Array | None = None) -> jax.Ar
     Raises:
       ValueError: If a shape does not fit.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> print(mgda_weights(jnp.diag(jnp.array([4.0, 1.0]))))
       [0.2 0.8]

@@ -48,7 +48,7 @@ def pcgrad_weights(
     Raises:
       ValueError: If a shape does not fit.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
       >>> print(pcgrad_weights(gramian, jnp.array([[0, 1], [0, 1]])))

@@ -73,7 +73,7 @@ def min_norm_point(
     Raises:
       ValueError: If a shape does not fit.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> point = min_norm_point(jnp.array([[1.0, -1.0], [-1.0, 4.0]]))
       >>> print(jnp.round(point.weights, 4), jnp.round(point.norm, 4))

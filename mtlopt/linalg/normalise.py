@@ -42,7 +42,7 @@ def normalise(
     Raises:
       ValueError: If `gramian` is not square or `present` does not fit it.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> cosines, norms = normalise(jnp.array([[4.0, -3.0], [-3.0, 9.0]]))
       >>> print(cosines, norms)

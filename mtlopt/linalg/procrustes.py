@@ -52,7 +52,7 @@ def factor_gramian(gramian: jax.Array, present: jax.Array | None = None) -> Fact
     Returns:
       The factor; its rows are in no particular order.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> factor = factor_gramian(jnp.array([[4.0, -2.0], [-2.0, 1.0]]))
       >>> print(factor.rank, jnp.round(factor.matrix.T @ factor.matrix, 4))
@@ -94,7 +94,7 @@ def factor_triangular(
     Returns:
       The factor.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> triangle = jnp.array([[1.0, 1.0], [0.0, 1e-5]])
       >>> factor = factor_triangular(triangle, jnp.array([3.0, 2.0]))
@@ -186,7 +186,7 @@ def aligned_matrix(factor: Factor, scale: Scale = "min") -> jax.Array:
     Raises:
       ValueError: If `scale` is not one of the three.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> factor = factor_gramian(jnp.diag(jnp.array([4.0, 1.0])))
       >>> print(aligned_matrix(factor))

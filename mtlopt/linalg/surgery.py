@@ -36,7 +36,7 @@ def project_conflicts(
     Raises:
       ValueError: If a shape does not fit.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
       >>> print(project_conflicts(gramian, jnp.array([[0, 1], [0, 1]])))

@@ -66,7 +66,9 @@ def problem() -> Problem:
 
 
 def make_optimizer(method: str) -> optax.GradientTransformation:
-    return optax.chain(mtlopt.METHODS[method].make(2, STEPS), optax.adam(0.05))
+    return optax.chain(
+        mtlopt.METHODS[method].make(2, steps_per_epoch=STEPS), optax.adam(0.05)
+    )
 
 
 def run(problem: Problem, out: Path, schedule: Schedule = SCHEDULE, methods=METHODS):

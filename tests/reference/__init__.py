@@ -9,10 +9,15 @@ for a finite result) or `not_applicable`.
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from tests.linalg.matrices import padded_gramian
+
+MAX_TASKS = 40
 
 _ITERATIVE = ("mgda", "upgrad", "dualproj", "cagrad", "nashmtl", "fairgrad")
 
@@ -116,6 +121,36 @@ def error(case: str, method: str, vector: np.ndarray) -> float:
     expected = entry(case, method).vector
     assert expected is not None
     return float(np.linalg.norm(vector - expected) / scale(case, method))
+
+
+def beyond_tolerance(
+    method: str, weights_of: Callable[[str, np.ndarray, np.ndarray], Any], dtype: Any
+) -> dict[str, tuple[float, float]]:
+    """Where an aggregator misses the reference, `{case: (error, allowed)}`.
+
+    Calls `weights_of(case, gramian, present)` with Gramians padded by absent tasks to
+    one size, so that one compiled function serves all cases. Only `exact` entries
+    count; in the others, and where float32 cannot know, the weights must be finite.
+    """
+    found = {}
+    for case in cases():
+        rows = jacobian(case)
+        gramian, present = padded_gramian(rows, dtype, MAX_TASKS)
+        weights = np.asarray(weights_of(case, gramian, present), np.float64)
+        assert np.all(np.isfinite(weights)), case
+        assert np.all(weights[len(rows) :] == 0), case
+        if entry(case, method).status != "exact":
+            continue
+        allowed = tolerance(case, method, dtype)
+        off = error(case, method, weights[: len(rows)] @ rows)
+        if allowed is not None and not off <= allowed:
+            found[case] = off, allowed
+    return found
+
+
+def padded(vector: Any, dtype: Any = np.float64) -> np.ndarray:
+    """A vector `[tasks]` with zeros for the absent tasks."""
+    return np.pad(vector, (0, MAX_TASKS - len(vector))).astype(dtype)
 
 
 def sequences() -> list[str]:

@@ -1,0 +1,41 @@
+"""State shaped like the task rows, for methods that remember gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.labels import SHARED, Rules, label_params
+from mtlopt.linalg.gramian import solver_dtype
+from mtlopt.rows import Leaves
+
+
+def zero_rows(params: Any, labels: Rules, num_tasks: int) -> Leaves:
+    """Returns zeros `[tasks, ...]` for each shared leaf, float32 or wider.
+
+    Args:
+      params: parameters.
+      labels: see `label_params`; heads are left out.
+      num_tasks: number of tasks T.
+    """
+    names = jax.tree.leaves(label_params(params, labels))
+    return [
+        jnp.zeros((num_tasks, *jnp.shape(leaf)), solver_dtype([jnp.asarray(leaf)]))
+        for name, leaf in zip(names, jax.tree.leaves(params), strict=True)
+        if name == SHARED
+    ]
+
+
+def check_row_state(kept: Leaves, rows: Leaves) -> None:
+    """Raises unless the rows of an update have the shapes that `init` kept room for.
+
+    Raises:
+      ValueError: if they differ, because of other labels or in latent space.
+    """
+    shapes, expected = [jnp.shape(row) for row in rows], [row.shape for row in kept]
+    if shapes != expected:
+        raise ValueError(
+            "`labels` must be those that the gradients were computed with, and the "
+            "method used in parameter space: it keeps rows of shapes "
+            f"{expected}, got {shapes}."
+        )
