@@ -40,6 +40,19 @@ from mtlopt.aggregators.sums import (
     mean_weights,
     sum_tasks,
 )
+from mtlopt.alternation.blocks import (
+    AlternateBlocksState,
+    Stepped,
+    alternate_blocks,
+    block_at,
+    block_step,
+)
+from mtlopt.alternation.individual import (
+    IndividualOptimizersState,
+    individual_optimizers,
+    individual_step,
+    random_groups,
+)
 from mtlopt.diagnostics.distance import TrackDistanceState, track_distance
 from mtlopt.diagnostics.measures import (
     conflict_rate,
@@ -65,12 +78,15 @@ __version__ = importlib.metadata.version("mtlopt")
 
 __all__ = [
     "METHODS",
+    "AlternateBlocksState",
     "Aux",
     "Grad",
+    "IndividualOptimizersState",
     "Method",
     "Oracle",
     "PcgradState",
     "PerLabelState",
+    "Stepped",
     "TaskGrads",
     "TaskWeightsState",
     "TrackDistanceState",
@@ -78,11 +94,16 @@ __all__ = [
     "WeightByUncertaintyState",
     "aligned_mtl",
     "aligned_mtl_weights",
+    "alternate_blocks",
+    "block_at",
+    "block_step",
     "conflict_rate",
     "cosine_similarity",
     "dominance_rate",
     "dwa_weights",
     "in_latent_space",
+    "individual_optimizers",
+    "individual_step",
     "infer_labels",
     "label_params",
     "mean_tasks",
@@ -92,6 +113,7 @@ __all__ = [
     "pcgrad",
     "pcgrad_weights",
     "per_label",
+    "random_groups",
     "stacked",
     "sum_tasks",
     "task_grad",

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SHARED = "shared"
 STACKED = "stacked"
@@ -182,6 +183,25 @@ class Partition:
         return self.treedef.unflatten(
             next(left) if label == SHARED else next(right) for label in self.labels
         )
+
+    def active(self, members: Any) -> dict[str, Any]:
+        """Returns which labels a step of some of the tasks moves, for `per_label`.
+
+        Args:
+          members: bool `[tasks]`; a NumPy array decides at trace time.
+
+        Returns:
+          A mapping from label to bool: a task's label where it is a member, the shared
+          label where any is, and for stacked heads the vector. Labels without leaves
+          are left out.
+        """
+        flags = members.tolist() if isinstance(members, np.ndarray) else list(members)
+        active = {
+            SHARED: any(flags) if isinstance(members, np.ndarray) else members.any(),
+            STACKED: members,
+            **dict(zip(self.tasks, flags, strict=True)),
+        }
+        return {label: active[label] for label in dict.fromkeys(self.labels)}
 
     @property
     def head_labels(self) -> list[str]:

@@ -22,7 +22,7 @@ from jax.core import Tracer
 from mtlopt._checks import as_task_vector, check_choice
 from mtlopt._guard import make_guard
 from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
-from mtlopt.labels import SHARED, STACKED, Rules, partition_params
+from mtlopt.labels import SHARED, STACKED, Partition, Rules, partition_params
 from mtlopt.microbatches import Microbatches, cut_part
 from mtlopt.ownership import check_ownership
 from mtlopt.problems import Inputs, LatentProblem, Problem, make_problem
@@ -304,6 +304,27 @@ class Oracle:
         zeros = [jnp.zeros_like(leaf) for leaf in inputs.shared]
         return Grad(out.losses, inputs.partition.merge(zeros, out.heads), out.aux)
 
+    def active(self, params: PyTree, members: Any) -> dict[str, Any]:
+        """Returns which labels a step of some of the tasks moves, for `per_label`.
+
+        Args:
+          params: parameters.
+          members: bool `[tasks]`, the tasks of the step.
+
+        Returns:
+          A mapping from label to bool, to be passed as `active`.
+        """
+        return self._partition(params).active(members)
+
+    def _partition(self, params: PyTree) -> Partition:
+        return partition_params(
+            params,
+            self.labels,
+            self.tasks,
+            stacked=isinstance(getattr(self.problem, "heads", None), StackedHeads),
+            headless=self.headless,
+        )
+
     def _latent_problem(self) -> LatentProblem:
         if not isinstance(self.problem, LatentProblem):
             raise ValueError("a given latent needs an oracle built with `encode`.")
@@ -322,13 +343,7 @@ class Oracle:
 
         On a given latent `encode` does not run, and may not accept the arguments.
         """
-        partition = partition_params(
-            params,
-            self.labels,
-            self.tasks,
-            stacked=isinstance(getattr(self.problem, "heads", None), StackedHeads),
-            headless=self.headless,
-        )
+        partition = self._partition(params)
         inputs = Inputs(*partition.split(params), args, partition)
         signature = (partition, _avals(params), _avals(args), _avals(z))
         if signature not in self.checked:

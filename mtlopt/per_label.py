@@ -1,6 +1,7 @@
 """One inner optimizer state per label, advanced only when that label moves."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ def advance(
     updates: PyTree,
     state: PyTree,
     params: PyTree,
-    active: jax.Array | None,
+    active: jax.Array | bool | None,
     **extra_args: Any,
 ) -> tuple[PyTree, PyTree]:
     """Runs an update, or leaves the state bit for bit as it is and moves nothing.
@@ -38,14 +39,16 @@ def advance(
       updates: its input.
       state: its state.
       params: parameters, or None.
-      active: bool scalar; None for yes.
+      active: bool scalar; None for yes. A Python bool decides at trace time.
       **extra_args: passed on.
 
     Returns:
       The updates (zero if not active) and the state.
     """
+    if active is False:
+        return jax.tree.map(jnp.zeros_like, updates), state
     moved, advanced = inner.update(updates, state, params, **extra_args)
-    if active is None:
+    if active is None or active is True:
         return moved, advanced
     moved = jax.tree.map(lambda leaf: jnp.where(active, leaf, 0), moved)
     state = jax.tree.map(lambda new, old: jnp.where(active, new, old), advanced, state)
@@ -53,7 +56,8 @@ def advance(
 
 
 def per_label(
-    inner: optax.GradientTransformation, labels: Rules
+    inner: optax.GradientTransformation | Callable[[str], optax.GradientTransformation],
+    labels: Rules,
 ) -> optax.GradientTransformationExtraArgs:
     """Gives every label its own state of one optimizer, so that it can stand still.
 
@@ -63,13 +67,14 @@ def per_label(
     stacked heads counts as a label of its own.
 
     `update` takes the keyword `active`: a mapping from label to a bool scalar (for
-    `"stacked"` a `[tasks]` bool vector), labels that it leaves out being active; or
-    None for all. `TaskGrads.active` is that mapping for a batch with absent tasks.
+    `"stacked"` also a `[tasks]` bool vector), labels that it leaves out being active;
+    or None for all. `TaskGrads.active` is that mapping for a batch with absent tasks.
+    What a Python `False` stops is left out of the compiled program.
     The optimizer runs on each label apart, so what it computes over all its leaves
     (such as a global norm) is over one label's.
 
     Args:
-      inner: any Optax optimizer.
+      inner: any Optax optimizer, or a function from label to one.
       labels: who owns which leaf, see `label_params`.
 
     Returns:
@@ -91,15 +96,18 @@ def per_label(
       >>> updates["a"], updates["b"]
       (Array([-0.1, -0.1], dtype=float32), Array([0., 0.], dtype=float32))
     """
-    inner = optax.with_extra_args_support(inner)
+
+    def optimizer(label: str) -> optax.GradientTransformationExtraArgs:
+        own = inner if isinstance(inner, optax.GradientTransformation) else inner(label)
+        return optax.with_extra_args_support(own)
 
     def init_fn(params: PyTree) -> PerLabelState:
         names = label_params(params, labels)
         states = {}
-        for label in _distinct(names):
-            own = _select(params, names, label)
-            init = jax.vmap(inner.init) if label == STACKED else inner.init
-            states[label] = init(own)
+        for label in sorted(set(jax.tree.leaves(names))):
+            init = optimizer(label).init
+            init = jax.vmap(init) if label == STACKED else init
+            states[label] = init(select(params, names, label))
         return PerLabelState(states)
 
     def update_fn(
@@ -111,51 +119,52 @@ def per_label(
         **extra_args: Any,
     ) -> tuple[PyTree, PerLabelState]:
         names = label_params(updates, labels)
-        active = {k: jnp.asarray(flag) for k, flag in (active or {}).items()}
-        for label, flag in active.items():
+        active = active or {}
+        for label in active:
             if label not in state.inner_states:
                 raise ValueError(
                     f"`active` must name labels of {tuple(state.inner_states)}, got "
                     f"{label!r}."
                 )
-            example = jax.tree.leaves(_select(updates, names, label))[0]
-            shape = jnp.shape(example)[:1] if label == STACKED else ()
-            if flag.shape != shape:
-                raise ValueError(
-                    f"`active[{label!r}]` must have shape {shape}, got {flag.shape}."
-                )
         moved, states = {}, {}
         for label, inner_state in state.inner_states.items():
-
-            def run(
-                updates: PyTree, state: PyTree, params: PyTree, active: Any
-            ) -> tuple[PyTree, PyTree]:
-                return advance(inner, updates, state, params, active, **extra_args)
-
-            run = jax.vmap(run) if label == STACKED else run
-            moved[label], states[label] = run(
-                _select(updates, names, label),
+            own = (
+                select(updates, names, label),
                 inner_state,
-                None if params is None else _select(params, names, label),
-                active.get(label),
+                None if params is None else select(params, names, label),
             )
-        return _join(updates, names, moved), PerLabelState(states)
+            run = functools.partial(advance, optimizer(label), **extra_args)
+            flag = active.get(label)
+            if isinstance(flag, bool | None):
+                run = functools.partial(run, active=flag)
+            else:
+                own = (*own, _as_flag(label, flag, own[0]))
+            run = jax.vmap(run) if label == STACKED else run
+            moved[label], states[label] = run(*own)
+        return join(updates, names, moved), PerLabelState(states)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _distinct(names: PyTree) -> list[str]:
-    return sorted(set(jax.tree.leaves(names)))
+def _as_flag(label: str, flag: Any, own: PyTree) -> jax.Array:
+    """Returns `active[label]`, for stacked heads one flag a task."""
+    flag = jnp.asarray(flag)
+    shape = jnp.shape(jax.tree.leaves(own)[0])[:1] if label == STACKED else ()
+    if flag.shape not in ((), shape):
+        raise ValueError(
+            f"`active[{label!r}]` must have shape {shape}, got {flag.shape}."
+        )
+    return jnp.broadcast_to(flag, shape)
 
 
-def _select(tree: PyTree, names: PyTree, label: str) -> PyTree:
+def select(tree: PyTree, names: PyTree, label: str) -> PyTree:
     """Masks the leaves of other labels, as `optax.masked` does."""
     return jax.tree.map(
         lambda name, leaf: leaf if name == label else optax.MaskedNode(), names, tree
     )
 
 
-def _join(tree: PyTree, names: PyTree, parts: dict[str, PyTree]) -> PyTree:
-    """Inverse of `_select` over all labels."""
+def join(tree: PyTree, names: PyTree, parts: dict[str, PyTree]) -> PyTree:
+    """Inverse of `select` over all labels; `tree` gives the structure."""
     leaves = {label: iter(jax.tree.leaves(part)) for label, part in parts.items()}
     return jax.tree.map(lambda name, _: next(leaves[name]), names, tree)

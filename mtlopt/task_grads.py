@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mtlopt._checks import as_task_vector
 from mtlopt._guard import make_guard
-from mtlopt.labels import SHARED, STACKED, Partition, path_string
+from mtlopt.labels import SHARED, Partition, path_string
 from mtlopt.rows import (
     STATIC,
     Leaves,
@@ -150,14 +150,7 @@ class TaskGrads:
         is, and the stacked label is a `[tasks]` vector. Labels without leaves are left
         out.
         """
-        if self.present is None:
-            return None
-        if STACKED in self.partition.labels:
-            heads = {STACKED: self.present}
-        else:
-            heads = dict(zip(self.tasks, self.present, strict=True))
-        active = {SHARED: jnp.any(self.present), **heads}
-        return {k: v for k, v in active.items() if k in self.partition.labels}
+        return None if self.present is None else self.partition.active(self.present)
 
     def scale_by(self, factors: jax.Array) -> Self:
         """Returns the gradients of the losses times `factors`, `[tasks]`."""

@@ -319,12 +319,18 @@ def test_every_two_methods_differ(plain):
 
 # Public functions that are no part of a method that stands on its own.
 HELPERS = {
+    "alternate_blocks",
+    "block_at",
+    "block_step",
     "conflict_rate",
     "cosine_similarity",
     "dominance_rate",
+    "individual_optimizers",
+    "individual_step",
     "infer_labels",
     "label_params",
     "per_label",
+    "random_groups",
     "stacked",
     "task_grad",
     "track_distance",

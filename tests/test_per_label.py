@@ -269,12 +269,6 @@ def test_state_types_do_not_change():
         (
             STACKED,
             STACKED_LABELS,
-            {"stacked": True},
-            r"`active\['stacked'\]` must have shape \(3,\), got \(\)",
-        ),
-        (
-            STACKED,
-            STACKED_LABELS,
             {"stacked": [True, False]},
             r"`active\['stacked'\]` must have shape \(3,\), got \(2,\)",
         ),

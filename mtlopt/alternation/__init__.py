@@ -1,0 +1,1 @@
+"""Alternation: blocks of parameters, or tasks, that move in turn."""

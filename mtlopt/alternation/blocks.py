@@ -1,0 +1,252 @@
+"""Alternate training of shared and task-specific parameters (SAT, ATE)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_choice
+from mtlopt.labels import SHARED, Rules
+from mtlopt.oracle import Grad, Oracle
+from mtlopt.per_label import per_label
+
+PyTree = Any
+Block = Literal["shared", "task"]
+BLOCKS = ("shared", "task")
+
+
+class AlternateBlocksState(NamedTuple):
+    """State of `alternate_blocks`.
+
+    Attributes:
+      count: steps so far, int32.
+      shared_is_next: whether the next step moves the shared block, bool.
+      inner_state: states of both optimizers, one per label.
+    """
+
+    count: jax.Array
+    shared_is_next: jax.Array
+    inner_state: Any
+
+
+class Stepped(NamedTuple):
+    """What a step function returns.
+
+    Attributes:
+      params: the parameters after the step.
+      opt_state: the optimizer state after the step.
+      losses: `[tasks]`, each as it was before its parameters moved.
+      aux: what the loss functions returned beside; None without `has_aux`.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    losses: jax.Array
+    aux: Any
+
+
+def block_at(step: int, shared_steps: int = 1, task_steps: int = 1) -> Block:
+    """Returns the block that moves in a step: for phases chosen in Python.
+
+    Counted in steps or in epochs, as long as the two lengths are.
+
+    Args:
+      step: number of steps so far.
+      shared_steps: length of the shared phase, with which every cycle begins.
+      task_steps: length of the task phase.
+
+    Examples:
+      >>> [block_at(step, shared_steps=2, task_steps=1) for step in range(4)]
+      ['shared', 'shared', 'task', 'shared']
+    """
+    return "shared" if step % (shared_steps + task_steps) < shared_steps else "task"
+
+
+def alternate_blocks(
+    shared: optax.GradientTransformation,
+    task: optax.GradientTransformation,
+    labels: Rules,
+    *,
+    shared_steps: int = 1,
+    task_steps: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Moves the shared parameters for some steps, then the heads for some, and so on.
+
+    .. math::
+        w_0 &\leftarrow w_0 - \eta_0 \, m_0(\nabla_{w_0} \ell)
+        \quad \text{for } n \text{ steps, then} \\
+        w_{ts} &\leftarrow w_{ts} - \eta_{ts} \, m_{ts}(\nabla_{w_{ts}} \ell)
+        \quad \text{for } m \text{ steps}
+
+    where `m_0` and `m_ts` are any Optax optimizers, each with its own learning rate and
+    state. SAT is `n = m = 1` with a fresh batch each; ATE counts whole epochs: with
+    `t` batches an epoch, `n = t E_0` and `m = t E_ts`. The block that does not move,
+    and its optimizer's state, stay bit for bit as they are.
+
+    It takes a gradient with the structure of the parameters: of the summed loss or of
+    any aggregator. Only the active block of it is read; `block_step` computes no more.
+
+    `update` takes two keywords. `block` names the block that moves, as a Python string:
+    then the other block's optimizer is not even compiled, and the count only counts.
+    By default the count decides, inside the program. `active` is a mapping from label
+    to bool as in `per_label`, for heads without labels in the batch.
+
+    Args:
+      shared: optimizer of the shared leaves.
+      task: optimizer of the heads, with a state per label.
+      labels: who owns which leaf, see `label_params`.
+      shared_steps: `n`.
+      task_steps: `m`.
+
+    Returns:
+      A transform; the last of a chain.
+
+    Raises:
+      ValueError: if a number of steps is not a positive int or `block` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> params = {"trunk": jnp.zeros(1), "head": jnp.zeros(1)}
+      >>> tx = mtlopt.alternate_blocks(
+      ...     optax.sgd(1.0), optax.sgd(0.1), {"trunk": "shared", "head": "a"}
+      ... )
+      >>> state, ones = tx.init(params), {"trunk": jnp.ones(1), "head": jnp.ones(1)}
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(ones, state, params)
+      ...     print(updates["trunk"], updates["head"])
+      [-1.] [0.]
+      [0.] [-0.1]
+
+    References:
+      Bellavia, Della Santa and Papini, *ATE-SG: alternate through the epochs stochastic
+      gradient for multi-task neural networks*, 2026, Algorithms 3.1, 3.2 and A.1.
+    """
+    for name, steps in (("shared_steps", shared_steps), ("task_steps", task_steps)):
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"`{name}` must be a positive int, got {steps!r}.")
+    both = per_label(lambda label: shared if label == SHARED else task, labels)
+    cycle = shared_steps + task_steps
+
+    def init_fn(params: PyTree) -> AlternateBlocksState:
+        return AlternateBlocksState(
+            jnp.zeros([], jnp.int32), jnp.array(True), both.init(params)
+        )
+
+    def update_fn(
+        updates: PyTree,
+        state: Any,
+        params: PyTree = None,
+        *,
+        block: Block | None = None,
+        active: Mapping[str, Any] | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, AlternateBlocksState]:
+        if block is not None:
+            check_choice("block", block, BLOCKS)
+        flags = {
+            label: _moves(block, state.shared_is_next, label, (active or {}).get(label))
+            for label in state.inner_state.inner_states
+        }
+        unknown = set(active or {}) - set(flags)
+        if unknown:
+            raise ValueError(
+                f"`active` must name labels of {tuple(flags)}, got {min(unknown)!r}."
+            )
+        moved, inner_state = both.update(
+            updates, state.inner_state, params, active=flags, **extra_args
+        )
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return moved, AlternateBlocksState(
+            count, count % cycle < shared_steps, inner_state
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _moves(
+    block: Block | None, shared_is_next: jax.Array, label: str, active: Any
+) -> bool | jax.Array:
+    """Whether a label moves: a Python bool where that is known at trace time."""
+    if block is None:
+        turn = shared_is_next if label == SHARED else ~shared_is_next
+        return turn if active is None else turn & active
+    if (block == SHARED) != (label == SHARED):
+        return False
+    return True if active is None else active
+
+
+def block_step(
+    oracle: Oracle, optimizer: optax.GradientTransformation, block: Block | None = None
+) -> Callable[..., Stepped]:
+    """Builds a training step that computes the moving block's gradient only.
+
+    With a `block`, the phase is chosen in Python: the other block's gradient is never
+    part of the program, and a host loop (see `block_at`) calls one of two compiled
+    steps. Without, `lax.cond` on the optimizer's own count chooses inside the program,
+    so that the step may be the body of a `lax.scan`. Under `jax.vmap` a `cond` computes
+    both branches: for many seeds at once use phases.
+
+    Args:
+      oracle: from `task_grad`.
+      optimizer: `alternate_blocks`, or a chain that ends with it.
+      block: `"shared"` or `"task"`; None for the optimizer's count.
+
+    Returns:
+      `step(params, opt_state, *args, present=None)`, to be jitted, which evaluates the
+      summed loss at `args` and returns a `Stepped`.
+
+    Raises:
+      ValueError: if `block` is unknown, or at the first step if `optimizer` has no
+        `alternate_blocks`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> params = {"trunk": jnp.array(1.0), "a": jnp.array(2.0)}
+      >>> labels = {"trunk": "shared", "a": "a"}
+      >>> oracle = mtlopt.task_grad(
+      ...     {"a": lambda p, z, x: p["a"] * z},
+      ...     labels,
+      ...     encode=lambda p, x: p["trunk"] * x,
+      ... )
+      >>> tx = mtlopt.alternate_blocks(optax.sgd(0.1), optax.sgd(0.1), labels)
+      >>> step = jax.jit(mtlopt.block_step(oracle, tx))
+      >>> state = tx.init(params)
+      >>> for x in (1.0, 5.0):
+      ...     params, state, losses, _ = step(params, state, x)
+      ...     print(params["trunk"], params["a"], losses)
+      0.8 2.0 [2.]
+      0.8 1.6 [8.]
+    """
+    if block is not None:
+        check_choice("block", block, BLOCKS)
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def step(
+        params: PyTree, opt_state: PyTree, *args: Any, present: Any = None
+    ) -> Stepped:
+        def gradient(block: Block) -> Callable[[], Grad]:
+            return lambda: oracle.block(block, params, *args, present=present)
+
+        if block is None:
+            shared_is_next = optax.tree.get(opt_state, "shared_is_next")
+            if shared_is_next is None:
+                raise ValueError(
+                    "`optimizer` must have `alternate_blocks` in it, which counts the "
+                    "phases; or pass `block`."
+                )
+            grad = jax.lax.cond(shared_is_next, gradient("shared"), gradient("task"))
+        else:
+            grad = gradient(block)()
+        active = None if present is None else oracle.active(params, present)
+        updates, opt_state = optimizer.update(
+            grad.grad, opt_state, params, block=block, active=active
+        )
+        return Stepped(
+            optax.apply_updates(params, updates), opt_state, grad.losses, grad.aux
+        )
+
+    return step

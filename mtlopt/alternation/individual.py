@@ -1,0 +1,322 @@
+"""One gradient step per task (IUS), with one optimizer state per task (IO)."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mtlopt._checks import as_key, as_task_vector, check_num_tasks
+from mtlopt.alternation.blocks import Stepped
+from mtlopt.heads import SeparateHeads
+from mtlopt.labels import SHARED, Rules, label_params
+from mtlopt.oracle import Grad, Oracle
+from mtlopt.per_label import advance, join, per_label, select
+
+PyTree = Any
+
+
+class IndividualOptimizersState(NamedTuple):
+    """State of `individual_optimizers`.
+
+    Attributes:
+      shared: state for the shared leaves; with one per task, every leaf has a leading
+        axis of tasks (or groups).
+      heads: state for the heads' leaves, one per label.
+    """
+
+    shared: Any
+    heads: Any
+
+
+def individual_optimizers(
+    inner: optax.GradientTransformation,
+    num_tasks: int,
+    labels: Rules,
+    *,
+    share_state: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gives each task its own state of an optimizer for the shared parameters.
+
+    .. math:: w^{(k)} = w^{(k-1)} - \eta \, m^{(k)}(g^{(k)}(w^{(k-1)})),
+        \qquad k = 1, \dots, T
+
+    Tasks move the shared parameters in turn. With one moving average `m` for all
+    (`share_state=True`, IUS) a task's step also follows the other tasks' gradients;
+    with one per task (IO) it does not. For an optimizer without memory the two are the
+    same. A head moves on its own task's turn only, with a state of its own, as in
+    `per_label`.
+
+    `update` takes the gradient of one task or group (`oracle.task`), and two keywords:
+    `task`, the index of the state to use (it may be traced), and `active`, a mapping
+    from label to bool of the labels that move. `individual_step` passes both.
+
+    Memory: IO keeps T states of the shared leaves instead of one; with Adam, 2 T times
+    their size. Groups of tasks divide that.
+
+    Args:
+      inner: any Optax optimizer.
+      num_tasks: number of states: tasks, or groups of tasks.
+      labels: who owns which leaf, see `label_params`.
+      share_state: whether all tasks use one state for the shared leaves.
+
+    Returns:
+      A transform.
+
+    Raises:
+      ValueError: if `update` is not told the `task`, or a Python index is out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> params = {"trunk": jnp.zeros(()), "a": jnp.zeros(()), "b": jnp.zeros(())}
+      >>> tx = mtlopt.individual_optimizers(
+      ...     optax.sgd(1.0, momentum=0.5), 2, {"trunk": "shared", "a": "a", "b": "b"}
+      ... )
+      >>> state, ones = tx.init(params), {k: jnp.ones(()) for k in params}
+      >>> for task, others in ((0, {"b": False}), (1, {"a": False}), (0, {"b": False})):
+      ...     updates, state = tx.update(ones, state, params, task=task, active=others)
+      ...     print(*(float(updates[name]) for name in ("trunk", "a", "b")))
+      -1.0 -1.0 0.0
+      -1.0 0.0 -1.0
+      -1.5 -1.5 0.0
+
+    References:
+      Pascal, Michiardi, Bost, Huet and Zuluaga, *Improved optimization strategies for
+      deep multi-task networks*, 2021, equations 4, 6 (IUS) and 7 (IO).
+    """
+    check_num_tasks(num_tasks)
+    inner = optax.with_extra_args_support(inner)
+    # The shared leaves are stepped here, the heads by `per_label`.
+    heads = per_label(
+        lambda label: optax.set_to_zero() if label == SHARED else inner, labels
+    )
+
+    def init_fn(params: PyTree) -> IndividualOptimizersState:
+        own = select(params, label_params(params, labels), SHARED)
+        if share_state:
+            shared = inner.init(own)
+        else:
+            shared = jax.vmap(lambda _: inner.init(own))(jnp.arange(num_tasks))
+        return IndividualOptimizersState(shared, heads.init(params))
+
+    def update_fn(
+        updates: PyTree,
+        state: Any,
+        params: PyTree = None,
+        *,
+        task: Any = None,
+        active: Mapping[str, Any] | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, IndividualOptimizersState]:
+        if task is None or (isinstance(task, int) and not 0 <= task < num_tasks):
+            raise ValueError(
+                f"`task` must be the index of a task, between 0 and {num_tasks - 1}, "
+                f"got {task!r}."
+            )
+        names = label_params(updates, labels)
+        kept = state.shared
+        if not share_state:
+            kept = jax.tree.map(lambda leaf: leaf[task], state.shared)
+        moved, kept = advance(
+            inner,
+            select(updates, names, SHARED),
+            kept,
+            None if params is None else select(params, names, SHARED),
+            (active or {}).get(SHARED),
+            **extra_args,
+        )
+        if not share_state:
+            kept = jax.tree.map(
+                lambda all_states, one: all_states.at[task].set(one), state.shared, kept
+            )
+        others, head_state = heads.update(
+            updates, state.heads, params, active=active, **extra_args
+        )
+        owners = set(jax.tree.leaves(names))
+        parts = {label: select(others, names, label) for label in owners}
+        parts[SHARED] = moved
+        return join(updates, names, parts), IndividualOptimizersState(kept, head_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def random_groups(key: int | jax.Array, num_tasks: int, num_groups: int) -> jax.Array:
+    """Deals the tasks into groups whose sizes differ by at most one, at random.
+
+    Args:
+      key: seed or key.
+      num_tasks: number of tasks T.
+      num_groups: number of groups, at most T.
+
+    Returns:
+      The group of every task, int32 `[tasks]`.
+
+    Raises:
+      ValueError: if there are more groups than tasks, or none.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> jnp.bincount(random_groups(0, num_tasks=7, num_groups=3)).tolist()
+      [3, 2, 2]
+
+    References:
+      Pascal et al., *Improved optimization strategies for deep multi-task networks*,
+      2021, section 3.4.
+    """
+    check_num_tasks(num_tasks)
+    if not isinstance(num_groups, int) or not 1 <= num_groups <= num_tasks:
+        raise ValueError(
+            f"`num_groups` must be between 1 and {num_tasks}, the number of tasks, got "
+            f"{num_groups!r}."
+        )
+    dealt = jnp.arange(num_tasks, dtype=jnp.int32) % num_groups
+    return jax.random.permutation(as_key(key), dealt)
+
+
+def individual_step(
+    oracle: Oracle,
+    optimizer: optax.GradientTransformation,
+    num_groups: int | None = None,
+    *,
+    shuffle: bool = False,
+) -> Callable[..., Stepped]:
+    r"""Builds a training step that lets every task, or group, move in turn.
+
+    Each gradient is taken at the parameters that the task before left, on the same
+    batch. A group moves by the gradient of its members' summed loss (equation 8): one
+    group of all tasks is a step on the summed loss, groups of one task each are IUS or
+    IO.
+
+    In a fixed order the steps are unrolled, unless heads are stacked; then, and in a
+    shuffled order, they are a `lax.scan`, which compiles one step whatever the number.
+
+    Args:
+      oracle: from `task_grad`.
+      optimizer: `individual_optimizers` for as many tasks as there are groups.
+      num_groups: number of groups; None for one task at a time.
+      shuffle: whether the order is drawn anew in every step.
+
+    Returns:
+      `step(params, opt_state, *args, groups=None, key=None, present=None)`, to be
+      jitted, which returns a `Stepped`. `groups` `[tasks]` are the groups of the tasks
+      (see `random_groups`), needed with `num_groups`; `key` is needed to shuffle;
+      absent tasks take no step and have loss 0. A task's loss is that before its
+      group's move. `aux` is a list with one `Aux` a turn, and from a scan one `Aux`
+      with a leading axis of turns.
+
+    Raises:
+      ValueError: if `num_groups` does not fit the tasks, or `groups` or `key` is
+        missing or not asked for.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> params = {"trunk": jnp.array(1.0), "a": jnp.array(2.0), "b": jnp.array(3.0)}
+      >>> labels = {"trunk": "shared", "a": "a", "b": "b"}
+      >>> oracle = mtlopt.task_grad(
+      ...     {"a": lambda p, z: p["a"] * z, "b": lambda p, z: p["b"] * z},
+      ...     labels,
+      ...     encode=lambda p: p["trunk"],
+      ... )
+      >>> tx = mtlopt.individual_optimizers(optax.sgd(0.1), 2, labels)
+      >>> step = jax.jit(mtlopt.individual_step(oracle, tx))
+      >>> params, state, losses, _ = step(params, tx.init(params))
+      >>> print(losses, round(float(params["trunk"]), 3), round(float(params["b"]), 3))
+      [2.  2.4] 0.5 2.92
+
+    References:
+      Pascal et al., *Improved optimization strategies for deep multi-task networks*,
+      2021, equations 4, 7 and 8.
+    """
+    num_tasks = oracle.num_tasks
+    if num_groups is not None and not 1 <= num_groups <= num_tasks:
+        raise ValueError(
+            f"`num_groups` must be between 1 and {num_tasks}, the number of tasks, got "
+            f"{num_groups!r}."
+        )
+    optimizer = optax.with_extra_args_support(optimizer)
+    turns = num_tasks if num_groups is None else num_groups
+    separate = isinstance(getattr(oracle.problem, "heads", None), SeparateHeads)
+    unroll = separate and not shuffle
+
+    def step(
+        params: PyTree,
+        opt_state: PyTree,
+        *args: Any,
+        groups: Any = None,
+        key: Any = None,
+        present: Any = None,
+    ) -> Stepped:
+        _check_asked("groups", groups, num_groups is not None)
+        _check_asked("key", key, shuffle)
+        if groups is not None:
+            groups = as_task_vector("groups", groups, num_tasks)
+
+        def turn(carry: tuple[PyTree, PyTree], index: Any) -> Any:
+            params, opt_state = carry
+            if groups is not None:
+                members = groups == index
+                grad = oracle.task(members.astype(float), params, *args)
+            else:
+                members = np.arange(num_tasks) == index
+                grad = _task(oracle, index, separate, params, args)
+            moving = members if present is None else members & present
+            updates, opt_state = optimizer.update(
+                grad.grad,
+                opt_state,
+                params,
+                task=index,
+                active=oracle.active(params, moving),
+            )
+            losses = jnp.where(moving, grad.losses, 0)
+            return (optax.apply_updates(params, updates), opt_state), (losses, grad.aux)
+
+        order = range(turns)
+        if unroll:
+            outs = []
+            for index in order:
+                (params, opt_state), out = turn((params, opt_state), index)
+                outs.append(out)
+            losses = jnp.stack([losses for losses, _ in outs])
+            aux = [aux for _, aux in outs]
+        else:
+            order = jnp.arange(turns)
+            if shuffle:
+                order = jax.random.permutation(as_key(key), order)
+            (params, opt_state), (losses, aux) = jax.lax.scan(
+                turn, (params, opt_state), order
+            )
+        return Stepped(params, opt_state, jnp.sum(losses, axis=0), aux)
+
+    return step
+
+
+def _task(
+    oracle: Oracle, index: Any, separate: bool, params: PyTree, args: Any
+) -> Grad:
+    """The gradient of one task, whose index may be traced."""
+    if not separate or isinstance(index, int):
+        return oracle.task(index, params, *args)
+
+    def branch(task: int) -> Grad:
+        grad = oracle.task(task, params, *args)
+        if grad.aux is None:
+            return grad
+        # Without the task's name, so that all branches return the same structure.
+        (own,) = grad.aux.tasks.values()
+        return grad._replace(aux=grad.aux._replace(tasks=own))
+
+    tasks = range(oracle.num_tasks)
+    return jax.lax.switch(index, [functools.partial(branch, task) for task in tasks])
+
+
+def _check_asked(name: str, value: Any, asked: bool) -> None:
+    option = {"groups": "num_groups", "key": "shuffle"}[name]
+    if asked and value is None:
+        raise ValueError(f"`{name}` must be passed to a step built with `{option}`.")
+    if value is not None and not asked:
+        raise ValueError(f"`{name}` needs a step built with `{option}`.")

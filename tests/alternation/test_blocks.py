@@ -1,0 +1,277 @@
+"""Alternate blocks: SAT and ATE against loops written by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtlopt
+from tests.problems import (
+    LABELS,
+    QUICK,
+    TASKS,
+    assert_close,
+    encode,
+    first,
+    losses_of,
+    make_batches,
+    make_oracle,
+    make_params,
+)
+
+STEPS = 7
+BATCHES = make_batches(steps=STEPS)
+SHARED, TASK = optax.adam(0.1), optax.sgd(0.05, momentum=0.9)
+
+
+def make_optimizer(shared_steps=2, task_steps=3):
+    return mtlopt.alternate_blocks(
+        SHARED, TASK, LABELS, shared_steps=shared_steps, task_steps=task_steps
+    )
+
+
+def batch(step):
+    return [leaf[step] for leaf in BATCHES]
+
+
+@functools.cache
+def compiled(block, shared_steps=2, task_steps=3):
+    step = mtlopt.block_step(make_oracle(), make_optimizer(shared_steps, task_steps))
+    if block is not None:
+        step = mtlopt.block_step(make_oracle(), make_optimizer(), block)
+    return jax.jit(step, compiler_options=QUICK)
+
+
+def same_bits(left, right):
+    return all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    )
+
+
+@pytest.mark.parametrize("how", ["count", "phases"])
+def test_cycles_equal_two_loops_by_hand(how, float64):
+    """Each block by its own optimizer on the summed loss's gradient, in turn."""
+    total = jax.jit(jax.grad(lambda p, *args: jnp.sum(losses_of(p, *args))))
+    expected, states = make_params(), {}
+    for name, optimizer in (("encoder", SHARED), ("heads", TASK)):
+        states[name] = optimizer.init(expected[name])
+    params = make_params()
+    opt_state = make_optimizer().init(params)
+    for step in range(STEPS):
+        gradient = total(expected, *batch(step))
+        name, optimizer = ("encoder", SHARED) if step % 5 < 2 else ("heads", TASK)
+        updates, states[name] = optimizer.update(gradient[name], states[name])
+        moved = optax.apply_updates(expected[name], updates)
+        expected = {**expected, name: moved}
+
+        block = mtlopt.block_at(step, 2, 3) if how == "phases" else None
+        params, opt_state, losses, _ = compiled(block)(params, opt_state, *batch(step))
+        assert_close(params, expected, 1e-12)
+        assert losses.shape == (len(TASKS),)
+    inner = opt_state.inner_state.inner_states
+    assert_close(inner["shared"][0].mu["encoder"], states["encoder"][0].mu, 1e-12)
+    trace = states["heads"][0].trace
+    assert_close(inner["b"][0].trace["heads"]["b"], trace["b"], 1e-12)
+    assert opt_state.count == STEPS
+
+
+@pytest.mark.parametrize("how", ["count", "phases"])
+def test_the_other_block_and_its_state_keep_their_bits(how, float64):
+    params = make_params()
+    opt_state = make_optimizer().init(params)
+    for step in range(STEPS):
+        block = mtlopt.block_at(step, 2, 3)
+        chosen = block if how == "phases" else None
+        after = compiled(chosen)(params, opt_state, *batch(step))
+        states = [state.inner_state.inner_states for state in (opt_state, after[1])]
+        still, moving = ("heads", "encoder")[:: 1 if block == "shared" else -1]
+        assert same_bits(params[still], after[0][still])
+        assert not same_bits(params[moving], after[0][moving])
+        for label in ("shared", *TASKS):
+            stands = (label == "shared") != (block == "shared")
+            assert same_bits(states[0][label], states[1][label]) == stands
+        params, opt_state = after[:2]
+
+
+def test_one_step_each_is_sat(float64):
+    """w_0 moves on the first batch; the heads on the second, at the moved w_0."""
+    oracle, rate = make_oracle(), 0.1
+    tx = mtlopt.alternate_blocks(optax.sgd(rate), optax.sgd(rate), LABELS)
+    step = jax.jit(mtlopt.block_step(oracle, tx), compiler_options=QUICK)
+    params = make_params()
+    found, opt_state, *_ = step(params, tx.init(params), *batch(0))
+    found, opt_state, *_ = step(found, opt_state, *batch(1))
+    total = jax.jit(jax.grad(lambda p, *args: jnp.sum(losses_of(p, *args))))
+
+    def descend(params, name, args):
+        gradient = total(params, *args)[name]
+        moved = jax.tree.map(lambda p, g: p - rate * g, params[name], gradient)
+        return {**params, name: moved}
+
+    expected = descend(descend(params, "encoder", batch(0)), "heads", batch(1))
+    assert_close(found, expected, 1e-12)
+
+
+def test_both_blocks_at_once_are_plain_sgd(float64):
+    """The two halves of one gradient step, from the same point."""
+    tx = mtlopt.alternate_blocks(optax.sgd(0.1), optax.sgd(0.1), LABELS)
+    params = make_params()
+    grads = jax.grad(lambda p: jnp.sum(losses_of(p, *batch(0))))(params)
+    state, found = tx.init(params), params
+    for block in ("shared", "task"):
+        updates, state = tx.update(grads, state, params, block=block)
+        found = optax.apply_updates(found, updates)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+    assert_close(found, expected, 1e-12)
+
+
+def test_scan_equals_phases(float64):
+    """The step is a scan's body; the count chooses what Python chose."""
+    step = mtlopt.block_step(make_oracle(), make_optimizer())
+
+    def body(carry, args):
+        params, opt_state, losses, _ = step(*carry, *args)
+        return (params, opt_state), losses
+
+    params = make_params()
+    start = (params, make_optimizer().init(params))
+    scanned, losses = jax.jit(
+        lambda carry: jax.lax.scan(body, carry, BATCHES), compiler_options=QUICK
+    )(start)
+    params, opt_state = start
+    for i in range(STEPS):
+        run = compiled(mtlopt.block_at(i, 2, 3))
+        params, opt_state, values, _ = run(params, opt_state, *batch(i))
+        np.testing.assert_allclose(losses[i], values, rtol=1e-12)
+    assert_close(scanned, (params, opt_state), 1e-12)
+
+
+def test_vmapped_seeds_equal_single_runs(float64):
+    """Static phases under vmap: the other block keeps its bits for every seed."""
+    seeds = [make_params(seed) for seed in range(3)]
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *seeds)
+    states = jax.vmap(make_optimizer().init)(together)
+    for i in range(STEPS):
+        block = mtlopt.block_at(i, 2, 3)
+        step = mtlopt.block_step(make_oracle(), make_optimizer(), block)
+        run = jax.jit(
+            lambda p, s, args, step=step: jax.vmap(lambda p, s: step(p, s, *args))(
+                p, s
+            ),
+            compiler_options=QUICK,
+        )
+        together, states, *_ = run(together, states, batch(i))
+    for index, params in enumerate(seeds):
+        opt_state = make_optimizer().init(params)
+        for i in range(STEPS):
+            run = compiled(mtlopt.block_at(i, 2, 3))
+            params, opt_state, *_ = run(params, opt_state, *batch(i))
+        one = jax.tree.map(lambda leaf, index=index: leaf[index], together)
+        assert_close(one, params, 1e-12)
+
+
+def test_cached_features_equal_a_task_phase(float64):
+    """The trunk stands still, so its features are encoded once for all steps."""
+    oracle, params = make_oracle(), make_params()
+    tx = make_optimizer()
+    expected, state = params, tx.init(params)
+    for i in range(3):
+        step = compiled("task")
+        expected, state, losses, _ = step(expected, state, *batch(i))
+
+    cache = [encode(params, *batch(i)) for i in range(3)]
+
+    @jax.jit
+    def on_cache(params, opt_state, z, args):
+        grad = oracle.heads(params, z, *args)
+        updates, opt_state = tx.update(grad.grad, opt_state, params, block="task")
+        return optax.apply_updates(params, updates), opt_state, grad.losses
+
+    found, state = params, tx.init(params)
+    for i in range(3):
+        found, state, values = on_cache(found, state, cache[i], batch(i))
+    assert_close(found, expected, 1e-6)
+    np.testing.assert_allclose(values, losses, rtol=1e-6)
+
+
+def test_absent_heads_stand_still_in_their_phase(float64):
+    tx = mtlopt.alternate_blocks(optax.adam(0.1), optax.adam(0.1), LABELS)
+    step = jax.jit(mtlopt.block_step(make_oracle(), tx), compiler_options=QUICK)
+    params = make_params()
+    state = tx.init(params)
+    for i in range(4):
+        present = np.array([True, i < 2, True])
+        after, new_state, *_ = step(params, state, *batch(i), present=present)
+        if i == 3:
+            assert same_bits(params["heads"]["b"], after["heads"]["b"])
+            assert same_bits(
+                state.inner_state.inner_states["b"],
+                new_state.inner_state.inner_states["b"],
+            )
+            assert not same_bits(params["heads"]["a"], after["heads"]["a"])
+        params, state = after, new_state
+
+
+def test_behind_an_aggregator(float64):
+    """The transform takes any gradient: here MGDA's direction for the trunk."""
+    oracle, params = make_oracle(), make_params()
+    tx = optax.chain(mtlopt.mgda(3), make_optimizer(1, 1))
+    updates, _ = tx.update(oracle(params, *first(BATCHES)), tx.init(params), params)
+    direction, _ = mtlopt.mgda(3).update(
+        oracle(params, *first(BATCHES)), mtlopt.mgda(3).init(params)
+    )
+    expected, _ = SHARED.update(
+        direction["encoder"], SHARED.init(params["encoder"]), params["encoder"]
+    )
+    assert_close(updates["encoder"], expected, 1e-12)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(updates["heads"]))
+
+
+def test_a_phase_never_builds_the_other_gradient():
+    """Fewer operations than a full step, and no product with the frozen block."""
+    oracle = make_oracle()
+    params = make_params()
+    tx = make_optimizer()
+
+    def flops(block):
+        step = mtlopt.block_step(oracle, tx, block)
+        lowered = jax.jit(step).lower(params, tx.init(params), *batch(0))
+        return lowered.compile().cost_analysis()["flops"]
+
+    def full(params, opt_state, *args):
+        grads = oracle(params, *args).total()
+        return tx.update(grads, opt_state, params)
+
+    lowered = jax.jit(full).lower(params, tx.init(params), *batch(0))
+    whole = lowered.compile().cost_analysis()["flops"]
+    assert flops("task") < 0.75 * whole
+    assert flops("shared") < 0.95 * whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shared_steps": 0}, "`shared_steps` must be a positive int, got 0"),
+        ({"task_steps": 1.5}, "`task_steps` must be a positive int, got 1.5"),
+    ],
+)
+def test_bad_lengths(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mtlopt.alternate_blocks(SHARED, TASK, LABELS, **arguments)
+
+
+def test_bad_use():
+    params, tx = make_params(), make_optimizer()
+    with pytest.raises(ValueError, match="`block` must be one of 'shared', 'task'"):
+        tx.update(params, tx.init(params), params, block="heads")
+    with pytest.raises(ValueError, match="`block` must be one of 'shared', 'task'"):
+        mtlopt.block_step(make_oracle(), tx, "heads")
+    with pytest.raises(ValueError, match=r"`active` must name labels of.*got 'z'"):
+        tx.update(params, tx.init(params), params, active={"z": True})
+    step = mtlopt.block_step(make_oracle(), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="`optimizer` must have `alternate_blocks`"):
+        step(params, optax.sgd(0.1).init(params), *batch(0))

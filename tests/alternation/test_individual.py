@@ -1,0 +1,287 @@
+"""Individual steps: IUS, IO and groups against loops written by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtlopt
+from tests.problems import (
+    LABELS,
+    QUICK,
+    TASKS,
+    assert_close,
+    gradient_of,
+    losses_of,
+    make_batches,
+    make_oracle,
+    make_params,
+)
+
+STEPS = 3
+BATCHES = make_batches(steps=STEPS)
+INNERS = {"sgd": optax.sgd(0.05), "adam": optax.adam(0.05)}
+
+
+def batch(step):
+    return [leaf[step] for leaf in BATCHES]
+
+
+def train(tx, oracle=None, params=None, **options):
+    """Params, state and losses after some steps of `individual_step`."""
+    keywords = {
+        name: options.pop(name) for name in ("groups", "present") & options.keys()
+    }
+    oracle = oracle or make_oracle()
+    step = jax.jit(
+        mtlopt.individual_step(oracle, tx, **options), compiler_options=QUICK
+    )
+    params = make_params() if params is None else params
+    state, losses = tx.init(params), []
+    for i in range(STEPS):
+        if options.get("shuffle"):
+            keywords["key"] = jax.random.key(i)
+        params, state, values, _ = step(params, state, *batch(i), **keywords)
+        losses.append(values)
+    return params, state, losses
+
+
+@functools.cache
+def gradients():
+    tasks = {task: jax.jit(functools.partial(gradient_of, task)) for task in TASKS}
+    return tasks | {
+        "sum": jax.jit(jax.grad(lambda p, *args: jnp.sum(losses_of(p, *args))))
+    }
+
+
+def by_hand(inner, orders, share_state):
+    """Task after task, with optimizers for the trunk and one for each head."""
+    params = make_params()
+    trunk = {task: inner.init(params["encoder"]) for task in TASKS}
+    heads = {task: inner.init(params["heads"][task]) for task in TASKS}
+    for i, order in enumerate(orders):
+        for task in order:
+            gradient = gradients()[task](params, *batch(i))
+            owner = TASKS[0] if share_state else task
+            moved, trunk[owner] = inner.update(gradient["encoder"], trunk[owner])
+            head, heads[task] = inner.update(gradient["heads"][task], heads[task])
+            params = {
+                "encoder": optax.apply_updates(params["encoder"], moved),
+                "heads": {
+                    **params["heads"],
+                    task: optax.apply_updates(params["heads"][task], head),
+                },
+            }
+    return params, trunk, heads
+
+
+@pytest.mark.parametrize("name", INNERS)
+@pytest.mark.parametrize("share_state", [True, False], ids=["IUS", "IO"])
+def test_equals_sequential_steps(name, share_state, float64):
+    """Equations 4, 6 and 7: every task moves what the one before left."""
+    tx = mtlopt.individual_optimizers(INNERS[name], 3, LABELS, share_state=share_state)
+    params, state, _ = train(tx)
+    expected, trunk, heads = by_hand(INNERS[name], [TASKS] * STEPS, share_state)
+    assert_close(params, expected, 1e-12)
+    if name == "adam":
+        for index, task in enumerate(TASKS):
+            own = heads[task][0].mu
+            found = state.heads.inner_states[task][0].mu["heads"][task]
+            assert_close(found, own, 1e-12)
+            if not share_state:
+                mu = state.shared[0].mu["encoder"]
+                one = jax.tree.map(lambda leaf, index=index: leaf[index], mu)
+                assert_close(one, trunk[task][0].mu, 1e-12)
+
+
+def test_ius_and_io_differ_with_memory_only(float64):
+    """With SGD they are equal; with Adam they are not."""
+    both = {
+        name: [
+            train(mtlopt.individual_optimizers(inner, 3, LABELS, share_state=shared))[0]
+            for shared in (True, False)
+        ]
+        for name, inner in INNERS.items()
+    }
+    assert_close(*both["sgd"], 1e-12)
+    left, right = (run["encoder"]["w"] for run in both["adam"])
+    assert np.max(np.abs(left - right)) > 1e-3
+
+
+@pytest.mark.parametrize("name", INNERS)
+def test_one_group_is_the_summed_loss(name, float64):
+    """Equation 8 with one group: a plain step, for trunk and heads."""
+    inner = INNERS[name]
+    tx = mtlopt.individual_optimizers(inner, 1, LABELS)
+    found, _, losses = train(tx, num_groups=1, groups=jnp.zeros(3, jnp.int32))
+    params = make_params()
+    state = inner.init(params)
+    for i in range(STEPS):
+        np.testing.assert_allclose(losses[i], losses_of(params, *batch(i)), rtol=1e-12)
+        updates, state = inner.update(gradients()["sum"](params, *batch(i)), state)
+        params = optax.apply_updates(params, updates)
+    assert_close(found, params, 1e-12)
+
+
+def test_as_many_groups_as_tasks_are_individual_steps(float64):
+    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
+    grouped = train(tx, num_groups=3, groups=jnp.arange(3))
+    assert_close(grouped[0], train(tx)[0], 1e-12)
+
+
+def test_two_groups_by_hand(float64):
+    """Equation 8: {a, c} move together, then b."""
+    inner = INNERS["adam"]
+    tx = mtlopt.individual_optimizers(inner, 2, LABELS)
+    found, *_ = train(tx, num_groups=2, groups=jnp.array([0, 1, 0]))
+    params = make_params()
+    labels = {"encoder": "encoder", "heads": {task: task for task in TASKS}}
+    states = [
+        mtlopt.per_label(inner, labels).init(params) for _ in range(2)
+    ]  # of the two groups; a head is in one of them only
+    for i in range(STEPS):
+        for group, members in enumerate((("a", "c"), ("b",))):
+            parts = [gradients()[task](params, *batch(i)) for task in members]
+            total = jax.tree.map(lambda *leaves: sum(leaves), *parts)
+            active = {task: task in members for task in TASKS}
+            updates, states[group] = mtlopt.per_label(inner, labels).update(
+                total, states[group], params, active=active
+            )
+            params = optax.apply_updates(params, updates)
+    assert_close(found, params, 1e-12)
+
+
+def test_shuffled_order_is_that_of_the_key(float64):
+    """The scan over a drawn order equals the loop in that order."""
+    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
+    found, *_ = train(tx, shuffle=True)
+    orders = [
+        [TASKS[k] for k in jax.random.permutation(jax.random.key(i), jnp.arange(3))]
+        for i in range(STEPS)
+    ]
+    assert len({tuple(order) for order in orders}) > 1
+    assert_close(found, by_hand(INNERS["adam"], orders, False)[0], 1e-12)
+
+
+def stacked_params():
+    params = make_params()
+    heads = jax.tree.map(lambda *leaves: np.stack(leaves), *params["heads"].values())
+    return {"encoder": params["encoder"], "heads": heads}
+
+
+def stacked_oracle():
+    def head(params, z, task, x, y, mask):
+        out = z @ params["heads"]["w"] + params["heads"]["b"]
+        return jnp.mean((out - jnp.asarray(y)[:, task]) ** 2)
+
+    return mtlopt.task_grad(
+        mtlopt.stacked(head, 3),
+        {"encoder": "shared", "heads": "stacked"},
+        encode=lambda params, x, y, mask: jnp.tanh(
+            x @ params["encoder"]["w"] + params["encoder"]["b"]
+        ),
+    )
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_stacked_heads_equal_separate_heads(grouped, float64):
+    """One scan over traced tasks, and the unrolled program."""
+    options = {"num_groups": 2, "groups": jnp.array([1, 0, 1])} if grouped else {}
+    turns = 2 if grouped else 3
+    labels = {"encoder": "shared", "heads": "stacked"}
+    tx = mtlopt.individual_optimizers(INNERS["adam"], turns, labels)
+    found, *_ = train(tx, stacked_oracle(), stacked_params(), **options)
+    tx = mtlopt.individual_optimizers(INNERS["adam"], turns, LABELS)
+    expected, *_ = train(tx, **options)
+    heads = jax.tree.map(lambda *leaves: np.stack(leaves), *expected["heads"].values())
+    assert_close(found, {"encoder": expected["encoder"], "heads": heads}, 1e-12)
+
+
+def test_absent_tasks_take_no_turn(float64):
+    """As if the task did not exist; its head and states keep their bits."""
+    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
+    found, state, _ = train(tx, present=np.array([True, False, True]))
+    expected, *_ = by_hand(INNERS["adam"], [("a", "c")] * STEPS, False)
+    assert_close(found, expected, 1e-12)
+    np.testing.assert_array_equal(state.shared[0].count, [STEPS, 0, STEPS])
+
+
+def test_random_groups():
+    """Sizes differ by one at most, every task is dealt, and keys matter."""
+    for num_tasks, num_groups in ((7, 3), (40, 8), (5, 5), (4, 1)):
+        groups = mtlopt.random_groups(0, num_tasks, num_groups)
+        sizes = np.bincount(groups, minlength=num_groups)
+        assert groups.shape == (num_tasks,)
+        assert len(sizes) == num_groups
+        assert sizes.max() - sizes.min() <= 1
+    draws = {tuple(np.asarray(mtlopt.random_groups(k, 8, 4))) for k in range(4)}
+    assert len(draws) == 4
+
+
+def test_vmapped_seeds_have_groups_of_their_own(float64):
+    """Groups are traced: each seed deals its own."""
+    oracle, labels = make_oracle(), LABELS
+    tx = mtlopt.individual_optimizers(INNERS["adam"], 2, labels)
+    step = mtlopt.individual_step(oracle, tx, 2)
+
+    def run(params, groups):
+        return step(params, tx.init(params), *batch(0), groups=groups).params
+
+    seeds = [make_params(seed) for seed in range(2)]
+    groups = jnp.array([[0, 1, 1], [1, 0, 0]])
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *seeds)
+    found = jax.jit(jax.vmap(run), compiler_options=QUICK)(together, groups)
+    single = jax.jit(run, compiler_options=QUICK)
+    for i, params in enumerate(seeds):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+        assert_close(one, single(params, groups[i]), 1e-12)
+
+
+def test_aux_has_an_axis_of_turns():
+    """What every turn's functions returned beside, in order."""
+    oracle = mtlopt.task_grad(
+        {
+            "a": lambda p, z: (p["a"] * z, None),
+            "b": lambda p, z: (p["b"] * z, None),
+        },
+        {"trunk": "shared", "a": "a", "b": "b"},
+        encode=lambda p: (p["trunk"], p["trunk"]),
+        has_aux=True,
+    )
+    params = {"trunk": jnp.array(1.0), "a": jnp.array(2.0), "b": jnp.array(3.0)}
+    tx = mtlopt.individual_optimizers(
+        optax.sgd(0.1), 2, {"trunk": "shared", "a": "a", "b": "b"}
+    )
+    out = mtlopt.individual_step(oracle, tx)(params, tx.init(params))
+    np.testing.assert_allclose([aux.encode for aux in out.aux], [1.0, 0.8], rtol=1e-6)
+    shuffled = mtlopt.individual_step(oracle, tx, shuffle=True)
+    out = shuffled(params, tx.init(params), key=jax.random.key(0))
+    assert out.aux.encode[0] == 1.0
+    assert out.aux.encode.shape == (2,)
+
+
+def test_bad_arguments():
+    oracle, params = make_oracle(), make_params()
+    tx = mtlopt.individual_optimizers(optax.sgd(0.1), 3, LABELS)
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"`task` must be the index.*got None"):
+        tx.update(params, state, params)
+    with pytest.raises(ValueError, match=r"`task` must be.*between 0 and 2, got 3"):
+        tx.update(params, state, params, task=3)
+    with pytest.raises(ValueError, match="`num_groups` must be between 1 and 3"):
+        mtlopt.individual_step(oracle, tx, 4)
+    with pytest.raises(ValueError, match="`num_groups` must be between 1 and 3"):
+        mtlopt.random_groups(0, 3, 0)
+    with pytest.raises(ValueError, match="`groups` must be passed"):
+        mtlopt.individual_step(oracle, tx, 2)(params, state, *batch(0))
+    with pytest.raises(ValueError, match="`key` must be passed"):
+        mtlopt.individual_step(oracle, tx, shuffle=True)(params, state, *batch(0))
+    step = mtlopt.individual_step(oracle, tx)
+    with pytest.raises(ValueError, match="`groups` needs a step built with"):
+        step(params, state, *batch(0), groups=jnp.zeros(3, int))
+    step = mtlopt.individual_step(oracle, tx, 2)
+    with pytest.raises(ValueError, match="`groups` must have one entry per task"):
+        step(params, state, *batch(0), groups=jnp.zeros(2, int))
