@@ -62,6 +62,9 @@ from mtlopt.diagnostics.measures import (
 from mtlopt.heads import stacked
 from mtlopt.labels import label_params
 from mtlopt.latent import in_latent_space
+from mtlopt.linesearch.armijo import LineSearchState
+from mtlopt.linesearch.backtracking import backtracking
+from mtlopt.linesearch.fast_backtracking import fast_backtracking
 from mtlopt.oracle import Grad, Oracle, task_grad
 from mtlopt.ownership import infer_labels
 from mtlopt.per_label import PerLabelState, per_label
@@ -82,6 +85,7 @@ __all__ = [
     "Aux",
     "Grad",
     "IndividualOptimizersState",
+    "LineSearchState",
     "Method",
     "Oracle",
     "PcgradState",
@@ -95,12 +99,14 @@ __all__ = [
     "aligned_mtl",
     "aligned_mtl_weights",
     "alternate_blocks",
+    "backtracking",
     "block_at",
     "block_step",
     "conflict_rate",
     "cosine_similarity",
     "dominance_rate",
     "dwa_weights",
+    "fast_backtracking",
     "in_latent_space",
     "individual_optimizers",
     "individual_step",

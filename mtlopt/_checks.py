@@ -25,6 +25,12 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be positive, got {value}.")
 
 
+def check_fraction(name: str, value: Any) -> None:
+    """Raises if `value` is a Python number that is not between 0 and 1."""
+    if isinstance(value, int | float) and not 0 < value < 1:
+        raise ValueError(f"`{name}` must be between 0 and 1, got {value}.")
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raises unless `value` is one of `choices`."""
     if value not in choices:

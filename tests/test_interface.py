@@ -320,11 +320,13 @@ def test_every_two_methods_differ(plain):
 # Public functions that are no part of a method that stands on its own.
 HELPERS = {
     "alternate_blocks",
+    "backtracking",
     "block_at",
     "block_step",
     "conflict_rate",
     "cosine_similarity",
     "dominance_rate",
+    "fast_backtracking",
     "individual_optimizers",
     "individual_step",
     "infer_labels",

@@ -1,0 +1,1 @@
+"""Line search: step sizes that lower every task's loss."""

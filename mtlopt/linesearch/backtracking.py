@@ -1,0 +1,126 @@
+"""Multi-task backtracking line search in parameter space (BLS)."""
+
+from typing import Any
+
+import jax
+import optax
+
+from mtlopt.linesearch.armijo import LineSearchState, Search
+from mtlopt.linesearch.slopes import slopes
+from mtlopt.task_grads import TaskGrads
+
+
+def backtracking(
+    direction: optax.GradientTransformation,
+    *,
+    beta: Any = 0.1,
+    shrink: Any = 0.5,
+    upper: Any = 1.0,
+    floor: Any = 1e-10,
+    warm_start: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Steps along a direction as far as every task's loss falls enough.
+
+    .. math:: L_t(\theta_{sh} - \eta d_{sh}, \theta_t - \eta g_t) \le L_t
+        - \eta \beta |g_t|^2 - \eta \beta \langle \nabla_{sh} L_t, d_{sh} \rangle
+        \quad \forall t, \qquad g_t = \nabla_{\theta_t} L_t
+
+    The step size `eta` is the first of `upper`, `shrink * upper`, ... that meets this
+    condition of Armijo for every present task; each trial starts at the parameters as
+    they are. A complete optimizer: it needs no learning rate and comes last in a chain.
+
+    A trial evaluates all losses on the same batch, with the same keys and model state
+    as the gradients: one forward pass each. The slopes cost one forward pass, whatever
+    the number of tasks. A trial with a NaN or infinite loss fails. If no trial above
+    `floor` passes, or the direction does not lower every loss to first order (a sum of
+    conflicting gradients), the step is `floor` long and `hit_floor` is set.
+
+    Args:
+      direction: an aggregator, or weightings chained with one: MGDA, EDM and UPGrad
+        return descent directions for every task, a plain sum or PCGrad may not.
+      beta: share of the linear decrease that is asked for, between 0 and 1.
+      shrink: factor between two trials, between 0 and 1. The paper leaves it open.
+      upper: first trial; a number, or a schedule of the step count. The paper halves it
+        every ten epochs: `optax.exponential_decay(1.0, 10 * n, 0.5, staircase=True)`.
+      floor: smallest trial.
+      warm_start: begin one trial above the last step size instead of at `upper`.
+
+    Returns:
+      A transform from `TaskGrads` to the step; its `update` needs `params`. Its state
+      is a `LineSearchState`.
+
+    Raises:
+      ValueError: if a number is out of range; at the first update, if the gradients do
+        not come from `task_grad`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> oracle = mtlopt.task_grad(
+      ...     {"a": lambda w: (w - 1.0) ** 2, "b": lambda w: 8 * (w + 1.0) ** 2},
+      ...     "shared",
+      ... )
+      >>> tx, w = mtlopt.backtracking(mtlopt.mgda(2)), jnp.array(3.0)
+      >>> updates, state = tx.update(oracle(w), tx.init(w), w)
+      >>> print(updates, state.step_size, state.trials)
+      -2.0 0.5 2
+
+    References:
+      Fast line search for multi-task learning, 2021, Algorithm 1 and equation 4.
+      Fliege and Svaiter, *Steepest descent methods for multicriteria optimization*,
+      Math. Methods Oper. Res. 51, 2000.
+    """
+    search = Search(beta, shrink, upper, floor, warm_start)
+    search.check()
+    finder = optax.with_extra_args_support(direction)
+
+    def init_fn(params: Any) -> LineSearchState:
+        return search.init(finder.init(params))
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, LineSearchState]:
+        grads = check_searchable(updates, params)
+        found, direction_state = finder.update(
+            grads, state.direction_state, params, **extra_args
+        )
+        slope = slopes(grads, found)
+        state = search.run(
+            lambda step: grads.losses_at(move(params, found, step)),
+            grads.losses,
+            slope.shared + slope.heads,
+            slope.descends(),
+            state,
+            direction_state,
+            grads.present,
+        )
+        return scale(found, state.step_size), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def check_searchable(updates: Any, params: Any) -> TaskGrads:
+    """Returns `updates` if their losses can be evaluated elsewhere, or raises."""
+    if not isinstance(updates, TaskGrads):
+        raise TypeError(
+            f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}: a "
+            "line search takes the gradients of the tasks and comes last in a chain."
+        )
+    if params is None:
+        raise ValueError("`params` must be passed to the update of a line search.")
+    if updates.losses_at is None:
+        raise ValueError(
+            "`updates` must come from mtlopt.task_grad: a line search evaluates the "
+            "losses at other parameters, which a bare Jacobian does not have."
+        )
+    return updates
+
+
+def scale(direction: Any, step_size: jax.Array) -> Any:
+    """Returns the step down a direction, in its dtypes."""
+    return jax.tree.map(lambda d: -step_size.astype(d.dtype) * d, direction)
+
+
+def move(point: Any, direction: Any, step_size: jax.Array) -> Any:
+    """Returns the point after that step."""
+    return optax.apply_updates(point, scale(direction, step_size))

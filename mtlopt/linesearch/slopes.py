@@ -1,0 +1,66 @@
+"""How fast each loss changes along a direction."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.labels import STACKED
+from mtlopt.rows import inner_products, scale_rows
+from mtlopt.task_grads import TaskGrads
+
+
+class Slopes(NamedTuple):
+    """Derivatives of the losses along an update, as a descent: positive is downhill.
+
+    Attributes:
+      shared: `<dL_i / d shared, d>`, `[tasks]`.
+      heads: `<dL_i / d head_i, d_i>`, `[tasks]`.
+      scale: product of the lengths whose inner product `shared` is, `[tasks]`: rounding
+        is relative to it.
+    """
+
+    shared: jax.Array
+    heads: jax.Array
+    scale: jax.Array
+
+    def descends(self) -> jax.Array:
+        """Whether no loss rises along the direction, but for rounding; bool."""
+        rounding = jnp.sqrt(jnp.finfo(self.shared.dtype).eps) * self.scale
+        return jnp.all(self.shared + self.heads >= -rounding)
+
+
+def slopes(grads: TaskGrads, update: Any) -> Slopes:
+    """Returns the slopes of all losses along an update: one pushforward at most.
+
+    Args:
+      grads: gradients of the tasks; their scales do not count, absent tasks get zeros.
+      update: a pytree with the structure of the parameters.
+    """
+    shared, heads = grads.partition.split(update)
+    num_tasks, present = grads.num_tasks, grads.present
+    own = jnp.zeros(num_tasks, grads.losses.dtype)
+    for label, gradient, step in zip(
+        grads.partition.head_labels, grads.heads, heads, strict=True
+    ):
+        product = gradient.astype(own.dtype) * step.astype(own.dtype)
+        if label == STACKED:
+            own += jnp.sum(product.reshape(num_tasks, -1), axis=1)
+        else:
+            own = own.at[grads.tasks.index(label)].add(jnp.sum(product))
+    if present is not None:  # the gradient of an absent task may be NaN
+        own = jnp.where(present, own, 0)
+    if not shared:
+        return Slopes(jnp.zeros_like(own), own, jnp.zeros_like(own))
+    rows, direction = grads.linear.seen(shared)
+    rows = scale_rows(rows, jnp.ones(num_tasks, own.dtype), present)
+    along = inner_products(rows, direction)
+    lengths = jnp.sqrt(
+        sum(jnp.sum(_squares(leaf, along).reshape(num_tasks, -1), 1) for leaf in rows)
+    )
+    length = jnp.sqrt(sum(jnp.sum(_squares(leaf, along)) for leaf in direction))
+    return Slopes(along, own, lengths * length)
+
+
+def _squares(leaf: jax.Array, like: jax.Array) -> jax.Array:
+    return leaf.astype(like.dtype) ** 2

@@ -1,0 +1,533 @@
+"""Multi-task backtracking: the search itself, in parameter and in latent space."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtlopt
+from mtlopt.linalg.min_norm import min_norm_point
+from tests.problems import (
+    QUICK,
+    assert_close,
+    first,
+    losses_of,
+    make_batches,
+    make_oracle,
+    make_params,
+)
+
+SEARCHES = {"BLS": mtlopt.backtracking, "FBLS": mtlopt.fast_backtracking}
+both = pytest.mark.parametrize("name", SEARCHES)
+DIRECTION = mtlopt.mgda(3)
+
+
+def step_of(tx, oracle):
+    """A jitted step: `(params, state, *args) -> (params, state, losses)`."""
+
+    def step(params, state, *args, present=None):
+        grads = oracle(params, *args, present=present)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, grads.losses
+
+    return jax.jit(step, compiler_options=QUICK)
+
+
+# Against searches written by hand.
+
+
+def test_one_task_is_a_plain_armijo_search(float64):
+    """Rosenbrock by gradient descent with backtracking, step by step."""
+
+    def loss(x):
+        return (1 - x[0]) ** 2 + 20 * (x[1] - x[0] ** 2) ** 2
+
+    tx = mtlopt.backtracking(mtlopt.sum_tasks(1), beta=0.3, shrink=0.7, upper=2.0)
+    step = step_of(tx, mtlopt.task_grad({"a": loss}, "shared"))
+    x = jnp.array([-1.0, 1.5])
+    by_hand, state = np.array(x), tx.init(x)
+    slope = jax.jit(jax.grad(loss))
+    for _ in range(20):
+        gradient, size, trials = np.asarray(slope(by_hand)), 2.0, 1
+        while loss(by_hand - size * gradient) > loss(by_hand) - size * 0.3 * np.sum(
+            gradient**2
+        ):
+            size, trials = size * 0.7, trials + 1
+        x, state, _ = step(x, state)
+        by_hand = by_hand - size * gradient
+        np.testing.assert_allclose(state.step_size, size, rtol=1e-12)
+        assert state.trials == trials
+        np.testing.assert_allclose(x, by_hand, rtol=1e-10)
+
+
+def identity_problem():
+    """Losses of a latent that is the parameter, with a head each."""
+    rng = np.random.default_rng(0)
+    matrices, centres = rng.normal(size=(3, 6, 4)), rng.normal(size=(3, 6))
+
+    def make_loss(k):
+        def loss(params, z):
+            residual = matrices[k] @ z + params["heads"][str(k)] - centres[k]
+            return jnp.mean(residual**2) + 0.1 * jnp.mean(jnp.sin(3 * residual))
+
+        return loss
+
+    params = {
+        "w": jnp.asarray(rng.normal(size=4)),
+        "heads": {str(k): jnp.asarray(rng.normal(size=6)) for k in range(3)},
+    }
+    labels = {"w": "shared", "heads": {str(k): str(k) for k in range(3)}}
+    oracle = mtlopt.task_grad(
+        {str(k): make_loss(k) for k in range(3)}, labels, encode=lambda p: p["w"]
+    )
+    return oracle, params
+
+
+def test_identity_encoder_makes_both_searches_one(float64):
+    oracle, start = identity_problem()
+    runs = {}
+    for name, search in SEARCHES.items():
+        tx = search(DIRECTION)
+        step, params, state = step_of(tx, oracle), start, tx.init(start)
+        for _ in range(10):
+            params, state, _ = step(params, state)
+        runs[name] = params, state
+    assert_close(runs["FBLS"], runs["BLS"], 1e-9)
+
+
+@pytest.mark.parametrize("armijo", ["BLS", "full", "heads", "latent"])
+def test_accepted_trial_meets_its_inequality_and_the_one_before_does_not(
+    armijo, float64
+):
+    """Equations 4, 6, 7 and 8, evaluated by hand, for every task."""
+    beta, shrink = 0.2, 0.5
+    options = {"beta": beta, "shrink": shrink, "upper": 64.0}
+    if armijo == "BLS":
+        tx = mtlopt.backtracking(DIRECTION, **options)
+    else:
+        tx = mtlopt.fast_backtracking(DIRECTION, armijo=armijo, **options)
+    oracle, params = make_oracle(), make_params()
+    args = first(make_batches())
+    grads = oracle(params, *args)
+    _, state = tx.update(grads, tx.init(params), params)
+
+    view = grads if armijo == "BLS" else grads.in_latent_space()
+    rows = view.rows()
+    weights = mtlopt.mgda_weights(rows.gramian())
+    shared = rows.gramian() @ weights  # <g_t, d>
+    head = grads.partition.merge(
+        [0 * leaf for leaf in grads.rows().combine(weights)], grads.heads
+    )
+    own = np.array(
+        [
+            sum(np.sum(leaf**2) for leaf in jax.tree.leaves(head["heads"][task]))
+            for task in "abc"
+        ]
+    )
+    wanted = {"heads": own, "latent": shared}.get(armijo, shared + own)
+
+    def after(size):
+        if armijo == "BLS":
+            direction = grads.updates(rows.combine(weights))
+            moved = jax.tree.map(lambda p, d: p - size * d, params, direction)
+            return losses_of(moved, *args)
+        moved = jax.tree.map(lambda p, d: p - size * d, params, head)
+        (latent,) = rows.leaves()
+        return grads.losses_at(
+            moved, grads.z - size * jnp.tensordot(weights, latent, 1)
+        )
+
+    size = state.step_size
+    assert np.all(after(size) <= grads.losses - size * beta * wanted)
+    assert size < 64
+    size = size / shrink
+    assert np.any(after(size) > grads.losses - size * beta * wanted)
+    assert state.trials == 1 + round(np.log2(64 / state.step_size))
+    np.testing.assert_allclose(
+        state.decrease, np.min(grads.losses - after(state.step_size)), rtol=1e-9
+    )
+
+
+@both
+def test_evaluations_are_counted(name):
+    """Heads run trials + 1 times; FBLS's encoder once forward and once backward."""
+    count = {"forward": 0, "backward": 0, "heads": 0}
+
+    def ticking(x, what):
+        """`x`, counted whenever it is computed; pure, so deleted where unread."""
+
+        def tick(x):
+            count[what] += 1
+            return np.zeros_like(x)
+
+        x_0 = jax.lax.stop_gradient(x[0])
+        return x + jax.pure_callback(tick, jax.ShapeDtypeStruct((), x.dtype), x_0)
+
+    @jax.custom_vjp
+    def watched(x):
+        return ticking(x, "forward")
+
+    watched.defvjp(
+        lambda x: (watched(x), None),
+        lambda _, cotangent: (ticking(cotangent, "backward"),),
+    )
+
+    def head(params, z):
+        return jnp.sum((ticking(z, "heads") - params["a"]) ** 2)
+
+    oracle = mtlopt.task_grad(
+        {"a": head, "b": lambda params, z: jnp.sum((z + params["b"]) ** 2)},
+        {"w": "shared", "a": "a", "b": "b"},
+        # The slopes of BLS need the transpose of the pullback, which a callback lacks.
+        encode=lambda params: (watched if name == "FBLS" else abs)(3 * params["w"]),
+    )
+    params = {"w": jnp.ones(2), "a": jnp.array(2.0), "b": jnp.array(3.0)}
+    tx = SEARCHES[name](mtlopt.mgda(2), upper=32.0)
+    state = tx.init(params)
+    _, state, _ = jax.block_until_ready(step_of(tx, oracle)(params, state))
+    assert state.trials > 3
+    assert count["heads"] == state.trials + 1
+    if name == "FBLS":
+        assert count["forward"] == 1
+        assert count["backward"] == 1
+
+
+# Convergence.
+
+
+def stationarity_gap(oracle, params):
+    """Length of the shortest convex combination of the gradients of everything."""
+    rows = oracle(params).rows()
+    return float(min_norm_point(rows.gramian()).norm)
+
+
+def plane_losses(kind):
+    if kind == "convex":
+        return {
+            "a": lambda w: jnp.sum((w - 1.0) ** 2 * jnp.array([1.0, 3.0])),
+            "b": lambda w: jnp.sum((w + 1.0) ** 2 * jnp.array([4.0, 1.0])),
+            "c": lambda w: jnp.sum((w - jnp.array([1.0, -2.0])) ** 2),
+        }
+    # Fonseca and Fleming: not convex; the Pareto set is a segment.
+    return {
+        "a": lambda w: 1 - jnp.exp(-jnp.sum((w - 2**-0.5) ** 2)),
+        "b": lambda w: 1 - jnp.exp(-jnp.sum((w + 2**-0.5) ** 2)),
+    }
+
+
+def descend(name, losses, start, encode=None, steps=500, **options):
+    """Final params and the losses `[steps, tasks]` on the way."""
+    search = SEARCHES[name](mtlopt.mgda(len(losses)), **options)
+    if encode is None:
+        oracle = mtlopt.task_grad(losses, "shared")
+    else:
+        heads = {task: lambda p, z, loss=loss: loss(z) for task, loss in losses.items()}
+        oracle = mtlopt.task_grad(heads, "shared", encode=encode)
+
+    def body(carry, _):
+        params, state = carry
+        grads = oracle(params)
+        updates, state = search.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), grads.losses
+
+    @jax.jit
+    def run(params):
+        start = (params, search.init(params))
+        return jax.lax.scan(body, start, length=steps)
+
+    (params, _), values = run(start)
+    return oracle, params, values
+
+
+START = np.array([2.5, -1.5])
+ROTATION = np.array([[0.6, -0.8], [0.8, 0.6]])
+
+
+@pytest.mark.parametrize("kind", ["convex", "nonconvex"])
+@pytest.mark.parametrize("how", ["BLS", "identity", "orthogonal", "double", "tenfold"])
+def test_converges_to_a_stationary_point_and_never_rises(kind, how, float64):
+    """Gap <= 1e-6, and every task's loss falls monotonically.
+
+    FBLS as published for encoders that do not stretch; calibrated for those that do.
+    """
+    encoders = {
+        "BLS": None,
+        "identity": lambda w: w,
+        "orthogonal": lambda w: ROTATION @ w,
+        "double": lambda w: 2 * w,
+        "tenfold": lambda w: 10 * w,
+    }
+    stretch = {"double": 2, "tenfold": 10}.get(how, 1)
+    options = {"calibrate": True} if stretch > 1 else {}
+    oracle, params, losses = descend(
+        "BLS" if how == "BLS" else "FBLS",
+        plane_losses(kind),
+        (START if kind == "convex" else 0.4 * START) / stretch,
+        encoders[how],
+        **options,
+    )
+    assert stationarity_gap(oracle, params) <= 1e-6
+    assert np.all(np.diff(losses, axis=0) <= 1e-12)
+
+
+@pytest.mark.parametrize("stretch", [2, 10])
+def test_a_stretching_encoder_diverges_as_published(stretch, float64):
+    """Equation 5 ignores J J^T: every test passes and yet the losses grow."""
+    _, _, losses = descend(
+        "FBLS",
+        plane_losses("convex"),
+        START / stretch,
+        lambda w: stretch * w,
+        steps=20,
+    )
+    assert not np.all(np.diff(losses, axis=0) <= 0)
+    assert stretch == 2 or losses[-1].max() > 1e3 * losses[0].max()
+
+
+# What goes wrong.
+
+
+@both
+def test_bad_trials_shrink_the_step(name):
+    """NaN and infinite losses of a trial are not accepted."""
+
+    def head(params, z):
+        inside = jnp.sqrt(1.5 - jnp.abs(z))  # NaN outside of |z| <= 1.5
+        return jnp.where(z < -1.2, -jnp.inf, z) - 1e-3 * inside
+
+    oracle = mtlopt.task_grad({"a": head}, "shared", encode=lambda p: p)
+    params = jnp.array(1.0)
+    tx = SEARCHES[name](mtlopt.mgda(1), upper=16.0)
+    updates, state = tx.update(oracle(params), tx.init(params), params)
+    after = params + updates
+    assert -1.2 <= after < 1.0
+    assert state.trials > 3
+    assert not state.hit_floor
+
+
+@both
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_descent_direction_ends_at_the_floor(name, dtype):
+    """The sum of conflicting gradients raises one loss: flagged, moved by the floor."""
+    with jax.enable_x64(dtype == np.float64):
+        oracle = mtlopt.task_grad(
+            {"a": lambda p, z: 9 * jnp.sum(z), "b": lambda p, z: -jnp.sum(z**3)},
+            "shared",
+            encode=lambda p: p,
+        )
+        params = jnp.ones(2, dtype)
+        tx = SEARCHES[name](mtlopt.sum_tasks(2), floor=1e-3)
+        updates, state = tx.update(oracle(params), tx.init(params), params)
+        assert state.hit_floor
+        np.testing.assert_allclose(state.step_size, 1e-3, rtol=1e-6)
+        np.testing.assert_allclose(updates, -1e-3 * np.array([6.0, 6.0]), rtol=1e-5)
+        assert state.decrease == 0
+
+
+@both
+def test_floor_after_failed_trials(name):
+    """A loss that is nowhere lower: trials down to the floor."""
+    oracle = mtlopt.task_grad(
+        {"a": lambda p, z: z + 100 * jnp.abs(z - 1.0)}, "shared", encode=lambda p: p
+    )
+    params = jnp.array(1.0)
+    tx = SEARCHES[name](mtlopt.mgda(1), floor=0.1, shrink=0.5)
+    spoilt = oracle(params)
+    _, state = tx.update(spoilt, tx.init(params), params)
+    assert state.hit_floor or state.step_size >= 0.1
+    nan = mtlopt.task_grad(
+        {"a": lambda p, z: z + jnp.where(z < 1, jnp.nan, 0.0)},
+        "shared",
+        encode=lambda p: p,
+    )
+    updates, state = tx.update(nan(params), tx.init(params), params)
+    assert state.hit_floor
+    assert state.trials == 4  # 1, 1/2, 1/4, 1/8
+    np.testing.assert_allclose(updates, -0.1)
+
+
+# As an Optax transform.
+
+
+@functools.cache
+def compiled(name):
+    return step_of(SEARCHES[name](DIRECTION), make_oracle())
+
+
+@both
+def test_absent_tasks_do_not_count(name, float64):
+    """Their loss may rise, or be NaN; their head stands still."""
+    params = make_params()
+    args = [np.array(leaf) for leaf in first(make_batches())]
+    args[1][:, 1] = np.nan
+    tx = SEARCHES[name](DIRECTION)
+    present = np.array([True, False, True])
+    after, state, losses = compiled(name)(
+        params, tx.init(params), *args, present=present
+    )
+    assert np.isnan(losses[1])
+    assert not state.hit_floor
+    assert state.decrease > 0
+    assert_close(after["heads"]["b"], params["heads"]["b"], 0)
+    new = losses_of(after, *args)
+    if name == "BLS":
+        assert np.all((new < losses)[np.array([0, 2])])
+
+
+@both
+def test_vmap_and_scan(name, float64):
+    """Seeds at once, steps in a loop, each as alone."""
+    batches = make_batches()
+    tx, oracle = SEARCHES[name](DIRECTION), make_oracle()
+
+    def run(params):
+        def body(carry, args):
+            params, state = carry
+            grads = oracle(params, *args)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), state.trials
+
+        return jax.lax.scan(body, (params, tx.init(params)), batches)
+
+    seeds = [make_params(seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *seeds)
+    (together, _), trials = jax.jit(jax.vmap(run), compiler_options=QUICK)(stacked)
+    assert len(np.unique(trials)) > 1
+    for index, params in enumerate(seeds):
+        state = tx.init(params)
+        for i in range(len(batches[0])):
+            args = [leaf[i] for leaf in batches]
+            params, state, _ = compiled(name)(params, state, *args)
+            assert state.trials == trials[index, i]
+        one = jax.tree.map(lambda leaf, index=index: leaf[index], together)
+        assert_close(one, params, 1e-9)
+
+
+@both
+def test_schedule_of_the_upper_bound(name):
+    """The first trial halves every two steps, and is accepted on a gentle slope."""
+    oracle = mtlopt.task_grad({"a": lambda p, z: z}, "shared", encode=lambda p: p)
+    upper = optax.exponential_decay(1.0, 2, 0.5, staircase=True)
+    tx = SEARCHES[name](mtlopt.mgda(1), upper=upper)
+    params, sizes = jnp.array(0.0), []
+    step, state = step_of(tx, oracle), tx.init(params)
+    for _ in range(6):
+        params, state, _ = step(params, state)
+        sizes.append(float(state.step_size))
+    assert sizes == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+@both
+def test_warm_start(name):
+    """From one trial above the last step size: two trials a step instead of ten."""
+    oracle = mtlopt.task_grad(
+        {"a": lambda p, z: 500 * z**2}, "shared", encode=lambda p: p
+    )
+    trials = {}
+    for warm in (False, True):
+        tx = SEARCHES[name](mtlopt.mgda(1), warm_start=warm)
+        params = jnp.array(3.0)
+        step, state = step_of(tx, oracle), tx.init(params)
+        found = []
+        for _ in range(4):
+            params, state, _ = step(params, state)
+            found.append(int(state.trials))
+        trials[warm] = found
+    assert trials[False][0] == trials[True][0] >= 10
+    assert min(trials[False]) >= 10
+    assert max(trials[True][1:]) <= 2
+
+
+@both
+def test_weightings_may_come_before(name, float64):
+    """Scaled losses move their heads by as much more."""
+    oracle, params = identity_problem()
+    weights = np.array([1.0, 0.5, 0.25])
+    inside = SEARCHES[name](optax.chain(mtlopt.weight_by_fixed(weights), DIRECTION))
+    outside = optax.chain(mtlopt.weight_by_fixed(weights), SEARCHES[name](DIRECTION))
+    grads = oracle(params)
+    left, _ = inside.update(grads, inside.init(params), params)
+    right, _ = outside.update(grads, outside.init(params), params)
+    assert_close(left, right, 1e-10)
+
+
+def test_aux_and_stacked_heads_and_integers_in_the_latent(float64):
+    """The latent is any pytree; trials see the aux that the gradients saw."""
+
+    def head(params, z, task, x):
+        chosen = z["z"] @ params["heads"] + z["shift"]
+        return jnp.mean((chosen - jnp.asarray(x)[:, task]) ** 2), {"seen": chosen}
+
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(head, 2),
+        {"w": "shared", "heads": "stacked"},
+        encode=lambda p, x: (
+            {"z": jnp.tanh(x @ p["w"]), "shift": jnp.array(1)},
+            {"mean": jnp.mean(x)},
+        ),
+        has_aux=True,
+    )
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(3, 4)), "heads": rng.normal(size=(2, 4))}
+    x = rng.normal(size=(5, 3))
+    losses = oracle.losses(params, x)
+    for search in SEARCHES.values():
+        tx = search(mtlopt.mgda(2))
+        grads = oracle(params, x)
+        updates, state = tx.update(grads, tx.init(params), params)
+        assert grads.aux.encode["mean"] == np.mean(x)
+        assert not state.hit_floor
+        if search is mtlopt.backtracking:
+            after = optax.apply_updates(params, updates)
+            assert np.all(oracle.losses(after, x) < losses)
+
+
+# Bad input.
+
+
+@both
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": 1.0}, "`beta` must be between 0 and 1, got 1.0"),
+        ({"shrink": 0.0}, "`shrink` must be between 0 and 1, got 0.0"),
+        ({"upper": 0}, "`upper` must be positive, got 0"),
+        ({"floor": -1.0}, "`floor` must be positive, got -1.0"),
+    ],
+)
+def test_bad_options(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        SEARCHES[name](DIRECTION, **options)
+
+
+@both
+def test_bad_use(name):
+    tx = SEARCHES[name](mtlopt.mgda(2))
+    params = jnp.zeros(2)
+    bare = mtlopt.TaskGrads.from_rows(jnp.eye(2))
+    with pytest.raises(ValueError, match=r"`updates` must come from mtlopt.task_grad"):
+        tx.update(bare, tx.init(params), params)
+    with pytest.raises(ValueError, match="`params` must be passed"):
+        tx.update(bare, tx.init(params))
+    with pytest.raises(TypeError, match=r"`updates` must be a mtlopt.TaskGrads"):
+        tx.update(params, tx.init(params), params)
+
+
+def test_bad_problem_of_fast_backtracking():
+    with pytest.raises(ValueError, match="`armijo` must be one of 'full'"):
+        mtlopt.fast_backtracking(DIRECTION, armijo="all")
+    oracle = mtlopt.task_grad({"a": lambda w: w}, "shared")
+    tx = mtlopt.fast_backtracking(mtlopt.mgda(1))
+    with pytest.raises(ValueError, match="latent space needs a latent"):
+        tx.update(oracle(1.0), tx.init(1.0), 1.0)
+    oracle = mtlopt.task_grad(
+        {"a": lambda p, z, x: jnp.sum(z)},
+        "shared",
+        encode=lambda p, x: p * x,
+        microbatches=2,
+    )
+    with pytest.raises(ValueError, match="`microbatches` must be 1"):
+        tx.update(oracle(1.0, jnp.ones(4)), tx.init(1.0), 1.0)
