@@ -10,6 +10,7 @@ from experiments.cli import UsageError, one_line
 # `main(argv)`, and is imported only if it is asked for.
 EXPERIMENTS = {
     "multimnist": "two overlaid digits, all methods (Table 2 of Aligned-MTL)",
+    "toy": "two losses of two parameters, paths of all methods (Fig. 1 of Aligned-MTL)",
 }
 
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"experiments: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("experiments: interrupted; --resume continues the run.", file=sys.stderr)
+        print("experiments: interrupted; see --help for --resume.", file=sys.stderr)
         return 130
     return 0
 

@@ -18,12 +18,16 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
 
-def experiment_parser(name: str, description: str) -> OneLineParser:
-    """Returns a parser with the options that every experiment has.
+def experiment_parser(
+    name: str, description: str, *, resumable: bool = True, has_data: bool = True
+) -> OneLineParser:
+    """Returns a parser with the options that experiments share.
 
     Args:
       name: name of the experiment.
       description: what it does, shown by `--help` with its line breaks.
+      resumable: whether it keeps checkpoints, and so has `--resume`.
+      has_data: whether it reads an official data set, and so has `--data-dir`.
 
     Returns:
       The parser; add the experiment's own options to it.
@@ -38,14 +42,18 @@ def experiment_parser(name: str, description: str) -> OneLineParser:
         "--out",
         metavar="DIR",
         default=f"results/{name}",
-        help="folder for metrics, tables, figures and checkpoints [%(default)s]",
+        help="folder for all that the run writes [%(default)s]",
     )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in --out, which must have the same settings",
-    )
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the official data")
+    if resumable:
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="continue the run in --out, which must have the same settings",
+        )
+    if has_data:
+        parser.add_argument(
+            "--data-dir", metavar="DIR", help="folder of the official data"
+        )
     return parser
 
 

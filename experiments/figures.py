@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#333333"
-_FAINT = "#BBBBBB"
-_STYLE = {
+FAINT = "#BBBBBB"
+STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _FAINT,
+    "axes.edgecolor": FAINT,
     "axes.labelcolor": _INK,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
@@ -71,8 +71,8 @@ def draw_panels(
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    plt = _pyplot()
-    with plt.rc_context(_STYLE):
+    plt = pyplot()
+    with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
             rows,
             columns,
@@ -85,7 +85,7 @@ def draw_panels(
         axes = list(grid.flat)
         for axis, (name, curves) in zip(axes, panels.items(), strict=False):
             axis.set_title(name)
-            axis.grid(axis="y", color=_FAINT, linewidth=0.4)
+            axis.grid(axis="y", color=FAINT, linewidth=0.4)
             if log:
                 axis.set_yscale("log")
             for curve in curves:
@@ -99,7 +99,7 @@ def draw_panels(
         if log:
             _readable_log_axis(axes[0])
         figure.supylabel(ylabel, fontsize=9, color=_INK)
-        _finish(figure, axes, title, path)
+        finish(figure, axes, title, path)
         plt.close(figure)
 
 
@@ -119,8 +119,8 @@ def draw_dots(
       xlabel: label of the horizontal axis.
       title: title of the figure.
     """
-    plt = _pyplot()
-    with plt.rc_context(_STYLE):
+    plt = pyplot()
+    with plt.rc_context(STYLE):
         figure, axis = plt.subplots(
             figsize=(6.4, 1.3 + 0.32 * len(groups)), layout="constrained"
         )
@@ -145,11 +145,11 @@ def draw_dots(
         axis.set_yticks(rows, list(groups))
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
-        axis.grid(axis="both", color=_FAINT, linewidth=0.4)
+        axis.grid(axis="both", color=FAINT, linewidth=0.4)
         axis.set_axisbelow(True)
         axis.set_ylim(-0.6, len(groups) - 0.4)
         axis.set_xlabel(xlabel)
-        _finish(figure, [axis], title, path)
+        finish(figure, [axis], title, path)
         plt.close(figure)
 
 
@@ -192,7 +192,7 @@ def _readable_log_axis(axis: "Axes") -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _finish(figure: Any, axes: Sequence["Axes"], title: str, path: Path) -> None:
+def finish(figure: Any, axes: Sequence["Axes"], title: str, path: Path) -> None:
     """Adds a title and one legend for all panels, and writes the file."""
     wrapped = textwrap.fill(title, width=int(13 * figure.get_figwidth()))
     figure.suptitle(wrapped, fontsize=10, color=_INK)
@@ -206,7 +206,8 @@ def _finish(figure: Any, axes: Sequence["Axes"], title: str, path: Path) -> None
     figure.savefig(path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Returns `matplotlib.pyplot`, set up to need no display."""
     import matplotlib as mpl
 
     mpl.use("Agg")

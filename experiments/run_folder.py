@@ -68,7 +68,7 @@ def _check_same(
     for name in {**wanted, **found}:
         if found.get(name) != wanted.get(name):
             raise UsageError(
-                f"--resume needs the settings of the run in {out}: "
+                f"--out holds a run with other settings, in {out}: "
                 f"--{name.replace('_', '-')} was {found.get(name)!r} there, got "
                 f"{wanted.get(name)!r}."
             )
