@@ -32,13 +32,90 @@ from mtlopt.aggregators.aligned_mtl import (
     aligned_mtl,
     aligned_mtl_weights,
 )
+from mtlopt.aggregators.balance_norms import (
+    BalanceNormsState,
+    balance_norms,
+    balance_norms_weights,
+)
 from mtlopt.aggregators.by_weights import TaskWeightsState
+from mtlopt.aggregators.cagrad import (
+    cagrad,
+    cagrad_weights,
+)
+from mtlopt.aggregators.conflict_free import (
+    conflict_free,
+    conflict_free_weights,
+)
+from mtlopt.aggregators.cr_mogm import (
+    CrMogmState,
+    cr_mogm,
+)
+from mtlopt.aggregators.dualproj import (
+    dualproj,
+    dualproj_weights,
+)
+from mtlopt.aggregators.edm import (
+    edm,
+    edm_weights,
+)
+from mtlopt.aggregators.fairgrad import (
+    fairgrad,
+    fairgrad_weights,
+)
+from mtlopt.aggregators.graddrop import (
+    GraddropState,
+    graddrop,
+)
+from mtlopt.aggregators.gradvac import (
+    GradvacState,
+    gradvac,
+    gradvac_weights,
+)
+from mtlopt.aggregators.imtl_g import (
+    imtl_g,
+    imtl_g_weights,
+)
+from mtlopt.aggregators.krum import (
+    krum,
+    krum_weights,
+)
 from mtlopt.aggregators.mgda import mgda, mgda_weights
+from mtlopt.aggregators.moco import (
+    MocoState,
+    moco,
+)
+from mtlopt.aggregators.modo import (
+    ModoState,
+    modo,
+    modo_weights,
+)
+from mtlopt.aggregators.nash_mtl import (
+    NashMtlState,
+    nash_mtl,
+    nash_mtl_weights,
+)
+from mtlopt.aggregators.pcd import (
+    PcdState,
+    pcd,
+    pcd_weights,
+)
 from mtlopt.aggregators.pcgrad import PcgradState, pcgrad, pcgrad_weights
+from mtlopt.aggregators.sdmgrad import (
+    SdmgradState,
+    sdmgrad,
+    sdmgrad_weights,
+)
 from mtlopt.aggregators.sums import (
     mean_tasks,
     mean_weights,
     sum_tasks,
+)
+from mtlopt.aggregators.trimmed_mean import (
+    trimmed_mean,
+)
+from mtlopt.aggregators.upgrad import (
+    upgrad,
+    upgrad_weights,
 )
 from mtlopt.alternation.blocks import (
     AlternateBlocksState,
@@ -70,8 +147,56 @@ from mtlopt.ownership import infer_labels
 from mtlopt.per_label import PerLabelState, per_label
 from mtlopt.problems import Aux
 from mtlopt.task_grads import TaskGrads
+from mtlopt.weightings.chebyshev import (
+    chebyshev_weights,
+    weight_by_chebyshev,
+)
+from mtlopt.weightings.cosmos import (
+    cosmos_weights,
+    weight_by_cosmos,
+)
 from mtlopt.weightings.dwa import WeightByDwaState, dwa_weights, weight_by_dwa
+from mtlopt.weightings.excess import (
+    WeightByExcessState,
+    weight_by_excess,
+)
+from mtlopt.weightings.famo import (
+    WeightByFamoState,
+    famo_weights,
+    weight_by_famo,
+)
 from mtlopt.weightings.fixed import weight_by_fixed
+from mtlopt.weightings.geometric_mean import (
+    geometric_mean_weights,
+    weight_by_geometric_mean,
+)
+from mtlopt.weightings.gradnorm import (
+    WeightByGradnormState,
+    weight_by_gradnorm,
+)
+from mtlopt.weightings.imtl_l import (
+    WeightByImtlLState,
+    weight_by_imtl_l,
+)
+from mtlopt.weightings.log import (
+    log_weights,
+    weight_by_log,
+)
+from mtlopt.weightings.pbi import (
+    pbi_weights,
+    weight_by_pbi,
+)
+from mtlopt.weightings.random import (
+    WeightByRandomState,
+    weight_by_random,
+)
+from mtlopt.weightings.stch import (
+    WeightByLogStchState,
+    log_stch_weights,
+    stch_weights,
+    weight_by_log_stch,
+    weight_by_stch,
+)
 from mtlopt.weightings.uncertainty import (
     WeightByUncertaintyState,
     weight_by_uncertainty,
@@ -83,48 +208,115 @@ __all__ = [
     "METHODS",
     "AlternateBlocksState",
     "Aux",
+    "BalanceNormsState",
+    "CrMogmState",
     "Grad",
+    "GraddropState",
+    "GradvacState",
     "IndividualOptimizersState",
     "LineSearchState",
     "Method",
+    "MocoState",
+    "ModoState",
+    "NashMtlState",
     "Oracle",
+    "PcdState",
     "PcgradState",
     "PerLabelState",
+    "SdmgradState",
     "Stepped",
     "TaskGrads",
     "TaskWeightsState",
     "TrackDistanceState",
     "WeightByDwaState",
+    "WeightByExcessState",
+    "WeightByFamoState",
+    "WeightByGradnormState",
+    "WeightByImtlLState",
+    "WeightByLogStchState",
+    "WeightByRandomState",
     "WeightByUncertaintyState",
     "aligned_mtl",
     "aligned_mtl_weights",
     "alternate_blocks",
     "backtracking",
+    "balance_norms",
+    "balance_norms_weights",
     "block_at",
     "block_step",
+    "cagrad",
+    "cagrad_weights",
+    "chebyshev_weights",
+    "conflict_free",
+    "conflict_free_weights",
     "conflict_rate",
     "cosine_similarity",
+    "cosmos_weights",
+    "cr_mogm",
     "dominance_rate",
+    "dualproj",
+    "dualproj_weights",
     "dwa_weights",
+    "edm",
+    "edm_weights",
+    "fairgrad",
+    "fairgrad_weights",
+    "famo_weights",
     "fast_backtracking",
+    "geometric_mean_weights",
+    "graddrop",
+    "gradvac",
+    "gradvac_weights",
+    "imtl_g",
+    "imtl_g_weights",
     "in_latent_space",
     "individual_optimizers",
     "individual_step",
     "infer_labels",
+    "krum",
+    "krum_weights",
     "label_params",
+    "log_stch_weights",
+    "log_weights",
     "mean_tasks",
     "mean_weights",
     "mgda",
     "mgda_weights",
+    "moco",
+    "modo",
+    "modo_weights",
+    "nash_mtl",
+    "nash_mtl_weights",
+    "pbi_weights",
+    "pcd",
+    "pcd_weights",
     "pcgrad",
     "pcgrad_weights",
     "per_label",
     "random_groups",
+    "sdmgrad",
+    "sdmgrad_weights",
     "stacked",
+    "stch_weights",
     "sum_tasks",
     "task_grad",
     "track_distance",
+    "trimmed_mean",
+    "upgrad",
+    "upgrad_weights",
+    "weight_by_chebyshev",
+    "weight_by_cosmos",
     "weight_by_dwa",
+    "weight_by_excess",
+    "weight_by_famo",
     "weight_by_fixed",
+    "weight_by_geometric_mean",
+    "weight_by_gradnorm",
+    "weight_by_imtl_l",
+    "weight_by_log",
+    "weight_by_log_stch",
+    "weight_by_pbi",
+    "weight_by_random",
+    "weight_by_stch",
     "weight_by_uncertainty",
 ]

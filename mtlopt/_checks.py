@@ -4,6 +4,7 @@ Only Python numbers are compared: arrays and tracers pass, so that
 `optax.inject_hyperparams` can inject every non-structural argument.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,13 @@ def check_fraction(name: str, value: Any) -> None:
     """Raises if `value` is a Python number that is not between 0 and 1."""
     if isinstance(value, int | float) and not 0 < value < 1:
         raise ValueError(f"`{name}` must be between 0 and 1, got {value}.")
+
+
+def check_range(name: str, value: Any, below: float = math.inf) -> None:
+    """Raises if `value` is a Python number that is negative or not below `below`."""
+    if isinstance(value, int | float) and not 0 <= value < below:
+        limit = "" if below == math.inf else f" and below {below:g}"
+        raise ValueError(f"`{name}` must be at least 0{limit}, got {value}.")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

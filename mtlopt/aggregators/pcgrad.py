@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_key, check_num_tasks
-from mtlopt.linalg.surgery import project_conflicts
+from mtlopt.linalg.surgery import project_conflicts, random_orders
 from mtlopt.task_grads import check_task_grads
 
 
@@ -114,8 +114,7 @@ def pcgrad(
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
         key, order_key = jax.random.split(state.key)
-        numbers = jax.random.uniform(order_key, (num_tasks, num_tasks))
-        order = jnp.argsort(numbers, axis=1)
+        order = random_orders(order_key, num_tasks)
         rows = grads.rows()
         weights = pcgrad_weights(rows.gramian(), order, grads.present)
         state = PcgradState(weights.astype(state.task_weights.dtype), key)

@@ -6,6 +6,7 @@ copy, is several times slower, and would gather sharded leaves.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,17 +36,113 @@ def gramian(rows: Sequence[jax.Array]) -> jax.Array:
       Array([[2., 1.],
              [1., 5.]], dtype=float32)
     """
-    dtype = solver_dtype(rows)
+    total = cross_gramian(rows, rows)
+    return (total + total.T) / 2
+
+
+def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
+    r"""Returns the inner products of two sets of rows, such as those of two batches.
+
+    .. math:: P_{ij} = \sum_{\text{leaf}} \langle g_i, h_j \rangle
+
+    Args:
+      left: leaves `[tasks, ...]`, the rows `g`.
+      right: the rows `h`, leaves of the same shapes and dtypes.
+
+    Returns:
+      Array `[tasks, tasks]`, accumulated in float32 or wider at the highest precision.
+      Not symmetric.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rows = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+      >>> cross_gramian([rows], [rows + 1])
+      Array([[2., 1.],
+             [2., 6.]], dtype=float32)
+    """
+    dtype = solver_dtype(left)
     total = jnp.zeros([], dtype)
-    for leaf in rows:
-        flat = leaf.reshape(leaf.shape[0], -1)
+    for leaf, other in zip(left, right, strict=True):
         total += jnp.matmul(
-            flat,
-            flat.T,
+            leaf.reshape(leaf.shape[0], -1),
+            other.reshape(other.shape[0], -1).T,
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=dtype,
         )
-    return (total + total.T) / 2
+    return total
+
+
+def present_products(products: jax.Array, present: jax.Array | None) -> jax.Array:
+    """Returns inner products `[tasks, tasks]` with zeros for absent tasks.
+
+    Args:
+      products: what `gramian` or `cross_gramian` returns.
+      present: Tasks to look at, bool `[tasks]`; None for all.
+
+    Raises:
+      ValueError: If `products` is not square or `present` does not fit it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> present_products(jnp.ones((2, 2)), jnp.array([True, False]))
+      Array([[1., 0.],
+             [0., 0.]], dtype=float32)
+    """
+    products = jnp.asarray(products)
+    if products.ndim != 2 or products.shape[0] != products.shape[1]:
+        raise ValueError(f"`products` must be square, got shape {products.shape}.")
+    if present is None:
+        return products
+    if present.shape != products.shape[:1]:
+        raise ValueError(
+            f"`present` must have shape {products.shape[:1]}, got {present.shape}."
+        )
+    return jnp.where(present[:, None] & present, products, 0)
+
+
+def moving_average(
+    kept: Sequence[jax.Array],
+    rows: Sequence[jax.Array],
+    seen: jax.Array,
+    decay: Any,
+    present: jax.Array | None = None,
+) -> list[jax.Array]:
+    r"""Returns the exponential average of rows that arrive one step at a time.
+
+    .. math:: y_i \leftarrow \beta \, y_i + (1 - \beta) \, g_i
+
+    The average starts at the first row that a task has, so it is not pulled towards
+    zero at the start; absent tasks keep theirs bit for bit.
+
+    Args:
+      kept: the average `y`, leaves `[tasks, ...]`.
+      rows: the rows `g`, leaves of the same shapes.
+      seen: Tasks that had a row before, bool `[tasks]`.
+      decay: `beta`, a number from 0 (no memory) to 1.
+      present: Tasks that have a row now, bool `[tasks]`; None for all.
+
+    Returns:
+      Leaves in the dtypes of `kept`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rows, seen = jnp.array([[4.0], [4.0]]), jnp.array([True, False])
+      >>> moving_average([jnp.zeros((2, 1))], [rows], seen, 0.75)
+      [Array([[1.],
+             [4.]], dtype=float32)]
+    """
+    there = jnp.ones(seen.shape, bool) if present is None else present
+    decays = jnp.where(seen, decay, 0.0)
+
+    def blend(old: jax.Array, new: jax.Array, decay: jax.Array, there: jax.Array):
+        decay = decay.astype(old.dtype)
+        mixed = decay * old + (1 - decay) * new.astype(old.dtype)
+        return jnp.where(there, mixed, old)
+
+    return [
+        jax.vmap(blend)(old, new, decays, there)
+        for old, new in zip(kept, rows, strict=True)
+    ]
 
 
 def combine(weights: jax.Array, rows: Sequence[jax.Array]) -> list[jax.Array]:

@@ -231,7 +231,7 @@ def _pivot(state: _State) -> _State:
     chosen = jnp.where(enters, entering, blocking)
     stop = optimal | unbounded
     return _State(
-        tableau=jnp.where(stop, tableau, _sweep(tableau, chosen, passive[chosen])),
+        tableau=jnp.where(stop, tableau, sweep(tableau, chosen, passive[chosen])),
         eligible=eligible,
         passive=passive ^ (~stop & (jnp.arange(num_tasks) == chosen)),
         entering=jnp.where(enters & ~unbounded, -1, entering),
@@ -241,14 +241,15 @@ def _pivot(state: _State) -> _State:
     )
 
 
-def _sweep(tableau: jax.Array, index: jax.Array, inside: jax.Array) -> jax.Array:
+def sweep(tableau: jax.Array, index: jax.Array, inside: jax.Array) -> jax.Array:
     """Principal pivot: solves for `index` (or, if it is `inside`, undoes that).
 
     For F the swept set, the tableau of [C, a] is [[-C_FF^-1, C_FF^-1 C_FN, y_F],
-    [C_NF C_FF^-1, C_NN - C_NF C_FF^-1 C_FN, a_N - C_NF y_F]].
+    [C_NF C_FF^-1, C_NN - C_NF C_FF^-1 C_FN, a_N - C_NF y_F]]; `a` may be several
+    columns.
     """
-    num_tasks = tableau.shape[0]
-    unit = jnp.arange(num_tasks + 1) == index
+    num_tasks, num_columns = tableau.shape
+    unit = jnp.arange(num_columns) == index
     value = tableau[index, index]
     # As one rank-one update, right but for the pivot itself.
     shift = jnp.where(unit, jnp.where(inside, -1, 1), 0).astype(tableau.dtype)

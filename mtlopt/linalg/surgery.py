@@ -1,5 +1,7 @@
 """Gradient surgery in task space: projections of conflicting gradients."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -46,11 +48,29 @@ def project_conflicts(
       Yu et al., *Gradient Surgery for Multi-Task Learning*, NeurIPS 2020, Algorithm 1.
     """
     cosines, norms = normalise(gramian, present)
-    order = jnp.asarray(order)
-    if order.shape != cosines.shape:
-        raise ValueError(f"`order` must have shape {cosines.shape}, got {order.shape}.")
+    order = _check_square("order", order, cosines)
     # inner[i, j] is <p_i, u_j> / |g_i|.
     _, added = jax.lax.scan(_meet, (cosines, cosines), order.T)  # [positions, tasks]
+    return _total_weights(added, order, cosines, norms, present)
+
+
+def _check_square(name: str, matrix: jax.Array, cosines: jax.Array) -> jax.Array:
+    matrix = jnp.asarray(matrix)
+    if matrix.shape != cosines.shape:
+        raise ValueError(
+            f"`{name}` must have shape {cosines.shape}, got {matrix.shape}."
+        )
+    return matrix
+
+
+def _total_weights(
+    added: jax.Array,
+    order: jax.Array,
+    cosines: jax.Array,
+    norms: jax.Array,
+    present: jax.Array | None,
+) -> jax.Array:
+    """The weights of `sum_i p_i`; `added` is what p_i gained in units of |g_i|."""
     # p_i gained added |g_i| u_j, which is added |g_i| / |g_j| of g_j.
     gained = jnp.zeros_like(norms).at[order.T].add(added * norms)
     weights = 1 + safe_divide(gained, norms)
@@ -68,3 +88,111 @@ def _meet(
     is_self = other == jnp.arange(other.shape[0])
     gain = jnp.where(is_self, 0, -jnp.minimum(met, 0))
     return (inner + gain[:, None] * cosines[other], cosines), gain
+
+
+def random_orders(key: jax.Array, num_tasks: int) -> jax.Array:
+    """Draws for every task an order of all tasks, int `[tasks, tasks]`, a row each."""
+    return jnp.argsort(jax.random.uniform(key, (num_tasks, num_tasks)), axis=1)
+
+
+class Vaccinated(NamedTuple):
+    """What `raise_cosines` returns.
+
+    Attributes:
+      weights: the sum of the changed gradients as weights of the original ones,
+        `[tasks]`.
+      cosines: of every changed gradient with task `j` as they met, `[tasks, tasks]`;
+        the target itself where they have none.
+    """
+
+    weights: jax.Array
+    cosines: jax.Array
+
+
+def raise_cosines(
+    gramian: jax.Array,
+    targets: jax.Array,
+    order: jax.Array,
+    present: jax.Array | None = None,
+) -> Vaccinated:
+    r"""Raises the cosine of every task gradient with the others to its target.
+
+    .. math:: p_i \leftarrow p_i + \frac{|p_i| \big( \tau_{ij} \sqrt{1 - \phi^2} -
+        \phi \sqrt{1 - \tau_{ij}^2} \big)}{|g_j| \sqrt{1 - \tau_{ij}^2}} \, g_j
+        \quad \text{if } \phi = \frac{\langle p_i, g_j \rangle}{|p_i| |g_j|} < \tau_{ij}
+        \quad \text{for } j = \mathrm{order}_{i1}, \dots, \mathrm{order}_{iT}
+
+    starting from `p_i = g_i` and skipping `j = i`. With targets zero this is
+    `project_conflicts`, and like it the gradients are never touched and no scale
+    matters. Rounding of the cosines shows in `sqrt(1 - phi^2)` as its square root:
+    gradients within that of parallel count as parallel, and a target within that of
+    one as that far below it.
+
+    A zero row changes nothing and is not changed, and its pairs have no cosine; nor has
+    a gradient that surgery has made zero. NaN in the Gramian gives NaN weights and no
+    cosines. Not differentiable where rows are parallel.
+
+    Args:
+      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
+      targets: `tau`, cosines, `[tasks, tasks]`.
+      order: Row `i` is the order in which task `i` meets the others, a permutation, int
+        `[tasks, tasks]`; `i` itself is skipped wherever it stands.
+      present: Tasks that take part, bool `[tasks]`; the others change nothing.
+
+    Returns:
+      The weights, at least 1 for present tasks, 0 for absent; and the cosines.
+
+    Raises:
+      ValueError: If a shape does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> gramian = jnp.array([[1.0, 0.0], [0.0, 4.0]])
+      >>> order = jnp.array([[0, 1], [0, 1]])
+      >>> result = raise_cosines(gramian, jnp.full((2, 2), 0.6), order)
+      >>> print(result.weights)
+      [2.5   1.375]
+
+    References:
+      Wang et al., *Gradient Vaccine*, ICLR 2021, equation 3.
+    """
+    cosines, norms = normalise(gramian, present)
+    order = _check_square("order", order, cosines)
+    targets = _check_square("targets", targets, cosines).astype(cosines.dtype)
+    wanted = jnp.take_along_axis(targets, order, axis=1)
+    # inner as above, and lengths[i] is |p_i| / |g_i|.
+    lengths = jnp.diagonal(cosines)
+    _, (added, met) = jax.lax.scan(
+        _meet_target, (cosines, lengths, cosines), (order.T, wanted.T)
+    )
+    tasks = jnp.arange(len(norms))[:, None]
+    found = targets.at[tasks, order].set(met.T)
+    return Vaccinated(
+        weights=_total_weights(added, order, cosines, norms, present),
+        cosines=jnp.where(jnp.all(jnp.isfinite(cosines)), found, targets),
+    )
+
+
+def _meet_target(
+    carry: tuple[jax.Array, jax.Array, jax.Array], meeting: tuple[jax.Array, jax.Array]
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Every task `i` meets task `other[i]`: how much it gains, and their cosine."""
+    inner, lengths, cosines = carry
+    other, target = meeting
+    rounding = (16 + len(other)) * jnp.finfo(inner.dtype).eps
+    along = jnp.take_along_axis(inner, other[:, None], axis=1)[:, 0]
+    across = lengths**2 - along**2
+    across = jnp.where(across <= rounding * lengths**2, 0, across)
+    meets = (other != jnp.arange(len(other))) & (jnp.diagonal(cosines)[other] > 0)
+    # After it, p_i has the same part across u_j and the target's cosine with it.
+    length = jnp.sqrt(across / jnp.maximum(1 - target**2, rounding))
+    gain = jnp.maximum(target * length - along, 0)
+    gain = jnp.where(meets & (along < target * lengths), gain, 0)
+    cosine = jnp.clip(safe_divide(along, lengths), -1, 1)
+    known = meets & (lengths > 0)
+    carry = (
+        inner + gain[:, None] * cosines[other],
+        jnp.where(gain > 0, length, lengths),
+        cosines,
+    )
+    return carry, (gain, jnp.where(known, cosine, target))

@@ -1,0 +1,150 @@
+"""Dual-balancing's gradient half: rows of equal norm (Lin et al., 2023)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_num_tasks, check_range
+from mtlopt.aggregators.by_weights import aggregate_by_weights
+from mtlopt.aggregators.row_state import check_row_state, zero_rows
+from mtlopt.labels import Rules
+from mtlopt.linalg.gramian import moving_average
+from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.rows import Leaves, MaterialRows
+from mtlopt.task_grads import check_task_grads
+
+
+class BalanceNormsState(NamedTuple):
+    """State of `balance_norms` with `labels`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update; zero for absent tasks.
+      average: running averages of the task gradients, leaves `[tasks, ...]`.
+      seen: `[tasks]` bool, the tasks that have had a gradient.
+    """
+
+    task_weights: jax.Array
+    average: Leaves
+    seen: jax.Array
+
+
+def balance_norms_weights(
+    gramian: jax.Array, present: jax.Array | None = None
+) -> jax.Array:
+    r"""Weights that bring all task gradients to the largest norm.
+
+    .. math:: \alpha_i = \max_j |g_j| \, / \, |g_i|
+
+    On T equal gradients all are 1, and so for one task. A zero row gets weight zero,
+    and all do if all are zero. Inner products play no part. NaN in, NaN out.
+    Differentiable where the largest norm is that of one task.
+
+    Args:
+      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
+      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
+
+    Returns:
+      The weights `alpha`, `[tasks]`, at least 1 for a gradient that is not zero.
+
+    Raises:
+      ValueError: If a shape does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(balance_norms_weights(jnp.diag(jnp.array([4.0, 1.0, 0.0]))))
+      [1. 2. 0.]
+
+    References:
+      Lin et al., *Dual-Balancing for Multi-Task Learning*, 2023, section 3.2.
+    """
+    _, norms = normalise(gramian, present)
+    return nan_unless_finite(safe_divide(jnp.max(norms), norms), norms)
+
+
+def balance_norms(
+    num_tasks: int, labels: Rules | None = None, decay: Any = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scales every task gradient to the largest norm and adds them.
+
+    .. math:: d = \max_j |y_j| \sum_i \frac{y_i}{|y_i|}, \qquad
+        y_i \leftarrow \beta y_i + (1 - \beta) s_i g_i
+
+    All tasks pull equally hard, whatever the units of their losses, up to the common
+    factor. Without averages (`decay` 0) `y_i` is the gradient. DB-MTL is
+    `chain(weight_by_log(T), balance_norms(T, labels, decay))`. On T equal gradients g
+    it returns T g. A zero gradient adds nothing, opposed ones cancel, duplicates count
+    each. `d` may conflict with a task. Costs one backward pass per task, and with
+    `labels` memory for one gradient per task.
+
+    The average starts at the first gradient of a task; LibMTL starts it at zero. An
+    absent task keeps its average. The weights act on shared leaves only; heads keep
+    their own task's gradient. With `labels` it is for shared parameters only, not
+    latent space: latents of different batches do not average.
+
+    Args:
+      num_tasks: number of tasks T.
+      labels: who owns which leaf, as given to `task_grad`; needed to average, None
+        otherwise.
+      decay: `beta`, from 0 (no memory) to below 1; other than 0 with `labels` only.
+
+    Returns:
+      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+
+    Raises:
+      ValueError: if `decay` is out of range, or not 0 without `labels`; at the update,
+        if the rows are not those of the shared leaves of `labels`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[100.0, 0.0], [0.0, 1.0]]))
+      >>> aggregator = mtlopt.balance_norms(2)
+      >>> updates, state = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
+      >>> print(updates, state.task_weights)
+      [100. 100.] [  1. 100.]
+
+    References:
+      Lin et al., *Dual-Balancing for Multi-Task Learning*, arXiv 2308.12029, 2023,
+      Algorithm 1.
+    """
+    check_num_tasks(num_tasks)
+    check_range("decay", decay, below=1)
+    if labels is None:
+        if not isinstance(decay, int | float) or decay:
+            raise ValueError(
+                f"`labels` must be given for a `decay` other than 0, got {decay}: the "
+                "averages have the shapes of the shared leaves."
+            )
+        return aggregate_by_weights(
+            num_tasks,
+            lambda rows, present: balance_norms_weights(rows.gramian(), present),
+        )
+
+    def init_fn(params: Any) -> BalanceNormsState:
+        return BalanceNormsState(
+            jnp.full(num_tasks, 1 / num_tasks, float),
+            zero_rows(params, labels, num_tasks),
+            jnp.zeros(num_tasks, bool),
+        )
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, BalanceNormsState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        rows = grads.rows().leaves()
+        check_row_state(state.average, rows)
+        kept = moving_average(state.average, rows, state.seen, decay, grads.present)
+        average = MaterialRows(num_tasks, kept)
+        weights = balance_norms_weights(average.gramian(), grads.present)
+        direction = [
+            leaf.astype(row.dtype)
+            for leaf, row in zip(average.combine(weights), rows, strict=True)
+        ]
+        seen = state.seen | (True if grads.present is None else grads.present)
+        weights = weights.astype(state.task_weights.dtype)
+        return grads.updates(direction), BalanceNormsState(weights, kept, seen)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,142 @@
+"""ConFIG: the same cosine with every task gradient (Liu et al., 2024)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import as_task_vector, check_choice
+from mtlopt.aggregators.by_weights import aggregate_by_weights
+from mtlopt.linalg.equiangular import (
+    Solver,
+    UnitRows,
+    axes_of_gramian,
+    axes_of_triangle,
+    equiangular_ray,
+)
+from mtlopt.linalg.gramian import unit_triangular
+from mtlopt.linalg.normalise import safe_divide
+from mtlopt.rows import Rows
+
+
+def unit_rows(rows: Rows, present: jax.Array | None, solver: Solver) -> UnitRows:
+    """Finds the axes of the unit rows by their Gramian or by a QR decomposition.
+
+    Args:
+      rows: the task rows.
+      present: tasks that take part, bool `[tasks]`; None for all.
+      solver: `"gramian"` or `"qr"`.
+    """
+    if solver == "gramian":
+        return axes_of_gramian(rows.gramian(), present)
+    return axes_of_triangle(*unit_triangular(rows.leaves()), present)
+
+
+def conflict_free_weights(
+    gramian: jax.Array,
+    preference: jax.Array | None = None,
+    *,
+    present: jax.Array | None = None,
+) -> jax.Array:
+    r"""Weights of ConFIG: equal cosines, and the length of all projections together.
+
+    .. math:: d = \Big( \sum_i \langle g_i, \hat{x} \rangle \Big) \hat{x}, \qquad
+        \hat{x} = x / |x|, \qquad x = U^+ p
+
+    with the unit gradients as rows of `U`. If they are linearly independent, `d` has
+    positive cosines with all of them, in the ratios of `p`: equal ones by default.
+    Otherwise `x` is the least-squares solution, `d` may conflict with a task, and its
+    length factor may be negative; where `p` is at right angles to the rows' space
+    (opposed rows) `d` is zero. On `T` equal gradients `g` the direction is `T g`;
+    duplicates count each. A zero row has weight zero. One task has weight 1. NaN in,
+    NaN out. Not differentiable where eigenvalues repeat.
+
+    Args:
+      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
+      preference: `p`, `[tasks]`; only its direction matters. `None` means equal.
+      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
+
+    Returns:
+      The weights, `[tasks]`. They may be negative.
+
+    Raises:
+      ValueError: If a shape does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> weights = conflict_free_weights(jnp.diag(jnp.array([9.0, 1.0])))
+      >>> print(jnp.round(weights, 4))
+      [0.6667 2.    ]
+
+    References:
+      Liu, Chu and Thuerey, *ConFIG: Towards Conflict-free Training of Physics Informed
+      Neural Networks*, arXiv 2408.11104, 2024, equation 2.
+    """
+    return _weights(axes_of_gramian(gramian, present), preference)
+
+
+def _weights(units: UnitRows, preference: Any) -> jax.Array:
+    norms = units.norms
+    if preference is not None:
+        preference = as_task_vector("preference", preference, len(norms))
+    ray = equiangular_ray(units, preference)
+    return safe_divide(ray.coefficients * jnp.sum(norms * ray.cosines), norms)
+
+
+def conflict_free(
+    num_tasks: int, preference: Any = None, *, solver: Solver = "gramian"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Has the same cosine with every task gradient: ConFIG.
+
+    .. math:: d = \Big( \sum_i \langle g_i, \hat{x} \rangle \Big) \hat{x}, \qquad
+        \hat{x} = x / |x|, \qquad x = U^+ p
+
+    with the task gradients scaled by the weightings, and their unit vectors as rows of
+    `U`. If no task gradient is a combination of the others, `d` conflicts with no task
+    and decreases all losses at the same rate relative to their gradients' norms; a
+    preference `p` sets the ratios. Otherwise the cosines are so in the least-squares
+    sense only, and `d` may conflict. The direction does not depend on the tasks' scales
+    and the length is linear in them. On T equal gradients g it returns T g. A zero
+    gradient is left out. Costs one backward pass per task.
+
+    The weights act on shared leaves only; heads keep their own task's gradient.
+
+    Args:
+      num_tasks: number of tasks T.
+      preference: `p` `[tasks]`, used as it is, but only its direction matters; None for
+        equal.
+      solver: `"gramian"` works on the T x T Gramian with the rows' norms divided out:
+        right for any ratio of norms, while no gradient is nearly a combination of the
+        others (row-normalised condition of the Gramian below 1e4 in float32).
+        `"qr"` factorises the rows themselves: right there too, for a QR decomposition
+        of the rows.
+
+    Returns:
+      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+
+    Raises:
+      ValueError: if `solver` is unknown or `preference` has not one entry per task.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[3.0, 0.0], [0.0, 1.0]]))
+      >>> aggregator = mtlopt.conflict_free(2)
+      >>> updates, _ = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
+      >>> print(jnp.round(updates, 4))
+      [2. 2.]
+
+    References:
+      Liu, Chu and Thuerey, *ConFIG: Towards Conflict-free Training of Physics Informed
+      Neural Networks*, arXiv 2408.11104, 2024, equation 2. Its code solves with
+      `torch.linalg.lstsq`, which is wrong for missing rank on CPU; this is the
+      pseudo-inverse, as in TorchJD, with the rank decided in the dtype's precision.
+    """
+    check_choice("solver", solver, ("gramian", "qr"))
+    if preference is not None:
+        as_task_vector("preference", preference, num_tasks)
+    return aggregate_by_weights(
+        num_tasks,
+        lambda rows, present: _weights(unit_rows(rows, present, solver), preference),
+    )

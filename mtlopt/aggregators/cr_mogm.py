@@ -1,0 +1,108 @@
+"""CR-MOGM: weights averaged over time (Zhou et al., NeurIPS 2022)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_num_tasks, check_range
+from mtlopt.aggregators.mgda import mgda_weights
+from mtlopt.linalg.gramian import moving_average
+from mtlopt.task_grads import check_task_grads
+
+
+class CrMogmState(NamedTuple):
+    """State of `cr_mogm`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update; zero for absent tasks.
+      average: `[tasks]`, running average of each task's weight.
+      seen: `[tasks]` bool, the tasks that have been present.
+    """
+
+    task_weights: jax.Array
+    average: jax.Array
+    seen: jax.Array
+
+
+def cr_mogm(
+    num_tasks: int,
+    weights: Callable[..., jax.Array] = mgda_weights,
+    decay: Any = 0.9,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages the weights of another method over the updates.
+
+    .. math:: d = \sum_i \alpha_i s_i g_i, \qquad
+        \alpha \leftarrow \beta \alpha + (1 - \beta) \, \hat\alpha(G)
+
+    Weights that are computed on a batch depend on its noise, and then the expected
+    direction is no combination of the expected gradients. Averaged weights hardly
+    depend on one batch. The average starts at the first weights that a task gets. What
+    the method guarantees (that `d` conflicts with no task, say) holds no longer; on
+    gradients that do not change all is as without the average. Zero rows, opposed rows
+    and duplicates, and T equal gradients (`g` for `mgda_weights`), are the method's.
+    Costs one backward pass per task.
+
+    An absent task keeps its average; the others' weights do not depend on it. The
+    weights act on shared leaves only; heads keep their own task's gradient.
+
+    Args:
+      num_tasks: number of tasks T.
+      weights: the method, a function from the Gramian `[tasks, tasks]` and `present` to
+        weights `[tasks]`, such as `mgda_weights`.
+      decay: `beta`, from 0 (the method itself) to below 1. The paper lets it grow
+        towards 1 as the learning rate falls.
+
+    Returns:
+      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+
+    Raises:
+      ValueError: if an argument is out of range, or `weights` returns another shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> aggregator = mtlopt.cr_mogm(2, decay=0.75)
+      >>> state = aggregator.init(jnp.zeros(2))
+      >>> for rows in ([[1.0, 0.0], [2.0, 1.0]], [[2.0, 1.0], [1.0, 0.0]]):
+      ...     grads = mtlopt.TaskGrads.from_rows(jnp.array(rows))
+      ...     updates, state = aggregator.update(grads, state)
+      >>> print(updates, state.task_weights)
+      [1.75 0.75] [0.75 0.25]
+
+    References:
+      Zhou et al., *On the Convergence of Stochastic Multi-Objective Gradient
+      Manipulation and Beyond*, NeurIPS 2022, Algorithm 1.
+    """
+    check_num_tasks(num_tasks)
+    check_range("decay", decay, below=1)
+
+    def init_fn(params: Any) -> CrMogmState:
+        del params
+        # An array each: the caller may donate the state.
+        first, average = (jnp.full(num_tasks, 1 / num_tasks, float) for _ in range(2))
+        return CrMogmState(first, average, jnp.zeros(num_tasks, bool))
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, CrMogmState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        rows, present = grads.rows(), grads.present
+        found = weights(rows.gramian(), present)
+        if found.shape != (num_tasks,):
+            raise ValueError(
+                f"`weights` must return one weight per task, shape ({num_tasks},), got "
+                f"shape {found.shape}."
+            )
+        (average,) = moving_average(
+            [state.average], [found], state.seen, decay, present
+        )
+        there = jnp.ones(num_tasks, bool) if present is None else present
+        used = jnp.where(there, average, 0)
+        state = CrMogmState(used, average, state.seen | there)
+        return grads.updates(rows.combine(used)), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,99 @@
+"""FairGrad: alpha-fair resource allocation (Ban & Ji, ICML 2024)."""
+
+from typing import Any
+
+import jax
+import optax
+
+from mtlopt._checks import check_positive
+from mtlopt.aggregators.by_weights import aggregate_by_weights
+from mtlopt.linalg.bargaining import bargain
+
+
+def fairgrad_weights(
+    gramian: jax.Array, alpha: Any = 1.0, present: jax.Array | None = None
+) -> jax.Array:
+    r"""Weights of FairGrad: the alpha-fair solution.
+
+    .. math:: G w = w^{-1/\alpha}, \quad w > 0
+
+    The first-order gains `G w` maximise the sum of `gain^(1-alpha) / (1-alpha)`. Exact
+    (see `bargain`, also for rows whose hull holds zero, where there is no solution): a
+    least-squares solver started from `1/T`, as in the authors' code and TorchJD, is off
+    by factors at small gradients and unequal scales. `alpha = 1` is Nash-MTL without
+    clipping. A zero row gets weight zero; opposed rows get large, bounded weights that
+    cancel; duplicates share; one task gets `|g|^(-2 alpha / (1 + alpha))`. NaN in, NaN
+    out. Not reverse-differentiable.
+
+    Args:
+      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
+      alpha: fairness, positive, a scalar. Large is nearer to equal gains.
+      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
+
+    Returns:
+      The weights `w`, `[tasks]`, positive for present tasks with a gradient.
+
+    Raises:
+      ValueError: If a shape does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> weights = fairgrad_weights(jnp.diag(jnp.array([8.0, 1.0])), alpha=0.5)
+      >>> print(jnp.round(weights, 4))
+      [0.5 1. ]
+
+    References:
+      Ban and Ji, *Fair Resource Allocation in Multi-Task Learning*, ICML 2024,
+      equation 7.
+    """
+    return bargain(gramian, alpha, present).weights
+
+
+def fairgrad(num_tasks: int, alpha: Any = 1.0) -> optax.GradientTransformationExtraArgs:
+    r"""Shares the progress between the tasks with alpha-fairness.
+
+    .. math:: d = \sum_i w_i s_i g_i, \qquad
+        \langle g_i, d \rangle = w_i^{-1/\alpha} / s_i > 0
+
+    `-d` decreases every loss to first order, where any direction does: unless zero is
+    in the convex hull of the gradients. Then the tasks whose gradients cancel
+    contribute next to nothing, and the others share what is orthogonal to them.
+    A task with a zero gradient is left out.
+
+    Of degree `(1 - alpha) / (1 + alpha)` in the gradients: for `alpha = 1` the length
+    does not depend on theirs. On T equal gradients g it returns
+    `T^(1 / (1 + alpha)) |g|^(-2 alpha / (1 + alpha)) g`, for `alpha = 1` the square
+    root of T times the unit vector. The authors' code multiplies the result by T and
+    clips its length to 1; neither is done here. Costs one backward pass per task.
+
+    The weights act on shared leaves only; heads keep their own task's gradient.
+
+    Args:
+      num_tasks: number of tasks T.
+      alpha: fairness, positive; the paper's are 1 and 2. 1 is proportional fairness
+        (Nash), large is nearer to equal gains. See `bargain` on values far from 1.
+
+    Returns:
+      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+
+    Raises:
+      ValueError: if `alpha` is not positive.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[2.0, 0.0], [0.0, 0.5]]))
+      >>> aggregator = mtlopt.fairgrad(2)
+      >>> updates, state = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
+      >>> print(updates, state.task_weights)
+      [1. 1.] [0.5 2. ]
+
+    References:
+      Ban and Ji, *Fair Resource Allocation in Multi-Task Learning*, ICML 2024,
+      Algorithm 1.
+    """
+    check_positive("alpha", alpha)
+    return aggregate_by_weights(
+        num_tasks,
+        lambda rows, present: fairgrad_weights(rows.gramian(), alpha, present),
+    )

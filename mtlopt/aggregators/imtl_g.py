@@ -1,0 +1,126 @@
+"""IMTL-G: equal projections on every task gradient (Liu et al., ICLR 2021)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_choice
+from mtlopt.aggregators.by_weights import aggregate_by_weights
+from mtlopt.aggregators.conflict_free import unit_rows
+from mtlopt.linalg.equiangular import (
+    Solver,
+    UnitRows,
+    axes_of_gramian,
+    equiangular_ray,
+)
+from mtlopt.linalg.normalise import safe_divide
+
+
+def imtl_g_weights(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
+    r"""Weights of IMTL-G: a sum of one, and equal projections on the unit gradients.
+
+    .. math:: w = \frac{G^{-1} n}{1^T G^{-1} n}, \qquad n_i = |g_i|
+
+    The direction is that of ConFIG, the length is set by the sum of the weights. That
+    sum may be negative before it is made one, and then the direction conflicts with
+    *every* task; the nearer it is to zero, the longer the direction.
+
+    Without full rank: duplicate rows share, and zero rows have weight zero. If no
+    direction has equal projections (opposed rows, rows with a positive combination that
+    is zero, more independent tasks than parameters) only the zero vector has, and all
+    weights are zero: it is what the direction tends to as rank is lost. So they are if
+    the sum is zero to rounding. On equal gradients `g` the direction is `g`. One task
+    has weight 1. NaN in, NaN out. Not differentiable where eigenvalues repeat.
+
+    Args:
+      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
+      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
+
+    Returns:
+      The weights, `[tasks]`, summing to 1 or all zero. They may be negative.
+
+    Raises:
+      ValueError: If a shape does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> weights = imtl_g_weights(jnp.diag(jnp.array([9.0, 1.0])))
+      >>> print(jnp.round(weights, 4))
+      [0.25 0.75]
+
+    References:
+      Liu et al., *Towards Impartial Multi-task Learning*, ICLR 2021, equations 5 and 6.
+    """
+    return _weights(axes_of_gramian(gramian, present))
+
+
+def _weights(units: UnitRows) -> jax.Array:
+    norms = units.norms
+    ray = equiangular_ray(units)
+    eps = jnp.finfo(norms.dtype).eps
+    smallest = jnp.min(norms, where=norms > 0, initial=jnp.inf)
+    weights = ray.coefficients * jnp.where(norms == 0, 0, safe_divide(smallest, norms))
+    total = jnp.sum(weights)
+    cancelled = jnp.abs(total) <= (16 + len(norms)) * eps * jnp.sum(jnp.abs(weights))
+
+    there = norms != 0
+    count = jnp.maximum(jnp.sum(there, dtype=norms.dtype), 1)
+    mean = jnp.sum(ray.cosines) / count
+    spread = jnp.max(jnp.where(there, jnp.abs(ray.cosines - mean), 0))
+    unequal = spread > jnp.sqrt(512 * eps) * jnp.abs(mean)
+    return jnp.where(cancelled | unequal, 0 * ray.cosines, safe_divide(weights, total))
+
+
+def imtl_g(
+    num_tasks: int, *, solver: Solver = "gramian"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Has equal projections on every task gradient: IMTL-G.
+
+    .. math:: d = \sum_i w_i g_i, \qquad \sum_i w_i = 1, \qquad
+        \langle d, g_i / |g_i| \rangle = \langle d, g_j / |g_j| \rangle
+
+    with the task gradients scaled by the weightings. Impartial: no task's gradient is
+    followed more than another's. But weights may be negative and the equal projections
+    too: `d` may conflict with all tasks at once (3 % of random Jacobians of four tasks
+    with unequal norms), and is long where the weights nearly cancel. `conflict_free`
+    has the same line and points the right way. On T equal gradients g it returns g. A
+    zero gradient is left out. Where only the zero vector has equal projections `d` is
+    zero, as at every point where positive weights make the gradients cancel. Costs one
+    backward pass per task.
+
+    The weights act on shared leaves only; heads keep their own task's gradient.
+
+    Args:
+      num_tasks: number of tasks T.
+      solver: `"gramian"` works on the T x T Gramian with the rows' norms divided out:
+        right for any ratio of norms, while no gradient is nearly a combination of the
+        others (row-normalised condition of the Gramian below 1e4 in float32).
+        `"qr"` factorises the rows themselves: right there too, for a QR decomposition
+        of the rows.
+
+    Returns:
+      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+
+    Raises:
+      ValueError: if `solver` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[3.0, 0.0], [0.0, 1.0]]))
+      >>> aggregator = mtlopt.imtl_g(2)
+      >>> updates, _ = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
+      >>> print(jnp.round(updates, 4))
+      [0.75 0.75]
+
+    References:
+      Liu et al., *Towards Impartial Multi-task Learning*, ICLR 2021, equations 5 and 6,
+      whose formula gives the zero vector too where rank is missing and a pseudo-inverse
+      is taken. TorchJD takes the pseudo-inverse of `G` in the formula for `w`: at
+      missing rank its projections are not equal. Its rank depends on the tasks' scales.
+    """
+    check_choice("solver", solver, ("gramian", "qr"))
+    return aggregate_by_weights(
+        num_tasks,
+        lambda rows, present: _weights(unit_rows(rows, present, solver)),
+    )

@@ -1,0 +1,170 @@
+"""Krum: the gradients that lie closest to their neighbours (Blanchard et al., 2017)."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_choice, check_num_tasks
+from mtlopt.aggregators.by_weights import aggregate_by_weights
+from mtlopt.linalg.normalise import nan_unless_finite, normalise
+from mtlopt.rows import Rows
+
+Distance = Literal["squared", "plain"]
+
+
+def krum_weights(
+    gramian: jax.Array,
+    num_byzantine: int = 1,
+    num_selected: int = 1,
+    *,
+    distance: Distance = "squared",
+    present: jax.Array | None = None,
+) -> jax.Array:
+    r"""Weights of Krum: the mean of the gradients that lie closest to their neighbours.
+
+    .. math:: s_i = \sum_{j \in N_i} |g_i - g_j|^2, \qquad |N_i| = T - f - 2
+
+    with `N_i` the nearest other gradients. The `k` lowest scores get weight `1 / k`;
+    ties go to the lowest index. With `T = f + 3` a gradient has one neighbour, and the
+    two closest gradients always tie.
+
+    On equal gradients `g` the direction is `g`. A zero row is a gradient like any
+    other, duplicates lie at distance zero. With absent tasks `T` counts the present
+    ones; where these are too few, one neighbour is compared, and no more are selected
+    than there are. NaN in, NaN out. Piecewise constant: its derivative is zero.
+
+    Distances come from cosines and norms, so that one below the square root of the
+    precision (3e-4 of the norms in float32) is rounding, if not zero.
+
+    Args:
+      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
+      num_byzantine: `f`, how many gradients may be wrong, a Python int.
+      num_selected: `k`, how many are averaged, a Python int.
+      distance: `"squared"` (the paper) or `"plain"` (TorchJD), what scores sum.
+      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
+
+    Returns:
+      The weights, `[tasks]`, non-negative and summing to 1.
+
+    Raises:
+      ValueError: If there are fewer than `f + 3` or `k` tasks, a number is out of
+        range, or a shape does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rows = jnp.array([[9.0], [1.0], [2.0], [2.5]])
+      >>> print(krum_weights(rows @ rows.T, num_selected=2))
+      [0.  0.  0.5 0.5]
+
+    References:
+      Blanchard, El Mhamdi, Guerraoui and Stainer, *Machine Learning with Adversaries:
+      Byzantine Tolerant Gradient Descent*, NeurIPS 2017, section 4.
+    """
+    cosines, norms = normalise(gramian, present)
+    num_tasks = len(norms)
+    _check(num_tasks, num_byzantine, num_selected, distance)
+    there = jnp.ones(num_tasks, bool) if present is None else jnp.asarray(present)
+    count = jnp.sum(there, dtype=jnp.int32)
+
+    # Twice the product of two norms may overflow where a norm's square does not.
+    size = jnp.max(norms)
+    relative = norms / jnp.where(size == 0, 1, size)
+    squares = (relative[:, None] - relative) ** 2
+    squares += 2 * relative[:, None] * relative * (1 - cosines)
+    distances = jnp.sqrt(squares) if distance == "plain" else squares
+    others = there[:, None] & there & ~jnp.eye(num_tasks, dtype=bool)
+    # Without the f + 1 farthest: they are few, and a sort of all is slow.
+    _, farthest = jax.lax.top_k(jnp.where(others, distances, -1), num_byzantine + 1)
+    is_far = jax.nn.one_hot(farthest, num_tasks, axis=1, dtype=bool).any(axis=2)
+    neighbours = jnp.sum(distances, axis=1, where=others & ~is_far)
+    nearest = jnp.min(distances, axis=1, where=others, initial=jnp.inf)
+    scores = jnp.where(count >= num_byzantine + 3, neighbours, nearest)
+
+    ranks = jnp.argsort(jnp.argsort(jnp.where(there, scores, jnp.inf)))
+    selected = (ranks < num_selected) & there
+    weights = selected.astype(norms.dtype)
+    weights /= jnp.maximum(jnp.sum(weights), 1)
+    return nan_unless_finite(weights, cosines)
+
+
+def _check(
+    num_tasks: int, num_byzantine: int, num_selected: int, distance: str
+) -> None:
+    check_choice("distance", distance, ("squared", "plain"))
+    if not isinstance(num_byzantine, int) or num_byzantine < 0:
+        raise ValueError(
+            f"`num_byzantine` must be an int that is not negative, got "
+            f"{num_byzantine!r}."
+        )
+    if not isinstance(num_selected, int) or not 1 <= num_selected <= num_tasks:
+        raise ValueError(
+            f"`num_selected` must be an int from 1 to the number of tasks, "
+            f"{num_tasks}, got {num_selected!r}."
+        )
+    if num_tasks < num_byzantine + 3:
+        raise ValueError(
+            f"`num_tasks` must be at least num_byzantine + 3 = {num_byzantine + 3} for "
+            f"Krum, so that every gradient has a neighbour, got {num_tasks}."
+        )
+
+
+def krum(
+    num_tasks: int,
+    num_byzantine: int = 1,
+    num_selected: int = 1,
+    *,
+    distance: Distance = "squared",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages the task gradients that lie closest to their neighbours: Krum.
+
+    .. math:: d = \frac{1}{k} \sum_{i \in S} g_i, \qquad S \text{ the } k
+        \text{ lowest of } s_i = \sum_{j \in N_i} |g_i - g_j|^2
+
+    with the task gradients scaled by the weightings and `N_i` the `T - f - 2` nearest
+    other ones. Made for workers of which `f` may send anything, with `T >= 2 f + 3` for
+    the paper's guarantee; as a method for several tasks it drops the outlying tasks,
+    and may conflict with them. Ties go to the lowest index. On T equal gradients g it
+    returns g. Costs one backward pass per task.
+
+    The weights act on shared leaves only; heads keep their own task's gradient.
+
+    Args:
+      num_tasks: number of tasks T, at least `num_byzantine + 3`.
+      num_byzantine: `f`, how many gradients may be wrong.
+      num_selected: `k`, how many are averaged; more than one is Multi-Krum.
+      distance: `"squared"` (the paper) or `"plain"` (TorchJD), what scores sum.
+
+    Returns:
+      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+
+    Raises:
+      ValueError: if there are too few tasks, or an argument is out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> rows = jnp.array([[9.0], [1.0], [2.0], [2.5]])
+      >>> grads = mtlopt.TaskGrads.from_rows(rows)
+      >>> aggregator = mtlopt.krum(4)
+      >>> print(aggregator.update(grads, aggregator.init(jnp.zeros(1)))[0])
+      [2.]
+
+    References:
+      Blanchard, El Mhamdi, Guerraoui and Stainer, *Machine Learning with Adversaries:
+      Byzantine Tolerant Gradient Descent*, NeurIPS 2017, section 4.
+    """
+    check_num_tasks(num_tasks)
+    _check(num_tasks, num_byzantine, num_selected, distance)
+
+    def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
+        return krum_weights(
+            rows.gramian(),
+            num_byzantine,
+            num_selected,
+            distance=distance,
+            present=present,
+        )
+
+    return aggregate_by_weights(num_tasks, weights)

@@ -1,0 +1,214 @@
+"""PCD: priority-constrained descent, one task before the others (TMLR 2026)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_num_tasks
+from mtlopt.linalg.min_norm import _minimise
+from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.task_grads import check_task_grads
+
+
+class PcdState(NamedTuple):
+    """State of `pcd`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update.
+      square_norms: `[tasks]`, moving averages of the squared gradient norms, from 0.
+      totals: `[tasks]`, likewise of ones: what to divide by to correct the bias.
+    """
+
+    task_weights: jax.Array
+    square_norms: jax.Array
+    totals: jax.Array
+
+
+def pcd_weights(
+    gramian: jax.Array,
+    tau: Any = 0.02,
+    mean_norms: jax.Array | None = None,
+    present: jax.Array | None = None,
+) -> jax.Array:
+    r"""Weights of PCD: the first gradient, with some progress on each of the others.
+
+    .. math:: \tilde d = \mathrm{argmin}_d |d - \tilde g_1|^2
+        \quad \text{subject to} \quad
+        \langle \tilde g_j, d \rangle \ge \tau_j |\tilde g_j|^2, \; j \ge 2
+
+    with `\tilde g_i = g_i / \bar n_i`; the result is `\tilde d` with the length of
+    `g_1`. Solved exactly on the cosines, by the active set of `min_norm_point`.
+
+    If `g_1` is zero or absent the weights are zero. If the constraints contradict each
+    other (opposed gradients among the others, to within the square root of the
+    precision) they are dropped: the result is `g_1`. If `\tilde d` is zero, which takes
+    `tau` zero, so is the result. A zero gradient constrains nothing, duplicates are one
+    constraint. NaN in, NaN out. Not reverse-differentiable.
+
+    Args:
+      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`; the first
+        task is the primary one.
+      tau: Between 0 and 1, a scalar or one for each other task, `[tasks - 1]`.
+      mean_norms: `\bar n`, `[tasks]`, usual lengths of the gradients. `None` means
+        their present lengths.
+      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
+
+    Returns:
+      The weights of the gradients, `[tasks]`, non-negative.
+
+    Raises:
+      ValueError: If a shape does not fit or a Python number `tau` is out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
+      >>> print(jnp.round(pcd_weights(gramian, 0.5), 4))
+      [1.  0.5]
+
+    References:
+      *Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical
+      Multi-Objective Optimization*, TMLR 2026, arXiv:2606.29521.
+    """
+    cosines, norms = normalise(gramian, present)
+    fractions = _fractions(tau, len(norms)).astype(norms.dtype)
+    scales = norms if mean_norms is None else mean_norms.astype(norms.dtype)
+    lengths = safe_divide(norms, scales)  # of the scaled gradients
+    first = jnp.arange(len(norms)) == 0
+    primary = jnp.where(first, lengths, 0)
+
+    # d = length_1 u_1 + sum_j y_j u_j, where y minimises y'Cy/2 - target'y, y >= 0.
+    target = fractions * lengths - _times(cosines, primary)
+    eligible = ~first & (lengths > 0)
+    size = jnp.max(jnp.abs(target), where=eligible, initial=0)
+    unit_target = jnp.where(eligible, safe_divide(target, size), 0)
+    others = jnp.maximum(_minimise(cosines, unit_target, eligible), 0) * size
+    # Contradictory constraints leave a ray along which the others' sum is zero.
+    others = jnp.where(_cancels(cosines, others), 0, others)
+
+    made_of = primary + others
+    square = jnp.dot(made_of, _times(cosines, made_of), precision="highest")
+    length = jnp.where(_cancels(cosines, made_of), 0, jnp.sqrt(jnp.maximum(square, 0)))
+    weights = safe_divide(safe_divide(made_of, length) * norms[0], norms)
+    weights = jnp.where(norms[0] > 0, weights, 0)
+    return nan_unless_finite(weights, cosines)
+
+
+def _times(cosines: jax.Array, vector: jax.Array) -> jax.Array:
+    return jnp.dot(cosines, vector, precision=jax.lax.Precision.HIGHEST)
+
+
+def _cancels(cosines: jax.Array, made_of: jax.Array) -> jax.Array:
+    """Returns whether a sum of unit rows is zero to the rounding of the Gramian."""
+    square = jnp.dot(made_of, _times(cosines, made_of), precision="highest")
+    return square <= 32 * jnp.finfo(made_of.dtype).eps * jnp.sum(made_of) ** 2
+
+
+def _fractions(tau: Any, num_tasks: int) -> jax.Array:
+    """Returns `tau` as `[tasks]`, zero for the first task."""
+    if isinstance(tau, int | float) and not 0 <= tau <= 1:
+        raise ValueError(f"`tau` must be between 0 and 1, got {tau}.")
+    tau = jnp.asarray(tau)
+    if tau.shape not in {(), (num_tasks - 1,)}:
+        raise ValueError(
+            "`tau` must be a scalar or have one entry per task but the first, shape "
+            f"({num_tasks - 1},), got shape {tau.shape}."
+        )
+    return jnp.pad(jnp.broadcast_to(tau, num_tasks - 1), (1, 0))
+
+
+def pcd(
+    num_tasks: int, tau: Any = 0.02, decay: Any = 0.999
+) -> optax.GradientTransformationExtraArgs:
+    r"""Follows the first task, with guaranteed progress on the others: PCD.
+
+    .. math:: \tilde d = \mathrm{argmin}_d |d - \tilde g_1|^2
+        \quad \text{subject to} \quad
+        \langle \tilde g_j, d \rangle \ge \tau_j |\tilde g_j|^2, \; j \ge 2,
+        \qquad d = |g_1| \, \tilde d / |\tilde d|
+
+    with `\tilde g_i = s_i g_i / \bar n_i`, where `\bar n_i^2` is the bias-corrected
+    moving average of `|s_i g_i|^2`. `tau` is the share of the progress of a step along
+    its own gradient that each other task gets. The tasks are not equal: the first one
+    sets the direction and the length, and may itself be opposed where the others
+    demand it. The scale of another task does not matter.
+
+    If the others contradict each other the update is the first gradient; if the first
+    gradient is zero or absent it is zero. On T equal gradients g, and with one task, it
+    returns g. An absent task constrains nothing and its average stands still, as all do
+    on gradients that are not finite. Costs one backward pass per task.
+
+    The weights act on shared leaves only; heads keep their own task's gradient.
+
+    Args:
+      num_tasks: number of tasks T; the first is the primary one.
+      tau: between 0 and 1, a scalar or one for each other task, `[T - 1]`.
+      decay: of the moving average, at least 0 and below 1.
+
+    Returns:
+      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+
+    Raises:
+      ValueError: if an argument is out of range or `tau` has a wrong shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [-4.0, 3.0]]))
+      >>> aggregator = mtlopt.pcd(2, tau=0.0)
+      >>> updates, state = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
+      >>> [round(float(value), 3) for value in updates]
+      [0.6, 0.8]
+
+    References:
+      *Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical
+      Multi-Objective Optimization*, TMLR 2026, arXiv:2606.29521. TorchJD adds 1e-8 to
+      the average, so that its result depends on the unit of the losses; here nothing
+      is added.
+    """
+    check_num_tasks(num_tasks)
+    _fractions(tau, num_tasks)
+    if isinstance(decay, int | float) and not 0 <= decay < 1:
+        raise ValueError(f"`decay` must be at least 0 and below 1, got {decay}.")
+
+    def init_fn(params: Any) -> PcdState:
+        del params
+        return PcdState(
+            jnp.full(num_tasks, 1 / num_tasks, float),
+            jnp.zeros(num_tasks, float),
+            jnp.zeros(num_tasks, float),
+        )
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, PcdState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        rows = grads.rows()
+        gramian = rows.gramian()
+        dtype = state.square_norms.dtype
+        squares = jnp.diagonal(gramian).astype(dtype)
+        seen = jnp.all(jnp.isfinite(_mask(gramian, grads.present)))
+        if grads.present is not None:
+            seen &= grads.present
+
+        def average(last: jax.Array, value: jax.Array) -> jax.Array:
+            moved = decay * last + (1 - decay) * value
+            return jnp.where(seen, moved, last).astype(dtype)
+
+        square_norms = average(state.square_norms, squares)
+        totals = average(state.totals, jnp.ones(num_tasks, dtype))
+        mean_norms = jnp.sqrt(safe_divide(square_norms, totals))
+        weights = pcd_weights(gramian, tau, mean_norms, grads.present)
+        state = PcdState(weights.astype(state.task_weights.dtype), square_norms, totals)
+        return grads.updates(rows.combine(weights)), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _mask(gramian: jax.Array, present: jax.Array | None) -> jax.Array:
+    """Returns the Gramian with zeros for absent tasks, whose rows may hold NaN."""
+    if present is None:
+        return gramian
+    return jnp.where(present[:, None] & present, gramian, 0)

@@ -1,0 +1,232 @@
+"""The direction in a ball whose smallest inner product with the rows is largest."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.linalg.min_norm import sweep
+from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+
+
+class MaxMinDirection(NamedTuple):
+    """The best direction of the ball.
+
+    Attributes:
+      weights: `[tasks]`, the direction is `sum_i weights_i g_i`; zero for absent tasks.
+      residual: The largest violation of the optimality conditions, relative to
+        `|g_i| |g_0|`, a scalar.
+    """
+
+    weights: jax.Array
+    residual: jax.Array
+
+
+class _State(NamedTuple):
+    tableau: jax.Array  # [tasks, tasks + 2]: cosines swept on `passive`, and two rhs
+    eligible: jax.Array  # bool [tasks]: rows that are there and not zero
+    rates: jax.Array  # [tasks]: right-hand side is level * rates - offsets
+    offsets: jax.Array  # [tasks]
+    passive: jax.Array  # bool [tasks]: the swept set, of constraints that hold tightly
+    entering: jax.Array  # int32: the constraint on its way in, or -1
+    level: jax.Array  # scalar: what all inner products are at least, so far
+    highest: jax.Array  # scalar: what it may grow to
+    radius: jax.Array  # scalar
+    done: jax.Array  # bool
+    pivots: jax.Array  # int32
+
+
+def max_min_direction(
+    gramian: jax.Array, radius: Any, present: jax.Array | None = None
+) -> MaxMinDirection:
+    r"""Maximises the smallest inner product with the rows over a ball at their mean.
+
+    .. math:: \max_d \min_i \langle g_i, d \rangle
+        \quad \text{subject to} \quad |d - g_0| \le c |g_0|
+
+    with `g_0` the mean row. For a level `mu`, the point nearest to `g_0` with
+    `<g_i, d> >= mu` for all `i` is `g_0 + |g_0| sum_i y_i u_i`, where `u_i` are the
+    unit rows and, with their cosines `C` and `a_i = <u_i, g_0> / |g_0|`,
+
+    .. math:: y = \mathrm{argmin}_{y \ge 0} \tfrac12 y^T C y
+        - \sum_i (\mu |g_0|^{-1} |g_i|^{-1} - a_i) y_i
+
+    `y` is piecewise linear in `mu`, and zero for the lowest. So `mu` is raised from
+    one kink to the next, each one sweep of a `[tasks, tasks + 2]` tableau, until
+    `|sum_i y_i u_i| = c`: exact, at most `10 tasks + 10` pivots, about as many as
+    constraints become tight. No row scale enters the conditioning. The last pieces are
+    solved again by iterative refinement.
+
+    Where the largest possible `mu` is zero, reached before the edge of the ball, many
+    directions are best; this is the one nearest to `g_0`. So a zero row only asks that
+    no other inner product be negative, and the answer is `g_0` if none is.
+    A mean that is zero to within rounding of `G` has no direction: the answer is `g_0`
+    itself. One row alone gives `(1 + c) g`, and so do equal rows. Rows that are
+    dependent to 4 eps count as dependent. NaN in gives NaN out and ends at once. Not
+    reverse-differentiable (`while_loop`; JAX raises).
+
+    Args:
+      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
+      radius: `c`, relative to `|g_0|`, not negative, a scalar.
+      present: Tasks that take part, bool `[tasks]`; the others get weight zero, and the
+        mean is that of the present.
+
+    Returns:
+      The weights of the direction and the optimality residual.
+
+    Raises:
+      ValueError: If a shape does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> direction = max_min_direction(jnp.diag(jnp.array([4.0, 1.0])), 0.5)
+      >>> print(jnp.round(direction.weights, 4))
+      [0.5  1.059]
+
+    References:
+      Liu et al., *Conflict-Averse Gradient Descent for Multi-task Learning*, NeurIPS
+      2021, equation 2; theirs is the dual, solved approximately. Kinks as in Efron et
+      al., *Least Angle Regression*, Annals of Statistics 32, 2004.
+    """
+    cosines, norms = normalise(gramian, present)
+    dtype = norms.dtype
+    eps = jnp.finfo(dtype).eps
+    there = jnp.ones_like(norms, bool) if present is None else jnp.asarray(present)
+    count = jnp.maximum(jnp.sum(there, dtype=dtype), 1)
+    eligible = norms > 0
+
+    # The mean, in units of the largest norm.
+    largest = jnp.max(norms, initial=0)
+    lengths = safe_divide(norms, largest) / count
+    products = _dot(cosines, lengths)  # <u_i, g_0>
+    square = jnp.vdot(lengths, products)
+    has_mean = square > 64 * eps * jnp.vdot(lengths, lengths)
+    mean = jnp.sqrt(jnp.where(has_mean, square, 1))
+    radius = jnp.where(has_mean, jnp.asarray(radius, dtype), 0)
+
+    smallest = jnp.min(norms, where=eligible, initial=jnp.inf)
+    rates = jnp.where(eligible, safe_divide(smallest, norms), 0)
+    offsets = products / mean
+    lowest = jnp.where(eligible, safe_divide(offsets, rates), jnp.inf)
+    lowest = jnp.min(lowest, initial=jnp.inf)
+    highest = jnp.where(jnp.any(there & ~eligible), 0, jnp.inf).astype(dtype)
+    offsets = jnp.where(eligible, offsets, 0)
+    state = _State(
+        tableau=jnp.concatenate([cosines, rates[:, None], offsets[:, None]], axis=1),
+        eligible=eligible,
+        rates=rates,
+        offsets=offsets,
+        passive=jnp.zeros_like(eligible),
+        entering=jnp.full([], -1, jnp.int32),
+        level=lowest,
+        highest=highest,
+        radius=radius,
+        done=(lowest >= highest) | ~(radius > 0) | ~jnp.all(jnp.isfinite(cosines)),
+        pivots=jnp.zeros([], jnp.int32),
+    )
+    state = jax.lax.while_loop(_unfinished, _pivot, state)
+    solution, level = _refine(cosines, state)  # y
+
+    reached = _dot(cosines, solution) + offsets
+    slack = reached - jnp.minimum(level, highest) * rates  # <u_i, d> - mu / |g_i|
+    slack = jnp.where(solution > 0, jnp.abs(slack), -slack)
+    residual = jnp.max(jnp.where(eligible & (radius > 0), slack, 0), initial=0)
+
+    extra = mean * safe_divide(solution, safe_divide(norms, largest))
+    weights = jnp.where(there, 1 / count + extra, 0)
+    found = MaxMinDirection(weights, residual)
+    return jax.tree.map(lambda x: nan_unless_finite(x, cosines), found)
+
+
+def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.dot(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def _unfinished(state: _State) -> jax.Array:
+    return ~state.done & (state.pivots < 10 * state.passive.shape[0] + 10)
+
+
+def _pivot(state: _State) -> _State:
+    """Raises the level to the next kink, and sweeps the constraint that makes it.
+
+    Module-level and without closures, so that a second call outside `jit` does not
+    compile again.
+    """
+    tableau, eligible, _, _, passive, entering, level, *_ = state
+    num_tasks = passive.shape[0]
+    eps = jnp.finfo(tableau.dtype).eps
+    fresh = entering < 0
+
+    # Up to the kink, y = level * slope - base on the passive set, and off it the
+    # constraints are missed by as much.
+    slope, base = tableau[:, -2], tableau[:, -1]
+    crossing = safe_divide(base, slope)
+    noise = 4 * eps * jnp.sum(jnp.where(passive, jnp.abs(slope), 0))
+    turns = jnp.where(passive, slope < 0, eligible & (slope > noise))
+    kinks = jnp.where(turns, jnp.maximum(crossing, level), jnp.inf)
+    next_kink = jnp.argmin(kinks).astype(jnp.int32)
+    kink = jnp.minimum(kinks[next_kink], state.highest)
+    edge = _edge(state, slope, base)
+    ends = fresh & (jnp.minimum(edge, kink) >= jnp.minimum(edge, state.highest))
+    level = jnp.where(fresh, jnp.minimum(edge, kink), level)
+
+    leaves = fresh & passive[next_kink]
+    entering = jnp.where(fresh, next_kink, entering)
+    # A constraint that depends on the passive ones takes the place of one of them; if
+    # it cannot, no direction reaches a higher level.
+    column = tableau[:, entering]
+    length = 1 + jnp.sum(jnp.where(passive, column**2, 0))
+    independent = column[entering] > 4 * eps * length
+    value = level * slope - base
+    falls = passive & (column > 32 * eps * length)
+    blocks = jnp.where(falls, safe_divide(value, column), jnp.inf)
+    blocking = jnp.argmin(blocks).astype(jnp.int32)
+    stationary = safe_divide(value[entering], column[entering])
+    enters = independent & (stationary <= blocks[blocking])
+    stuck = ~leaves & ~enters & jnp.isinf(blocks[blocking])
+
+    chosen = jnp.where(leaves | enters, entering, blocking)
+    stop = ends | stuck
+    return state._replace(
+        tableau=jnp.where(stop, tableau, sweep(tableau, chosen, passive[chosen])),
+        passive=passive ^ (~stop & (jnp.arange(num_tasks) == chosen)),
+        entering=jnp.where(leaves | enters, -1, entering),
+        level=level,
+        done=stop,
+        pivots=state.pivots + 1,
+    )
+
+
+def _edge(state: _State, slope: jax.Array, base: jax.Array) -> jax.Array:
+    """The level at which the ball ends, or the direction is zero, without kinks."""
+    passive, level = state.passive, state.level
+    right = level * state.rates - state.offsets
+    slope = jnp.where(passive, slope, 0)
+    solution = jnp.where(passive, level * slope - base, 0)
+    missing = jnp.maximum(state.radius**2 - jnp.vdot(solution, right), 0)
+    half = jnp.maximum(jnp.vdot(solution, state.rates), 0)
+    bend = jnp.maximum(jnp.vdot(slope, state.rates), 0)
+    root = half + jnp.sqrt(half**2 + bend * missing)
+    edge = level + jnp.where(root > 0, safe_divide(missing, root), jnp.inf)
+    # |d|^2 / |g_0|^2. A direction of zero on the path is stationary: there the path
+    # ends, which exchanges of dependent constraints would not see for rounding.
+    square = 1 + jnp.vdot(solution, state.offsets) + level * half
+    eps = jnp.finfo(level.dtype).eps
+    size = 1 + jnp.vdot(solution, jnp.abs(state.offsets))
+    return jnp.where(square <= 4 * eps * size, level, edge)
+
+
+def _refine(cosines: jax.Array, state: _State) -> tuple[jax.Array, jax.Array]:
+    """Solves the last piece again, for the tableau holds its inverse to some digits."""
+    passive = state.passive
+    both = passive[:, None] & passive
+    matrix = jnp.where(both, cosines, 0)
+    inverse = jnp.where(both, -state.tableau[:, :-2], 0)
+    right = jnp.stack([state.rates, state.offsets], axis=1)
+    right = jnp.where(passive[:, None], right, 0)
+    pieces = jnp.where(passive[:, None], state.tableau[:, -2:], 0)
+    for _ in range(2):
+        pieces += _dot(inverse, right - _dot(matrix, pieces))
+    slope, base = pieces[:, 0], pieces[:, 1]
+    solution = jnp.where(passive, state.level * slope - base, 0)
+    return jnp.maximum(solution, 0), state.level

@@ -1,0 +1,52 @@
+"""Vectors of one number a task: lengths and right angles, at any scale."""
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.linalg.normalise import safe_divide
+
+
+def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Splits a vector into its direction and its length.
+
+    Args:
+      vector: `[tasks]`.
+
+    Returns:
+      The unit vector `[tasks]` and the length; zeros for the zero vector. NaN in, NaN
+      out. No square overflows or underflows that the length does not.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> direction, length = unit_vector(jnp.array([3e30, 4e30]))
+      >>> print(direction, length)
+      [0.6 0.8] 5e+30
+    """
+    largest = jnp.max(jnp.abs(vector))
+    scaled = safe_divide(vector, largest)
+    length = jnp.sqrt(jnp.sum(scaled**2))
+    return safe_divide(scaled, length), largest * length
+
+
+def off_axis(vector: jax.Array, axis: jax.Array) -> jax.Array:
+    """Returns the part of a unit vector that is at right angles to another one.
+
+    Rounding leaves such a part even of parallel vectors, and whoever divides by its
+    length takes that for a direction. So it is zero where it is no longer than the
+    rounding of the subtraction, relative to the unit vectors.
+
+    Args:
+      vector: `[tasks]`, of length one or zero.
+      axis: likewise.
+
+    Returns:
+      `vector - <vector, axis> axis`, `[tasks]`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(off_axis(jnp.array([0.6, 0.8]), jnp.array([1.0, 0.0])))
+      [0.  0.8]
+    """
+    part = vector - jnp.sum(vector * axis) * axis
+    rounding = 4 * len(vector) * jnp.finfo(part.dtype).eps
+    return jnp.where(jnp.sqrt(jnp.sum(part**2)) <= rounding, 0, part)

@@ -1,0 +1,100 @@
+"""Chebyshev scalarization: the largest weighted loss (Bowman, 1976)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt.linalg.normalise import nan_unless_finite
+from mtlopt.weightings.by_losses import (
+    above_reference,
+    everyone,
+    preference_of,
+    weight_by_losses,
+)
+
+
+def chebyshev_weights(
+    losses: jax.Array,
+    preference: Any = None,
+    reference: Any = None,
+    present: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the derivatives of the largest weighted loss.
+
+    Args:
+      losses: `L` `[tasks]`. One that is not finite gives NaN.
+      preference: `p` `[tasks]`, used as it is; None for one over the number of tasks.
+      reference: `z` `[tasks]`, the point that losses are counted from; None for zero.
+      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
+
+    Returns:
+      Weights `[tasks]`: `p_i` for the largest, in equal parts of several that tie.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(chebyshev_weights(jnp.array([1.0, 4.0, 4.0, 2.0]), jnp.ones(4)))
+      [0.  0.5 0.5 0. ]
+    """
+    losses = jnp.asarray(losses)
+    there = everyone(losses, present)
+    preference = preference_of(losses, preference, present)
+    values = preference * above_reference(losses, reference, present)
+    largest = there & (values == jnp.max(jnp.where(there, values, -jnp.inf)))
+    number = jnp.maximum(jnp.sum(largest, dtype=losses.dtype), 1)
+    return nan_unless_finite(jnp.where(largest, preference / number, 0), values)
+
+
+def weight_by_chebyshev(
+    num_tasks: int, preference: Any = None, reference: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Descends the largest weighted loss: (weighted) Chebyshev scalarization.
+
+    .. math:: S = \max_i \, p_i (L_i - z_i), \qquad
+        w_i = \frac{\partial S}{\partial L_i} =
+        \begin{cases} p_i / k & \text{if } i \text{ is one of the } k \text{ largest} \\
+        0 & \text{otherwise} \end{cases}
+
+    `chain(weight_by_chebyshev(T), sum_tasks(T))` is subgradient descent on `S`. Its
+    minimiser is weakly Pareto-optimal for every positive `p`, and every weakly
+    Pareto-optimal point above `z` is one, on a front of any shape. Losses that tie
+    exactly share the weight equally, which is a subgradient. All other tasks stand
+    still, their heads too, and the largest alternates near the minimum:
+    `weight_by_stch` smooths it. On T equal gradients g and equal losses it returns
+    `g / T`; one task is untouched.
+
+    Scales the losses, so heads too.
+
+    Args:
+      num_tasks: number of tasks T.
+      preference: `p` `[tasks]`, positive, used as it is; None for `1/T`.
+      reference: `z` `[tasks]`, a lower bound of the losses; None for zero.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if `preference` or `reference` has not one entry per task.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> weighting = mtlopt.weight_by_chebyshev(2, preference=jnp.array([1.0, 2.0]))
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[3.0, 2.0])
+      >>> _, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
+      >>> print(state.task_weights)
+      [0. 2.]
+
+    References:
+      Bowman, *On the Relationship of the Tchebycheff Norm and the Efficient Frontier of
+      Multiple-Criteria Objectives*, 1976. Miettinen, *Nonlinear Multiobjective
+      Optimization*, 1998, section 3.4.
+    """
+
+    def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:
+        return chebyshev_weights(losses, preference, reference, present)
+
+    return weight_by_losses(
+        num_tasks, weights, preference=preference, reference=reference
+    )

@@ -1,0 +1,115 @@
+"""ExcessMTL: weights by excess risk (He et al., ICML 2024)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_num_tasks, check_positive
+from mtlopt.aggregators.row_state import check_row_state, zero_rows
+from mtlopt.labels import Rules
+from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.simplex import share_out
+from mtlopt.rows import Leaves
+from mtlopt.task_grads import check_task_grads
+
+
+class WeightByExcessState(NamedTuple):
+    """State of `weight_by_excess`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update; they sum to T.
+      squares: sums of the squared gradients, leaves `[tasks, ...]`.
+      initial: `[tasks]`, each task's first excess risk; zero before there is one.
+    """
+
+    task_weights: jax.Array
+    squares: Leaves
+    initial: jax.Array
+
+
+def weight_by_excess(
+    num_tasks: int, labels: Rules, learning_rate: Any = 0.01
+) -> optax.GradientTransformationExtraArgs:
+    r"""Weights up the losses that have farthest to fall.
+
+    .. math:: w_i \propto w_i \exp(\eta \, E_i / E_i[0]), \qquad
+        E_i = g_i^\top \mathrm{diag}(S_i)^{-1/2} g_i, \qquad S_i = \sum_t g_i[t]^2
+
+    `E_i` estimates how far loss i is above its optimum, with the Hessian that AdaGrad
+    would use, so that a task with label noise is not weighted up for its large loss.
+    Divided by the first one, it has no units: gradients scaled by constants get the
+    same weights. At the first update all weights are 1, so on T equal gradients it is
+    the summed loss; the weights sum to T. An element that was never moved counts as
+    zero, and a task whose gradient has always been zero as one that has not changed.
+    Scales the losses, so heads too.
+
+    Absent tasks keep their weight, and the present ones share what they had. Costs one
+    backward pass per task, and memory for one gradient per task. For shared parameters
+    only, not latent space.
+
+    Args:
+      num_tasks: number of tasks T.
+      labels: who owns which leaf, as given to `task_grad`.
+      learning_rate: `eta`, positive.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if `learning_rate` is not positive; at the update, if the rows are not
+        those of the shared leaves of `labels`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> weighting = mtlopt.weight_by_excess(2, "shared", learning_rate=1.0)
+      >>> state = weighting.init(jnp.zeros(2))
+      >>> for size in (1.0, 0.0):
+      ...     rows = jnp.array([[3.0, 0.0], [0.0, size]])
+      ...     grads = mtlopt.TaskGrads.from_rows(rows)
+      ...     grads, state = weighting.update(grads, state)
+      >>> [round(float(weight), 3) for weight in state.task_weights]
+      [1.34, 0.66]
+
+    References:
+      He et al., *Robust Multi-Task Learning with Excess Risks*, ICML 2024, equations 6,
+      7 and 9, with weights that sum to T as in the authors' code. TorchJD's sum to 1,
+      and its first step is with risks that are not yet divided by the first ones.
+    """
+    check_num_tasks(num_tasks)
+    check_positive("learning_rate", learning_rate)
+
+    def init_fn(params: Any) -> WeightByExcessState:
+        return WeightByExcessState(
+            jnp.ones(num_tasks),
+            zero_rows(params, labels, num_tasks),
+            jnp.zeros(num_tasks),
+        )
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, WeightByExcessState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        rows = grads.rows().leaves()
+        check_row_state(state.squares, rows)
+        there = jnp.ones(num_tasks, bool) if grads.present is None else grads.present
+        weights = state.task_weights
+        squares, excess = list(state.squares), jnp.zeros_like(weights)
+        for index, row in enumerate(rows):  # absent rows are zero
+            new = jnp.square(row.astype(squares[index].dtype))
+            squares[index] += new
+            risk = safe_divide(new, jnp.sqrt(squares[index]))
+            excess += jnp.sum(risk.reshape(num_tasks, -1), axis=1).astype(excess.dtype)
+        initial = jnp.where(there & (state.initial == 0), excess, state.initial)
+        ratio = jnp.where(initial == 0, 1, safe_divide(excess, initial))
+        # A weight that fell to zero would never rise again.
+        lasting = jnp.maximum(weights, jnp.finfo(weights.dtype).tiny)
+        logits = jnp.where(there, jnp.log(lasting) + learning_rate * ratio, -jnp.inf)
+        shares = jax.nn.softmax(logits).astype(weights.dtype)
+        weights = share_out(shares, weights, num_tasks, grads.present)
+        return grads.scale_by(weights), WeightByExcessState(weights, squares, initial)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

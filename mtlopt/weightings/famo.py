@@ -1,0 +1,197 @@
+"""FAMO: fast adaptive multitask optimization (Liu et al., NeurIPS 2023)."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import as_task_vector, check_num_tasks, check_range
+from mtlopt.per_label import advance
+from mtlopt.task_grads import check_task_grads
+from mtlopt.weightings.by_losses import (
+    above_reference,
+    everyone,
+)
+
+
+class WeightByFamoState(NamedTuple):
+    """State of `weight_by_famo`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update.
+      logits: `[tasks]`, the learned `x`.
+      inner_state: state of the optimizer of `x`, with a leading task axis.
+      losses: `[tasks]`, the losses of the last update.
+      seen: `[tasks]` bool, which tasks had one.
+    """
+
+    task_weights: jax.Array
+    logits: jax.Array
+    inner_state: Any
+    losses: jax.Array
+    seen: jax.Array
+
+
+def _softmax(logits: jax.Array, there: jax.Array) -> jax.Array:
+    return jnp.where(there, jax.nn.softmax(jnp.where(there, logits, -jnp.inf)), 0)
+
+
+def famo_weights(
+    losses: jax.Array, logits: jax.Array, present: jax.Array | None = None
+) -> jax.Array:
+    """Returns the weights of FAMO, see `weight_by_famo`.
+
+    Args:
+      losses: `D` `[tasks]`, positive: losses above their lower bounds.
+      logits: `x` `[tasks]`.
+      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
+
+    Returns:
+      Weights `[tasks]` that sum to one; zero where a loss is zero.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> weights = famo_weights(jnp.array([1.0, 3.0]), jnp.zeros(2))
+      >>> [round(float(weight), 3) for weight in weights]
+      [0.75, 0.25]
+    """
+    losses = jnp.asarray(losses)
+    # softmax(x)_i / D_i over its sum, in logarithms.
+    there = everyone(losses, present) & (losses != 0)
+    return _softmax(logits - jnp.log(losses), there)
+
+
+def weight_by_famo(
+    num_tasks: int,
+    gamma: Any = 1e-3,
+    optimizer: optax.GradientTransformation | None = None,
+    min_losses: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Lets all losses fall at the same rate, from the losses alone: FAMO.
+
+    .. math:: S = c \sum_i z_i \log D_i, \qquad
+        w_i = \frac{\partial S}{\partial L_i} = c \, \frac{z_i}{D_i}, \qquad
+        D = L - b, \quad z = \mathrm{softmax}(x), \quad
+        c = \Big( \sum_i \frac{z_i}{D_i} \Big)^{-1}
+
+    with `c` held constant. After each step the logits `x`, initially 0, move towards
+    the tasks whose loss fell least, by their own optimizer along the gradient
+
+    .. math:: z_i (\delta_i - \langle z, \delta \rangle) + \gamma x_i, \qquad
+        \delta = \log D(\theta_t) - \log D(\theta_{t+1})
+
+    where both are losses of one batch. The later ones are the keyword `losses_after` of
+    the next `update`: the losses `[tasks]` of the previous batch at the parameters that
+    this update is given, ::
+
+        after = oracle.losses(params, *previous_batch)
+        updates, state = tx.update(
+            oracle(params, *batch), state, params, losses_after=after
+        )
+
+    one more forward pass a step. Without it (or where it is None) the losses of the
+    current batch stand in for them. Where every batch is the whole data they are the
+    same; else `delta` also holds the difference between two batches. At the first
+    update nothing is learned and `losses_after` is not looked at.
+
+    Weights sum to one, so on T equal gradients g it returns g; one task is untouched.
+    Multiplying one loss by a constant changes the length of the step but not its
+    direction, nor what is learned. `x` has its own optimizer, so that a weight decay of
+    the model never touches it; an absent task's `x` and its optimizer state stand
+    still. Scales the losses, so heads too.
+
+    Losses must lie above `min_losses`; below it the result is NaN. One exactly at it
+    weighs nothing, and its `x` stands still, until it rises; the others train on. (The
+    authors add 1e-8 to `D`; then a task at zero takes all the weight, and with the zero
+    gradient that it has there the shared parameters stop.)
+
+    Args:
+      num_tasks: number of tasks T.
+      gamma: pull of the logits towards zero, not negative; it enters the gradient
+        before the optimizer. The paper's listing and LibMTL have 1e-3, the authors'
+        `famo.py` 1e-2.
+      optimizer: any Optax optimizer for `x`. Default: `optax.adam(0.025)`.
+      min_losses: lower bounds `b` `[tasks]` of the losses; None for zero.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if `gamma` is negative, or `min_losses` or `losses_after` has not one
+        entry per task.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> weighting = mtlopt.weight_by_famo(2, optimizer=optax.sgd(1.0))
+      >>> state = weighting.init(jnp.zeros(2))
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 1.0])
+      >>> for after in (None, [0.5, 1.0]):
+      ...     _, state = weighting.update(grads, state, losses_after=after)
+      >>> [round(float(weight), 3) for weight in state.task_weights]
+      [0.414, 0.586]
+
+    References:
+      Liu et al., *FAMO: Fast Adaptive Multitask Optimization*, NeurIPS 2023, algorithm
+      1. The authors' code takes the second losses on the same batch; on its toy
+      problem, which has no batches, those of the next step, as here. It also clips the
+      gradient to length 1: chain `optax.clip_by_global_norm` behind the aggregator.
+    """
+    check_num_tasks(num_tasks)
+    check_range("gamma", gamma)
+    if min_losses is not None:
+        as_task_vector("min_losses", min_losses, num_tasks)
+    inner = optax.with_extra_args_support(optimizer or optax.adam(0.025))
+
+    def init_fn(params: Any) -> WeightByFamoState:
+        del params
+        logits = jnp.zeros(num_tasks)
+        return WeightByFamoState(
+            jnp.full(num_tasks, 1 / num_tasks, float),
+            logits,
+            jax.vmap(inner.init)(logits),
+            jnp.zeros(num_tasks),
+            jnp.zeros(num_tasks, bool),
+        )
+
+    def update_fn(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        losses_after: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, WeightByFamoState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        dtype = state.logits.dtype
+        losses = jax.lax.stop_gradient(grads.losses).astype(dtype)
+        there = everyone(losses, grads.present)
+        if losses_after is None:
+            after, both = losses, state.seen & there
+        else:
+            after = as_task_vector("losses_after", losses_after, num_tasks)
+            after, both = after.astype(dtype), state.seen
+
+        before = above_reference(state.losses, min_losses, both)
+        after = above_reference(after, min_losses, both)
+        # A loss of zero has no rate. NaN is not zero and stays visible.
+        both = both & (before != 0) & (after != 0)
+        fall = jnp.where(both, jnp.log(before) - jnp.log(after), 0)
+        shares = _softmax(state.logits, both)
+        slope = shares * (fall - jnp.sum(shares * fall)) + gamma * state.logits
+        steps, inner_state = jax.vmap(functools.partial(advance, inner))(
+            slope, state.inner_state, state.logits, both
+        )
+        logits = state.logits + steps
+
+        weights = famo_weights(
+            above_reference(losses, min_losses, there), logits, there
+        )
+        return grads.scale_by(weights), WeightByFamoState(
+            weights, logits, inner_state, jnp.where(there, losses, 0), there
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,178 @@
+"""GradNorm: balanced gradient norms and training rates (Chen et al., 2018)."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_num_tasks, check_range
+from mtlopt.labels import SHARED, Partition
+from mtlopt.linalg.normalise import normalise, safe_divide
+from mtlopt.linalg.simplex import share_out, shares_of
+from mtlopt.per_label import advance
+from mtlopt.rows import MaterialRows
+from mtlopt.task_grads import TaskGrads, check_task_grads
+
+
+class WeightByGradnormState(NamedTuple):
+    """State of `weight_by_gradnorm`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update.
+      learned: `[tasks]`, the weights of the next one; they sum to T.
+      initial: `[tasks]`, each task's first loss.
+      seen: `[tasks]` bool, the tasks that have had a loss.
+      inner_state: state of the optimizer of the weights, with a leading task axis.
+    """
+
+    task_weights: jax.Array
+    learned: jax.Array
+    initial: jax.Array
+    seen: jax.Array
+    inner_state: Any
+
+
+def weight_by_gradnorm(
+    num_tasks: int,
+    alpha: Any = 1.5,
+    optimizer: optax.GradientTransformation | None = None,
+    layer: str | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Learns loss weights that balance gradient norms, larger for slower tasks.
+
+    .. math:: \min_w \sum_i \left| G_i - \bar G \, r_i^\alpha \right|, \qquad
+        G_i = w_i |g_i|, \qquad r_i = \frac{L_i / L_i[0]}{\mathrm{mean}_j L_j / L_j[0]}
+
+    one step a batch, with the target `mean(G) r^alpha` held constant; then the weights
+    are divided by their mean, so that they sum to T. They start at 1, so the first
+    update is that of the summed loss, and a step uses the weights before it. A weight
+    that would turn negative is zero instead, and can grow again. The losses must not be
+    negative; a first loss of zero has no rate and counts as unchanged.
+
+    The weights have their own optimizer, so that a weight decay of the model never
+    touches them. Their gradient is `|g_i|` up to sign: the steps of plain SGD grow with
+    the gradients, those of `optax.adam` do not.
+
+    An absent task's weight and optimizer state stand still, and the present ones share
+    what they had together. A task that joins later is measured by its own first loss.
+    Scales the losses, so heads too.
+
+    Args:
+      num_tasks: number of tasks T.
+      alpha: pull towards a common training rate, at least 0: 0 is equal norms. The
+        paper has 1.5 for tasks that differ, 0.12 for alike ones.
+      optimizer: any Optax optimizer for the weights. Default: `optax.sgd(0.025)`.
+      layer: path of the shared leaves over which the norms are taken, `"encoder/last"`
+        or a leaf of it; the paper has the last shared layer. None for the latent, which
+        costs nothing, or, in a problem without `encode`, for all shared leaves, which
+        costs one backward pass per task.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if `alpha` is negative; at the update, if `layer` is no shared leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> weighting = mtlopt.weight_by_gradnorm(2, optimizer=optax.sgd(0.1))
+      >>> rows = jnp.array([[1.0, 0.0], [0.0, 4.0]])
+      >>> grads = mtlopt.TaskGrads.from_rows(rows, losses=[1.0, 1.0])
+      >>> state = weighting.init(jnp.zeros(2))
+      >>> for _ in range(2):
+      ...     scaled, state = weighting.update(grads, state)
+      >>> [round(float(weight), 3) for weight in state.task_weights]
+      [1.294, 0.706]
+
+    References:
+      Chen et al., *GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
+      Multitask Networks*, ICML 2018, Algorithm 1, equations 1 and 2.
+    """
+    check_num_tasks(num_tasks)
+    check_range("alpha", alpha)
+    inner = optax.with_extra_args_support(optimizer or optax.sgd(0.025))
+
+    def init_fn(params: Any) -> WeightByGradnormState:
+        del params
+        learned = jnp.ones(num_tasks)
+        return WeightByGradnormState(
+            jnp.ones(num_tasks),
+            learned,
+            jnp.zeros(num_tasks),
+            jnp.zeros(num_tasks, bool),
+            jax.vmap(inner.init)(learned),
+        )
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, WeightByGradnormState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        weights = state.learned
+        there = jnp.ones(num_tasks, bool) if grads.present is None else grads.present
+        losses = jnp.where(there, grads.losses.astype(weights.dtype), 0)
+        initial = jnp.where(state.seen, state.initial, losses)
+
+        ratio = jnp.where(initial == 0, 1, safe_divide(losses, initial))
+        rate = safe_divide(ratio, _mean(ratio, there))
+        norms = _row_norms(grads, layer).astype(weights.dtype)
+        weighted = weights * norms
+        target = _mean(weighted, there) * rate**alpha
+        slope = jnp.where(there, jnp.sign(weighted - target) * norms, 0)
+
+        def learn(slope: Any, inner_state: Any, weight: Any, active: Any) -> Any:
+            return advance(inner, slope, inner_state, weight, active)
+
+        steps, inner_state = jax.vmap(learn)(
+            slope, state.inner_state, weights, grads.present
+        )
+        moved = jnp.maximum(weights + steps, 0)
+        shares = shares_of(moved, grads.present)
+        return grads.scale_by(weights), WeightByGradnormState(
+            task_weights=weights,
+            learned=share_out(shares, weights, num_tasks, grads.present),
+            initial=initial,
+            seen=state.seen | there,
+            inner_state=inner_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _mean(values: jax.Array, there: jax.Array) -> jax.Array:
+    """Returns the mean over present tasks; zero without any."""
+    total = jnp.sum(jnp.where(there, values, 0))
+    return total / jnp.maximum(jnp.sum(there, dtype=values.dtype), 1)
+
+
+def _row_norms(grads: TaskGrads, layer: str | None) -> jax.Array:
+    """Returns the norms of the task gradients, `[tasks]`."""
+    if layer is None:
+        latent = grads.in_latent_space() if grads.linear.has_latent else grads
+        return normalise(latent.rows().gramian())[1]
+    chosen = _leaves_below(grads.partition, layer)
+    rows = dataclasses.replace(grads, in_latent=False).rows().leaves()
+    # What is left unread of the rows, XLA does not compute.
+    kept = [row for row, below in zip(rows, chosen, strict=True) if below]
+    return normalise(MaterialRows(grads.num_tasks, kept).gramian())[1]
+
+
+def _leaves_below(partition: Partition, layer: str) -> list[bool]:
+    """Returns for each shared leaf whether it is at or below the path `layer`."""
+    shared = [
+        path
+        for path, label in zip(partition.paths, partition.labels, strict=True)
+        if label == SHARED
+    ]
+    parts = layer.strip("/").split("/")
+    chosen = [path.split("/")[: len(parts)] == parts for path in shared]
+    if not any(chosen):
+        listed = ", ".join(repr(path) for path in shared)
+        raise ValueError(
+            f"`layer` must be the path of a shared leaf or of a subtree with some, of "
+            f"{listed}, got {layer!r}."
+        )
+    return chosen

@@ -1,0 +1,64 @@
+"""Log-transformed losses: dual-balancing's loss half (Lin et al., 2023)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt.linalg.normalise import safe_divide
+from mtlopt.weightings.by_losses import weight_by_losses
+
+
+def log_weights(losses: jax.Array, present: jax.Array | None = None) -> jax.Array:
+    r"""Returns the derivatives of the logarithms of the losses.
+
+    .. math:: w_i = 1 / L_i
+
+    A loss of zero gets weight zero: a non-negative loss has no gradient there. A
+    negative loss has no logarithm and gets NaN, which Optax's `apply_if_finite` stops.
+
+    Args:
+      losses: `[tasks]`, positive.
+      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
+
+    Returns:
+      Weights `[tasks]`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> log_weights(jnp.array([0.5, 4.0, 0.0]))
+      Array([2.  , 0.25, 0.  ], dtype=float32)
+    """
+    weights = jnp.where(losses < 0, jnp.nan, safe_divide(jnp.ones_like(losses), losses))
+    return weights if present is None else jnp.where(present, weights, 0)
+
+
+def weight_by_log(num_tasks: int) -> optax.GradientTransformationExtraArgs:
+    r"""Trains on the logarithms of the losses.
+
+    .. math:: L_i \leftarrow \log L_i, \qquad w_i = 1 / L_i
+
+    The units of the losses cancel. `chain(weight_by_log(T), sum_tasks(T))` descends the
+    product of the losses, and so their geometric mean; `chain(weight_by_log(T),
+    balance_norms(T))` is DB-MTL. On losses of 1 all weights are 1. Losses must be
+    positive: a zero loss gets weight zero, a negative one NaN (see `log_weights`).
+    Scales the losses, so heads too.
+
+    Args:
+      num_tasks: number of tasks T.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> tx = optax.chain(mtlopt.weight_by_log(2), mtlopt.sum_tasks(2))
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[0.5, 4.0])
+      >>> tx.update(grads, tx.init(jnp.zeros(2)))[0]
+      Array([2.  , 0.25], dtype=float32)
+
+    References:
+      Lin et al., *Dual-Balancing for Multi-Task Learning*, arXiv 2308.12029, 2023,
+      section 3.1. LibMTL adds 1e-8 to the losses.
+    """
+    return weight_by_losses(num_tasks, log_weights)

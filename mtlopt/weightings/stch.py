@@ -1,0 +1,262 @@
+"""STCH: smooth Chebyshev scalarization (Lin et al., 2024), of losses and of logs."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_num_tasks, check_positive
+from mtlopt.linalg.normalise import safe_divide
+from mtlopt.task_grads import check_task_grads
+from mtlopt.weightings.by_losses import (
+    above_reference,
+    everyone,
+    preference_of,
+    weight_by_losses,
+)
+from mtlopt.weightings.log import log_weights
+
+
+def _shares(values: jax.Array, mu: Any, there: jax.Array) -> jax.Array:
+    """Softmax of `values / mu` over the tasks that are there."""
+    values = jnp.where(there, values, -jnp.inf)
+    largest = jnp.max(values)
+    # The largest comes off first, so that no quotient by a small `mu` overflows. It is
+    # told by comparison: compiled as a fused multiply-add, a large product less its own
+    # rounded value is not zero.
+    below = jnp.minimum((values - largest) / mu, 0)
+    return jnp.where(there, jax.nn.softmax(jnp.where(values == largest, 0, below)), 0)
+
+
+def stch_weights(
+    losses: jax.Array,
+    mu: Any = 1.0,
+    preference: Any = None,
+    reference: Any = None,
+    present: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the derivatives of the smooth maximum of the weighted losses.
+
+    Args:
+      losses: `L` `[tasks]`.
+      mu: softness, positive, in the unit of the weighted losses.
+      preference: `p` `[tasks]`, used as it is; None for one over the number of tasks.
+      reference: `z` `[tasks]`, the point that losses are counted from; None for zero.
+      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
+
+    Returns:
+      Weights `[tasks]`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(stch_weights(jnp.array([1.0, 1.0])))
+      [0.25 0.25]
+    """
+    losses = jnp.asarray(losses)
+    there = everyone(losses, present)
+    preference = preference_of(losses, preference, present)
+    values = preference * above_reference(losses, reference, present)
+    return preference * _shares(values, mu, there)
+
+
+def weight_by_stch(
+    num_tasks: int, mu: Any = 1.0, preference: Any = None, reference: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Descends a smooth maximum of the weighted losses: STCH.
+
+    .. math:: S = \mu \log \sum_i \exp \big( p_i (L_i - z_i) / \mu \big), \qquad
+        w_i = \frac{\partial S}{\partial L_i} =
+        p_i \, \mathrm{softmax}_i \big( p (L - z) / \mu \big)
+
+    `chain(weight_by_stch(T), sum_tasks(T))` is gradient descent on `S`, which lies
+    between the largest `p_i (L_i - z_i)` and that plus `mu log T`. A small `mu` is
+    `weight_by_chebyshev`, a large one fixed weights `p / T`. `mu` has the unit of the
+    weighted losses: for losses in the thousands 1 is small. On T equal gradients g and
+    equal losses it returns `g / T`, short beside other methods; one task is untouched.
+
+    Scales the losses, so heads too.
+
+    Args:
+      num_tasks: number of tasks T.
+      mu: softness, positive. The paper has values from 0.01 to 1.
+      preference: `p` `[tasks]`, positive, used as it is; None for `1/T`.
+      reference: `z` `[tasks]`, a lower bound of the losses; None for zero.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if `mu` is not positive, or `preference` or `reference` has not one
+        entry per task.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> weighting = mtlopt.weight_by_stch(2, mu=0.5, preference=jnp.ones(2))
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 2.0])
+      >>> _, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
+      >>> [round(float(weight), 3) for weight in state.task_weights]
+      [0.119, 0.881]
+
+    References:
+      Lin et al., *Smooth Tchebycheff Scalarization for Multi-Objective Optimization*,
+      ICML 2024. For several networks' losses its authors' code has another form, which
+      is `weight_by_log_stch`.
+    """
+    check_positive("mu", mu)
+
+    def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:
+        return stch_weights(losses, mu, preference, reference, present)
+
+    return weight_by_losses(
+        num_tasks, weights, preference=preference, reference=reference
+    )
+
+
+class WeightByLogStchState(NamedTuple):
+    """State of `weight_by_log_stch`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update.
+      count: updates so far, int32.
+      nadir: `[tasks]`, mean of the losses that were measured.
+      seen: `[tasks]`, number of losses in that mean.
+    """
+
+    task_weights: jax.Array
+    count: jax.Array
+    nadir: jax.Array
+    seen: jax.Array
+
+
+def log_stch_weights(
+    losses: jax.Array, nadir: Any, mu: Any = 1.0, present: jax.Array | None = None
+) -> jax.Array:
+    """Returns the derivatives of the smooth maximum of the log-losses.
+
+    Args:
+      losses: `L` `[tasks]`, positive. A negative loss gives NaN.
+      nadir: `[tasks]`, the losses to compare them with, positive.
+      mu: softness, positive, without unit.
+      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
+
+    Returns:
+      Weights `[tasks]`; zero where a loss or its nadir is zero.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> losses, nadir = jnp.array([2.0, 6.0]), jnp.array([2.0, 2.0])
+      >>> weights = log_stch_weights(losses, nadir, mu=0.5)
+      >>> [round(float(weight), 3) for weight in weights]
+      [0.1, 0.3]
+    """
+    losses = jnp.asarray(losses)
+    nadir = jnp.asarray(nadir, losses.dtype)
+    there = everyone(losses, present)
+    ratio_known = there & (losses != 0) & (nadir != 0)
+    shares = _shares(jnp.log(losses) - jnp.log(nadir), mu, ratio_known)
+    number = jnp.sum(there, dtype=losses.dtype)
+    return jnp.where(ratio_known, safe_divide(number * shares, losses), 0)
+
+
+def weight_by_log_stch(
+    num_tasks: int, mu: Any = 1.0, warmup_steps: int = 1, nadir_steps: int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Descends a smooth maximum of the log-losses, beside those of a warm-up: STCH.
+
+    .. math:: S = T \mu \log \sum_i \Big( \frac{L_i}{n_i} \Big)^{1/\mu}, \qquad
+        w_i = \frac{\partial S}{\partial L_i} =
+        \frac{T}{L_i} \, \mathrm{softmax}_i \Big( \frac{\log (L_i / n_i)}{\mu} \Big)
+
+    with the nadir `n_i` the mean loss over the warm-up, or over its last `nadir_steps`
+    updates. During the warm-up `S = sum_i log L_i` and `w_i = 1 / L_i`.
+    `chain(weight_by_log_stch(T), sum_tasks(T))` is gradient descent on `S`. The task
+    that has fallen least counts most, and `mu` has no unit: multiplying one loss by a
+    constant changes nothing. On T equal gradients g and equal losses `L` it returns
+    `T g / L`; on one task `g / L`.
+
+    Losses must be positive; a negative one gives NaN, and one that is zero, now or in
+    the nadir, weighs nothing. A task that was absent throughout the measurement takes
+    its first loss after it as its nadir. Scales the losses, so heads too.
+
+    Args:
+      num_tasks: number of tasks T.
+      mu: softness, positive.
+      warmup_steps: updates before the nadir is known, a Python int.
+      nadir_steps: how many of them are averaged, the last ones; None for all. The
+        authors' code is five epochs of warm-up, of which the last is averaged.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if `mu` is not positive, `warmup_steps` not a positive int or
+        `nadir_steps` not one of 1 to `warmup_steps`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> weighting = mtlopt.weight_by_log_stch(2)
+      >>> state = weighting.init(jnp.zeros(2))
+      >>> for losses in ([4.0, 100.0], [1.0, 75.0]):
+      ...     grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=losses)
+      ...     grads, state = weighting.update(grads, state)
+      >>> print(state.nadir, state.task_weights)
+      [  4. 100.] [0.5  0.02]
+
+    References:
+      Lin et al., *Smooth Tchebycheff Scalarization for Multi-Objective Optimization*,
+      ICML 2024, in the form of its code for multi-task learning (STCH_MTL, LibMTL).
+      LibMTL adds 1e-20 to the ratios and reports ones as weights.
+    """
+    check_num_tasks(num_tasks)
+    check_positive("mu", mu)
+    if not isinstance(warmup_steps, int) or warmup_steps < 1:
+        raise ValueError(
+            f"`warmup_steps` must be a positive int, got {warmup_steps!r}."
+        )
+    averaged = warmup_steps if nadir_steps is None else nadir_steps
+    if not isinstance(averaged, int) or not 1 <= averaged <= warmup_steps:
+        raise ValueError(
+            f"`nadir_steps` must be an int from 1 to {warmup_steps}, the number of "
+            f"warm-up steps, got {nadir_steps!r}."
+        )
+
+    def init_fn(params: Any) -> WeightByLogStchState:
+        del params
+        # An array each: the caller may donate the state.
+        return WeightByLogStchState(
+            jnp.ones(num_tasks),
+            jnp.zeros([], jnp.int32),
+            jnp.zeros(num_tasks),
+            jnp.zeros(num_tasks),
+        )
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, WeightByLogStchState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params)
+        losses = jax.lax.stop_gradient(grads.losses).astype(state.nadir.dtype)
+        there = everyone(losses, grads.present)
+        warm = state.count < warmup_steps
+        measured = there & jnp.where(
+            warm, state.count >= warmup_steps - averaged, state.seen == 0
+        )
+        seen = state.seen + measured.astype(losses.dtype)
+        nadir = jnp.where(
+            measured,
+            state.nadir + safe_divide(losses - state.nadir, seen),
+            state.nadir,
+        )
+        weights = jnp.where(
+            warm,
+            log_weights(losses, there),
+            log_stch_weights(losses, nadir, mu, there),
+        )
+        return grads.scale_by(weights), WeightByLogStchState(
+            weights, jnp.asarray(optax.safe_increment(state.count)), nadir, seen
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
