@@ -16,6 +16,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "method_pages",
     "methods_table",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence"]

@@ -127,6 +127,11 @@ _DUAL_CONE = _SYMMETRIC | {
     "zero_if_strongly_stationary",
     "zero_only_if_strongly_stationary",
 }
+# For a given order of the tasks.
+_SURGERY = frozenset(
+    {"in_span", "linear_under_scaling", "zero_only_if_strongly_stationary"}
+)
+_BARGAIN = _SYMMETRIC | {"task_scale_invariant", "zero_only_if_strongly_stationary"}
 _ALIGNED = _SYMMETRIC | {"zero_only_if_strongly_stationary"}
 
 
@@ -282,7 +287,7 @@ METHODS: dict[str, Method] = {
         _one,
         "1",
         latent=True,
-        properties=_MGDA - {"non_conflicting"},
+        properties=_SYMMETRIC,
     ),
     "mgda_l2": Method(
         "MGDA (l2)",
@@ -306,7 +311,7 @@ METHODS: dict[str, Method] = {
         ("pcgrad",),
         float,
         "T",
-        properties=frozenset({"in_span", "zero_only_if_strongly_stationary"}),
+        properties=_SURGERY,
     ),
     "upgrad": Method(
         "UPGrad",
@@ -347,7 +352,7 @@ METHODS: dict[str, Method] = {
         _one,
         "T",
         degree=0.0,
-        properties=_SYMMETRIC,
+        properties=_BARGAIN,
     ),
     "fairgrad": Method(
         "FairGrad",
@@ -356,7 +361,7 @@ METHODS: dict[str, Method] = {
         math.sqrt,
         "T",
         degree=0.0,
-        properties=_SYMMETRIC,
+        properties=_BARGAIN,
     ),
     "gradvac": Method(
         "GradVac",
@@ -364,7 +369,7 @@ METHODS: dict[str, Method] = {
         ("gradvac",),
         float,
         "T",
-        properties=frozenset({"in_span", "zero_only_if_strongly_stationary"}),
+        properties=_SURGERY,
     ),
     "graddrop": Method(
         "GradDrop",
@@ -472,6 +477,6 @@ METHODS: dict[str, Method] = {
         _one,
         "1",
         latent=True,
-        properties=_ALIGNED,
+        properties=_SYMMETRIC,
     ),
 }

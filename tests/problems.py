@@ -83,8 +83,12 @@ def gradient_of(task, params, *args):
 
 
 def in_parameter_space():
-    """Names of the methods that any problem can be given to."""
-    return [name for name, method in METHODS.items() if not method.latent]
+    """Names of the methods that any problem of three tasks can be given to."""
+    return [
+        name
+        for name, method in METHODS.items()
+        if not method.latent and method.min_tasks <= len(TASKS)
+    ]
 
 
 def run_methods(oracle, params, batches, *, names=None, present=None):
@@ -95,7 +99,9 @@ def run_methods(oracle, params, batches, *, names=None, present=None):
     Returns:
       `{name: updates [steps, ...]}` and `{name: states [steps, ...]}` after each step.
     """
-    names = list(METHODS) if names is None else names
+    if names is None:
+        few = oracle.num_tasks
+        names = [name for name in METHODS if METHODS[name].min_tasks <= few]
     methods = {
         name: METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
         for name in names

@@ -663,6 +663,7 @@ def test_vmapped_seeds_equal_single_runs():
     transforms = {
         name: optax.chain(METHODS[name].make(3, labels=LABELS), optax.adam(1e-2))
         for name in METHODS
+        if METHODS[name].min_tasks <= 3
     }
 
     def train(params):

@@ -131,6 +131,8 @@ def test_stacked_heads(float64):
 
 def test_nobody_present_moves_nothing():
     for name, method in METHODS.items():
+        if method.min_tasks > 3:
+            continue
         tx = method.make(3, labels=LABELS)
 
         def update(params):

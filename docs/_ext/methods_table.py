@@ -1,45 +1,26 @@
-"""The directive `methods-table`: the registry of methods as a table."""
+"""The directive `methods-table`: all methods and what they claim, as a table."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from docutils import nodes
-from docutils.parsers.rst import Directive
+from method_pages import CLAIM_TEXTS, NO, YES, degree_text, equal_text
+from sphinx import addnodes
+from sphinx.util.docutils import SphinxDirective
 
-import mtlopt
+from mtlopt import METHODS, Method
+from mtlopt._methods import CLAIMS
 
 HEADER = [
     "Method",
-    "Name",
-    "Made of",
-    "Encoder backward passes",
-    "On T equal gradients",
+    "Backward passes",
+    "On equal gradients",
+    "Degree",
+    *(CLAIM_TEXTS[claim][0] for claim in CLAIMS),
 ]
 
 
-def rows() -> list[list[str]]:
-    """Returns the cells of the table, one row a method."""
-    return [
-        [
-            method.title,
-            name,
-            " · ".join(method.public),
-            method.backward,
-            _multiple(method.equal(2), method.equal(4)),
-        ]
-        for name, method in mtlopt.METHODS.items()
-    ]
-
-
-def _multiple(at_two: float, at_four: float) -> str:
-    """Names a length that is constant or proportional to T, from two of its values."""
-    if at_two == at_four:
-        return f"{at_two:g} g"
-    factor = at_two / 2
-    return "T g" if factor == 1 else f"{factor:g} T g"
-
-
-class MethodsTable(Directive):
-    """Builds the table at the place of the directive."""
+class MethodsTable(SphinxDirective):
+    """Builds the table at the place of the directive, and a list of its columns."""
 
     has_content: ClassVar[bool] = False
 
@@ -47,24 +28,56 @@ class MethodsTable(Directive):
         group = nodes.tgroup(cols=len(HEADER))
         group += [nodes.colspec(colwidth=1) for _ in HEADER]
         head, body = nodes.thead(), nodes.tbody()
-        head += _row(HEADER)
-        body += [_row(cells) for cells in rows()]
+        head += _row([nodes.Text(cell) for cell in HEADER])
+        for name, method in METHODS.items():
+            texts = [nodes.Text(text) for text in cells(method)]
+            body += _row([self._link(name, method.title), *texts])
         group += [head, body]
-        table = nodes.table()
-        table += group
-        return [table]
+        return [nodes.table("", group), _legend()]
+
+    def _link(self, name: str, title: str) -> nodes.Node:
+        """A link to the method's page."""
+        return addnodes.pending_xref(
+            "",
+            nodes.inline(text=title),
+            refdomain="std",
+            reftype="doc",
+            reftarget=f"/methods/{name}",
+            refdoc=self.env.docname,
+            refexplicit=True,
+            refwarn=True,
+        )
 
 
-def _row(cells: list[str]) -> nodes.row:
-    row = nodes.row()
-    for cell in cells:
-        entry = nodes.entry()
-        entry += nodes.paragraph(text=cell)
-        row += entry
-    return row
+def cells(method: Method) -> list[str]:
+    """Returns the cells of a method's row, but for the first."""
+    claims = [YES if claim in method.properties else NO for claim in CLAIMS]
+    return [
+        method.backward,
+        equal_text(method.equal),
+        degree_text(method.degree),
+        *claims,
+    ]
 
 
-def setup(app):
+def _row(contents: list[nodes.Node]) -> nodes.row:
+    entries = [nodes.entry("", nodes.paragraph("", "", node)) for node in contents]
+    return nodes.row("", *entries)
+
+
+def _legend() -> nodes.definition_list:
+    items = [
+        nodes.definition_list_item(
+            "",
+            nodes.term(text=word),
+            nodes.definition("", nodes.paragraph(text=f"{text[0].upper()}{text[1:]}.")),
+        )
+        for word, text in (CLAIM_TEXTS[claim] for claim in CLAIMS)
+    ]
+    return nodes.definition_list("", *items)
+
+
+def setup(app: Any) -> dict[str, bool]:
     """Registers the directive."""
     app.add_directive("methods-table", MethodsTable)
     return {"parallel_read_safe": True}

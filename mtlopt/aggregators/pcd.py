@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks
-from mtlopt.linalg.min_norm import _minimise
+from mtlopt.linalg.min_norm import minimise_by_pivots
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.task_grads import check_task_grads
 
@@ -83,7 +83,7 @@ def pcd_weights(
     eligible = ~first & (lengths > 0)
     size = jnp.max(jnp.abs(target), where=eligible, initial=0)
     unit_target = jnp.where(eligible, safe_divide(target, size), 0)
-    others = jnp.maximum(_minimise(cosines, unit_target, eligible), 0) * size
+    others = jnp.maximum(minimise_by_pivots(cosines, unit_target, eligible), 0) * size
     # Contradictory constraints leave a ray along which the others' sum is zero.
     others = jnp.where(_cancels(cosines, others), 0, others)
 

@@ -188,8 +188,9 @@ def _step(state: _State) -> _State:
     largest_move = jnp.max(jnp.abs(moves))
     is_better = is_definite & ((rise < noise) | (largest_move < 1e-2))
 
-    done |= is_better & (largest_move < 1e-2 * jnp.sqrt(eps))
     logs = jnp.where(is_better & ~done, logs + log_moves, logs)
+    # A step this short leaves an error of its square.
+    done |= is_better & (largest_move < 1e-2 * jnp.sqrt(eps))
     more = jnp.maximum(4 * damping, 1)
     less = jnp.where(damping < 0.1, 0, damping / 8)
     # Where tasks cancel, x grows until C x is made of rounding errors, and the steps

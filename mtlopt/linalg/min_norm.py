@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtlopt.linalg.nonnegative import minimise_nonnegative, rounding
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 
 
@@ -89,8 +90,7 @@ def min_norm_point(
     eligible = norms > 0
     smallest = jnp.min(norms, where=eligible, initial=jnp.inf)
     target = jnp.where(eligible, safe_divide(smallest, norms), 0)  # a
-    solution = jnp.maximum(_minimise(cosines, target, eligible), 0)  # y
-    solution = _settle(cosines, target, solution)
+    solution = _minimise(cosines, target, eligible)  # y
 
     scaled = solution * target  # proportional to w
     total = jnp.sum(scaled)
@@ -120,6 +120,28 @@ def min_norm_point(
 
 
 def _minimise(cosines: jax.Array, target: jax.Array, eligible: jax.Array) -> jax.Array:
+    """By conjugate gradients, and by pivots where these do not come to an end."""
+    found = minimise_nonnegative(cosines, -target[None])
+    stuck = found.residual[0] > rounding(target)
+    return jax.lax.cond(
+        stuck, _pivot_and_settle, _keep, cosines, target, eligible, found.solution[0]
+    )
+
+
+def _keep(*arguments: jax.Array) -> jax.Array:
+    return arguments[-1]
+
+
+def _pivot_and_settle(
+    cosines: jax.Array, target: jax.Array, eligible: jax.Array, _: jax.Array
+) -> jax.Array:
+    solution = jnp.maximum(minimise_by_pivots(cosines, target, eligible), 0)
+    return _settle(cosines, target, solution)
+
+
+def minimise_by_pivots(
+    cosines: jax.Array, target: jax.Array, eligible: jax.Array
+) -> jax.Array:
     """Minimises y'Cy/2 - a'y over y >= 0, or finds z >= 0 with Cz = 0 and a'z > 0."""
     num_tasks = target.shape[0]
     no_task = jnp.full([], -1, jnp.int32)
@@ -165,10 +187,6 @@ def _settle(cosines: jax.Array, target: jax.Array, solution: jax.Array) -> jax.A
     )
     tiny = squared_norm < 16 * jnp.finfo(target.dtype).eps
     return jax.lax.cond(tiny, _alternate, _keep, cosines, target, solution)
-
-
-def _keep(_cosines: jax.Array, _target: jax.Array, solution: jax.Array) -> jax.Array:
-    return solution
 
 
 def _alternate(cosines: jax.Array, target: jax.Array, solution: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from scipy.optimize import lsq_linear
 
 from mtlopt.linalg import dual_cone
 from mtlopt.linalg.dual_cone import project_dual_cone
+from mtlopt.linalg.nonnegative import NonnegativeMinimum
 from mtlopt.linalg.normalise import normalise
 from tests.linalg.matrices import KINDS, padded_gramian, random_rows, structured
 
@@ -137,10 +138,8 @@ def test_pivoting_alone_gives_the_same(kind, float64):
         rows / np.where(norms == 0, 1, norms)[:, None],
     )
     unsolved = np.where(sizes[:, 0] > 1e-300, np.inf, 0)
-    start = dual_cone._State(
-        cosines, unit, 0 * unit, unit @ cosines, 0 * unit, unsolved, np.int32(0)
-    )
-    solution, residual = pivot(start)
+    start = NonnegativeMinimum(0 * unit, unsolved)
+    solution, residual = pivot(cosines, unit, start)
     assert np.all(residual <= 8 * np.finfo(float64).eps)
     found = (unit + solution) @ unit_rows * sizes
     # A ridge of rounding size: its square root where rows nearly cancel.
