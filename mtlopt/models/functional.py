@@ -1,9 +1,10 @@
 """From a Flax NNX network to the pure functions that multi-task training needs."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -15,7 +16,7 @@ class MultiTaskModel(Protocol):
         """For each task a module from the latent representation to its output."""
         ...
 
-    def encode(self, x: jax.Array) -> Any:
+    def encode(self, x: jax.Array, *args: Any) -> Any:
         """Maps a batch to the latent representation that all heads read."""
         ...
 
@@ -25,12 +26,31 @@ class Functional(NamedTuple):
 
     Attributes:
         params: Nested dict of arrays. A path is as in "encoder/conv1/kernel".
-        encode: `encode(params, x) -> z`; reads only the encoder's leaves.
+        encode: `encode(params, x) -> z`, with the other arguments of the model's
+            `encode` if it has any; reads only the encoder's leaves.
         heads: For each task `head(params, z) -> output`; reads only its own leaves.
     """
 
     params: dict[str, Any]
-    encode: Callable[[Any, jax.Array], Any]
+    encode: Callable[..., Any]
+    heads: dict[str, Callable[[Any, Any], jax.Array]]
+
+
+class FunctionalWithStats(NamedTuple):
+    """A network with BatchNorm as parameters, statistics and pure functions of them.
+
+    Attributes:
+        params: Nested dict of arrays. A path is as in "encoder/stem/norm/scale".
+        stats: The running statistics, such as "encoder/stem/norm/mean".
+        encode: `encode(params, stats, x, train=True) -> (z, stats)`. In training mode
+            it normalises by the batch and returns moved statistics, in evaluation mode
+            it normalises by `stats` and returns them as they are.
+        heads: For each task `head(params, z) -> output`; reads only its own leaves.
+    """
+
+    params: dict[str, Any]
+    stats: dict[str, Any]
+    encode: Callable[..., tuple[Any, dict[str, Any]]]
     heads: dict[str, Callable[[Any, Any], jax.Array]]
 
 
@@ -45,7 +65,8 @@ def functional(model: MultiTaskModel) -> Functional:
         `Functional(params, encode, heads)`.
 
     Raises:
-        ValueError: If the model has other state, such as BatchNorm statistics.
+        ValueError: If the model has other state. For BatchNorm statistics there is
+            `functional_with_stats`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -60,11 +81,144 @@ def functional(model: MultiTaskModel) -> Functional:
     def merge(params: Any) -> MultiTaskModel:
         return nnx.merge(graphdef, nnx.State(params), copy=True)
 
+    return Functional(
+        params=nnx.to_pure_dict(state),
+        encode=lambda params, *args, **kwargs: merge(params).encode(*args, **kwargs),
+        heads=_heads(model, merge),
+    )
+
+
+def functional_with_stats(model: MultiTaskModel) -> FunctionalWithStats:
+    """Splits a network with BatchNorm into parameters, statistics and pure functions.
+
+    The statistics are no parameters: pass them to the oracle as an argument, and take
+    the new ones from its aux. They move once a step, however many tasks there are.
+
+    Args:
+        model: A Flax NNX module with `encode` and `heads`, all of whose state is
+            `nnx.Param` and `nnx.BatchStat`, the latter in the encoder only.
+
+    Returns:
+        `FunctionalWithStats(params, stats, encode, heads)`.
+
+    Raises:
+        ValueError: If the model has other state, or a head has statistics.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import mtlopt
+        >>> from mtlopt.models import ResNet
+        >>> tasks = {"a": (2,), "b": (3,)}
+        >>> model = ResNet((1,), tasks, width=2, small_images=True, rngs=nnx.Rngs(0))
+        >>> params, stats, encode, heads = functional_with_stats(model)
+        >>> def loss(task):
+        ...     def one_loss(params, z, x, stats):
+        ...         return jnp.mean(heads[task](params, z) ** 2), None
+        ...     return one_loss
+        >>> oracle = mtlopt.task_grad(
+        ...     {"a": loss("a"), "b": loss("b")},
+        ...     {"encoder": "shared", "heads/a": "a", "heads/b": "b"},
+        ...     encode=lambda params, x, stats: encode(params, stats, x),
+        ...     has_aux=True,
+        ... )
+        >>> @jax.jit
+        ... def step(params, stats, x):
+        ...     grads = oracle(params, x, stats)
+        ...     return grads.losses, grads.aux.encode  # the new statistics
+        >>> losses, new_stats = step(params, stats, jnp.ones([2, 8, 8, 3]))
+        >>> jax.tree.structure(new_stats) == jax.tree.structure(stats)
+        True
+        >>> z, _ = jax.jit(encode, static_argnames="train")(
+        ...     params, new_stats, jnp.ones([1, 8, 8, 3]), train=False
+        ... )
+        >>> z.shape
+        (1, 2)
+    """
+    for task, head in model.heads.items():
+        if jax.tree.leaves(nnx.state(head, nnx.BatchStat)):
+            raise ValueError(
+                f"heads must have no BatchNorm statistics, got a head {task!r} with "
+                "some. Only the encoder's statistics are returned."
+            )
+    graphdef, state, initial = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+    def merge(params: Any, stats: Any) -> MultiTaskModel:
+        return nnx.merge(graphdef, nnx.State(params), nnx.State(stats), copy=True)
+
+    def encode(
+        params: Any, stats: Any, *args: Any, train: bool = True, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        model = merge(params, stats)
+        module = cast(nnx.Module, model)
+        module.train() if train else module.eval()
+        z = model.encode(*args, **kwargs)
+        return z, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+    stats = nnx.to_pure_dict(initial)
+    return FunctionalWithStats(
+        params=nnx.to_pure_dict(state),
+        stats=stats,
+        encode=encode,
+        # Heads have no statistics: it does not matter with which ones they are built.
+        heads=_heads(model, lambda params: merge(params, stats)),
+    )
+
+
+def stack_heads(model: Any, name: str = "stacked") -> Any:
+    """Returns a network whose like heads are stacked along a leading task axis.
+
+    The form for many tasks: `mtlopt.stacked` runs one program instead of a copy of it
+    for each head. The stacked head is one head whose leaves are `[tasks, ...]`, in the
+    order of `model.heads`; call it with the leaves of one task, as `mtlopt.stacked`
+    does, or under `jax.vmap`.
+
+    Args:
+        model: A network whose heads are modules of the same layers and sizes.
+        name: The stacked head's name.
+
+    Returns:
+        A copy of the network with one head.
+
+    Raises:
+        ValueError: If the heads differ in layers or sizes.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import mtlopt
+        >>> from mtlopt.models import MultiTaskMLP
+        >>> model = MultiTaskMLP(2, (8,), {"a": (1,), "b": (1,)}, rngs=nnx.Rngs(0))
+        >>> params, encode, heads = functional(stack_heads(model))
+        >>> params["heads"]["stacked"]["dense1"]["kernel"].shape
+        (2, 8, 1)
+        >>> def head(params, z, task, x, targets):
+        ...     error = heads["stacked"](params, z)[:, 0] - targets[:, task]
+        ...     return jnp.mean(error**2)
+        >>> oracle = mtlopt.task_grad(
+        ...     mtlopt.stacked(head, 2),
+        ...     {"encoder": "shared", "heads": "stacked"},
+        ...     encode=lambda params, x, targets: encode(params, x),
+        ... )
+        >>> oracle(params, jnp.ones([4, 2]), jnp.zeros([4, 2])).losses.shape
+        (2,)
+    """
+    graphdefs, states = zip(*map(nnx.split, model.heads.values()), strict=True)
+    shapes = [jax.tree.map(jnp.shape, state) for state in states]
+    if any(graphdef != graphdefs[0] for graphdef in graphdefs) or any(
+        shape != shapes[0] for shape in shapes
+    ):
+        raise ValueError(
+            "`model` must have heads of the same layers and sizes to stack."
+        )
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    model = nnx.clone(model)
+    model.heads = nnx.Dict({name: nnx.merge(graphdefs[0], stacked)})
+    return model
+
+
+def _heads(
+    model: MultiTaskModel, merge: Callable[[Any], MultiTaskModel]
+) -> dict[str, Callable[[Any, Any], jax.Array]]:
     def head(task: str) -> Callable[[Any, Any], jax.Array]:
         return lambda params, z: merge(params).heads[task](z)
 
-    return Functional(
-        params=nnx.to_pure_dict(state),
-        encode=lambda params, x: merge(params).encode(x),
-        heads={task: head(task) for task in model.heads},
-    )
+    return {task: head(task) for task in model.heads}

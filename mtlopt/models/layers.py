@@ -1,7 +1,8 @@
-"""The zoo's one convolution and one pooling layer.
+"""The zoo's one convolution, one pooling and one normalisation layer.
 
-Both choose their formulation by platform and shape (see `_formulations.py`). Arrays
-are `[batch, height, width, channels]`, kernels `[rows, columns, channels, features]`.
+Convolution and pooling choose their formulation by platform and shape (see
+`_formulations.py`). Arrays are `[batch, height, width, channels]`, kernels `[rows,
+columns, channels, features]`.
 """
 
 import functools
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from mtlopt._checks import check_choice, check_fraction, check_positive
 from mtlopt.models._formulations import (
     Padding,
     banded_conv,
@@ -24,6 +26,8 @@ from mtlopt.models._formulations import (
 )
 
 PaddingLike = str | Sequence[tuple[int, int]]
+
+_LECUN_NORMAL = nnx.initializers.lecun_normal()
 
 
 def conv2d(
@@ -144,11 +148,52 @@ def max_pool(
     )
 
 
+def conv1d(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    stride: int = 1,
+    padding: str = "VALID",
+) -> jax.Array:
+    """Convolves sequences with a kernel: `conv2d` of images one row high.
+
+    Args:
+        x: Sequences, [batch, length, channels].
+        kernel: [size, channels, features].
+        bias: [features], or None for no bias.
+        stride: Step between outputs.
+        padding: "VALID" or "SAME". Where "SAME" needs an odd number of zeros, the
+            larger half is on the right, as in Keras.
+
+    Returns:
+        [batch, out_length, features], of the promoted dtype.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+
+    Examples:
+        >>> conv1d(jnp.arange(4.0).reshape(1, 4, 1), jnp.ones([2, 1, 1]))[0, :, 0]
+        Array([1., 3., 5.], dtype=float32)
+    """
+    check_choice("padding", padding, ("VALID", "SAME"))
+    if x.ndim != 3:
+        raise ValueError(
+            f"`x` must have shape [batch, length, channels], got shape {x.shape}."
+        )
+    if kernel.ndim != 3 or kernel.shape[1] != x.shape[2]:
+        raise ValueError(
+            f"`kernel` must have shape [size, channels, features] with {x.shape[2]} "
+            f"channels, as `x` has, got shape {kernel.shape}."
+        )
+    images = x[:, None]
+    return conv2d(images, kernel[None], bias, stride=stride, padding=padding)[:, 0]
+
+
 class Conv(nnx.Module):
     """Convolution with a bias, and a max-pool folded in if asked for.
 
-    The kernel starts from `lecun_normal` (variance one over the fan-in), the bias
-    from zero, as in Flax.
+    The bias starts from zero.
 
     Args:
         in_features: Channels of the input.
@@ -158,6 +203,8 @@ class Conv(nnx.Module):
         padding: As in `conv2d`.
         pool: Size of the pooling windows that follow; 1 for no pooling.
         use_bias: Whether there is a bias; leave it out before a normalisation.
+        kernel_init: Initializer of the kernel; the default has variance one over the
+            fan-in, as in Flax.
         rngs: Source of the initial kernel.
 
     Examples:
@@ -176,11 +223,11 @@ class Conv(nnx.Module):
         padding: PaddingLike = "VALID",
         pool: int = 1,
         use_bias: bool = True,
+        kernel_init: nnx.Initializer = _LECUN_NORMAL,
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, kernel_size, in_features, out_features)
-        init = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(init(rngs.params(), shape))
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros([out_features])) if use_bias else None
         self.stride = stride
         # A tuple, because a module's static fields are hashed.
@@ -193,6 +240,118 @@ class Conv(nnx.Module):
         return _conv_pool(
             x, self.kernel[...], bias, self.stride, self.padding, pool=self.pool
         )
+
+
+class Conv1d(nnx.Module):
+    """Convolution of sequences with a bias, which starts from zero.
+
+    Args:
+        in_features: Channels of the input.
+        out_features: Channels of the output.
+        kernel_size: Size of the kernel.
+        stride: As in `conv1d`.
+        padding: As in `conv1d`.
+        kernel_init: Initializer of the kernel; the default has variance one over the
+            fan-in, as in Flax.
+        rngs: Source of the initial kernel.
+
+    Examples:
+        >>> layer = Conv1d(2, 64, 4, padding="SAME", rngs=nnx.Rngs(0))
+        >>> layer(jnp.zeros([8, 128, 2])).shape
+        (8, 128, 64)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: str = "VALID",
+        kernel_init: nnx.Initializer = _LECUN_NORMAL,
+        rngs: nnx.Rngs,
+    ):
+        shape = (kernel_size, in_features, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros([out_features]))
+        self.stride = stride
+        self.padding = padding
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [batch, length, in_features] to [batch, out_length, out_features]."""
+        kernel, bias = self.kernel[...], self.bias[...]
+        return conv1d(x, kernel, bias, stride=self.stride, padding=self.padding)
+
+
+class BatchNorm(nnx.Module):
+    r"""Normalises each channel over the batch, or by the statistics of past batches.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}\, \gamma + \beta
+
+    In training mode, :math:`\mu` and :math:`\sigma^2` are mean and (biased) variance
+    over all axes but the last, and the running statistics move, `running = momentum *
+    running + (1 - momentum) * batch`, from mean 0 and variance 1. In evaluation mode
+    the running statistics take their place. A module's `train()` and `eval()` switch
+    all layers below it.
+
+    Statistics are computed and kept in float32, and the output has the dtype of the
+    input: `nnx.BatchNorm` widens half precision to float32. The running variance is
+    the biased one, as in Flax; PyTorch's and Keras's fused layer keep n / (n - 1)
+    times that.
+
+    Args:
+        features: Number of channels.
+        momentum: Share of the running statistics that a batch leaves.
+        epsilon: Added to the variance.
+
+    Examples:
+        >>> norm = BatchNorm(1, momentum=0.9)
+        >>> norm(jnp.array([[1.0], [3.0]]))[:, 0].round(3)
+        Array([-1.,  1.], dtype=float32)
+        >>> norm.mean[...], norm.var[...]
+        (Array([0.2], dtype=float32), Array([1.], dtype=float32))
+        >>> norm.eval()
+        >>> norm(jnp.array([[0.2], [1.2]]))[:, 0].round(3)
+        Array([0., 1.], dtype=float32)
+
+    References:
+        Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by
+        Reducing Internal Covariate Shift", ICML 2015, https://arxiv.org/abs/1502.03167.
+    """
+
+    def __init__(self, features: int, *, momentum: float = 0.9, epsilon: float = 1e-5):
+        check_fraction("momentum", momentum)
+        check_positive("epsilon", epsilon)
+        self.scale = nnx.Param(jnp.ones([features]))
+        self.bias = nnx.Param(jnp.zeros([features]))
+        self.mean = nnx.BatchStat(jnp.zeros([features]))
+        self.var = nnx.BatchStat(jnp.ones([features]))
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.use_running_average = False  # the name that `train()` and `eval()` set
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., features] to the same shape and dtype."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            axes = tuple(range(x.ndim - 1))
+            mean, var = jnp.mean(wide, axes), jnp.var(wide, axes)
+            self._move(self.mean, mean)
+            self._move(self.var, var)
+        mean, var, scale, bias = (
+            value.astype(wide.dtype)
+            for value in (mean, var, self.scale[...], self.bias[...])
+        )
+        out = (wide - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
+        return out.astype(x.dtype)
+
+    def _move(self, running: nnx.BatchStat, batch: jax.Array) -> None:
+        old = running[...]
+        batch = lax.stop_gradient(batch).astype(old.dtype)
+        running.set_value(self.momentum * old + (1 - self.momentum) * batch)
 
 
 def _conv_pool(

@@ -1,4 +1,4 @@
-"""LeNet is the network of the paper, and pure functions of its parameters."""
+"""The LeNets are the networks of the papers, and pure functions of their parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from mtlopt.models import LeNet, functional
+from mtlopt.models import LeNet, LeNet5, functional
 
 
 def normal(shape, seed=0):
@@ -164,3 +164,41 @@ def test_other_state_is_refused():
 
     with pytest.raises(ValueError, match="exhaustive"):
         functional(Normed(rngs=nnx.Rngs(0)))
+
+
+def reference_encode_lenet5(encoder, x):
+    """LeNet-5's encoder written with `lax.conv` and `reduce_window`."""
+    for name, padding in (("conv1", ((2, 2), (2, 2))), ("conv2", "VALID")):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        x = lax.conv_general_dilated(
+            x, encoder[name]["kernel"], (1, 1), padding, dimension_numbers=dimensions
+        )
+        window = (1, 2, 2, 1)
+        x = x + encoder[name]["bias"]
+        x = lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
+        x = jax.nn.relu(x)
+    x = x.reshape(x.shape[0], -1)
+    for name in ("dense1", "dense2"):
+        x = jax.nn.relu(x @ encoder[name]["kernel"] + encoder[name]["bias"])
+    return x
+
+
+def test_lenet5():
+    """61,706 parameters with one head, layer by layer, and the layers' order."""
+    model = nnx.eval_shape(lambda: LeNet5(("left", "right"), rngs=nnx.Rngs(0)))
+    abstract, encode, heads = functional(model)
+    sizes = jax.tree.map(lambda leaf: leaf.size, abstract)
+    encoder = {name: sum(layer.values()) for name, layer in sizes["encoder"].items()}
+    expected = {"conv1": 156, "conv2": 2416, "dense1": 48120, "dense2": 10164}
+    assert encoder == expected
+    assert {task: sum(head.values()) for task, head in sizes["heads"].items()} == {
+        "left": 850,
+        "right": 850,
+    }
+    params = jax.tree.map(lambda p: normal(p.shape) / 10, abstract)
+    z = compiled(encode)(params, IMAGES)
+    reference = compiled(reference_encode_lenet5)(params["encoder"], IMAGES)
+    np.testing.assert_allclose(z, reference, rtol=1e-4, atol=1e-4)
+    assert heads["right"](params, z).shape == (4, 10)
+    with pytest.raises(ValueError, match=r"`x` must have shape .*got .*\(2, 32, 32"):
+        encode(params, jnp.zeros([2, 32, 32, 1]))

@@ -1,0 +1,138 @@
+"""The network of ATE-SG's Table 1, and stacked heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import mtlopt
+from mtlopt.models import MLP, MultiTaskMLP, functional, stack_heads
+from tests.models.networks import (
+    assert_finite_gradients,
+    compiled,
+    count,
+    counts,
+    normal,
+    random_params,
+)
+
+TRUNK = {"trunk": (6, 5), "heads": {"a": (4, 1), "b": (4, 1), "c": (4, 1)}}
+PARAMS, ENCODE, HEADS = functional(MultiTaskMLP(3, **TRUNK, rngs=nnx.Rngs(0)))
+X = normal((7, 3))
+
+
+def test_parameter_counts():
+    """Table 1, layer by layer and in groups."""
+    model = nnx.eval_shape(lambda: MultiTaskMLP(rngs=nnx.Rngs(0)))
+    names = ["dense1", "dense2", "dense3"]
+    assert counts(model.encoder, names) == [1536, 262656, 262656]
+    assert counts(model.heads["quad"], names) == [262656, 262656, 2052]
+    assert counts(model.heads["circ"], names) == [262656, 262656, 513]
+    groups = [model.encoder, model.heads["quad"], model.heads["circ"]]
+    assert [count(group) for group in groups] == [526848, 527364, 525825]
+    assert count(model) == 1580037
+
+
+def test_forward():
+    """ReLU behind every layer of the trunk, and between a head's, not behind it."""
+    params = random_params(PARAMS)
+
+    def dense(x, layer):
+        return x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+
+    z = np.asarray(X)
+    for name in ("dense1", "dense2"):
+        z = np.maximum(dense(z, params["encoder"][name]), 0)
+    head = params["heads"]["b"]
+    out = dense(np.maximum(dense(z, head["dense1"]), 0), head["dense2"])
+    actual = ENCODE(params, X)
+    np.testing.assert_allclose(actual, z, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(HEADS["b"](params, actual), out, rtol=1e-5, atol=1e-6)
+    assert (out < 0).any()
+
+
+def test_initialisation_is_keras():
+    """Kernels uniform within sqrt(6 / (in + out)), biases zero."""
+    layer = MLP((60, 90), rngs=nnx.Rngs(0)).dense1
+    kernel, bound = np.asarray(layer.kernel[...]), np.sqrt(6 / 150)
+    assert 0.99 * bound < np.abs(kernel).max() <= bound
+    np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.05)
+    assert not np.asarray(layer.bias[...]).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_are_finite(dtype):
+    def loss(params):
+        z = ENCODE(params, X.astype(dtype))
+        return sum(jnp.sum(head(params, z) ** 2) for head in HEADS.values())
+
+    assert_finite_gradients(loss, PARAMS, dtype)
+
+
+def test_stacked_heads_are_the_separate_heads():
+    """The oracle's losses and gradients are the same, stacked in the heads' order."""
+    model = MultiTaskMLP(3, **TRUNK, rngs=nnx.Rngs(0))
+    params, encode, heads = functional(stack_heads(model))
+    targets = normal((7, 3), 1)
+
+    def encode_batch(params, batch):
+        return encode(params, batch[0])
+
+    def error(out, batch, task):
+        return jnp.mean((out[:, 0] - batch[1][:, task]) ** 2)
+
+    def stacked(params, z, task, batch):
+        return error(heads["stacked"](params, z), batch, task)
+
+    def separate(i, task):
+        return lambda params, z, batch: error(HEADS[task](params, z), batch, i)
+
+    ours = mtlopt.task_grad(
+        mtlopt.stacked(stacked, 3),
+        {"encoder": "shared", "heads": "stacked"},
+        encode=encode_batch,
+    )
+    expected = mtlopt.task_grad(
+        {task: separate(i, task) for i, task in enumerate("abc")},
+        {"encoder": "shared", **{f"heads/{task}": task for task in "abc"}},
+        encode=lambda params, batch: ENCODE(params, batch[0]),
+    )
+
+    def run(oracle, params):
+        def all_of(params):
+            grads = oracle(params, (X, targets))
+            combined = grads.combine(jnp.ones(3))
+            return grads.losses, grads.jacobian()["encoder"], combined["heads"]
+
+        return compiled(all_of)(params)
+
+    losses, rows, head_grads = run(ours, params)
+    expected_losses, expected_rows, expected_grads = run(expected, PARAMS)
+    close = {"rtol": 1e-4, "atol": 1e-6}
+    np.testing.assert_allclose(losses, expected_losses, **close)
+
+    def check(a, b):
+        np.testing.assert_allclose(a, b, **close)
+
+    jax.tree.map(check, rows, expected_rows)
+    for i, task in enumerate("abc"):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], head_grads["stacked"])
+        jax.tree.map(check, one, expected_grads[task])
+
+
+def test_stack_heads_leaves_the_model_alone():
+    model = MultiTaskMLP(3, **TRUNK, rngs=nnx.Rngs(0))
+    stack_heads(model)
+    assert list(model.heads) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("heads", [{"a": (1,), "b": (2,)}, {"a": (1,), "b": (4, 1)}])
+def test_unlike_heads_do_not_stack(heads):
+    with pytest.raises(ValueError, match="heads of the same layers and sizes"):
+        stack_heads(MultiTaskMLP(3, (4,), heads, rngs=nnx.Rngs(0)))
+
+
+def test_a_layer_is_needed():
+    with pytest.raises(ValueError, match=r"`sizes` must .* got \(3,\)"):
+        MLP((3,), rngs=nnx.Rngs(0))
