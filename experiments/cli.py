@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
+import mtlopt
+
 
 class UsageError(Exception):
     """A mistake of the user: shown as one line, without a traceback."""
@@ -113,6 +115,12 @@ def choose_names(
     if not names:
         raise UsageError(f"{option} must name at least one of {', '.join(valid)}.")
     return tuple(valid) if "all" in names else tuple(dict.fromkeys(names))
+
+
+def methods_for(num_tasks: int) -> tuple[str, ...]:
+    """Returns the names in `mtlopt.METHODS` that so many tasks are enough for."""
+    methods = mtlopt.METHODS.items()
+    return tuple(name for name, method in methods if method.min_tasks <= num_tasks)
 
 
 def one_line(message: object) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import mtlopt
 from experiments.training import take
-from mtlopt.linalg.procrustes import aligned_matrix, factor_gramian
+from mtlopt.linalg.procrustes import aligned_matrix, principal_axes
 
 PyTree = Any
 
@@ -16,8 +16,8 @@ PyTree = Any
 # Gramians over the shared parameters and of the latent. Its gradients A G have the
 # Gramian A (G G') A'.
 ALIGNMENTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "aligned_mtl": lambda shared, _: aligned_matrix(factor_gramian(shared)),
-    "aligned_mtl_ub": lambda _, latent: aligned_matrix(factor_gramian(latent)),
+    "aligned_mtl": lambda shared, _: aligned_matrix(principal_axes(shared)),
+    "aligned_mtl_ub": lambda _, latent: aligned_matrix(principal_axes(latent)),
 }
 
 

@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import optax
 
 import mtlopt
-from experiments.cli import UsageError, choose_names, experiment_parser, positive
+from experiments.cli import (
+    UsageError,
+    choose_names,
+    experiment_parser,
+    methods_for,
+    positive,
+)
 from experiments.data.multimnist import MultiMnist, Split, load_multimnist
 from experiments.figures import COLOURS, Curve, draw_dots, draw_panels
 from experiments.report import markdown_table, percent, provenance, spread
@@ -22,6 +28,18 @@ from experiments.training import Problem
 
 TASKS = ("left", "right")
 LABELS = {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}}
+# The methods of a run without `--methods`: those of the papers' tables.
+FEW = (
+    "sum_tasks",
+    "mean_tasks",
+    "uncertainty",
+    "dwa",
+    "mgda",
+    "mgda_ub",
+    "pcgrad",
+    "aligned_mtl",
+    "aligned_mtl_ub",
+)
 SPREAD = ("mean", "std", "max", "min")
 
 # Table 2 of the paper: accuracy of the left and the right digit in percent, and mean,
@@ -157,14 +175,14 @@ def parse(argv: Sequence[str]) -> tuple[Settings, Path, bool]:
     """Returns the settings, the output folder, and whether to resume."""
     parser = experiment_parser("multimnist", DESCRIPTION)
     whole, real = positive(int), positive(float)
-    quick = Settings(tuple(mtlopt.METHODS))
+    quick, known = Settings(FEW), methods_for(len(TASKS))
     parser.add_argument("--full", action="store_true", help="the papers' settings")
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=["all"],
+        default=FEW,
         metavar="NAME",
-        help=f"all [default], or some of {', '.join(mtlopt.METHODS)}",
+        help=f"all, or some of {', '.join(known)} [{' '.join(FEW)}]",
     )
     numbers = {
         "epochs": (whole, "passes over the training pairs"),
@@ -189,7 +207,7 @@ def parse(argv: Sequence[str]) -> tuple[Settings, Path, bool]:
     options = vars(parser.parse_args(argv))
     out, resume = Path(options.pop("out")), options.pop("resume")
     profile = FULL if options.pop("full") else {}
-    methods = choose_names(options.pop("methods"), mtlopt.METHODS, "--methods")
+    methods = choose_names(options.pop("methods"), known, "--methods")
     given = {name: value for name, value in options.items() if value is not None}
     return Settings(methods, **{**profile, **given}), out, resume
 

@@ -35,7 +35,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
       | :----- | ---: |
       | mgda   | 93.1 |
     """
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    # At least two: a rule of a colon alone is no rule.
+    columns = zip(header, *rows, strict=True)
+    widths = [max(2, *map(len, column)) for column in columns]
 
     def line(cells: Sequence[str]) -> str:
         first, *others = zip(cells, widths, strict=True)

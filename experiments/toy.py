@@ -15,7 +15,7 @@ import optax
 from tqdm import tqdm
 
 import mtlopt
-from experiments.cli import choose_names, experiment_parser, positive
+from experiments.cli import choose_names, experiment_parser, methods_for, positive
 from experiments.landscapes import LANDSCAPES, Landscape, Loss
 from experiments.report import markdown_table, provenance
 from experiments.run_folder import claim, write_json, write_text
@@ -152,14 +152,15 @@ def main(argv: Sequence[str]) -> None:
 
 def parse(argv: Sequence[str]) -> tuple[Settings, Path]:
     """Returns the settings and the output folder."""
-    default = Settings(tuple(mtlopt.METHODS))
+    known = methods_for(2)
+    default = Settings(known)
     parser = experiment_parser("toy", DESCRIPTION, resumable=False, has_data=False)
     parser.add_argument(
         "--methods",
         nargs="+",
         default=["all"],
         metavar="NAME",
-        help=f"all [default], or some of {', '.join(mtlopt.METHODS)}",
+        help=f"all [default], or some of {', '.join(known)}",
     )
     parser.add_argument(
         "--steps",
@@ -197,7 +198,7 @@ def parse(argv: Sequence[str]) -> tuple[Settings, Path]:
     options = vars(parser.parse_args(argv))
     out = Path(options.pop("out"))
     options["learning_rates"] = tuple(options["learning_rates"])
-    methods = choose_names(options.pop("methods"), mtlopt.METHODS, "--methods")
+    methods = choose_names(options.pop("methods"), known, "--methods")
     return Settings(methods, **options), out
 
 

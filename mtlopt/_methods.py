@@ -295,7 +295,7 @@ METHODS: dict[str, Method] = {
         ("mgda",),
         _one,
         "T",
-        properties=frozenset({"deterministic", "in_span"}),
+        properties=_SYMMETRIC,
     ),
     "edm": Method(
         "EDM",

@@ -34,7 +34,8 @@ def float64():
 @pytest.fixture(scope="session")
 def plain_run():
     oracle, params = problems.make_oracle(), problems.make_params()
-    return problems.run_methods(oracle, params, problems.make_batches())
+    names = problems.methods_of(oracle.num_tasks)
+    return problems.run_methods(oracle, params, problems.make_batches(), names=names)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,32 @@ import mtlopt
 from mtlopt import METHODS
 
 TASKS = ("a", "b", "c")
+
+
+# One method for each way in which methods read the gradients, and the first ones:
+# what they do with rows and heads is what all others do, in the same few functions.
+ROUTES = (
+    "sum_tasks",
+    "mean_tasks",
+    "uncertainty",  # weights by losses
+    "excess_mtl",  # keeps sums shaped like rows
+    "mgda",
+    "mgda_ub",
+    "pcgrad",  # random
+    "trimmed_mean",  # element by element
+    "moco",  # keeps rows
+    "modo",  # products of two batches
+    "db_mtl",  # a weighting and an aggregator of rows
+    "aligned_mtl",
+    "aligned_mtl_ub",
+)
+
+
+def methods_of(num_tasks):
+    """Names of the methods that so many tasks are enough for."""
+    return [name for name in METHODS if METHODS[name].min_tasks <= num_tasks]
+
+
 STEPS, BATCH, INPUTS, WIDTH = 4, 8, 4, 5
 # Compiling takes longer than all the rest.
 QUICK = {
@@ -83,16 +109,12 @@ def gradient_of(task, params, *args):
 
 
 def in_parameter_space():
-    """Names of the methods that any problem of three tasks can be given to."""
-    return [
-        name
-        for name, method in METHODS.items()
-        if not method.latent and method.min_tasks <= len(TASKS)
-    ]
+    """Those that any problem can be given to."""
+    return [name for name in ROUTES if not METHODS[name].latent]
 
 
 def run_methods(oracle, params, batches, *, names=None, present=None):
-    """Every method over the batches at the same parameters, its state carried along.
+    """Methods over the batches at the same parameters, their state carried along.
 
     One compilation for all methods. Float64.
 
@@ -100,8 +122,7 @@ def run_methods(oracle, params, batches, *, names=None, present=None):
       `{name: updates [steps, ...]}` and `{name: states [steps, ...]}` after each step.
     """
     if names is None:
-        few = oracle.num_tasks
-        names = [name for name in METHODS if METHODS[name].min_tasks <= few]
+        names = ROUTES
     methods = {
         name: METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
         for name in names

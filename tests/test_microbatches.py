@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import mtlopt
-from mtlopt import METHODS
 from tests.problems import (
     BATCH,
     LABELS,
     LOSSES,
     QUICK,
+    ROUTES,
     STEPS,
     TASKS,
     assert_close,
@@ -67,14 +67,14 @@ def run(parts, masked=False, names=None):
     return updates_of(oracle, PARAMS, (BATCHES,), names=names)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ROUTES)
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_equal_the_whole_batch(name, parts, plain):
     """A(mean of the parts' rows), in parameter and in latent space."""
     assert_close(run(parts)[name], plain[name])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ROUTES)
 def test_masked_means_are_weighted_by_label_counts(name):
     """Losses that are means over the labels, of which parts hold unequal numbers."""
     assert np.ptp(np.sum(BATCHES[2].reshape(STEPS, 4, 2, 3), axis=2)) == 2

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import mtlopt
+from tests.problems import methods_of
 
 PARAMS = {"w": jnp.ones(2), "heads": {"a": jnp.ones(2), "b": jnp.ones(2)}}
 LABELS = {"w": "shared", "heads/a": "a", "heads/b": "b"}
@@ -325,7 +326,7 @@ def test_plain_gradients_are_refused(transform):
         transform.update(WEIGHTS, transform.init(WEIGHTS), WEIGHTS)
 
 
-@pytest.mark.parametrize("name", mtlopt.METHODS)
+@pytest.mark.parametrize("name", methods_of(3))
 def test_wrong_number_of_tasks(name):
     grads = mtlopt.task_grad(
         {"a": lambda p, z: z, "b": lambda p, z: -z}, "shared", encode=lambda p: p["w"]

@@ -32,9 +32,14 @@ COLUMNS = {8: 20, 40: 48, 128: 132}  # by padded number of tasks; multiples of f
 # name and a claim. An entry says why it is not claimed.
 LATER = "only of the first update, which is that of MGDA"
 SOLVED = "only where the bargaining equation has a solution"
+NEARLY = "the bargaining equation has none there, and the answer is near zero"
 NOT_REFUTED = {
     ("nash_mtl", "non_conflicting"): SOLVED,
     ("fairgrad", "non_conflicting"): SOLVED,
+    ("nash_mtl", "zero_if_strongly_stationary"): NEARLY,
+    ("fairgrad", "zero_if_strongly_stationary"): NEARLY,
+    ("nash_mtl", "zero_if_weakly_stationary"): NEARLY,
+    ("fairgrad", "zero_if_weakly_stationary"): NEARLY,
     ("cr_mogm", "non_conflicting"): LATER,
     ("cr_mogm", "zero_if_strongly_stationary"): LATER,
     ("cr_mogm", "zero_if_weakly_stationary"): LATER,

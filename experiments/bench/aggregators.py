@@ -15,16 +15,13 @@ computed. It is below 1 where orders are drawn at random, or where TorchJD stops
 (MGDA) or takes other steps (SDMGrad).
 """
 
-import argparse
 import itertools
 import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -32,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import torchjd_weights
-from experiments.bench.step_time import pin_to_one_thread
+from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
 from experiments.bench.torch_process import TorchProcess
 from experiments.bench.torchjd_weights import timed_calls
-from experiments.report import markdown_table, provenance
+from experiments.report import markdown_table
 from mtlopt.aggregators.aligned_mtl import aligned_mtl_weights
 from mtlopt.aggregators.balance_norms import balance_norms_weights
 from mtlopt.aggregators.cagrad import cagrad_weights
@@ -360,11 +357,7 @@ def missed(results: Sequence[Result]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--torch-python", help="a Python interpreter that has torchjd")
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    parser = timing_parser(__doc__ or "", rounds=11)
     parser.add_argument(
         "--methods",
         nargs="*",
@@ -375,11 +368,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="*", type=int, default=[2, 8, 32, 64, 128])
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--platform", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument(
         "--limit", type=float, default=60.0, help="seconds for a method at one size"
     )
-    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     args = parser.parse_args(argv)
     pin_to_one_thread(args.core)
     jax.config.update("jax_platforms", args.platform)
@@ -404,13 +395,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(markdown_table(HEADER, [cells(result) for result in results]))
     for sentence in missed(results):
         print(sentence, file=sys.stderr)
-    if args.out:
-        record = {
-            "command": sys.argv,
-            **provenance(),
-            "results": [asdict(result) for result in results],
-        }
-        args.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(args.out, results)
 
 
 if __name__ == "__main__":

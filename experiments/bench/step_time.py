@@ -7,15 +7,10 @@ alternate; the ratio of a row is the median over rounds of neighbouring blocks' 
 so that drift of the machine cancels. Without `--torch-python` only times are given.
 """
 
-import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +18,8 @@ import jax
 from jax import lax
 
 import mtlopt
+from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
+from experiments.bench.torch_process import TorchProcess
 from experiments.bench.workloads import (
     Step,
     Workload,
@@ -31,6 +28,7 @@ from experiments.bench.workloads import (
     method_step,
     plain_step,
 )
+from experiments.report import markdown_table
 
 
 @dataclass(frozen=True)
@@ -103,36 +101,6 @@ def timer(row: Row, workload: Workload, num_steps: int) -> Callable[[], float]:
     return run
 
 
-class TorchTimer:
-    """Times PyTorch's plain step in a subprocess, which sleeps in between."""
-
-    def __init__(self, python: str, batch_size: int, num_steps: int):
-        script = Path(__file__).with_name("torch_lenet.py")
-        self._num_steps = num_steps
-        self._process = subprocess.Popen(
-            [python, str(script), "--batch-size", str(batch_size)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self()
-
-    def __call__(self) -> float:
-        """Seconds of one block of steps."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{self._num_steps}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("The PyTorch process ended, see its message above.")
-        return float(answer)
-
-    def close(self) -> None:
-        """Ends the subprocess."""
-        self._process.communicate()
-
-
 def measure(
     rows: Sequence[Row],
     workload: Workload,
@@ -143,14 +111,22 @@ def measure(
 ) -> list[Result]:
     """Measures all rows, with a block of PyTorch's steps before each of theirs."""
     timers = [timer(row, workload, num_steps) for row in rows]
-    batch_size = len(workload.args[0])
+    script = str(Path(__file__).with_name("torch_lenet.py"))
+    batch_size = str(len(workload.args[0]))
     reference = (
-        TorchTimer(torch_python, batch_size, num_steps) if torch_python else None
+        TorchProcess(torch_python, script, "--batch-size", batch_size)
+        if torch_python
+        else None
     )
+
+    def torch_seconds() -> float | None:
+        return float(reference(str(num_steps))) if reference else None
+
+    torch_seconds()
     times: list[list[tuple[float | None, float]]] = [[] for _ in rows]
     for _ in range(num_rounds):
         for run, measured in zip(timers, times, strict=True):
-            measured.append((reference() if reference else None, run()))
+            measured.append((torch_seconds(), run()))
     if reference:
         reference.close()
     return [
@@ -177,40 +153,22 @@ def summarize(
     )
 
 
-def markdown(results: Sequence[Result]) -> str:
-    """The table, one line a result."""
-    lines = [
-        "| step | ms | PyTorch plain, ms | ratio | quartiles |",
-        "|---|---|---|---|---|",
-    ]
-    for r in results:
-        cells = [r.name, f"{r.milliseconds:.1f}", "", "", ""]
-        if r.ratio is not None and r.ratio_quartiles is not None:
-            low, high = r.ratio_quartiles
-            cells[2:] = [
-                f"{r.torch_milliseconds:.1f}",
-                f"{r.ratio:.2f}",
-                f"{low:.2f} to {high:.2f}",
-            ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def pin_to_one_thread(core: int) -> None:
-    """Confines this process, its children and XLA; call before JAX runs anything."""
-    os.sched_setaffinity(0, {core})
-    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-    jax.config.update("jax_platforms", "cpu")
+def cells(result: Result) -> list[str]:
+    """A line of the table."""
+    line = [result.name, f"{result.milliseconds:.1f}", "", "", ""]
+    if result.ratio is not None and result.ratio_quartiles is not None:
+        low, high = result.ratio_quartiles
+        line[2:] = [
+            f"{result.torch_milliseconds:.1f}",
+            f"{result.ratio:.2f}",
+            f"{low:.2f} to {high:.2f}",
+        ]
+    return line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--torch-python", help="a Python interpreter that has torch")
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    parser = timing_parser(__doc__ or "", rounds=15)
     parser.add_argument(
         "--methods",
         nargs="*",
@@ -218,9 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=list(mtlopt.METHODS),
         help="methods of the library to time beside; default: all",
     )
-    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=20, help="steps in a block")
-    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     args = parser.parse_args(argv)
     pin_to_one_thread(args.core)
     workload = lenet()
@@ -231,14 +187,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_steps=args.steps,
         num_rounds=args.rounds,
     )
-    print(markdown(results))
-    if args.out:
-        record = {
-            "command": sys.argv,
-            "jax": jax.__version__,
-            "results": [asdict(result) for result in results],
-        }
-        args.out.write_text(json.dumps(record, indent=2) + "\n")
+    header = ["step", "ms", "PyTorch plain, ms", "ratio", "quartiles"]
+    print(markdown_table(header, [cells(result) for result in results]))
+    write_record(args.out, results)
 
 
 if __name__ == "__main__":

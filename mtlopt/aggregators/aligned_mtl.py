@@ -11,11 +11,12 @@ from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.gramian import unit_triangular
 from mtlopt.linalg.procrustes import (
-    Factor,
+    Axes,
     Scale,
     aligned_matrix,
-    factor_gramian,
     factor_triangular,
+    graded_svd,
+    principal_axes,
 )
 from mtlopt.rows import Rows
 
@@ -61,14 +62,13 @@ def aligned_mtl_weights(
       Senushkin et al., *Independent Component Alignment for Multi-Task Learning*,
       CVPR 2023, Algorithm 1.
     """
-    factor = factor_gramian(gramian, present)
-    return _weights(factor, preference, scale, present)
+    return _weights(principal_axes(gramian, present), preference, scale, present)
 
 
 def _weights(
-    factor: Factor, preference: Any, scale: Scale, present: jax.Array | None
+    axes: Axes, preference: Any, scale: Scale, present: jax.Array | None
 ) -> jax.Array:
-    matrix = aligned_matrix(factor, scale)
+    matrix = aligned_matrix(axes, scale)
     preference = mean_weights(matrix.shape[0], preference, present)
     return jnp.dot(
         matrix, preference.astype(matrix.dtype), precision=jax.lax.Precision.HIGHEST
@@ -134,8 +134,9 @@ def aligned_mtl(
     def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
         if solver == "qr":
             factor = factor_triangular(*unit_triangular(rows.leaves()), present)
+            axes = graded_svd(factor)
         else:
-            factor = factor_gramian(rows.gramian(), present)
-        return _weights(factor, preference, scale, present)
+            axes = principal_axes(rows.gramian(), present)
+        return _weights(axes, preference, scale, present)
 
     return aggregate_by_weights(num_tasks, weights)

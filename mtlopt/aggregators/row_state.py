@@ -18,6 +18,8 @@ def zero_rows(params: Any, labels: Rules, num_tasks: int) -> Leaves:
       labels: see `label_params`; heads are left out.
       num_tasks: number of tasks T.
     """
+    if not jax.tree.leaves(params):
+        return params  # the placeholder of `optax.tree_map_params`
     names = jax.tree.leaves(label_params(params, labels))
     return [
         jnp.zeros((num_tasks, *jnp.shape(leaf)), solver_dtype([jnp.asarray(leaf)]))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
-from mtlopt.linalg.procrustes import factor_gramian, graded_svd
+from mtlopt.linalg.procrustes import principal_axes
 
 
 def dominance_rate(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
@@ -32,12 +32,11 @@ def dominance_rate(gramian: jax.Array, present: jax.Array | None = None) -> jax.
     References:
       Aligned-MTL (see `aligned_mtl`), definition 1, equation 2.
     """
-    factor = factor_gramian(gramian, present)
-    singular, _ = graded_svd(factor)
+    singular, _, rank = principal_axes(gramian, present)
     num_tasks = gramian.shape[0] if present is None else jnp.sum(present)
     rate = safe_divide(singular[0], singular[num_tasks - 1])
     deficient = jnp.where(singular[0] > 0, jnp.inf, jnp.nan)
-    return jnp.where(factor.rank < num_tasks, deficient, rate)
+    return jnp.where(rank < num_tasks, deficient, rate)
 
 
 def cosine_similarity(

@@ -269,9 +269,13 @@ def sweep(tableau: jax.Array, index: jax.Array, inside: jax.Array) -> jax.Array:
     num_tasks, num_columns = tableau.shape
     unit = jnp.arange(num_columns) == index
     value = tableau[index, index]
-    # As one rank-one update, right but for the pivot itself.
-    shift = jnp.where(unit, jnp.where(inside, -1, 1), 0).astype(tableau.dtype)
-    row = (tableau[index] - shift) / value
-    column = tableau[:, index] - shift[:num_tasks]
-    swept = tableau - column[:, None] * row
-    return jnp.where(unit[:num_tasks, None] & unit, -1 / value, swept)
+    # One rank-one update, right but for the pivot itself: (column - sign e) times row.
+    # As a product of two columns and two rows, which XLA makes first; it would fuse
+    # anything less into the update, and look for the pivot again at every entry.
+    sign = jnp.where(inside, -1, 1).astype(tableau.dtype)
+    row = (tableau[index] - sign * unit.astype(tableau.dtype)) / value
+    here = unit[:num_tasks].astype(tableau.dtype)
+    left = jnp.stack([tableau[:, index], here], axis=1)
+    swept = tableau - _dot(left, jnp.stack([row, -sign * row]))
+    corner = jnp.reshape(-1 / value, (1, 1))
+    return jax.lax.dynamic_update_slice(swept, corner, (index, index))

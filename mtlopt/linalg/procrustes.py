@@ -29,6 +29,68 @@ class Factor(NamedTuple):
     rank: jax.Array
 
 
+class Axes(NamedTuple):
+    """Principal axes of the rows, `J^T = P Sigma Q^T`.
+
+    Attributes:
+      singular: `Sigma`, `[tasks]`, descending, zero from the rank on.
+      right: `Q`, `[tasks, tasks]`.
+      rank: How many are not zero, an int32 scalar.
+    """
+
+    singular: jax.Array
+    right: jax.Array
+    rank: jax.Array
+
+
+def principal_axes(gramian: jax.Array, present: jax.Array | None = None) -> Axes:
+    r"""The principal axes of the rows, from their Gramian.
+
+    `graded_svd(factor_gramian(gramian, present))`, right for all ratios of row scales.
+    But where all tasks are present and the Gramian itself has a condition below
+    `eps^-0.3` (120 in float32), its eigenvalues are right to `eps^0.7` (1e-5) as they
+    are, and are taken: a fifth of the time for a hundred tasks on CPU. Under `vmap`
+    both ways are computed.
+
+    Args:
+      gramian: `G`, `[tasks, tasks]`.
+      present: Tasks to look at, bool `[tasks]`; the others have no part in any axis.
+
+    Returns:
+      The axes. NaN or infinity in gives NaN out.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> axes = principal_axes(jnp.diag(jnp.array([1.0, 4.0])))
+      >>> print(axes.singular, axes.rank)
+      [2. 1.] 2
+    """
+    if present is not None:
+        gramian = jnp.where(jnp.outer(present, present), gramian, 0)
+    # In units of the longest row: no eigenvalue overflows that no entry does.
+    largest = jnp.max(jnp.abs(jnp.diagonal(gramian)))
+    values, vectors = jnp.linalg.eigh(
+        safe_divide(gramian, largest), symmetrize_input=False
+    )
+    limit = jnp.finfo(values.dtype).eps ** 0.3
+    return jax.lax.cond(
+        values[0] > limit * values[-1], _direct, _graded, gramian, values, vectors
+    )
+
+
+def _direct(gramian: jax.Array, values: jax.Array, vectors: jax.Array) -> Axes:
+    length = jnp.sqrt(jnp.max(jnp.diagonal(gramian)))
+    return Axes(
+        (jnp.sqrt(values) * length)[::-1],
+        vectors[:, ::-1],
+        jnp.full([], len(values), jnp.int32),
+    )
+
+
+def _graded(gramian: jax.Array, _values: jax.Array, _vectors: jax.Array) -> Axes:
+    return graded_svd(factor_gramian(gramian))
+
+
 def factor_gramian(gramian: jax.Array, present: jax.Array | None = None) -> Factor:
     r"""Factorises a Gramian with the row scales divided out first.
 
@@ -113,7 +175,7 @@ def factor_triangular(
     return Factor(nan_unless_finite(matrix, triangle), _count(kept))
 
 
-def graded_svd(factor: Factor) -> tuple[jax.Array, jax.Array]:
+def graded_svd(factor: Factor) -> Axes:
     r"""Singular values and right singular vectors of a factor, in descending order.
 
     .. math:: M = P \Sigma Q^T
@@ -130,12 +192,12 @@ def graded_svd(factor: Factor) -> tuple[jax.Array, jax.Array]:
       factor: `M` and its rank.
 
     Returns:
-      The singular values, `[tasks]`, zero from the rank on, and `Q`, `[tasks, tasks]`.
+      The axes, `Sigma` and `Q`.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> factor = Factor(jnp.diag(jnp.array([1e-6, 3.0])), jnp.array(2))
-      >>> print(graded_svd(factor)[0])
+      >>> print(graded_svd(factor).singular)
       [3.e+00 1.e-06]
     """
     matrix, rank = factor
@@ -147,7 +209,8 @@ def graded_svd(factor: Factor) -> tuple[jax.Array, jax.Array]:
     triangle = jnp.where(jnp.abs(triangle) <= noise, 0, triangle)
     right, singular, _ = _svd(triangle.T)
     kept = jnp.arange(len(singular)) < rank
-    return jnp.where(kept, singular, 0), jnp.zeros_like(right).at[order].set(right)
+    right = jnp.zeros_like(right).at[order].set(right)
+    return Axes(jnp.where(kept, singular, 0), right, rank)
 
 
 def _svd(matrix: jax.Array) -> Any:
@@ -161,10 +224,10 @@ def _svd(matrix: jax.Array) -> Any:
     )
 
 
-def aligned_matrix(factor: Factor, scale: Scale = "min") -> jax.Array:
+def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
     r"""The matrix that aligns the principal axes of the task gradients.
 
-    .. math:: A = \sqrt{s} \, Q \Sigma^+ Q^T, \qquad M = P \Sigma Q^T
+    .. math:: A = \sqrt{s} \, Q \Sigma^+ Q^T, \qquad J^T = P \Sigma Q^T
 
     `J^T A` is the matrix with all its singular values equal to `sqrt(s)` that is
     nearest to `J^T` (an orthogonal Procrustes problem), so `A @ preference` are the
@@ -177,7 +240,7 @@ def aligned_matrix(factor: Factor, scale: Scale = "min") -> jax.Array:
     repeat.
 
     Args:
-      factor: `M` and its rank.
+      axes: `Sigma`, `Q` and the rank.
       scale: `"min"` (the paper), `"median"` or `"rmse"` (the official code).
 
     Returns:
@@ -188,8 +251,8 @@ def aligned_matrix(factor: Factor, scale: Scale = "min") -> jax.Array:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> factor = factor_gramian(jnp.diag(jnp.array([4.0, 1.0])))
-      >>> print(aligned_matrix(factor))
+      >>> axes = principal_axes(jnp.diag(jnp.array([4.0, 1.0])))
+      >>> print(aligned_matrix(axes))
       [[0.5 0. ]
        [0.  1. ]]
 
@@ -198,8 +261,7 @@ def aligned_matrix(factor: Factor, scale: Scale = "min") -> jax.Array:
       CVPR 2023, equations 14 to 16 and Algorithm 1.
     """
     check_choice("scale", scale, ("min", "median", "rmse"))
-    rank = factor.rank
-    singular, right = graded_svd(factor)
+    singular, right, rank = axes
     if scale == "min":
         target = singular[jnp.maximum(rank - 1, 0)]
     elif scale == "median":
@@ -209,7 +271,7 @@ def aligned_matrix(factor: Factor, scale: Scale = "min") -> jax.Array:
         mean_square = safe_divide(jnp.sum(relative**2), rank.astype(singular.dtype))
         target = jnp.sqrt(mean_square) * singular[0]
     stretch = safe_divide(target, singular)  # sqrt(s) / sigma
-    return nan_unless_finite(_dot(right * stretch, right.T), factor.matrix)
+    return nan_unless_finite(_dot(right * stretch, right.T), singular)
 
 
 def _rounding(matrix: jax.Array) -> float:

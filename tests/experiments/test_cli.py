@@ -9,7 +9,8 @@ import pytest
 
 import mtlopt
 from experiments.__main__ import EXPERIMENTS, main
-from experiments.multimnist import parse
+from experiments.cli import methods_for
+from experiments.multimnist import FEW, parse
 
 Fail = Callable[..., str]
 
@@ -58,7 +59,7 @@ def test_unknown_method_lists_names(fail):
     message = fail("multimnist", "--methods", "mgda,adam")
     assert "--methods" in message
     assert "'adam'" in message
-    assert all(name in message for name in mtlopt.METHODS)
+    assert all(name in message for name in methods_for(2))
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "2.5", "many"])
@@ -95,8 +96,9 @@ def test_full_is_overridden_by_options():
 
 
 def test_default_is_every_method():
-    assert parse([])[0].methods == tuple(mtlopt.METHODS)
-    assert parse(["--methods", "all"])[0].methods == tuple(mtlopt.METHODS)
+    assert parse([])[0].methods == FEW
+    assert parse(["--methods", "all"])[0].methods == methods_for(2)
+    assert set(FEW) < set(methods_for(2)) < set(mtlopt.METHODS)
 
 
 def test_missing_package_says_what_to_install(fail, monkeypatch):

@@ -1,5 +1,6 @@
 """Factors of Gramians and the alignment of their axes."""
 
+import functools
 import itertools
 
 import jax
@@ -14,6 +15,7 @@ from mtlopt.linalg.procrustes import (
     factor_gramian,
     factor_triangular,
     graded_svd,
+    principal_axes,
 )
 from tests import reference
 from tests.linalg.matrices import gramian, padded_gramian, random_rows, structured
@@ -21,7 +23,11 @@ from tests.linalg.matrices import gramian, padded_gramian, random_rows, structur
 SIZE = 40
 factor = jax.jit(factor_gramian)
 triangular = jax.jit(factor_triangular)
-align = jax.jit(aligned_matrix, static_argnames="scale")
+
+
+@functools.partial(jax.jit, static_argnames="scale")
+def align(factor, scale="min"):
+    return aligned_matrix(graded_svd(factor), scale)
 
 
 def exact(rows, scale="min", rank=None):
@@ -248,9 +254,25 @@ def test_graded_svd_is_relatively_accurate(dtype):
     scales = rng.permutation(np.logspace(0, smallest, 3))
     basis, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     matrix = (basis * scales).astype(dtype)  # its singular values are the scales
-    singular, right = graded_svd(Factor(jnp.asarray(matrix), jnp.array(3)))
+    singular, right, _ = graded_svd(Factor(jnp.asarray(matrix), jnp.array(3)))
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(singular, np.sort(scales)[::-1], rtol=20 * eps)
     np.testing.assert_allclose(
         np.abs(right).T, np.eye(3)[np.argsort(-scales)], atol=9 * eps
     )
+
+
+@pytest.mark.parametrize("condition", [1.0, 10.0, 60.0, 300.0, 3000.0])
+def test_axes_of_a_gramian_are_those_of_its_factor(condition, dtype):
+    """On both sides of the condition up to which its own eigenvalues are taken."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(8, 8)))[0] for _ in range(2))
+    rows = left * np.logspace(0, -np.log10(condition) / 2, 8) @ right
+    gram = gramian(3e5 * rows, dtype)
+    axes, expected = principal_axes(gram), graded_svd(factor_gramian(gram))
+    tolerance = 2e-5 if dtype == np.float32 else 1e-10
+    np.testing.assert_allclose(axes.singular, expected.singular, rtol=tolerance)
+    assert axes.rank == expected.rank == 8
+    for scale in ("min", "median", "rmse"):
+        found, matrix = aligned_matrix(axes, scale), aligned_matrix(expected, scale)
+        np.testing.assert_allclose(found, matrix, atol=10 * tolerance)

@@ -1,0 +1,51 @@
+"""One core, one thread, and where numbers go: what the timing scripts share."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.report import provenance
+
+
+def timing_parser(description: str, rounds: int) -> argparse.ArgumentParser:
+    """Returns a parser with the options that all timing scripts have.
+
+    Args:
+        description: What `--help` says.
+        rounds: Default number of rounds.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--torch-python", help="a Python interpreter that has PyTorch")
+    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    return parser
+
+
+def pin_to_one_thread(core: int) -> None:
+    """Confines this process, its children and XLA; call before JAX runs anything."""
+    os.sched_setaffinity(0, {core})
+    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    jax.config.update("jax_platforms", "cpu")
+
+
+def write_record(path: Path | None, results: Sequence[Any]) -> None:
+    """Writes dataclass instances as JSON, with command, versions and device."""
+    if path is None:
+        return
+    record = {
+        "command": sys.argv,
+        **provenance(),
+        "results": [asdict(result) for result in results],
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n")
