@@ -16,8 +16,9 @@ class MultiTaskModel(Protocol):
         """For each task a module from the latent representation to its output."""
         ...
 
-    def encode(self, x: jax.Array, *args: Any) -> Any:
-        """Maps a batch to the latent representation that all heads read."""
+    @property
+    def encode(self) -> Callable[..., Any]:
+        """Maps a batch, and more, to the latent representation that all heads read."""
         ...
 
 
