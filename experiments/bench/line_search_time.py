@@ -23,7 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ PyTree = Any
 
 MULTIMNIST_TRAIN, CIFAR_TRAIN, STS_TRAIN = 60_000, 50_000, 5_749
 _RATE = 0.01
-_WARM_UP = 2
+_WARM_UP = 1  # compiles
 # The count does not depend on how well the code is optimised, the time to compile does.
 _FAST_COMPILATION = {
     "xla_backend_optimization_level": 0,
@@ -187,14 +187,22 @@ def count(function: Callable[..., Any], *args: Any) -> float:
     return costs["flops"]
 
 
-def count_steps(
-    workload: Workload, trials: dict[str, float], direction: str = "mgda"
-) -> dict[str, float]:
-    """Returns the operations of every step.
+class Count(NamedTuple):
+    """Operations of a step with one trial, and of each further trial."""
+
+    once: float
+    trial: float = 0.0
+
+    def total(self, trials: float | None) -> float:
+        """Returns those of a step with so many trials."""
+        return self.once + self.trial * (0 if trials is None else trials - 1)
+
+
+def count_steps(workload: Workload, direction: str = "mgda") -> dict[str, Count]:
+    """Counts the operations of every step.
 
     Args:
       workload: what to step on.
-      trials: mean number of trials of each line search.
       direction: what finds the direction.
     """
     problem, num_tasks = workload.problem, workload.num_tasks
@@ -217,10 +225,11 @@ def count_steps(
         lambda params, z: oracle.heads(params, z, batch, stats).losses, params, z
     )
     counts = {
-        PLAIN: plain,
-        SHARED: forward + num_tasks * (plain - forward),
-        PER_TASK: num_tasks * plain,
+        PLAIN: Count(plain),
+        SHARED: Count(forward + num_tasks * (plain - forward)),
+        PER_TASK: Count(num_tasks * plain),
     }
+    trial = {MGDA_UB: 0.0, BLS: forward}
     for title, name in _METHODS.items():
         method = methods[name]
         its_problem = unrolled_problem if title == BLS else problem
@@ -232,8 +241,7 @@ def count_steps(
             rows,
             problem.train,
         )
-        trial = forward if title == BLS else heads
-        counts[title] = once + trial * (trials.get(title, 1.0) - 1)
+        counts[title] = Count(once, trial.get(title, heads))
     return counts
 
 
@@ -268,12 +276,12 @@ def measure(workload: Workload, rounds: int, direction: str = "mgda") -> list[Ro
                 if "trials" in did:
                     trials.setdefault(title, []).append(float(did["trials"]))
     means = {title: statistics.fmean(values) for title, values in trials.items()}
-    counts = count_steps(workload, means, direction)
+    counts = count_steps(workload, direction)
     return [
         Row(
             title,
             1e3 * statistics.median(values),
-            counts[title],
+            counts[title].total(means.get(title)),
             means.get(title),
         )
         for title, values in seconds.items()
@@ -363,7 +371,7 @@ def bert(batch_size: int, options: argparse.Namespace) -> Workload:
     return Workload(name, problem, batch_size, STS_TRAIN)
 
 
-WORKLOADS = {"lenet5": (lenet5, 256), "resnet18": (resnet18, 32), "bert": (bert, 8)}
+WORKLOADS = {"lenet5": (lenet5, 256), "resnet18": (resnet18, 8), "bert": (bert, 8)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -377,6 +385,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="WORKLOAD",
         help=f"any of {', '.join(WORKLOADS)}",
     )
+    sizes = ", ".join(f"{name} {size}" for name, (_, size) in WORKLOADS.items())
+    parser.add_argument("--batch-size", type=int, help=f"examples a step [{sizes}]")
     parser.add_argument("--width", type=int, default=64, help="of ResNet-18")
     parser.add_argument("--bert", default="small", choices=("tiny", "small", "base"))
     parser.add_argument("--length", type=int, default=64, help="tokens for BERT")
@@ -392,7 +402,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = []
     for name in options.workloads or WORKLOADS:
         make, batch_size = WORKLOADS[name]
-        workload = make(batch_size, options)
+        workload = make(options.batch_size or batch_size, options)
         rows = measure(workload, options.rounds, options.direction)
         named = [
             dataclasses.replace(row, name=f"{workload.name}: {row.name}")
