@@ -11,6 +11,7 @@ from experiments.cli import UsageError, one_line
 EXPERIMENTS = {
     "multimnist": "two overlaid digits, all methods (Table 2 of Aligned-MTL)",
     "toy": "two losses of two parameters, paths of all methods (Fig. 1 of Aligned-MTL)",
+    "task_groups": "tasks in turn or in groups, IUS and IO (Tables 3, 4 of MTL-IO)",
 }
 
 
