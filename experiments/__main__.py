@@ -11,6 +11,9 @@ from experiments.cli import UsageError, one_line
 EXPERIMENTS = {
     "multimnist": "two overlaid digits, all methods (Table 2 of Aligned-MTL)",
     "toy": "two losses of two parameters, paths of all methods (Fig. 1 of Aligned-MTL)",
+    "ate_synthetic": "points by quadrant and circle (Tables 2, 3 of ATE-SG)",
+    "ate_wireless": "radio signals by modulation and type (Tables 5, 6 of ATE-SG)",
+    "ate_mammography": "calcifications, SG, Adam and their ATE (Table 8 of ATE-SG)",
     "task_groups": "tasks in turn or in groups, IUS and IO (Tables 3, 4 of MTL-IO)",
 }
 
