@@ -14,6 +14,9 @@ EXPERIMENTS = {
     "ate_synthetic": "points by quadrant and circle (Tables 2, 3 of ATE-SG)",
     "ate_wireless": "radio signals by modulation and type (Tables 5, 6 of ATE-SG)",
     "ate_mammography": "calcifications, SG, Adam and their ATE (Table 8 of ATE-SG)",
+    "fbls_multimnist": "line search on two digits (Fig. 3, 4, 6 of Fast Line Search)",
+    "fbls_cifar10": "line search on ten one-vs-rest tasks (Fig. 5 of Fast Line Search)",
+    "fbls_bert": "line search on sentence pairs (Table 3 of Fast Line Search)",
     "task_groups": "tasks in turn or in groups, IUS and IO (Tables 3, 4 of MTL-IO)",
 }
 

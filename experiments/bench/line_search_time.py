@@ -212,9 +212,9 @@ def count_steps(workload: Workload, direction: str = "mgda") -> dict[str, Count]
     batch = take(problem.train, rows)
     oracle = problem.oracle
     # One copy of the pullback for each task, for BLS, where a loop counts once.
-    unrolled = dataclasses.replace(
-        oracle, problem=dataclasses.replace(oracle.problem, batching="unroll")  # pyright: ignore
-    )  # fmt: skip
+    inner: Any = oracle.problem
+    inner = dataclasses.replace(inner, batching="unroll")
+    unrolled = dataclasses.replace(oracle, problem=inner)
     unrolled_problem = dataclasses.replace(problem, oracle=unrolled)
     z = jax.eval_shape(lambda params: oracle(params, batch, stats).z, params)
 
