@@ -15,6 +15,8 @@ from experiments.ate_report import oscillation
 from experiments.ate_runs import Run
 from experiments.cli import UsageError
 
+pytestmark = pytest.mark.slow
+
 MODULES = {
     "ate_synthetic": ate_synthetic,
     "ate_wireless": ate_wireless,
@@ -37,8 +39,8 @@ KINDS = ("ATE-{}, E0 = Ets = 1", "ATE-{}, E0 = Ets = 2", "Classic {}")
     scope="module",
     params=[
         "ate_synthetic",
-        pytest.param("ate_wireless", marks=pytest.mark.slow),
-        pytest.param("ate_mammography", marks=pytest.mark.slow),
+        pytest.param("ate_wireless"),
+        pytest.param("ate_mammography"),
     ],
 )
 def finished(request, tmp_path_factory):

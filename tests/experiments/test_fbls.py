@@ -37,6 +37,8 @@ from mtlopt.models import (
     stack_heads,
 )
 
+pytestmark = pytest.mark.slow
+
 TASKS = {"a": (1,), "b": (1,)}
 METHODS = ("fbls", "sgd")
 SETTINGS = Settings(METHODS, epochs=2, seeds=2, batch_size=16, decay_every=1)

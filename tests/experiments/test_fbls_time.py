@@ -11,6 +11,8 @@ from experiments.bench.line_search_time import Row, Workload
 from experiments.fbls import State, make_problem
 from mtlopt.models import MultiTaskMLP, functional, stack_heads
 
+pytestmark = pytest.mark.slow
+
 NUM_TASKS, BATCH = 3, 16
 
 

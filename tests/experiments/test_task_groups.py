@@ -29,6 +29,8 @@ from experiments.task_groups_training import (
     run_settings,
 )
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = Schedule(epochs=2, seeds=2, batch_size=32, learning_rates=(0.003, 0.03))
 SUS, IUS, IO = Setting(1), Setting(4, individual=False), Setting(4)
 WAYS = (SUS, IUS, IO)
