@@ -39,8 +39,8 @@ KINDS = ("ATE-{}, E0 = Ets = 1", "ATE-{}, E0 = Ets = 2", "Classic {}")
     scope="module",
     params=[
         "ate_synthetic",
-        pytest.param("ate_wireless"),
-        pytest.param("ate_mammography"),
+        "ate_wireless",
+        "ate_mammography",
     ],
 )
 def finished(request, tmp_path_factory):
