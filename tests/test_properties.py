@@ -34,6 +34,7 @@ LATER = "only of the first update, which is that of MGDA"
 SOLVED = "only where the bargaining equation has a solution"
 NEARLY = "the bargaining equation has none there, and the answer is near zero"
 NOT_REFUTED = {
+    ("mgda_l2", "linear_under_scaling"): "only where its weights are unique",
     ("nash_mtl", "non_conflicting"): SOLVED,
     ("fairgrad", "non_conflicting"): SOLVED,
     ("nash_mtl", "zero_if_strongly_stationary"): NEARLY,
