@@ -458,7 +458,13 @@ def check(name, r, measures):
 
 @methods
 @pytest.mark.parametrize(
-    ("size", "dtype"), [(8, np.float32), (8, np.float64), (40, np.float32)]
+    ("size", "dtype"),
+    [
+        (8, np.float32),
+        (8, np.float64),
+        (40, np.float32),
+        pytest.param(40, np.float64, marks=pytest.mark.slow),
+    ],
 )
 def test_claims_hold(name, size, dtype):
     """For 1 to 40 tasks and scales 1e-12 to 1e12: finite, the degree, every claim."""
@@ -470,9 +476,12 @@ def test_claims_hold(name, size, dtype):
 
 
 @methods
-def test_claims_hold_for_many_tasks(name):
+@pytest.mark.parametrize(
+    "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)]
+)
+def test_claims_hold_for_many_tasks(name, dtype):
     """128 tasks: finite, and never a conflict where that is claimed."""
-    r = Results(name, 128, np.float32, ("plain", "wide"))
+    r = Results(name, 128, dtype, ("plain", "wide"))
     check(name, r, [non_conflicting])
 
 

@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_task_vector, check_choice
@@ -18,6 +17,7 @@ from mtlopt.linalg.procrustes import (
     graded_svd,
     principal_axes,
 )
+from mtlopt.linalg.products import dot
 from mtlopt.rows import Rows
 
 
@@ -70,9 +70,7 @@ def _weights(
 ) -> jax.Array:
     matrix = aligned_matrix(axes, scale)
     preference = mean_weights(matrix.shape[0], preference, present)
-    return jnp.dot(
-        matrix, preference.astype(matrix.dtype), precision=jax.lax.Precision.HIGHEST
-    )
+    return dot(matrix, preference.astype(matrix.dtype))
 
 
 def aligned_mtl(

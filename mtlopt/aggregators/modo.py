@@ -8,6 +8,7 @@ import optax
 
 from mtlopt._checks import check_num_tasks, check_positive, check_range
 from mtlopt.linalg.gramian import cross_gramian, present_products
+from mtlopt.linalg.products import dot
 from mtlopt.linalg.simplex import (
     project_to_simplex,
     share_out,
@@ -73,7 +74,7 @@ def modo_weights(
     """
     products = present_products(products, present)
     weights = shares_of(weights, present)
-    pull = jnp.dot(products, weights, precision=jax.lax.Precision.HIGHEST)
+    pull = dot(products, weights)
     slope = pull + regularization * weights
     return project_to_simplex(weights - learning_rate * slope, present)
 

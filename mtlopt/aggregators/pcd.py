@@ -9,6 +9,7 @@ import optax
 from mtlopt._checks import check_num_tasks
 from mtlopt.linalg.min_norm import minimise_by_pivots
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.products import dot
 from mtlopt.task_grads import check_task_grads
 
 
@@ -79,7 +80,7 @@ def pcd_weights(
     primary = jnp.where(first, lengths, 0)
 
     # d = length_1 u_1 + sum_j y_j u_j, where y minimises y'Cy/2 - target'y, y >= 0.
-    target = fractions * lengths - _times(cosines, primary)
+    target = fractions * lengths - dot(cosines, primary)
     eligible = ~first & (lengths > 0)
     size = jnp.max(jnp.abs(target), where=eligible, initial=0)
     unit_target = jnp.where(eligible, safe_divide(target, size), 0)
@@ -88,20 +89,16 @@ def pcd_weights(
     others = jnp.where(_cancels(cosines, others), 0, others)
 
     made_of = primary + others
-    square = jnp.dot(made_of, _times(cosines, made_of), precision="highest")
+    square = dot(made_of, dot(cosines, made_of))
     length = jnp.where(_cancels(cosines, made_of), 0, jnp.sqrt(jnp.maximum(square, 0)))
     weights = safe_divide(safe_divide(made_of, length) * norms[0], norms)
     weights = jnp.where(norms[0] > 0, weights, 0)
     return nan_unless_finite(weights, cosines)
 
 
-def _times(cosines: jax.Array, vector: jax.Array) -> jax.Array:
-    return jnp.dot(cosines, vector, precision=jax.lax.Precision.HIGHEST)
-
-
 def _cancels(cosines: jax.Array, made_of: jax.Array) -> jax.Array:
     """Returns whether a sum of unit rows is zero to the rounding of the Gramian."""
-    square = jnp.dot(made_of, _times(cosines, made_of), precision="highest")
+    square = dot(made_of, dot(cosines, made_of))
     return square <= 32 * jnp.finfo(made_of.dtype).eps * jnp.sum(made_of) ** 2
 
 

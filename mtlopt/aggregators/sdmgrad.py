@@ -11,6 +11,7 @@ from mtlopt.aggregators.modo import batch_products
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.gramian import present_products
 from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.products import dot
 from mtlopt.linalg.simplex import (
     project_to_simplex,
     share_out,
@@ -240,7 +241,7 @@ def _descend(
         weights=weights,
         velocity=jnp.zeros_like(weights),
         matrix=matrix,
-        offset=regularization * _dot(matrix, target),
+        offset=regularization * dot(matrix, target),
         learning_rate=jnp.asarray(learning_rate, weights.dtype),
         momentum=jnp.asarray(momentum, weights.dtype),
         present=present,
@@ -250,12 +251,8 @@ def _descend(
 
 def _step(_: jax.Array, descent: _Descent) -> _Descent:
     """Module-level and without closures, so that eager calls do not compile again."""
-    slope = _dot(descent.matrix, descent.weights) + descent.offset
+    slope = dot(descent.matrix, descent.weights) + descent.offset
     velocity = descent.momentum * descent.velocity + slope
     point = descent.weights - descent.learning_rate * velocity
     weights = project_to_simplex(point, descent.present)
     return descent._replace(weights=weights, velocity=velocity)
-
-
-def _dot(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    return jnp.dot(matrix, vector, precision=jax.lax.Precision.HIGHEST)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.products import dot
 
 _MAX_STEPS = 100  # about ten are usual
 
@@ -106,7 +107,7 @@ def bargain(
     # The best multiple of y = 1.
     ridge = jnp.asarray(2 * jnp.finfo(dtype).eps, dtype)
     size = jnp.vdot(units, units)
-    energy = jnp.maximum(jnp.vdot(units, _dot(matrix, units)), 32 * ridge * size)
+    energy = jnp.maximum(jnp.vdot(units, dot(matrix, units)), 32 * ridge * size)
     stretch = jnp.log(size / energy) / (1 + power)
     state = jax.lax.while_loop(
         _unfinished,
@@ -123,7 +124,7 @@ def bargain(
         ),
     )
     points = units * jnp.exp(state.logs)
-    found, wanted = _dot(cosines, points), units * jnp.exp(-power * state.logs)
+    found, wanted = dot(cosines, points), units * jnp.exp(-power * state.logs)
     missed = jnp.abs(wanted - found) / jnp.maximum(jnp.abs(found), wanted)
     residual = jnp.max(jnp.where(counts, missed, 0), initial=0)
     weights = jnp.where(counts, safe_divide(points, norms), 0)
@@ -131,10 +132,6 @@ def bargain(
     return jax.tree.map(
         lambda x: nan_unless_finite(x, cosines), Bargain(weights, residual)
     )
-
-
-def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.dot(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def _unfinished(state: _State) -> jax.Array:
@@ -151,10 +148,10 @@ def _step(state: _State) -> _State:
     eps = jnp.finfo(logs.dtype).eps
     points = units * jnp.exp(logs)  # x
     wanted = units * jnp.exp(-power * logs)  # s y^-q
-    found = _dot(cosines, points) + ridge * points
+    found = dot(cosines, points) + ridge * points
 
     missed = jnp.abs(wanted - found)
-    done = jnp.all(missed <= 2 * eps * _dot(jnp.abs(cosines), points))
+    done = jnp.all(missed <= 2 * eps * dot(jnp.abs(cosines), points))
 
     # Newton's step in x; where the gain is far too large, as in log x, as if the gain
     # were constant: the Hessian is too small there, and the step would leave x > 0.
@@ -176,7 +173,7 @@ def _step(state: _State) -> _State:
 
     # The change of the potential, without cancellation between its two values.
     change = points * moves
-    bend = _dot(cosines, change) + ridge * change
+    bend = dot(cosines, change) + ridge * change
     # (exp((1-q) move) - 1) / (1-q), the move itself for q = 1.
     rest = (1 - power) * log_moves
     series = jnp.abs(rest) < jnp.sqrt(eps)

@@ -10,10 +10,10 @@ from mtlopt.linalg.nonnegative import (
     NonnegativeMinimum,
     minimise_nonnegative,
     rounding,
-    times,
     violations,
 )
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.products import dot
 
 
 class ConeProjection(NamedTuple):
@@ -93,33 +93,32 @@ def project_dual_cone(
 
 def _solve(cosines: jax.Array, lower: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns `y` and the residuals, on unit rows."""
-    found = minimise_nonnegative(cosines, times(lower, cosines))
+    linear = dot(lower, cosines)
+    found = minimise_nonnegative(cosines, linear)
     stuck = jnp.any(found.residual > rounding(lower))
-    return jax.lax.cond(stuck, _pivot, _keep, cosines, lower, found)
+    return jax.lax.cond(stuck, _pivot, _keep, cosines, linear, found)
 
 
 def _keep(
-    cosines: jax.Array, lower: jax.Array, found: NonnegativeMinimum
+    _cosines: jax.Array, _linear: jax.Array, found: NonnegativeMinimum
 ) -> tuple[jax.Array, jax.Array]:
-    del cosines, lower
     return found.solution, found.residual
 
 
 def _pivot(
-    cosines: jax.Array, lower: jax.Array, found: NonnegativeMinimum
+    cosines: jax.Array, linear: jax.Array, found: NonnegativeMinimum
 ) -> tuple[jax.Array, jax.Array]:
     """Solves the open problems by pivoting; returns the better of both answers.
 
     A ridge of the size of rounding makes every set of rows independent, so that no
     pivot is zero; the optimality conditions feel it no more than rounding.
     """
-    is_open = (found.residual > rounding(lower))[:, None]
+    is_open = (found.residual > rounding(linear))[:, None]
     eligible = is_open & (jnp.diagonal(cosines) > 0)
-    target = -times(lower, cosines)
-    ridge = rounding(lower) * jnp.eye(len(cosines), dtype=cosines.dtype)
+    ridge = rounding(linear) * jnp.eye(len(cosines), dtype=cosines.dtype)
     solve = jax.vmap(minimise_by_pivots, in_axes=(None, 0, 0))
-    exact = jnp.maximum(solve(cosines + ridge, target, eligible), 0)
-    *_, residual = violations(times(lower + exact, cosines), exact)
+    exact = jnp.maximum(solve(cosines + ridge, -linear, eligible), 0)
+    *_, residual = violations(linear + dot(exact, cosines), exact)
     is_better = residual < found.residual
     solution = jnp.where(is_better[:, None], exact, found.solution)
     return solution, jnp.where(is_better, residual, found.residual)

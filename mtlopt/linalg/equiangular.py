@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.products import dot
 
 Solver = Literal["gramian", "qr"]
 
@@ -79,18 +80,14 @@ def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray
     singular, axes, norms = units
     there = (norms != 0).astype(axes.dtype)
     target = there if preference is None else there * preference.astype(axes.dtype)
-    kept = jnp.where(singular == 0, 0, _dot(axes.T, target))
+    kept = jnp.where(singular == 0, 0, dot(axes.T, target))
     # The same tolerance as the rank rule, which decides what the rows' space is.
     rtol = _RTOL * jnp.finfo(axes.dtype).eps
     orthogonal = jnp.sum(kept**2) <= rtol * jnp.sum(target**2)
     stretched = safe_divide(kept, singular)
     length = jnp.where(orthogonal, 0, jnp.sqrt(jnp.sum(stretched**2)))
     ray = Ray(
-        coefficients=safe_divide(_dot(axes, safe_divide(stretched, singular)), length),
-        cosines=safe_divide(_dot(axes, kept), length),
+        coefficients=safe_divide(dot(axes, safe_divide(stretched, singular)), length),
+        cosines=safe_divide(dot(axes, kept), length),
     )
     return jax.tree.map(lambda x: nan_unless_finite(x, singular), ray)
-
-
-def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.dot(left, right, precision=jax.lax.Precision.HIGHEST)

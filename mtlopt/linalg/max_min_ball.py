@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mtlopt.linalg.min_norm import sweep
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.products import dot
 
 
 class MaxMinDirection(NamedTuple):
@@ -98,7 +99,7 @@ def max_min_direction(
     # The mean, in units of the largest norm.
     largest = jnp.max(norms, initial=0)
     lengths = safe_divide(norms, largest) / count
-    products = _dot(cosines, lengths)  # <u_i, g_0>
+    products = dot(cosines, lengths)  # <u_i, g_0>
     square = jnp.vdot(lengths, products)
     has_mean = square > 64 * eps * jnp.vdot(lengths, lengths)
     mean = jnp.sqrt(jnp.where(has_mean, square, 1))
@@ -127,7 +128,7 @@ def max_min_direction(
     state = jax.lax.while_loop(_unfinished, _pivot, state)
     solution, level = _refine(cosines, state)  # y
 
-    reached = _dot(cosines, solution) + offsets
+    reached = dot(cosines, solution) + offsets
     slack = reached - jnp.minimum(level, highest) * rates  # <u_i, d> - mu / |g_i|
     slack = jnp.where(solution > 0, jnp.abs(slack), -slack)
     residual = jnp.max(jnp.where(eligible & (radius > 0), slack, 0), initial=0)
@@ -136,10 +137,6 @@ def max_min_direction(
     weights = jnp.where(there, 1 / count + extra, 0)
     found = MaxMinDirection(weights, residual)
     return jax.tree.map(lambda x: nan_unless_finite(x, cosines), found)
-
-
-def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.dot(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def _unfinished(state: _State) -> jax.Array:
@@ -226,7 +223,7 @@ def _refine(cosines: jax.Array, state: _State) -> tuple[jax.Array, jax.Array]:
     right = jnp.where(passive[:, None], right, 0)
     pieces = jnp.where(passive[:, None], state.tableau[:, -2:], 0)
     for _ in range(2):
-        pieces += _dot(inverse, right - _dot(matrix, pieces))
+        pieces += dot(inverse, right - dot(matrix, pieces))
     slope, base = pieces[:, 0], pieces[:, 1]
     solution = jnp.where(passive, state.level * slope - base, 0)
     return jnp.maximum(solution, 0), state.level

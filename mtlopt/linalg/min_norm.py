@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mtlopt.linalg.nonnegative import minimise_nonnegative, rounding
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.products import dot
 
 
 class MinNormPoint(NamedTuple):
@@ -49,18 +50,19 @@ def min_norm_point(
 
     which has a solution unless zero is in the hull, and then a ray `C z = 0, z >= 0`
     along which it falls for ever: `w` follows from either. No row scale enters the
-    conditioning. Solved by an active-set method (one task enters, others leave as it
-    blocks them), each pivot one sweep of a `[tasks, tasks + 1]` tableau; then iterative
-    refinement on the final active set, whose inverse the tableau holds.
+    conditioning. Solved by conjugate gradients (`minimise_nonnegative`) until these
+    conditions hold to rounding, relative to the coefficients; what is still open at
+    their limit, of nearly dependent rows, by an active-set method (one task enters,
+    others leave as it blocks them), each pivot one sweep of a `[tasks, tasks + 1]`
+    tableau, and iterative refinement on the final active set, whose inverse the tableau
+    holds. That ends after `10 tasks + 10` pivots at the latest.
 
-    Stops when no task improves by more than rounding, relative to the coefficients;
-    typically after 0.5 to 1 `tasks` pivots, at the latest after `10 tasks + 10`.
     Feasible by construction. A Gramian shows `|d|` only down to `sqrt(eps)` times the
-    rows (3e-4 in float32): below that `norm` is rounding, but `d` itself is still
-    brought to `eps` by projections that see `C y` and not its square.
+    rows (3e-4 in float32): below that `norm` is rounding, but `d` itself is brought to
+    `eps`, by steps that see `C y` and not its square.
 
     Zero rows share all the weight. If zero is in the hull, `d` is zero to rounding
-    and the weights are one of the possible choices; so they are for duplicate rows.
+    and the weights are one of the possible choices.
     NaN or infinity in gives NaN out and ends at once. Not reverse-differentiable
     (`while_loop`; JAX raises).
 
@@ -95,9 +97,9 @@ def min_norm_point(
     scaled = solution * target  # proportional to w
     total = jnp.sum(scaled)
     weights = safe_divide(scaled, total)
-    gradient = _dot(cosines, solution)
+    gradient = dot(cosines, solution)
     # |d| in units of the smallest norm, and <u_i, d> likewise.
-    relative_norm = jnp.sqrt(jnp.maximum(_dot(solution, gradient), 0))
+    relative_norm = jnp.sqrt(jnp.maximum(dot(solution, gradient), 0))
     relative_norm = safe_divide(relative_norm, total)
     slack = relative_norm * target - safe_divide(
         safe_divide(gradient, total), relative_norm
@@ -168,7 +170,7 @@ def minimise_by_pivots(
     inverse = jnp.where(both, -state.tableau[:, :-1], 0)
     solution = jnp.where(passive, swept, 0)
     for _ in range(2):  # refinement: the tableau holds the inverse to some digits
-        solution += _dot(inverse, right - _dot(matrix, solution))
+        solution += dot(inverse, right - dot(matrix, solution))
     ray = unbounded & (jnp.arange(num_tasks) == entering)
     return jnp.where(passive, solution, ray.astype(cosines.dtype))
 
@@ -183,7 +185,7 @@ def _settle(cosines: jax.Array, target: jax.Array, solution: jax.Array) -> jax.A
     """
     solution = safe_divide(solution, jnp.max(solution))
     squared_norm = safe_divide(
-        _dot(solution, _dot(cosines, solution)), _dot(target, solution) ** 2
+        dot(solution, dot(cosines, solution)), dot(target, solution) ** 2
     )
     tiny = squared_norm < 16 * jnp.finfo(target.dtype).eps
     return jax.lax.cond(tiny, _alternate, _keep, cosines, target, solution)
@@ -193,21 +195,17 @@ def _alternate(cosines: jax.Array, target: jax.Array, solution: jax.Array) -> ja
     """Alternating projections; returns the start if they do not help."""
 
     def size(point):
-        return safe_divide(jnp.linalg.norm(_dot(cosines, point)), _dot(target, point))
+        return safe_divide(jnp.linalg.norm(dot(cosines, point)), dot(target, point))
 
     values, vectors = jnp.linalg.eigh(cosines, symmetrize_input=False)
-    smooth = _dot(vectors * (values / (values + 0.1)), vectors.T)
+    smooth = dot(vectors * (values / (values + 0.1)), vectors.T)
     settled, _ = jax.lax.fori_loop(0, 32, _project, (solution, smooth))
     return jnp.where(size(settled) < size(solution), settled, solution)
 
 
 def _project(_: jax.Array, carry: tuple[jax.Array, jax.Array]):
     solution, smooth = carry
-    return jnp.maximum(solution - _dot(smooth, solution), 0), smooth
-
-
-def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.dot(left, right, precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum(solution - dot(smooth, solution), 0), smooth
 
 
 def _unfinished(state: _State) -> jax.Array:
@@ -276,6 +274,6 @@ def sweep(tableau: jax.Array, index: jax.Array, inside: jax.Array) -> jax.Array:
     row = (tableau[index] - sign * unit.astype(tableau.dtype)) / value
     here = unit[:num_tasks].astype(tableau.dtype)
     left = jnp.stack([tableau[:, index], here], axis=1)
-    swept = tableau - _dot(left, jnp.stack([row, -sign * row]))
+    swept = tableau - dot(left, jnp.stack([row, -sign * row]))
     corner = jnp.reshape(-1 / value, (1, 1))
     return jax.lax.dynamic_update_slice(swept, corner, (index, index))

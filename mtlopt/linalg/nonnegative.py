@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.products import dot
 
 
 class NonnegativeMinimum(NamedTuple):
@@ -99,7 +100,7 @@ def _unfinished(state: _State) -> jax.Array:
 def _step(state: _State) -> _State:
     """One projected step of conjugate gradients; problems that are solved stay."""
     cosines, linear, solution, gradient, direction, residual, steps = state
-    image = times(direction, cosines)
+    image = dot(direction, cosines)
     # Never so flat that rounding alone gives a long step.
     flat = jnp.finfo(linear.dtype).eps * _inner(direction, direction)
     curvature = jnp.maximum(_inner(direction, image), flat)
@@ -107,7 +108,7 @@ def _step(state: _State) -> _State:
     is_open = (residual > rounding(linear))[:, None]
     moved = solution - jnp.where(is_open, length, 0) * direction
     solution = jnp.maximum(moved, 0)
-    gradient = times(solution, cosines) + linear
+    gradient = dot(solution, cosines) + linear
     free, fixed, residual = violations(gradient, solution)
 
     is_cut = jnp.any(moved < 0, axis=1, keepdims=True)
@@ -120,8 +121,3 @@ def _step(state: _State) -> _State:
 
 def _inner(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.sum(left * right, axis=1, keepdims=True)
-
-
-def times(vectors: jax.Array, cosines: jax.Array) -> jax.Array:
-    """Returns the products `[problems, tasks]` of row vectors with a matrix."""
-    return jnp.matmul(vectors, cosines, precision=jax.lax.Precision.HIGHEST)

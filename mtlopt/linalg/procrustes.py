@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mtlopt._checks import check_choice
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.products import dot
 
 Scale = Literal["min", "median", "rmse"]
 
@@ -171,7 +172,7 @@ def factor_triangular(
     _, singular, right = jnp.linalg.svd(triangle)
     kept = singular > _rounding(triangle) * singular[0]
     dropped = jnp.where(kept[:, None], 0, right)
-    matrix = (triangle - _dot(_dot(triangle, dropped.T), dropped)) * norms
+    matrix = (triangle - dot(dot(triangle, dropped.T), dropped)) * norms
     return Factor(nan_unless_finite(matrix, triangle), _count(kept))
 
 
@@ -271,7 +272,7 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
         mean_square = safe_divide(jnp.sum(relative**2), rank.astype(singular.dtype))
         target = jnp.sqrt(mean_square) * singular[0]
     stretch = safe_divide(target, singular)  # sqrt(s) / sigma
-    return nan_unless_finite(_dot(right * stretch, right.T), singular)
+    return nan_unless_finite(dot(right * stretch, right.T), singular)
 
 
 def _rounding(matrix: jax.Array) -> float:
@@ -281,7 +282,3 @@ def _rounding(matrix: jax.Array) -> float:
 
 def _count(kept: jax.Array) -> jax.Array:
     return jnp.sum(kept, dtype=jnp.int32)
-
-
-def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.dot(left, right, precision=jax.lax.Precision.HIGHEST)

@@ -1,6 +1,7 @@
 """GradNorm: balanced gradient norms and training rates (Chen et al., 2018)."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -123,10 +124,7 @@ def weight_by_gradnorm(
         target = _mean(weighted, there) * rate**alpha
         slope = jnp.where(there, jnp.sign(weighted - target) * norms, 0)
 
-        def learn(slope: Any, inner_state: Any, weight: Any, active: Any) -> Any:
-            return advance(inner, slope, inner_state, weight, active)
-
-        steps, inner_state = jax.vmap(learn)(
+        steps, inner_state = jax.vmap(functools.partial(advance, inner))(
             slope, state.inner_state, weights, grads.present
         )
         moved = jnp.maximum(weights + steps, 0)

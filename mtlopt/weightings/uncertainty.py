@@ -1,5 +1,6 @@
 """Uncertainty weighting (Kendall et al., 2018)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -101,10 +102,7 @@ def weight_by_uncertainty(
         weights = jnp.asarray(factors, dtype) * jnp.exp(-state.log_variance)
         slope = 0.5 - weights * grads.losses.astype(dtype)
 
-        def learn(slope: Any, inner_state: Any, log_variance: Any, active: Any) -> Any:
-            return advance(inner, slope, inner_state, log_variance, active)
-
-        steps, inner_state = jax.vmap(learn)(
+        steps, inner_state = jax.vmap(functools.partial(advance, inner))(
             slope, state.inner_state, state.log_variance, grads.present
         )
         return grads.scale_by(weights), WeightByUncertaintyState(

@@ -139,7 +139,7 @@ def test_pivoting_alone_gives_the_same(kind, float64):
     )
     unsolved = np.where(sizes[:, 0] > 1e-300, np.inf, 0)
     start = NonnegativeMinimum(0 * unit, unsolved)
-    solution, residual = pivot(cosines, unit, start)
+    solution, residual = pivot(cosines, unit @ cosines, start)
     assert np.all(residual <= 8 * np.finfo(float64).eps)
     found = (unit + solution) @ unit_rows * sizes
     # A ridge of rounding size: its square root where rows nearly cancel.
