@@ -11,6 +11,7 @@ import optax
 
 from mtlopt._checks import as_key, as_task_vector, check_num_tasks
 from mtlopt.alternation.blocks import Stepped
+from mtlopt.alternation.per_task import PerTask, scan_turns
 from mtlopt.heads import SeparateHeads
 from mtlopt.labels import SHARED, Rules, label_params
 from mtlopt.oracle import Grad, Oracle
@@ -23,8 +24,8 @@ class IndividualOptimizersState(NamedTuple):
     """State of `individual_optimizers`.
 
     Attributes:
-      shared: state for the shared leaves; with one per task, every leaf has a leading
-        axis of tasks (or groups).
+      shared: state for the shared leaves; with one per task a `PerTask`, whose leaves
+        have a leading axis of tasks (or groups).
       heads: state for the heads' leaves, one per label.
     """
 
@@ -100,7 +101,9 @@ def individual_optimizers(
         if share_state:
             shared = inner.init(own)
         else:
-            shared = jax.vmap(lambda _: inner.init(own))(jnp.arange(num_tasks))
+            shared = PerTask(
+                jax.vmap(lambda _: inner.init(own))(jnp.arange(num_tasks))
+            )
         return IndividualOptimizersState(shared, heads.init(params))
 
     def update_fn(
@@ -118,9 +121,7 @@ def individual_optimizers(
                 f"got {task!r}."
             )
         names = label_params(updates, labels)
-        kept = state.shared
-        if not share_state:
-            kept = jax.tree.map(lambda leaf: leaf[task], state.shared)
+        kept = state.shared if share_state else state.shared.take(task)
         moved, kept = advance(
             inner,
             select(updates, names, SHARED),
@@ -130,9 +131,7 @@ def individual_optimizers(
             **extra_args,
         )
         if not share_state:
-            kept = jax.tree.map(
-                lambda all_states, one: all_states.at[task].set(one), state.shared, kept
-            )
+            kept = state.shared.put(task, kept)
         others, head_state = heads.update(
             updates, state.heads, params, active=active, **extra_args
         )
@@ -284,11 +283,12 @@ def individual_step(
             losses = jnp.stack([losses for losses, _ in outs])
             aux = [aux for _, aux in outs]
         else:
-            order = jnp.arange(turns)
+            order, inverse = jnp.arange(turns), None
             if shuffle:
                 order = jax.random.permutation(as_key(key), order)
-            (params, opt_state), (losses, aux) = jax.lax.scan(
-                turn, (params, opt_state), order
+                inverse = jnp.argsort(order)
+            params, opt_state, (losses, aux) = scan_turns(
+                turn, params, opt_state, order, inverse
             )
         return Stepped(params, opt_state, jnp.sum(losses, axis=0), aux)
 

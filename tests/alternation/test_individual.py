@@ -92,7 +92,7 @@ def test_equals_sequential_steps(name, share_state, float64):
             found = state.heads.inner_states[task][0].mu["heads"][task]
             assert_close(found, own, 1e-12)
             if not share_state:
-                mu = state.shared[0].mu["encoder"]
+                mu = state.shared.states[0].mu["encoder"]
                 one = jax.tree.map(lambda leaf, index=index: leaf[index], mu)
                 assert_close(one, trunk[task][0].mu, 1e-12)
 
@@ -200,13 +200,27 @@ def test_stacked_heads_equal_separate_heads(grouped, float64):
     assert_close(found, {"encoder": expected["encoder"], "heads": heads}, 1e-12)
 
 
+def test_a_turn_does_not_copy_the_states_of_all_tasks():
+    """Neither of Adam's moments, [tasks, features, width] for the encoder's weight."""
+    params = stacked_params()
+    labels = {"encoder": "shared", "heads": "stacked"}
+    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, labels)
+    step = jax.jit(mtlopt.individual_step(stacked_oracle(), tx))
+    text = step.lower(params, tx.init(params), *batch(0)).compile().as_text()
+    loop, _ = text.split("ENTRY")
+    shape = ",".join(map(str, (3, *params["encoder"]["w"].shape)))
+    stacks = [line for line in loop.splitlines() if f"= f32[{shape}]" in line]
+    assert stacks
+    assert not [line for line in stacks if " copy(" in line]
+
+
 def test_absent_tasks_take_no_turn(float64):
     """As if the task did not exist; its head and states keep their bits."""
     tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
     found, state, _ = train(tx, present=np.array([True, False, True]))
     expected, *_ = by_hand(INNERS["adam"], [("a", "c")] * STEPS, False)
     assert_close(found, expected, 1e-12)
-    np.testing.assert_array_equal(state.shared[0].count, [STEPS, 0, STEPS])
+    np.testing.assert_array_equal(state.shared.states[0].count, [STEPS, 0, STEPS])
 
 
 def test_random_groups():

@@ -1,0 +1,97 @@
+"""A stack of optimizer states, one per task, and a loop that takes them in turn."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+PyTree = Any
+
+
+class PerTask(NamedTuple):
+    """States of an optimizer, one per task (or group).
+
+    Attributes:
+      states: every leaf has a leading axis of tasks.
+    """
+
+    states: PyTree
+
+    def take(self, task: Any) -> PyTree:
+        """Returns the state of a task, whose index may be traced."""
+        return jax.tree.map(lambda leaf: leaf[task], self.states)
+
+    def put(self, task: Any, state: PyTree) -> "PerTask":
+        """Returns the states with that of a task replaced."""
+        return PerTask(
+            jax.tree.map(lambda all_, one: all_.at[task].set(one), self.states, state)
+        )
+
+
+class InTurn(NamedTuple):
+    """The state of the task whose turn it is, in the place of all in a `PerTask`."""
+
+    state: PyTree
+
+    def take(self, _task: Any) -> PyTree:
+        """Returns the state."""
+        return self.state
+
+    def put(self, _task: Any, state: PyTree) -> "InTurn":
+        """Returns the new state."""
+        return InTurn(state)
+
+
+def scan_turns(
+    turn: Callable[[tuple[PyTree, PyTree], jax.Array], tuple[Any, PyTree]],
+    params: PyTree,
+    opt_state: PyTree,
+    order: jax.Array,
+    inverse: jax.Array | None = None,
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Runs a `lax.scan` of `turn((params, opt_state), index)` over the tasks.
+
+    What the optimizer keeps per task goes through the scan as its inputs and outputs:
+    as part of the carry, XLA would copy all tasks' states in every turn.
+
+    Args:
+      turn: returns the next `(params, opt_state)` and an output.
+      params: parameters.
+      opt_state: any pytree with `PerTask` in it.
+      order: a permutation of the tasks, int32 `[tasks]`.
+      inverse: its inverse; None if `order` is the identity.
+
+    Returns:
+      Parameters, state, and the outputs with a leading axis of turns.
+    """
+    stacks, rest, join = _split(opt_state, PerTask)
+    inputs = stacks
+    if inverse is not None:
+        inputs = jax.tree.map(lambda leaf: leaf[order], stacks)
+
+    def body(carry: tuple[PyTree, PyTree], now: tuple[jax.Array, PyTree]) -> Any:
+        params, rest = carry
+        index, own = now
+        opt_state = join([InTurn(state) for (state,) in own], rest)
+        (params, opt_state), out = turn((params, opt_state), index)
+        own, rest, _ = _split(opt_state, InTurn)
+        return (params, rest), ([PerTask(state) for (state,) in own], out)
+
+    (params, rest), (stacks, outs) = jax.lax.scan(body, (params, rest), (order, inputs))
+    if inverse is not None:
+        stacks = jax.tree.map(lambda leaf: leaf[inverse], stacks)
+    return params, join(stacks, rest), outs
+
+
+def _split(tree: PyTree, kind: type) -> tuple[list[Any], list[Any], Callable[..., Any]]:
+    """Returns the nodes of a kind, the other leaves, and what joins both again."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, kind))
+    chosen = [isinstance(leaf, kind) for leaf in leaves]
+
+    def join(nodes: list[Any], others: list[Any]) -> PyTree:
+        left, right = iter(nodes), iter(others)
+        return treedef.unflatten([next(left if here else right) for here in chosen])
+
+    nodes = [leaf for leaf, here in zip(leaves, chosen, strict=True) if here]
+    others = [leaf for leaf, here in zip(leaves, chosen, strict=True) if not here]
+    return nodes, others, join
