@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.multimnist import resize_matrix
+from experiments.data.resizing import resize_matrix
 
 # In the order of the release.
 TYPES = (

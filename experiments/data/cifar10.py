@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.drawn_images import CLASSES, SIDE, LabelledImages, draw_images
-from experiments.data.splits import release_error, scaler
+from experiments.data.files import release_error
+from experiments.data.splits import scaler
 
 _RELEASE = "cifar-10-binary.tar.gz"
 _FOLDER = "cifar-10-batches-bin"

@@ -15,8 +15,16 @@ from experiments.data.calcifications import (
     Mammograms,
     draw_mammograms,
 )
-from experiments.data.multimnist import resize_matrix
-from experiments.data.splits import import_h5py, release_error
+from experiments.data.files import (
+    find_file,
+    find_folder,
+    open_hdf5,
+    read_array,
+    read_image,
+    read_lines,
+    release_error,
+)
+from experiments.data.resizing import resize_matrix
 
 _NAME = "mammo_calc"
 _RELEASE = "MedIMeta's mammo_calc"
@@ -142,10 +150,7 @@ def _find(data_dir: Path) -> Path:
         f"the folder {_NAME} of MedIMeta, with info.yaml, splits, task_labels and "
         "images.hdf5 or images"
     )
-    if not data_dir.is_dir():
-        raise FileNotFoundError(
-            f"`data_dir` must be a folder, got {data_dir}. Give {wanted}."
-        )
+    find_folder(data_dir, wanted)
     folder = data_dir / _NAME if (data_dir / _NAME).is_dir() else data_dir
     info = folder / "info.yaml"
     if not info.is_file():
@@ -162,22 +167,13 @@ def _read_labels(folder: Path) -> list[np.ndarray]:
     """Returns the labels of the three tasks, int32, with a row for each image."""
     labels = []
     for task, num_labels in _TASKS:
-        path = folder / "task_labels" / f"{task}.npy"
-        try:
-            array = np.load(path, allow_pickle=False)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{folder} has no task_labels/{path.name}. Copy it from {_RELEASE}."
-            ) from None
-        # numpy raises any of these at bytes that are missing or make no sense.
-        except (ValueError, OSError, EOFError, SyntaxError) as error:
-            found = f"cannot be read as a numpy array ({error})"
-            raise release_error(path, found, "an npy file", _RELEASE) from error
-        shape = getattr(array, "shape", ())
+        path = find_file(folder, f"task_labels/{task}.npy", _RELEASE)
+        array = read_array(path, _RELEASE)
+        shape = array.shape
         num = len(labels[0]) if labels else (shape[0] if shape else 0)
         expected_shape = (num,) if num_labels is None else (num, num_labels)
         if shape != expected_shape or num == 0 or array.dtype.kind not in "iub":
-            found = f"holds {getattr(array, 'dtype', type(array))} {shape}"
+            found = f"holds {array.dtype} {shape}"
             size = "images" if not labels else num
             words = f"({size},)" if num_labels is None else f"({size}, {num_labels})"
             raise release_error(path, found, f"integers {words}", _RELEASE)
@@ -193,17 +189,10 @@ def _read_splits(folder: Path, num_images: int) -> dict[str, np.ndarray]:
     """Returns the rows of each official split. Each image must be in one of them."""
     rows = {}
     for split in _SPLITS:
-        path = folder / "splits" / f"{split}.txt"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder} has no splits/{path.name}. Copy it from {_RELEASE}."
-            )
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        matches = [re.fullmatch(r"images/(\d+)\.tiff?", line.strip()) for line in lines]
-        # A line break may end the file.
-        if matches[-1] is None and not lines[-1].strip():
-            del matches[-1]
-        for line, match in zip(lines, matches, strict=False):
+        path = find_file(folder, f"splits/{split}.txt", _RELEASE)
+        lines = read_lines(path)
+        matches = [re.fullmatch(r"images/(\d+)\.tiff?", line) for line in lines]
+        for line, match in zip(lines, matches, strict=True):
             if match is None or int(match[1]) >= num_images:
                 found = f"holds the line {line[:40]!r}"
                 expected = f"images/000000.tiff to images/{num_images - 1:06d}.tiff"
@@ -242,48 +231,18 @@ def _open_images(folder: Path, num_images: int) -> Iterator[ReadImage]:
                 f"{folder} has neither images.hdf5 nor the folder images. Copy one "
                 f"from {_RELEASE}."
             )
-        yield lambda number: _read_tiff(loose / f"{number:06d}.tiff")
-        return
-    h5py = import_h5py(f"The images of {_RELEASE} are")
-    try:
-        with h5py.File(packed, "r") as file:
-            images = file["images"]
-            shape, dtype = (
-                getattr(images, "shape", None),
-                getattr(images, "dtype", None),
-            )
-            if shape != (num_images, _SIDE, _SIDE) or dtype != np.uint8:
-                found = f"holds images {dtype} {shape}"
-                expected = f"uint8 {(num_images, _SIDE, _SIDE)}"
-                raise release_error(packed, found, expected, _RELEASE)
-            yield lambda number: images[number]
-    # h5py raises either of these three at bytes that are missing or make no sense.
-    except (OSError, RuntimeError, KeyError) as error:
-        found = f"cannot be read as HDF5 ({error})"
-        expected = 'an HDF5 file with the array "images"'
-        raise release_error(packed, found, expected, _RELEASE) from error
-
-
-def _read_tiff(path: Path) -> np.ndarray:
-    """Reads one image."""
-    from PIL import Image
-
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.parent} has no {path.name}. Copy it from {_RELEASE}."
+        yield lambda number: read_image(
+            loose / f"{number:06d}.tiff", "8-bit grey", (_SIDE, _SIDE), _RELEASE
         )
-    try:
-        with Image.open(path) as file:
-            mode, image = file.mode, np.asarray(file)
-    # Pillow raises any of these at bytes that are missing or make no sense.
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError) as error:
-        found = f"cannot be read as an image ({error})"
-        raise release_error(path, found, "a TIFF file", _RELEASE) from error
-    if mode != "L" or image.shape != (_SIDE, _SIDE):
-        found = f"is an image of mode {mode} and shape {image.shape}"
-        expected = f"8-bit grey (mode L) and {(_SIDE, _SIDE)}"
-        raise release_error(path, found, expected, _RELEASE)
-    return image
+        return
+    with open_hdf5(packed, 'an HDF5 file with the array "images"', _RELEASE) as file:
+        images = file["images"]
+        shape, dtype = (getattr(images, name, None) for name in ("shape", "dtype"))
+        if shape != (num_images, _SIDE, _SIDE) or dtype != np.uint8:
+            found = f"holds images {dtype} {shape}"
+            expected = f"uint8 {(num_images, _SIDE, _SIDE)}"
+            raise release_error(packed, found, expected, _RELEASE)
+        yield lambda number: images[number]
 
 
 def _read_images(read: ReadImage, row: np.ndarray, side: int) -> np.ndarray:

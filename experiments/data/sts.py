@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data.files import release_error
 from experiments.data.sentences import HIGHEST, Pairs, make_pairs, vocabulary
-from experiments.data.splits import release_error
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _LONGEST_WORD = 100  # characters; a longer one is [UNK], as in BERT

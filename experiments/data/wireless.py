@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.data.files import open_hdf5, release_error
 from experiments.data.radio import simulate
-from experiments.data.splits import import_h5py, release_error, scaler, split_sizes
+from experiments.data.splits import scaler, split_sizes
 
 MODULATIONS = ("AM-DSB", "AM-SSB", "ASK", "BPSK", "FMCW", "PULSED")
 SIGNAL_TYPES = (
@@ -231,17 +232,11 @@ def _read_release(
     path: Path, num_each: int | None, snr: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads the signals of one signal-to-noise ratio, one at a time."""
-    h5py = import_h5py("RadarCommDataset is")
-    try:
-        with h5py.File(path, "r") as file:
-            chosen = _choose(path, file, num_each, snr, rng)
-            signals = np.empty([len(chosen), _NUM_SAMPLES, 2], np.float32)
-            for signal, (_, _, key) in zip(signals, chosen, strict=True):
-                signal[:] = _read_signal(path, file, key)
-    # h5py raises either of these three at bytes that are missing or make no sense.
-    except (OSError, RuntimeError, KeyError) as error:
-        found = f"cannot be read as HDF5 ({error})"
-        raise release_error(path, found, f"one of {_FILES}", _RELEASE) from error
+    with open_hdf5(path, f"one of {_FILES}", _RELEASE) as file:
+        chosen = _choose(path, file, num_each, snr, rng)
+        signals = np.empty([len(chosen), _NUM_SAMPLES, 2], np.float32)
+        for signal, (_, _, key) in zip(signals, chosen, strict=True):
+            signal[:] = _read_signal(path, file, key)
     return signals, np.array([waveform for waveform, _, _ in chosen])
 
 

@@ -1,20 +1,17 @@
-"""MultiMNIST: the overlay, the resizing against JAX and Pillow, the pairs."""
+"""MultiMNIST: the overlay and the pairs."""
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from experiments.data.digits import DigitSet, load_digits
 from experiments.data.multimnist import (
     load_multimnist,
     make_multimnist,
     overlay,
-    resize_matrix,
 )
 
 METHODS = ("nearest", "linear")
-PILLOW = {"nearest": Image.Resampling.NEAREST, "linear": Image.Resampling.BILINEAR}
 
 
 @pytest.fixture
@@ -31,38 +28,6 @@ def placed(images, top):
     canvas = np.pad(images, [(0, 0), (top, end), (top, end)]).astype(np.float32)
     resized = jax.image.resize(canvas, [len(images), 28, 28], "nearest")
     return ((np.asarray(resized) / 255 - 0.1307) / 0.3081)[..., None]
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("old", "new"), [(36, 28), (28, 36), (10, 4), (5, 5)])
-def test_resize_agrees_with_jax(method, old, new):
-    """R X R^T = jax.image.resize(X), with antialiasing where it shrinks."""
-    image = np.random.default_rng(0).uniform(size=[old, old]).astype(np.float32)
-    matrix = resize_matrix(old, new, method)
-    expected = jax.image.resize(image, [new, new], method, antialias=True)
-    np.testing.assert_allclose(matrix @ image @ matrix.T, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_resize_agrees_with_pillow(method):
-    image = np.random.default_rng(0).uniform(size=[36, 36]).astype(np.float32)
-    matrix = resize_matrix(36, 28, method)
-    expected = np.asarray(Image.fromarray(image).resize((28, 28), PILLOW[method]))
-    np.testing.assert_allclose(matrix @ image @ matrix.T, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_resize_keeps_constants(method):
-    """R 1 = 1, so a constant image stays constant."""
-    matrix = resize_matrix(36, 28, method)
-    np.testing.assert_allclose(matrix.sum(axis=1), np.ones(28), rtol=1e-6)
-    image = np.full([36, 36], 3.0, np.float32)
-    np.testing.assert_allclose(matrix @ image @ matrix.T, 3.0, rtol=1e-6)
-
-
-def test_resize_method_must_be_known():
-    with pytest.raises(ValueError, match='`resize` must be "nearest" or "linear", got'):
-        resize_matrix(36, 28, "cubic")
 
 
 def test_overlay_is_the_maximum_of_both(digits):

@@ -1,0 +1,184 @@
+"""Cityscapes: streets with the classes, instances and disparity of their pixels."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from experiments.data.files import (
+    check_companions,
+    find_folder,
+    read_image,
+    release_error,
+    stems,
+)
+from experiments.data.offsets import centre_offsets
+from experiments.data.resizing import resize_linear, resize_nearest
+from experiments.data.samples import (
+    Sample,
+    Samples,
+    check_size,
+    check_split,
+    make_sample,
+)
+
+Split = Literal["train", "val"]
+
+# Of the release's 34 ids, those that count, with their name and category; the others
+# are void. Their order is that of the 19 train ids.
+_CLASSES = (
+    (7, "road", "flat"),
+    (8, "sidewalk", "flat"),
+    (11, "building", "construction"),
+    (12, "wall", "construction"),
+    (13, "fence", "construction"),
+    (17, "pole", "object"),
+    (19, "traffic light", "object"),
+    (20, "traffic sign", "object"),
+    (21, "vegetation", "nature"),
+    (22, "terrain", "nature"),
+    (23, "sky", "sky"),
+    (24, "person", "human"),
+    (25, "rider", "human"),
+    (26, "car", "vehicle"),
+    (27, "truck", "vehicle"),
+    (28, "bus", "vehicle"),
+    (31, "train", "vehicle"),
+    (32, "motorcycle", "vehicle"),
+    (33, "bicycle", "vehicle"),
+)
+CLASSES = tuple(name for _, name, _ in _CLASSES)
+CATEGORIES = tuple(dict.fromkeys(category for _, _, category in _CLASSES))
+
+_RELEASE = "Cityscapes"
+_SHAPE = (1024, 2048)
+_NUM_IDS = 34
+_PER_INSTANCE = 1000  # instance k of class c has the id 1000 c + k
+_FIRST_WITH_INSTANCES = 24
+_IMAGES = "leftImg8bit"
+
+
+class _Label(NamedTuple):
+    """Where a label is: its archive, the ending of its files, what a pixel is."""
+
+    folder: str
+    ending: str
+    kind: Literal["8-bit grey", "16-bit grey"]
+
+
+_LABELS = {
+    "segmentation": _Label("gtFine", "_gtFine_labelIds.png", "8-bit grey"),
+    "instances": _Label("gtFine", "_gtFine_instanceIds.png", "16-bit grey"),
+    "disparity": _Label("disparity", "_disparity.png", "16-bit grey"),
+}
+
+
+def load_cityscapes(
+    data_dir: Path | str,
+    split: Split = "train",
+    *,
+    size: tuple[int, int] = (128, 256),
+    num_classes: Literal[7, 19] = 19,
+) -> Samples:
+    """Indexes a split of Cityscapes with fine annotations.
+
+    The labels of a sample, each of the wanted size:
+
+    - `segmentation`, int32 `[height, width]`, places in `CLASSES` or `CATEGORIES`.
+    - `instances`, float32 `[height, width, 2]`, see `centre_offsets`. In pixels of the
+      wanted size.
+    - `disparity`, float32 `[height, width, 1]`, (p - 1) / 256 for a value p > 0 of the
+      file. In pixels of the wanted size too: it shrinks with the width.
+
+    Args:
+        data_dir: the folder that holds `leftImg8bit` and `gtFine`, `disparity` or both.
+            A task whose folder is not there at all is present in no sample.
+        split: which of the official splits. The labels of the third are secret.
+        size: height and width of image and labels. The papers take 128 x 256 and
+            256 x 512.
+        num_classes: 19 for the classes of the benchmark, 7 for their categories.
+
+    Returns:
+        The samples.
+
+    Raises:
+        FileNotFoundError: if a folder is missing, or a file in one that is there.
+        ValueError: here, if files do not belong together; on reading, if one is
+            damaged, of another size or of another kind.
+
+    References:
+        Cordts et al., "The Cityscapes dataset for semantic urban scene understanding",
+        2016, https://www.cityscapes-dataset.com.
+    """
+    check_split(split, get_args(Split))
+    check_size(size)
+    if num_classes not in (7, 19):
+        raise ValueError(f"`num_classes` must be 7 or 19, got {num_classes}.")
+    wanted = f"the folder with {_IMAGES}, gtFine and disparity of {_RELEASE}"
+    folder = find_folder(data_dir, wanted)
+    images = folder / _IMAGES / split
+    pattern = f"*/*_{_IMAGES}.png"
+    names = sorted(stems(images, pattern))
+    if not names:
+        raise FileNotFoundError(f"{images} has no {pattern}. Give {wanted}.")
+    labelled = {
+        task: label
+        for task, label in _LABELS.items()
+        if (folder / label.folder).is_dir()
+    }
+    if not labelled:
+        raise FileNotFoundError(f"{folder} has no labels. Give {wanted}.")
+    for label in labelled.values():
+        check_companions(
+            names, folder / label.folder / split, f"*/*{label.ending}", _RELEASE
+        )
+
+    def read(place: int) -> Sample:
+        path = images / f"{names[place]}_{_IMAGES}.png"
+        image = read_image(path, "RGB", _SHAPE, _RELEASE)
+        # In all three kinds of file, 0 is a pixel without a label.
+        maps = dict.fromkeys(_LABELS, np.zeros(size, int))
+        for task, label in labelled.items():
+            path = folder / label.folder / split / f"{names[place]}{label.ending}"
+            pixels = read_image(path, label.kind, _SHAPE, _RELEASE)
+            if task != "disparity":
+                _check_ids(path, pixels)
+            maps[task] = resize_nearest(pixels, size).astype(int)
+        ids, instances, disparity = maps.values()
+        # A caravan or a trailer has instances, but is void.
+        counts = _to_class(19)[instances // _PER_INSTANCE] >= 0
+        disparity = np.where(disparity > 0, (disparity - 1) / 256, np.nan)[..., None]
+        labels = {
+            "segmentation": _to_class(num_classes)[ids],
+            "instances": centre_offsets(np.where(counts, instances, -1)),
+            "disparity": disparity * size[1] / _SHAPE[1],
+        }
+        return make_sample(resize_linear(image, size) / 255, labels)
+
+    source = (
+        f"{_RELEASE} in {folder}, {split} ({len(names):,} images of {size[0]} x "
+        f"{size[1]} pixels with {', '.join(labelled)})"
+    )
+    return Samples(names, read, source)
+
+
+def _to_class(num_classes: int) -> np.ndarray:
+    """Returns the class, or the category, of each id, and -1 for one that is void."""
+    places = np.full(_NUM_IDS, -1)
+    for place, (number, _, category) in enumerate(_CLASSES):
+        places[number] = place if num_classes == 19 else CATEGORIES.index(category)
+    return places
+
+
+def _check_ids(path: Path, pixels: np.ndarray) -> None:
+    """Raises a ValueError if an id is that of no class and of no instance of one."""
+    ids = np.flatnonzero(np.bincount(pixels.reshape(-1)))
+    single = ids >= _PER_INSTANCE
+    classes = np.where(single, ids // _PER_INSTANCE, ids)
+    wrong = (classes >= _NUM_IDS) | (single & (classes < _FIRST_WITH_INSTANCES))
+    if wrong.any():
+        expected = (
+            f"ids from 0 to {_NUM_IDS - 1}, or {_PER_INSTANCE} c + k for instance k of "
+            f"a class c from {_FIRST_WITH_INSTANCES} on"
+        )
+        raise release_error(path, f"holds the id {ids[wrong][0]}", expected, _RELEASE)

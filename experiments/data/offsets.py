@@ -1,0 +1,41 @@
+"""Instances as a quantity for each pixel: the way to the centre of its instance."""
+
+import numpy as np
+
+
+def centre_offsets(instances: np.ndarray) -> np.ndarray:
+    r"""Returns the vector from each pixel to the centre of its instance.
+
+    .. math:: x_n = c_{i(n)} - n, \qquad c_i = \frac{1}{N_i} \sum_{i(n) = i} n
+
+    for pixel n of instance i(n), which has :math:`N_i` pixels.
+
+    Args:
+        instances: the number of the instance of each pixel, integer
+            `[height, width]`; below 0 where there is none.
+
+    Returns:
+        Rows down and columns to the right, in pixels, float32 `[height, width, 2]`;
+        NaN where there is no instance.
+
+    Examples:
+        >>> centre_offsets(np.array([[7, 7, -1]]))[0]
+        array([[ 0. ,  0.5],
+               [ 0. , -0.5],
+               [ nan,  nan]], dtype=float32)
+
+    References:
+        Kendall, Gal and Cipolla, "Multi-task learning using uncertainty to weigh losses
+        for scene geometry and semantics", 2018, section 4.2,
+        https://arxiv.org/abs/1705.07115. The code of Senushkin et al., "Independent
+        component alignment for multi-task learning", has the opposite sign, which an L1
+        error does not see.
+    """
+    _, which = np.unique(instances, return_inverse=True)
+    which = which.reshape(-1)
+    places = np.indices(instances.shape).reshape(2, -1)
+    sums = np.stack([np.bincount(which, weights=axis) for axis in places])
+    offsets = (sums / np.bincount(which))[:, which] - places
+    offsets = offsets.T.reshape(*instances.shape, 2).astype(np.float32)
+    offsets[instances < 0] = np.nan
+    return offsets

@@ -1,0 +1,277 @@
+"""Casts one ray a pixel into a scene, for an image with exact labels.
+
+A ray is the camera's place plus depth times a direction whose part along the optical
+axis is 1, so what a ray is cut at is the depth itself, in the world and, because the
+maps are affine, in the frame in which a part is a canonical shape. Each part is tested
+only inside the rectangle of pixels that its bounding box projects to.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.data.cameras import Camera, rotation_matrix
+from experiments.data.scenes import SHAPES, Scene
+from experiments.data.shading import shade
+
+BASELINE = 0.209313  # of the stereo camera of Cityscapes, in metres
+
+_NEAREST = 0.05  # nothing closer to the camera is seen, in metres
+_CORNERS = np.array(np.meshgrid(*[[-1, 1]] * 3), np.float32).reshape(3, 8).T
+
+
+class Rendered(NamedTuple):
+    """An image and its labels.
+
+    image: uint8 [height, width, 3]. classes: uint8 [height, width]. instances: int16
+    [height, width], from 1, and 0 where there is none. offsets: float32 [height, width,
+    2], how many rows and columns from the pixel to the mean place of its instance's
+    pixels; 0 where there is no instance. depth: float32 [height, width], along the
+    optical axis, in metres. disparity: float32 [height, width], in pixels, between two
+    such cameras `BASELINE` apart. normals: float32 [height, width, 3], unit, in the
+    camera's frame, towards the camera. surfaces: int16 [height, width], the part of the
+    scene.
+    """
+
+    image: np.ndarray
+    classes: np.ndarray
+    instances: np.ndarray
+    offsets: np.ndarray
+    depth: np.ndarray
+    disparity: np.ndarray
+    normals: np.ndarray
+    surfaces: np.ndarray
+
+
+def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> Rendered:
+    """Renders what a camera sees of a scene.
+
+    The result depends on nothing else: the noise of the image is drawn by the scene's
+    seed and the camera's pose.
+
+    Args:
+        scene: closed round the camera, so that every ray meets something.
+        camera: the camera.
+        size: height and width of the image in pixels.
+
+    Returns:
+        The image and its labels.
+
+    Raises:
+        ValueError: if `size` is not positive, the camera's quaternion is not unit, or
+            a ray meets nothing.
+
+    References:
+        The instance offsets are those of Kendall, Gal and Cipolla, "Multi-task learning
+        using uncertainty to weigh losses for scene geometry and semantics", 2018.
+    """
+    height, width = size
+    if height < 1 or width < 1:
+        raise ValueError(f"`size` must be two positive integers, got {size}.")
+    rotation = rotation_matrix(camera.quaternion)
+    focal = camera.focal * width  # in pixels
+    right = _ticks(width, focal)
+    down = _ticks(height, focal)
+
+    inverses = scene.rotations.transpose(0, 2, 1) / scene.halves[:, :, None]
+    origins = np.einsum("pij,pj->pi", inverses, camera.position - scene.centres)
+    axes = np.einsum("pij,jk->pik", inverses, rotation)
+    depth, surfaces = _trace(scene, camera, rotation, origins, axes, right, down)
+    if not np.isfinite(depth).all():
+        raise ValueError("`scene` must be closed round the camera; some ray left it.")
+
+    parts = surfaces.reshape(-1).astype(np.intp)
+    points = np.stack([depth * right, depth * down[:, None], depth])
+    points = points.reshape(3, -1)  # in the camera's frame
+    local = _mapped(axes, parts, points) + origins.T.take(parts, axis=1)
+    canonical = _canonical_normals(scene.shapes.take(parts), local)
+    # Normals go by the inverse transpose of the map from canonical to camera's frame.
+    turns = np.einsum("ji,pjk->pik", rotation, scene.rotations)
+    normals = _mapped(turns / scene.halves[:, None, :], parts, canonical)
+    length = np.sqrt(_dot(normals, normals))
+    normals /= np.where(_dot(normals, points) > 0, -length, length)
+    image = shade(
+        scene,
+        parts,
+        points=rotation @ points + camera.position[:, None],
+        normals=rotation @ normals,
+        local=local * scene.halves.T.take(parts, axis=1),
+        local_normals=canonical,
+        distance=np.sqrt(_dot(points, points)),
+        rng=np.random.default_rng(_bits(scene, camera)),
+    )
+    instances = scene.instances.take(surfaces)
+    return Rendered(
+        image=np.moveaxis(image.reshape(3, height, width), 0, -1).copy(),
+        classes=scene.classes.take(surfaces),
+        instances=instances,
+        offsets=_offsets(instances),
+        depth=depth,
+        disparity=np.float32(focal * BASELINE) / depth,
+        normals=np.moveaxis(normals.reshape(3, height, width), 0, -1).copy(),
+        surfaces=surfaces,
+    )
+
+
+def _ticks(num: int, focal: float) -> np.ndarray:
+    """Returns the tangents to the middles of pixels along one side of the image."""
+    return ((np.arange(num) + 0.5 - num / 2) / focal).astype(np.float32)
+
+
+def _bits(scene: Scene, camera: Camera) -> list[int]:
+    """Returns integers that tell apart scenes' seeds and cameras' poses."""
+    pose = np.concatenate([camera.position, camera.quaternion]).astype(np.float32)
+    return [scene.seed, *pose.view(np.uint32).tolist()]
+
+
+def _trace(
+    scene: Scene,
+    camera: Camera,
+    rotation: np.ndarray,
+    origins: np.ndarray,
+    axes: np.ndarray,
+    right: np.ndarray,
+    down: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the depth and the part that every ray meets first."""
+    depth = np.full([len(down), len(right)], np.inf, np.float32)
+    surfaces = np.zeros(depth.shape, np.int16)
+    rectangles, least = _bounds(scene, camera, rotation, right, down)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for part in np.argsort(least, kind="stable").tolist():
+            top, bottom, left, end = rectangles[part]
+            window = slice(top, bottom), slice(left, end)
+            seen = depth[window]
+            if seen.size == 0 or seen.max() <= least[part]:
+                continue  # outside the image, or behind what has been met
+            along_x, along_y, along_z = axes[part].T[:, :, None, None]
+            directions = along_x * right[left:end] + (
+                along_y * down[top:bottom, None] + along_z
+            )
+            cut = _CUTS[scene.shapes[part]](origins[part], directions)
+            nearer = (cut > _NEAREST) & (cut < seen)
+            np.copyto(seen, cut, where=nearer)
+            np.copyto(surfaces[window], np.int16(part), where=nearer)
+    return depth, surfaces
+
+
+def _bounds(
+    scene: Scene,
+    camera: Camera,
+    rotation: np.ndarray,
+    right: np.ndarray,
+    down: np.ndarray,
+) -> tuple[list[list[int]], np.ndarray]:
+    """Returns what bounds every part in the image.
+
+    Returns:
+        The rectangles, each its first row and column and the ones after the last, as
+        top, bottom, left, end; and the least depths, float32 [parts].
+    """
+    flat = np.where(scene.shapes[:, None] == SHAPES.index("plane"), [1, 1, 0], 1)
+    corners = _CORNERS * (scene.halves * flat)[:, None, :]
+    corners = np.einsum("pij,pcj->ipc", scene.rotations, corners)
+    corners += (scene.centres - camera.position).T[:, :, None]
+    x, y, z = np.einsum("ji,jpc->ipc", rotation, corners)
+    # A part that reaches behind the camera may be anywhere.
+    behind = z.min(axis=1) < _NEAREST
+    hidden = z.max(axis=1) < _NEAREST
+    z = np.where(behind[:, None], 1, z)
+    sides = []
+    for tangent, ticks in ((y / z, down), (x / z, right)):
+        first = np.searchsorted(ticks, tangent.min(axis=1)) - 1
+        last = np.searchsorted(ticks, tangent.max(axis=1)) + 1
+        first = np.where(behind, 0, np.maximum(first, 0))
+        last = np.where(behind, len(ticks), np.minimum(last, len(ticks)))
+        sides += [first, np.where(hidden, 0, last)]
+    rectangles = np.maximum(np.stack(sides, axis=1), 0).tolist()
+    return rectangles, np.where(behind, 0, z.min(axis=1))
+
+
+def _cut_plane(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    cut = -origin[2] / directions[2]
+    x, y = origin[:2, None, None] + cut * directions[:2]
+    return np.where((np.abs(x) <= 1) & (np.abs(y) <= 1), cut, np.inf)
+
+
+def _cut_box(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    inverse = 1 / directions
+    middle, half = -origin[:, None, None] * inverse, np.abs(inverse)
+    near, far = (middle - half).max(axis=0), (middle + half).min(axis=0)
+    return np.where(near < far, near, np.inf)
+
+
+def _cut_sphere(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """From inside, the far side."""
+    middle, half = _chord(origin, directions)
+    near = middle - half
+    return np.where(near > _NEAREST, near, middle + half)
+
+
+def _cut_cylinder(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    middle, half = _chord(origin[:2], directions[:2])
+    slab, thickness = -origin[2] / directions[2], np.abs(1 / directions[2])
+    near = np.maximum(middle - half, slab - thickness)
+    far = np.minimum(middle + half, slab + thickness)
+    return np.where(near < far, near, np.inf)
+
+
+def _chord(origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns middle and half length of rays in the unit ball; NaN where they miss."""
+    # The nearest point to the centre first: stable for small parts that are far away.
+    square = _dot(directions, directions)
+    middle = -np.einsum("i,ihw->hw", origin, directions) / square
+    nearest = origin[:, None, None] + middle * directions
+    inside = 1 - _dot(nearest, nearest)
+    return middle, np.sqrt(inside / square)
+
+
+_CUTS: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
+    _cut_plane,
+    _cut_box,
+    _cut_sphere,
+    _cut_cylinder,
+)
+
+
+def _canonical_normals(shapes: np.ndarray, local: np.ndarray) -> np.ndarray:
+    """Returns normals, of any length, of canonical shapes at points on them."""
+    normals = local.copy()
+    normals[:, shapes == SHAPES.index("plane")] = [[0], [0], [1]]
+    boxes = shapes == SHAPES.index("box")
+    faces = np.argmax(np.abs(local[:, boxes]), axis=0)
+    normals[:, boxes] *= np.arange(3)[:, None] == faces
+    tubes = shapes == SHAPES.index("cylinder")
+    side = np.hypot(local[0, tubes], local[1, tubes]) > np.abs(local[2, tubes])
+    normals[:, tubes] *= np.stack([side, side, ~side])
+    return normals
+
+
+def _mapped(maps: np.ndarray, parts: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Maps each vector by the matrix of its part: [parts, 3, 3], ..., [3, points]."""
+    x, y, z = maps.transpose(2, 1, 0)  # by column, and row, and part
+    mapped = x.take(parts, axis=1) * vectors[0]
+    mapped += y.take(parts, axis=1) * vectors[1]
+    mapped += z.take(parts, axis=1) * vectors[2]
+    return mapped
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns inner products along the first axis."""
+    return np.einsum("i...,i...->...", a, b)
+
+
+def _offsets(instances: np.ndarray) -> np.ndarray:
+    """Returns rows and columns from each pixel to the centre of its instance."""
+    flat = instances.reshape(-1)
+    counts = np.bincount(flat)
+    offsets = np.zeros([*instances.shape, 2], np.float32)
+    for axis, places in enumerate(np.indices(instances.shape, sparse=True)):
+        places = np.broadcast_to(places, instances.shape)
+        sums = np.bincount(flat, weights=places.reshape(-1))
+        centres = sums / np.maximum(counts, 1)
+        offsets[..., axis] = np.where(
+            instances > 0, centres.take(instances) - places, 0
+        )
+    return offsets

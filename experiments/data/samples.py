@@ -1,0 +1,110 @@
+"""The form that all image data sets share: read one sample or one batch at a time."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Sample(NamedTuple):
+    """An image and its labels. A batch is the same with one more axis in front.
+
+    image: float32 [height, width, 3], from 0 to 1. labels: by the name of the task;
+    a class is int32 and -1 where there is none, a quantity is float32 and NaN where
+    there is none; maps are [height, width] of classes or [height, width, channels] of
+    quantities. present: by the name of the task, bool [], whether any of its label is
+    there.
+    """
+
+    image: np.ndarray
+    labels: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
+
+
+def make_sample(image: np.ndarray, labels: Mapping[str, np.ndarray]) -> Sample:
+    """Returns a sample, and sees for itself which labels are there.
+
+    Args:
+        image: `[height, width, 3]`.
+        labels: by the name of the task, see `Sample`.
+
+    Examples:
+        >>> labels = {"class": np.array(-1), "depth": np.array([2.0, np.nan])}
+        >>> sample = make_sample(np.zeros([1, 2, 3]), labels)
+        >>> {task: bool(there) for task, there in sample.present.items()}
+        {'class': False, 'depth': True}
+    """
+    cast, present = {}, {}
+    for task, label in labels.items():
+        if label.dtype.kind in "iu":
+            cast[task] = label.astype(np.int32)
+            present[task] = np.any(cast[task] >= 0)
+        else:
+            cast[task] = label.astype(np.float32)
+            present[task] = np.any(np.isfinite(cast[task]))
+    return Sample(image.astype(np.float32), cast, present)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of one split, of which none is in memory until it is read.
+
+    names: what each is called. read: reads one by its place among the names. source:
+    in words, where they come from.
+    """
+
+    names: Sequence[str]
+    read: Callable[[int], Sample]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, place: int) -> Sample:
+        return self.read(range(len(self))[place])
+
+    def batch(self, places: Sequence[int] | np.ndarray) -> Sample:
+        """Reads some samples, several at a time, and stacks them.
+
+        Args:
+            places: of the samples, one or more.
+        """
+        with ThreadPoolExecutor() as pool:
+            samples = list(pool.map(self.__getitem__, places))
+        images, *parts = zip(*samples, strict=True)
+        # Not by `jax.tree.map`, which would sort the tasks.
+        labels, present = (
+            {task: np.stack([row[task] for row in part]) for task in part[0]}
+            for part in parts
+        )
+        return Sample(np.stack(images), labels, present)
+
+    def batches(
+        self, size: int, order: Sequence[int] | np.ndarray | None = None
+    ) -> Iterator[Sample]:
+        """Reads one batch after the other.
+
+        Args:
+            size: the number of samples in a batch. The last may have fewer.
+            order: places in the order to read them in, for example a permutation.
+                None reads all in their own.
+        """
+        if size < 1:
+            raise ValueError(f"`size` must be at least 1, got {size}.")
+        order = range(len(self)) if order is None else order
+        for start in range(0, len(order), size):
+            yield self.batch(order[start : start + size])
+
+
+def check_split(split: str, splits: Sequence[str]) -> None:
+    """Raises a ValueError if a split is none of those that there are."""
+    if split not in splits:
+        raise ValueError(f"`split` must be one of {', '.join(splits)}, got {split!r}.")
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raises a ValueError if a height or a width is below 1."""
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"`size` must be a height and a width, got {size}.")

@@ -1,0 +1,117 @@
+"""Colours of surfaces: procedural patterns, light, haze and the camera's noise."""
+
+import numpy as np
+
+from experiments.data.scenes import PATTERNS, Scene
+
+_NOISE = 0.015  # standard deviation of a pixel
+_MORTAR = 0.12  # of a brick's height
+_TABLE = 64  # side of the table of random values behind mottle and grain
+
+
+def shade(
+    scene: Scene,
+    parts: np.ndarray,
+    *,
+    points: np.ndarray,
+    normals: np.ndarray,
+    local: np.ndarray,
+    local_normals: np.ndarray,
+    distance: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Returns the colours of points.
+
+    Args:
+        scene: the scene.
+        parts: the part that each point is of, int [points].
+        points: places in the world, [3, points].
+        normals: unit normals in the world, [3, points].
+        local: places in the frames of the parts, in metres, [3, points].
+        local_normals: normals of the canonical shapes, [3, points].
+        distance: from the camera, [points].
+        rng: draws the camera's noise.
+
+    Returns:
+        uint8 [3, points].
+    """
+    mix = _pattern(scene, parts, local, local_normals)
+    colours = scene.colours.T.take(parts, axis=1)
+    colours += mix * (scene.accents - scene.colours).T.take(parts, axis=1)
+
+    to_light = scene.light[:, None] - points
+    square = np.einsum("in,in->n", to_light, to_light)
+    lit = np.einsum("in,in->n", normals, to_light) / np.sqrt(square)
+    lit = np.maximum(lit, 0) / (1 + square / np.float32(scene.reach) ** 2)
+    # What faces up gets more of the light that comes from everywhere.
+    ambient = np.float32(scene.ambient) * (0.85 + 0.15 * normals[2])
+    light = ambient + np.float32(1.15 * (1 - scene.ambient)) * lit
+    glow = scene.glows.take(parts)
+    colours *= light + glow * (1 - light)
+
+    haze = (1 - np.exp(-distance / np.float32(scene.haze))) * (1 - glow)
+    colours += haze * (np.float32(0.8) - colours)
+    colours += _NOISE * rng.standard_normal(colours.shape, np.float32)
+    return np.rint(255 * np.clip(colours, 0, 1)).astype(np.uint8)
+
+
+def _pattern(
+    scene: Scene, parts: np.ndarray, local: np.ndarray, local_normals: np.ndarray
+) -> np.ndarray:
+    """Returns how much of the accent there is in the colour of each point."""
+    mix = np.zeros(len(parts), np.float32)
+    table = np.random.default_rng(scene.seed).random([_TABLE, _TABLE], np.float32)
+    patterns = scene.patterns.take(parts)
+    for pattern, name in enumerate(PATTERNS):
+        (chosen,) = np.nonzero(patterns == pattern)
+        if name == "plain" or not len(chosen):
+            continue
+        scales = scene.scales.take(parts.take(chosen))
+        places = local.take(chosen, axis=1) / scales
+        u, v = _unfold(places, local_normals.take(chosen, axis=1))
+        match name:
+            case "stripes":
+                mix[chosen] = np.floor(u) % 2
+            case "checks":
+                mix[chosen] = (np.floor(u) + np.floor(v)) % 2
+            case "bricks":
+                row = np.floor(v)
+                along = (u / 2.2 + row / 2) % 1
+                mix[chosen] = (v - row < _MORTAR) | (along < _MORTAR / 2.2)
+            case "panes":
+                mix[chosen] = (np.abs(u % 1 - 0.5) < 0.28) & (np.abs(v % 1 - 0.5) < 0.3)
+            case "grain":
+                mix[chosen] = _cloud(table, u, 12 * v)
+            case "mottle":
+                mix[chosen] = _cloud(table, u, v)
+    return mix
+
+
+def _unfold(places: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two coordinates on a surface: the ones its normal is least along."""
+    x, y, z = places
+    axis = np.argmax(np.abs(normals), axis=0)
+    return np.where(axis == 0, y, x), np.where(axis == 2, y, z)
+
+
+def _cloud(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Returns smooth noise in [0, 1] of two octaves."""
+    return (2 * _smooth(table, u, v) + _smooth(table, 3.7 * u, 3.7 * v)) / 3
+
+
+def _smooth(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Interpolates a table of values at the integers, repeated for ever."""
+    row, column = np.floor(u), np.floor(v)
+    down, right = u - row, v - column
+    down, right = (x * x * (3 - 2 * x) for x in (down, right))
+    low, left = (x.astype(np.intp) % _TABLE for x in (row, column))
+    high, end = (low + 1) % _TABLE, (left + 1) % _TABLE
+    first, second = (
+        _between(right, table.take(row + left), table.take(row + end))
+        for row in (low * _TABLE, high * _TABLE)
+    )
+    return _between(down, first, second)
+
+
+def _between(share: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return first + share * (second - first)
