@@ -13,7 +13,7 @@ from experiments.phases import Moving, Problem, make_steps, moving_at
 from experiments.training import take
 
 # The operations are counted before machine code is made of them: it may be poor.
-_NO_CODE = {
+NO_CODE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
@@ -113,5 +113,5 @@ def flop_costs(problem: Problem, batch_size: int) -> Costs:
 def _flops(function: Any, *args: Any) -> float:
     """Counts the operations of a program that is compiled, but never run."""
     lowered = jax.jit(function).lower(*args)
-    analysis = lowered.compile(_NO_CODE).cost_analysis()
+    analysis = lowered.compile(NO_CODE).cost_analysis()
     return math.nan if analysis is None else analysis["flops"]

@@ -1,0 +1,129 @@
+"""What a step of each phase of ATE-SG costs, by XLA's own count.
+
+    python -m experiments.bench.phases [NETWORK ...]
+
+For the paper's three networks at their full size, with SG: operations and temporary
+memory of a step on one block of parameters, as multiples of those of a step on both.
+"cached" trains the heads on features that were encoded before; "encode" is what that
+costs once a phase, for as many examples. Beside them are the paper's units, by which an
+epoch of the heads costs their share of the parameters. Programs are compiled, not run.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments import ate_mammography, ate_synthetic, ate_wireless
+from experiments.phase_costs import NO_CODE, parameter_costs
+from experiments.phases import Problem, make_steps
+from experiments.report import markdown_table
+from experiments.training import take
+from mtlopt import block_step
+
+# The experiments of the paper, and options that make just enough data for a batch.
+NETWORKS = {
+    "synthetic": (ate_synthetic.EXPERIMENT, {"points": 1_000}),
+    "wireless": (ate_wireless.EXPERIMENT, {"signals_each": 120}),
+    "mammography": (
+        ate_mammography.EXPERIMENT,
+        {"train_images": 32, "validation_images": 1, "test_images": 1},
+    ),
+}
+
+
+class Count(NamedTuple):
+    """XLA's counts of a compiled program."""
+
+    flops: float
+    temporary_bytes: float
+
+
+def count_steps(problem: Problem, batch_size: int) -> dict[str, Count]:
+    """Counts a step of every phase, and the encoding of a batch."""
+    optimizers, steps = make_steps(problem, "sgd")
+    model = jax.eval_shape(problem.init, jax.random.key(0))
+    batch = jax.eval_shape(
+        lambda split: take(split, jnp.arange(batch_size)), problem.train
+    )
+    z = jax.eval_shape(problem.encode, model, batch)
+    states = {
+        name: jax.eval_shape(optimizer.init, model.params)
+        for name, optimizer in optimizers.items()
+    }
+    # The heads alone move, but on a batch that the step encodes anew.
+    heads = block_step(problem.oracle, optimizers["task"], "task")
+    rest = (batch, model.stats)
+    return {
+        "both": _count(steps["full"], model.params, states["full"], None, *rest),
+        "shared": _count(steps["shared"], model.params, states["shared"], None, *rest),
+        "heads": _count(heads, model.params, states["task"], *rest),
+        "heads, cached": _count(steps["task"], model.params, states["task"], z, *rest),
+        "encode": _count(problem.encode, model, batch),
+    }
+
+
+def _count(function: Callable[..., Any], *args: Any) -> Count:
+    compiled = jax.jit(function).lower(*args).compile(NO_CODE)
+    counts, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    assert counts is not None  # XLA counts on CPU, GPU and TPU
+    assert memory is not None
+    return Count(counts["flops"], memory.temp_size_in_bytes)
+
+
+def table(problem: Problem, batch_size: int) -> str:
+    """Returns a network's Markdown table, and the cost of cycles."""
+    counts = count_steps(problem, batch_size)
+    paper = parameter_costs(problem)
+    units = {"both": 1.0, "shared": paper.shared, "heads": paper.task}
+    units["heads, cached"] = paper.task
+    whole = counts["both"]
+    rows = [
+        [
+            name,
+            f"{count.flops / whole.flops:.3f}",
+            f"{count.temporary_bytes / whole.temporary_bytes:.3f}",
+            f"{units[name]:.3f}" if name in units else "",
+        ]
+        for name, count in counts.items()
+    ]
+    flops = {name: count.flops / whole.flops for name, count in counts.items()}
+    cycles = [("without a cache", flops["shared"] + flops["heads"])]
+    for length in (1, 10, 100):
+        task = flops["heads, cached"] + flops["encode"] / length
+        cycles.append((f"E0 = Ets = {length}", flops["shared"] + task))
+    cycles.append(("in the paper's unit", paper.shared + paper.task))
+    cost = ", ".join(f"{name} {value / 2:.3f}" for name, value in cycles)
+    header = ["step", "operations", "temporary memory", "the paper's unit"]
+    return (
+        f"{markdown_table(header, rows)}\n\n"
+        f"A cycle of both blocks, in as many epochs of both at once: {cost}.\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench.phases")
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        metavar="NETWORK",
+        help=f"any of {', '.join(NETWORKS)}; default: all",
+    )
+    names = parser.parse_args(argv).networks or list(NETWORKS)
+    for name in names:
+        if name not in NETWORKS:
+            parser.error(f"NETWORK must be one of {list(NETWORKS)}, got {name!r}")
+    for name in names:
+        experiment, small = NETWORKS[name]
+        settings = dataclasses.replace(experiment.full, **small)
+        problem, _ = experiment.load(settings)
+        print(f"### {name}, batch {settings.batch_size}\n")
+        print(table(problem, settings.batch_size), flush=True)
+
+
+if __name__ == "__main__":
+    main()
