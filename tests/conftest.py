@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from mtlopt import METHODS
 from tests import problems
 
 # Nearly all their time is compilation, which need not optimise.
@@ -18,22 +17,6 @@ FLAGS += "--xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 12):  # newer XLA has no other emitters and no such flag
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)  # read at the first computation
-
-
-def pytest_collection_modifyitems(items):
-    """What shares a compiled program or a fixture runs in one process of pytest-xdist.
-
-    Programs are shared by the tests of a method, or else of a file.
-    """
-    for item in items:
-        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
-        if "plain_run" in getattr(item, "fixturenames", ()):
-            group = "plain_run"
-        elif isinstance(name, str) and name in METHODS:
-            group = name
-        else:
-            group = str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
