@@ -146,6 +146,12 @@ from mtlopt.oracle import Grad, Oracle, task_grad
 from mtlopt.ownership import infer_labels
 from mtlopt.per_label import PerLabelState, per_label
 from mtlopt.problems import Aux
+from mtlopt.roaming import (
+    MaximumRoaming,
+    MaximumRoamingState,
+    maximum_roaming,
+    task_masks,
+)
 from mtlopt.task_grads import TaskGrads
 from mtlopt.weightings.chebyshev import (
     chebyshev_weights,
@@ -215,6 +221,8 @@ __all__ = [
     "GradvacState",
     "IndividualOptimizersState",
     "LineSearchState",
+    "MaximumRoaming",
+    "MaximumRoamingState",
     "Method",
     "MocoState",
     "ModoState",
@@ -278,6 +286,7 @@ __all__ = [
     "label_params",
     "log_stch_weights",
     "log_weights",
+    "maximum_roaming",
     "mean_tasks",
     "mean_weights",
     "mgda",
@@ -300,6 +309,7 @@ __all__ = [
     "stch_weights",
     "sum_tasks",
     "task_grad",
+    "task_masks",
     "track_distance",
     "trimmed_mean",
     "upgrad",

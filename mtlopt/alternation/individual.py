@@ -101,9 +101,7 @@ def individual_optimizers(
         if share_state:
             shared = inner.init(own)
         else:
-            shared = PerTask(
-                jax.vmap(lambda _: inner.init(own))(jnp.arange(num_tasks))
-            )
+            shared = PerTask(jax.vmap(lambda _: inner.init(own))(jnp.arange(num_tasks)))
         return IndividualOptimizersState(shared, heads.init(params))
 
     def update_fn(

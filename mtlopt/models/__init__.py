@@ -1,6 +1,7 @@
 """Flax NNX networks of the papers, used functionally."""
 
 from mtlopt.models.bert import Bert, bert
+from mtlopt.models.celeba_cnn import CelebaCNN
 from mtlopt.models.conv1d import SignalNet
 from mtlopt.models.functional import (
     Functional,
@@ -20,12 +21,22 @@ from mtlopt.models.layers import (
 )
 from mtlopt.models.lenet import LeNet, LeNet5
 from mtlopt.models.mlp import MLP, MultiTaskMLP
-from mtlopt.models.resnet import ResNet, mammography_resnet50, resnet
+from mtlopt.models.pretrained import load_resnet
+from mtlopt.models.pyramid import PyramidResNet
+from mtlopt.models.resnet import (
+    ResNet,
+    celeba_resnet18,
+    mammography_resnet50,
+    pose_resnet34,
+    resnet,
+)
+from mtlopt.models.unet import UNet
 
 __all__ = [
     "MLP",
     "BatchNorm",
     "Bert",
+    "CelebaCNN",
     "Conv",
     "Conv1d",
     "Functional",
@@ -33,16 +44,21 @@ __all__ = [
     "LeNet",
     "LeNet5",
     "MultiTaskMLP",
+    "PyramidResNet",
     "ResNet",
     "SignalNet",
+    "UNet",
     "bert",
+    "celeba_resnet18",
     "conv1d",
     "conv2d",
     "conv2d_max_pool",
     "functional",
     "functional_with_stats",
+    "load_resnet",
     "mammography_resnet50",
     "max_pool",
+    "pose_resnet34",
     "resnet",
     "stack_heads",
 ]

@@ -38,11 +38,22 @@ _LONG_ROW = 128
 
 
 def lax_conv(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding, pool: int
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int,
+    dilation: int,
+    padding: Padding,
+    pool: int,
 ) -> jax.Array:
     """Convolves with `lax.conv_general_dilated`, then pools: for GPU and TPU."""
     out = lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     no_padding = ((0, 0), (0, 0))
     return out if pool == 1 else window_max(out, pool, pool, no_padding)
@@ -87,45 +98,56 @@ def first_max(parts: Sequence[jax.Array]) -> jax.Array:
 
 
 def banded_conv(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding, pool: int
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int,
+    dilation: int,
+    padding: Padding,
+    pool: int,
 ) -> jax.Array:
     """Convolves by a banded matmul and max-pools its output: for CPU.
 
     The output's width is cut in tiles of `w` columns. Each needs `(w - 1) stride +
-    k` columns of the input, and one matrix, the same for all tiles, takes these to
-    the tile's `w * features` outputs. Its columns are ordered by their place in the
-    pooling window, so that pooling is a maximum of contiguous slices.
+    (k - 1) dilation + 1` columns of the input, and one matrix, the same for all tiles,
+    takes these to the tile's `w * features` outputs. Its columns are ordered by their
+    place in the pooling window, so that pooling is a maximum of contiguous slices. A
+    tile of one column needs k columns only, and leaves out those that a dilated kernel
+    skips.
     """
     dtype = x.dtype
     # CPUs multiply half precision in float32 anyhow; this also sums in float32.
-    compute = jnp.promote_types(dtype, jnp.float32)
+    compute = at_least_float32(dtype)
     x = jnp.pad(x.astype(compute), ((0, 0), *padding, (0, 0)))
     kernel = kernel.astype(compute)
     rows, columns, channels, features = kernel.shape
     batch = x.shape[0]
     height, width = (
-        ((size - k) // stride + 1) // pool * pool
+        ((size - dilated_size(k, dilation)) // stride + 1) // pool * pool
         for size, k in zip(x.shape[1:3], (rows, columns), strict=True)
     )
 
     num_tiles = _num_tiles(width, columns, features)
     tile = math.ceil(width / (num_tiles * pool)) * pool
     num_tiles = math.ceil(width / tile)
-    tile_in = (tile - 1) * stride + columns
+    reach = (tile - 1) * stride + dilated_size(columns, dilation)
+    gap = dilation if tile == 1 else 1
+    tile_in = (reach - 1) // gap + 1
     # The last tile may hang over the edge: pad what it reads, crop what it writes.
-    missing = (num_tiles - 1) * tile * stride + tile_in - x.shape[2]
+    missing = (num_tiles - 1) * tile * stride + reach - x.shape[2]
     x = jnp.pad(x, ((0, 0), (0, 0), (0, max(missing, 0)), (0, 0)))
 
     def tiles_under(x: jax.Array, i: int) -> jax.Array:
         """[batch * height * num_tiles, tile_in * channels] under the kernel's row i."""
+        i *= dilation
         x = x[:, i : i + (height - 1) * stride + 1 : stride]
         step = tile * stride
         last = (num_tiles - 1) * step + 1
         if num_tiles <= tile_in:  # As few slices as possible, for compile time.
-            cut = [x[:, :, j : j + tile_in] for j in range(0, last, step)]
+            cut = [x[:, :, j : j + reach : gap] for j in range(0, last, step)]
             x = jnp.stack(cut, axis=2)
         else:
-            cut = [x[:, :, j : j + last : step] for j in range(tile_in)]
+            cut = [x[:, :, j : j + last : step] for j in range(0, reach, gap)]
             x = jnp.stack(cut, axis=3)
         return x.reshape(-1, tile_in * channels)
 
@@ -142,7 +164,8 @@ def banded_conv(
 
     long = tile_in * channels >= _LONG_ROW
     multiply = jax.checkpoint(summed) if long else concatenated
-    out = multiply(x, _banded_matrix(kernel, tile, tile_in, stride, pool))
+    matrix = _banded_matrix(kernel, tile, tile_in, stride, dilation // gap, pool)
+    out = multiply(x, matrix)
     out = out.reshape(
         batch, height // pool, pool, num_tiles, pool, tile // pool * features
     )
@@ -151,6 +174,19 @@ def banded_conv(
         batch, height // pool, num_tiles * tile // pool, features
     )
     return pooled[:, :, : width // pool].astype(dtype)
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """Returns a float dtype, or float32 for half precision.
+
+    `jnp.promote_types` refuses where `jax_numpy_dtype_promotion` is "strict".
+    """
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def dilated_size(size: int, dilation: int) -> int:
+    """Returns how many pixels a kernel of `size` reaches over."""
+    return (size - 1) * dilation + 1
 
 
 def on_platform(
@@ -171,13 +207,13 @@ def _num_tiles(width: int, columns: int, features: int) -> int:
 
 
 def _banded_matrix(
-    kernel: jax.Array, tile: int, tile_in: int, stride: int, pool: int
+    kernel: jax.Array, tile: int, tile_in: int, stride: int, dilation: int, pool: int
 ) -> jax.Array:
     """[rows, tile_in, channels, pool, tile // pool, features], banded in the width."""
     band = np.zeros((kernel.shape[1], tile_in, tile), kernel.dtype)
     for column in range(kernel.shape[1]):
         for out in range(tile):
-            band[column, out * stride + column, out] = 1
+            band[column, out * stride + column * dilation, out] = 1
     band = band.reshape(*band.shape[:2], tile // pool, pool)
     return jnp.einsum("hkco,kiqp->hicpqo", kernel, band)
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 from mtlopt.models.layers import Conv1d
 from mtlopt.models.mlp import Heads, make_heads
+from mtlopt.models.shared_encoder import SharedEncoder
 
 _KERNEL_SIZE = 4  # Not printed; it follows from the parameter counts.
 
@@ -42,7 +43,7 @@ class SignalEncoder(nnx.Module):
         return jnp.max(x, axis=1)
 
 
-class SignalNet(nnx.Module):
+class SignalNet(SharedEncoder):
     """Three convolutions over time and a dense branch for each task.
 
     The defaults are the network of ATE-SG's wireless signals, 26,382 parameters: the
@@ -81,12 +82,3 @@ class SignalNet(nnx.Module):
             heads = {"mod": (64, 64, 6), "sig": (64, 64, 8)}
         self.encoder = SignalEncoder(features, rngs=rngs)
         self.heads = make_heads(features[-1], heads, rngs=rngs)
-
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Maps signals [batch, 2 * length] to the latent [batch, features[-1]]."""
-        return self.encoder(x)
-
-    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """Maps signals [batch, 2 * length] to logits by task."""
-        z = self.encode(x)
-        return {task: head(z) for task, head in self.heads.items()}

@@ -44,15 +44,18 @@ class FunctionalWithStats(NamedTuple):
         params: Nested dict of arrays. A path is as in "encoder/stem/norm/scale".
         stats: The running statistics, such as "encoder/stem/norm/mean".
         encode: `encode(params, stats, x, train=True) -> (z, stats)`. In training mode
-            it normalises by the batch and returns moved statistics, in evaluation mode
-            it normalises by `stats` and returns them as they are.
-        heads: For each task `head(params, z) -> output`; reads only its own leaves.
+            it normalises by the batch and returns `stats` with the encoder's moved, in
+            evaluation mode it normalises by `stats` and returns them as they are.
+        heads: For each task `head(params, z) -> output`; reads only its own leaves. A
+            head with statistics is called as `encode` is, `head(params, stats, z,
+            train=True) -> (output, stats["heads"][task])`, and moves its own; call a
+            stacked head with the parameters and the statistics of one task.
     """
 
     params: dict[str, Any]
     stats: dict[str, Any]
     encode: Callable[..., tuple[Any, dict[str, Any]]]
-    heads: dict[str, Callable[[Any, Any], jax.Array]]
+    heads: dict[str, Callable[..., Any]]
 
 
 def functional(model: MultiTaskModel) -> Functional:
@@ -82,10 +85,13 @@ def functional(model: MultiTaskModel) -> Functional:
     def merge(params: Any) -> MultiTaskModel:
         return nnx.merge(graphdef, nnx.State(params), copy=True)
 
+    def make_head(task: str) -> Callable[[Any, Any], jax.Array]:
+        return lambda params, z: merge(params).heads[task](z)
+
     return Functional(
         params=nnx.to_pure_dict(state),
         encode=lambda params, *args, **kwargs: merge(params).encode(*args, **kwargs),
-        heads=_heads(model, merge),
+        heads={task: make_head(task) for task in model.heads},
     )
 
 
@@ -93,17 +99,19 @@ def functional_with_stats(model: MultiTaskModel) -> FunctionalWithStats:
     """Splits a network with BatchNorm into parameters, statistics and pure functions.
 
     The statistics are no parameters: pass them to the oracle as an argument, and take
-    the new ones from its aux. They move once a step, however many tasks there are.
+    the new ones from its aux, the encoder's from `aux.encode`. They move once a step,
+    however many tasks there are. Where heads have statistics too, losses return them
+    as their aux, and the new ones are `{**aux.encode, "heads": aux.tasks}`.
 
     Args:
         model: A Flax NNX module with `encode` and `heads`, all of whose state is
-            `nnx.Param` and `nnx.BatchStat`, the latter in the encoder only.
+            `nnx.Param` and `nnx.BatchStat`.
 
     Returns:
         `FunctionalWithStats(params, stats, encode, heads)`.
 
     Raises:
-        ValueError: If the model has other state, or a head has statistics.
+        ValueError: If the model has other state.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -135,13 +143,8 @@ def functional_with_stats(model: MultiTaskModel) -> FunctionalWithStats:
         >>> z.shape
         (1, 2)
     """
-    for task, head in model.heads.items():
-        if jax.tree.leaves(nnx.state(head, nnx.BatchStat)):
-            raise ValueError(
-                f"heads must have no BatchNorm statistics, got a head {task!r} with "
-                "some. Only the encoder's statistics are returned."
-            )
     graphdef, state, initial = nnx.split(model, nnx.Param, nnx.BatchStat)
+    stats = nnx.to_pure_dict(initial)
 
     def merge(params: Any, stats: Any) -> MultiTaskModel:
         return nnx.merge(graphdef, nnx.State(params), nnx.State(stats), copy=True)
@@ -150,19 +153,37 @@ def functional_with_stats(model: MultiTaskModel) -> FunctionalWithStats:
         params: Any, stats: Any, *args: Any, train: bool = True, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
         model = merge(params, stats)
-        module = cast(nnx.Module, model)
-        module.train() if train else module.eval()
-        z = model.encode(*args, **kwargs)
-        return z, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+        return _run(cast(nnx.Module, model), model.encode, train, *args, **kwargs)
 
-    stats = nnx.to_pure_dict(initial)
+    def make_head(task: str) -> Callable[..., Any]:
+        def head(params: Any, stats: Any, z: Any, train: bool = True) -> Any:
+            module = merge(params, stats).heads[task]
+            return _run(module, module, train, z)
+
+        if jax.tree.leaves(nnx.state(model.heads[task], nnx.BatchStat)):
+            return head
+        # It does not matter with which statistics such a head is built.
+        return lambda params, z: merge(params, stats).heads[task](z)
+
     return FunctionalWithStats(
         params=nnx.to_pure_dict(state),
         stats=stats,
         encode=encode,
-        # Heads have no statistics: it does not matter with which ones they are built.
-        heads=_heads(model, lambda params: merge(params, stats)),
+        heads={task: make_head(task) for task in model.heads},
     )
+
+
+def _run(
+    module: nnx.Module,
+    function: Callable[..., Any],
+    train: bool,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Calls a function of a module; returns its output and the module's statistics."""
+    module.train() if train else module.eval()
+    out = function(*args, **kwargs)
+    return out, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
 
 def stack_heads(model: Any, name: str = "stacked") -> Any:
@@ -214,12 +235,3 @@ def stack_heads(model: Any, name: str = "stacked") -> Any:
     model = nnx.clone(model)
     model.heads = nnx.Dict({name: nnx.merge(graphdefs[0], stacked)})
     return model
-
-
-def _heads(
-    model: MultiTaskModel, merge: Callable[[Any], MultiTaskModel]
-) -> dict[str, Callable[[Any, Any], jax.Array]]:
-    def head(task: str) -> Callable[[Any, Any], jax.Array]:
-        return lambda params, z: merge(params).heads[task](z)
-
-    return {task: head(task) for task in model.heads}

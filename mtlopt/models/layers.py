@@ -18,7 +18,9 @@ from jax import lax
 from mtlopt._checks import check_choice, check_fraction, check_positive
 from mtlopt.models._formulations import (
     Padding,
+    at_least_float32,
     banded_conv,
+    dilated_size,
     lax_conv,
     on_platform,
     sliced_max,
@@ -36,20 +38,23 @@ def conv2d(
     bias: jax.Array | None = None,
     *,
     stride: int = 1,
+    dilation: int = 1,
     padding: PaddingLike = "VALID",
 ) -> jax.Array:
     r"""Convolves images with a kernel (cross-correlation, as deep learning has it).
 
-    .. math:: y_{nijo} = b_o + \sum_{hwc} x_{n,\, is+h,\, js+w,\, c}\, K_{hwco}
+    .. math:: y_{nijo} = b_o + \sum_{hwc} x_{n,\, is+hd,\, js+wd,\, c}\, K_{hwco}
 
-    where s is the stride. On CPU this is a banded matmul, which keeps its speed
-    inside `scan`, `cond` and `vmap` over kernels; elsewhere it is `lax.conv`.
+    where s is the stride and d the dilation. On CPU this is a banded matmul, which
+    keeps its speed inside `scan`, `cond` and `vmap` over kernels; elsewhere it is
+    `lax.conv`.
 
     Args:
         x: Images, [batch, height, width, channels].
         kernel: [rows, columns, channels, features].
         bias: [features], or None for no bias.
         stride: Step between outputs, in both directions.
+        dilation: Step between the pixels under the kernel, in both directions.
         padding: "VALID", "SAME", or `((top, bottom), (left, right))` rows and columns
             of zeros.
 
@@ -65,7 +70,7 @@ def conv2d(
         Array([[ 8., 12.],
                [20., 24.]], dtype=float32)
     """
-    return _conv_pool(x, kernel, bias, stride, padding, pool=1)
+    return _conv_pool(x, kernel, bias, stride, dilation, padding, pool=1)
 
 
 def conv2d_max_pool(
@@ -102,7 +107,7 @@ def conv2d_max_pool(
         >>> conv2d_max_pool(image, jnp.ones([2, 2, 1, 1]), jnp.ones([1]))
         Array([[[[25.]]]], dtype=float32)
     """
-    return _conv_pool(x, kernel, bias, stride, padding, pool=window)
+    return _conv_pool(x, kernel, bias, stride, 1, padding, pool=window)
 
 
 def max_pool(
@@ -200,6 +205,7 @@ class Conv(nnx.Module):
         out_features: Channels of the output.
         kernel_size: Size of the square kernel.
         stride: As in `conv2d`.
+        dilation: As in `conv2d`.
         padding: As in `conv2d`.
         pool: Size of the pooling windows that follow; 1 for no pooling.
         use_bias: Whether there is a bias; leave it out before a normalisation.
@@ -220,6 +226,7 @@ class Conv(nnx.Module):
         kernel_size: int,
         *,
         stride: int = 1,
+        dilation: int = 1,
         padding: PaddingLike = "VALID",
         pool: int = 1,
         use_bias: bool = True,
@@ -230,6 +237,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros([out_features])) if use_bias else None
         self.stride = stride
+        self.dilation = dilation
         # A tuple, because a module's static fields are hashed.
         self.padding = padding if isinstance(padding, str) else _as_pairs(padding)
         self.pool = pool
@@ -238,7 +246,13 @@ class Conv(nnx.Module):
         """Maps [batch, height, width, in_features] to [..., out_features]."""
         bias = None if self.bias is None else self.bias[...]
         return _conv_pool(
-            x, self.kernel[...], bias, self.stride, self.padding, pool=self.pool
+            x,
+            self.kernel[...],
+            bias,
+            self.stride,
+            self.dilation,
+            self.padding,
+            pool=self.pool,
         )
 
 
@@ -333,7 +347,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., features] to the same shape and dtype."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(at_least_float32(x.dtype))
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
@@ -359,6 +373,7 @@ def _conv_pool(
     kernel: jax.Array,
     bias: jax.Array | None,
     stride: int,
+    dilation: int,
     padding: PaddingLike,
     pool: int,
 ) -> jax.Array:
@@ -374,15 +389,17 @@ def _conv_pool(
             f"of `kernel`, got shape {bias.shape}."
         )
     _check_size("stride", stride)
+    _check_size("dilation", dilation)
     _check_size("window", pool)
-    size = cast(tuple[int, int], kernel.shape[:2])
+    rows, columns = kernel.shape[:2]
+    size = dilated_size(rows, dilation), dilated_size(columns, dilation)
     pads = _pads(x, padding, size, stride)
     _check_fits("kernel", size, "the padded image", x, pads)
     reach = (size[0] + (pool - 1) * stride, size[1] + (pool - 1) * stride)
     _check_fits("window", reach, "the convolved image", x, pads)
 
     dtype = jnp.result_type(x, kernel)
-    settings = {"stride": stride, "padding": pads, "pool": pool}
+    settings = {"stride": stride, "dilation": dilation, "padding": pads, "pool": pool}
     out = on_platform(
         functools.partial(banded_conv, **settings),
         functools.partial(lax_conv, **settings),

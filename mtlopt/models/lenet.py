@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from mtlopt.models.layers import Conv
+from mtlopt.models.masked_encoder import MaskedEncoder, Masks, check_masks, mask_units
 
 
 class LeNetEncoder(nnx.Module):
@@ -16,15 +17,17 @@ class LeNetEncoder(nnx.Module):
         self.conv2 = Conv(10, 20, 5, pool=2, rngs=rngs)
         self.dense = nnx.Linear(4 * 4 * 20, 50, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, 28, 28, 1] to [batch, 50]."""
+    def __call__(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
+        """Maps [batch, 28, 28, 1] to [batch, 50], by the units in `masks` only."""
         _check_images(x)
-        x = nnx.relu(self.conv1(x))
-        x = nnx.relu(self.conv2(x))
-        return nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
+        masks = check_masks(masks, ("conv1", "conv2", "dense"))
+        x = mask_units(nnx.relu(self.conv1(x)), masks, "conv1")
+        x = mask_units(nnx.relu(self.conv2(x)), masks, "conv2")
+        x = nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
+        return mask_units(x, masks, "dense")
 
 
-class LeNet(nnx.Module):
+class LeNet(MaskedEncoder):
     """Two 5 x 5 convolutions, a dense layer of 50, and a linear head for each task.
 
     The encoder is Conv 5x5, 10 - MaxPool 2x2 - ReLU - Conv 5x5, 20 - MaxPool 2x2 -
@@ -60,15 +63,6 @@ class LeNet(nnx.Module):
             {task: nnx.Linear(50, num_classes, rngs=rngs) for task in tasks}
         )
 
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Maps images [batch, 28, 28, 1] to the latent representation [batch, 50]."""
-        return self.encoder(x)
-
-    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """Maps images [batch, 28, 28, 1] to logits [batch, num_classes] by task."""
-        z = self.encode(x)
-        return {task: head(z) for task, head in self.heads.items()}
-
 
 class LeNet5Encoder(nnx.Module):
     """The shared part of `LeNet5`: all of LeNet-5 but its output layer."""
@@ -80,16 +74,18 @@ class LeNet5Encoder(nnx.Module):
         self.dense1 = nnx.Linear(5 * 5 * 16, 120, rngs=rngs)
         self.dense2 = nnx.Linear(120, 84, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, 28, 28, 1] to [batch, 84]."""
+    def __call__(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
+        """Maps [batch, 28, 28, 1] to [batch, 84], by the units in `masks` only."""
         _check_images(x)
-        x = nnx.relu(self.conv1(x))
-        x = nnx.relu(self.conv2(x))
+        masks = check_masks(masks, ("conv1", "conv2", "dense1", "dense2"))
+        x = mask_units(nnx.relu(self.conv1(x)), masks, "conv1")
+        x = mask_units(nnx.relu(self.conv2(x)), masks, "conv2")
         x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
-        return nnx.relu(self.dense2(x))
+        x = mask_units(x, masks, "dense1")
+        return mask_units(nnx.relu(self.dense2(x)), masks, "dense2")
 
 
-class LeNet5(nnx.Module):
+class LeNet5(MaskedEncoder):
     """LeNet-5 with an output layer for each task.
 
     The encoder is Conv 5x5, 6 - MaxPool 2x2 - ReLU - Conv 5x5, 16 - MaxPool 2x2 -
@@ -129,15 +125,6 @@ class LeNet5(nnx.Module):
         self.heads = nnx.Dict(
             {task: nnx.Linear(84, num_classes, rngs=rngs) for task in tasks}
         )
-
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Maps images [batch, 28, 28, 1] to the latent representation [batch, 84]."""
-        return self.encoder(x)
-
-    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """Maps images [batch, 28, 28, 1] to logits [batch, num_classes] by task."""
-        z = self.encode(x)
-        return {task: head(z) for task, head in self.heads.items()}
 
 
 def _check_images(x: jax.Array) -> None:

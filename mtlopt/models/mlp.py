@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 from flax import nnx
 
+from mtlopt.models.masked_encoder import MaskedEncoder, Masks, check_masks, mask_units
+
 Activation = Callable[[jax.Array], jax.Array]
 Heads = Mapping[str, Sequence[int]]
 
@@ -27,8 +29,7 @@ class MLP(nnx.Module):
         ValueError: If there is no layer.
 
     Examples:
-        >>> import jax.numpy as jnp
-        >>> MLP([2, 512, 4], rngs=nnx.Rngs(0))(jnp.zeros([8, 2])).shape
+        >>>         >>> MLP([2, 512, 4], rngs=nnx.Rngs(0))(jnp.zeros([8, 2])).shape
         (8, 4)
     """
 
@@ -55,12 +56,15 @@ class MLP(nnx.Module):
             )
             setattr(self, f"dense{i + 1}", layer)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., sizes[0]] to [..., sizes[-1]]."""
-        for i in range(1, self.num_layers + 1):
-            x = getattr(self, f"dense{i}")(x)
-            if i < self.num_layers or self.activate_last:
+    def __call__(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
+        """Maps [..., sizes[0]] to [..., sizes[-1]], by the units in `masks` only."""
+        layers = [f"dense{i}" for i in range(1, self.num_layers + 1)]
+        masks = check_masks(masks, layers)
+        for layer in layers:
+            x = getattr(self, layer)(x)
+            if layer != layers[-1] or self.activate_last:
                 x = self.activation(x)
+            x = mask_units(x, masks, layer)
         return x
 
 
@@ -86,7 +90,7 @@ def make_heads(
     )
 
 
-class MultiTaskMLP(nnx.Module):
+class MultiTaskMLP(MaskedEncoder):
     """A dense trunk with a dense branch for each task.
 
     The defaults are the network of ATE-SG's synthetic problem, 1,580,037 parameters:
@@ -102,8 +106,7 @@ class MultiTaskMLP(nnx.Module):
         rngs: Source of the initial parameters.
 
     Examples:
-        >>> import jax.numpy as jnp
-        >>> heads = {"a": (8, 4), "b": (1,)}
+        >>>         >>> heads = {"a": (8, 4), "b": (1,)}
         >>> model = MultiTaskMLP(trunk=(8,), heads=heads, rngs=nnx.Rngs(0))
         >>> z = model.encode(jnp.zeros([5, 2]))
         >>> z.shape, model.heads["a"](z).shape
@@ -127,12 +130,3 @@ class MultiTaskMLP(nnx.Module):
             heads = {"quad": (512, 512, 4), "circ": (512, 512, 1)}
         self.encoder = MLP((in_features, *trunk), activate_last=True, rngs=rngs)
         self.heads = make_heads(trunk[-1], heads, rngs=rngs)
-
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, in_features] to the latent representation [batch, trunk[-1]]."""
-        return self.encoder(x)
-
-    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """Maps [batch, in_features] to outputs by task."""
-        z = self.encode(x)
-        return {task: head(z) for task, head in self.heads.items()}

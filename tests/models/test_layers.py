@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from mtlopt.models import Conv, conv2d, conv2d_max_pool, max_pool
+from mtlopt.models import BatchNorm, Conv, conv2d, conv2d_max_pool, max_pool
 from mtlopt.models._formulations import banded_conv, lax_conv, sliced_max, window_max
+from tests.models.networks import compiled
 
 
 def reference_pool(x, window, stride=None, padding="VALID"):
@@ -48,11 +49,6 @@ def arrays(image, kernel, dtype=np.float32, seed=0):
     """An image, a kernel and a bias."""
     shapes = (image, kernel, kernel[-1:])
     return [normal(shape, dtype, seed + i) for i, shape in enumerate(shapes)]
-
-
-def compiled(function):
-    """`jax.jit` that compiles fast and runs slowly."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def value_and_grads(function, args):
@@ -113,14 +109,43 @@ def test_float32(image, kernel, stride, padding, pool):
     assert_close(actual, expected, 1e-5)
 
 
-@pytest.mark.parametrize("pool", [1, 2])
-def test_both_formulations_agree(pool):
+@pytest.mark.parametrize(("pool", "dilation"), [(1, 1), (2, 1), (1, 3)])
+def test_both_formulations_agree(pool, dilation):
     """What other platforms compile equals what this one does."""
     x, kernel, _ = arrays((2, 9, 10, 3), (3, 3, 3, 4))
-    settings = {"stride": 2, "padding": ((1, 0), (0, 2)), "pool": pool}
+    settings = {"stride": 2, "dilation": dilation, "pool": pool}
+    settings["padding"] = ((1, 0), (0, 2))
     actual = value_and_grads(lambda *a: banded_conv(*a, **settings), (x, kernel))
     expected = value_and_grads(lambda *a: lax_conv(*a, **settings), (x, kernel))
     assert_close(actual, expected, 1e-5)
+
+
+def zero_stuffed(kernel, dilation):
+    """The same kernel with zeros between its rows and columns."""
+    return lax.pad(
+        kernel,
+        np.zeros((), kernel.dtype),
+        [(0, 0, dilation - 1), (0, 0, dilation - 1), (0, 0, 0), (0, 0, 0)],
+    )
+
+
+# Features few, in wide tiles, and many, in tiles of one column.
+@pytest.mark.parametrize("features", [3, 90])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 2), (1, 4), (2, 3)])
+def test_dilated_kernel_is_a_zero_stuffed_one(features, stride, dilation):
+    """Value and gradients, also where the image is not larger than the kernel."""
+
+    def dilated(x, kernel):
+        return conv2d(x, kernel, stride=stride, dilation=dilation, padding="SAME")
+
+    def stuffed(x, kernel):
+        kernel = zero_stuffed(kernel, dilation)
+        return reference_conv(x, kernel, 0.0, stride, "SAME")
+
+    with jax.enable_x64(True):
+        args = arrays((2, 7, 11, 4), (3, 3, 4, features), np.float64)[:2]
+        actual, expected = (value_and_grads(f, args) for f in (dilated, stuffed))
+        assert_close(actual, expected, 1e-12)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
@@ -273,6 +298,19 @@ def test_half_precision_sums_in_float32(dtype):
     assert all(g.dtype == dtype for g in value_and_grads(conv2d_max_pool, args))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_nothing_is_promoted_implicitly(dtype):
+    """Layers and their gradients exist where promotion is an error."""
+    x, kernel, bias = arrays((2, 8, 8, 3), (3, 3, 3, 4), dtype)
+
+    def loss(*args):
+        return max_pool(BatchNorm(4)(conv2d_max_pool(*args))).sum()
+
+    with jax.numpy_dtype_promotion("strict"):
+        grads = jax.eval_shape(jax.grad(loss, argnums=(0, 1, 2)), x, kernel, bias)
+    assert {grad.dtype for grad in grads} == {jnp.dtype(dtype)}
+
+
 def test_conv_module():
     """A module holds its parameters and calls the functions."""
     module = Conv(3, 4, 3, stride=2, padding=[(1, 1), (1, 1)], pool=2, rngs=nnx.Rngs(0))
@@ -298,7 +336,9 @@ KERNEL = jnp.zeros([3, 3, 3, 4])
         (lambda: conv2d(IMAGE, KERNEL[0]), r"`kernel` must .*got shape \(3, 3, 4\)"),
         (lambda: conv2d(IMAGE, KERNEL, jnp.zeros([3])), r"`bias` must .*got .*\(3,\)"),
         (lambda: conv2d(IMAGE[:, :2], KERNEL), "`kernel` must not be .*of 2 x 8"),
+        (lambda: conv2d(IMAGE, KERNEL, dilation=4), "`kernel` must not be .*9 x 9"),
         (lambda: conv2d(IMAGE, KERNEL, stride=0), "`stride` must be .*got 0"),
+        (lambda: conv2d(IMAGE, KERNEL, dilation=0), "`dilation` must be .*got 0"),
         (lambda: conv2d(IMAGE, KERNEL, padding="FULL"), "`padding` must be .*'FULL'"),
         (lambda: conv2d(IMAGE, KERNEL, padding=((1, 1), (-1, 0))), "`padding` must"),
         (lambda: conv2d_max_pool(IMAGE, KERNEL, window=7), "`window` must not.*9 x 9"),

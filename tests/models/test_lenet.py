@@ -24,6 +24,18 @@ PARAMS, ENCODE, HEADS = functional(LeNet(rngs=nnx.Rngs(0)))
 IMAGES = normal((4, 28, 28, 1))
 
 
+def every_third(size):
+    return jnp.arange(size) % 3 == 0
+
+
+def without_units(encoder, masks):
+    """Parameters whose masked units and channels are zero behind the ReLU."""
+    return {
+        layer: jax.tree.map(lambda leaf, mask=masks[layer]: leaf * mask, leaves)
+        for layer, leaves in encoder.items()
+    }
+
+
 def reference_encode(params, x):
     """The encoder written with `lax.conv` and `reduce_window`."""
     encoder = params["encoder"]
@@ -70,7 +82,18 @@ def test_any_tasks_and_classes():
     np.testing.assert_allclose(heads["b"](params, z), logits["b"], atol=1e-6)
 
 
-def test_encode_and_gradient_equal_the_obvious_form():
+def test_masked_encode_and_gradient_equal_the_obvious_form():
+    """Masked units and channels are as if whatever leads into them were zero."""
+    masks = {
+        "conv1": every_third(10),
+        "conv2": every_third(20),
+        "dense": every_third(50),
+    }
+
+    def narrow(params, x):
+        encoder = without_units(params["encoder"], masks)
+        return reference_encode({**params, "encoder": encoder}, x)
+
     def both(encode):
         def value_and_grads(params):
             z, pullback = jax.vjp(lambda p: encode(p, IMAGES), params)
@@ -80,9 +103,16 @@ def test_encode_and_gradient_equal_the_obvious_form():
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        both(ENCODE),
-        both(reference_encode),
+        both(lambda params, x: ENCODE(params, x, masks)),
+        both(narrow),
     )
+
+
+def test_wrong_masks_are_named():
+    with pytest.raises(
+        ValueError, match=r"`masks\['conv1'\]` .*\(10,\).*got \(2, 10\)"
+    ):
+        jax.eval_shape(ENCODE, PARAMS, IMAGES, {"conv1": np.ones((2, 10), bool)})
 
 
 def test_transposed_pullback_is_the_forward_product():
@@ -196,9 +226,15 @@ def test_lenet5():
         "right": 850,
     }
     params = jax.tree.map(lambda p: normal(p.shape) / 10, abstract)
-    z = compiled(encode)(params, IMAGES)
-    reference = compiled(reference_encode_lenet5)(params["encoder"], IMAGES)
-    np.testing.assert_allclose(z, reference, rtol=1e-4, atol=1e-4)
+    forward, reference = compiled(encode), compiled(reference_encode_lenet5)
+    layers = {"conv1": 6, "conv2": 16, "dense1": 120, "dense2": 84}
+    masks = {layer: every_third(size) for layer, size in layers.items()}
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    z = forward(params, IMAGES, jax.tree.map(jnp.ones_like, masks))
+    np.testing.assert_allclose(z, reference(params["encoder"], IMAGES), **close)
     assert heads["right"](params, z).shape == (4, 10)
+    z = forward(params, IMAGES, masks)
+    narrow = without_units(params["encoder"], masks)
+    np.testing.assert_allclose(z, reference(narrow, IMAGES), **close)
     with pytest.raises(ValueError, match=r"`x` must have shape .*got .*\(2, 32, 32"):
         encode(params, jnp.zeros([2, 32, 32, 1]))

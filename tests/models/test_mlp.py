@@ -52,6 +52,45 @@ def test_forward():
     assert (out < 0).any()
 
 
+def test_masked_units_are_as_if_removed():
+    """The latent is the narrower network's, with zeros between."""
+    params = random_params(PARAMS)
+    params["encoder"]["dense2"]["bias"] += 2  # no unit is dead
+    masks = {
+        "dense1": np.array([True, False, True, True, False, False]),
+        "dense2": np.array([False, True, True, False, True]),
+    }
+    kept, x = masks["dense1"], np.asarray(X)
+    one, two = (jax.tree.map(np.asarray, params["encoder"][name]) for name in masks)
+    hidden = np.maximum(x @ one["kernel"][:, kept] + one["bias"][kept], 0)
+    z = np.maximum(hidden @ two["kernel"][kept] + two["bias"], 0)
+    assert (z > 0).any(axis=0).all()
+    expected = np.where(masks["dense2"], z, 0)
+    found = compiled(ENCODE)(params, X, masks)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_masked_units_need_not_be_finite():
+    """Zero, and not zero times infinity; layers without a mask are whole."""
+    params = random_params(PARAMS)
+    params["encoder"]["dense1"]["bias"] = np.array([0.1] + [np.inf] * 5, np.float32)
+    z = compiled(ENCODE)(params, X, {"dense1": np.arange(6) == 0})
+    assert np.isfinite(z).all()
+    assert (np.asarray(z) > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"dense3": np.ones(6, bool)}, r"name layers of .*'dense2'\), got 'dense3'"),
+        ({"dense1": np.ones((2, 6), bool)}, r"\['dense1'\]` must .*\(6,\).*\(2, 6\)"),
+    ],
+)
+def test_wrong_masks_are_named(masks, message):
+    with pytest.raises(ValueError, match=message):
+        ENCODE(PARAMS, X, masks)
+
+
 def test_initialisation_is_keras():
     """Kernels uniform within sqrt(6 / (in + out)), biases zero."""
     layer = MLP((60, 90), rngs=nnx.Rngs(0)).dense1

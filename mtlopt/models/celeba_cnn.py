@@ -1,0 +1,77 @@
+"""A convolutional network of nine layers for the attributes of faces (CelebA)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mtlopt.models.conv_norm import ConvNorm
+from mtlopt.models.layers import BatchNorm, max_pool
+from mtlopt.models.mlp import Heads, make_heads
+from mtlopt.models.shared_encoder import SharedEncoder
+
+
+class CelebaEncoder(nnx.Module):
+    """The shared part of `CelebaCNN`: seven convolutions and two dense layers."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        sizes = [3, *(width * factor for factor in (1, 2, 2, 4, 4, 8, 8))]
+        for i in range(7):
+            layer = ConvNorm(sizes[i], sizes[i + 1], rngs=rngs)
+            setattr(self, f"conv{i + 1}", layer)
+        self.dense1, self.dense2 = (
+            nnx.Linear(8 * width, 8 * width, use_bias=False, rngs=rngs)
+            for _ in range(2)
+        )
+        self.norm1, self.norm2 = (BatchNorm(8 * width) for _ in range(2))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [batch, height, width, 3] to [batch, 8 * width]."""
+        for i in range(1, 8):
+            x = nnx.relu(getattr(self, f"conv{i}")(x))
+            if i in (1, 3, 5):
+                x = max_pool(x)
+        x = jnp.mean(x, axis=(1, 2))
+        x = nnx.relu(self.norm1(self.dense1(x)))
+        return nnx.relu(self.norm2(self.dense2(x)))
+
+
+class CelebaCNN(SharedEncoder):
+    """Seven convolutions, two dense layers, and dense heads for tasks or their groups.
+
+    The encoder is Conv 3x3, 64 - MaxPool 2x2 - Conv 128 - Conv 128 - MaxPool - Conv 256
+    - Conv 256 - MaxPool - Conv 512 - Conv 512 - mean over pixels - Dense 512 - Dense
+    512, with BatchNorm and ReLU behind each layer (5,176,640 parameters). The paper
+    reads 64 x 64 images and has one output for each attribute, 40 heads of one or fewer
+    heads of some: `stack_heads` stacks heads that are alike. The paper's `sigmoid`
+    belongs to the loss: heads return logits.
+
+    The paper names "a fully shallow 9-layer convolutional network". These are the
+    layers of its published code, which has biases in the two dense layers, where
+    BatchNorm undoes them, and normalises by the batch in evaluation too
+    (`train=True`). Kernels start from `lecun_normal`, biases from zero, as in Flax.
+
+    Args:
+        heads: For each task the sizes of its layers on the latent, the last being its
+            outputs: `(1,)` is a linear head for one attribute.
+        width: Channels of the first convolution.
+        rngs: Source of the initial parameters.
+
+    Examples:
+        >>> from mtlopt.models import functional_with_stats
+        >>> groups = {"hair": (3,), "smile": (1,)}
+        >>> model = nnx.eval_shape(lambda: CelebaCNN(groups, rngs=nnx.Rngs(0)))
+        >>> params, stats, encode, heads = functional_with_stats(model)
+        >>> faces = jnp.zeros([256, 64, 64, 3])
+        >>> z, new_stats = jax.eval_shape(encode, params, stats, faces)
+        >>> z.shape, jax.eval_shape(heads["hair"], params, z).shape
+        ((256, 512), (256, 3))
+
+    References:
+        Pascal, Michiardi, Bost, Huet, Zuluaga, "Improved Optimization Strategies for
+        Deep Multi-Task Networks", 2021, section 4.3, https://arxiv.org/abs/2109.11678.
+    """
+
+    def __init__(self, heads: Heads, *, width: int = 64, rngs: nnx.Rngs):
+        self.encoder = CelebaEncoder(width, rngs=rngs)
+        init = nnx.initializers.lecun_normal()
+        self.heads = make_heads(8 * width, heads, kernel_init=init, rngs=rngs)

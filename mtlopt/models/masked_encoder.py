@@ -1,0 +1,51 @@
+"""Masks over the units of an encoder's layers, for Maximum Roaming."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.models.shared_encoder import SharedEncoder
+
+Masks = Mapping[str, jax.Array]  # by a layer's name: bool, one a unit or channel
+
+
+def check_masks(masks: Masks | None, layers: Sequence[str]) -> Masks:
+    """Returns the masks by layer, none for None; raises if one is of no layer."""
+    unknown = set(masks or {}) - set(layers)
+    if unknown:
+        raise ValueError(
+            f"`masks` must name layers of {tuple(layers)}, got {min(unknown)!r}."
+        )
+    return masks or {}
+
+
+def mask_units(x: jax.Array, masks: Masks, layer: str) -> jax.Array:
+    """Zeroes the units of a layer, [..., units], that its mask leaves out."""
+    if layer not in masks:
+        return x
+    mask = masks[layer]
+    if jnp.shape(mask) != x.shape[-1:]:
+        raise ValueError(
+            f"`masks[{layer!r}]` must have shape {x.shape[-1:]}, that of one task, got "
+            f"{jnp.shape(mask)}."
+        )
+    # Unlike a product, exactly zero also where the unit is not finite.
+    return jnp.where(mask, x, 0)
+
+
+class MaskedEncoder(SharedEncoder):
+    """Base of the networks whose units can be masked, see `mtlopt.maximum_roaming`."""
+
+    def encode(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
+        """Maps a batch to the latent of the task with these masks.
+
+        Args:
+            x: The batch.
+            masks: By the name of a layer of the encoder, bool `[units]` (channels of a
+                convolution): units left out are zero. Layers without a mask are whole.
+
+        Raises:
+            ValueError: If a mask is of no layer or has another shape.
+        """
+        return self.encoder(x, masks)

@@ -1,0 +1,109 @@
+"""Pretrained weights of ResNets, in torchvision's names, from a safetensors file."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtlopt.models._safetensors import read_safetensors
+
+# torchvision's classifier, for which the heads are, and its count of batches.
+_UNUSED = re.compile(r"fc\.(weight|bias)|.*\.num_batches_tracked")
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def load_resnet(
+    path: str | os.PathLike[str], params: Mapping[str, Any], stats: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Puts pretrained weights into the encoder of a ResNet.
+
+    For `ResNet` and `PyramidResNet` in their torchvision variant and of any depth, on
+    ImageNet for example. Heads keep their leaves; the file's own classifier, `fc`, is
+    not used. torchvision's weights expect images between 0 and 1 from which (0.485,
+    0.456, 0.406) was subtracted and which then were divided by (0.229, 0.224, 0.225).
+
+    Args:
+        path: A safetensors file with torchvision's names, such as "conv1.weight" and
+            "layer1.0.bn1.running_mean". It is read as numbers; nothing is unpickled.
+        params: Parameters of `functional_with_stats`; of the encoder's only shapes and
+            dtypes are used, so they may come from `nnx.eval_shape`.
+        stats: Its statistics, likewise.
+
+    Returns:
+        `(params, stats)` with the file's numbers.
+
+    Raises:
+        ValueError: If the file is damaged, or its tensors are not those of the encoder:
+            one is missing, surplus or of another shape.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from mtlopt.models import functional_with_stats, pose_resnet34
+        >>> model = nnx.eval_shape(lambda: pose_resnet34(rngs=nnx.Rngs(0)))
+        >>> network = functional_with_stats(model)
+        >>> load_resnet("resnet34.safetensors", network.params, network.stats)
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'resnet34.safetensors'
+    """
+    tensors = read_safetensors(path)
+    used = set()
+
+    def load(tree_path: Any, leaf: Any) -> jax.Array:
+        keys = tuple(key.key for key in tree_path)
+        name = _torch_name(keys)
+        if name not in tensors:
+            raise ValueError(
+                f"{path} must hold the encoder of a ResNet in torchvision's names, got "
+                f"no tensor {name!r} for `encoder/{'/'.join(keys)}`."
+            )
+        used.add(name)
+        value = tensors[name]
+        if keys[-1] == "kernel" and value.ndim == 4:
+            value = np.transpose(value, (2, 3, 1, 0))  # from [out, in, rows, columns]
+        if value.shape != leaf.shape:
+            raise ValueError(
+                f"{path}: tensor {name!r} must fit `encoder/{'/'.join(keys)}` of shape "
+                f"{leaf.shape}, got shape {tensors[name].shape}. The network has "
+                "another depth or width."
+            )
+        return jnp.asarray(value, leaf.dtype)
+
+    loaded = [
+        {**tree, "encoder": jax.tree_util.tree_map_with_path(load, tree["encoder"])}
+        for tree in (params, stats)
+    ]
+    surplus = [name for name in tensors if name not in used]
+    surplus = [name for name in surplus if not _UNUSED.fullmatch(name)]
+    if surplus:
+        raise ValueError(
+            f"{path} must hold the tensors of the encoder only, got {len(surplus)} for "
+            f"which it has no leaf, such as {surplus[0]!r}. The network has another "
+            "depth."
+        )
+    return loaded[0], loaded[1]
+
+
+def _torch_name(keys: tuple[str, ...]) -> str:
+    """Translates, as from ("stage1_block2", "layer3", "norm", "mean")."""
+    *module, kind, leaf = keys
+    leaf = _LEAVES[leaf]
+    if module == ["stem"]:
+        return f"{'conv1' if kind == 'conv' else 'bn1'}.{leaf}"
+    block, layer = module
+    stage, number = re.findall(r"\d+", block)
+    if layer == "shortcut":
+        name = f"downsample.{0 if kind == 'conv' else 1}"
+    else:
+        name = f"{'conv' if kind == 'conv' else 'bn'}{layer.removeprefix('layer')}"
+    return f"layer{stage}.{int(number) - 1}.{name}.{leaf}"

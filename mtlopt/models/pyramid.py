@@ -1,0 +1,140 @@
+"""A dilated ResNet with a pyramid-pooling head for each task (Cityscapes)."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mtlopt.models.conv_norm import ConvNorm
+from mtlopt.models.layers import Conv
+from mtlopt.models.resnet import ResNetEncoder
+from mtlopt.models.shared_encoder import SharedEncoder
+
+_GRIDS = (1, 2, 3, 6)  # cells in height and in width
+
+
+class PyramidHead(nnx.Module):
+    """Joins a map with its means over coarse grids, then two convolutions.
+
+    Args:
+        in_features: Channels of the map.
+        features: Channels of each pooled map and of the hidden layer.
+        out_features: Channels of the output.
+        rngs: Source of the initial parameters.
+    """
+
+    def __init__(
+        self, in_features: int, features: int, out_features: int, *, rngs: nnx.Rngs
+    ):
+        for grid in _GRIDS:
+            setattr(self, f"grid{grid}", ConvNorm(in_features, features, 1, rngs=rngs))
+        joined = in_features + len(_GRIDS) * features
+        self.hidden = ConvNorm(joined, features, rngs=rngs)
+        self.out = Conv(features, out_features, 1, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [batch, height, width, in_features] to [..., out_features]."""
+        parts = [x]
+        for grid in _GRIDS:
+            part = nnx.relu(getattr(self, f"grid{grid}")(grid_means(x, grid)))
+            shape = (*x.shape[:3], part.shape[3])
+            parts.append(jax.image.resize(part, shape, "bilinear", antialias=False))
+        return self.out(nnx.relu(self.hidden(jnp.concatenate(parts, axis=-1))))
+
+
+class PyramidResNet(SharedEncoder):
+    """A ResNet that keeps its map, and for each task a head that pools it in a pyramid.
+
+    The defaults are ResNet-50 and the three heads for Cityscapes (92,740,694
+    parameters, 23,508,032 of them shared): depth, the two offsets to an instance's
+    centre, and 19 classes. The last two stages spread their kernels instead of halving
+    the map, as in PSPNet, so that the latent is an eighth of an image in height and
+    width, and so are the outputs. A head takes means over grids of 1, 2, 3 and 6 cells
+    each way; on each follow Conv 1x1, 512 - BatchNorm - ReLU and a bilinear resize;
+    these four and the latent are joined for Conv 3x3, 512 - BatchNorm - ReLU - Conv
+    1x1. Heads have BatchNorm statistics of their own, see `functional_with_stats`.
+
+    Aligned-MTL's text calls this network a UNet; its Table 7 and its published code
+    have the pyramids. The sizes in the heads and the dilation are the code's, for the
+    table prints names and blocks only. Heads return logits; a loss for labels of full
+    size resizes them itself. The heads' kernels start from `lecun_normal`, as in Flax.
+
+    Args:
+        heads: For each task the channels of its output.
+        stages: As in `ResNet`.
+        bottleneck: As in `ResNet`.
+        width: As in `ResNet`; heads have eight times as many channels.
+        in_channels: Channels of the images.
+        rngs: Source of the initial parameters.
+
+    Examples:
+        >>> from mtlopt.models import functional_with_stats
+        >>> model = nnx.eval_shape(lambda: PyramidResNet({"a": 2}, rngs=nnx.Rngs(0)))
+        >>> params, stats, encode, heads = functional_with_stats(model)
+        >>> images = jnp.zeros([8, 256, 512, 3])
+        >>> z, new_stats = jax.eval_shape(encode, params, stats, images)
+        >>> out, head_stats = jax.eval_shape(heads["a"], params, stats, z)
+        >>> z.shape, out.shape
+        ((8, 32, 64, 2048), (8, 32, 64, 2))
+
+    References:
+        Zhao, Shi, Qi, Wang, Jia, "Pyramid Scene Parsing Network", CVPR 2017,
+        https://arxiv.org/abs/1612.01105. Used by
+        Senushkin, Patakin, Kuznetsov, Konushin, "Independent Component Alignment for
+        Multi-Task Learning", CVPR 2023, Table 7, https://arxiv.org/abs/2305.19000, and
+        Filatov, Merkulov, "Fast Line Search for Multi-Task Learning", 2021,
+        https://arxiv.org/abs/2110.00874.
+    """
+
+    def __init__(
+        self,
+        heads: Mapping[str, int] | None = None,
+        *,
+        stages: Sequence[int] = (3, 4, 6, 3),
+        bottleneck: bool = True,
+        width: int = 64,
+        in_channels: int = 3,
+        rngs: nnx.Rngs,
+    ):
+        if heads is None:
+            heads = {"depth": 1, "instance": 2, "semantic": 19}
+        self.encoder = ResNetEncoder(
+            stages,
+            bottleneck=bottleneck,
+            width=width,
+            in_channels=in_channels,
+            dilated=True,
+            rngs=rngs,
+        )
+        self.heads = nnx.Dict(
+            {
+                task: PyramidHead(self.encoder.features, 8 * width, size, rngs=rngs)
+                for task, size in heads.items()
+            }
+        )
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Maps images [batch, height, width, in_channels] to the last stage's map."""
+        return self.encoder.feature_map(x)
+
+
+def grid_means(x: jax.Array, grid: int) -> jax.Array:
+    """Takes means over the cells of a grid, [batch, grid, grid, channels].
+
+    Where the cells' borders cut through pixels, a cell has all pixels that it touches,
+    as in PyTorch's adaptive pooling: neighbours overlap, and no cell is empty.
+    """
+    rows, columns = (_cell_weights(size, grid) for size in x.shape[1:3])
+    rows, columns = (jnp.asarray(part, x.dtype) for part in (rows, columns))
+    return jnp.einsum("ir,brsc,js->bijc", rows, x, columns)
+
+
+def _cell_weights(size: int, grid: int) -> np.ndarray:
+    """[grid, size]; row i holds the pixels' shares of cell i's mean."""
+    pixel = np.arange(size)
+    cell = np.arange(grid)[:, None]
+    touched = (pixel + 1) * grid > cell * size
+    touched &= pixel * grid < (cell + 1) * size
+    return touched / touched.sum(axis=1, keepdims=True)

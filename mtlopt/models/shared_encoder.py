@@ -1,0 +1,22 @@
+"""What all networks with one encoder and a head for each task have in common."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+class SharedEncoder(nnx.Module):
+    """Base of the zoo's networks, which set `encoder` and `heads`."""
+
+    encoder: Any
+    heads: nnx.Dict[Any]
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Maps a batch to the latent representation that all heads read."""
+        return self.encoder(x)
+
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        """Maps a batch to the outputs of all heads, by task."""
+        z = self.encode(x)
+        return {task: head(z) for task, head in self.heads.items()}
