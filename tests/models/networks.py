@@ -13,15 +13,8 @@ def normal(shape, seed=0, dtype=np.float32):
 
 
 def compiled(function):
-    """`jax.jit` that compiles fast and runs slowly.
-
-    XLA's older emitters of fusions compile four times as fast as its new ones.
-    """
-    options = {
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    }
-    return jax.jit(function, compiler_options=options)
+    """`jax.jit` that compiles fast and runs slowly."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def count(module, *kinds):
