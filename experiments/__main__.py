@@ -18,6 +18,12 @@ EXPERIMENTS = {
     "fbls_cifar10": "line search on ten one-vs-rest tasks (Fig. 5 of Fast Line Search)",
     "fbls_bert": "line search on sentence pairs (Table 3 of Fast Line Search)",
     "task_groups": "tasks in turn or in groups, IUS and IO (Tables 3, 4 of MTL-IO)",
+    "nyuv2": "rooms: segmentation, depth, normals (Table 1 of MTL-IO)",
+    "cityscapes7": "streets: seven categories as tasks (Table 2 of MTL-IO)",
+    "celeba_groups": "40 attributes, IUS and IO in groups (Table 3 of MTL-IO)",
+    "cityscapes3": "streets: classes, instances, disparity (Table 3 of Aligned-MTL)",
+    "celeba": "40 attributes by ResNet-18 (Tables 3, 5 of Aligned-MTL)",
+    "seven_scenes": "the pose of a camera (Tables 4, 6 of Aligned-MTL)",
 }
 
 

@@ -29,7 +29,8 @@ class MLP(nnx.Module):
         ValueError: If there is no layer.
 
     Examples:
-        >>>         >>> MLP([2, 512, 4], rngs=nnx.Rngs(0))(jnp.zeros([8, 2])).shape
+        >>> import jax.numpy as jnp
+        >>> MLP([2, 512, 4], rngs=nnx.Rngs(0))(jnp.zeros([8, 2])).shape
         (8, 4)
     """
 
@@ -106,7 +107,8 @@ class MultiTaskMLP(MaskedEncoder):
         rngs: Source of the initial parameters.
 
     Examples:
-        >>>         >>> heads = {"a": (8, 4), "b": (1,)}
+        >>> import jax.numpy as jnp
+        >>> heads = {"a": (8, 4), "b": (1,)}
         >>> model = MultiTaskMLP(trunk=(8,), heads=heads, rngs=nnx.Rngs(0))
         >>> z = model.encode(jnp.zeros([5, 2]))
         >>> z.shape, model.heads["a"](z).shape
