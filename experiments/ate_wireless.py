@@ -110,7 +110,7 @@ EXPERIMENT = Experiment(
         full="63,000 signals, simulated or of --data-dir, and the network of\n"
         "26,382 parameters (Table 4)",
     ),
-    quick=Settings(epochs=200, seeds=2, batch_size=64),
+    quick=Settings(epochs=200, seeds=2, batch_size=16),
     full=Settings(
         epochs=5_000, seeds=11, batch_size=512, signals_each=7_000, channels=64
     ),
