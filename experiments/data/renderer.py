@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.cameras import Camera, rotation_matrix
+from experiments.data.offsets import centre_offsets
 from experiments.data.scenes import SHAPES, Scene
 from experiments.data.shading import shade
 
@@ -106,7 +107,8 @@ def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> Rendered:
         image=np.moveaxis(image.reshape(3, height, width), 0, -1).copy(),
         classes=scene.classes.take(surfaces),
         instances=instances,
-        offsets=_offsets(instances),
+        # Zeros, not NaN, where there is no instance.
+        offsets=np.nan_to_num(centre_offsets(np.where(instances > 0, instances, -1))),
         depth=depth,
         disparity=np.float32(focal * BASELINE) / depth,
         normals=np.moveaxis(normals.reshape(3, height, width), 0, -1).copy(),
@@ -260,18 +262,3 @@ def _mapped(maps: np.ndarray, parts: np.ndarray, vectors: np.ndarray) -> np.ndar
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Returns inner products along the first axis."""
     return np.einsum("i...,i...->...", a, b)
-
-
-def _offsets(instances: np.ndarray) -> np.ndarray:
-    """Returns rows and columns from each pixel to the centre of its instance."""
-    flat = instances.reshape(-1)
-    counts = np.bincount(flat)
-    offsets = np.zeros([*instances.shape, 2], np.float32)
-    for axis, places in enumerate(np.indices(instances.shape, sparse=True)):
-        places = np.broadcast_to(places, instances.shape)
-        sums = np.bincount(flat, weights=places.reshape(-1))
-        centres = sums / np.maximum(counts, 1)
-        offsets[..., axis] = np.where(
-            instances > 0, centres.take(instances) - places, 0
-        )
-    return offsets

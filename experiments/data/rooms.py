@@ -7,24 +7,8 @@ import numpy as np
 from experiments.data import furniture
 from experiments.data.cameras import Camera, look_at
 from experiments.data.furniture import VIVID
+from experiments.data.nyuv2 import CLASSES as ROOM_CLASSES
 from experiments.data.scenes import Place, Scene, SceneBuilder
-
-# The usual 13 classes in their usual order. Ceiling, floor and wall have no instances.
-ROOM_CLASSES = (
-    "bed",
-    "books",
-    "ceiling",
-    "chair",
-    "floor",
-    "furniture",
-    "objects",
-    "picture",
-    "sofa",
-    "table",
-    "tv",
-    "wall",
-    "window",
-)
 
 _FOCAL = (0.62, 0.78)  # in widths of the image; the Kinect's is 0.8
 _CLEAR = 0.35  # between a camera and any thing, in metres
