@@ -272,21 +272,19 @@ def individual_step(
             losses = jnp.where(moving, grad.losses, 0)
             return (optax.apply_updates(params, updates), opt_state), (losses, grad.aux)
 
-        order = range(turns)
         if unroll:
             outs = []
-            for index in order:
+            for index in range(turns):
                 (params, opt_state), out = turn((params, opt_state), index)
                 outs.append(out)
             losses = jnp.stack([losses for losses, _ in outs])
             aux = [aux for _, aux in outs]
         else:
-            order, inverse = jnp.arange(turns), None
+            order = None
             if shuffle:
-                order = jax.random.permutation(as_key(key), order)
-                inverse = jnp.argsort(order)
+                order = jax.random.permutation(as_key(key), jnp.arange(turns))
             params, opt_state, (losses, aux) = scan_turns(
-                turn, params, opt_state, order, inverse
+                turn, params, opt_state, turns, order
             )
         return Stepped(params, opt_state, jnp.sum(losses, axis=0), aux)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
 
@@ -46,8 +47,8 @@ def scan_turns(
     turn: Callable[[tuple[PyTree, PyTree], jax.Array], tuple[Any, PyTree]],
     params: PyTree,
     opt_state: PyTree,
-    order: jax.Array,
-    inverse: jax.Array | None = None,
+    num_turns: int,
+    order: jax.Array | None = None,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Runs a `lax.scan` of `turn((params, opt_state), index)` over the tasks.
 
@@ -58,16 +59,17 @@ def scan_turns(
       turn: returns the next `(params, opt_state)` and an output.
       params: parameters.
       opt_state: any pytree with `PerTask` in it.
-      order: a permutation of the tasks, int32 `[tasks]`.
-      inverse: its inverse; None if `order` is the identity.
+      num_turns: number of tasks.
+      order: a permutation of them, int32 `[tasks]`; None for theirs, which saves two
+        copies of all states.
 
     Returns:
       Parameters, state, and the outputs with a leading axis of turns.
     """
     stacks, rest, join = _split(opt_state, PerTask)
-    inputs = stacks
-    if inverse is not None:
-        inputs = jax.tree.map(lambda leaf: leaf[order], stacks)
+    indices = jnp.arange(num_turns) if order is None else order
+    if order is not None:
+        stacks = jax.tree.map(lambda leaf: leaf[order], stacks)
 
     def body(carry: tuple[PyTree, PyTree], now: tuple[jax.Array, PyTree]) -> Any:
         params, rest = carry
@@ -77,8 +79,11 @@ def scan_turns(
         own, rest, _ = _split(opt_state, InTurn)
         return (params, rest), ([PerTask(state) for (state,) in own], out)
 
-    (params, rest), (stacks, outs) = jax.lax.scan(body, (params, rest), (order, inputs))
-    if inverse is not None:
+    (params, rest), (stacks, outs) = jax.lax.scan(
+        body, (params, rest), (indices, stacks)
+    )
+    if order is not None:
+        inverse = jnp.argsort(order)
         stacks = jax.tree.map(lambda leaf: leaf[inverse], stacks)
     return params, join(stacks, rest), outs
 
