@@ -19,8 +19,8 @@ def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
     Examples:
       >>> import jax.numpy as jnp
       >>> direction, length = unit_vector(jnp.array([3e30, 4e30]))
-      >>> print(direction, length)
-      [0.6 0.8] 5e+30
+      >>> print(*direction, length)  # doctest: +NUMBER
+      0.6 0.8 5e+30
     """
     largest = jnp.max(jnp.abs(vector))
     scaled = safe_divide(vector, largest)
