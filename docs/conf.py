@@ -1,9 +1,11 @@
 """Sphinx settings. Build with `python -m sphinx -W -b html docs docs/_build/html`."""
 
 import importlib.metadata
+import os
 import pathlib
 import sys
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a build traces, and computes nothing
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "_ext"))
 
 project = "mtlopt"

@@ -10,7 +10,9 @@ from experiments.cli import UsageError, one_line
 # `main(argv)`, and is imported only if it is asked for.
 EXPERIMENTS = {
     "multimnist": "two overlaid digits, all methods (Table 2 of Aligned-MTL)",
+    "doctor": "two overlaid digits: do the tasks conflict, and what may help",
     "toy": "two losses of two parameters, paths of all methods (Fig. 1 of Aligned-MTL)",
+    "sharded": "a small network on several devices: losses, memory, communication",
     "ate_synthetic": "points by quadrant and circle (Tables 2, 3 of ATE-SG)",
     "ate_wireless": "radio signals by modulation and type (Tables 5, 6 of ATE-SG)",
     "ate_mammography": "calcifications, SG, Adam and their ATE (Table 8 of ATE-SG)",

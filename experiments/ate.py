@@ -11,7 +11,14 @@ from typing import Any
 from experiments.ate_figures import draw_figures
 from experiments.ate_report import Paper, make_report, summarize
 from experiments.ate_runs import Run, run_all
-from experiments.cli import UsageError, choose_names, experiment_parser, positive
+from experiments.cli import (
+    Start,
+    UsageError,
+    choose_names,
+    experiment_parser,
+    pop_start,
+    positive,
+)
 from experiments.phase_costs import flop_costs, parameter_costs
 from experiments.phases import OPTIMIZERS, Problem, Schedule
 from experiments.report import provenance
@@ -118,7 +125,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str]) -> None:
       UsageError: if an option, the data or the output folder is at fault.
     """
     started = time.perf_counter()
-    settings, out, resume = parse(experiment, argv)
+    settings, out, start = parse(experiment, argv)
     try:
         problem, source = experiment.load(settings)
     except (OSError, ValueError, ImportError) as error:
@@ -128,7 +135,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str]) -> None:
             f"--batch-size must be at most {problem.num_train}, the number of training "
             f"examples, got {settings.batch_size}."
         )
-    claim(out, dataclasses.asdict(settings), resume=resume)
+    claim(out, dataclasses.asdict(settings), **start._asdict())
     units = {
         "parameters": parameter_costs(problem),
         "flops": flop_costs(problem, settings.batch_size),
@@ -171,8 +178,8 @@ def run_experiment(experiment: Experiment, argv: Sequence[str]) -> None:
     print(f"\n{report}\nWritten to {out}.")
 
 
-def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Settings, Path, bool]:
-    """Returns the settings, the output folder, and whether to resume."""
+def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Settings, Path, Start]:
+    """Returns the settings, the output folder, and how the run starts."""
     quick, full = experiment.quick, experiment.full
     names = [field.name for field in dataclasses.fields(quick)]
     parser = experiment_parser(
@@ -190,7 +197,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Settings, Path, 
             **_argument(getattr(quick, name), experiment.choices.get(name)),
         )
     options = vars(parser.parse_args(argv))
-    out, resume = Path(options.pop("out")), options.pop("resume")
+    out, start = pop_start(options)
     profile = full if options.pop("full") else quick
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
@@ -200,7 +207,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Settings, Path, 
         given["optimizers"] = choose_names(
             given["optimizers"], OPTIMIZERS, "--optimizers"
         )
-    return dataclasses.replace(profile, **given), out, resume
+    return dataclasses.replace(profile, **given), out, start
 
 
 def _argument(value: Any, choices: Sequence[str] | None) -> dict[str, Any]:

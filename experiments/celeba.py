@@ -1,5 +1,6 @@
 """Forty attributes by ResNet-18: Senushkin et al., 2023 (Aligned-MTL), on CelebA."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,4 @@ EXPERIMENT = Experiment(
     draw=draw_radar,
 )
 
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-    """
-    run(EXPERIMENT, argv)
+main = functools.partial(run, EXPERIMENT)

@@ -1,6 +1,6 @@
 """Forty attributes in groups: Pascal et al., 2021, on CelebA."""
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -91,11 +91,4 @@ EXPERIMENT = Experiment(
     distances=DISTANCES,
 )
 
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-    """
-    run(EXPERIMENT, argv)
+main = functools.partial(run, EXPERIMENT)

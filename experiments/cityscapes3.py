@@ -1,6 +1,6 @@
 """Streets with classes, instances and disparity: Aligned-MTL and Fast Line Search."""
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -103,11 +103,4 @@ EXPERIMENT = Experiment(
     table="Table 3 of Senushkin et al., 2023",
 )
 
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-    """
-    run(EXPERIMENT, argv)
+main = functools.partial(run, EXPERIMENT)

@@ -1,6 +1,6 @@
 """Streets with seven categories as seven tasks: Pascal et al., 2021, on Cityscapes."""
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -104,11 +104,4 @@ EXPERIMENT = Experiment(
     table="Table 2 of Pascal et al., 2021",
 )
 
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-    """
-    run(EXPERIMENT, argv)
+main = functools.partial(run, EXPERIMENT)

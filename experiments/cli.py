@@ -3,7 +3,8 @@
 import argparse
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 import mtlopt
 
@@ -20,8 +21,25 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
 
+class Start(NamedTuple):
+    """How a run starts: the arguments of `run_folder.claim` that are options.
+
+    Attributes:
+      resume: whether to continue the run in the folder.
+      tensorboard: whether to write event files too.
+    """
+
+    resume: bool = False
+    tensorboard: bool = False
+
+
 def experiment_parser(
-    name: str, description: str, *, resumable: bool = True, has_data: bool = True
+    name: str,
+    description: str,
+    *,
+    resumable: bool = True,
+    has_data: bool = True,
+    has_metrics: bool = True,
 ) -> OneLineParser:
     """Returns a parser with the options that experiments share.
 
@@ -30,9 +48,11 @@ def experiment_parser(
       description: what it does, shown by `--help` with its line breaks.
       resumable: whether it keeps checkpoints, and so has `--resume`.
       has_data: whether it reads an official data set, and so has `--data-dir`.
+      has_metrics: whether it streams metrics to a CSV file, and so has `--tensorboard`.
 
     Returns:
-      The parser; add the experiment's own options to it.
+      The parser; add the experiment's own options to it, and take the shared ones out
+      of what it parses by `pop_start`.
     """
     parser = OneLineParser(
         prog=f"python -m experiments {name}",
@@ -56,7 +76,27 @@ def experiment_parser(
         parser.add_argument(
             "--data-dir", metavar="DIR", help="folder of the official data"
         )
+    if has_metrics:
+        parser.add_argument(
+            "--tensorboard",
+            action="store_true",
+            help="write the metrics as event files too, into --out/tensorboard",
+        )
     return parser
+
+
+def pop_start(options: dict[str, Any]) -> tuple[Path, Start]:
+    """Takes the folder and how the run starts out of parsed options.
+
+    An experiment without `--resume` is short enough to be run again in the same folder.
+
+    Examples:
+      >>> options = {"out": "results", "tensorboard": False, "epochs": 3}
+      >>> pop_start(options)[1], options
+      (Start(resume=True, tensorboard=False), {'epochs': 3})
+    """
+    start = Start(options.pop("resume", True), options.pop("tensorboard", False))
+    return Path(options.pop("out")), start
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:

@@ -75,7 +75,6 @@ def main(argv: Sequence[str]) -> None:
         epochs=2,
         seeds=1,
         batch_size=32,
-        decay_every=1,
         train_examples=320,
         test_examples=128,
     )
@@ -84,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         "length": {"help": "tokens of a sentence pair"},
         "rounds": {"help": "steps of each method that are timed"},
     }
-    settings, out, resume = parse("fbls_bert", DESCRIPTION, quick, FULL, argv, more)
+    settings, out, start = parse("fbls_bert", DESCRIPTION, quick, FULL, argv, more)
     folder = settings.data_dir
     try:
         data = load_sts(
@@ -119,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
         rows = measure(workload, settings.rounds, settings.direction)
         return "\n## Time of a step (table 3)\n\n" + report(workload, rows)
 
-    run_experiment(subject, settings, problem, out, resume=resume, more=time_steps)
+    run_experiment(subject, settings, problem, out, start=start, more=time_steps)
 
 
 def bert_problem(data: Sts, size: str) -> Problem:

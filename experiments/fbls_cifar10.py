@@ -70,12 +70,11 @@ def main(argv: Sequence[str]) -> None:
         epochs=2,
         seeds=1,
         batch_size=64,
-        decay_every=1,
         train_examples=640,
         test_examples=256,
     )
     more = {"width": {"help": "channels of the first stage"}}
-    settings, out, resume = parse("fbls_cifar10", DESCRIPTION, quick, FULL, argv, more)
+    settings, out, start = parse("fbls_cifar10", DESCRIPTION, quick, FULL, argv, more)
     folder = settings.data_dir
     try:
         data = load_cifar10(
@@ -94,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
         stand_in=folder is None,
     )
     problem = resnet_problem(data, settings.width)
-    run_experiment(subject, settings, problem, out, resume=resume)
+    run_experiment(subject, settings, problem, out, start=start)
 
 
 def resnet_problem(data: Cifar10, width: int) -> Problem:

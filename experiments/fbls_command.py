@@ -5,7 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from experiments.cli import UsageError, choose_names, experiment_parser, positive
+from experiments.cli import (
+    Start,
+    UsageError,
+    choose_names,
+    experiment_parser,
+    pop_start,
+    positive,
+)
 from experiments.fbls import DIRECTIONS, Problem, make_methods, num_examples
 from experiments.fbls_report import Subject, draw_figures, make_report
 from experiments.fbls_runs import Settings, run_methods
@@ -31,7 +38,7 @@ def parse(
     full: Mapping[str, Any],
     argv: Sequence[str],
     more: Mapping[str, Mapping[str, Any]] | None = None,
-) -> tuple[SettingsType, Path, bool]:
+) -> tuple[SettingsType, Path, Start]:
     """Reads the options.
 
     Args:
@@ -44,7 +51,7 @@ def parse(
         they are positive integers if they have no choices.
 
     Returns:
-      The settings, the output folder, and whether to resume.
+      The settings, the output folder, and how the run starts.
     """
     names = tuple(make_methods(2, 1))
     parser = experiment_parser(name, description)
@@ -69,11 +76,11 @@ def parse(
         kind |= {**given, "help": f"{given['help']} [{defaults}]"}
         parser.add_argument(f"--{option.replace('_', '-')}", **kind)
     options = vars(parser.parse_args(argv))
-    out, resume = Path(options.pop("out")), options.pop("resume")
+    out, start = pop_start(options)
     profile = full if options.pop("full") else {}
     options["methods"] = choose_names(options["methods"], names, "--methods")
     given = {key: value for key, value in options.items() if value is not None}
-    return dataclasses.replace(quick, **{**profile, **given}), out, resume
+    return dataclasses.replace(quick, **{**profile, **given}), out, start
 
 
 def check_batch_size(settings: Settings, problem: Problem) -> None:
@@ -92,7 +99,7 @@ def run_experiment(
     problem: Problem,
     out: Path,
     *,
-    resume: bool,
+    start: Start,
     more: Callable[[], str] = str,
 ) -> None:
     """Trains all runs and writes metrics, tables and figures to `out`.
@@ -102,11 +109,11 @@ def run_experiment(
       settings: what is run.
       problem: what is trained.
       out: the folder.
-      resume: whether to continue a run in that folder.
+      start: how the run starts.
       more: called after the training for a part of the report, Markdown.
     """
     check_batch_size(settings, problem)
-    claim(out, dataclasses.asdict(settings), resume=resume)
+    claim(out, dataclasses.asdict(settings), **start._asdict())
     num_steps = num_examples(problem.train) // settings.batch_size
     methods = make_methods(
         problem.oracle.num_tasks, settings.decay_every * num_steps, settings.direction

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     quick = Settings(
         tuple(make_methods(2, 1)), epochs=6, train_examples=4_096, test_examples=1_500
     )
-    settings, out, resume = parse("fbls_multimnist", DESCRIPTION, quick, FULL, argv)
+    settings, out, start = parse("fbls_multimnist", DESCRIPTION, quick, FULL, argv)
     folder = settings.data_dir
     try:
         data = load_multimnist(
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         + (", a stand-in for full MNIST" if folder is None else ""),
         stand_in=folder is None,
     )
-    run_experiment(subject, settings, lenet5_problem(data), out, resume=resume)
+    run_experiment(subject, settings, lenet5_problem(data), out, start=start)
 
 
 def lenet5_problem(data: MultiMnist) -> Problem:

@@ -1,8 +1,6 @@
 """Training of one line-search run after the other: recorded, timed, resumable."""
 
 import dataclasses
-import json
-import math
 import shutil
 import statistics
 import time
@@ -17,8 +15,8 @@ from tqdm import tqdm
 
 from experiments.checkpoints import Checkpoints
 from experiments.fbls import Method, Problem, State, make_step, num_examples, start
-from experiments.run_folder import CsvStream, write_json
-from experiments.training import take
+from experiments.run_folder import CsvStream, read_json, write_json
+from experiments.training import batches, take
 
 PyTree = Any
 
@@ -50,25 +48,10 @@ class Settings:
     epochs: int = 4
     seeds: int = 3
     batch_size: int = 256
-    decay_every: int = 2
+    decay_every: int = 1
     train_examples: int = 0
     test_examples: int = 0
     data_dir: str | None = None
-
-
-def batches(num_examples: int, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the examples of every batch of an epoch, the same for every method.
-
-    Returns:
-      Indices `[steps, size]`; examples that do not fill a batch are left out.
-
-    Examples:
-      >>> batches(10, 4, seed=0, epoch=0).shape
-      (2, 4)
-    """
-    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
-    num_steps = num_examples // size
-    return order[: num_steps * size].reshape(num_steps, size)
 
 
 @dataclasses.dataclass
@@ -165,16 +148,8 @@ def run_methods(
 
 
 def _read_run(path: Path) -> Run:
-    """Reads a finished run; JSON has null for a number that is not finite."""
-
-    def restore(value: Any) -> Any:
-        if isinstance(value, list):
-            return [restore(item) for item in value]
-        return math.nan if value is None else value
-
-    found = json.loads(path.read_text())
-    history = {name: restore(values) for name, values in found.pop("history").items()}
-    return Run(**found, history=History(**history))
+    found = read_json(path)
+    return Run(**{**found, "history": History(**found["history"])})
 
 
 class _Trainer:

@@ -89,15 +89,15 @@ def draw_panels(
             if log:
                 axis.set_yscale("log")
             for curve in curves:
-                _draw_curve(axis, curve)
+                draw_curve(axis, curve)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         for axis in axes[len(panels) - columns : len(panels)]:
             axis.tick_params(labelbottom=True)
             axis.set_xlabel(xlabel)
-        _whole_numbers(axes[0])
+        whole_numbers(axes[0])
         if log:
-            _readable_log_axis(axes[0])
+            readable_log_axis(axes[0])
         figure.supylabel(ylabel, fontsize=9, color=_INK)
         finish(figure, axes, title, path)
         plt.close(figure)
@@ -153,9 +153,10 @@ def draw_dots(
         plt.close(figure)
 
 
-def _draw_curve(axis: "Axes", curve: Curve) -> None:
+def draw_curve(axis: "Axes", curve: Curve) -> None:
+    """Draws a curve and its band; values that are not finite are gaps."""
     values = np.asarray(curve.y, float)
-    values = np.where(np.isfinite(values), values, np.nan)  # gaps, not a broken axis
+    values = np.where(np.isfinite(values), values, np.nan)
     axis.fill_between(
         curve.x,
         values.min(axis=1),
@@ -176,14 +177,14 @@ def _draw_curve(axis: "Axes", curve: Curve) -> None:
     )
 
 
-def _whole_numbers(axis: "Axes") -> None:
+def whole_numbers(axis: "Axes") -> None:
     """Puts the horizontal ticks at epochs and steps, of which there are no halves."""
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
-def _readable_log_axis(axis: "Axes") -> None:
+def readable_log_axis(axis: "Axes") -> None:
     """Labels a logarithmic axis by plain numbers: 1, 1.5, 2, 3 and not 10^0."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

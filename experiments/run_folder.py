@@ -8,12 +8,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments import events
 from experiments.cli import UsageError
 
 _SETTINGS = "settings.json"
 
 
-def claim(out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+def claim(
+    out: Path,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    tensorboard: bool = False,
+) -> None:
     """Makes `out` the folder of a run with these settings, or refuses.
 
     An empty or missing folder is claimed whether or not `resume` is set, so that one
@@ -23,11 +30,16 @@ def claim(out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
       out: the folder.
       settings: what decides the numbers of the run; plain values.
       resume: whether a run with the same settings may be continued.
+      tensorboard: whether the rows of every `CsvStream` in the folder, from now on,
+        become event files too.
 
     Raises:
       UsageError: if the folder cannot be written, holds something else, holds a run and
-        `resume` is not set, or holds a run with other settings.
+        `resume` is not set, or holds a run with other settings; or if the package that
+        writes event files is missing.
     """
+    if tensorboard:
+        events.check_installed()
     path = out / _SETTINGS
     wanted = json.loads(json.dumps(settings))
     try:
@@ -41,6 +53,8 @@ def claim(out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
                 "other files. Choose another folder."
             )
         write_json(path, wanted)
+        if tensorboard:
+            (out / events.FOLDER).mkdir(exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"--out must be a writable folder, but {out} is not: {error.strerror}."
@@ -86,6 +100,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Reads what `write_json` wrote; null is NaN again."""
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: restore(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [restore(item) for item in value]
+        return math.nan if value is None else value
+
+    return restore(json.loads(path.read_text()))
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
@@ -99,6 +126,8 @@ def _finite(value: Any) -> Any:
 class CsvStream:
     """A CSV file to which rows are appended and flushed as they come.
 
+    In a folder that was claimed with `tensorboard`, every row becomes events as well.
+
     Args:
       path: the file. It is written anew with `rows`: after a resume these are the rows
         that the checkpoints know, so that none is lost and none is there twice.
@@ -108,6 +137,10 @@ class CsvStream:
     def __init__(self, path: Path, rows: Iterable[Mapping[str, Any]] = ()):
         self._path = path
         path.unlink(missing_ok=True)
+        folder = path.parent / events.FOLDER
+        self._events = (
+            events.EventStream(folder / path.stem) if folder.exists() else None
+        )
         for row in rows:
             self.append(row)
 
@@ -119,3 +152,5 @@ class CsvStream:
             if new:
                 writer.writeheader()
             writer.writerow(row)
+        if self._events is not None:
+            self._events.append(row)

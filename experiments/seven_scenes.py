@@ -1,6 +1,6 @@
 """The pose of a camera in a room: Senushkin et al., 2023 (Aligned-MTL), on 7-Scenes."""
 
-from collections.abc import Sequence
+import functools
 
 import jax
 
@@ -108,11 +108,4 @@ EXPERIMENT = Experiment(
     scenes=SCENES,
 )
 
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-    """
-    run(EXPERIMENT, argv)
+main = functools.partial(run, EXPERIMENT)

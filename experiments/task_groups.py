@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.cli import UsageError, experiment_parser, positive
+from experiments.cli import (
+    Start,
+    UsageError,
+    experiment_parser,
+    pop_start,
+    positive,
+)
 from experiments.figures import COLOURS, Curve
 from experiments.report import markdown_table, percent, provenance
 from experiments.run_folder import claim, write_json, write_text
@@ -203,7 +209,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       UsageError: if an option, the data or the output folder is at fault.
     """
-    settings, out, resume = parse(argv)
+    settings, out, start = parse(argv)
     try:
         digits = load(settings.data_dir)
     except (OSError, ValueError, ImportError) as error:
@@ -214,7 +220,7 @@ def main(argv: Sequence[str]) -> None:
             f"--batch-size must be at most {num_train}, the number of training digits, "
             f"got {settings.batch_size}."
         )
-    claim(out, dataclasses.asdict(settings), resume=resume)
+    claim(out, dataclasses.asdict(settings), **start._asdict())
     outcomes = {}
     for name in settings.part_names():
         part, schedule = PARTS[name](digits), settings.schedule(name)
@@ -239,8 +245,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"\n{report}\nWritten to {out}.")
 
 
-def parse(argv: Sequence[str]) -> tuple[Settings, Path, bool]:
-    """Returns the settings, the output folder, and whether to resume."""
+def parse(argv: Sequence[str]) -> tuple[Settings, Path, Start]:
+    """Returns the settings, the output folder, and how the run starts."""
     parser = experiment_parser("task_groups", DESCRIPTION)
     whole, quick = positive(int), Settings()
     parser.add_argument("--full", action="store_true", help="the paper's counts")
@@ -275,7 +281,7 @@ def parse(argv: Sequence[str]) -> tuple[Settings, Path, bool]:
         f"[{_words(quick.learning_rates)}{_full('learning_rates')}]",
     )
     options = vars(parser.parse_args(argv))
-    out, resume = Path(options.pop("out")), options.pop("resume")
+    out, start = pop_start(options)
     profile = FULL if options.pop("full") else {}
     given = {
         name: tuple(sorted(set(value))) if isinstance(value, list) else value
@@ -288,7 +294,7 @@ def parse(argv: Sequence[str]) -> tuple[Settings, Path, bool]:
             f"--groups must be from 2 to {NUM_ATTRIBUTES}, got "
             f"{_words(settings.groups)}."
         )
-    return settings, out, resume
+    return settings, out, start
 
 
 def _full(name: str) -> str:

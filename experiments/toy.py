@@ -154,7 +154,9 @@ def parse(argv: Sequence[str]) -> tuple[Settings, Path]:
     """Returns the settings and the output folder."""
     known = methods_for(2)
     default = Settings(known)
-    parser = experiment_parser("toy", DESCRIPTION, resumable=False, has_data=False)
+    parser = experiment_parser(
+        "toy", DESCRIPTION, resumable=False, has_data=False, has_metrics=False
+    )
     parser.add_argument(
         "--methods",
         nargs="+",

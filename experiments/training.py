@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import mtlopt
@@ -191,3 +192,18 @@ def keep_best(state: State, scores: jax.Array, epoch: int) -> State:
 def take(data: PyTree, rows: jax.Array) -> PyTree:
     """Returns the examples `rows` of a split."""
     return jax.tree.map(lambda leaf: leaf[rows], data)
+
+
+def batches(num_examples: int, size: int, seed: int, epoch: int) -> np.ndarray:
+    """Returns the examples of every batch of an epoch, the same for every method.
+
+    Returns:
+      Indices `[steps, size]`; examples that do not fill a batch are left out.
+
+    Examples:
+      >>> batches(10, 4, seed=0, epoch=0).shape
+      (2, 4)
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    num_steps = num_examples // size
+    return order[: num_steps * size].reshape(num_steps, size)

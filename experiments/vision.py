@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.cli import UsageError, choose_names, experiment_parser, positive
+from experiments.cli import (
+    Start,
+    UsageError,
+    choose_names,
+    experiment_parser,
+    pop_start,
+    positive,
+)
 from experiments.report import provenance
 from experiments.run_folder import claim, write_json, write_text
 from experiments.vision_data import Data
@@ -95,8 +102,8 @@ def run(experiment: Experiment, argv: Sequence[str]) -> None:
     Raises:
       UsageError: if an option, the data or the output folder is at fault.
     """
-    settings, out, resume = parse(experiment, argv)
-    claim(out, dataclasses.asdict(settings), resume=resume)
+    settings, out, start = parse(experiment, argv)
+    claim(out, dataclasses.asdict(settings), **start._asdict())
     try:
         data = experiment.load(settings)
     except (OSError, ValueError, ImportError) as error:
@@ -127,8 +134,8 @@ def run(experiment: Experiment, argv: Sequence[str]) -> None:
     print(f"\n{report}\nWritten to {out}.")
 
 
-def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Settings, Path, bool]:
-    """Returns the settings, the output folder, and whether to resume."""
+def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Settings, Path, Start]:
+    """Returns the settings, the output folder, and how the run starts."""
     names = method_names(experiment.num_tasks, stacked=experiment.stacked)
     parser = experiment_parser(experiment.name, experiment.description)
     parser.add_argument(
@@ -173,7 +180,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Settings, Path, 
             help="the scene of the run [%(default)s]",
         )
     options = vars(parser.parse_args(argv))
-    out, resume = Path(options.pop("out")), options.pop("resume")
+    out, start = pop_start(options)
     base = full if options["full"] else quick
     given = {name: value for name, value in options.items() if value is not None}
     if "learning_rates" in given:
@@ -181,7 +188,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Settings, Path, 
     if "methods" in given:
         chosen = choose_names(given["methods"], names, "--methods")
         given["methods"] = tuple(dict.fromkeys([SUM, *chosen]))
-    return Settings(**{**vars(base), **given}), out, resume
+    return Settings(**{**vars(base), **given}), out, start
 
 
 def _words(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Training of a vision experiment, run after run: recorded, timed, resumable."""
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -17,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.checkpoints import Checkpoints
-from experiments.fbls_runs import batches
-from experiments.run_folder import CsvStream, write_json
+from experiments.run_folder import CsvStream, read_json, write_json
+from experiments.training import batches
 from experiments.vision_data import Data, Split
 from experiments.vision_methods import SINGLE, SUM, Method, State, make_methods
 from experiments.vision_problems import Problem, as_numbers
@@ -194,16 +193,8 @@ def _plan(
 
 
 def read_run(path: Path) -> Run:
-    """Reads a finished run; JSON has null for a number that is not finite."""
-
-    def restore(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: restore(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [restore(item) for item in value]
-        return math.nan if value is None else value
-
-    found = restore(json.loads(path.read_text()))
+    """Reads a finished run."""
+    found = read_json(path)
     return Run(**{**found, "history": History(**found["history"])})
 
 

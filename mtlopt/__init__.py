@@ -130,12 +130,15 @@ from mtlopt.alternation.individual import (
     individual_step,
     random_groups,
 )
+from mtlopt.diagnostics.diagnose import Diagnosis, diagnose
 from mtlopt.diagnostics.distance import TrackDistanceState, track_distance
 from mtlopt.diagnostics.measures import (
     conflict_rate,
     cosine_similarity,
     dominance_rate,
 )
+from mtlopt.diagnostics.suggestions import suggestions
+from mtlopt.diagnostics.task_weights import task_weights
 from mtlopt.heads import stacked
 from mtlopt.labels import label_params
 from mtlopt.latent import in_latent_space
@@ -216,6 +219,7 @@ __all__ = [
     "Aux",
     "BalanceNormsState",
     "CrMogmState",
+    "Diagnosis",
     "Grad",
     "GraddropState",
     "GradvacState",
@@ -261,6 +265,7 @@ __all__ = [
     "cosine_similarity",
     "cosmos_weights",
     "cr_mogm",
+    "diagnose",
     "dominance_rate",
     "dualproj",
     "dualproj_weights",
@@ -307,9 +312,11 @@ __all__ = [
     "sdmgrad_weights",
     "stacked",
     "stch_weights",
+    "suggestions",
     "sum_tasks",
     "task_grad",
     "task_masks",
+    "task_weights",
     "track_distance",
     "trimmed_mean",
     "upgrad",

@@ -104,6 +104,11 @@ def split_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
 
 def as_loss(value: Any, task: str) -> jax.Array:
     """Returns a task's loss in float32 or wider, or raises unless it is a scalar."""
+    if isinstance(value, tuple | list | dict):
+        raise ValueError(
+            f"the loss of task {task!r} must be a scalar, got {type(value).__name__}. "
+            "If it returns a pair (loss, aux), pass has_aux=True."
+        )
     if jnp.shape(value) != ():
         raise ValueError(
             f"the loss of task {task!r} must be a scalar, got shape "

@@ -83,14 +83,18 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
 
 
 def _flatten_rules(rules: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Joins nested mappings into one mapping from path to label."""
+    """Joins nested mappings, and other containers in them, into one from path to label.
+
+    A Flax NNX state is a mapping whose values are variables, containers of one leaf.
+    """
     flat = {}
     for key, value in rules.items():
         path = f"{prefix}{key}".strip("/")
         if isinstance(value, Mapping):
             flat.update(_flatten_rules(value, path + "/"))
         else:
-            flat[path] = value
+            inner = jax.tree_util.tree_leaves_with_path(value, lambda x: x is None)
+            flat |= {f"{path}/{path_string(p)}".strip("/"): leaf for p, leaf in inner}
     return flat
 
 
@@ -238,10 +242,12 @@ def partition_params(
     names = tuple(jax.tree.leaves(full))
     allowed = (SHARED, STACKED) if stacked else (SHARED, *tasks)
     for path, label, (_, leaf) in zip(paths, names, leaves, strict=True):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        number = hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
+        kind = jnp.result_type(leaf) if number else type(leaf).__name__
+        if not number or not jnp.issubdtype(kind, jnp.floating):
             raise ValueError(
-                f"the parameter `{path}` must be floating point, got "
-                f"{jnp.result_type(leaf)}. Pass other arrays as arguments of the call."
+                f"the parameter `{path}` must be floating point, got {kind}. Split off "
+                "what is no parameter, and pass other arrays as arguments of the call."
             )
         if label not in allowed:
             listed = ", ".join(repr(name) for name in allowed)

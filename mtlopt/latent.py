@@ -28,6 +28,7 @@ def in_latent_space(
       An aggregator with the same state.
 
     Raises:
+      TypeError: if `aggregator` is no transform.
       ValueError: at the first update, if the gradients come from a problem without
         `encode`, which has no latent common to all tasks.
 
@@ -49,6 +50,11 @@ def in_latent_space(
       Sener and Koltun, Multi-task learning as multi-objective optimization, NeurIPS
       2018, section 3.3. Aligned-MTL (see `aligned_mtl`), definition 3.
     """
+    if not isinstance(aggregator, optax.GradientTransformation):
+        raise TypeError(
+            "`aggregator` must be a gradient transformation, got "
+            f"{type(aggregator).__name__}. Build it first, as in mgda(2)."
+        )
     inner = optax.with_extra_args_support(aggregator)
 
     def update_fn(

@@ -21,7 +21,8 @@ def check_ownership(
 ) -> None:
     """Raises if a function reads a leaf that its label does not let it read.
 
-    Without this check such a leaf would silently miss a part of its gradient.
+    Without this check such a leaf would silently miss a part of its gradient. Raises as
+    well if `encode` reads nothing that is shared: the trunk would silently stay.
 
     Args:
       problem: the problem.
@@ -36,6 +37,13 @@ def check_ownership(
     stacked = [label == STACKED for label in partition.labels]
     reads = problem.reads(params, stacked, args, z)
     owners = list(zip(partition.paths, partition.labels, strict=True))
+    shared = [i for i, label in enumerate(partition.labels) if label == SHARED]
+    if shared and reads.encode and not any(reads.encode[i] for i in shared):
+        raise ValueError(
+            f"encode reads no leaf that is labelled {SHARED!r}, so that "
+            f"`{partition.paths[shared[0]]}` would never move. Let it read the "
+            "parameters from its first argument."
+        )
     for (path, label), read in zip(owners, reads.encode or [], strict=False):
         if read and label != SHARED:
             raise ValueError(

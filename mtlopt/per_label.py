@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt.labels import STACKED, Rules, label_params
+from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
 
@@ -81,6 +82,7 @@ def per_label(
       A transform to chain behind the aggregator.
 
     Raises:
+      TypeError: at an update with `TaskGrads`, which no aggregator has seen yet.
       ValueError: if `active` names a label that no leaf has, or has a wrong shape.
 
     Examples:
@@ -118,6 +120,11 @@ def per_label(
         active: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PerLabelState]:
+        if isinstance(updates, TaskGrads):
+            raise TypeError(
+                "`updates` must have the structure of the parameters, got TaskGrads. "
+                "Chain an aggregator before `per_label`."
+            )
         names = label_params(updates, labels)
         active = active or {}
         for label in active:

@@ -155,6 +155,7 @@ def inner_products(rows: Leaves, direction: Leaves) -> jax.Array:
             one.ndim,
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=dtype,
+            out_sharding=linalg.replicated(leaf),
         )
         for leaf, one in zip(rows, direction, strict=True)
     ]

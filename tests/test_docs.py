@@ -4,31 +4,43 @@ import importlib.util
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import mtlopt
 import mtlopt.models
+from tests.problems import matrix_oracle
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/examples").glob("*.md")),
+]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_snippets_run(page):
     """All Python blocks of a page run, one after the other."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
     exec(compile("\n".join(blocks), str(page), "exec"), {})
 
 
-def method_pages():
-    """The pages that a build writes, one a method."""
-    path = ROOT / "docs/_ext/method_pages.py"
-    spec = importlib.util.spec_from_file_location("method_pages", path)
+def extension(name):
+    """A module of the documentation's build."""
+    path = ROOT / f"docs/_ext/{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.pages()
+    return module
+
+
+def method_pages():
+    """The pages that a build writes, one a method."""
+    return extension("method_pages").pages()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +69,73 @@ def test_every_public_name_has_a_docstring(name):
     assert len(getattr(mtlopt, name).__doc__.splitlines()) > 1
 
 
+def test_decision_table_is_that_of_the_registry():
+    """Every method is in it, with its backward passes and what it guarantees."""
+    page = (ROOT / "docs/choosing.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| (`[^|]+`) \| ([1T]) \|$", page, re.M)
+    names = {seen: re.findall(r"`(\w+)`", tries) for seen, tries, _ in rows}
+    assert {name for row in names.values() for name in row} == set(mtlopt.METHODS)
+    for seen, _, passes in rows:
+        assert {mtlopt.METHODS[name].backward for name in names[seen]} == {passes}
+    assert set(names["no loss may rise to first order"]) == {
+        name
+        for name, method in mtlopt.METHODS.items()
+        if "non_conflicting" in method.properties
+    }
+
+
+@pytest.mark.slow
+def test_methods_that_keep_a_nan_are_named():
+    """What was not finite in the second of eight updates comes back in the last."""
+    page = (ROOT / "docs/composition.md").read_text()
+    found = re.search(r"at this release these are (.*?)\. \(STCH", page, re.S)
+    assert found
+    named = set(re.split(r", | and ", found[1].replace("\n", " ")))
+
+    def keeps(method):
+        num_tasks = max(2, method.min_tasks)
+        tx = method.make(num_tasks, steps_per_epoch=2)
+        oracle = matrix_oracle(num_tasks)
+        params = jnp.zeros(6)
+        update = jax.jit(
+            lambda state, rows: tx.update(
+                oracle(params, rows, 1 + jnp.vecdot(rows, rows)), state, params
+            )
+        )
+        rows = jax.random.normal(jax.random.key(0), (num_tasks, 6))
+        state = tx.init(params)
+        for batch in (rows, rows.at[0].set(jnp.nan), *6 * [rows]):
+            updates, state = update(state, batch)
+        return not jnp.isfinite(updates).all()
+
+    assert named == {
+        method.title for method in mtlopt.METHODS.values() if keeps(method)
+    }
+
+
+def test_costs_are_found():
+    """The words of the table of costs, for each kind of method."""
+    costs = extension("method_costs").costs
+    names = ("sum_tasks", "rlw", "mgda", "graddrop", "moco")
+    assert [" ".join(costs(mtlopt.METHODS[name])) for name in names] == [
+        "1 1 none no",
+        "1 1 numbers yes",
+        "T T, streamed 2 numbers no",
+        "T T numbers yes",
+        "T T T gradients no",
+    ]
+
+
+def test_migration_names_exist():
+    """What stands in the last column of its table, called with arguments."""
+    page = (ROOT / "docs/migrating.md").read_text().split("## Names")[1]
+    rows = re.findall(r"^\|.*\| ([^|]*) \|$", page.split("## What differs")[0], re.M)
+    calls = {name for row in rows for name in re.findall(r"`(\w+)\(", row)}
+    assert calls <= set(mtlopt.__all__)
+    public = {part for method in mtlopt.METHODS.values() for part in method.public}
+    assert public - calls <= {"in_latent_space", "edm", "weight_by_chebyshev"}
+
+
 def test_readme_lists_every_method():
     readme = (ROOT / "README.md").read_text()
     for method in mtlopt.METHODS.values():
@@ -67,5 +146,9 @@ def test_readme_lists_every_method():
 
 def test_readme_has_the_commands_that_ci_runs():
     readme = (ROOT / "README.md").read_text()
+    contributing = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
     for marker in ("run-command", "test-command"):
-        assert re.search(rf"<!-- {marker} -->\n```bash\npython3 -m venv", readme)
+        pattern = rf"<!-- {marker} -->\n```bash\n(python3 -m venv .*)\n```"
+        found = re.search(pattern, readme)
+        assert found
+        assert found[1] in contributing

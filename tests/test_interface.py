@@ -16,6 +16,7 @@ from tests.problems import (
     ROUTES,
     assert_close,
     first,
+    losses_of,
     make_batches,
     make_oracle,
     make_params,
@@ -387,3 +388,30 @@ def test_trains_with_ordinary_transforms_behind_it():
     still, state, _ = step(params, state, spoilt)
     assert_close(still, params, 0)
     assert state[-1].notfinite_count == 1
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Gradients of the losses over the encoder, leaves `[steps, tasks, ...]`."""
+    with jax.enable_x64(True):
+        jacobian = jax.vmap(jax.jacrev(losses_of), in_axes=(None, 0, 0, 0))
+        return jax.device_get(jax.jit(jacobian)(make_params(), *make_batches()))
+
+
+# They weigh every entry by itself, or gradients averaged over the steps.
+NO_WEIGHTS_OF_GRADIENTS = {"graddrop", "trimmed_mean", "moco"}
+
+
+@pytest.mark.parametrize("name", sorted({*methods_of(3)} - NO_WEIGHTS_OF_GRADIENTS))
+def test_task_weights_are_those_of_the_update(name, plain, plain_states, rows, float64):
+    """Shared leaves move by the gradients times `task_weights`, at every step."""
+    weights = 1  # the sum keeps none
+    if name != "sum_tasks":
+        weights = np.asarray(mtlopt.task_weights(plain_states[name]))
+
+    def combine(leaf):
+        return np.einsum(
+            "st...,st->s...", leaf, np.broadcast_to(weights, leaf.shape[:2])
+        )
+
+    assert_close(plain[name]["encoder"], jax.tree.map(combine, rows["encoder"]))

@@ -223,6 +223,15 @@ def test_bad_rules_name_the_leaf_or_the_rule(rules, message):
         label_params(PARAMS, rules)
 
 
+def test_labels_of_another_state_of_flax_nnx():
+    """A `State` is a mapping whose values are variables around the labels."""
+    state = nnx.State({"trunk": nnx.Param(1.0), "head": nnx.Param(1.0)})
+    labels = label_params(state, {"trunk": "shared", "head": "a"})
+    more = nnx.State({**state, "norm": nnx.BatchStat(1.0)})
+    with pytest.raises(ValueError, match="no rule labels the leaf `norm/value`"):
+        label_params(more, labels)
+
+
 def test_empty_tree():
     with pytest.raises(ValueError, match="`params` must have at least one leaf"):
         label_params({}, "shared")

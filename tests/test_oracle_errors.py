@@ -56,6 +56,10 @@ X = jnp.ones(2)
             {"b": lambda p, z, x: jnp.sum(z > 0)},
             "the loss of task 'b' must be floating point, got int32",
         ),
+        (
+            {"b": lambda p, z, x: (loss_b(p, z, x), {"right": 1})},
+            "the loss of task 'b' must be a scalar, got tuple.*has_aux=True",
+        ),
         ({"has_aux": True}, "must return a pair"),
         ({"labels": LABELS | {"heads/b": "c"}}, "`heads/b` must be one of.*'c'"),
         ({"labels": LABELS | {"heads/b": "a"}}, "the task 'b' has no parameters"),
@@ -251,6 +255,11 @@ def test_bad_arguments_of_the_oracle():
     integers = PARAMS | {"w": jnp.ones(2, int)}
     with pytest.raises(ValueError, match="the parameter `w` must be floating point"):
         oracle(integers, X)
+    # As in an Equinox module before `eqx.partition`.
+    for static, name in ((lambda x: x, "function"), ("float32", "str")):
+        static_params = PARAMS | {"w": static}
+        with pytest.raises(ValueError, match=f"parameter `w` must be .*, got {name}"):
+            oracle(static_params, X)
 
 
 def test_given_latent_needs_an_encoder():
@@ -342,6 +351,11 @@ def test_params_of_another_structure():
         tx.update(GRADS, tx.init(WEIGHTS), {"v": jnp.zeros(2)})
 
 
+def test_latent_space_needs_an_aggregator():
+    with pytest.raises(TypeError, match=r"`aggregator` must be.*got function.*mgda\(2"):
+        mtlopt.in_latent_space(mtlopt.mgda)
+
+
 def test_latent_space_needs_a_latent():
     tx = mtlopt.in_latent_space(mtlopt.mgda(2))
     with pytest.raises(ValueError, match=r"latent space needs a latent.*encode="):
@@ -406,3 +420,19 @@ def test_nothing_shared_moves_the_heads_only(name):
     tx = mtlopt.METHODS[name].make(2, labels=oracle.labels)
     updates, _ = tx.update(oracle(params, 3.0), tx.init(params))
     assert updates == {"a": 3.0, "b": 3.0}
+
+
+def test_an_encoder_that_closes_over_its_parameters_is_refused():
+    params = {"trunk": jnp.ones(3), "a": jnp.ones(3), "b": jnp.ones(3)}
+    losses = {
+        name: lambda params, z, x, name=name: jnp.vdot(params[name], z * x)
+        for name in "ab"
+    }
+    trunk = params["trunk"]
+    oracle = mtlopt.task_grad(
+        losses,
+        {"trunk": "shared", "a": "a", "b": "b"},
+        encode=lambda params, x: trunk * x,
+    )
+    with pytest.raises(ValueError, match=r"encode reads no leaf .* `trunk` would never"):
+        oracle(params, jnp.ones(3))

@@ -260,6 +260,13 @@ def test_state_types_do_not_change():
             assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
 
 
+def test_an_aggregator_comes_first():
+    tx = mtlopt.per_label(optax.sgd(0.1), "shared")
+    grads = mtlopt.TaskGrads.from_rows({"w": jnp.ones((2, 3))})
+    with pytest.raises(TypeError, match=r"got TaskGrads\. Chain an aggregator before"):
+        tx.update(grads, tx.init({"w": jnp.ones(3)}))
+
+
 @pytest.mark.parametrize(
     ("params", "labels", "active", "message"),
     [

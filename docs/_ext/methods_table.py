@@ -1,7 +1,9 @@
-"""The directive `methods-table`: all methods and what they claim, as a table."""
+"""Tables of all methods: `methods-table` what they claim, `costs-table` their cost."""
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
+import method_costs
 from docutils import nodes
 from method_pages import CLAIM_TEXTS, NO, YES, degree_text, equal_text
 from sphinx import addnodes
@@ -11,7 +13,6 @@ from mtlopt import METHODS, Method
 from mtlopt._methods import CLAIMS
 
 HEADER = [
-    "Method",
     "Backward passes",
     "On equal gradients",
     "Degree",
@@ -22,31 +23,17 @@ HEADER = [
 class MethodsTable(SphinxDirective):
     """Builds the table at the place of the directive, and a list of its columns."""
 
-    has_content: ClassVar[bool] = False
+    def run(self) -> list[nodes.Node]:
+        rows = {name: cells(method) for name, method in METHODS.items()}
+        return [_table(self.env.docname, HEADER, rows), _legend()]
+
+
+class CostsTable(SphinxDirective):
+    """Builds the table at the place of the directive."""
 
     def run(self) -> list[nodes.Node]:
-        group = nodes.tgroup(cols=len(HEADER))
-        group += [nodes.colspec(colwidth=1) for _ in HEADER]
-        head, body = nodes.thead(), nodes.tbody()
-        head += _row([nodes.Text(cell) for cell in HEADER])
-        for name, method in METHODS.items():
-            texts = [nodes.Text(text) for text in cells(method)]
-            body += _row([self._link(name, method.title), *texts])
-        group += [head, body]
-        return [nodes.table("", group), _legend()]
-
-    def _link(self, name: str, title: str) -> nodes.Node:
-        """A link to the method's page."""
-        return addnodes.pending_xref(
-            "",
-            nodes.inline(text=title),
-            refdomain="std",
-            reftype="doc",
-            reftarget=f"/methods/{name}",
-            refdoc=self.env.docname,
-            refexplicit=True,
-            refwarn=True,
-        )
+        rows = {name: method_costs.costs(method) for name, method in METHODS.items()}
+        return [_table(self.env.docname, method_costs.HEADER, rows)]
 
 
 def cells(method: Method) -> list[str]:
@@ -58,6 +45,33 @@ def cells(method: Method) -> list[str]:
         degree_text(method.degree),
         *claims,
     ]
+
+
+def _table(docname: str, header: list[str], rows: Mapping[str, Any]) -> nodes.table:
+    """A table with a row for each method, the first column links to its page."""
+    group = nodes.tgroup(cols=len(header) + 1)
+    group += [nodes.colspec(colwidth=1) for _ in range(len(header) + 1)]
+    head, body = nodes.thead(), nodes.tbody()
+    head += _row([nodes.Text(cell) for cell in ["Method", *header]])
+    for name, texts in rows.items():
+        link = _link(docname, name, METHODS[name].title)
+        body += _row([link, *(nodes.Text(text) for text in texts)])
+    group += [head, body]
+    return nodes.table("", group)
+
+
+def _link(docname: str, name: str, title: str) -> nodes.Node:
+    """A link to the method's page."""
+    return addnodes.pending_xref(
+        "",
+        nodes.inline(text=title),
+        refdomain="std",
+        reftype="doc",
+        reftarget=f"/methods/{name}",
+        refdoc=docname,
+        refexplicit=True,
+        refwarn=True,
+    )
 
 
 def _row(contents: list[nodes.Node]) -> nodes.row:
@@ -78,6 +92,7 @@ def _legend() -> nodes.definition_list:
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Registers the directive."""
+    """Registers the directives."""
     app.add_directive("methods-table", MethodsTable)
+    app.add_directive("costs-table", CostsTable)
     return {"parallel_read_safe": True}

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.bench.machine import pin_to_one_thread, write_record
+from experiments.bench.machine import one_of, pin_to_one_thread, write_record
 from experiments.fbls import (
     BETAS,
     DIRECTIONS,
@@ -383,6 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "workloads",
         nargs="*",
         metavar="WORKLOAD",
+        type=one_of(WORKLOADS),
         help=f"any of {', '.join(WORKLOADS)}",
     )
     sizes = ", ".join(f"{name} {size}" for name, (_, size) in WORKLOADS.items())
@@ -395,9 +396,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
     options = parser.parse_args(argv)
-    for name in options.workloads:
-        if name not in WORKLOADS:
-            parser.error(f"WORKLOAD must be one of {list(WORKLOADS)}, got {name!r}")
     pin_to_one_thread(options.core)
     results = []
     for name in options.workloads or WORKLOADS:

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,19 @@ def timing_parser(description: str, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     return parser
+
+
+def one_of(names: Collection[str]) -> Callable[[str], str]:
+    """Returns an argparse type for one of some names."""
+
+    def convert(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(
+                f"must be one of {', '.join(names)}, got {text!r}"
+            )
+        return text
+
+    return convert
 
 
 def pin_to_one_thread(core: int) -> None:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import ate_mammography, ate_synthetic, ate_wireless
+from experiments.bench.machine import one_of
 from experiments.phase_costs import NO_CODE, parameter_costs
 from experiments.phases import Problem, make_steps
 from experiments.report import markdown_table
@@ -111,13 +112,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "networks",
         nargs="*",
         metavar="NETWORK",
+        type=one_of(NETWORKS),
         help=f"any of {', '.join(NETWORKS)}; default: all",
     )
-    names = parser.parse_args(argv).networks or list(NETWORKS)
-    for name in names:
-        if name not in NETWORKS:
-            parser.error(f"NETWORK must be one of {list(NETWORKS)}, got {name!r}")
-    for name in names:
+    for name in parser.parse_args(argv).networks or NETWORKS:
         experiment, small = NETWORKS[name]
         settings = dataclasses.replace(experiment.full, **small)
         problem, _ = experiment.load(settings)

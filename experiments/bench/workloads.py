@@ -1,8 +1,9 @@
 """The problems and training steps that the benchmarks measure."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,19 @@ import optax
 from flax import nnx
 
 import mtlopt
-from mtlopt.models import LeNet, functional
+from mtlopt.models import (
+    MLP,
+    Bert,
+    Functional,
+    LeNet,
+    MultiTaskMLP,
+    functional,
+    functional_with_stats,
+    resnet,
+)
 
 PyTree = Any
+_ADAM = optax.adam(1e-3)
 Step = Callable[..., tuple[PyTree, Any, Any]]  # step(params, state, *args)
 
 
@@ -28,6 +39,7 @@ class Workload:
       total: `total(params, *args)`, the summed loss, written by hand.
       rows: `rows(params, *args)`, losses, list of T gradients of the shared leaves, and
         gradients of the heads, written by hand as tightly as JAX allows.
+      optimizer: of all parameters.
     """
 
     name: str
@@ -36,48 +48,104 @@ class Workload:
     args: tuple[Any, ...]
     total: Callable[..., jax.Array]
     rows: Callable[..., Any]
+    optimizer: optax.GradientTransformation = _ADAM
 
 
 def lenet(batch_size: int = 256) -> Workload:
     """LeNet with two heads, as in Table 7 of the Aligned-MTL paper."""
-    params, encode, heads = functional(LeNet(rngs=nnx.Rngs(0)))
+    model = functional(LeNet(rngs=nnx.Rngs(0)))
     image_key, label_key = jax.random.split(jax.random.key(0))
     images = jax.random.normal(image_key, (batch_size, 28, 28, 1))
     labels = jax.random.randint(label_key, (batch_size, 2), 0, 10)
-    tasks = ("left", "right")
 
-    def loss(task: int, params: PyTree, z: jax.Array, labels: jax.Array) -> jax.Array:
-        return _cross_entropy(heads[tasks[task]](params, z), labels[:, task])
+    def loss(task: int, logits: jax.Array) -> jax.Array:
+        return _cross_entropy(logits, labels[:, task])
 
-    def total(params: PyTree, images: jax.Array, labels: jax.Array) -> jax.Array:
-        z = encode(params, images)
-        return loss(0, params, z, labels) + loss(1, params, z, labels)
+    return _branched("LeNet, T = 2", model, (images,), loss)
 
-    def rows(params: PyTree, images: jax.Array, labels: jax.Array) -> Any:
+
+def synthetic_mlp(batch_size: int = 256) -> Workload:
+    """The network of ATE-SG's synthetic problem (its Table 1), with SGD."""
+    model = functional(MultiTaskMLP(rngs=nnx.Rngs(0)))
+    points = jax.random.normal(jax.random.key(0), (batch_size, 2))
+    quadrants = 2 * (points[:, 0] > 0) + (points[:, 1] > 0)
+    inside = jnp.sum(points**2, axis=1) < 1
+
+    def loss(task: int, logits: jax.Array) -> jax.Array:
+        if task == 0:
+            return _cross_entropy(logits, quadrants)
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(logits[:, 0], inside))
+
+    workload = _branched("synthetic MLP, T = 2", model, (points,), loss)
+    return dataclasses.replace(workload, optimizer=optax.sgd(1e-2))
+
+
+def transformer(batch_size: int = 16) -> Workload:
+    """BERT of four layers of 256 on 64 tokens, and three heads of two layers."""
+    heads = dict.fromkeys("abc", (256, 1))
+    model = functional(
+        Bert(
+            heads,
+            num_layers=4,
+            hidden_size=256,
+            num_heads=4,
+            vocabulary_size=1000,
+            max_length=64,
+            pooling="mean",
+            rngs=nnx.Rngs(0),
+        )
+    )
+    token_key, target_key = jax.random.split(jax.random.key(0))
+    tokens = jax.random.randint(token_key, (batch_size, 64), 0, 1000)
+    targets = jax.random.normal(target_key, (batch_size, 3))
+
+    def loss(task: int, outputs: jax.Array) -> jax.Array:
+        return jnp.mean((outputs[:, 0] - targets[:, task]) ** 2)
+
+    return _branched("transformer, T = 3", model, (tokens,), loss)
+
+
+def _branched(
+    name: str,
+    model: Functional,
+    inputs: tuple[jax.Array, ...],
+    loss: Callable[[int, jax.Array], jax.Array],
+) -> Workload:
+    """A model of the zoo with a head of its own for each task.
+
+    `loss(task, outputs)` closes over the labels.
+    """
+    params, encode, heads = model
+    tasks = tuple(heads)
+
+    def one(task: int, params: PyTree, z: PyTree, *_: jax.Array) -> jax.Array:
+        return loss(task, heads[tasks[task]](params, z))
+
+    def losses(params: PyTree, copies: Sequence[PyTree]) -> jax.Array:
+        return jnp.stack([one(i, params, z) for i, z in enumerate(copies)])
+
+    def total(params: PyTree, *inputs: jax.Array) -> jax.Array:
+        return jnp.sum(losses(params, [encode(params, *inputs)] * len(tasks)))
+
+    def rows(params: PyTree, *inputs: jax.Array) -> Any:
         encoder, others = params["encoder"], params["heads"]
 
-        def head_losses(others: PyTree, copies: list[jax.Array]) -> Any:
-            each = [
-                loss(i, {"heads": others, "encoder": encoder}, z, labels)
-                for i, z in enumerate(copies)
-            ]
-            return sum(each), jnp.stack(each)
+        def head_losses(others: PyTree, copies: list[PyTree]) -> Any:
+            each = losses({"heads": others, "encoder": encoder}, copies)
+            return jnp.sum(each), each
 
-        z, pull = jax.vjp(lambda e: encode({**params, "encoder": e}, images), encoder)
-        (grads, cotangents), losses = jax.grad(head_losses, (0, 1), has_aux=True)(
-            others, [z, z]
+        z, pull = jax.vjp(lambda e: encode({**params, "encoder": e}, *inputs), encoder)
+        (grads, cotangents), each = jax.grad(head_losses, (0, 1), has_aux=True)(
+            others, [z] * len(tasks)
         )
-        return losses, [pull(one)[0] for one in cotangents], {"heads": grads}
+        return each, [pull(one)[0] for one in cotangents], {"heads": grads}
 
     oracle = mtlopt.task_grad(
-        {
-            "left": lambda params, z, _, labels: loss(0, params, z, labels),
-            "right": lambda params, z, _, labels: loss(1, params, z, labels),
-        },
-        {"encoder": "shared", "heads/left": "left", "heads/right": "right"},
-        encode=lambda params, images, _: encode(params, images),
+        {task: functools.partial(one, i) for i, task in enumerate(tasks)},
+        {"encoder": "shared", **{f"heads/{task}": task for task in tasks}},
+        encode=encode,
     )
-    return Workload("LeNet, T = 2", oracle, params, (images, labels), total, rows)
+    return Workload(name, oracle, params, inputs, total, rows)
 
 
 def stacked_lenet(num_tasks: int = 40, batch_size: int = 256) -> Workload:
@@ -94,14 +162,16 @@ def stacked_lenet(num_tasks: int = 40, batch_size: int = 256) -> Workload:
     )
 
 
-def stacked_mlp(num_tasks: int = 40, batch_size: int = 256) -> Workload:
-    """An MLP encoder of two million parameters with stacked binary heads.
+def stacked_mlp(
+    num_tasks: int = 40, batch_size: int = 256, width: int = 1408
+) -> Workload:
+    """An MLP encoder with stacked binary heads; of two million parameters by default.
 
     The Gramian of T latent rows of size w adds `T^2 w / (3 P)` to a step of a dense
     network of P parameters: 1.2 % here.
     """
     keys = jax.random.split(jax.random.key(0), 4)
-    sizes = (128, 1408, 1408, 50)
+    sizes = (128, width, width, 50)
     encoder = {
         str(i): jax.random.normal(key, (inputs, outputs)) / jnp.sqrt(inputs)
         for i, (key, inputs, outputs) in enumerate(
@@ -121,6 +191,34 @@ def stacked_mlp(num_tasks: int = 40, batch_size: int = 256) -> Workload:
         encode,
         x,
         sizes[-1],
+        num_tasks,
+    )
+
+
+def wide_mlp(num_tasks: int = 40, batch_size: int = 256) -> Workload:
+    """Four layers of 512 with stacked binary heads."""
+    trunk = MLP([128, *[512] * 4], activate_last=True, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(trunk)
+    return _stacked(
+        f"MLP, T = {num_tasks} stacked",
+        {"encoder": nnx.to_pure_dict(state)},
+        lambda params, x: nnx.merge(graph, nnx.State(params["encoder"]))(x),
+        jax.random.normal(jax.random.key(0), (batch_size, 128)),
+        512,
+        num_tasks,
+    )
+
+
+def resnet18(num_tasks: int = 40, batch_size: int = 16) -> Workload:
+    """ResNet-18 of width 16 on images of 32 x 32, with stacked binary heads."""
+    model = resnet(18, {"unused": (1,)}, width=16, small_images=True, rngs=nnx.Rngs(0))
+    network = functional_with_stats(model)
+    return _stacked(
+        f"ResNet-18, T = {num_tasks} stacked",
+        {"encoder": network.params["encoder"]},
+        lambda params, images: network.encode(params, network.stats, images)[0],
+        jax.random.normal(jax.random.key(0), (batch_size, 32, 32, 3)),
+        128,
         num_tasks,
     )
 
@@ -190,7 +288,7 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def plain_step(workload: Workload) -> tuple[Step, Any]:
     """A step on the summed loss, without the library."""
-    optimizer = optax.adam(1e-3)
+    optimizer = workload.optimizer
 
     def step(params: PyTree, state: Any, *args: Any) -> Any:
         loss, grads = jax.value_and_grad(workload.total)(params, *args)
@@ -206,7 +304,7 @@ def floor_step(workload: Workload) -> tuple[Step, Any]:
     One forward pass, one backward pass of the heads, T of the encoder, the Gramian of
     the rows, and their combination with weights that depend on it.
     """
-    optimizer = optax.adam(1e-3)
+    optimizer = workload.optimizer
 
     def step(params: PyTree, state: Any, *args: Any) -> Any:
         losses, rows, heads = workload.rows(params, *args)
@@ -227,11 +325,10 @@ def floor_step(workload: Workload) -> tuple[Step, Any]:
     return step, optimizer.init(workload.params)
 
 
-def unrolled(workload: Workload) -> Workload:
-    """The same with one copy of the encoder's pullback per task: no loop."""
+def with_options(workload: Workload, **options: Any) -> Workload:
+    """The same with other options of `mtlopt.task_grad`: `batching`, `streaming`."""
     oracle = workload.oracle
-    problem: Any = oracle.problem
-    problem = dataclasses.replace(problem, batching="unroll")
+    problem = dataclasses.replace(cast(Any, oracle.problem), **options)
     return dataclasses.replace(
         workload, oracle=dataclasses.replace(oracle, problem=problem)
     )
@@ -241,7 +338,7 @@ def method_step(workload: Workload, name: str) -> tuple[Step, Any]:
     """A step with one of the library's methods."""
     oracle = workload.oracle
     method = mtlopt.METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
-    optimizer = optax.chain(method, optax.adam(1e-3))
+    optimizer = optax.chain(method, workload.optimizer)
 
     def step(params: PyTree, state: Any, *args: Any) -> Any:
         grads = workload.oracle(params, *args)
@@ -249,3 +346,14 @@ def method_step(workload: Workload, name: str) -> tuple[Step, Any]:
         return optax.apply_updates(params, updates), state, grads.losses
 
     return step, optimizer.init(workload.params)
+
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "lenet": lenet,
+    "synthetic_mlp": synthetic_mlp,
+    "wide_mlp": wide_mlp,
+    "transformer": transformer,
+    "resnet18": resnet18,
+    "stacked_lenet": stacked_lenet,
+    "stacked_mlp": stacked_mlp,
+}

@@ -68,7 +68,9 @@ def drop_signs(
         weights = leak + (1 - leak) * weights
     if present is not None:
         weights = jnp.where(jnp.reshape(present, column), weights, 0)
-    return jnp.sum(weights * values, axis=0), weights
+    # Under jit the product with a 0 is a select, which would drop a NaN.
+    finite = jnp.all(jnp.isfinite(values), axis=0)
+    return jnp.where(finite, jnp.sum(weights * values, axis=0), jnp.nan), weights
 
 
 def graddrop(

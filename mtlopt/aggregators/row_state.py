@@ -22,7 +22,11 @@ def zero_rows(params: Any, labels: Rules, num_tasks: int) -> Leaves:
         return params  # the placeholder of `optax.tree_map_params`
     names = jax.tree.leaves(label_params(params, labels))
     return [
-        jnp.zeros((num_tasks, *jnp.shape(leaf)), solver_dtype([jnp.asarray(leaf)]))
+        # Of the leaf's zeros, which are sharded like the leaf.
+        jnp.broadcast_to(
+            jnp.zeros_like(leaf, solver_dtype([jnp.asarray(leaf)])),
+            (num_tasks, *jnp.shape(leaf)),
+        )
         for name, leaf in zip(names, jax.tree.leaves(params), strict=True)
         if name == SHARED
     ]

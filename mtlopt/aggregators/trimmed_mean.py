@@ -8,7 +8,7 @@ import optax
 
 from mtlopt._checks import check_num_tasks
 from mtlopt.aggregators.by_weights import TaskWeightsState
-from mtlopt.linalg.gramian import solver_dtype
+from mtlopt.linalg.gramian import solver_dtype, sum_entries
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.rows import Leaves
 from mtlopt.task_grads import check_task_grads
@@ -59,7 +59,7 @@ def average_entries(weights: Leaves, num_tasks: int) -> jax.Array:
     """Averages weights of single entries, leaves `[tasks, ...]`, to `[tasks]`."""
     total = jnp.zeros(num_tasks)
     for leaf in weights:
-        total += jnp.sum(leaf.reshape(num_tasks, -1), axis=1).astype(total.dtype)
+        total += sum_entries(leaf).astype(total.dtype)
     return total / max(sum(leaf.size for leaf in weights) // num_tasks, 1)
 
 

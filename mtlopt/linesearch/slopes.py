@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.labels import STACKED
+from mtlopt.linalg.gramian import sum_entries
 from mtlopt.rows import inner_products, scale_rows
 from mtlopt.task_grads import TaskGrads
 
@@ -45,7 +46,7 @@ def slopes(grads: TaskGrads, update: Any) -> Slopes:
     ):
         product = gradient.astype(own.dtype) * step.astype(own.dtype)
         if label == STACKED:
-            own += jnp.sum(product.reshape(num_tasks, -1), axis=1)
+            own += sum_entries(product)
         else:
             own = own.at[grads.tasks.index(label)].add(jnp.sum(product))
     if present is not None:  # the gradient of an absent task may be NaN
@@ -55,9 +56,7 @@ def slopes(grads: TaskGrads, update: Any) -> Slopes:
     rows, direction = grads.linear.seen(shared)
     rows = scale_rows(rows, jnp.ones(num_tasks, own.dtype), present)
     along = inner_products(rows, direction)
-    lengths = jnp.sqrt(
-        sum(jnp.sum(_squares(leaf, along).reshape(num_tasks, -1), 1) for leaf in rows)
-    )
+    lengths = jnp.sqrt(sum(sum_entries(_squares(leaf, along)) for leaf in rows))
     length = jnp.sqrt(sum(jnp.sum(_squares(leaf, along)) for leaf in direction))
     return Slopes(along, own, lengths * length)
 

@@ -1,5 +1,14 @@
 """Flax NNX networks of the papers, used functionally."""
 
+try:
+    import flax  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'mtlopt.models needs Flax, which is not there: pip install "mtlopt[models]". '
+        "The rest of mtlopt works without it.",
+        name=error.name,
+    ) from error
+
 from mtlopt.models.bert import Bert, bert
 from mtlopt.models.celeba_cnn import CelebaCNN
 from mtlopt.models.conv1d import SignalNet

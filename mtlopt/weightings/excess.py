@@ -9,6 +9,7 @@ import optax
 from mtlopt._checks import check_num_tasks, check_positive
 from mtlopt.aggregators.row_state import check_row_state, zero_rows
 from mtlopt.labels import Rules
+from mtlopt.linalg.gramian import sum_entries
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.simplex import share_out
 from mtlopt.rows import Leaves
@@ -102,7 +103,7 @@ def weight_by_excess(
             new = jnp.square(row.astype(squares[index].dtype))
             squares[index] += new
             risk = safe_divide(new, jnp.sqrt(squares[index]))
-            excess += jnp.sum(risk.reshape(num_tasks, -1), axis=1).astype(excess.dtype)
+            excess += sum_entries(risk).astype(excess.dtype)
         initial = jnp.where(there & (state.initial == 0), excess, state.initial)
         ratio = jnp.where(initial == 0, 1, safe_divide(excess, initial))
         # A weight that fell to zero would never rise again.

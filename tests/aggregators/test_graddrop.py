@@ -63,6 +63,8 @@ def test_leak_of_one_is_the_sum_and_absent_tasks_do_not_exist():
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-6)
     assert np.all(weights[1] == 0)
     assert np.all(np.isnan(drop(spoilt, uniform, LEAK)[0]))
+    # Compiled, a product with 0 is a select.
+    assert np.all(np.isnan(jax.jit(drop_signs)(spoilt, uniform)[0]))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from experiments import ate_mammography, ate_synthetic, ate_wireless
 from experiments.ate import parse
 from experiments.ate_report import oscillation
 from experiments.ate_runs import Run
-from experiments.cli import UsageError
+from experiments.cli import Start, UsageError
 
 pytestmark = pytest.mark.slow
 
@@ -121,9 +121,9 @@ def test_finished_command_is_refused(finished):
 @pytest.mark.parametrize("name", MODULES)
 def test_every_setting_is_an_option(name):
     experiment = MODULES[name].EXPERIMENT
-    quick, _, resume = parse(experiment, [])
+    quick, _, start = parse(experiment, [])
     assert quick == experiment.quick
-    assert not resume
+    assert start == Start()
     special = {"optimizers": "adam", "network": "resnet50", "learning_rates": "0.5"}
     for field in dataclasses.fields(quick):
         option = f"--{field.name.replace('_', '-')}"

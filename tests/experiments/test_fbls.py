@@ -21,7 +21,7 @@ from experiments import (
     fbls_report,
     fbls_runs,
 )
-from experiments.cli import UsageError
+from experiments.cli import Start, UsageError
 from experiments.data.cifar10 import load_cifar10
 from experiments.data.multimnist import load_multimnist
 from experiments.data.sts import load_sts
@@ -29,6 +29,7 @@ from experiments.fbls import State, make_methods
 from experiments.fbls_report import Subject
 from experiments.fbls_runs import History, Run, Settings
 from experiments.run_folder import write_json
+from experiments.training import batches
 from mtlopt.models import (
     MultiTaskMLP,
     ResNet,
@@ -167,7 +168,7 @@ def test_statistics_move_in_training_and_serve_in_evaluation():
 
 def test_batches_are_a_partition_that_differs_by_seed_and_epoch():
     first, again, other, later = (
-        fbls_runs.batches(30, 7, *at) for at in ((0, 0), (0, 0), (1, 0), (0, 1))
+        batches(30, 7, *at) for at in ((0, 0), (0, 0), (1, 0), (0, 1))
     )
     assert first.shape == (4, 7)
     assert len(set(first.ravel())) == 28
@@ -280,10 +281,10 @@ def out(problem, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fbls, "RATES", fbls.RATES[-2:])
         patch.setattr(fbls, "BETAS", fbls.BETAS[:2])
-        fbls_command.run_experiment(SUBJECT, settings, problem, folder, resume=False)
+        fbls_command.run_experiment(SUBJECT, settings, problem, folder, start=Start())
         with pytest.raises(UsageError, match="--resume"):
             fbls_command.run_experiment(
-                SUBJECT, settings, problem, folder, resume=False
+                SUBJECT, settings, problem, folder, start=Start()
             )
     return folder
 
@@ -293,7 +294,7 @@ def test_batch_that_cannot_be_filled_is_refused(problem, tmp_path):
     settings = Settings(("sgd",), batch_size=65)
     with pytest.raises(UsageError, match="--batch-size must be at most 64"):
         fbls_command.run_experiment(
-            SUBJECT, settings, problem, tmp_path / "out", resume=False
+            SUBJECT, settings, problem, tmp_path / "out", start=Start()
         )
     assert not (tmp_path / "out").exists()
 

@@ -1,5 +1,6 @@
 """The command, from its options to the files that it leaves."""
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -11,10 +12,11 @@ import mtlopt
 from experiments import multimnist
 from experiments.__main__ import main
 from experiments.data.multimnist import load_multimnist
+from tests.experiments.event_files import read_runs
 
 METHODS = ("sum_tasks", "aligned_mtl_ub")
 OPTIONS = ["multimnist", "--methods", ",".join(METHODS), "--epochs", "2"]
-OPTIONS += ["--batch-size", "64", "--dominance-every", "2"]
+OPTIONS += ["--batch-size", "64", "--dominance-every", "2", "--tensorboard"]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,21 @@ def test_report_holds_every_method_and_the_paper(out: Path):
 @pytest.mark.parametrize("name", ["learning_curves", "dominance", "accuracy"])
 def test_figures_are_images(out: Path, name: str):
     assert matplotlib.image.imread(out / f"{name}.png").std() > 0
+
+
+def test_event_files_hold_the_metrics(out: Path):
+    """A folder for each method and seed; of each column a number for each epoch."""
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    runs = read_runs(out / "tensorboard" / "metrics")
+    assert set(runs) == {f"method={name},seed={s}" for name in METHODS for s in (0, 1)}
+    for row in rows:
+        scalars = runs[f"method={row.pop('method')},seed={row.pop('seed')}"]
+        step = int(row.pop("epoch"))
+        for name, value in row.items():
+            if value:
+                assert scalars[name, step] == pytest.approx(float(value), rel=1e-6)
+        assert ("dominance_aligned_mean", step) in scalars or not value
 
 
 def test_second_run_is_refused(out: Path, capsys):

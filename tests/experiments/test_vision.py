@@ -388,12 +388,12 @@ def test_the_summed_loss_is_always_a_row():
 
 
 def test_options():
-    settings, out, resume = parse(
+    settings, out, start = parse(
         TINY, ["--full", "--seeds", "5", "--learning-rates", "1", "0.1", "--resume"]
     )
     assert settings == Settings(METHODS, 500, 5, 4, (0.1, 1.0), full=True)
     assert out == Path("results/nyuv2")
-    assert resume
+    assert start.resume
     with pytest.raises(UsageError, match="--methods must name"):
         parse(TINY, ["--methods", "none"])
 

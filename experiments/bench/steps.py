@@ -1,0 +1,326 @@
+"""Training steps of every method: time, operations, memory, beside PyTorch and TorchJD.
+
+    python -m experiments.bench.steps [WORKLOAD ...] [--torch-python PATH] [--out FILE]
+
+A step of every method is compiled and counted by XLA, and then timed on one core and
+one thread: short blocks of our plain step on the summed loss, of the method's and, with
+`--torch-python`, of PyTorch's plain step and of TorchJD's with two settings take turns.
+A ratio is the median over the rounds of neighbouring blocks' ratio, so that drift of
+the machine cancels. `--rounds 0` only counts; `--platform gpu` uses a whole GPU.
+
+Operations and memory are multiples of the plain step's, of the program with unrolled
+pullbacks: XLA counts the body of a loop over tasks once. For methods on the gradients
+of more than a few tasks this costs a second compilation.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import mtlopt
+from experiments.bench.machine import (
+    one_of,
+    pin_to_one_thread,
+    timing_parser,
+    write_record,
+)
+from experiments.bench.torch_process import TorchProcess
+from experiments.bench.workloads import (
+    WORKLOADS,
+    Step,
+    Workload,
+    floor_step,
+    method_step,
+    plain_step,
+    with_options,
+)
+from experiments.cli import choose_names
+from experiments.report import markdown_table
+
+PLAIN, FLOOR = "plain", "Jacobian floor"
+UNROLLED_TASKS = 8  # up to which the library makes no loop on CPU
+BLOCK_SECONDS = 0.2
+
+# TorchJD's aggregator for ours; a latent method beside the one on parameters.
+TORCHJD = {
+    "sum_tasks": "Sum()",
+    "mean_tasks": "Mean()",
+    "mgda": "MGDA()",
+    "mgda_ub": "MGDA()",
+    "pcgrad": "PCGrad()",
+    "upgrad": "UPGrad()",
+    "dualproj": "DualProj()",
+    "pcd": "PCD()",
+    "cagrad": "CAGrad(c=0.4)",
+    "nash_mtl": "NashMTL(T)",
+    "fairgrad": "FairGrad(alpha=2.0)",
+    "gradvac": "GradVac()",
+    "graddrop": "GradDrop()",
+    "imtl_g": "IMTLG()",
+    "conflict_free": "ConFIG()",
+    "krum": "Krum(1)",
+    "trimmed_mean": "TrimmedMean(1)",
+    "excess_mtl": "ExcessMTL()",
+    "aligned_mtl": "AlignedMTL()",
+    "aligned_mtl_ub": "AlignedMTL()",
+}
+CHUNKS = {"default": None, "chunk 1": 1}
+
+
+HEADER = (
+    "step",
+    "ms",
+    "of plain",
+    "operations",
+    "memory",
+    "compile s",
+    "of PyTorch plain",
+    *(f"of TorchJD, {setting}" for setting in CHUNKS),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A line of the table; None where there is nothing to compare with.
+
+    Attributes:
+        workload: Name of the workload.
+        step: Name of the method.
+        milliseconds: Median time of a step.
+        plain: Time as a multiple of our plain step's.
+        operations: XLA's count, as a multiple of our plain step's.
+        memory: Temporary memory, likewise.
+        compile_seconds: Time to trace and compile it.
+        torch: Time as a multiple of PyTorch's plain step's.
+        torchjd: Time as a multiple of TorchJD's, or what it raised, by its setting.
+    """
+
+    workload: str
+    step: str
+    milliseconds: float | None
+    plain: float | None
+    operations: float
+    memory: float
+    compile_seconds: float
+    torch: float | None
+    torchjd: dict[str, float | str]
+
+    def cells(self) -> list[str]:
+        """The line."""
+        milliseconds, compilation = (
+            "" if value is None else f"{value:.3g}"
+            for value in (self.milliseconds, self.compile_seconds)
+        )
+        ratios = [
+            "" if value is None else f"{value:.3f}"
+            for value in (self.plain, self.operations, self.memory)
+        ]
+        rivals = (self.torch, *(self.torchjd.get(setting) for setting in CHUNKS))
+        return [
+            *(self.step, milliseconds, *ratios, compilation),
+            *(
+                value if isinstance(value, str) else f"{value:.2f}"
+                for value in ("" if each is None else each for each in rivals)
+            ),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled step, the seconds that this took, and what XLA counts of it."""
+
+    call: Callable[..., Any]
+    state: Any
+    compile_seconds: float
+    operations: float
+    temporary_bytes: int
+
+
+def compiled(workload: Workload, step: Step, state: Any) -> Program:
+    """Compiles a step of a workload."""
+    start = time.perf_counter()
+    lowered = jax.jit(step).lower(workload.params, state, *workload.args)
+    program = lowered.compile()
+    seconds = time.perf_counter() - start
+    counts, memory = program.cost_analysis(), program.memory_analysis()
+    assert counts is not None  # XLA counts on CPU, GPU and TPU
+    assert memory is not None
+    return Program(program, state, seconds, counts["flops"], memory.temp_size_in_bytes)
+
+
+class Block:
+    """So many warm steps of a program that they take `BLOCK_SECONDS`."""
+
+    def __init__(self, program: Program, workload: Workload):
+        self._program = program
+        self._args = workload.args
+        self._carry = workload.params, program.state
+        self._num_steps = 1
+        self()
+        self._num_steps = max(1, round(BLOCK_SECONDS / self()))
+
+    def __call__(self) -> float:
+        """Makes the steps; returns the seconds of one."""
+        params, state = self._carry
+        start = time.perf_counter()
+        for _ in range(self._num_steps):
+            params, state, _ = self._program.call(params, state, *self._args)
+        jax.block_until_ready(params)
+        seconds = time.perf_counter() - start
+        self._carry = params, state
+        return seconds / self._num_steps
+
+
+class TorchBlock:
+    """The same in the PyTorch process, of one of its steps.
+
+    Args:
+        process: Of `torch_steps`.
+        aggregator: TorchJD's, or None for the summed loss.
+        chunk: TorchJD's `parallel_chunk_size`.
+    """
+
+    def __init__(
+        self, process: TorchProcess, aggregator: str | None, chunk: int | None
+    ):
+        self._process = process
+        self._request = {"aggregator": aggregator, "chunk": chunk}
+        self._num_steps = 1
+        self.error = ""
+        seconds = self()
+        if seconds is not None:
+            self._num_steps = max(1, round(BLOCK_SECONDS / seconds))
+
+    def __call__(self) -> float | None:
+        """Makes the steps; returns the seconds of one, None if it raised."""
+        if self.error:
+            return None
+        request = json.dumps({**self._request, "steps": self._num_steps})
+        answer = json.loads(self._process(request))
+        self.error = answer.get("error", "")
+        return None if self.error else answer["seconds"] / self._num_steps
+
+
+def measure(
+    workload: Workload,
+    methods: Sequence[str],
+    process: TorchProcess | None,
+    rounds: int,
+) -> Iterator[Result]:
+    """Measures the plain step, the hand-written Jacobian step and the methods' steps.
+
+    Args:
+        workload: What to step on.
+        methods: Names in `mtlopt.METHODS`.
+        process: `torch_steps` with the same workload, or None.
+        rounds: Number of blocks of each; 0 for none.
+    """
+    plain = compiled(workload, *plain_step(workload))
+    for name in (PLAIN, FLOOR, *methods):
+        counted = program = plain
+        if name != PLAIN:
+            step = (
+                floor_step(workload) if name == FLOOR else method_step(workload, name)
+            )
+            counted = program = compiled(workload, *step)
+        if name in methods and may_loop(workload, name):
+            unrolled = with_options(workload, batching="unroll")
+            counted = compiled(unrolled, *method_step(unrolled, name))
+        blocks: dict[str, Any] = {}
+        if rounds:
+            blocks = {"plain": Block(plain, workload), "ours": Block(program, workload)}
+            if process is not None:
+                blocks["torch"] = TorchBlock(process, None, None)
+                for setting, chunk in CHUNKS.items() if name in TORCHJD else ():
+                    blocks[setting] = TorchBlock(process, TORCHJD[name], chunk)
+        times = take_turns(blocks, rounds)
+        ours = times.pop("ours", [])
+        ratios = {
+            rival: blocks[rival].error
+            if seconds[0] is None
+            else statistics.median(a / b for a, b in zip(ours, seconds, strict=True))
+            for rival, seconds in times.items()
+        }
+        yield Result(
+            workload.name,
+            name,
+            1e3 * statistics.median(ours) if ours else None,
+            ratios.pop("plain", None),
+            counted.operations / plain.operations,
+            counted.temporary_bytes / plain.temporary_bytes,
+            program.compile_seconds,
+            ratios.pop("torch", None),
+            ratios,
+        )
+
+
+def may_loop(workload: Workload, name: str) -> bool:
+    """Whether the program of a method may have a loop over tasks."""
+    method = mtlopt.METHODS[name]
+    return method.backward == "T" and workload.oracle.num_tasks > UNROLLED_TASKS
+
+
+def take_turns(
+    blocks: dict[str, Callable[[], Any]], rounds: int
+) -> dict[str, list[Any]]:
+    """Runs every block once a round; returns the seconds of a step in each round."""
+    times: dict[str, list[Any]] = {name: [] for name in blocks}
+    for _ in range(rounds):
+        for name, block in blocks.items():
+            times[name].append(block())
+    return times
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = timing_parser(__doc__ or "", rounds=5)
+    parser.add_argument(
+        "workloads",
+        nargs="*",
+        metavar="WORKLOAD",
+        type=one_of(WORKLOADS),
+        help=f"any of {', '.join(WORKLOADS)}; default: all",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        default=["all"],
+        help="methods of the library to measure [all]",
+    )
+    parser.add_argument("--platform", choices=("cpu", "gpu"), default="cpu")
+    args = parser.parse_args(argv)
+    methods = choose_names(args.methods, mtlopt.METHODS, "--methods")
+    if args.platform == "cpu":
+        pin_to_one_thread(args.core)
+    results = []
+    for name in args.workloads or WORKLOADS:
+        workload = WORKLOADS[name]()
+        num_tasks = workload.oracle.num_tasks
+        process = None
+        if args.torch_python and args.rounds:
+            script = str(Path(__file__).with_name("torch_steps.py"))
+            sizes = (str(num_tasks), str(len(workload.args[0])))
+            process = TorchProcess(args.torch_python, script, name, *sizes)
+        print(f"### {workload.name}\n", flush=True)
+        enough = [m for m in methods if mtlopt.METHODS[m].min_tasks <= num_tasks]
+        lines = []
+        for result in measure(workload, enough, process, args.rounds):
+            results.append(result)
+            lines.append(result.cells())
+            print(f"{result.step} ", end="", file=sys.stderr, flush=True)
+            write_record(args.out, results)  # as it comes: a run takes long
+        print(markdown_table(HEADER, lines) + "\n", flush=True)
+        if process is not None:
+            process.close()
+
+
+if __name__ == "__main__":
+    main()

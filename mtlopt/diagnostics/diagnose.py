@@ -1,0 +1,110 @@
+"""One look at the task gradients: do they conflict, dominate, or cancel?"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.diagnostics.measures import conflict_rate, dominance_rate
+from mtlopt.linalg.min_norm import min_norm_point
+from mtlopt.linalg.normalise import nan_unless_finite, normalise
+from mtlopt.task_grads import TaskGrads
+
+
+class Diagnosis(NamedTuple):
+    """How the gradients of the tasks relate, from `diagnose`.
+
+    Attributes:
+      cosines: `[tasks, tasks]`, see `cosine_similarity`; negative where two tasks
+        conflict.
+      norms: `[tasks]`, lengths of the gradients; zero for absent tasks.
+      norm_ratio: longest over shortest gradient, at least 1; infinite if one is zero.
+      dominance_rate: condition number of the matrix of gradients, see `dominance_rate`.
+      conflict_rate: share of pairs that conflict, see `conflict_rate`.
+      stationarity_gap: length of the shortest convex combination of the gradients; zero
+        at a Pareto-stationary point.
+      relative_gap: the same over the mean of the norms, from 0 to 1.
+      condition: condition number of the row-normalised Gramian, that is of `cosines`;
+        infinite if the directions are linearly dependent to its precision.
+      present: `[tasks]` bool, the tasks that were looked at.
+    """
+
+    cosines: jax.Array
+    norms: jax.Array
+    norm_ratio: jax.Array
+    dominance_rate: jax.Array
+    conflict_rate: jax.Array
+    stationarity_gap: jax.Array
+    relative_gap: jax.Array
+    condition: jax.Array
+    present: jax.Array
+
+
+def diagnose(grads: TaskGrads) -> Diagnosis:
+    r"""Measures how the gradients of the tasks relate.
+
+    .. math:: G = J J^T, \qquad
+        \text{gap} = \min_{w \ge 0, \, 1^T w = 1} \lVert J^T w \rVert, \qquad
+        \text{relative gap} = \text{gap} \Big/ \frac1T \sum_i \lVert g_i \rVert
+
+    All is read off one Gramian, so the cost is that of an aggregator: one backward pass
+    per task over the shared parameters, or one in all of the latent with
+    `diagnose(grads.in_latent_space())`. The losses are those after the weightings that
+    the gradients went through. Works under `jit`, `vmap` and `scan`; inside the jitted
+    step of an aggregator, XLA makes the rows once for both.
+
+    Absent tasks are left out of every number; their norms and cosines are zero. A
+    Gramian shows the gap only down to `sqrt(eps)` times the norms (3e-4 in float32).
+    NaN or infinity in a gradient makes every scalar NaN, and its own norm and cosines
+    show it. If all gradients are zero, so is the gap, and nothing that compares their
+    lengths is a number. With no task present no number has a meaning.
+
+    Args:
+      grads: gradients of the tasks, from a `task_grad` oracle.
+
+    Returns:
+      A `Diagnosis`, a pytree of arrays.
+
+    Raises:
+      TypeError: if `grads` is not a `TaskGrads`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[4.0, 0.0], [-3.0, 3.0]]))
+      >>> found = mtlopt.diagnose(grads)
+      >>> print(*found.norms, found.conflict_rate)  # doctest: +NUMBER
+      4.0 4.243 1.0
+      >>> print(found.cosines[0, 1], found.stationarity_gap)  # doctest: +NUMBER
+      -0.7071 1.5757
+
+    References:
+      Cosines and conflict: Yu et al., *Gradient Surgery for Multi-Task Learning*,
+      NeurIPS 2020, definition 1. Dominance: Aligned-MTL (see `aligned_mtl`), definition
+      1. Pareto stationarity: Désidéri, C. R. Math. 350, 2012; Sener and Koltun,
+      *Multi-Task Learning as Multi-Objective Optimization*, NeurIPS 2018, equation 3.
+    """
+    if not isinstance(grads, TaskGrads):
+        raise TypeError(
+            f"`grads` must be a mtlopt.TaskGrads, got {type(grads).__name__}. Compute "
+            "it with mtlopt.task_grad."
+        )
+    gramian = grads.rows().gramian()
+    present = grads.present
+    there = jnp.ones(grads.num_tasks, bool) if present is None else present
+    cosines, norms = normalise(gramian, present)
+    gap = min_norm_point(gramian, present).norm
+    longest = jnp.max(norms)
+    shortest = jnp.min(jnp.where(there, norms, longest))
+    total = jnp.sum(norms)
+    return Diagnosis(
+        cosines=cosines,
+        norms=norms,
+        norm_ratio=nan_unless_finite(longest / shortest, cosines),
+        dominance_rate=dominance_rate(gramian, present),
+        conflict_rate=conflict_rate(gramian, present),
+        stationarity_gap=gap,
+        relative_gap=jnp.where(total == 0, gap, gap * jnp.sum(there) / total),
+        condition=jnp.square(dominance_rate(cosines, present)),
+        present=there,
+    )

@@ -1,0 +1,173 @@
+"""What a diagnosis suggests to try, in words."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mtlopt.diagnostics.diagnose import Diagnosis
+
+# From this ratio of lengths on the shortest gradient turns a sum by a tenth at most:
+# the summed loss is the longest gradient's, nearly.
+NORM_RATIO = 10.0
+# Surgery takes |cos| of a gradient's length away. Below a tenth of it no method that
+# resolves conflicts does anything that a learning rate would not.
+CONFLICT_COSINE = -0.1
+# The gap beside that of orthogonal gradients of the same lengths; two equally long ones
+# reach a tenth at 172 degrees. Not beside the mean length: one short gradient makes the
+# gap short without any conflict, and so do many orthogonal ones.
+GAP_OF_ORTHOGONAL = 0.1
+# In units of 1 / eps: about 1e4 in float32, from where on `aligned_mtl` and its like
+# advise `solver="qr"`, because rounding of the Gramian hides what is left.
+CONDITION_EPS = 1e-3
+
+
+class _Summary(NamedTuple):
+    """Of all measurements, and of the tasks that were ever present."""
+
+    names: list[str]
+    lengths: np.ndarray  # [tasks], median
+    cosines: np.ndarray  # [tasks, tasks], mean; NaN for pairs never present together
+    gap: float  # median of the gap over that of orthogonal gradients
+    condition: float  # median, in units of 1 / eps
+
+
+def suggestions(diagnosis: Diagnosis, tasks: Sequence[str] | None = None) -> list[str]:
+    """Says what the gradients suggest to try, in plain sentences.
+
+    Rules of thumb, whose thresholds are constants with their reasons in
+    `mtlopt.diagnostics.suggestions`. One batch says little: give it the diagnoses of
+    several steps or seeds, stacked, of which it takes medians (of cosines the mean).
+    Whether a method helps, only a comparison with a tuned summed loss can tell. It runs
+    on the host, outside `jit`.
+
+    Args:
+      diagnosis: from `diagnose`; its arrays may have further leading axes.
+      tasks: names of the tasks. Default: their numbers.
+
+    Returns:
+      The sentences, at least one.
+
+    Raises:
+      ValueError: if `tasks` has not one name per task.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[40.0, 0.0], [0.0, 1.0]]))
+      >>> for sentence in mtlopt.suggestions(mtlopt.diagnose(grads), ["seg", "depth"]):
+      ...     print(sentence)
+      The gradient of seg is 40 times as long as that of depth, so a sum follows seg:
+      try weights of the losses (weight_by_*), or a method that evens lengths out
+      (aligned_mtl, imtl_g, mgda with normalisation="l2").
+
+    References:
+      Kurin et al., *In Defense of the Unitary Scalarization for Deep Multi-Task
+      Learning*, NeurIPS 2022; Xin et al., *Do Current Multi-Task Optimization Methods
+      in Deep Learning Even Help?*, NeurIPS 2022: a tuned sum is hard to beat.
+    """
+    num_tasks = np.shape(diagnosis.norms)[-1]
+    names = [str(name) for name in (range(num_tasks) if tasks is None else tasks)]
+    if len(names) != num_tasks:
+        raise ValueError(
+            f"`tasks` must have one name per task, {num_tasks}, got {len(names)}."
+        )
+    if not (
+        np.isfinite(diagnosis.norms).all() and np.isfinite(diagnosis.cosines).all()
+    ):
+        return [
+            "Some gradients are not finite: find the loss that breaks, lower the "
+            "learning rate, or skip such steps by optax.apply_if_finite behind the "
+            "aggregator."
+        ]
+    if np.sum(diagnosis.present, axis=-1).max() < 2:
+        return ["No batch has two tasks: there is nothing to balance."]
+    summary = _summarize(diagnosis, names)
+    found = [*_zeros(summary), *_lengths(summary), *_directions(summary)]
+    return found or [
+        "Nothing is conspicuous: a summed loss (sum_tasks) with a tuned learning rate "
+        "is hard to beat."
+    ]
+
+
+def _summarize(diagnosis: Diagnosis, names: list[str]) -> _Summary:
+    num_tasks = len(names)
+    present = np.asarray(diagnosis.present).reshape(-1, num_tasks)
+    seen = np.any(present, axis=0)
+    present = present[:, seen]
+    norms = np.asarray(diagnosis.norms).reshape(-1, num_tasks)[:, seen]
+    cosines = np.asarray(diagnosis.cosines).reshape(-1, num_tasks, num_tasks)
+    cosines = cosines[:, seen][:, :, seen]
+    pairs = present[:, :, None] & present[:, None]
+    counts = pairs.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_cosines = np.where(pairs, cosines, 0).sum(axis=0) / counts
+        inverse_squares = np.where(present, 1 / np.square(norms, dtype=float), 0)
+        orthogonal = 1 / np.sqrt(inverse_squares.sum(axis=1))
+        gaps = np.asarray(diagnosis.stationarity_gap).reshape(-1) / orthogonal
+    # A batch of one task, or with a zero gradient, says nothing of directions.
+    usable = (present.sum(axis=1) > 1) & (orthogonal > 0)
+    conditions = np.asarray(diagnosis.condition)
+    eps = float(np.finfo(conditions.dtype).eps)
+    conditions = conditions.reshape(-1)[usable]
+    return _Summary(
+        names=[names[index] for index in np.flatnonzero(seen)],
+        lengths=np.nanmedian(np.where(present, norms, np.nan), axis=0),
+        cosines=mean_cosines,
+        gap=float(np.median(gaps[usable])) if usable.any() else np.inf,
+        condition=float(np.median(conditions)) * eps if usable.any() else 0.0,
+    )
+
+
+def _zeros(summary: _Summary) -> list[str]:
+    return [
+        f"The gradient of {name} over the shared parameters is zero: is the task "
+        "absent (then say so by `present`), is its loss constant, or does its head not "
+        "read what is shared?"
+        for name, length in zip(summary.names, summary.lengths, strict=True)
+        if length == 0
+    ]
+
+
+def _lengths(summary: _Summary) -> list[str]:
+    lengths = np.where(summary.lengths > 0, summary.lengths, np.nan)
+    if np.isnan(lengths).all():
+        return []
+    longest, shortest = np.nanargmax(lengths), np.nanargmin(lengths)
+    ratio = lengths[longest] / lengths[shortest]
+    if ratio < NORM_RATIO:
+        return []
+    long, short = summary.names[longest], summary.names[shortest]
+    return [
+        f"The gradient of {long} is {ratio:.3g} times as long as that of {short}, so a "
+        f"sum follows {long}: try weights of the losses (weight_by_*), or a method "
+        "that evens lengths out (aligned_mtl, imtl_g, mgda with "
+        'normalisation="l2").'
+    ]
+
+
+def _directions(summary: _Summary) -> list[str]:
+    found = []
+    lowest = np.nanmin(summary.cosines)
+    if summary.gap < GAP_OF_ORTHOGONAL:
+        found.append(
+            "The gradients nearly cancel (their shortest combination has "
+            f"{summary.gap:.1%} of the length that it would have at right angles), so "
+            "the batches are nearly Pareto-stationary: what one task gains another "
+            "loses. Choose the trade-off (weight_by_fixed, or a preference), and let "
+            "the learning rate fall."
+        )
+    elif lowest < CONFLICT_COSINE:
+        first, second = np.argwhere(summary.cosines == lowest)[0]
+        found.append(
+            f"The gradients of {summary.names[first]} and {summary.names[second]} "
+            f"conflict (mean cosine {lowest:.2f}): try a method that resolves "
+            "conflicts (pcgrad, cagrad, upgrad, dualproj)."
+        )
+    if summary.condition > CONDITION_EPS:
+        found.append(
+            "The directions are linearly dependent, or nearly: make one task of tasks "
+            "that say the same; aligned_mtl, imtl_g and conflict_free need "
+            'solver="qr".'
+        )
+    return found

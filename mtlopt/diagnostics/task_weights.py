@@ -1,0 +1,71 @@
+"""The weights of the tasks, wherever they are in an Optax state."""
+
+import functools
+import operator
+from typing import Any
+
+import jax
+
+
+def task_weights(opt_state: Any) -> jax.Array:
+    r"""Returns the weights with which the last update took the task gradients.
+
+    .. math:: d = \sum_i \alpha_i s_i g_i, \qquad w_i = \alpha_i s_i
+
+    Every method keeps its weights as `task_weights` in its state. This finds them in
+    chains and wrappers, and multiplies the weights `s` of a weighting, which scale the
+    losses, by those `alpha` of the aggregator behind it. So the update of the shared
+    parameters is the sum of the gradients times what is returned, before the base
+    optimizer; heads are scaled by `s` only. `optax.tree.get_all_with_path(opt_state,
+    "task_weights")` lists the factors one by one.
+
+    Three things are not in the state, or not of this form. `sum_tasks` and
+    `weight_by_fixed` keep nothing: their factors are constants, counted as 1 here.
+    Methods with memory (`moco`, `balance_norms` with labels) weigh averaged gradients.
+    Of those that work entry by entry (`graddrop`, `trimmed_mean`) the weights are means
+    over the entries.
+
+    Args:
+      opt_state: state of a chain with a weighting or an aggregator; also of several
+        seeds, stacked by `vmap`.
+
+    Returns:
+      `[tasks]`, with the leading axes of the state. Before the first update they are
+      what `init` put there.
+
+    Raises:
+      ValueError: if no state in it has weights, or if two are of different shapes.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> tx = optax.chain(
+      ...     mtlopt.weight_by_log(2), mtlopt.mean_tasks(2), optax.adam(1e-3)
+      ... )
+      >>> params = {"w": jnp.zeros(2)}
+      >>> rows = {"w": jnp.array([[1.0, 0.0], [0.0, 1.0]])}
+      >>> grads = mtlopt.TaskGrads.from_rows(rows, losses=[0.5, 2.0])
+      >>> _, opt_state = tx.update(grads, tx.init(params), params)
+      >>> mtlopt.task_weights(opt_state)
+      Array([1.  , 0.25], dtype=float32)
+    """
+
+    def has_weights(node: Any) -> bool:
+        return hasattr(node, "task_weights")
+
+    # A state that has weights is not searched further: what it wraps went into them.
+    nodes = jax.tree.leaves(opt_state, is_leaf=has_weights)
+    found = [node.task_weights for node in nodes if has_weights(node)]
+    if not found:
+        raise ValueError(
+            "`opt_state` must hold the state of a weighting or an aggregator that "
+            "keeps `task_weights`, got one that has none. sum_tasks and "
+            "weight_by_fixed keep none: their weights are constants."
+        )
+    shapes = [weights.shape for weights in found]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"`opt_state` must hold weights of the same tasks, got shapes {shapes}. "
+            "Look at one chain's state at a time."
+        )
+    return functools.reduce(operator.mul, found)

@@ -1,0 +1,138 @@
+"""Each sentence where its threshold says, and only there."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtlopt
+from mtlopt.diagnostics.suggestions import (
+    CONDITION_EPS,
+    CONFLICT_COSINE,
+    GAP_OF_ORTHOGONAL,
+    NORM_RATIO,
+)
+
+TASKS = ("left", "right")
+CALM = "Nothing is conspicuous"
+
+
+@jax.jit
+def diagnose(rows, present=None):
+    return mtlopt.diagnose(mtlopt.TaskGrads.from_rows(rows, present=present))
+
+
+def at_cosine(cosine, length=1.0):
+    sine = np.sqrt(1 - cosine**2)
+    return jnp.array([[1.0, 0.0], [length * cosine, length * sine]])
+
+
+def said(rows, present=None):
+    return mtlopt.suggestions(diagnose(rows, present))
+
+
+# What is to be said on one side of a threshold, and not on the other.
+SIDES = {
+    "length": (at_cosine(0.3, 1.05 * NORM_RATIO), at_cosine(0.3, 0.95 * NORM_RATIO)),
+    "conflict": (at_cosine(1.05 * CONFLICT_COSINE), at_cosine(0.95 * CONFLICT_COSINE)),
+    "cancel": (
+        # The gap of two equally long ones over that of orthogonal ones: sqrt(1 + cos).
+        at_cosine((0.95 * GAP_OF_ORTHOGONAL) ** 2 - 1),
+        at_cosine((1.05 * GAP_OF_ORTHOGONAL) ** 2 - 1),
+    ),
+    "dependent": (at_cosine(1 - 1e-5), at_cosine(1 - 1e-3)),
+}
+SAYS = {
+    "length": "as long as",
+    "conflict": "conflict (",
+    "cancel": "nearly cancel",
+    "dependent": "linearly dependent",
+}
+
+
+@pytest.mark.parametrize("kind", SIDES)
+def test_thresholds(kind):
+    over, under = map(said, SIDES[kind])
+    assert any(SAYS[kind] in sentence for sentence in over)
+    assert not any(SAYS[kind] in sentence for sentence in under)
+
+
+def test_condition_in_units_of_the_precision(float64):
+    """At an angle t the condition is 4 / t^2, and counts beside 1 / eps."""
+    limit = CONDITION_EPS / jnp.finfo(jnp.float64).eps
+    for condition, expected in ((2 * limit, True), (limit / 2, False)):
+        rows = at_cosine(np.cos(2 / np.sqrt(condition)))
+        assert (SAYS["dependent"] in " ".join(said(rows))) == expected
+
+
+def test_nothing_conspicuous():
+    """Orthogonal and alike, however many: the gap itself is 1 / sqrt(tasks)."""
+    assert len(said(jnp.eye(40))) == 1
+    assert said(jnp.eye(40))[0].startswith(CALM)
+
+
+def test_names_the_tasks():
+    (sentence,) = mtlopt.suggestions(diagnose(at_cosine(0.0, 1 / 30)), TASKS)
+    assert "of left is 30 times as long as that of right" in sentence
+    (sentence,) = mtlopt.suggestions(diagnose(at_cosine(-0.5)), TASKS)
+    assert "of left and right conflict (mean cosine -0.50)" in sentence
+    with pytest.raises(ValueError, match=r"`tasks` must have one name per task, 2"):
+        mtlopt.suggestions(diagnose(at_cosine(0.5)), ["left"])
+
+
+def test_a_short_gradient_is_no_cancellation():
+    """The gap is at most the shortest length; that alone is no conflict."""
+    (sentence,) = said(at_cosine(0.0, 1e-3))
+    assert SAYS["length"] in sentence
+
+
+def test_several_measurements_are_summarised():
+    """Noise of single batches cancels: cosines of both signs, lengths either way."""
+    rows = jnp.stack([at_cosine(-0.6, 20.0), at_cosine(0.6), at_cosine(0.6)])
+    stacked = jax.vmap(diagnose)(rows)
+    (sentence,) = mtlopt.suggestions(stacked, TASKS)
+    assert sentence.startswith(CALM)
+    per_seed = jax.tree.map(lambda leaf: leaf[:, None], stacked)
+    assert mtlopt.suggestions(per_seed, TASKS) == [sentence]
+
+
+def test_absent_tasks_are_left_out():
+    """A task that is never there is not named; one that is there at times counts."""
+    rows = jnp.diag(jnp.array([1.0, 1.0, 1e-6]))
+    never = jnp.array([True, True, False])
+    assert said(rows, never)[0].startswith(CALM)
+    assert "nothing to balance" in said(rows, jnp.array([True, False, False]))[0]
+    stacked = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves),
+        diagnose(rows, never),
+        diagnose(rows, jnp.array([True, False, True])),
+    )
+    (sentence,) = mtlopt.suggestions(stacked)
+    assert "of 0 is 1e+06 times as long as that of 2" in sentence
+
+
+def test_zero_gradients_and_bad_numbers():
+    (sentence,) = mtlopt.suggestions(diagnose(at_cosine(0.0, 0.0)), TASKS)
+    assert sentence.startswith(
+        "The gradient of right over the shared parameters is zero"
+    )
+    assert len(said(jnp.zeros((2, 2)))) == 2
+    for bad in (jnp.nan, jnp.inf):
+        (sentence,) = said(at_cosine(0.0, bad))
+        assert "not finite" in sentence
+
+
+def test_names_are_public():
+    """Whatever a sentence tells to try exists."""
+    rows = [over for over, _ in SIDES.values()]
+    rows += [jnp.eye(2), jnp.full((2, 2), jnp.nan)]
+    text = " ".join(sentence for each in rows for sentence in said(each))
+    names = set(re.findall(r"\b[a-z]+_[a-z_]+\b", text)) - {"weight_by_"}
+    names |= {"pcgrad", "cagrad", "upgrad", "dualproj", "mgda"} & set(text.split())
+    assert len(names) > 5
+    for name in names:
+        assert hasattr(mtlopt, name) or hasattr(optax, name)
+    assert any(name.startswith("weight_by_") for name in mtlopt.__all__)

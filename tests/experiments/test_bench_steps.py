@@ -1,0 +1,155 @@
+"""The benchmark of training steps: its hand-written steps, its counts and its turns."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtlopt
+from experiments.bench import steps, workloads
+from experiments.bench.steps import TORCHJD, Result, TorchBlock, measure, take_turns
+from experiments.bench.workloads import Workload
+
+SMALL = {
+    "lenet": lambda: workloads.lenet(2),
+    "synthetic_mlp": lambda: workloads.synthetic_mlp(4),
+    "wide_mlp": lambda: workloads.wide_mlp(3, 4),
+    "transformer": lambda: workloads.transformer(2),
+    "resnet18": lambda: workloads.resnet18(3, 2),
+    "stacked_lenet": lambda: workloads.stacked_lenet(3, 2),
+    "stacked_mlp": lambda: workloads.stacked_mlp(3, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Workload:
+    """Two tasks on a matrix."""
+    params = {"encoder": jnp.ones((3, 4)), "a": jnp.ones(4), "b": jnp.ones(4)}
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+
+    def loss(name, params, z, x):
+        del x
+        return jnp.mean((z @ params[name] - 1) ** 2)
+
+    def encode(params, x):
+        return jnp.tanh(x @ params["encoder"])
+
+    tasks = {n: lambda p, z, x, n=n: loss(n, p, z, x) for n in "ab"}
+
+    def total(params, x):
+        z = encode(params, x)
+        return loss("a", params, z, x) + loss("b", params, z, x)
+
+    def rows(params, x):
+        each = [
+            jax.value_and_grad(lambda p, n=n: loss(n, p, encode(p, x), x))(params)
+            for n in "ab"
+        ]
+        heads = {n: grads[n] for n, (_, grads) in zip("ab", each, strict=True)}
+        shared = [grads["encoder"] for _, grads in each]
+        return jnp.stack([value for value, _ in each]), shared, heads
+
+    labels = {"encoder": "shared", "a": "a", "b": "b"}
+    oracle = mtlopt.task_grad(tasks, labels, encode=encode)
+    return Workload("tiny", oracle, params, (x,), total, rows, optax.sgd(0.1))
+
+
+def test_every_workload_is_among_those_tested():
+    assert set(SMALL) == set(workloads.WORKLOADS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_hand_written_steps_are_the_library_s(name):
+    workload = SMALL[name]()
+    params, args = workload.params, workload.args
+    grads = jax.jit(workload.oracle)(params, *args)
+    losses, shared, heads = jax.jit(workload.rows)(params, *args)
+    np.testing.assert_allclose(losses, grads.losses, rtol=1e-5)
+    np.testing.assert_allclose(
+        workload.total(params, *args), sum(grads.losses), rtol=1e-5
+    )
+    stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *shared)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, stacked, grads.jacobian()["encoder"])
+    updates, _ = mtlopt.sum_tasks(workload.oracle.num_tasks).update(
+        grads, optax.EmptyState()
+    )
+    jax.tree.map(close, heads["heads"], updates["heads"])
+
+
+class FakeProcess:
+    """Answers that a step took two seconds, or that an aggregator is broken."""
+
+    def __call__(self, question: str) -> str:
+        request = json.loads(question)
+        if request["aggregator"] == "MGDA()":
+            return json.dumps({"error": "ValueError: broken"})
+        return json.dumps({"seconds": 2.0 * request["steps"]})
+
+
+def test_a_table_has_counts_ratios_and_errors(tiny, monkeypatch):
+    monkeypatch.setattr(steps, "BLOCK_SECONDS", 0.0)
+    found = {
+        result.step: result
+        for result in measure(tiny, ["sum_tasks", "mgda", "dwa"], FakeProcess(), 2)
+    }
+    assert list(found) == ["plain", "Jacobian floor", "sum_tasks", "mgda", "dwa"]
+    assert found["plain"].operations == 1
+    assert found["sum_tasks"].operations == pytest.approx(1, rel=0.01)
+    assert found["mgda"].operations >= found["Jacobian floor"].operations > 1
+    for result in found.values():
+        assert result.milliseconds > 0
+        assert result.torch == pytest.approx(result.milliseconds / 2e3, rel=0.9)
+    assert found["mgda"].torchjd == dict.fromkeys(steps.CHUNKS, "ValueError: broken")
+    assert found["sum_tasks"].torchjd["chunk 1"] < 1
+    assert found["dwa"].torchjd == {}
+    assert len(found["mgda"].cells()) == len(found["dwa"].cells()) == len(steps.HEADER)
+
+
+def test_without_rounds_it_only_counts(tiny):
+    (_, _, mgda) = measure(tiny, ["mgda"], None, 0)
+    assert mgda.operations > 1
+    assert (mgda.milliseconds, mgda.plain, mgda.torch) == (None, None, None)
+    assert mgda.cells()[1:3] == ["", ""]
+
+
+def test_blocks_take_turns():
+    seen = []
+    blocks = {name: lambda name=name: seen.append(name) for name in "ab"}
+    take_turns(blocks, 2)
+    assert seen == ["a", "b", "a", "b"]
+
+
+def test_a_broken_step_is_asked_once():
+    questions = []
+
+    def process(question):
+        questions.append(question)
+        return '{"error": "no"}'
+
+    block = TorchBlock(process, "MGDA()", None)
+    assert block() is None
+    assert block.error == "no"
+    assert len(questions) == 1
+
+
+def test_torchjd_has_a_counterpart_of_known_methods_only():
+    assert set(TORCHJD) <= set(mtlopt.METHODS)
+
+
+def test_results_are_plain_values():
+    result = Result("w", "s", 1.0, None, 1.0, 1.0, 0.1, None, {"default": "no"})
+    assert json.loads(json.dumps(dataclasses.asdict(result)))["torchjd"] == {
+        "default": "no"
+    }
+
+
+def test_a_wrong_workload_is_named(capsys):
+    with pytest.raises(SystemExit):
+        steps.main(["lent"])
+    assert "WORKLOAD: must be one of lenet" in capsys.readouterr().err
