@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
         epochs=2,
         seeds=1,
         batch_size=32,
+        decay_every=1,
         train_examples=320,
         test_examples=128,
     )

@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
         epochs=2,
         seeds=1,
         batch_size=64,
+        decay_every=1,
         train_examples=640,
         test_examples=256,
     )

@@ -48,7 +48,7 @@ class Settings:
     epochs: int = 4
     seeds: int = 3
     batch_size: int = 256
-    decay_every: int = 1
+    decay_every: int = 2
     train_examples: int = 0
     test_examples: int = 0
     data_dir: str | None = None
