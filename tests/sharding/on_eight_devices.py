@@ -1,0 +1,70 @@
+"""`python -m tests.sharding.on_eight_devices REFERENCE`: prints what was found.
+
+A process of its own, because the number of devices is settled once for a process.
+"""
+
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import jax
+from jax.sharding import AxisType, PartitionSpec, reshard
+
+from tests.sharding import comparison, network
+
+
+def run(expected, *, fully, **options):
+    mesh = network.make_mesh()
+    updates, states, text = comparison.many_devices(
+        mesh,
+        fully=fully,
+        put_batch=lambda batch: jax.device_put(batch, network.by_batch(mesh)),
+        **options,
+    )
+    return {
+        "errors": comparison.errors(jax.device_get(updates), expected),
+        "all-gather": comparison.collectives(text, "all-gather"),
+        "all-reduce": comparison.collectives(text, "all-reduce"),
+        "row states": [
+            [list(leaf.shape), list(leaf.addressable_shards[0].data.shape)]
+            for leaf in jax.tree.leaves(states)
+            if leaf.ndim > 1 and leaf.shape[1] != len(network.TASKS)
+        ],
+    }
+
+
+def explicit_specs():
+    """Specs of the updates on a mesh with explicit axes: traced only."""
+    mesh = network.make_mesh(AxisType.Explicit)
+
+    def whole(leaf):
+        return reshard(leaf, PartitionSpec())
+
+    with jax.set_mesh(mesh):
+        shardings = network.param_shardings(mesh, fully=True)
+        params = jax.device_put(network.make_params(), shardings)
+        batch = jax.device_put(network.make_batches()[0], network.by_batch(mesh))
+        step = comparison.make_step(network.make_oracle(whole=whole))
+        states = comparison.init_states(params)
+        updates, _ = jax.eval_shape(step, states, params, *batch)
+        return {
+            name: jax.tree.map(lambda leaf: str(leaf.sharding.spec), update["encoder"])
+            for name, update in updates.items()
+        }
+
+
+def main():
+    jax.config.update("jax_num_cpu_devices", 8)
+    expected = pickle.loads(Path(sys.argv[1]).read_bytes())
+    found = {
+        "data": run(expected, fully=False),
+        # The pullbacks as on accelerators.
+        "fully": run(expected, fully=True, batching="vmap"),
+        "explicit": explicit_specs(),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
