@@ -434,7 +434,5 @@ def test_an_encoder_that_closes_over_its_parameters_is_refused():
         {"trunk": "shared", "a": "a", "b": "b"},
         encode=lambda params, x: trunk * x,
     )
-    with pytest.raises(
-        ValueError, match="encode reads no leaf that is labelled"
-    ):
+    with pytest.raises(ValueError, match="encode reads no leaf that is labelled"):
         oracle(params, jnp.ones(3))
