@@ -166,4 +166,4 @@ def test_report_turns_steps_into_epochs_and_shares(workload):
 def test_bad_workload_is_refused(capsys):
     with pytest.raises(SystemExit):
         bench.main(["lenet9"])
-    assert "must be one of ['lenet5', 'resnet18', 'bert']" in capsys.readouterr().err
+    assert "must be one of lenet5, resnet18, bert" in capsys.readouterr().err
