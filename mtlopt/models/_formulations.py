@@ -26,7 +26,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 _MATRIX_COLUMNS = 80
 
 # From this many numbers in one row of a tile, the kernel's rows are summed instead of
-# being laid side by side, and recomputed in the backward pass instead of kept. Value
+# being laid side by side, and made again by a backward pass in a loop. Value
 # and both gradients on the same core, plain / inside `scan`, milliseconds:
 #                             lax.conv     rows summed   rows side by side
 #   3x3  64-64   32x32 x 8     60 / 728      76 / 54          90 / 73
@@ -35,6 +35,14 @@ _MATRIX_COLUMNS = 80
 #   1x1  64-256  32x32 x 8     82 / 483      15 / 17          15 / 16
 #   7x7   3-64   64x64/2 x 8   16 / 143      22 / 22          20 / 22
 _LONG_ROW = 128
+
+# A loop over parts of the batch begins where the tiles of all of it hold more numbers
+# than this (32 MiB in float32): its backward pass makes the tiles again, part by part.
+# Without a loop XLA on a CPU merges what `jax.checkpoint` wants computed twice, and
+# keeps the tiles. A U-Net's step on 8 images of 288 x 384: 62.0 s and 7.8 GiB with the
+# loop, 62.1 s and 18.1 GiB without. Small matmuls pay for being cut: 3x3 512-512, 4x4
+# images x 64, takes 300 ms whole, 338 in two parts, 434 in four.
+_PART_NUMBERS = 2**23
 
 
 def lax_conv(
@@ -113,18 +121,17 @@ def banded_conv(
     takes these to the tile's `w * features` outputs. Its columns are ordered by their
     place in the pooling window, so that pooling is a maximum of contiguous slices. A
     tile of one column needs k columns only, and leaves out those that a dilated kernel
-    skips.
+    skips. A batch that is large in tiles is convolved in parts, one after the other.
     """
     dtype = x.dtype
     # CPUs multiply half precision in float32 anyhow; this also sums in float32.
     compute = at_least_float32(dtype)
-    x = jnp.pad(x.astype(compute), ((0, 0), *padding, (0, 0)))
     kernel = kernel.astype(compute)
     rows, columns, channels, features = kernel.shape
     batch = x.shape[0]
     height, width = (
-        ((size - dilated_size(k, dilation)) // stride + 1) // pool * pool
-        for size, k in zip(x.shape[1:3], (rows, columns), strict=True)
+        ((size + sum(pad) - dilated_size(k, dilation)) // stride + 1) // pool * pool
+        for size, pad, k in zip(x.shape[1:3], padding, (rows, columns), strict=True)
     )
 
     num_tiles = _num_tiles(width, columns, features)
@@ -133,12 +140,9 @@ def banded_conv(
     reach = (tile - 1) * stride + dilated_size(columns, dilation)
     gap = dilation if tile == 1 else 1
     tile_in = (reach - 1) // gap + 1
-    # The last tile may hang over the edge: pad what it reads, crop what it writes.
-    missing = (num_tiles - 1) * tile * stride + reach - x.shape[2]
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, max(missing, 0)), (0, 0)))
 
     def tiles_under(x: jax.Array, i: int) -> jax.Array:
-        """[batch * height * num_tiles, tile_in * channels] under the kernel's row i."""
+        """[images * height * num_tiles, tile_in * channels] under kernel row i."""
         i *= dilation
         x = x[:, i : i + (height - 1) * stride + 1 : stride]
         step = tile * stride
@@ -151,29 +155,48 @@ def banded_conv(
             x = jnp.stack(cut, axis=3)
         return x.reshape(-1, tile_in * channels)
 
-    def concatenated(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    def concatenated(x: jax.Array) -> jax.Array:
         patches = jnp.concatenate([tiles_under(x, i) for i in range(rows)], axis=-1)
         return patches @ matrix.reshape(rows * tile_in * channels, -1)
 
-    def summed(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    def summed(x: jax.Array) -> jax.Array:
         terms = (
             tiles_under(x, i) @ matrix[i].reshape(tile_in * channels, -1)
             for i in range(rows)
         )
         return functools.reduce(jnp.add, terms)
 
+    def convolve(x: jax.Array) -> jax.Array:
+        """Maps padded images to [images, out_height, out_width, features]."""
+        out = multiply(x).reshape(
+            -1, height // pool, pool, num_tiles, pool, tile // pool * features
+        )
+        parts = [out[:, :, i, :, j] for i in range(pool) for j in range(pool)]
+        pooled = first_max(parts).reshape(
+            -1, height // pool, num_tiles * tile // pool, features
+        )
+        return pooled[:, :, : width // pool].astype(dtype)
+
+    matrix = _banded_matrix(kernel, tile, tile_in, stride, dilation // gap, pool)
     long = tile_in * channels >= _LONG_ROW
     multiply = jax.checkpoint(summed) if long else concatenated
-    matrix = _banded_matrix(kernel, tile, tile_in, stride, dilation // gap, pool)
-    out = multiply(x, matrix)
-    out = out.reshape(
-        batch, height // pool, pool, num_tiles, pool, tile // pool * features
-    )
-    parts = [out[:, :, i, :, j] for i in range(pool) for j in range(pool)]
-    pooled = first_max(parts).reshape(
-        batch, height // pool, num_tiles * tile // pool, features
-    )
-    return pooled[:, :, : width // pool].astype(dtype)
+
+    # With a kernel of one pixel the patches are the image itself.
+    patch = 0 if rows == columns == 1 else rows * tile_in * channels
+    num_parts, per_part = _parts(batch, height * num_tiles * patch)
+    # Zeros around the images, where the last tile hangs over the edge, and for the
+    # images that the last part lacks.
+    top_bottom, (left, right) = padding
+    read = (num_tiles - 1) * tile * stride + reach
+    right = max(right, read - left - x.shape[2])
+    fill = num_parts * per_part - batch
+    pads = ((0, fill), top_bottom, (left, right), (0, 0))
+    x = jnp.pad(x.astype(compute), pads)
+    if num_parts == 1:
+        return convolve(x)
+    x = x.reshape(num_parts, per_part, *x.shape[1:])
+    out = lax.map(jax.checkpoint(convolve), x)
+    return out.reshape(-1, *out.shape[2:])[:batch]
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -204,6 +227,13 @@ def _num_tiles(width: int, columns: int, features: int) -> int:
     if columns == 1:  # Without overlap, wider tiles only multiply by zeros.
         return width
     return min(width, max(1, width * features // _MATRIX_COLUMNS))
+
+
+def _parts(batch: int, numbers: int) -> tuple[int, int]:
+    """Cuts a batch with so many numbers an image into equal parts, of how many each."""
+    most = max(1, _PART_NUMBERS // max(1, numbers))
+    num_parts = max(1, math.ceil(batch / most))
+    return num_parts, math.ceil(batch / num_parts)
 
 
 def _banded_matrix(

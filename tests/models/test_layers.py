@@ -7,7 +7,14 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from mtlopt.models import BatchNorm, Conv, conv2d, conv2d_max_pool, max_pool
+from mtlopt.models import (
+    BatchNorm,
+    Conv,
+    _formulations,
+    conv2d,
+    conv2d_max_pool,
+    max_pool,
+)
 from mtlopt.models._formulations import banded_conv, lax_conv, sliced_max, window_max
 from tests.models.networks import compiled
 
@@ -118,6 +125,55 @@ def test_both_formulations_agree(pool, dilation):
     actual = value_and_grads(lambda *a: banded_conv(*a, **settings), (x, kernel))
     expected = value_and_grads(lambda *a: lax_conv(*a, **settings), (x, kernel))
     assert_close(actual, expected, 1e-5)
+
+
+# A kernel with few and one with many numbers in a row of a tile. The batch of seven is
+# cut in parts of three, three and one, and in parts of one.
+@pytest.mark.parametrize("numbers", [1, 3])
+@pytest.mark.parametrize(("channels", "pool"), [(3, 2), (64, 1)])
+def test_parts_of_a_batch_equal_the_whole(monkeypatch, channels, pool, numbers):
+    """Value, gradients and a derivative along a direction."""
+    x, kernel, _ = arrays((7, 9, 8, channels), (3, 3, channels, 40))
+    settings = {"stride": 1, "dilation": 1, "pool": pool}
+    settings["padding"] = ((1, 0), (0, 2))
+
+    def convolve(x, kernel):
+        return banded_conv(x, kernel, **settings)
+
+    def along(x, kernel):
+        return jax.jvp(convolve, (x, kernel), (jnp.cos(x), jnp.cos(kernel)))[1]
+
+    def has_loop():
+        return "scan" in str(jax.make_jaxpr(lambda *a: convolve(*a))(x, kernel))
+
+    expected = value_and_grads(convolve, (x, kernel)), compiled(along)(x, kernel)
+    assert not has_loop()
+    monkeypatch.setattr(_formulations, "_parts", lambda *_: (-(-7 // numbers), numbers))
+    actual = value_and_grads(convolve, (x, kernel)), compiled(along)(x, kernel)
+    assert has_loop()
+    assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 31, 64])
+@pytest.mark.parametrize("numbers", [0, 1, 2**20, 2**22 + 1, 2**23, 2**25])
+def test_parts_cover_the_batch_and_are_small(batch, numbers):
+    """No image is left out, no part is empty, and none is larger than it may be."""
+    num_parts, per_part = _formulations._parts(batch, numbers)
+    assert (num_parts - 1) * per_part < batch <= num_parts * per_part
+    assert per_part == 1 or per_part * numbers <= _formulations._PART_NUMBERS
+
+
+def test_memory_of_a_large_convolution():
+    """The tiles are not kept for the backward pass: far less than their size."""
+    x, kernel, _ = arrays((16, 128, 128, 16), (3, 3, 16, 64))
+
+    def loss(kernel):
+        out = conv2d(x, kernel, padding="SAME")
+        return jnp.sum(conv2d(jnp.tanh(out), jnp.ones([3, 3, 64, 1])) ** 2)
+
+    memory = jax.jit(jax.grad(loss)).lower(kernel).compile().memory_analysis()
+    activations = 4 * 16 * 128 * 128 * 64
+    assert memory.temp_size_in_bytes < 4 * activations
 
 
 def zero_stuffed(kernel, dilation):
