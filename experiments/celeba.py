@@ -56,7 +56,7 @@ def make(settings: Settings, data: Data) -> Problem:
 
     from mtlopt.models import ResNet, celeba_resnet18, stack_heads
 
-    names = tuple(data.train.labels)
+    names = data.train.tasks
 
     def build(key: jax.Array) -> Any:
         if settings.full:

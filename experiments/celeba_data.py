@@ -8,7 +8,7 @@ from experiments.data.rendered_samples import (
     rendered_samples,
 )
 from experiments.vision import Settings
-from experiments.vision_data import Data, read_data
+from experiments.vision_data import Data, make_data
 
 _QUICK_SIZE, _FULL_SIZE = (32, 32), (64, 64)
 
@@ -20,8 +20,8 @@ def load_attributes(settings: Settings) -> Data:
         numbers = (2000, 400, 400) if settings.full else (384, 96, 192)
         rooms = load_rooms(*numbers, size=size)
         samples = rendered_samples(rooms, attribute_labels(rooms.attributes))
-        return read_data(samples, f"40 attributes of {rooms.source}")
+        return make_data(samples, f"40 attributes of {rooms.source}")
     samples = {
         split: load_celeba(settings.data_dir, split, size=size) for split in SPLITS
     }
-    return read_data(samples, samples["train"].source)
+    return make_data(samples, samples["train"].source)

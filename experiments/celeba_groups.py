@@ -67,7 +67,7 @@ def make(settings: Settings, data: Data) -> Problem:
 
     from mtlopt.models import CelebaCNN, stack_heads
 
-    names, width = tuple(data.train.labels), 64 if settings.full else 4
+    names, width = data.train.tasks, 64 if settings.full else 4
 
     def build(key: jax.Array) -> Any:
         heads = {name.replace(" ", "_"): (1,) for name in names}

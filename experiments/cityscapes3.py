@@ -9,7 +9,7 @@ from experiments.data.cityscapes import CLASSES, load_cityscapes
 from experiments.data.rendered import load_streets
 from experiments.data.rendered_samples import rendered_samples, street_labels
 from experiments.vision import Experiment, Settings, run
-from experiments.vision_data import Data, hold_out, read_data
+from experiments.vision_data import Data, hold_out, make_data
 from experiments.vision_problems import Problem, make_problem
 from experiments.vision_report import read_table
 from experiments.vision_tasks import street_tasks
@@ -61,14 +61,12 @@ def load(settings: Settings) -> Data:
     if settings.data_dir is None:
         numbers = (500, 100, 100) if settings.full else (64, 16, 32)
         streets = load_streets(*numbers, size=size)
-        return read_data(rendered_samples(streets, street_labels), streets.source)
+        return make_data(rendered_samples(streets, street_labels), streets.source)
     train, test = (
         load_cityscapes(settings.data_dir, split, size=size)
         for split in ("train", "val")
     )
-    kept, held_out = hold_out(train)
-    splits = {"train": kept, "validation": held_out, "test": test}
-    return read_data(splits, train.source)
+    return make_data(hold_out(train, test), train.source)
 
 
 def make(settings: Settings, data: Data) -> Problem:

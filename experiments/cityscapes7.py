@@ -11,7 +11,7 @@ from experiments.data.rendered import load_streets
 from experiments.data.rendered_samples import rendered_samples, street_groups
 from experiments.data.samples import Sample, Samples, make_sample
 from experiments.vision import Experiment, Settings, run
-from experiments.vision_data import Data, hold_out, read_data
+from experiments.vision_data import Data, hold_out, make_data
 from experiments.vision_problems import Problem, make_problem
 from experiments.vision_report import read_table
 from experiments.vision_tasks import category_tasks
@@ -56,10 +56,8 @@ def load(settings: Settings) -> Data:
             load_cityscapes(settings.data_dir, split, size=size, num_classes=7)
             for split in ("train", "val")
         )
-        kept, held_out = hold_out(train)
-        splits = {"train": kept, "validation": held_out, "test": test}
-        source = train.source
-    return read_data({name: one_each(part) for name, part in splits.items()}, source)
+        splits, source = hold_out(train, test), train.source
+    return make_data({name: one_each(part) for name, part in splits.items()}, source)
 
 
 def one_each(samples: Samples) -> Samples:

@@ -9,7 +9,7 @@ from experiments.data.nyuv2 import CLASSES, load_nyuv2
 from experiments.data.rendered import load_rooms
 from experiments.data.rendered_samples import rendered_samples, room_labels
 from experiments.vision import Experiment, Settings, run
-from experiments.vision_data import Data, hold_out, read_data
+from experiments.vision_data import Data, hold_out, make_data
 from experiments.vision_problems import Problem, make_problem
 from experiments.vision_report import read_table
 from experiments.vision_tasks import room_tasks
@@ -74,13 +74,11 @@ def load(settings: Settings) -> Data:
     if settings.data_dir is None:
         numbers = (795, 100, 654) if settings.full else (80, 16, 32)
         rooms = load_rooms(*numbers, size=size)
-        return read_data(rendered_samples(rooms, room_labels), rooms.source)
+        return make_data(rendered_samples(rooms, room_labels), rooms.source)
     train, test = (
         load_nyuv2(settings.data_dir, split, size=size) for split in ("train", "test")
     )
-    kept, held_out = hold_out(train)
-    splits = {"train": kept, "validation": held_out, "test": test}
-    return read_data(splits, train.source)
+    return make_data(hold_out(train, test), train.source)
 
 
 def make(settings: Settings, data: Data) -> Problem:

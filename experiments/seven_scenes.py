@@ -8,7 +8,7 @@ from experiments.data.rendered import load_room_views
 from experiments.data.rendered_samples import pose_labels, rendered_samples
 from experiments.data.seven_scenes import SCENES, load_seven_scenes
 from experiments.vision import Experiment, Settings, run
-from experiments.vision_data import Data, hold_out, read_data
+from experiments.vision_data import Data, hold_out, make_data
 from experiments.vision_problems import Problem, make_problem
 from experiments.vision_report import Paper
 from experiments.vision_tasks import pose_tasks
@@ -69,14 +69,12 @@ def load(settings: Settings) -> Data:
         numbers = (1000, 100, 400) if settings.full else (160, 32, 64)
         place = SCENES.index(settings.scene)
         views = load_room_views(*numbers, room=place, size=size)
-        return read_data(rendered_samples(views, pose_labels), views.source)
+        return make_data(rendered_samples(views, pose_labels), views.source)
     train, test = (
         load_seven_scenes(settings.data_dir, settings.scene, split, size=size)
         for split in ("train", "test")
     )
-    kept, held_out = hold_out(train)
-    splits = {"train": kept, "validation": held_out, "test": test}
-    return read_data(splits, train.source)
+    return make_data(hold_out(train, test), train.source)
 
 
 def make(settings: Settings, data: Data) -> Problem:

@@ -50,11 +50,13 @@ class Settings(Schedule):
       full: whether images and network have the paper's sizes.
       data_dir: folder of the release; None for rendered images.
       scene: which of several, where an experiment has them.
+      num_images: of each split, the first; 0 for all.
     """
 
     full: bool = False
     data_dir: str | None = None
     scene: str = ""
+    num_images: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,8 @@ def run(experiment: Experiment, argv: Sequence[str]) -> None:
         data = experiment.load(settings)
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(error) from error
+    if settings.num_images:
+        data = data.first(settings.num_images)
     if settings.batch_size > len(data.train):
         raise UsageError(
             f"--batch-size must be at most {len(data.train)}, the number of training "
@@ -171,6 +175,12 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Settings, Path, 
         metavar="RATE",
         help="the grid of every method, which gets its best by validation "
         f"{default('learning_rates')}",
+    )
+    parser.add_argument(
+        "--num-images",
+        type=positive(int),
+        metavar="NUM",
+        help="only the first of each split, for a trial [all]",
     )
     if experiment.scenes:
         parser.add_argument(

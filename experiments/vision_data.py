@@ -1,31 +1,61 @@
-"""Images and labels of a vision experiment, in memory: rendered, or of a release."""
+"""Images and labels of a vision experiment: rendered, or of a release."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from experiments.cli import UsageError
 from experiments.data.samples import Samples
 
+_HELD_OUT = 0.1  # share of a train split, for releases without a validation split
 
-class Split(NamedTuple):
-    """The samples of a split.
 
-    image: uint8 `[num, height, width, 3]`. labels: by the name of the task, as in
-    `experiments.data.samples`, but classes are int8.
+class Split:
+    """The samples of a split, each kept in memory from when it is first asked for.
+
+    A batch is `{"image": uint8 [num, height, width, 3], "labels": by the name of the
+    task, as in `experiments.data.samples`, but classes are int8}`.
+
+    Args:
+      samples: from where they are read.
+
+    Attributes:
+      tasks: names of the labels.
     """
 
-    image: np.ndarray
-    labels: dict[str, np.ndarray]
+    def __init__(self, samples: Samples):
+        first = samples[0]
+        self.tasks = tuple(first.labels)
+        self._samples = samples
+        self._known = np.zeros(len(samples), bool)
+        # Memory that nothing was written to is not taken.
+        self._image = np.empty((len(samples), *first.image.shape), np.uint8)
+        self._labels = {
+            task: np.empty(
+                (len(samples), *label.shape),
+                np.int8 if label.dtype.kind == "i" else np.float32,
+            )
+            for task, label in first.labels.items()
+        }
 
     def __len__(self) -> int:
-        return len(self.image)
+        return len(self._samples)
+
+    def first(self, num: int) -> "Split":
+        """Returns the first samples only."""
+        samples = self._samples
+        return Split(Samples(samples.names[:num], samples.read, samples.source))
 
     def batch(self, rows: np.ndarray) -> dict[str, Any]:
-        """Returns some samples, for `Problem`."""
-        labels = {task: label[rows] for task, label in self.labels.items()}
-        return {"image": self.image[rows], "labels": labels}
+        """Returns some samples, for `Problem`.
+
+        Raises:
+          UsageError: if a sample cannot be read.
+        """
+        self._read(np.unique(rows[~self._known[rows]]))
+        labels = {task: label[rows] for task, label in self._labels.items()}
+        return {"image": self._image[rows], "labels": labels}
 
     def padded(self, start: int, size: int) -> dict[str, Any]:
         """Returns `size` samples from `start` on, past the end such without a label."""
@@ -34,6 +64,18 @@ class Split(NamedTuple):
         for label in batch["labels"].values():
             label[beyond] = np.nan if label.dtype.kind == "f" else -1
         return batch
+
+    def _read(self, rows: np.ndarray) -> None:
+        if not len(rows):
+            return
+        try:
+            sample = self._samples.batch(rows)
+        except (OSError, ValueError) as error:
+            raise UsageError(error) from error
+        self._image[rows] = np.rint(255 * sample.image)
+        for task, label in sample.labels.items():
+            self._labels[task][rows] = label
+        self._known[rows] = True
 
 
 class Data(NamedTuple):
@@ -44,52 +86,38 @@ class Data(NamedTuple):
     test: Split
     source: str
 
+    def first(self, num: int) -> "Data":
+        """Returns the first samples of each split only."""
+        train, validation, test = (each.first(num) for each in self[:3])
+        source = f"at most {num} of each split of {self.source}"
+        return Data(train, validation, test, source)
 
-def read_data(samples: Mapping[str, Samples], source: str) -> Data:
-    """Reads the splits `train`, `validation` and `test`, with a progress bar."""
+
+def make_data(samples: Mapping[str, Samples], source: str) -> Data:
+    """Returns the splits `train`, `validation` and `test`, of which little is read."""
     train, validation, test = (
-        _read(samples[name], name) for name in ("train", "validation", "test")
+        Split(samples[name]) for name in ("train", "validation", "test")
     )
     return Data(train, validation, test, source)
 
 
-def hold_out(samples: Samples, share: float = 0.1) -> tuple[Samples, Samples]:
-    """Cuts the last samples off, for releases without a validation split.
+def hold_out(train: Samples, test: Samples) -> dict[str, Samples]:
+    """Returns the three splits of a release that has no validation split.
 
-    The last in a row, not any: the names follow cities and sequences, whose images are
-    too alike to be on both sides.
+    Validated is on a tenth of the train split, the last in a row, not any: the names
+    follow cities and sequences, whose images are too alike to be on both sides.
 
     Examples:
-        >>> train, validation = hold_out(Samples(list("abcdefghij"), str, ""))
-        >>> train.names, validation.names, validation.read(0)
-        (['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i'], ['j'], '9')
+        >>> train, test = Samples(list("abcdefghij"), str, ""), Samples("k", str, "")
+        >>> splits = hold_out(train, test)
+        >>> {name: "".join(split.names) for name, split in splits.items()}
+        {'train': 'abcdefghi', 'validation': 'j', 'test': 'k'}
+        >>> splits["validation"].read(0)
+        '9'
     """
-    cut = len(samples) - max(1, round(share * len(samples)))
-    first = Samples(samples.names[:cut], samples.read, samples.source)
+    cut = len(train) - max(1, round(_HELD_OUT * len(train)))
+    kept = Samples(train.names[:cut], train.read, train.source)
     last = Samples(
-        samples.names[cut:], lambda place: samples.read(cut + place), samples.source
+        train.names[cut:], lambda place: train.read(cut + place), train.source
     )
-    return first, last
-
-
-def _read(samples: Samples, name: str) -> Split:
-    images: Any = None
-    labels: dict[str, np.ndarray] = {}
-    numbers = tqdm(
-        range(len(samples)), desc=f"reading {name}", unit="image", leave=False
-    )
-    for number in numbers:
-        sample = samples[number]
-        if images is None:
-            images = np.empty((len(samples), *sample.image.shape), np.uint8)
-            labels = {
-                task: np.empty(
-                    (len(samples), *label.shape),
-                    np.int8 if label.dtype.kind == "i" else np.float32,
-                )
-                for task, label in sample.labels.items()
-            }
-        images[number] = np.rint(255 * sample.image)
-        for task, label in sample.labels.items():
-            labels[task][number] = label
-    return Split(images, labels)
+    return {"train": kept, "validation": last, "test": test}

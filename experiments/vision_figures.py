@@ -98,8 +98,10 @@ def draw_predictions(
       title: of the figure.
     """
     num = min(NUM_DRAWN, len(split))
-    labels = {task: _as_label(split.labels, task)[:num] for task in drawn}
-    columns, shape = 1 + 2 * len(drawn), split.image.shape[1] / split.image.shape[2]
+    batch = split.batch(np.arange(num))
+    images = batch["image"]
+    labels = {task: _as_label(batch["labels"], task) for task in drawn}
+    columns, shape = 1 + 2 * len(drawn), images.shape[1] / images.shape[2]
     width = 1.6 * columns
     plt = pyplot()
     with plt.rc_context(STYLE):
@@ -113,7 +115,7 @@ def draw_predictions(
         for axis in grid.flat:
             axis.set_axis_off()
         for row in range(num):
-            grid[row, 0].imshow(split.image[row])
+            grid[row, 0].imshow(images[row])
             for place, (task, predicted) in enumerate(drawn.items()):
                 pair = (labels[task][row], predicted[row])
                 for side, image in enumerate(pair):

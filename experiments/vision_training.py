@@ -317,7 +317,7 @@ class Trainer:
             args = (state, self._data.train.batch(order[0]), rate, members)
             self._compiled = self._step.lower(*args).compile()
             self._compile_seconds = time.perf_counter() - started
-        losses, seconds = [], 0.0
+        losses, mean, seconds = [], [], 0.0
         number = len(run.history.seconds) + 1
         self._bar.set_description(f"{run.name} {number}/{self._schedule.epochs}")
         for rows in order:
@@ -326,10 +326,10 @@ class Trainer:
             state, loss = self._compiled(state, batch, rate, members)
             losses.append(np.asarray(loss, float))
             seconds += time.perf_counter() - started
+            mean = self._members(run, np.mean(losses, axis=0).tolist())
+            text = " ".join(f"{value:.3f}" for value in mean[:6])
+            self._bar.set_postfix_str(f"loss: {text}", refresh=False)
             self._bar.update()
-        mean = self._members(run, np.mean(losses, axis=0).tolist())
-        text = " ".join(f"{value:.3f}" for value in mean[:6])
-        self._bar.set_postfix_str(f"loss: {text}", refresh=False)
         run.history.seconds.append(seconds)
         run.history.train_loss.append(mean)
         distance = state.opt_state[-1]
@@ -343,6 +343,7 @@ class Trainer:
         return [loss for task, loss in pairs if run.only in ("", task)]
 
     def _validate(self, state: State, run: Run) -> None:
+        self._bar.set_description(f"{run.name} validation")
         losses, metrics = self._evaluate(
             self._method.predict, state, self._data.validation
         )
@@ -352,6 +353,7 @@ class Trainer:
     def _test(self, best: State, run: Run, out: Path) -> Run:
         """Reads the test split, once, at the epoch that validation chose."""
         losses = [run.criterion(each) for each in run.history.validation_loss]
+        self._bar.set_description(f"{run.name} test")
         _, metrics = self._evaluate(self._method.predict, best, self._data.test)
         memory = None if self._compiled is None else self._compiled.memory_analysis()
         if run.seed == 0 and self._problem.tasks.draw:

@@ -27,8 +27,9 @@ from experiments.data.rendered_samples import (
     street_groups,
     street_labels,
 )
+from experiments.data.samples import Sample, Samples, make_sample
 from experiments.vision import Experiment, Settings, parse, run
-from experiments.vision_data import Data, Split, read_data
+from experiments.vision_data import Data, Split, make_data
 from experiments.vision_methods import make_methods, method_names, norm_widths
 from experiments.vision_problems import Problem, make_problem
 from experiments.vision_report import by_rate, choose, make_rows
@@ -84,7 +85,7 @@ def make(settings: Any, data: Any) -> Problem:
 def load(settings: Any) -> Data:
     del settings
     rooms = load_rooms(8, 3, 3, size=SIZE)
-    return read_data(rendered_samples(rooms, room_labels), rooms.source)
+    return make_data(rendered_samples(rooms, room_labels), rooms.source)
 
 
 SCHEDULE = Schedule(METHODS, 2, 2, 4, (0.001, 0.01))
@@ -161,15 +162,54 @@ def test_rendered_attributes_and_poses_have_the_form_of_the_loaders():
     assert pose["translation"].shape == (3,)
 
 
-def test_what_is_past_the_end_has_no_label(data: Data):
-    batch = data.validation.padded(2, 3)
-    labels = batch["labels"]
-    assert (labels["segmentation"][1:] == -1).all()
-    assert np.isnan(labels["depth"][1:]).all()
-    np.testing.assert_array_equal(
-        labels["segmentation"][0], data.validation.labels["segmentation"][2]
-    )
-    assert np.isfinite(data.validation.labels["depth"]).all()
+def counted(num: int) -> tuple[Samples, list[int]]:
+    """Samples whose labels are their places, and which of them were read."""
+    read: list[int] = []
+
+    def one(place: int) -> Sample:
+        read.append(place)
+        if place == 7:
+            raise ValueError("seven.png is broken.")
+        labels = {"place": np.array(place), "half": np.array([place / 2])}
+        return make_sample(np.full([2, 3, 3], place / 255), labels)
+
+    return Samples([str(i) for i in range(num)], one, "counted"), read
+
+
+def test_samples_are_read_once_and_when_asked_for():
+    """The first tells the shapes; what was read before is not read again."""
+    samples, read = counted(6)
+    split = Split(samples)
+    assert len(split) == 6
+    assert split.tasks == ("place", "half")
+    read.clear()
+    batch = split.batch(np.array([4, 2, 4]))
+    assert sorted(read) == [2, 4]
+    assert batch["image"].dtype == np.uint8
+    assert batch["labels"]["place"].dtype == np.int8
+    assert batch["labels"]["half"].dtype == np.float32
+    split.batch(np.array([2, 3]))
+    assert sorted(read) == [2, 3, 4]
+    for row, place in enumerate((4, 2, 4)):
+        np.testing.assert_array_equal(batch["image"][row], np.full([2, 3, 3], place))
+        assert batch["labels"]["place"][row] == place
+        assert batch["labels"]["half"][row] == place / 2
+
+
+def test_samples_past_the_end_have_no_label():
+    """And what they are made of is not changed by it."""
+    split = Split(counted(3)[0])
+    batch = split.padded(2, 2)["labels"]
+    assert batch["place"].tolist() == [2, -1]
+    np.testing.assert_array_equal(batch["half"], [[1.0], [np.nan]])
+    assert split.batch(np.arange(3))["labels"]["place"].tolist() == [0, 1, 2]
+
+
+def test_a_sample_that_cannot_be_read_is_named():
+    split = Split(counted(9)[0])
+    split.batch(np.arange(5))
+    with pytest.raises(UsageError, match=r"seven\.png is broken"):
+        split.batch(np.arange(5, 9))
 
 
 # Problems.
@@ -287,7 +327,8 @@ def test_roaming_masks_channels(problem: Problem, data: Data):
     )
     assert np.isfinite(losses).all()
     assert set(after.stats) == set(problem.names)
-    outputs = method.predict(after, data.test.image)
+    images = data.test.batch(np.arange(len(data.test)))["image"]
+    outputs = method.predict(after, images)
     assert {task: out.shape for task, out in outputs.items()} == {
         "segmentation": (3, *SIZE, 13),
         "depth": (3, *SIZE, 1),
@@ -421,7 +462,14 @@ def test_experiments_are_whole(name: str, capsys: pytest.CaptureFixture[str]):
         experiment.load(settings)
 
 
-def test_split_is_what_is_read(data: Data):
-    assert isinstance(data.train, Split)
-    assert data.train.image.dtype == np.uint8
-    assert data.train.labels["segmentation"].dtype == np.int8
+def test_a_trial_on_few_images(tmp_path: Path):
+    """The option reaches every split, and the report says so."""
+    options = ["--num-images", "2", "--batch-size", "2", "--seeds", "1"]
+    out = tmp_path / "few"
+    run(TINY, [*options, "--methods", "sum_tasks", "--out", str(out)])
+    assert "at most 2 of each split" in (out / "report.md").read_text()
+    lines = (out / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 2  # rates, epochs
+    assert (out / "predictions_sum_tasks.png").exists()
+    data = load(None).first(2)
+    assert [len(part) for part in data[:3]] == [2, 2, 2]
