@@ -9,6 +9,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+from mtlopt.models._dense import dense_dot_general
 from mtlopt.models.bert import Bert, bert
 from mtlopt.models.celeba_cnn import CelebaCNN
 from mtlopt.models.conv1d import SignalNet
@@ -62,6 +63,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv2d_max_pool",
+    "dense_dot_general",
     "functional",
     "functional_with_stats",
     "load_resnet",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtlopt._checks import check_choice, check_range
+from mtlopt.models._dense import dense_dot_general
 from mtlopt.models.mlp import Heads, make_heads
 
 # Layers, hidden size, attention heads.
@@ -33,7 +34,12 @@ class BertLayer(nnx.Module):
         )
         self.attention_norm = nnx.LayerNorm(hidden_size, epsilon=_EPSILON, rngs=rngs)
         self.dense1 = nnx.Linear(
-            hidden_size, 4 * hidden_size, kernel_init=_INIT, rngs=rngs
+            hidden_size,
+            4 * hidden_size,
+            kernel_init=_INIT,
+            # Not in the next one, whose copy would compute the exact GELU again.
+            dot_general=dense_dot_general,
+            rngs=rngs,
         )
         self.dense2 = nnx.Linear(
             4 * hidden_size, hidden_size, kernel_init=_INIT, rngs=rngs

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 from flax import nnx
 
+from mtlopt.models._dense import dense_dot_general
 from mtlopt.models.masked_encoder import MaskedEncoder, Masks, check_masks, mask_units
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -53,7 +54,11 @@ class MLP(nnx.Module):
         self.activate_last = activate_last
         for i in range(self.num_layers):
             layer = nnx.Linear(
-                sizes[i], sizes[i + 1], kernel_init=kernel_init, rngs=rngs
+                sizes[i],
+                sizes[i + 1],
+                kernel_init=kernel_init,
+                dot_general=dense_dot_general,
+                rngs=rngs,
             )
             setattr(self, f"dense{i + 1}", layer)
 

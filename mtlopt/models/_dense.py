@@ -1,0 +1,111 @@
+"""The product of a dense layer, with a gradient of the kernel that is fast on CPU."""
+
+import math
+from typing import Any
+
+import jax
+from jax import lax
+
+# Where rows of a matrix are a multiple of 2 KiB apart, its columns fall on few lines of
+# the cache. XLA on a CPU reads the columns of one of them for a kernel's gradient, `x.T
+# @ g`; a transposed copy costs less. Milliseconds of that product on one Zen 3 core for
+# [rows, inputs] and [rows, outputs], as it is / with the copy:
+#    256, 512, 512   2.7 / 1.8       1024,  256, 1024   13.2 / 7.5
+#    256, 128, 512   0.6 / 0.5       1024, 1024,  256   10.5 / 8.0
+#    256, 500, 500   1.7 / 1.7       1024,  768,  768   16.4 / 15.8
+# One step of an MLP of three layers of 1024 on 1024 rows takes 0.80 times as long, and
+# three rows of its Jacobian 0.72 times.
+_ALIASING = 512
+_SMALL = 64
+
+
+def dense_dot_general(
+    x: jax.Array,
+    kernel: jax.Array,
+    dimension_numbers: Any,
+    precision: Any = None,
+    **settings: Any,
+) -> jax.Array:
+    """Computes `lax.dot_general` of a dense layer, trained faster on CPU.
+
+    For the argument `dot_general` of `nnx.Linear`, `nnx.LinearGeneral` and Linen's
+    `nn.Dense`. All axes but those that the kernel contracts become one; and where a
+    layer has a multiple of 512 inputs or outputs, the kernel's gradient is computed
+    from a transposed copy of `x`: a row of such a layer's Jacobian takes 0.7 to 0.8
+    times as long. On other platforms only the axes are merged.
+
+    The copy is made from what `x` is made of. Where that is expensive, and the layer
+    has far fewer outputs than inputs, it does not pay.
+
+    Args:
+        x: `[..., inputs]`, or several axes of inputs.
+        kernel: `[inputs, outputs]`, or several axes of each.
+        dimension_numbers: As in `lax.dot_general`: the last axes of `x` contracted with
+            the first of `kernel`, in their order.
+        precision: As in `lax.dot_general`.
+        **settings: Other arguments of `lax.dot_general`. If one of them is not None, or
+            the mesh has explicit axes, it is called as it is.
+
+    Returns:
+        `[..., outputs]`.
+
+    Raises:
+        ValueError: If `dimension_numbers` are not those of a dense layer.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> layer = nnx.Linear(2, 3, dot_general=dense_dot_general, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones([4, 5, 2])).shape
+        (4, 5, 3)
+    """
+    ((contracted, first), batch) = dimension_numbers
+    num = len(contracted)
+    last = tuple(range(x.ndim - num, x.ndim))
+    if (tuple(contracted), tuple(first)) != (last, tuple(range(num))) or any(batch):
+        raise ValueError(
+            "`dimension_numbers` must contract the last axes of `x` with the first of "
+            f"`kernel`, got {dimension_numbers}."
+        )
+    # With explicit axes a reshape would have to say how its result is sharded.
+    explicit = any(jax.typeof(each).sharding.mesh.explicit_axes for each in (x, kernel))
+    if explicit or any(setting is not None for setting in settings.values()):
+        return lax.dot_general(x, kernel, dimension_numbers, precision, **settings)
+    inputs = math.prod(kernel.shape[:num])
+    flat, matrix = x.reshape(-1, inputs), kernel.reshape(inputs, -1)
+    product = _copying_product if _aliases(flat, matrix) else _product
+    out = product(precision, flat, matrix)
+    return out.reshape(*x.shape[:-num], *kernel.shape[num:])
+
+
+def _aliases(x: jax.Array, kernel: jax.Array) -> bool:
+    rows, (inputs, outputs) = len(x), kernel.shape
+    return (
+        jax.default_backend() == "cpu"
+        and (inputs % _ALIASING == 0 or outputs % _ALIASING == 0)
+        and min(rows, inputs, outputs) >= _SMALL
+        and rows % 2 == 0
+    )
+
+
+def _product(precision: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.dot(x, kernel, precision=precision)
+
+
+_copying_product = jax.custom_jvp(_product, nondiff_argnums=(0,))
+
+
+@_copying_product.defjvp
+def _copying_product_jvp(
+    precision: Any, primals: Any, tangents: Any
+) -> tuple[jax.Array, jax.Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    rows, inputs = x.shape
+    # By way of three axes: XLA folds a mere transposition into the product again.
+    columns = x.reshape(2, rows // 2, inputs).transpose(2, 0, 1).reshape(inputs, rows)
+    # In reverse mode this is never computed, but transposed: to `columns @ g`.
+    along_kernel = lax.dot_general(
+        columns, dkernel, (((0,), (0,)), ((), ())), precision=precision
+    )
+    out = _copying_product(precision, x, kernel)
+    return out, _product(precision, dx, kernel) + along_kernel
