@@ -155,6 +155,7 @@ from mtlopt.roaming import (
     maximum_roaming,
     task_masks,
 )
+from mtlopt.skip_not_finite import SkipNotFiniteState, skip_not_finite
 from mtlopt.task_grads import TaskGrads
 from mtlopt.weightings.chebyshev import (
     chebyshev_weights,
@@ -236,6 +237,7 @@ __all__ = [
     "PcgradState",
     "PerLabelState",
     "SdmgradState",
+    "SkipNotFiniteState",
     "Stepped",
     "TaskGrads",
     "TaskWeightsState",
@@ -310,6 +312,7 @@ __all__ = [
     "random_groups",
     "sdmgrad",
     "sdmgrad_weights",
+    "skip_not_finite",
     "stacked",
     "stch_weights",
     "suggestions",

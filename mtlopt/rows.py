@@ -86,11 +86,22 @@ class StreamedRows:
 
     def gramian(self) -> jax.Array:
         push = pushforward(self.pull, self.latent)
+        # The loop and the products in it read one and the same copy of the rows.
+        rows = [linalg.flat_rows(leaf) for leaf in self.latent]
 
-        def column(cotangent: Leaves) -> jax.Array:
-            return inner_products(self.latent, push(self.pull(cotangent)))
+        def column(task: jax.Array) -> jax.Array:
+            cotangent = [
+                row[task].reshape(leaf.shape[1:])
+                for row, leaf in zip(rows, self.latent, strict=True)
+            ]
+            image = push(self.pull(cotangent))
+            image = [
+                leaf.reshape(row.shape[1:])
+                for row, leaf in zip(rows, image, strict=True)
+            ]
+            return inner_products(rows, image)
 
-        total = jax.lax.map(column, self.latent)
+        total = jax.lax.map(column, jnp.arange(len(rows[0])))
         return (total + total.T) / 2
 
     def combine(self, weights: jax.Array) -> Leaves:
@@ -250,6 +261,7 @@ class Linearization:
       has_latent: whether the tasks meet in one latent that methods may work in.
       backward: from factors of the losses `[tasks]` to the gradients of the weighted
         sum with respect to the heads' leaves and the latent; None for rows alone.
+      kept: rows over the shared leaves, if they were made already, see `keep_rows`.
     """
 
     latent: Leaves
@@ -258,11 +270,26 @@ class Linearization:
     streaming: bool = dataclasses.field(metadata=STATIC)
     has_latent: bool = dataclasses.field(metadata=STATIC)
     backward: Callable[[jax.Array], tuple[Leaves, Leaves]] | None = None
+    kept: Leaves | None = None
+
+    def keep_rows(self, present: jax.Array | None) -> "Linearization":
+        """Makes the rows over the shared leaves, for all that asks for them from here.
+
+        A combination of rows that exist costs less than one more pullback.
+        """
+        if self.pullback is None or self.streaming:
+            return self
+        latent = scale_rows(self.latent, jnp.ones(len(self.latent[0])), present)
+        return dataclasses.replace(
+            self, kept=map_tasks(self.pull, latent, self.batching)
+        )
 
     def total(self, factors: jax.Array) -> tuple[Leaves, Leaves]:
         """Returns the gradient of `sum_i factors[i] L_i`: shared leaves and heads."""
         assert self.backward is not None
         heads, latent = self.backward(factors)
+        if self.kept is not None:
+            return linalg.combine(factors, self.kept), heads
         return self.pull(latent), heads
 
     def pull(self, cotangent: Leaves) -> Leaves:
@@ -286,6 +313,8 @@ class Linearization:
 
     def rows(self, scales: jax.Array, present: jax.Array | None) -> Rows:
         """Returns the rows over the shared leaves: one pullback per task."""
+        if self.kept is not None:
+            return MaterialRows(len(scales), scale_rows(self.kept, scales, present))
         latent = scale_rows(self.latent, scales, present)
         if self.pullback is None:
             return MaterialRows(len(scales), latent)

@@ -175,6 +175,17 @@ class TaskGrads:
         make = self.linear.latent_rows if self.in_latent else self.linear.rows
         return make(self.scales, self.present)
 
+    def keep_rows(self) -> Self:
+        """Returns the same gradients with their rows made, to be used more than once.
+
+        For a weighting that looks at `rows()`: without it, what comes behind makes a
+        backward pass of its own.
+        """
+        linear = self.linear
+        if self.in_latent or not isinstance(linear, Linearization):
+            return self
+        return dataclasses.replace(self, linear=linear.keep_rows(self.present))
+
     def total(self) -> PyTree:
         """Returns the update `sum_i scales[i] g_i`: the gradient of one weighted loss.
 

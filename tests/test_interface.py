@@ -289,6 +289,7 @@ HELPERS = {
     "maximum_roaming",
     "per_label",
     "random_groups",
+    "skip_not_finite",
     "stacked",
     "suggestions",
     "task_masks",

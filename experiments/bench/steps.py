@@ -33,6 +33,7 @@ from experiments.bench.machine import (
 )
 from experiments.bench.torch_process import TorchProcess
 from experiments.bench.workloads import (
+    UNROLLED_TASKS,
     WORKLOADS,
     Step,
     Workload,
@@ -45,7 +46,6 @@ from experiments.cli import choose_names
 from experiments.report import markdown_table
 
 PLAIN, FLOOR = "plain", "Jacobian floor"
-UNROLLED_TASKS = 8  # up to which the library makes no loop on CPU
 BLOCK_SECONDS = 0.2
 
 # TorchJD's aggregator for ours; a latent method beside the one on parameters.
@@ -95,7 +95,8 @@ class Result:
         step: Name of the method.
         milliseconds: Median time of a step.
         plain: Time as a multiple of our plain step's.
-        operations: XLA's count, as a multiple of our plain step's.
+        operations: XLA's count, as a multiple of our plain step's; not of a loop over
+            the tasks, whose body it counts once.
         memory: Temporary memory, likewise.
         compile_seconds: Time to trace and compile it.
         torch: Time as a multiple of PyTorch's plain step's.
@@ -106,8 +107,8 @@ class Result:
     step: str
     milliseconds: float | None
     plain: float | None
-    operations: float
-    memory: float
+    operations: float | None
+    memory: float | None
     compile_seconds: float
     torch: float | None
     torchjd: dict[str, float | str]
@@ -223,16 +224,20 @@ def measure(
         rounds: Number of blocks of each; 0 for none.
     """
     plain = compiled(workload, *plain_step(workload))
-    for name in (PLAIN, FLOOR, *methods):
-        counted = program = plain
+    floor = (FLOOR,) if workload.unrolls else ()
+    for name in (PLAIN, *floor, *methods):
+        counted: Program | None = plain
+        program = plain
         if name != PLAIN:
             step = (
                 floor_step(workload) if name == FLOOR else method_step(workload, name)
             )
             counted = program = compiled(workload, *step)
         if name in methods and may_loop(workload, name):
-            unrolled = with_options(workload, batching="unroll")
-            counted = compiled(unrolled, *method_step(unrolled, name))
+            counted = None
+            if workload.unrolls:
+                unrolled = with_options(workload, batching="unroll")
+                counted = compiled(unrolled, *method_step(unrolled, name))
         blocks: dict[str, Any] = {}
         if rounds:
             blocks = {"plain": Block(plain, workload), "ours": Block(program, workload)}
@@ -253,8 +258,8 @@ def measure(
             name,
             1e3 * statistics.median(ours) if ours else None,
             ratios.pop("plain", None),
-            counted.operations / plain.operations,
-            counted.temporary_bytes / plain.temporary_bytes,
+            counted and counted.operations / plain.operations,
+            counted and counted.temporary_bytes / plain.temporary_bytes,
             program.compile_seconds,
             ratios.pop("torch", None),
             ratios,

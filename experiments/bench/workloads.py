@@ -24,6 +24,7 @@ from mtlopt.models import (
 
 PyTree = Any
 _ADAM = optax.adam(1e-3)
+UNROLLED_TASKS = 8  # up to which the library makes no loop on CPU
 Step = Callable[..., tuple[PyTree, Any, Any]]  # step(params, state, *args)
 
 
@@ -40,6 +41,8 @@ class Workload:
       rows: `rows(params, *args)`, losses, list of T gradients of the shared leaves, and
         gradients of the heads, written by hand as tightly as JAX allows.
       optimizer: of all parameters.
+      unrolls: whether a program of T backward passes side by side is worth compiling:
+        the hand-written one, and those that XLA counts.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Workload:
     total: Callable[..., jax.Array]
     rows: Callable[..., Any]
     optimizer: optax.GradientTransformation = _ADAM
+    unrolls: bool = True
 
 
 def lenet(batch_size: int = 256) -> Workload:
@@ -213,7 +217,7 @@ def resnet18(num_tasks: int = 40, batch_size: int = 16) -> Workload:
     """ResNet-18 of width 16 on images of 32 x 32, with stacked binary heads."""
     model = resnet(18, {"unused": (1,)}, width=16, small_images=True, rngs=nnx.Rngs(0))
     network = functional_with_stats(model)
-    return _stacked(
+    workload = _stacked(
         f"ResNet-18, T = {num_tasks} stacked",
         {"encoder": network.params["encoder"]},
         lambda params, images: network.encode(params, network.stats, images)[0],
@@ -221,6 +225,7 @@ def resnet18(num_tasks: int = 40, batch_size: int = 16) -> Workload:
         128,
         num_tasks,
     )
+    return dataclasses.replace(workload, unrolls=num_tasks <= UNROLLED_TASKS)
 
 
 def _stacked(

@@ -80,12 +80,9 @@ def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.
 def _inner_products(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
     """Returns the inner products of the rows of one leaf, `[tasks, tasks]`.
 
-    All axes are contracted as they are: XLA gathers a leaf to flatten it, unless it is
-    sharded along the first of the flattened axes. On one CPU device nothing is sharded,
-    and flattening saves the transposed copy that XLA makes there, half of the time.
+    Where a leaf is not flattened, all axes are contracted as they are.
     """
-    if jax.default_backend() == "cpu" and jax.device_count() == 1:
-        left, right = (leaf.reshape(leaf.shape[0], -1) for leaf in (left, right))
+    left, right = flat_rows(left), flat_rows(right)
     axes = tuple(range(1, left.ndim))
     return jax.lax.dot_general(
         left,
@@ -95,6 +92,17 @@ def _inner_products(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
         preferred_element_type=dtype,
         out_sharding=replicated(left),
     )
+
+
+def flat_rows(leaf: jax.Array) -> jax.Array:
+    """Returns a leaf `[tasks, ...]` as a matrix, where that is free.
+
+    XLA gathers a leaf to flatten it, unless it is sharded along the first of the
+    flattened axes. On one CPU device nothing is sharded, and flattening saves the
+    transposed copy that a contraction makes there, half of its time.
+    """
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return leaf.reshape(leaf.shape[0], -1) if alone else leaf
 
 
 def sum_entries(leaf: jax.Array) -> jax.Array:
