@@ -145,8 +145,10 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
                 f"the batch leaf `{path_string(path)}` must have a leading axis that "
                 f"{parts} microbatches divide, got shape {jnp.shape(leaf)}."
             )
-        length = size[0] // parts
-        return jax.lax.dynamic_slice_in_dim(leaf, index * length, length)
+        # Not neighbours: of a batch in parallel on several devices, each of them has as
+        # many rows of every part, and nothing is gathered.
+        rows = jnp.reshape(leaf, (size[0] // parts, parts, *jnp.shape(leaf)[1:]))
+        return jax.lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False)
 
     def fold(leaf: Any) -> Any:
         is_key = hasattr(leaf, "dtype") and jnp.issubdtype(

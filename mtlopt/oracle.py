@@ -86,10 +86,11 @@ def task_grad(
       streaming: recompute rows instead of keeping them, so that methods on the Gramian
         need memory for two gradients instead of T. Needs a problem of shape 1 or 2.
       microbatches: number of equal parts in which the first of `args` is evaluated, cut
-        along the leading axis of its leaves: pass the batch as one pytree. Typed PRNG
-        keys among the other arguments are folded with the index of the part (legacy
-        uint32 keys are not); aux gets a leading axis of parts. `losses`, `heads` and
-        `losses_at` run on the whole batch.
+        along the leading axis of its leaves: pass the batch as one pytree. Part i has
+        rows i, i + k, i + 2 k, ... of k parts. Typed PRNG keys among the other
+        arguments are folded with the index of the part (legacy uint32 keys are not);
+        aux gets a leading axis of parts. `losses`, `heads` and `losses_at` run on the
+        whole batch.
       label_counts: `label_counts(*args) -> [tasks]`, labels of each task in a part,
         for losses that are means over the labelled samples. Default: equal parts.
 

@@ -13,7 +13,7 @@ from tests.sharding import network
 
 
 @functools.cache  # not at import: the devices are not settled then
-def methods():
+def all_methods():
     """All methods, for the network's tasks."""
     return {
         name: method.make(len(network.TASKS), labels=network.LABELS)
@@ -21,12 +21,12 @@ def methods():
     }
 
 
-def make_step(oracle):
-    """Returns `step(states, params, x, y)`: updates and states of all methods."""
+def make_step(oracle, methods):
+    """Returns `step(states, params, batch)`: updates and states of the methods."""
 
-    def step(states, params, x, y):
-        grads, updates, new = oracle(params, x, y), {}, {}
-        for name, method in methods().items():
+    def step(states, params, batch):
+        grads, updates, new = oracle(params, batch), {}, {}
+        for name, method in methods.items():
             with jax.named_scope(name):  # shown by the operations of the program
                 updates[name], new[name] = method.update(grads, states[name], params)
         return updates, new
@@ -34,32 +34,35 @@ def make_step(oracle):
     return step
 
 
-def init_states(params):
-    return {name: method.init(params) for name, method in methods().items()}
+def init_states(params, methods):
+    return {name: method.init(params) for name, method in methods.items()}
 
 
 def one_device():
     """Updates of every method at the second of two batches, by one device."""
     params = jax.tree.map(jax.numpy.asarray, network.make_params())
-    step = jax.jit(make_step(network.make_oracle()), compiler_options=QUICK)
-    states, updates = init_states(params), {}
+    methods = all_methods()
+    step = jax.jit(make_step(network.make_oracle(), methods), compiler_options=QUICK)
+    states, updates = init_states(params, methods), {}
     for batch in network.make_batches():
-        updates, states = step(states, params, *batch)
+        updates, states = step(states, params, batch)
     return jax.device_get(updates)
 
 
-def many_devices(mesh, *, fully, put_batch, **options):
+def many_devices(mesh, *, fully, put_batch, methods=None, **options):
     """The same on a mesh, with data in parallel and replicated or sharded parameters.
 
     Args:
       mesh: all devices, its axis named `network.AXIS`.
       fully: whether the encoder's leaves are sharded.
       put_batch: function that places a batch on the mesh.
+      methods: by name; None for all.
       **options: of `task_grad`.
 
     Returns:
       The updates, the states and the text of the compiled program.
     """
+    methods = methods or all_methods()
     batch_sharding = network.by_batch(mesh)
 
     def constrain(array):
@@ -72,18 +75,18 @@ def many_devices(mesh, *, fully, put_batch, **options):
         kept = isinstance(leaf.sharding, NamedSharding)
         return leaf.sharding if kept else network.replicated(mesh)
 
-    states = init_states(params)
+    states = init_states(params, methods)
     state_shardings = jax.tree.map(on_mesh, states)
     states = jax.jit(lambda states: states, out_shardings=state_shardings)(states)
     step = jax.jit(
-        make_step(network.make_oracle(constrain, **options)),
-        out_shardings=(dict.fromkeys(methods(), shardings), state_shardings),
+        make_step(network.make_oracle(constrain, **options), methods),
+        out_shardings=(dict.fromkeys(methods, shardings), state_shardings),
     )
     batches = [put_batch(batch) for batch in network.make_batches()]
-    compiled = step.lower(states, params, *batches[0]).compile(QUICK)
+    compiled = step.lower(states, params, batches[0]).compile(QUICK)
     updates = {}
     for batch in batches:
-        updates, states = compiled(states, params, *batch)
+        updates, states = compiled(states, params, batch)
     return updates, states, compiled.as_text()
 
 

@@ -52,15 +52,15 @@ def make_oracle(constrain=lambda array: array, whole=lambda leaf: leaf, **option
       **options: of `task_grad`.
     """
 
-    def encode(params, x, y):
+    def encode(params, batch):
         leaves = jax.tree.map(whole, params["encoder"])
-        z = constrain(jnp.tanh(x @ leaves["first"] + leaves["bias"]))
+        z = constrain(jnp.tanh(batch[0] @ leaves["first"] + leaves["bias"]))
         return constrain(jnp.tanh(z @ leaves["second"]))
 
     def make_loss(task):
         index = TASKS.index(task)
-        return lambda params, z, x, y: jnp.mean(
-            (z @ params["heads"][task] - y[:, index]) ** 2
+        return lambda params, z, batch: jnp.mean(
+            (z @ params["heads"][task] - batch[1][:, index]) ** 2
         )
 
     losses = {task: make_loss(task) for task in TASKS}

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 from jax.sharding import AxisType, PartitionSpec, reshard
 
+import mtlopt
 from tests.sharding import comparison, network
 
 
@@ -34,6 +35,30 @@ def run(expected, *, fully, **options):
     }
 
 
+def other_options(expected):
+    """Microbatches, and rows that are decomposed: one method of each kind."""
+    mesh = network.make_mesh()
+    everything, found = comparison.all_methods(), {}
+    some = {name: everything[name] for name in ("sum_tasks", "mgda", "mgda_ub")}
+    qr = {"aligned_mtl": mtlopt.aligned_mtl(len(network.TASKS), solver="qr")}
+    for title, methods, options in (
+        ("microbatches", some, {"microbatches": 4}),
+        ("qr", qr, {}),
+    ):
+        updates, _, text = comparison.many_devices(
+            mesh,
+            fully=False,
+            put_batch=lambda batch: jax.device_put(batch, network.by_batch(mesh)),
+            methods=methods,
+            **options,
+        )
+        found[title] = {
+            "errors": comparison.errors(jax.device_get(updates), expected),
+            "all-gather": comparison.collectives(text, "all-gather"),
+        }
+    return found
+
+
 def explicit_specs():
     """Specs of the updates on a mesh with explicit axes: traced only."""
     mesh = network.make_mesh(AxisType.Explicit)
@@ -45,9 +70,10 @@ def explicit_specs():
         shardings = network.param_shardings(mesh, fully=True)
         params = jax.device_put(network.make_params(), shardings)
         batch = jax.device_put(network.make_batches()[0], network.by_batch(mesh))
-        step = comparison.make_step(network.make_oracle(whole=whole))
-        states = comparison.init_states(params)
-        updates, _ = jax.eval_shape(step, states, params, *batch)
+        methods = comparison.all_methods()
+        step = comparison.make_step(network.make_oracle(whole=whole), methods)
+        states = comparison.init_states(params, methods)
+        updates, _ = jax.eval_shape(step, states, params, batch)
         return {
             name: jax.tree.map(lambda leaf: str(leaf.sharding.spec), update["encoder"])
             for name, update in updates.items()
@@ -62,6 +88,7 @@ def main():
         # The pullbacks as on accelerators.
         "fully": run(expected, fully=True, batching="vmap"),
         "explicit": explicit_specs(),
+        **other_options(expected),
     }
     print(json.dumps(found))
 
