@@ -107,6 +107,9 @@ def hold_out(train: Samples, test: Samples) -> dict[str, Samples]:
     Validated is on a tenth of the train split, the last in a row, not any: the names
     follow cities and sequences, whose images are too alike to be on both sides.
 
+    Raises:
+        ValueError: if there are fewer than two train samples.
+
     Examples:
         >>> train, test = Samples(list("abcdefghij"), str, ""), Samples("k", str, "")
         >>> splits = hold_out(train, test)
@@ -115,6 +118,11 @@ def hold_out(train: Samples, test: Samples) -> dict[str, Samples]:
         >>> splits["validation"].read(0)
         '9'
     """
+    if len(train) < 2:
+        raise ValueError(
+            "`train` must have 2 samples or more, one of them to validate on, got "
+            f"{len(train)}: {train.source}."
+        )
     cut = len(train) - max(1, round(_HELD_OUT * len(train)))
     kept = Samples(train.names[:cut], train.read, train.source)
     last = Samples(

@@ -29,7 +29,7 @@ from experiments.data.rendered_samples import (
 )
 from experiments.data.samples import Sample, Samples, make_sample
 from experiments.vision import Experiment, Settings, parse, run
-from experiments.vision_data import Data, Split, make_data
+from experiments.vision_data import Data, Split, hold_out, make_data
 from experiments.vision_methods import make_methods, method_names, norm_widths
 from experiments.vision_problems import Problem, make_problem
 from experiments.vision_report import by_rate, choose, make_rows
@@ -203,6 +203,11 @@ def test_samples_past_the_end_have_no_label():
     assert batch["place"].tolist() == [2, -1]
     np.testing.assert_array_equal(batch["half"], [[1.0], [np.nan]])
     assert split.batch(np.arange(3))["labels"]["place"].tolist() == [0, 1, 2]
+
+
+def test_one_sample_cannot_be_trained_and_validated_on():
+    with pytest.raises(ValueError, match="`train` must have 2 samples or more"):
+        hold_out(counted(1)[0], counted(1)[0])
 
 
 def test_a_sample_that_cannot_be_read_is_named():
