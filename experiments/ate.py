@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from experiments.cli import (
 )
 from experiments.phase_costs import flop_costs, parameter_costs
 from experiments.phases import OPTIMIZERS, Problem, Schedule
-from experiments.report import provenance
-from experiments.run_folder import claim, write_json, write_text
+from experiments.report import command_line, write_results
+from experiments.run_folder import claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +148,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str]) -> None:
     )
     results = run_all(problem, settings.runs, schedule, units, out)
     summary = summarize(results, units)
-    command = shlex.join(["python", "-m", "experiments", experiment.name, *argv])
+    command = command_line(experiment.name, argv)
     seconds = time.perf_counter() - started
     tasks = problem.oracle.tasks
     seeds = "1 seed" if settings.seeds == 1 else f"{settings.seeds} seeds"
@@ -159,20 +158,17 @@ def run_experiment(experiment: Experiment, argv: Sequence[str]) -> None:
     )
     introduction = [f"# {experiment.title}", f"`{command}`", text]
     report = make_report(summary, units, tasks, experiment.paper, introduction)
-    write_text(out / "report.md", report)
-    write_json(
-        out / "results.json",
-        {
-            "experiment": experiment.name,
-            "command": command,
-            "source": source,
-            "settings": dataclasses.asdict(settings),
-            **provenance(),
-            "seconds": seconds,
-            "tasks": tasks,
-            "costs": {unit: costs._asdict() for unit, costs in units.items()},
-            "runs": list(summary.values()),
-        },
+    write_results(
+        out,
+        experiment.name,
+        settings,
+        report,
+        command=command,
+        source=source,
+        seconds=seconds,
+        tasks=tasks,
+        costs={unit: costs._asdict() for unit, costs in units.items()},
+        runs=list(summary.values()),
     )
     draw_figures(results, units, source, out)
     print(f"\n{report}\nWritten to {out}.")

@@ -1,7 +1,6 @@
 """A short training that shows how the tasks get on, and says what may help."""
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from experiments.cli import (
     positive,
 )
 from experiments.doctor_figures import draw_doctor
-from experiments.report import markdown_table, provenance
-from experiments.run_folder import CsvStream, claim, write_json, write_text
+from experiments.report import command_line, markdown_table, write_results
+from experiments.run_folder import CsvStream, claim
 from experiments.training import (
     Problem,
     epoch_order,
@@ -113,21 +112,18 @@ def main(argv: Sequence[str]) -> None:
     csv = CsvStream(out / "metrics.csv")
     course = train(multimnist.make_problem(data), settings, csv)
     sentences = mtlopt.suggestions(course.diagnosis, TASKS)
-    command = shlex.join(["python", "-m", "experiments", "doctor", *argv])
+    command = command_line("doctor", argv)
     report = make_report(course, sentences, settings, data.source, command)
-    write_text(out / "report.md", report)
-    write_json(
-        out / "results.json",
-        {
-            "experiment": "doctor",
-            "command": command,
-            "data": {"source": data.source, "stand_in": settings.data_dir is None},
-            "settings": dataclasses.asdict(settings),
-            **provenance(),
-            "measures": {name: _moments(value) for name, value in measures(course)},
-            "cosines": _mean_cosines(course).tolist(),
-            "suggestions": sentences,
-        },
+    write_results(
+        out,
+        "doctor",
+        settings,
+        report,
+        command=command,
+        data={"source": data.source, "stand_in": settings.data_dir is None},
+        measures={name: _moments(value) for name, value in measures(course)},
+        cosines=_mean_cosines(course).tolist(),
+        suggestions=sentences,
     )
     title = mtlopt.METHODS[settings.method].title
     draw_doctor(

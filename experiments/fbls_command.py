@@ -16,8 +16,8 @@ from experiments.cli import (
 from experiments.fbls import DIRECTIONS, Problem, make_methods, num_examples
 from experiments.fbls_report import Subject, draw_figures, make_report
 from experiments.fbls_runs import Settings, run_methods
-from experiments.report import provenance
-from experiments.run_folder import claim, write_json, write_text
+from experiments.report import write_results
+from experiments.run_folder import claim
 
 _HELP = {
     "epochs": "passes over the train split",
@@ -121,16 +121,13 @@ def run_experiment(
     methods = {name: methods[name] for name in settings.methods}
     runs = run_methods(problem, methods, settings, out)
     report = make_report(subject, settings, methods, runs) + more()
-    write_text(out / "report.md", report)
-    write_json(
-        out / "results.json",
-        {
-            "experiment": subject.name,
-            "data": {"source": subject.source, "stand_in": subject.stand_in},
-            "settings": dataclasses.asdict(settings),
-            **provenance(),
-            "runs": [dataclasses.asdict(run) for run in runs],
-        },
+    write_results(
+        out,
+        subject.name,
+        settings,
+        report,
+        data={"source": subject.source, "stand_in": subject.stand_in},
+        runs=[dataclasses.asdict(run) for run in runs],
     )
     draw_figures(subject, methods, runs, out)
     print(f"\n{report}\nWritten to {out}.")

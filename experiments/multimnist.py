@@ -23,8 +23,13 @@ from experiments.cli import (
 )
 from experiments.data.multimnist import MultiMnist, Split, load_multimnist
 from experiments.figures import COLOURS, Curve, draw_dots, draw_panels
-from experiments.report import markdown_table, percent, provenance, spread
-from experiments.run_folder import claim, write_json, write_text
+from experiments.report import (
+    markdown_table,
+    percent,
+    spread,
+    write_results,
+)
+from experiments.run_folder import claim
 from experiments.runner import Result, Schedule, run_methods
 from experiments.training import Problem
 
@@ -149,16 +154,13 @@ def main(argv: Sequence[str]) -> None:
         out,
     )
     report = make_report(results, settings, data.source)
-    write_text(out / "report.md", report)
-    write_json(
-        out / "results.json",
-        {
-            "experiment": "multimnist",
-            "data": {"source": data.source, "stand_in": settings.data_dir is None},
-            "settings": dataclasses.asdict(settings),
-            **provenance(),
-            "methods": summarize(results),
-        },
+    write_results(
+        out,
+        "multimnist",
+        settings,
+        report,
+        data={"source": data.source, "stand_in": settings.data_dir is None},
+        methods=summarize(results),
     )
     draw_figures(results, data.source, out)
     print(f"\n{report}\nWritten to {out}.")

@@ -1,14 +1,19 @@
 """Tables as Markdown, numbers as JSON, and where they come from."""
 
+import dataclasses
 import datetime as dt
 import importlib.metadata
 import math
 import platform
+import shlex
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+
+from experiments.run_folder import write_json, write_text
 
 _PACKAGES = ("mtlopt", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
 
@@ -22,6 +27,38 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+
+
+def command_line(experiment: str, argv: Sequence[str]) -> str:
+    """Returns what was typed.
+
+    Examples:
+      >>> command_line("toy", ["--out", "my results"])
+      "python -m experiments toy --out 'my results'"
+    """
+    return shlex.join(["python", "-m", "experiments", experiment, *argv])
+
+
+def write_results(
+    out: Path, experiment: str, settings: Any, report: str, **results: Any
+) -> None:
+    """Writes `report.md`, and `results.json` with how it came about.
+
+    Args:
+      out: the folder.
+      experiment: its name.
+      settings: a dataclass.
+      report: the report.
+      **results: all else that the JSON file says.
+    """
+    write_text(out / "report.md", report)
+    record = {
+        "experiment": experiment,
+        "settings": dataclasses.asdict(settings),
+        **provenance(),
+        **results,
+    }
+    write_json(out / "results.json", record)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from experiments.cli import (
     methods_for,
     positive,
 )
-from experiments.report import markdown_table, provenance
-from experiments.run_folder import claim, write_json, write_text
+from experiments.report import command_line, markdown_table, write_results
+from experiments.run_folder import claim
 
 DESCRIPTION = """\
 Trains a small network on two synthetic tasks three times: on one device, with the batch
@@ -93,15 +92,15 @@ def main(argv: Sequence[str]) -> None:
                 bar.set_description(f"{method}, {placement}")
                 outcomes[method][placement] = train(method, placement, settings)
                 bar.update()
-    command = shlex.join(["python", "-m", "experiments", "sharded", *argv])
+    command = command_line("sharded", argv)
     report = make_report(outcomes, settings, command)
-    write_text(out / "report.md", report)
-    record = {
-        "experiment": "sharded",
-        "command": command,
-        "settings": dataclasses.asdict(settings),
-        **provenance(),
-        "methods": {
+    write_results(
+        out,
+        "sharded",
+        settings,
+        report,
+        command=command,
+        methods={
             method: {
                 placement: {
                     "final_losses": outcome.losses[-1].tolist(),
@@ -113,8 +112,7 @@ def main(argv: Sequence[str]) -> None:
             }
             for method, runs in outcomes.items()
         },
-    }
-    write_json(out / "results.json", record)
+    )
     print(f"\n{report}\nWritten to {out}.")
 
 

@@ -1,7 +1,6 @@
 """Tasks that move in turn, alone or in groups: Pascal et al., 2021 (IUS and IO)."""
 
 import dataclasses
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,13 @@ from experiments.cli import (
     positive,
 )
 from experiments.figures import COLOURS, Curve
-from experiments.report import markdown_table, percent, provenance
-from experiments.run_folder import claim, write_json, write_text
+from experiments.report import (
+    command_line,
+    markdown_table,
+    percent,
+    write_results,
+)
+from experiments.run_folder import claim
 from experiments.task_groups_figures import draw_log_panels
 from experiments.task_groups_problems import MIXED_TASKS, PARTS, Part, load
 from experiments.task_groups_training import (
@@ -227,18 +231,15 @@ def main(argv: Sequence[str]) -> None:
         ways = settings.ways(name)
         histories = run_settings(name, part, ways, schedule, out)
         outcomes[name] = conclude(part, schedule, histories)
-    command = shlex.join(["python", "-m", "experiments", "task_groups", *argv])
+    command = command_line("task_groups", argv)
     report = make_report(outcomes, settings, command)
-    write_text(out / "report.md", report)
-    write_json(
-        out / "results.json",
-        {
-            "experiment": "task_groups",
-            "command": command,
-            "settings": dataclasses.asdict(settings),
-            **provenance(),
-            "parts": {name: summarize(name, each) for name, each in outcomes.items()},
-        },
+    write_results(
+        out,
+        "task_groups",
+        settings,
+        report,
+        command=command,
+        parts={name: summarize(name, each) for name, each in outcomes.items()},
     )
     for name, outcome in outcomes.items():
         draw_figures(name, outcome, out)

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ from tqdm import tqdm
 import mtlopt
 from experiments.cli import choose_names, experiment_parser, methods_for, positive
 from experiments.landscapes import LANDSCAPES, Landscape, Loss
-from experiments.report import markdown_table, provenance
-from experiments.run_folder import claim, write_json, write_text
+from experiments.report import command_line, markdown_table, write_results
+from experiments.run_folder import claim
 from experiments.toy_figures import Paths, draw_paths
 
 OPTIMIZERS = {"adam": optax.adam, "sgd": optax.sgd}
@@ -114,25 +113,22 @@ def main(argv: Sequence[str]) -> None:
     # Short enough to be run again: the same command writes the same files.
     claim(out, dataclasses.asdict(settings), resume=True)
     outcomes, compile_seconds = run_methods(settings)
-    command = shlex.join(["python", "-m", "experiments", "toy", *argv])
+    command = command_line("toy", argv)
     report = make_report(outcomes, settings, command)
-    write_text(out / "report.md", report)
-    write_json(
-        out / "results.json",
-        {
-            "experiment": "toy",
-            "command": command,
-            "settings": dataclasses.asdict(settings),
-            **provenance(),
-            "landscapes": {name: _describe(name) for name in settings.landscapes},
-            "methods": {
-                method: {
-                    "title": mtlopt.METHODS[method].title,
-                    "compile_seconds": compile_seconds[method],
-                    **{name: _summarize(outcome) for name, outcome in entry.items()},
-                }
-                for method, entry in outcomes.items()
-            },
+    write_results(
+        out,
+        "toy",
+        settings,
+        report,
+        command=command,
+        landscapes={name: _describe(name) for name in settings.landscapes},
+        methods={
+            method: {
+                "title": mtlopt.METHODS[method].title,
+                "compile_seconds": compile_seconds[method],
+                **{name: _summarize(outcome) for name, outcome in entry.items()},
+            }
+            for method, entry in outcomes.items()
         },
     )
     for name in settings.landscapes:

@@ -1,7 +1,6 @@
 """The command of a vision experiment: from its options to the files that it leaves."""
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from experiments.cli import (
     pop_start,
     positive,
 )
-from experiments.report import provenance
-from experiments.run_folder import claim, write_json, write_text
+from experiments.report import command_line, write_results
+from experiments.run_folder import claim
 from experiments.vision_data import Data
 from experiments.vision_figures import draw_predictions, draw_rates, draw_training
 from experiments.vision_methods import SINGLE, SUM, method_names
@@ -120,19 +119,16 @@ def run(experiment: Experiment, argv: Sequence[str]) -> None:
     problem = experiment.make(settings, data)
     runs = run_methods(problem, data, settings, out)
     rows = make_rows(runs, problem.names, problem.tasks.metrics)
-    command = shlex.join(["python", "-m", "experiments", experiment.name, *argv])
+    command = command_line(experiment.name, argv)
     report = make_report(experiment, settings, problem, data, runs, command)
-    write_text(out / "report.md", report)
-    write_json(
-        out / "results.json",
-        {
-            "experiment": experiment.name,
-            "command": command,
-            "data": data.source,
-            "settings": dataclasses.asdict(settings),
-            **provenance(),
-            **summarize(rows, runs),
-        },
+    write_results(
+        out,
+        experiment.name,
+        settings,
+        report,
+        command=command,
+        data=data.source,
+        **summarize(rows, runs),
     )
     draw_figures(experiment, problem, data, runs, out)
     print(f"\n{report}\nWritten to {out}.")

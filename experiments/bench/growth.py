@@ -6,8 +6,9 @@ A multilayer perceptron with stacked heads, SGD, batch 64. The first table grows
 tasks at a million parameters, the second the parameters at forty tasks, with the rows
 of the Jacobian kept, made in chunks, recomputed one by one (streaming), and never made
 (latent space). Multiples of a plain step on the summed loss of the same size. Times as
-in `steps`, on one core; memory is what XLA counts for temporaries, parameters not
-included, and needs no run: sizes above `--run-up-to` are compiled only.
+in `steps`, on one core; memory is what XLA counts for temporaries, and the peak includes
+parameters and state, old and new. Neither needs a run: sizes above `--run-up-to` are
+compiled only.
 """
 
 import dataclasses
@@ -62,6 +63,7 @@ class Point:
         milliseconds: Median time of a step; None if it was not run.
         time: The same as a multiple of the plain step's.
         memory: Temporary memory, likewise.
+        peak: Memory with parameters, state and their new values, likewise.
         compile_seconds: Time to trace and compile it.
     """
 
@@ -71,6 +73,7 @@ class Point:
     milliseconds: float | None
     time: float | None
     memory: float
+    peak: float
     compile_seconds: float
 
 
@@ -112,6 +115,7 @@ def measure(
             milliseconds,
             ratio,
             program.temporary_bytes / plain.temporary_bytes,
+            program.peak_bytes / plain.peak_bytes,
             program.compile_seconds,
         )
 
@@ -172,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("num_tasks", over_tasks),
         ("num_parameters", over_parameters),
     ):
-        for value in ("milliseconds", "time", "memory", "compile_seconds"):
+        for value in ("milliseconds", "time", "memory", "peak", "compile_seconds"):
             print(f"{table(points, size, value)}\n")
     write_record(args.out, [*over_tasks, *over_parameters])
     if args.figure:
@@ -181,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             [
                 ("num_tasks", "time", over_tasks),
                 ("num_parameters", "time", over_parameters),
-                ("num_parameters", "memory", over_parameters),
+                ("num_parameters", "peak", over_parameters),
             ],
         )
 

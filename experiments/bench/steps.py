@@ -142,6 +142,7 @@ class Program:
     compile_seconds: float
     operations: float
     temporary_bytes: int
+    peak_bytes: int  # with arguments and results, none of them donated
 
 
 def compiled(workload: Workload, step: Step, state: Any) -> Program:
@@ -153,7 +154,9 @@ def compiled(workload: Workload, step: Step, state: Any) -> Program:
     counts, memory = program.cost_analysis(), program.memory_analysis()
     assert counts is not None  # XLA counts on CPU, GPU and TPU
     assert memory is not None
-    return Program(program, state, seconds, counts["flops"], memory.temp_size_in_bytes)
+    temporary = memory.temp_size_in_bytes
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + temporary
+    return Program(program, state, seconds, counts["flops"], temporary, peak)
 
 
 class Block:
