@@ -6,7 +6,7 @@ A multilayer perceptron with stacked heads, SGD, batch 64. The first table grows
 tasks at a million parameters, the second the parameters at forty tasks, with the rows
 of the Jacobian kept, made in chunks, recomputed one by one (streaming), and never made
 (latent space). Multiples of a plain step on the summed loss of the same size. Times as
-in `steps`, on one core; memory is what XLA counts for temporaries, and the peak includes
+in `steps`, on one core. Memory is what XLA counts for temporaries; the peak includes
 parameters and state, old and new. Neither needs a run: sizes above `--run-up-to` are
 compiled only.
 """
