@@ -313,8 +313,8 @@ class Trainer:
             [run.only in ("", task) for task in self._problem.names], bool
         )
         if self._compiled is None:
-            started = time.perf_counter()
             args = (state, self._data.train.batch(order[0]), rate, members)
+            started = time.perf_counter()
             self._compiled = self._step.lower(*args).compile()
             self._compile_seconds = time.perf_counter() - started
         losses, mean, seconds = [], [], 0.0

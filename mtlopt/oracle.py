@@ -89,8 +89,9 @@ def task_grad(
         along the leading axis of its leaves: pass the batch as one pytree. Part i has
         rows i, i + k, i + 2 k, ... of k parts. Typed PRNG keys among the other
         arguments are folded with the index of the part (legacy uint32 keys are not);
-        aux gets a leading axis of parts. `losses`, `heads` and `losses_at` run on the
-        whole batch.
+        aux gets a leading axis of parts (what it says of single samples, `[parts, rows,
+        ...]`, is in the batch's order with these two axes exchanged). `losses`, `heads`
+        and `losses_at` run on the whole batch.
       label_counts: `label_counts(*args) -> [tasks]`, labels of each task in a part,
         for losses that are means over the labelled samples. Default: equal parts.
 

@@ -277,7 +277,7 @@ class Linearization:
 
         A combination of rows that exist costs less than one more pullback.
         """
-        if self.pullback is None or self.streaming:
+        if self.pullback is None or self.streaming or self.kept is not None:
             return self
         latent = scale_rows(self.latent, jnp.ones(len(self.latent[0])), present)
         return dataclasses.replace(

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtlopt.task_grads import TaskGrads
+
 PyTree = Any
 
 
@@ -34,12 +36,16 @@ def skip_not_finite(
     might as well not have been there.
 
     Args:
-      inner: weightings, an aggregator and an optimizer, chained; or any transform.
+      inner: a transform that returns updates of parameters: weightings, an aggregator
+        and an optimizer, chained; the last may be missing, or come alone.
 
     Returns:
       A transform of the same input and output. Its state counts what was skipped; if
       `num_skipped` grows step by step, the parameters themselves are not finite or the
       learning rate is too high.
+
+    Raises:
+      TypeError: at the update, if `inner` has weightings but no aggregator.
 
     Examples:
       >>> import mtlopt
@@ -68,6 +74,11 @@ def skip_not_finite(
     ) -> tuple[PyTree, SkipNotFiniteState]:
         old = state.inner_state
         moved, new = inner.update(updates, old, params, **extra_args)
+        if isinstance(moved, TaskGrads):
+            raise TypeError(
+                "`inner` must end in updates of the parameters, got TaskGrads. Chain "
+                "an aggregator behind the weightings, inside of `skip_not_finite`."
+            )
         spoilt = [jnp.any(~_finite(leaf)) for leaf in jax.tree.leaves(moved)]
         spoilt += [
             # What starts from infinity, as the lowest loss so far, may stay there.
@@ -84,8 +95,8 @@ def skip_not_finite(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _finite(leaf: jax.Array) -> jax.Array:
+def _finite(leaf: Any) -> jax.Array:
     """Whether the numbers of a leaf are finite; counts and keys are."""
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return jnp.isfinite(leaf)
     return jnp.ones(jnp.shape(leaf), bool)

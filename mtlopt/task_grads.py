@@ -206,8 +206,9 @@ class TaskGrads:
     def combine(self, weights: jax.Array) -> PyTree:
         """Returns the update `sum_i weights[i] scales[i] g_i`, by a single pullback.
 
-        The rows over the shared leaves are never made. Methods that asked for `rows()`
-        combine those instead, see `updates`.
+        The rows over the shared leaves are not made for it, and if `keep_rows` made
+        them there is no pullback. Methods that asked for `rows()` combine those
+        instead, see `updates`.
 
         Args:
           weights: `[tasks]`, factors of the shared gradients only.
@@ -215,8 +216,10 @@ class TaskGrads:
         Returns:
           A pytree with the structure and dtypes of the parameters.
         """
-        rows = self.linear.latent_rows(self.scales, self.present)
-        return self.updates(rows.combine(weights))
+        linear = self.linear
+        kept = isinstance(linear, Linearization) and linear.kept is not None
+        make = linear.rows if kept else linear.latent_rows
+        return self.updates(make(self.scales, self.present).combine(weights))
 
     def updates(self, shared: Leaves) -> PyTree:
         """Returns the update made of a shared direction and each head's own gradient.

@@ -117,6 +117,25 @@ def test_a_state_that_alone_is_spoilt_is_not_taken():
     np.testing.assert_array_equal(state.inner_state, 2)
 
 
+def test_weightings_alone_are_refused():
+    """An aggregator behind the wrapper would come too late."""
+    oracle, params = make_oracle(), make_params()
+    tx = skip_not_finite(mtlopt.weight_by_uncertainty(3))
+    batch = jax.tree.map(lambda leaf: leaf[0], make_batches())
+    with pytest.raises(TypeError, match="`inner` must end in updates"):
+        tx.update(oracle(params, *batch), tx.init(params), params)
+
+
+def test_python_numbers_in_a_state():
+    """As in a transform that someone wrote quickly."""
+    count = optax.GradientTransformation(
+        lambda params: 0.0, lambda updates, state, params=None: (updates, state + 1)
+    )
+    tx = skip_not_finite(count)
+    _, state = tx.update(jnp.ones(2), tx.init(None))
+    assert state.inner_state == 1
+
+
 def test_large_numbers_are_finite():
     """Their norm would not be."""
     tx = skip_not_finite(optax.identity())

@@ -1,10 +1,13 @@
 """The product of a dense layer, with a gradient of the kernel that is fast on CPU."""
 
+import functools
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 # Where rows of a matrix are a multiple of 2 KiB apart, its columns fall on few lines of
 # the cache. XLA on a CPU reads the columns of one of them for a kernel's gradient, `x.T
@@ -53,7 +56,6 @@ def dense_dot_general(
         ValueError: If `dimension_numbers` are not those of a dense layer.
 
     Examples:
-        >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> layer = nnx.Linear(2, 3, dot_general=dense_dot_general, rngs=nnx.Rngs(0))
         >>> layer(jnp.ones([4, 5, 2])).shape
@@ -72,10 +74,11 @@ def dense_dot_general(
     if explicit or any(setting is not None for setting in settings.values()):
         return lax.dot_general(x, kernel, dimension_numbers, precision, **settings)
     inputs = math.prod(kernel.shape[:num])
-    flat, matrix = x.reshape(-1, inputs), kernel.reshape(inputs, -1)
+    rows, outputs = x.shape[:-num], kernel.shape[num:]
+    flat = x.reshape(math.prod(rows), inputs)
+    matrix = kernel.reshape(inputs, math.prod(outputs))
     product = _copying_product if _aliases(flat, matrix) else _product
-    out = product(precision, flat, matrix)
-    return out.reshape(*x.shape[:-num], *kernel.shape[num:])
+    return product(precision, flat, matrix).reshape(*rows, *outputs)
 
 
 def _aliases(x: jax.Array, kernel: jax.Array) -> bool:
@@ -97,17 +100,24 @@ def _product(precision: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
 _copying_product = jax.custom_jvp(_product, nondiff_argnums=(0,))
 
 
-@_copying_product.defjvp
 def _copying_product_jvp(
     precision: Any, primals: Any, tangents: Any
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Any]:
     (x, kernel), (dx, dkernel) = primals, tangents
     rows, inputs = x.shape
-    # By way of three axes: XLA folds a mere transposition into the product again.
-    columns = x.reshape(2, rows // 2, inputs).transpose(2, 0, 1).reshape(inputs, rows)
-    # In reverse mode this is never computed, but transposed: to `columns @ g`.
-    along_kernel = lax.dot_general(
-        columns, dkernel, (((0,), (0,)), ((), ())), precision=precision
-    )
-    out = _copying_product(precision, x, kernel)
-    return out, _product(precision, dx, kernel) + along_kernel
+    # Not itself again: policies of `jax.checkpoint` know a product, not a custom rule.
+    out = _product(precision, x, kernel)
+    along = []
+    if not isinstance(dx, SymbolicZero):
+        along.append(_product(precision, dx, kernel))
+    if not isinstance(dkernel, SymbolicZero):
+        # By way of three axes: XLA folds a mere transposition into the product again.
+        # In reverse mode this product is never computed, but transposed: `columns @ g`.
+        columns = x.reshape(2, rows // 2, inputs).transpose(2, 0, 1)
+        columns = columns.reshape(inputs, rows)
+        dimensions = (((0,), (0,)), ((), ()))
+        along.append(lax.dot_general(columns, dkernel, dimensions, precision))
+    return out, functools.reduce(jnp.add, along)
+
+
+_copying_product.defjvp(_copying_product_jvp, symbolic_zeros=True)

@@ -231,6 +231,8 @@ def _num_tiles(width: int, columns: int, features: int) -> int:
 
 def _parts(batch: int, numbers: int) -> tuple[int, int]:
     """Cuts a batch with so many numbers an image into equal parts, of how many each."""
+    if jax.device_count() > 1:  # a part might lie on one of them only
+        return 1, batch
     most = max(1, _PART_NUMBERS // max(1, numbers))
     num_parts = max(1, math.ceil(batch / most))
     return num_parts, math.ceil(batch / num_parts)

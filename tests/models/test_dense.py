@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import print_saved_residuals
 
 from mtlopt.models import dense_dot_general
 from tests.models.networks import compiled
@@ -21,6 +22,7 @@ CASES = [
     ((4, 16, 512), (512, 4, 16), 1),
     ((4, 16, 8, 64), (8, 64, 80), 2),
     ((512,), (512, 64), 1),
+    ((4, 0), (0, 3), 1),
 ]
 
 
@@ -68,17 +70,59 @@ def test_equals_lax(x, kernel, num):
         )
 
 
-def test_costs_what_the_plain_product_costs():
-    """XLA counts the same products: the copy is no arithmetic, and nothing is lost."""
-    x, kernel = jnp.ones([128, 512]), jnp.ones([512, 512])
+X, KERNEL = jnp.ones([256, 512]), jnp.ones([512, 512])
+
+
+def kernel_gradient(product):
+    return jax.grad(lambda k: jnp.sum(product(X, k, numbers(X, 1)) ** 2))
+
+
+def along_kernel(product):
+    return lambda k: jax.jvp(lambda k: product(X, k, numbers(X, 1)), (k,), (k,))[1]
+
+
+def along_x(product):
+    return lambda k: jax.jvp(lambda x: product(x, k, numbers(X, 1)), (X,), (X,))[1]
+
+
+@pytest.mark.parametrize("derivative", [kernel_gradient, along_kernel, along_x])
+def test_costs_what_the_plain_product_costs(derivative):
+    """XLA counts the same products: what does not depend on anything is left out."""
 
     def flops(product):
-        def loss(kernel):
-            return jnp.sum(product(x, kernel, numbers(x, 1)) ** 2)
-
-        return jax.jit(jax.grad(loss)).lower(kernel).compile().cost_analysis()["flops"]
+        program = jax.jit(derivative(product)).lower(KERNEL).compile()
+        return program.cost_analysis()["flops"]
 
     assert flops(dense_dot_general) == pytest.approx(flops(lax.dot_general), rel=2e-2)
+
+
+def test_gradient_is_computed_from_a_copy():
+    """XLA has not folded it into the product: it takes memory."""
+
+    def temporary(product):
+        def loss(kernel, x):
+            return jnp.sum(product(x, kernel, numbers(x, 1)) ** 2)
+
+        program = jax.jit(jax.grad(loss)).lower(KERNEL, X).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary(dense_dot_general) >= temporary(lax.dot_general) + X.nbytes
+
+
+def test_checkpoint_policies_know_the_product(capsys):
+    """As many products are saved as of `lax.dot_general`."""
+
+    def num_saved(product):
+        def layers(x):
+            for _ in range(3):
+                x = jnp.tanh(product(x, KERNEL, numbers(x, 1)))
+            return jnp.sum(x)
+
+        policy = jax.checkpoint_policies.dots_saveable
+        print_saved_residuals(jax.checkpoint(layers, policy=policy), X)
+        return len(capsys.readouterr().out.splitlines())
+
+    assert num_saved(dense_dot_general) == num_saved(lax.dot_general) >= 3
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
