@@ -88,7 +88,7 @@ def test_decision_table_is_that_of_the_registry():
 def test_methods_that_keep_a_nan_are_named():
     """What was not finite in the second of eight updates comes back in the last."""
     page = (ROOT / "docs/composition.md").read_text()
-    found = re.search(r"at this release these are (.*?)\. \(STCH", page, re.S)
+    found = re.search(r"at this release these\s+are (.*?)\. \(STCH", page, re.S)
     assert found
     named = set(re.split(r", | and ", found[1].replace("\n", " ")))
 

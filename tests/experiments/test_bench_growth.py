@@ -25,9 +25,18 @@ def test_streaming_keeps_fewer_rows():
     assert points["kept"].time is None
 
 
+@pytest.mark.parametrize("method", ["mgda", "upgrad", "aligned_mtl"])
+def test_streaming_needs_little_more_than_a_plain_step(method):
+    """At forty tasks and a million parameters at most half as much again."""
+    variants = {method: (method, {"streaming": True})}
+    points = list(measure(40, 1_000_000, variants, 0))
+    assert points[0].peak == 1
+    assert 1 < points[1].peak <= 1.5
+
+
 def test_tables_and_figure(tmp_path):
     points = [
-        Point(step, size, 10, 2.0 * size, 1.0 * size, 1.0, 0.5)
+        Point(step, size, 10, 2.0 * size, 1.0 * size, 1.0, 1.0, 0.5)
         for step in (PLAIN, "θ-aligned")
         for size in (2, 1_000)
     ]
