@@ -288,8 +288,6 @@ class Linearization:
         """Returns the gradient of `sum_i factors[i] L_i`: shared leaves and heads."""
         assert self.backward is not None
         heads, latent = self.backward(factors)
-        if self.kept is not None:
-            return linalg.combine(factors, self.kept), heads
         return self.pull(latent), heads
 
     def pull(self, cotangent: Leaves) -> Leaves:

@@ -190,7 +190,7 @@ class TaskGrads:
         """Returns the update `sum_i scales[i] g_i`: the gradient of one weighted loss.
 
         One ordinary backward pass, in which the tasks are never told apart. With absent
-        tasks or several microbatches it is `combine` with ones.
+        tasks, several microbatches or rows that are kept it is `combine` with ones.
 
         Returns:
           A pytree with the structure and dtypes of the parameters.
@@ -198,7 +198,8 @@ class TaskGrads:
         linear = self.linear
         if not isinstance(linear, Linearization) or linear.backward is None:
             return self.combine(jnp.ones_like(self.scales))
-        if self.present is not None:  # rows of absent tasks may not be finite
+        # Rows of absent tasks may not be finite; those that are kept need no pass.
+        if self.present is not None or linear.kept is not None:
             return self.combine(jnp.ones_like(self.scales))
         factors = self.scales.astype(self.losses.dtype)
         return self.partition.merge(*linear.total(factors))

@@ -34,7 +34,7 @@ def dense_dot_general(
     For the argument `dot_general` of `nnx.Linear`, `nnx.LinearGeneral` and Linen's
     `nn.Dense`. All axes but those that the kernel contracts become one; and where a
     layer has a multiple of 512 inputs or outputs, the kernel's gradient is computed
-    from a transposed copy of `x`: a row of such a layer's Jacobian takes 0.7 to 0.8
+    from a transposed copy of `x`: rows of the Jacobian of such layers take 0.7 to 0.85
     times as long. On other platforms and on several devices only axes are merged.
 
     The copy is made from what `x` is made of. Where that is expensive, and the layer
