@@ -19,10 +19,11 @@ from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# The tiles of the banded matmul are as wide as fill this many matrix columns: wider
-# ones waste products on the zeros of the band, narrower ones starve the matmul.
-# LeNet's training step (batch 256, one Zen 3 core, milliseconds) for tiles in the
-# first and second layer: (1, 1) 51, (2, 2) 41, (3, 2) 40, (4, 2) 45, (6, 4) 51.
+# A row of a tile of the banded matmul is as wide as fills this many matrix columns:
+# wider ones waste products on the zeros of the band, narrower ones starve the matmul
+# and cut its gradient in pieces too short to be copied fast. Value and gradient of
+# LeNet's encoder (batch 256, one Zen 3 core, milliseconds) for tiles in the first and
+# second layer: (1, 1) 50, (2, 1) 45, (3, 2) 39, (4, 2) 43, (6, 4) 53.
 _MATRIX_COLUMNS = 80
 
 # From this many numbers in one row of a tile, the kernel's rows are summed instead of
@@ -116,12 +117,13 @@ def banded_conv(
 ) -> jax.Array:
     """Convolves by a banded matmul and max-pools its output: for CPU.
 
-    The output's width is cut in tiles of `w` columns. Each needs `(w - 1) stride +
-    (k - 1) dilation + 1` columns of the input, and one matrix, the same for all tiles,
-    takes these to the tile's `w * features` outputs. Its columns are ordered by their
-    place in the pooling window, so that pooling is a maximum of contiguous slices. A
-    tile of one column needs k columns only, and leaves out those that a dilated kernel
-    skips. A batch that is large in tiles is convolved in parts, one after the other.
+    The output is cut in tiles, `pool` rows high and `w` columns wide. Each needs
+    `(w - 1) stride + (k - 1) dilation + 1` columns of the input, rows likewise, and one
+    matrix, the same for all tiles, takes these to the tile's `pool * w * features`
+    outputs. Its columns are ordered by their place in the pooling window, so that
+    pooling is a maximum of contiguous parts. A tile of one column needs k columns only,
+    and leaves out those that a dilated kernel skips; so does a tile of one row. A batch
+    that is large in tiles is convolved in parts, one after the other.
     """
     dtype = x.dtype
     # CPUs multiply half precision in float32 anyhow; this also sums in float32.
@@ -139,13 +141,15 @@ def banded_conv(
     num_tiles = math.ceil(width / tile)
     reach = (tile - 1) * stride + dilated_size(columns, dilation)
     gap = dilation if tile == 1 else 1
+    row_gap = dilation if pool == 1 else 1
     tile_in = (reach - 1) // gap + 1
+    rows_in = ((pool - 1) * stride + dilated_size(rows, dilation) - 1) // row_gap + 1
 
     def tiles_under(x: jax.Array, i: int) -> jax.Array:
-        """[images * height * num_tiles, tile_in * channels] under kernel row i."""
-        i *= dilation
-        x = x[:, i : i + (height - 1) * stride + 1 : stride]
-        step = tile * stride
+        """[images * height / pool * num_tiles, tile_in * channels], row i of each."""
+        i *= row_gap
+        row_step, step = pool * stride, tile * stride
+        x = x[:, i : i + (height // pool - 1) * row_step + 1 : row_step]
         last = (num_tiles - 1) * step + 1
         if num_tiles <= tile_in:  # As few slices as possible, for compile time.
             cut = [x[:, :, j : j + reach : gap] for j in range(0, last, step)]
@@ -156,34 +160,33 @@ def banded_conv(
         return x.reshape(-1, tile_in * channels)
 
     def concatenated(x: jax.Array) -> jax.Array:
-        patches = jnp.concatenate([tiles_under(x, i) for i in range(rows)], axis=-1)
-        return patches @ matrix.reshape(rows * tile_in * channels, -1)
+        tiles = jnp.concatenate([tiles_under(x, i) for i in range(rows_in)], axis=-1)
+        return tiles @ matrix.reshape(rows_in * tile_in * channels, -1)
 
     def summed(x: jax.Array) -> jax.Array:
         terms = (
             tiles_under(x, i) @ matrix[i].reshape(tile_in * channels, -1)
-            for i in range(rows)
+            for i in range(rows_in)
         )
         return functools.reduce(jnp.add, terms)
 
     def convolve(x: jax.Array) -> jax.Array:
         """Maps padded images to [images, out_height, out_width, features]."""
-        out = multiply(x).reshape(
-            -1, height // pool, pool, num_tiles, pool, tile // pool * features
-        )
-        parts = [out[:, :, i, :, j] for i in range(pool) for j in range(pool)]
-        pooled = first_max(parts).reshape(
+        # By a split: the gradients of slices are padded and added up, ten times slower.
+        places = jnp.split(multiply(x), pool**2, axis=1)
+        pooled = first_max(places).reshape(
             -1, height // pool, num_tiles * tile // pool, features
         )
         return pooled[:, :, : width // pool].astype(dtype)
 
-    matrix = _banded_matrix(kernel, tile, tile_in, stride, dilation // gap, pool)
+    dilations = dilation // row_gap, dilation // gap
+    matrix = _banded_matrix(kernel, tile, tile_in, stride, dilations, pool)
     long = tile_in * channels >= _LONG_ROW
     multiply = jax.checkpoint(summed) if long else concatenated
 
     # With a kernel of one pixel the patches are the image itself.
-    patch = 0 if rows == columns == 1 else rows * tile_in * channels
-    num_parts, per_part = _parts(batch, height * num_tiles * patch)
+    patch = 0 if rows == columns == 1 else rows_in * tile_in * channels
+    num_parts, per_part = _parts(batch, height // pool * num_tiles * patch)
     # Zeros around the images, where the last tile hangs over the edge, and for the
     # images that the last part lacks.
     top_bottom, (left, right) = padding
@@ -239,15 +242,34 @@ def _parts(batch: int, numbers: int) -> tuple[int, int]:
 
 
 def _banded_matrix(
-    kernel: jax.Array, tile: int, tile_in: int, stride: int, dilation: int, pool: int
+    kernel: jax.Array,
+    tile: int,
+    tile_in: int,
+    stride: int,
+    dilation: tuple[int, int],
+    pool: int,
 ) -> jax.Array:
-    """[rows, tile_in, channels, pool, tile // pool, features], banded in the width."""
+    """[rows_in, tile_in, channels, pool, pool, tile // pool, features], banded twice.
+
+    Of a tile of `pool` rows and `tile` columns; `dilation` of rows and of columns.
+    """
     band = np.zeros((kernel.shape[1], tile_in, tile), kernel.dtype)
     for column in range(kernel.shape[1]):
         for out in range(tile):
-            band[column, out * stride + column * dilation, out] = 1
+            band[column, out * stride + column * dilation[1], out] = 1
     band = band.reshape(*band.shape[:2], tile // pool, pool)
-    return jnp.einsum("hkco,kiqp->hicpqo", kernel, band)
+    one_row = jnp.einsum("hkco,kiqp->hicpqo", kernel, band)
+    no_pad = [(0, 0, 0)] * (one_row.ndim - 1)
+    zero = np.zeros((), kernel.dtype)
+    rows = [
+        lax.pad(
+            one_row,
+            zero,
+            [(p * stride, (pool - 1 - p) * stride, dilation[0] - 1), *no_pad],
+        )
+        for p in range(pool)
+    ]
+    return jnp.stack(rows, axis=3)
 
 
 def _slice_rows_columns(

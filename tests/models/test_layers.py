@@ -116,7 +116,7 @@ def test_float32(image, kernel, stride, padding, pool):
     assert_close(actual, expected, 1e-5)
 
 
-@pytest.mark.parametrize(("pool", "dilation"), [(1, 1), (2, 1), (1, 3)])
+@pytest.mark.parametrize(("pool", "dilation"), [(1, 1), (2, 1), (1, 3), (2, 2)])
 def test_both_formulations_agree(pool, dilation):
     """What other platforms compile equals what this one does."""
     x, kernel, _ = arrays((2, 9, 10, 3), (3, 3, 3, 4))
