@@ -29,6 +29,10 @@ class Rows(Protocol):
         """Returns the inner products of the rows, `[tasks, tasks]`."""
         ...
 
+    def norms(self) -> jax.Array:
+        """Returns the norms of the rows, `[tasks]`: less work than their Gramian."""
+        ...
+
     def combine(self, weights: jax.Array) -> Leaves:
         """Returns `sum_i weights[i] g_i` over the shared leaves."""
         ...
@@ -60,6 +64,11 @@ class MaterialRows:
         if not self.values:
             return jnp.zeros((self.num_tasks, self.num_tasks))
         return linalg.gramian(self.values)
+
+    def norms(self) -> jax.Array:
+        if not self.values:
+            return jnp.zeros(self.num_tasks)
+        return linalg.row_norms(self.values)
 
     def combine(self, weights: jax.Array) -> Leaves:
         return self.pull(linalg.combine(weights, self.values))
@@ -104,6 +113,12 @@ class StreamedRows:
         total = jax.lax.map(column, jnp.arange(len(rows[0])))
         return (total + total.T) / 2
 
+    def norms(self) -> jax.Array:
+        def norm(cotangent: Leaves) -> jax.Array:
+            return linalg.row_norms([leaf[None] for leaf in self.pull(cotangent)])[0]
+
+        return jax.lax.map(norm, self.latent)
+
     def combine(self, weights: jax.Array) -> Leaves:
         return self.pull(linalg.combine(weights, self.latent))
 
@@ -128,6 +143,9 @@ class SummedRows:
 
     def gramian(self) -> jax.Array:
         return self.products
+
+    def norms(self) -> jax.Array:
+        return jnp.sqrt(jnp.maximum(jnp.diagonal(self.products), 0))
 
     def combine(self, weights: jax.Array) -> Leaves:
         return self.recombine(weights)
@@ -260,7 +278,8 @@ class Linearization:
       streaming: whether rows are recomputed instead of kept.
       has_latent: whether the tasks meet in one latent that methods may work in.
       backward: from factors of the losses `[tasks]` to the gradients of the weighted
-        sum with respect to the heads' leaves and the latent; None for rows alone.
+        sum with respect to the heads' leaves and the latent; None where the latent rows
+        are to be combined instead.
       kept: rows over the shared leaves, if they were made already, see `keep_rows`.
     """
 
@@ -277,12 +296,18 @@ class Linearization:
 
         A combination of rows that exist costs less than one more pullback.
         """
-        if self.pullback is None or self.streaming or self.kept is not None:
+        if self.pullback is None:
+            return self.keep_latent()
+        if self.streaming or self.kept is not None:
             return self
         latent = scale_rows(self.latent, jnp.ones(len(self.latent[0])), present)
         return dataclasses.replace(
             self, kept=map_tasks(self.pull, latent, self.batching)
         )
+
+    def keep_latent(self) -> "Linearization":
+        """Lets sums combine the latent rows, instead of one more backward pass."""
+        return dataclasses.replace(self, backward=None)
 
     def total(self, factors: jax.Array) -> tuple[Leaves, Leaves]:
         """Returns the gradient of `sum_i factors[i] L_i`: shared leaves and heads."""

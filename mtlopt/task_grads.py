@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mtlopt._checks import as_task_vector
 from mtlopt._guard import make_guard
-from mtlopt.labels import SHARED, Partition, path_string
+from mtlopt.labels import SHARED, STACKED, Partition, path_string
 from mtlopt.rows import (
     STATIC,
     Leaves,
@@ -179,12 +179,17 @@ class TaskGrads:
         """Returns the same gradients with their rows made, to be used more than once.
 
         For a weighting that looks at `rows()`: without it, what comes behind makes a
-        backward pass of its own.
+        backward pass of its own. Where that is the less work it still does: stacked
+        heads pull one sum back to the latent sooner than they combine T rows there.
         """
         linear = self.linear
-        if self.in_latent or not isinstance(linear, Linearization):
+        if not isinstance(linear, Linearization):
             return self
-        return dataclasses.replace(self, linear=linear.keep_rows(self.present))
+        if not self.in_latent:
+            linear = linear.keep_rows(self.present)
+        elif STACKED not in self.partition.head_labels:
+            linear = linear.keep_latent()
+        return dataclasses.replace(self, linear=linear)
 
     def total(self) -> PyTree:
         """Returns the update `sum_i scales[i] g_i`: the gradient of one weighted loss.

@@ -97,6 +97,71 @@ def test_rows_that_a_weighting_reads_are_made_once(behind, present):
     assert step(tx, present) <= 1.09 * step(mtlopt.aligned_mtl(8), present)
 
 
+def test_gradnorm_costs_a_plain_step():
+    """With norms in the latent: heads of one task each go backward once."""
+    tx = optax.chain(mtlopt.weight_by_gradnorm(8), mtlopt.sum_tasks(8))
+    assert step(tx) <= 1.01 * plain_step()
+
+
+def test_gradnorm_costs_a_plain_step_with_stacked_heads():
+    """Norms need no inner products, and T rows of the latent are never kept."""
+    params = {"trunk": PARAMS["trunk"], "heads": jnp.zeros((40, WIDTH))}
+
+    def head(params, z, task, batch):
+        del task
+        return jnp.mean((z @ params["heads"] - batch[1][:, 0]) ** 2)
+
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(head, 40),
+        {"trunk": "shared", "heads": "stacked"},
+        encode=encode,
+    )
+
+    def costs(tx):
+        def run(params, batch):
+            grads = oracle(params, batch)
+            return tx.update(grads, tx.init(params), params)
+
+        compiled = jax.jit(run).lower(params, make_batch()).compile()
+        temporary = compiled.memory_analysis().temp_size_in_bytes
+        return compiled.cost_analysis()["flops"], temporary
+
+    plain, plain_memory = costs(mtlopt.sum_tasks(40))
+    tx = optax.chain(mtlopt.weight_by_gradnorm(40), mtlopt.sum_tasks(40))
+    gradnorm, memory = costs(tx)
+    assert gradnorm <= 1.05 * plain
+    rows = 4 * 40 * SIZE * WIDTH
+    assert memory - plain_memory < rows / 2
+
+
+@pytest.mark.parametrize("shape", ["independent", "vector"])
+def test_gradnorm_makes_the_rows_once(shape):
+    """Without a latent: T backward passes, not T for the norms and one for the sum."""
+    losses = {
+        task: lambda params, batch, loss=loss: loss(
+            params, encode(params, batch), batch
+        )
+        for task, loss in LOSSES.items()
+    }
+    options = {}
+    if shape == "vector":
+        each, options = losses, {"tasks": TASKS}
+
+        def losses(params, batch):
+            return {task: loss(params, batch) for task, loss in each.items()}
+
+    oracle = mtlopt.task_grad(losses, LABELS, **options)
+
+    def cost(tx):
+        def run(params, batch):
+            return tx.update(oracle(params, batch), tx.init(params), params)
+
+        return flops(run, PARAMS, make_batch())
+
+    tx = optax.chain(mtlopt.weight_by_gradnorm(8), mtlopt.sum_tasks(8))
+    assert cost(tx) <= 1.01 * cost(mtlopt.aligned_mtl(8))
+
+
 def test_blocks_cost_less_than_a_step():
     """The heads' block runs the encoder forward only: a third of a plain step."""
     oracle = mtlopt.task_grad(LOSSES, LABELS, encode=encode)

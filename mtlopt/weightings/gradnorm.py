@@ -10,7 +10,7 @@ import optax
 
 from mtlopt._checks import check_num_tasks, check_range
 from mtlopt.labels import SHARED, Partition
-from mtlopt.linalg.normalise import normalise, safe_divide
+from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.simplex import share_out, shares_of
 from mtlopt.per_label import advance
 from mtlopt.rows import MaterialRows
@@ -119,7 +119,8 @@ def weight_by_gradnorm(
 
         ratio = jnp.where(initial == 0, 1, safe_divide(losses, initial))
         rate = safe_divide(ratio, _mean(ratio, there))
-        norms = _row_norms(grads, layer).astype(weights.dtype)
+        grads, norms = _with_norms(grads, layer)
+        norms = norms.astype(weights.dtype)
         weighted = weights * norms
         target = _mean(weighted, there) * rate**alpha
         slope = jnp.where(there, jnp.sign(weighted - target) * norms, 0)
@@ -146,16 +147,18 @@ def _mean(values: jax.Array, there: jax.Array) -> jax.Array:
     return total / jnp.maximum(jnp.sum(there, dtype=values.dtype), 1)
 
 
-def _row_norms(grads: TaskGrads, layer: str | None) -> jax.Array:
-    """Returns the norms of the task gradients, `[tasks]`."""
+def _with_norms(grads: TaskGrads, layer: str | None) -> tuple[TaskGrads, jax.Array]:
+    """Returns the gradients, and the norms `[tasks]` of what is looked at of them."""
     if layer is None:
-        latent = grads.in_latent_space() if grads.linear.has_latent else grads
-        return normalise(latent.rows().gramian())[1]
+        seen = grads.in_latent_space() if grads.linear.has_latent else grads
+        seen = seen.keep_rows()
+        kept = dataclasses.replace(seen, in_latent=grads.in_latent)
+        return kept, seen.rows().norms()
     chosen = _leaves_below(grads.partition, layer)
     rows = dataclasses.replace(grads, in_latent=False).rows().leaves()
     # What is left unread of the rows, XLA does not compute.
     kept = [row for row, below in zip(rows, chosen, strict=True) if below]
-    return normalise(MaterialRows(grads.num_tasks, kept).gramian())[1]
+    return grads, MaterialRows(grads.num_tasks, kept).norms()
 
 
 def _leaves_below(partition: Partition, layer: str) -> list[bool]:

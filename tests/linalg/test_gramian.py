@@ -1,0 +1,72 @@
+"""Inner products and norms of rows, by both routes, against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtlopt.linalg import gramian as linalg
+
+EDGE = linalg._LONG_ROW
+
+
+def leaves(num_tasks, size, dtype=np.float32):
+    """A short leaf and one of `size` numbers a row, in two axes, of unlike scales."""
+    random = np.random.default_rng(num_tasks)
+    scales = 10.0 ** -np.arange(num_tasks)[:, None]
+    long = (random.standard_normal((num_tasks, size)) + 0.1) * scales
+    short = random.standard_normal((num_tasks, 3)) * scales
+    pair = short, long.reshape(num_tasks, 2, -1)
+    return [jnp.asarray(leaf, dtype) for leaf in pair]
+
+
+def in_float64(rows):
+    flats = [np.asarray(leaf, np.float64).reshape(len(leaf), -1) for leaf in rows]
+    return sum(flat @ flat.T for flat in flats)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 4, 5])
+@pytest.mark.parametrize("size", [EDGE - 2, EDGE])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_gramian_of_few_long_rows(num_tasks, size, dtype):
+    """Symmetric, and right to a few roundings of each pair's norms."""
+    rows = leaves(num_tasks, size, dtype)
+    found, expected = jax.jit(linalg.gramian)(rows), in_float64(rows)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, found.T)
+    norms = np.sqrt(np.diag(expected))
+    error = np.abs(found - expected) / np.outer(norms, norms)
+    assert error.max() < 1e-5
+    np.testing.assert_allclose(linalg.row_norms(rows), norms, rtol=1e-5)
+
+
+def test_both_routes_agree(monkeypatch):
+    """Under `vmap` too, and through a gradient."""
+    rows = leaves(3, EDGE)
+
+    def number(rows):
+        return jnp.sum(jnp.sin(linalg.gramian(rows) / EDGE))
+
+    def numbers():
+        batch = [jnp.stack([leaf, 2 * leaf]) for leaf in rows]
+        return jax.vmap(linalg.gramian)(batch), jax.grad(number)(rows)
+
+    def has_matmul():
+        return "dot_general" in str(
+            jax.make_jaxpr(lambda *rows: linalg.gramian(rows))(rows[1])
+        )
+
+    assert not has_matmul()
+    pairs = numbers()
+    monkeypatch.setattr(linalg, "_few_long_rows", lambda leaf: False)
+    assert has_matmul()
+    for a, b in zip(jax.tree.leaves(pairs), jax.tree.leaves(numbers()), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def test_nan_stays_visible():
+    """In the row that has it, and no other."""
+    rows = [leaf.at[0, 0].set(jnp.nan) for leaf in leaves(2, EDGE)]
+    found = np.isnan(linalg.gramian(rows))
+    np.testing.assert_array_equal(found, [[True, True], [True, False]])
+    np.testing.assert_array_equal(np.isnan(linalg.row_norms(rows)), [True, False])
