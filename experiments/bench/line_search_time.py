@@ -31,6 +31,7 @@ import numpy as np
 import optax
 
 from experiments.bench.machine import one_of, pin_to_one_thread, write_record
+from experiments.cli import positive
 from experiments.fbls import (
     BETAS,
     DIRECTIONS,
@@ -392,7 +393,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bert", default="small", choices=("tiny", "small", "base"))
     parser.add_argument("--length", type=int, default=64, help="tokens for BERT")
     parser.add_argument("--direction", default="mgda", choices=tuple(DIRECTIONS))
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each")
+    parser.add_argument(
+        "--rounds", type=positive(int), default=9, help="timed steps of each"
+    )
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
     options = parser.parse_args(argv)

@@ -167,3 +167,10 @@ def test_bad_workload_is_refused(capsys):
     with pytest.raises(SystemExit):
         bench.main(["lenet9"])
     assert "must be one of lenet5, resnet18, bert" in capsys.readouterr().err
+
+
+def test_no_rounds_are_an_error(capsys):
+    """There is no median of nothing."""
+    with pytest.raises(SystemExit):
+        bench.main(["lenet5", "--rounds", "0"])
+    assert "must be a positive integer, got 0" in capsys.readouterr().err
