@@ -104,7 +104,7 @@ def test_gradnorm_costs_a_plain_step():
 
 
 def test_gradnorm_costs_a_plain_step_with_stacked_heads():
-    """Norms need no inner products, and T rows of the latent are never kept."""
+    """Norms need no inner products of different rows."""
     params = {"trunk": PARAMS["trunk"], "heads": jnp.zeros((40, WIDTH))}
 
     def head(params, z, task, batch):
@@ -117,21 +117,14 @@ def test_gradnorm_costs_a_plain_step_with_stacked_heads():
         encode=encode,
     )
 
-    def costs(tx):
+    def cost(tx):
         def run(params, batch):
-            grads = oracle(params, batch)
-            return tx.update(grads, tx.init(params), params)
+            return tx.update(oracle(params, batch), tx.init(params), params)
 
-        compiled = jax.jit(run).lower(params, make_batch()).compile()
-        temporary = compiled.memory_analysis().temp_size_in_bytes
-        return compiled.cost_analysis()["flops"], temporary
+        return flops(run, params, make_batch())
 
-    plain, plain_memory = costs(mtlopt.sum_tasks(40))
     tx = optax.chain(mtlopt.weight_by_gradnorm(40), mtlopt.sum_tasks(40))
-    gradnorm, memory = costs(tx)
-    assert gradnorm <= 1.05 * plain
-    rows = 4 * 40 * SIZE * WIDTH
-    assert memory - plain_memory < rows / 2
+    assert cost(tx) <= 1.05 * cost(mtlopt.sum_tasks(40))
 
 
 @pytest.mark.parametrize("shape", ["independent", "vector"])
