@@ -172,7 +172,7 @@ def banded_conv(
 
     def convolve(x: jax.Array) -> jax.Array:
         """Maps padded images to [images, out_height, out_width, features]."""
-        # By a split: the gradients of slices are padded and added up, ten times slower.
+        # By a split: the gradients of slices are padded and added up, which is slow.
         places = jnp.split(multiply(x), pool**2, axis=1)
         pooled = first_max(places).reshape(
             -1, height // pool, num_tiles * tile // pool, features
