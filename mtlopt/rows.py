@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from mtlopt._jaxprs import convolves
 from mtlopt.labels import STACKED, Partition
 from mtlopt.linalg import gramian as linalg
+from mtlopt.linalg.products import diagonal
 
 Leaves = list[jax.Array]
 STATIC = {"static": True}  # metadata of dataclass fields that are not pytree children
@@ -145,7 +146,7 @@ class SummedRows:
         return self.products
 
     def norms(self) -> jax.Array:
-        return jnp.sqrt(jnp.maximum(jnp.diagonal(self.products), 0))
+        return jnp.sqrt(jnp.maximum(diagonal(self.products), 0))
 
     def combine(self, weights: jax.Array) -> Leaves:
         return self.recombine(weights)

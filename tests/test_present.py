@@ -133,7 +133,7 @@ def test_stacked_heads(float64):
     np.testing.assert_allclose(total["w"], [4, 4])
 
 
-def test_nobody_present_moves_nothing():
+def test_nobody_present_moves_nothing(float64):
     for name in methods_of(3):
         tx = METHODS[name].make(3, labels=LABELS)
 
@@ -145,7 +145,7 @@ def test_nobody_present_moves_nothing():
             assert np.all(leaf == 0), name
 
 
-def test_present_may_be_traced():
+def test_present_may_be_traced(float64):
     """One program for all masks."""
     oracle = make_oracle()
     step = jax.jit(
@@ -158,7 +158,7 @@ def test_present_may_be_traced():
     assert step._cache_size() == 1
 
 
-def test_active_names_what_moves():
+def test_active_names_what_moves(float64):
     """The mapping that `per_label` takes: only labels that have leaves."""
     oracle = make_oracle()
     assert oracle(PARAMS, *first(BATCHES)).active is None

@@ -87,13 +87,13 @@ def _stateless(
 
 def _pcgrad(gramian: jax.Array, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
     # The orders are drawn in the timed function, as TorchJD does.
-    order = random_orders(jax.random.key(seed), len(gramian))
+    _, order = random_orders(jax.random.key(seed), len(gramian))
     return pcgrad_weights(gramian, order), seed + 1
 
 
 def _gradvac(gramian: jax.Array, state: State) -> tuple[jax.Array, State]:
     seed, targets = state
-    order = random_orders(jax.random.key(seed), len(gramian))
+    _, order = random_orders(jax.random.key(seed), len(gramian))
     weights, targets = gradvac_weights(gramian, targets, order)
     return weights, (seed + 1, targets)
 

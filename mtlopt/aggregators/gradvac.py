@@ -154,14 +154,10 @@ def gradvac(
     ) -> tuple[Any, GradvacState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
-        key, order_key = jax.random.split(state.key)
+        key, order = random_orders(state.key, num_tasks)
         rows = grads.rows()
         weights, targets = gradvac_weights(
-            rows.gramian(),
-            state.targets,
-            random_orders(order_key, num_tasks),
-            decay,
-            grads.present,
+            rows.gramian(), state.targets, order, decay, grads.present
         )
         dtype = state.targets.dtype
         state = GradvacState(weights.astype(dtype), targets.astype(dtype), key)

@@ -14,6 +14,7 @@ from mtlopt.linalg.equiangular import (
     equiangular_ray,
 )
 from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.reductions import reduce_each
 
 
 def imtl_g_weights(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
@@ -58,15 +59,19 @@ def _weights(units: UnitRows) -> jax.Array:
     norms = units.norms
     ray = equiangular_ray(units)
     eps = jnp.finfo(norms.dtype).eps
-    smallest = jnp.min(norms, where=norms > 0, initial=jnp.inf)
-    weights = ray.coefficients * jnp.where(norms == 0, 0, safe_divide(smallest, norms))
-    total = jnp.sum(weights)
-    cancelled = jnp.abs(total) <= (16 + len(norms)) * eps * jnp.sum(jnp.abs(weights))
-
     there = norms != 0
-    count = jnp.maximum(jnp.sum(there, dtype=norms.dtype), 1)
-    mean = jnp.sum(ray.cosines) / count
-    spread = jnp.max(jnp.where(there, jnp.abs(ray.cosines - mean), 0))
+    count, minus_shortest = reduce_each(
+        sums=[there.astype(norms.dtype)], maxima=[jnp.where(there, -norms, -jnp.inf)]
+    )
+    lengths = safe_divide(-minus_shortest, norms)
+    weights = ray.coefficients * jnp.where(there, lengths, 0)
+    total, size, cosines, highest, minus_lowest = reduce_each(
+        sums=[weights, jnp.abs(weights), ray.cosines],
+        maxima=[jnp.where(there, c, -jnp.inf) for c in (ray.cosines, -ray.cosines)],
+    )
+    cancelled = jnp.abs(total) <= (16 + len(norms)) * eps * size
+    mean = cosines / jnp.maximum(count, 1)
+    spread = jnp.maximum(highest - mean, minus_lowest + mean)
     unequal = spread > jnp.sqrt(512 * eps) * jnp.abs(mean)
     return jnp.where(cancelled | unequal, 0 * ray.cosines, safe_divide(weights, total))
 

@@ -10,6 +10,7 @@ from mtlopt._checks import as_task_vector, check_choice, check_num_tasks
 from mtlopt.aggregators.by_weights import TaskWeightsState
 from mtlopt.linalg.min_norm import min_norm_point
 from mtlopt.linalg.normalise import normalise, safe_divide
+from mtlopt.linalg.products import diagonal
 from mtlopt.task_grads import check_task_grads
 
 Normalisation = Literal["l2", "loss", "loss+"]
@@ -76,7 +77,7 @@ def mgda_weights(
             f"`losses` must be given for the normalisation {normalisation!r}, got None."
         )
     losses = as_task_vector("losses", losses, len(norms)).astype(norms.dtype)
-    lengths = norms if normalisation == "loss" else jnp.diagonal(cosines)
+    lengths = norms if normalisation == "loss" else diagonal(cosines)
     present = jnp.ones(norms.shape, bool) if present is None else jnp.asarray(present)
     sizes = jnp.where(present, jnp.abs(losses), 0)
     sizes = jnp.where(jnp.any(sizes != 0), sizes, 1)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks
-from mtlopt.linalg.min_norm import minimise_by_pivots
+from mtlopt.linalg.nonnegative import minimise_nonnegative
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
-from mtlopt.linalg.products import dot
+from mtlopt.linalg.products import diagonal, dot
 from mtlopt.task_grads import check_task_grads
 
 
@@ -40,7 +40,7 @@ def pcd_weights(
         \langle \tilde g_j, d \rangle \ge \tau_j |\tilde g_j|^2, \; j \ge 2
 
     with `\tilde g_i = g_i / \bar n_i`; the result is `\tilde d` with the length of
-    `g_1`. Solved exactly on the cosines, by the active set of `min_norm_point`.
+    `g_1`. Solved on the cosines, by `minimise_nonnegative`.
 
     If `g_1` is zero or absent the weights are zero. If the constraints contradict each
     other (opposed gradients among the others, to within the square root of the
@@ -84,7 +84,8 @@ def pcd_weights(
     eligible = ~first & (lengths > 0)
     size = jnp.max(jnp.abs(target), where=eligible, initial=0)
     unit_target = jnp.where(eligible, safe_divide(target, size), 0)
-    others = jnp.maximum(minimise_by_pivots(cosines, unit_target, eligible), 0) * size
+    constraints = jnp.where(first | first[:, None], 0, cosines)
+    others = minimise_nonnegative(constraints, -unit_target).solution * size
     # Contradictory constraints leave a ray along which the others' sum is zero.
     others = jnp.where(_cancels(cosines, others), 0, others)
 
@@ -185,7 +186,7 @@ def pcd(
         rows = grads.rows()
         gramian = rows.gramian()
         dtype = state.square_norms.dtype
-        squares = jnp.diagonal(gramian).astype(dtype)
+        squares = diagonal(gramian).astype(dtype)
         seen = jnp.all(jnp.isfinite(_mask(gramian, grads.present)))
         if grads.present is not None:
             seen &= grads.present

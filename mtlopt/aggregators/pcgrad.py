@@ -113,8 +113,7 @@ def pcgrad(
     ) -> tuple[Any, PcgradState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
-        key, order_key = jax.random.split(state.key)
-        order = random_orders(order_key, num_tasks)
+        key, order = random_orders(state.key, num_tasks)
         rows = grads.rows()
         weights = pcgrad_weights(rows.gramian(), order, grads.present)
         state = PcgradState(weights.astype(state.task_weights.dtype), key)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
+from mtlopt.linalg.reductions import reduce_each
 
 _MAX_STEPS = 100  # about ten are usual
 
@@ -104,10 +105,10 @@ def bargain(
     # Rows that do not count are tasks alone: y = 1, and cut off from the others.
     matrix = jnp.where(on_diagonal & ~counts, 1, cosines)
 
-    # The best multiple of y = 1.
+    # The best multiple of y = 1. A NaN in `C` is one in its energy.
     ridge = jnp.asarray(2 * jnp.finfo(dtype).eps, dtype)
-    size = jnp.vdot(units, units)
-    energy = jnp.maximum(jnp.vdot(units, dot(matrix, units)), 32 * ridge * size)
+    size, energy = reduce_each(sums=[units * units, units * dot(matrix, units)])
+    energy = jnp.maximum(energy, 32 * ridge * size)
     stretch = jnp.log(size / energy) / (1 + power)
     state = jax.lax.while_loop(
         _unfinished,
@@ -119,19 +120,18 @@ def bargain(
             logs=jnp.full_like(norms, stretch),
             ridge=ridge,
             damping=jnp.zeros([], dtype),
-            done=~jnp.all(jnp.isfinite(cosines)),
+            done=jnp.isnan(energy),
             steps=jnp.zeros([], jnp.int32),
         ),
     )
     points = units * jnp.exp(state.logs)
-    found, wanted = dot(cosines, points), units * jnp.exp(-power * state.logs)
-    missed = jnp.abs(wanted - found) / jnp.maximum(jnp.abs(found), wanted)
+    gained, wanted = dot(cosines, points), units * jnp.exp(-power * state.logs)
+    missed = jnp.abs(wanted - gained) / jnp.maximum(jnp.abs(gained), wanted)
     residual = jnp.max(jnp.where(counts, missed, 0), initial=0)
     weights = jnp.where(counts, safe_divide(points, norms), 0)
     weights = weights * jnp.where(largest > 0, largest, 1) ** exponent
-    return jax.tree.map(
-        lambda x: nan_unless_finite(x, cosines), Bargain(weights, residual)
-    )
+    found = Bargain(weights, residual)
+    return jax.tree.map(lambda x: nan_unless_finite(x, energy), found)
 
 
 def _unfinished(state: _State) -> jax.Array:
@@ -150,9 +150,6 @@ def _step(state: _State) -> _State:
     wanted = units * jnp.exp(-power * logs)  # s y^-q
     found = dot(cosines, points) + ridge * points
 
-    missed = jnp.abs(wanted - found)
-    done = jnp.all(missed <= 2 * eps * dot(jnp.abs(cosines), points))
-
     # Newton's step in x; where the gain is far too large, as in log x, as if the gain
     # were constant: the Hessian is too small there, and the step would leave x > 0.
     is_over = found > 3 * wanted
@@ -162,7 +159,6 @@ def _step(state: _State) -> _State:
     hessian = cosines + jnp.diag(ridge + stiffness)
     factor = jnp.linalg.cholesky(hessian, symmetrize_input=False)
     shift = jax.scipy.linalg.cho_solve((factor, True), slope)
-    is_definite = jnp.all(jnp.isfinite(shift))
 
     # x (1 + move), or from a half downwards x exp(move), made continuous.
     moves = jnp.maximum(shift / points, -5)
@@ -180,10 +176,17 @@ def _step(state: _State) -> _State:
     gain = jnp.where(series, 1, jnp.expm1(rest) / jnp.where(series, 1, rest))
     gain *= points * wanted * log_moves
     loss = change * (found + bend / 2)
-    rise = jnp.sum(loss - gain)
-    noise = 2 * eps * jnp.sum(jnp.abs(loss) + jnp.abs(gain))
-    largest_move = jnp.max(jnp.abs(moves))
-    is_better = is_definite & ((rise < noise) | (largest_move < 1e-2))
+    rise, size, open_by, noise_by, largest_move = reduce_each(
+        sums=[loss - gain, jnp.abs(loss) + jnp.abs(gain)],
+        maxima=[
+            jnp.abs(wanted - found) - 2 * eps * dot(jnp.abs(cosines), points),
+            64 * eps * points - jnp.maximum(wanted, jnp.abs(found)),
+            jnp.abs(moves),
+        ],
+    )
+    done = open_by <= 0
+    is_definite = jnp.isfinite(largest_move)  # NaN of the factorisation is here too
+    is_better = is_definite & ((rise < 2 * eps * size) | (largest_move < 1e-2))
 
     logs = jnp.where(is_better & ~done, logs + log_moves, logs)
     # A step this short leaves an error of its square.
@@ -192,8 +195,7 @@ def _step(state: _State) -> _State:
     less = jnp.where(damping < 0.1, 0, damping / 8)
     # Where tasks cancel, x grows until C x is made of rounding errors, and the steps
     # of nothing else; a larger ridge stops it before.
-    is_noise = jnp.any(64 * eps * points > jnp.maximum(wanted, jnp.abs(found)))
-    is_noise &= ridge < 64 * eps
+    is_noise = (noise_by > 0) & (ridge < 64 * eps)
     growth = jnp.where(is_definite, jnp.where(is_noise, 2, 1), 8)
     return state._replace(
         logs=logs,

@@ -5,13 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.min_norm import minimise_by_pivots
-from mtlopt.linalg.nonnegative import (
-    NonnegativeMinimum,
-    minimise_nonnegative,
-    rounding,
-    violations,
-)
+from mtlopt.linalg.nonnegative import minimise_nonnegative
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 
@@ -40,9 +34,7 @@ def project_dual_cone(
 
     for each row `u` of `lower`, all at once. On the unit rows and with `y = v - u` it
     is `min_{y >= 0} y'Cy/2 + u'Cy`, so no row scale enters the conditioning. Solved by
-    `minimise_nonnegative` until the optimality conditions hold to rounding; problems
-    where they do not within its limit, of nearly dependent rows, are solved by the
-    exact active set of `min_norm_point`, which ends always.
+    `minimise_nonnegative`, until the optimality conditions hold to rounding.
 
     Feasible by construction: `v >= u` exactly. `d` is unique; `v` is not where rows
     depend on each other. A zero row keeps `v = u`; opposed rows leave nothing of their
@@ -84,41 +76,9 @@ def project_dual_cone(
     lengths = lower * norms
     size = jnp.sum(jnp.abs(lengths), axis=1, keepdims=True)
     unit = safe_divide(lengths, size)
-    solution, residual = _solve(cosines, unit)
+    solution, residual = minimise_nonnegative(cosines, dot(unit, cosines))
     # At least `lower`, exactly: what is added is not negative.
     weights = lower + safe_divide(solution * size, norms)
     projection = ConeProjection(weights, residual)
-    return jax.tree.map(lambda x: nan_unless_finite(x, cosines), projection)
-
-
-def _solve(cosines: jax.Array, lower: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns `y` and the residuals, on unit rows."""
-    linear = dot(lower, cosines)
-    found = minimise_nonnegative(cosines, linear)
-    stuck = jnp.any(found.residual > rounding(lower))
-    return jax.lax.cond(stuck, _pivot, _keep, cosines, linear, found)
-
-
-def _keep(
-    _cosines: jax.Array, _linear: jax.Array, found: NonnegativeMinimum
-) -> tuple[jax.Array, jax.Array]:
-    return found.solution, found.residual
-
-
-def _pivot(
-    cosines: jax.Array, linear: jax.Array, found: NonnegativeMinimum
-) -> tuple[jax.Array, jax.Array]:
-    """Solves the open problems by pivoting; returns the better of both answers.
-
-    A ridge of the size of rounding makes every set of rows independent, so that no
-    pivot is zero; the optimality conditions feel it no more than rounding.
-    """
-    is_open = (found.residual > rounding(linear))[:, None]
-    eligible = is_open & (jnp.diagonal(cosines) > 0)
-    ridge = rounding(linear) * jnp.eye(len(cosines), dtype=cosines.dtype)
-    solve = jax.vmap(minimise_by_pivots, in_axes=(None, 0, 0))
-    exact = jnp.maximum(solve(cosines + ridge, -linear, eligible), 0)
-    *_, residual = violations(linear + dot(exact, cosines), exact)
-    is_better = residual < found.residual
-    solution = jnp.where(is_better[:, None], exact, found.solution)
-    return solution, jnp.where(is_better, residual, found.residual)
+    # A NaN in `C` is one in the residual of every problem.
+    return jax.tree.map(lambda x: nan_unless_finite(x, residual[0]), projection)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
+from mtlopt.linalg.reductions import reduce_each
 
 Solver = Literal["gramian", "qr"]
 
@@ -81,13 +82,15 @@ def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray
     there = (norms != 0).astype(axes.dtype)
     target = there if preference is None else there * preference.astype(axes.dtype)
     kept = jnp.where(singular == 0, 0, dot(axes.T, target))
-    # The same tolerance as the rank rule, which decides what the rows' space is.
-    rtol = _RTOL * jnp.finfo(axes.dtype).eps
-    orthogonal = jnp.sum(kept**2) <= rtol * jnp.sum(target**2)
     stretched = safe_divide(kept, singular)
-    length = jnp.where(orthogonal, 0, jnp.sqrt(jnp.sum(stretched**2)))
+    inside, size, square, total = reduce_each(
+        sums=[kept**2, target**2, stretched**2, singular]
+    )
+    # The same tolerance as the rank rule, which decides what the rows' space is.
+    is_orthogonal = inside <= _RTOL * jnp.finfo(axes.dtype).eps * size
+    length = jnp.where(is_orthogonal, 0, jnp.sqrt(square))
     ray = Ray(
         coefficients=safe_divide(dot(axes, safe_divide(stretched, singular)), length),
         cosines=safe_divide(dot(axes, kept), length),
     )
-    return jax.tree.map(lambda x: nan_unless_finite(x, singular), ray)
+    return jax.tree.map(lambda x: nan_unless_finite(x, total), ray)

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.min_norm import sweep
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
-from mtlopt.linalg.products import dot
+from mtlopt.linalg.pivots import pick_row, sweep
+from mtlopt.linalg.products import diagonal, dot
+from mtlopt.linalg.reductions import argmax_and_sums, reduce_each
 
 
 class MaxMinDirection(NamedTuple):
@@ -93,25 +94,27 @@ def max_min_direction(
     dtype = norms.dtype
     eps = jnp.finfo(dtype).eps
     there = jnp.ones_like(norms, bool) if present is None else jnp.asarray(present)
-    count = jnp.maximum(jnp.sum(there, dtype=dtype), 1)
     eligible = norms > 0
+    count, num_zero, largest, smallest = reduce_each(
+        sums=[there.astype(dtype), (there & ~eligible).astype(dtype)],
+        maxima=[norms, jnp.where(eligible, -norms, -jnp.inf)],
+    )
+    count = jnp.maximum(count, 1)
 
     # The mean, in units of the largest norm.
-    largest = jnp.max(norms, initial=0)
     lengths = safe_divide(norms, largest) / count
     products = dot(cosines, lengths)  # <u_i, g_0>
-    square = jnp.vdot(lengths, products)
-    has_mean = square > 64 * eps * jnp.vdot(lengths, lengths)
+    rates = jnp.where(eligible, safe_divide(-smallest, norms), 0)
+    square, size, lowest = reduce_each(
+        sums=[lengths * products, lengths * lengths],
+        maxima=[jnp.where(eligible, -safe_divide(products, rates), -jnp.inf)],
+    )
+    has_mean = square > 64 * eps * size
     mean = jnp.sqrt(jnp.where(has_mean, square, 1))
     radius = jnp.where(has_mean, jnp.asarray(radius, dtype), 0)
-
-    smallest = jnp.min(norms, where=eligible, initial=jnp.inf)
-    rates = jnp.where(eligible, safe_divide(smallest, norms), 0)
-    offsets = products / mean
-    lowest = jnp.where(eligible, safe_divide(offsets, rates), jnp.inf)
-    lowest = jnp.min(lowest, initial=jnp.inf)
-    highest = jnp.where(jnp.any(there & ~eligible), 0, jnp.inf).astype(dtype)
-    offsets = jnp.where(eligible, offsets, 0)
+    offsets = jnp.where(eligible, products / mean, 0)
+    lowest = -lowest / mean
+    highest = jnp.where(num_zero > 0, 0, jnp.inf).astype(dtype)
     state = _State(
         tableau=jnp.concatenate([cosines, rates[:, None], offsets[:, None]], axis=1),
         eligible=eligible,
@@ -122,7 +125,7 @@ def max_min_direction(
         level=lowest,
         highest=highest,
         radius=radius,
-        done=(lowest >= highest) | ~(radius > 0) | ~jnp.all(jnp.isfinite(cosines)),
+        done=(lowest >= highest) | ~(radius > 0),
         pivots=jnp.zeros([], jnp.int32),
     )
     state = jax.lax.while_loop(_unfinished, _pivot, state)
@@ -136,7 +139,7 @@ def max_min_direction(
     extra = mean * safe_divide(solution, safe_divide(norms, largest))
     weights = jnp.where(there, 1 / count + extra, 0)
     found = MaxMinDirection(weights, residual)
-    return jax.tree.map(lambda x: nan_unless_finite(x, cosines), found)
+    return jax.tree.map(lambda x: nan_unless_finite(x, square), found)
 
 
 def _unfinished(state: _State) -> jax.Array:
@@ -150,80 +153,94 @@ def _pivot(state: _State) -> _State:
     compile again.
     """
     tableau, eligible, _, _, passive, entering, level, *_ = state
-    num_tasks = passive.shape[0]
     eps = jnp.finfo(tableau.dtype).eps
+    tasks = jnp.arange(len(passive))
     fresh = entering < 0
 
     # Up to the kink, y = level * slope - base on the passive set, and off it the
     # constraints are missed by as much.
     slope, base = tableau[:, -2], tableau[:, -1]
-    crossing = safe_divide(base, slope)
-    noise = 4 * eps * jnp.sum(jnp.where(passive, jnp.abs(slope), 0))
-    turns = jnp.where(passive, slope < 0, eligible & (slope > noise))
-    kinks = jnp.where(turns, jnp.maximum(crossing, level), jnp.inf)
-    next_kink = jnp.argmin(kinks).astype(jnp.int32)
-    kink = jnp.minimum(kinks[next_kink], state.highest)
-    edge = _edge(state, slope, base)
+    edge, size = _edge(state, slope, base)
+    turns = jnp.where(passive, slope < 0, eligible & (slope > 4 * eps * size))
+    kinks = jnp.where(turns, jnp.maximum(safe_divide(base, slope), level), jnp.inf)
+    kink, next_kink, was_passive = argmax_and_sums(-kinks, passive)
+    kink = jnp.minimum(-kink, state.highest)
     ends = fresh & (jnp.minimum(edge, kink) >= jnp.minimum(edge, state.highest))
     level = jnp.where(fresh, jnp.minimum(edge, kink), level)
 
-    leaves = fresh & passive[next_kink]
+    leaves = fresh & was_passive
     entering = jnp.where(fresh, next_kink, entering)
     # A constraint that depends on the passive ones takes the place of one of them; if
     # it cannot, no direction reaches a higher level.
-    column = tableau[:, entering]
-    length = 1 + jnp.sum(jnp.where(passive, column**2, 0))
-    independent = column[entering] > 4 * eps * length
-    value = level * slope - base
+    is_entering = tasks == entering
+    row = pick_row(tableau, is_entering)
+    column = row[: len(passive)]
+    curvature, length = reduce_each(
+        sums=[jnp.where(is_entering, column, 0), jnp.where(passive, column**2, 0)]
+    )
+    length = 1 + length
     falls = passive & (column > 32 * eps * length)
-    blocks = jnp.where(falls, safe_divide(value, column), jnp.inf)
-    blocking = jnp.argmin(blocks).astype(jnp.int32)
-    stationary = safe_divide(value[entering], column[entering])
-    enters = independent & (stationary <= blocks[blocking])
-    stuck = ~leaves & ~enters & jnp.isinf(blocks[blocking])
+    blocks = jnp.where(falls, -safe_divide(level * slope - base, column), -jnp.inf)
+    nearest, blocking, pivot = argmax_and_sums(blocks, diagonal(tableau))
+    stationary = safe_divide(level * row[-2] - row[-1], curvature)
+    enters = (curvature > 4 * eps * length) & (stationary <= -nearest)
+    stuck = ~leaves & ~enters & jnp.isinf(nearest)
 
-    chosen = jnp.where(leaves | enters, entering, blocking)
+    moves = leaves | enters
+    is_chosen = tasks == jnp.where(moves, entering, blocking)
+    pivot = jnp.where(moves, curvature, pivot)
+    swept = sweep(tableau, is_chosen, pivot, inside=leaves | ~enters)
     stop = ends | stuck
     return state._replace(
-        tableau=jnp.where(stop, tableau, sweep(tableau, chosen, passive[chosen])),
-        passive=passive ^ (~stop & (jnp.arange(num_tasks) == chosen)),
-        entering=jnp.where(leaves | enters, -1, entering),
+        tableau=jnp.where(stop, tableau, swept),
+        passive=passive ^ (is_chosen & ~stop),
+        entering=jnp.where(moves, -1, entering),
         level=level,
         done=stop,
         pivots=state.pivots + 1,
     )
 
 
-def _edge(state: _State, slope: jax.Array, base: jax.Array) -> jax.Array:
-    """The level at which the ball ends, or the direction is zero, without kinks."""
+def _edge(
+    state: _State, slope: jax.Array, base: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The level at which the ball ends, or the direction is zero, without kinks.
+
+    And the size of the slope, `sum_i |slope_i|`.
+    """
     passive, level = state.passive, state.level
-    right = level * state.rates - state.offsets
     slope = jnp.where(passive, slope, 0)
     solution = jnp.where(passive, level * slope - base, 0)
-    missing = jnp.maximum(state.radius**2 - jnp.vdot(solution, right), 0)
-    half = jnp.maximum(jnp.vdot(solution, state.rates), 0)
-    bend = jnp.maximum(jnp.vdot(slope, state.rates), 0)
+    inner, half, bend, along, size, slope_size = reduce_each(
+        sums=[
+            solution * (level * state.rates - state.offsets),
+            solution * state.rates,
+            slope * state.rates,
+            solution * state.offsets,
+            solution * jnp.abs(state.offsets),
+            jnp.abs(slope),
+        ]
+    )
+    missing = jnp.maximum(state.radius**2 - inner, 0)
+    half, bend = jnp.maximum(half, 0), jnp.maximum(bend, 0)
     root = half + jnp.sqrt(half**2 + bend * missing)
     edge = level + jnp.where(root > 0, safe_divide(missing, root), jnp.inf)
     # |d|^2 / |g_0|^2. A direction of zero on the path is stationary: there the path
     # ends, which exchanges of dependent constraints would not see for rounding.
-    square = 1 + jnp.vdot(solution, state.offsets) + level * half
+    square = 1 + along + level * half
     eps = jnp.finfo(level.dtype).eps
-    size = 1 + jnp.vdot(solution, jnp.abs(state.offsets))
-    return jnp.where(square <= 4 * eps * size, level, edge)
+    return jnp.where(square <= 4 * eps * (1 + size), level, edge), slope_size
 
 
 def _refine(cosines: jax.Array, state: _State) -> tuple[jax.Array, jax.Array]:
     """Solves the last piece again, for the tableau holds its inverse to some digits."""
-    passive = state.passive
-    both = passive[:, None] & passive
-    matrix = jnp.where(both, cosines, 0)
-    inverse = jnp.where(both, -state.tableau[:, :-2], 0)
+    passive = state.passive[:, None]
+    minus_inverse = state.tableau[:, :-2]
     right = jnp.stack([state.rates, state.offsets], axis=1)
-    right = jnp.where(passive[:, None], right, 0)
-    pieces = jnp.where(passive[:, None], state.tableau[:, -2:], 0)
+    pieces = jnp.where(passive, state.tableau[:, -2:], 0)
     for _ in range(2):
-        pieces += dot(inverse, right - dot(matrix, pieces))
+        missed = jnp.where(passive, dot(cosines, pieces) - right, 0)
+        pieces += jnp.where(passive, dot(minus_inverse, missed), 0)
     slope, base = pieces[:, 0], pieces[:, 1]
-    solution = jnp.where(passive, state.level * slope - base, 0)
+    solution = jnp.where(state.passive, state.level * slope - base, 0)
     return jnp.maximum(solution, 0), state.level

@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from mtlopt.linalg.products import diagonal
+from mtlopt.linalg.reductions import reduce_each
+
 
 def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """Returns `numerator / denominator`, and zero where the denominator is zero.
@@ -59,14 +62,16 @@ def normalise(
                 f"`present` must have shape {gramian.shape[:1]}, got {present.shape}."
             )
         gramian = jnp.where(present[:, None] & present, gramian, 0)
-    on_diagonal = jnp.eye(len(gramian), dtype=bool)
-    norms = jnp.sqrt(jnp.sum(jnp.where(on_diagonal, gramian, 0), axis=0))
+    norms = jnp.sqrt(diagonal(gramian))
+    is_zero = norms == 0
+    divisors = jnp.where(is_zero, 1, norms)
     # One norm at a time: the product of two small norms may underflow.
-    cosines = safe_divide(safe_divide(gramian, norms[:, None]), norms)
+    cosines = gramian / divisors[:, None] / divisors
     # Clipping would hide an infinity, a new diagonal a NaN: 0 * inf is NaN.
     cosines = jnp.clip(cosines, -1, 1) + 0 * cosines
-    unit = jnp.where(norms == 0, 0, 1 + 0 * norms)
-    return jnp.where(on_diagonal, unit, cosines), norms
+    cosines = jnp.where(is_zero[:, None] | is_zero, 0, cosines)
+    unit = jnp.where(is_zero, 0, 1 + 0 * norms)
+    return jnp.where(jnp.eye(len(norms), dtype=bool), unit, cosines), norms
 
 
 def nan_unless_finite(result: jax.Array, source: jax.Array) -> jax.Array:
@@ -74,4 +79,7 @@ def nan_unless_finite(result: jax.Array, source: jax.Array) -> jax.Array:
 
     Masks and comparisons hide a NaN; this makes it visible again.
     """
-    return jnp.where(jnp.all(jnp.isfinite(source)), result, jnp.nan)
+    source = jax.lax.stop_gradient(source)
+    largest, minus_smallest = reduce_each(maxima=[source, -source])
+    is_finite = jnp.isfinite(largest) & jnp.isfinite(minus_smallest)
+    return jnp.where(is_finite, result, jnp.nan)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mtlopt._checks import check_choice
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
-from mtlopt.linalg.products import dot
+from mtlopt.linalg.products import diagonal, dot
 
 Scale = Literal["min", "median", "rmse"]
 
@@ -69,26 +69,33 @@ def principal_axes(gramian: jax.Array, present: jax.Array | None = None) -> Axes
     if present is not None:
         gramian = jnp.where(jnp.outer(present, present), gramian, 0)
     # In units of the longest row: no eigenvalue overflows that no entry does.
-    largest = jnp.max(jnp.abs(jnp.diagonal(gramian)))
+    largest = jnp.max(jnp.abs(diagonal(gramian)))
     values, vectors = jnp.linalg.eigh(
         safe_divide(gramian, largest), symmetrize_input=False
     )
     limit = jnp.finfo(values.dtype).eps ** 0.3
     return jax.lax.cond(
-        values[0] > limit * values[-1], _direct, _graded, gramian, values, vectors
+        values[0] > limit * values[-1],
+        _direct,
+        _graded,
+        gramian,
+        largest,
+        values,
+        vectors,
     )
 
 
-def _direct(gramian: jax.Array, values: jax.Array, vectors: jax.Array) -> Axes:
-    length = jnp.sqrt(jnp.max(jnp.diagonal(gramian)))
+def _direct(
+    _gramian: jax.Array, largest: jax.Array, values: jax.Array, vectors: jax.Array
+) -> Axes:
     return Axes(
-        (jnp.sqrt(values) * length)[::-1],
+        (jnp.sqrt(values) * jnp.sqrt(largest))[::-1],
         vectors[:, ::-1],
         jnp.full([], len(values), jnp.int32),
     )
 
 
-def _graded(gramian: jax.Array, _values: jax.Array, _vectors: jax.Array) -> Axes:
+def _graded(gramian: jax.Array, *_: jax.Array) -> Axes:
     return graded_svd(factor_gramian(gramian))
 
 
@@ -202,16 +209,19 @@ def graded_svd(factor: Factor) -> Axes:
       [3.e+00 1.e-06]
     """
     matrix, rank = factor
-    norms = jnp.linalg.norm(matrix, axis=0)
-    order = jnp.argsort(-norms)
-    triangle = jnp.linalg.qr(matrix[:, order], mode="r")
+    ones = jnp.ones(len(matrix), matrix.dtype)
+    norms = jnp.sqrt(dot(ones, matrix**2))
+    indices = jnp.arange(len(norms))
+    minus_norms, order = jax.lax.sort((-norms, indices), num_keys=1)
+    # As a product with a permutation matrix: gather and scatter are slow to compile.
+    sort = (indices == order[:, None]).astype(matrix.dtype)
+    triangle = jnp.linalg.qr(dot(matrix, sort.T), mode="r")
     # Rounding of a long column may be longer than a short column: it must go.
-    noise = _rounding(matrix) * norms[order]
+    noise = -_rounding(matrix) * minus_norms
     triangle = jnp.where(jnp.abs(triangle) <= noise, 0, triangle)
     right, singular, _ = _svd(triangle.T)
-    kept = jnp.arange(len(singular)) < rank
-    right = jnp.zeros_like(right).at[order].set(right)
-    return Axes(jnp.where(kept, singular, 0), right, rank)
+    kept = indices < rank
+    return Axes(jnp.where(kept, singular, 0), dot(sort.T, right), rank)
 
 
 def _svd(matrix: jax.Array) -> Any:

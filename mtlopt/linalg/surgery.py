@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.products import diagonal
 
 
 def project_conflicts(
@@ -90,9 +91,22 @@ def _meet(
     return (inner + gain[:, None] * cosines[other], cosines), gain
 
 
-def random_orders(key: jax.Array, num_tasks: int) -> jax.Array:
-    """Draws for every task an order of all tasks, int `[tasks, tasks]`, a row each."""
-    return jnp.argsort(jax.random.uniform(key, (num_tasks, num_tasks)), axis=1)
+def random_orders(key: jax.Array, num_tasks: int) -> tuple[jax.Array, jax.Array]:
+    """Draws for every task an order of all tasks.
+
+    Args:
+      key: of the random numbers.
+      num_tasks: number of tasks T.
+
+    Returns:
+      The next key, and the orders, int `[tasks, tasks]`, a row each.
+    """
+    # A split makes random words and nothing else: in one call, for compile time, the
+    # next key and all that are sorted.
+    count = num_tasks**2
+    keys = jax.random.split(key, 1 + -(-count // jax.random.key_data(key).size))
+    words = jax.random.key_data(keys[1:]).reshape(-1)[:count]
+    return keys[0], jnp.argsort(words.reshape(num_tasks, num_tasks), axis=1)
 
 
 class Vaccinated(NamedTuple):
@@ -161,7 +175,7 @@ def raise_cosines(
     targets = _check_square("targets", targets, cosines).astype(cosines.dtype)
     wanted = jnp.take_along_axis(targets, order, axis=1)
     # inner as above, and lengths[i] is |p_i| / |g_i|.
-    lengths = jnp.diagonal(cosines)
+    lengths = diagonal(cosines)
     _, (added, met) = jax.lax.scan(
         _meet_target, (cosines, lengths, cosines), (order.T, wanted.T)
     )
@@ -183,7 +197,7 @@ def _meet_target(
     along = jnp.take_along_axis(inner, other[:, None], axis=1)[:, 0]
     across = lengths**2 - along**2
     across = jnp.where(across <= rounding * lengths**2, 0, across)
-    meets = (other != jnp.arange(len(other))) & (jnp.diagonal(cosines)[other] > 0)
+    meets = (other != jnp.arange(len(other))) & (diagonal(cosines)[other] > 0)
     # After it, p_i has the same part across u_j and the target's cosine with it.
     length = jnp.sqrt(across / jnp.maximum(1 - target**2, rounding))
     gain = jnp.maximum(target * length - along, 0)

@@ -168,9 +168,8 @@ def test_aggregator_draws_orders_and_keeps_targets():
     state, key, targets = tx.init(jnp.zeros(2)), jax.random.key(5), np.zeros((3, 3))
     for seed in range(3):
         rows = structured("random", num_tasks, seed)
-        key, order_key = jax.random.split(key)
         order = NATURAL.copy()
-        order[:3, :3] = random_orders(order_key, num_tasks)
+        key, order[:3, :3] = random_orders(key, num_tasks)
         weights, targets = step(rows, targets, order, 0.2, np.float32)
         direction, state = update(jnp.asarray(rows, jnp.float32), state)
         np.testing.assert_allclose(state.task_weights, weights, rtol=1e-5)
@@ -179,9 +178,28 @@ def test_aggregator_draws_orders_and_keeps_targets():
 
 
 def test_random_orders_are_permutations_and_differ():
-    orders = np.asarray(random_orders(jax.random.key(0), 20))
-    np.testing.assert_array_equal(np.sort(orders, axis=1), NATURAL[:20, :20])
-    assert len(np.unique(orders, axis=0)) == 20
+    """For every kind of key, and of an odd count of random words too."""
+    for key in (jax.random.key(0), jax.random.key(0, impl="rbg")):
+        for num_tasks in (1, 3, 20):
+            following, orders = random_orders(key, num_tasks)
+            expected = NATURAL[:num_tasks, :num_tasks]
+            np.testing.assert_array_equal(np.sort(orders, axis=1), expected)
+            assert following != key
+        assert len(np.unique(orders, axis=0)) == 20
+
+
+def test_every_order_is_drawn_equally_often():
+    """The six orders of three tasks, within four standard deviations; independent."""
+    _, orders = jax.vmap(lambda key: random_orders(key, 3))(
+        jax.random.split(jax.random.key(0), 4000)
+    )
+    index = np.asarray(orders @ np.array([9, 3, 1]))  # [draws, tasks]
+    for task in range(3):
+        _, counts = np.unique(index[:, task], return_counts=True)
+        spread = np.sqrt(4000 / 6 * 5 / 6)
+        np.testing.assert_allclose(counts, np.full(6, 4000 / 6), atol=4 * spread)
+    _, pairs = np.unique(index[:, :2], axis=0, return_counts=True)
+    np.testing.assert_allclose(pairs, np.full(36, 4000 / 36), atol=4 * 10.4)
 
 
 def test_vmap_agrees():

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy.optimize import lsq_linear
 
-from mtlopt.linalg import dual_cone
+from mtlopt.linalg import nonnegative
 from mtlopt.linalg.dual_cone import project_dual_cone
 from mtlopt.linalg.nonnegative import NonnegativeMinimum
 from mtlopt.linalg.normalise import normalise
 from tests.linalg.matrices import KINDS, padded_gramian, random_rows, structured
 
 PROBLEMS = 8
-solve, pivot = jax.jit(project_dual_cone), jax.jit(dual_cone._pivot)
+solve, pivot = jax.jit(project_dual_cone), jax.jit(nonnegative._pivot)
 
 
 def sample(kind, num_tasks, seed=0):

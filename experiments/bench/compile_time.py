@@ -1,0 +1,138 @@
+"""How long a training step of every method takes to compile, and of what it is made.
+
+    python -m experiments.bench.compile_time [METHOD ...] [--out FILE]
+
+Seconds to trace, lower and compile a step with T = 40 stacked heads, the least of three
+rounds, in which all methods take turns; all cores compile. `kernels` are the programs
+that XLA generates code for: the same on every machine, and nearly all of the time.
+Nothing is run.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import mtlopt
+from experiments.bench.machine import one_of, write_record
+from experiments.bench.workloads import (
+    WORKLOADS,
+    Step,
+    Workload,
+    method_step,
+    plain_step,
+)
+from experiments.cli import positive
+from experiments.report import markdown_table
+
+PLAIN = "plain"
+DEFAULT = ("stacked_lenet", "stacked_mlp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """What compiling a step took.
+
+    Attributes:
+        workload: Name of the problem.
+        step: Name of the method, or "plain".
+        seconds: The least of all rounds.
+        kernels: Programs that XLA generated code for.
+    """
+
+    workload: str
+    step: str
+    seconds: float
+    kernels: int
+
+
+def measure(
+    workload: Workload, methods: Sequence[str], rounds: int
+) -> list[Compilation]:
+    """Compiles the plain step and every method's, all of them in each round."""
+    steps = {PLAIN: plain_step(workload)}
+    steps |= {name: method_step(workload, name) for name in methods}
+    seconds, kernels = dict.fromkeys(steps, math.inf), dict.fromkeys(steps, 0)
+    for _ in range(rounds):
+        for name, (step, state) in steps.items():
+            took, kernels[name] = _compile(workload, step, state)
+            seconds[name] = min(seconds[name], took)
+            print(f"{name} ", end="", file=sys.stderr, flush=True)
+    return [
+        Compilation(workload.name, name, seconds[name], kernels[name]) for name in steps
+    ]
+
+
+def _compile(workload: Workload, step: Step, state: Any) -> tuple[float, int]:
+    jax.clear_caches()  # a trace would be kept
+    start = time.perf_counter()
+    lowered = jax.jit(step).lower(workload.params, state, *workload.args)
+    program = lowered.compile()
+    seconds = time.perf_counter() - start
+    return seconds, (program.as_text() or "").count(" fusion(")
+
+
+def table(results: Sequence[Compilation]) -> str:
+    """Returns a Markdown table: a row for each step, the workloads side by side."""
+    found = {(each.workload, each.step): each for each in results}
+    workloads = dict.fromkeys(each.workload for each in results)
+    header = ["step"]
+    for workload in workloads:
+        header += [f"{workload}: seconds", "of plain", "kernels"]
+    rows = []
+    for step in dict.fromkeys(each.step for each in results):
+        row = [step]
+        for workload in workloads:
+            each, plain = found[workload, step], found[workload, PLAIN]
+            ratio = each.seconds / plain.seconds
+            row += [f"{each.seconds:.2f}", f"{ratio:.2f}", str(each.kernels)]
+        rows.append(row)
+    return markdown_table(header, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "methods",
+        nargs="*",
+        metavar="METHOD",
+        type=one_of(mtlopt.METHODS),
+        help="methods of the library; default: all",
+    )
+    parser.add_argument(
+        "--workloads",
+        nargs="+",
+        metavar="WORKLOAD",
+        type=one_of(WORKLOADS),
+        default=DEFAULT,
+        help=f"any of {', '.join(WORKLOADS)} [{' '.join(DEFAULT)}]",
+    )
+    parser.add_argument(
+        "--rounds", type=positive(int), default=3, help="of which the least counts [3]"
+    )
+    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    args = parser.parse_args(argv)
+    # Or what was compiled once would be read from there.
+    jax.config.update("jax_enable_compilation_cache", False)
+    results = []
+    for name in args.workloads:
+        workload = WORKLOADS[name]()
+        num_tasks = workload.oracle.num_tasks
+        methods = args.methods or mtlopt.METHODS
+        enough = [m for m in methods if mtlopt.METHODS[m].min_tasks <= num_tasks]
+        results += measure(workload, enough, args.rounds)
+        write_record(args.out, results)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
