@@ -95,8 +95,12 @@ def _direct(
     )
 
 
-def _graded(gramian: jax.Array, *_: jax.Array) -> Axes:
-    return graded_svd(factor_gramian(gramian))
+def _graded(
+    gramian: jax.Array, _largest: jax.Array, values: jax.Array, _vectors: jax.Array
+) -> Axes:
+    # After the other decomposition. Under `vmap` both are made, and two batched ones of
+    # jaxlib at a time can each hold a thread that the other waits for, for ever.
+    return graded_svd(factor_gramian(gramian + 0 * values[0]))
 
 
 def factor_gramian(gramian: jax.Array, present: jax.Array | None = None) -> Factor:

@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -276,3 +278,18 @@ def test_axes_of_a_gramian_are_those_of_its_factor(condition, dtype):
     for scale in ("min", "median", "rmse"):
         found, matrix = aligned_matrix(axes, scale), aligned_matrix(expected, scale)
         np.testing.assert_allclose(found, matrix, atol=10 * tolerance)
+
+
+BATCHES = """
+import jax, numpy as np, mtlopt
+from tests.problems import QUICK
+rows = np.random.default_rng(0).normal(size=(1692, 8, 20)).astype(np.float32)
+weights = jax.jit(jax.vmap(mtlopt.aligned_mtl_weights), compiler_options=QUICK)
+for _ in range(50):
+    jax.block_until_ready(weights(rows @ rows.transpose(0, 2, 1)))
+"""
+
+
+def test_large_batches_come_to_an_end():
+    """Both ways are made under `vmap`; on two cores they waited for each other."""
+    subprocess.run([sys.executable, "-c", BATCHES], timeout=120, check=True)
