@@ -37,7 +37,7 @@ def conflicting(num_tasks):
 @pytest.mark.parametrize("exponent", [0, 6])
 @pytest.mark.parametrize("num_tasks", [1, 2, 8, 40, 64, 128])
 def test_nash_equation(num_tasks, exponent, dtype):
-    """|w_i (G w)_i - 1| <= 1e-6 max_i sum_j |w_i G_ij w_j|, and at least 1e-6."""
+    """|w_i (G w)_i - 1| <= 2e-6 max_i sum_j |w_i G_ij w_j|, and at least 2e-6."""
     cases = [structured(kind, num_tasks) for kind in SOLVABLE]
     for rows in [*cases, conflicting(num_tasks)]:
         rows = scaled(rows, exponent, dtype)
@@ -47,7 +47,7 @@ def test_nash_equation(num_tasks, exponent, dtype):
         gains = weights[:, None] * (rows @ rows.T) * weights
         terms = np.max(np.sum(np.abs(gains), axis=1), initial=0)
         missed = np.max(np.abs(np.sum(gains, axis=1) - (norms > 0)))
-        assert missed <= 1e-6 * max(1, terms)
+        assert missed <= 2e-6 * max(1, terms)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
