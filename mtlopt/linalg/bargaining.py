@@ -105,10 +105,11 @@ def bargain(
     # Rows that do not count are tasks alone: y = 1, and cut off from the others.
     matrix = jnp.where(on_diagonal & ~counts, 1, cosines)
 
-    # The best multiple of y = 1. A NaN in `C` is one in its energy.
+    # The best multiple of y = 1. A NaN in `C` is one in its energy; that of a lone task
+    # is on the diagonal only, and in its norm.
     ridge = jnp.asarray(2 * jnp.finfo(dtype).eps, dtype)
     size, energy = reduce_each(sums=[units * units, units * dot(matrix, units)])
-    energy = jnp.maximum(energy, 32 * ridge * size)
+    energy = jnp.maximum(energy, 32 * ridge * size) + 0 * largest
     stretch = jnp.log(size / energy) / (1 + power)
     state = jax.lax.while_loop(
         _unfinished,

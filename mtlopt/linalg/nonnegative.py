@@ -62,6 +62,12 @@ def minimise_nonnegative(cosines: jax.Array, linear: jax.Array) -> NonnegativeMi
     Returns:
       The solutions and their residuals.
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> found = minimise_nonnegative(jnp.eye(2), jnp.array([-3.0, 1.0]))
+      >>> print(found.solution)
+      [3. 0.]
+
     References:
       Dostál, *Optimal Quadratic Programming Algorithms*, 2009, chapter 5 (MPRGP).
     """

@@ -42,6 +42,11 @@ def minimise_by_pivots(matrix: jax.Array, linear: jax.Array) -> jax.Array:
     Returns:
       The solutions `y`, of the shape of `q`.
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(jnp.round(minimise_by_pivots(jnp.eye(2), jnp.array([-3.0, 1.0])), 4))
+      [3. 0.]
+
     References:
       Lawson and Hanson, *Solving Least Squares Problems*, 1974, chapter 23; van de
       Panne and Whinston, 1964 (one pivot a step).

@@ -225,7 +225,9 @@ def graded_svd(factor: Factor) -> Axes:
     triangle = jnp.where(jnp.abs(triangle) <= noise, 0, triangle)
     right, singular, _ = _svd(triangle.T)
     kept = indices < rank
-    return Axes(jnp.where(kept, singular, 0), dot(sort.T, right), rank)
+    # A rank of zero would hide the NaN of a lone task.
+    singular = nan_unless_finite(jnp.where(kept, singular, 0), matrix)
+    return Axes(singular, dot(sort.T, right), rank)
 
 
 def _svd(matrix: jax.Array) -> Any:

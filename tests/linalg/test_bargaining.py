@@ -162,3 +162,14 @@ def test_shapes_are_checked():
         bargain(np.ones((2, 3)))
     with pytest.raises(ValueError, match="`present` must have shape"):
         bargain(np.eye(2), 1.0, np.ones(3, bool))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_lone_task_that_is_not_finite_stays_visible(bad, size):
+    """No other row shows it, for all others are absent."""
+    matrix = np.eye(size, dtype=np.float32)
+    matrix[0, 0] = bad
+    found = bargain(matrix, 1.0, np.arange(size) == 0)
+    assert np.isnan(found.weights[0])
+    assert np.isnan(found.residual)

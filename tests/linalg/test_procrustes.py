@@ -280,6 +280,10 @@ def test_axes_of_a_gramian_are_those_of_its_factor(condition, dtype):
         np.testing.assert_allclose(found, matrix, atol=10 * tolerance)
 
 
+def test_a_lone_task_that_is_not_finite_stays_visible():
+    assert np.all(np.isnan(aligned_mtl_weights(jnp.full((1, 1), jnp.nan))))
+
+
 BATCHES = """
 import jax, numpy as np, mtlopt
 from tests.problems import QUICK
