@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks
-from mtlopt.linalg.nonnegative import minimise_nonnegative
+from mtlopt.linalg.nonnegative import least_distance
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.task_grads import check_task_grads
@@ -40,7 +40,7 @@ def pcd_weights(
         \langle \tilde g_j, d \rangle \ge \tau_j |\tilde g_j|^2, \; j \ge 2
 
     with `\tilde g_i = g_i / \bar n_i`; the result is `\tilde d` with the length of
-    `g_1`. Solved on the cosines, by `minimise_nonnegative`.
+    `g_1`. Solved on the cosines, by `least_distance`.
 
     If `g_1` is zero or absent the weights are zero. If the constraints contradict each
     other (opposed gradients among the others, to within the square root of the
@@ -79,15 +79,16 @@ def pcd_weights(
     first = jnp.arange(len(norms)) == 0
     primary = jnp.where(first, lengths, 0)
 
-    # d = length_1 u_1 + sum_j y_j u_j, where y minimises y'Cy/2 - target'y, y >= 0.
+    # d = length_1 u_1 + the shortest vector that gives the others what they still miss.
     target = fractions * lengths - dot(cosines, primary)
     eligible = ~first & (lengths > 0)
     size = jnp.max(jnp.abs(target), where=eligible, initial=0)
     unit_target = jnp.where(eligible, safe_divide(target, size), 0)
     constraints = jnp.where(first | first[:, None], 0, cosines)
-    others = minimise_nonnegative(constraints, -unit_target).solution * size
-    # Contradictory constraints leave a ray along which the others' sum is zero.
-    others = jnp.where(_cancels(cosines, others), 0, others)
+    shares, slack = least_distance(constraints, unit_target)
+    others = size * safe_divide(shares, slack)
+    # What contradictory constraints find cancels.
+    others = jnp.where(_cancels(cosines, shares), 0, others)
 
     made_of = primary + others
     square = dot(made_of, dot(cosines, made_of))

@@ -76,7 +76,8 @@ def project_dual_cone(
     lengths = lower * norms
     size = jnp.sum(jnp.abs(lengths), axis=1, keepdims=True)
     unit = safe_divide(lengths, size)
-    solution, residual = minimise_nonnegative(cosines, dot(unit, cosines))
+    minimise = jax.vmap(minimise_nonnegative, in_axes=(None, 0))
+    solution, residual = minimise(cosines, dot(unit, cosines))
     # At least `lower`, exactly: what is added is not negative.
     weights = lower + safe_divide(solution * size, norms)
     projection = ConeProjection(weights, residual)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.nonnegative import minimise_nonnegative
+from mtlopt.linalg.nonnegative import least_distance
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
@@ -34,15 +34,11 @@ def min_norm_point(
 
     .. math:: \min_w w^T G w \quad \text{subject to} \quad w \ge 0, \; 1^T w = 1
 
-    With `w` proportional to `y_i / |g_i|`, cosines `C` and `a_i = min_j |g_j| / |g_i|`
-    the optimality conditions are those of
-
-    .. math:: \min_{y \ge 0} \tfrac12 y^T C y - a^T y
-
-    which has a solution unless zero is in the hull, and then a ray `C z = 0, z >= 0`
-    along which it falls for ever: `w` follows from either. No row scale enters the
-    conditioning. Solved by `minimise_nonnegative`, until these conditions hold to
-    rounding, relative to the coefficients.
+    With `w_i` proportional to `a_i y_i`, the unit rows `u_i` and
+    `a_i = min_j |g_j| / |g_i|` the optimality conditions are those of the shortest `d`
+    with `<u_i, d> >= a_i`, whose coefficients `least_distance` finds; if zero is in the
+    hull there is none, and `y` then makes zero. No row scale enters the conditioning.
+    Solved until the conditions hold to rounding, relative to the coefficients.
 
     Feasible by construction. A Gramian shows `|d|` only down to `sqrt(eps)` times the
     rows (3e-4 in float32): below that `norm` is rounding, but `d` itself is brought to
@@ -84,7 +80,7 @@ def min_norm_point(
     )
     smallest = -smallest
     target = jnp.where(eligible, safe_divide(smallest, norms), 0)  # a
-    solution = minimise_nonnegative(cosines, -target).solution  # y
+    solution = least_distance(cosines, target).coefficients  # y
 
     scaled = solution * target  # proportional to w
     gradient = dot(cosines, solution)

@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 from scipy.optimize import lsq_linear
 
-from mtlopt.linalg import nonnegative
 from mtlopt.linalg.dual_cone import project_dual_cone
-from mtlopt.linalg.nonnegative import NonnegativeMinimum
-from mtlopt.linalg.normalise import normalise
 from tests.linalg.matrices import KINDS, padded_gramian, random_rows, structured
 
 PROBLEMS = 8
-solve, pivot = jax.jit(project_dual_cone), jax.jit(nonnegative._pivot)
+solve = jax.jit(project_dual_cone)
 
 
 def sample(kind, num_tasks, seed=0):
@@ -123,28 +120,6 @@ def test_does_not_conflict(kind, dtype):
         )
         slack = 1e-4 if np.dtype(dtype) == np.float32 else 1e-6
         assert np.all(directions @ rows.T >= -slack * lengths)
-
-
-@pytest.mark.parametrize("kind", KINDS + HARD)
-def test_pivoting_alone_gives_the_same(kind, float64):
-    """The active set finds from the start what the conjugate steps do."""
-    rows, lower = sample(kind, 8), combinations(8)
-    expected = solve_padded(rows, lower, float64)[0] @ rows
-    with jax.disable_jit():
-        cosines, norms = (np.asarray(x) for x in normalise(jnp.asarray(rows @ rows.T)))
-    sizes = np.maximum((lower @ norms)[:, None], 1e-300)
-    unit, unit_rows = (
-        lower * norms / sizes,
-        rows / np.where(norms == 0, 1, norms)[:, None],
-    )
-    unsolved = np.where(sizes[:, 0] > 1e-300, np.inf, 0)
-    start = NonnegativeMinimum(0 * unit, unsolved)
-    solution, residual = pivot(cosines, unit @ cosines, start)
-    assert np.all(residual <= 8 * np.finfo(float64).eps)
-    found = (unit + solution) @ unit_rows * sizes
-    # A ridge of rounding size: its square root where rows nearly cancel.
-    error = np.linalg.norm(found - expected, axis=1)
-    assert np.all(error <= 1e-7 * sizes[:, 0])
 
 
 def test_two_tasks_in_closed_form(dtype):

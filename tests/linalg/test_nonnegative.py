@@ -1,21 +1,22 @@
-"""Quadratic programs over non-negative vectors: both solvers, one and many problems."""
+"""Quadratic programs over non-negative vectors, against an active-set method."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from mtlopt.linalg.nonnegative import minimise_nonnegative
-from mtlopt.linalg.pivots import minimise_by_pivots, sweep
+from mtlopt.linalg.nonnegative import least_distance, minimise_nonnegative
 from tests.linalg.matrices import KINDS, random_rows, structured
 
-solve, by_pivots = jax.jit(minimise_nonnegative), jax.jit(minimise_by_pivots)
+solve, shortest = jax.jit(minimise_nonnegative), jax.jit(least_distance)
+
+
+def unit_rows(rows):
+    return rows / np.maximum(np.linalg.norm(rows, axis=1), 1e-300)[:, None]
 
 
 def cosines_of(rows):
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1), 1e-300)[:, None]
-    return rows @ rows.T
+    return unit_rows(rows) @ unit_rows(rows).T
 
 
 def violation(matrix, linear, solution):
@@ -33,63 +34,82 @@ def test_equals_non_negative_least_squares(num_tasks, float64):
         rows /= np.linalg.norm(rows, axis=1)[:, None]
         target = np.random.default_rng(seed).normal(size=2 * num_tasks)
         expected, _ = nnls(rows.T, target)
-        for found in (
-            solve(rows @ rows.T, -rows @ target).solution,
-            by_pivots(rows @ rows.T, -rows @ target),
-        ):
-            np.testing.assert_allclose(found, expected, atol=1e-12)
+        found = solve(rows @ rows.T, -rows @ target).solution
+        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_optimal_and_many_at_once(kind, dtype):
-    """Every problem of a batch meets its conditions, and alone as well."""
+def test_optimal(kind, dtype):
+    """The optimality conditions hold to rounding, here in the range of the matrix."""
     matrix = cosines_of(structured(kind, 8)).astype(dtype)
-    linear = np.random.default_rng(0).normal(size=(5, 8)).astype(dtype) @ matrix
-    many = solve(matrix, linear)
-    allowed = 64 * np.finfo(dtype).eps
-    exact = matrix.astype(np.float64), linear.astype(np.float64)
-    assert np.all(violation(*exact, np.asarray(many.solution, np.float64)) <= allowed)
-    for problem in linear:
-        found = np.asarray(solve(matrix, problem).solution, np.float64)
-        assert violation(exact[0], problem.astype(np.float64), found) <= allowed
+    for linear in np.random.default_rng(0).normal(size=(5, 8)).astype(dtype) @ matrix:
+        found = np.asarray(solve(matrix, linear).solution, np.float64)
+        exact = matrix.astype(np.float64), linear.astype(np.float64)
+        assert violation(*exact, found) <= 64 * np.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("num_tasks", [8, 128])
-def test_ray_without_end_stays_finite(num_tasks, dtype):
-    """Falls for ever along C z = 0: ends far out, where `C y` is zero to rounding."""
-    for seed in range(3):
-        matrix = cosines_of(structured("sum_zero", num_tasks, seed)).astype(dtype)
-        found = solve(matrix, -np.ones(num_tasks, dtype))
-        total = np.sum(found.solution)
-        assert np.isfinite(total)
-        assert total > 1e4
-        image = matrix.astype(np.float64) @ np.asarray(found.solution, np.float64)
-        assert np.max(np.abs(image)) <= 64 * np.finfo(dtype).eps * total
-
-
-def test_solved_problems_wait_for_the_others(float64):
+def test_a_batch_gives_what_each_gives(float64):
     """One that is solved at once, y = 0, beside one that takes many steps."""
     matrix = cosines_of(random_rows(0, 40))
     hard = -np.ones(40)
     easy = np.stack([np.zeros(40), np.ones(40), hard])
-    solution, residual = solve(matrix, easy)
+    solution, residual = jax.vmap(minimise_nonnegative, (None, 0))(matrix, easy)
     np.testing.assert_array_equal(solution[:2], 0)
     np.testing.assert_allclose(solution[2], solve(matrix, hard).solution, atol=1e-12)
     assert np.all(residual <= 4 * np.finfo(np.float64).eps)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_nearly_dependent_pairs(sign, dtype):
-    """Nearly equal and nearly opposed ones, on the edge of having no minimum."""
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_tasks", [1, 3, 8])
+def test_least_distance_equals_least_squares(kind, num_tasks, float64):
+    """min |U'y|^2 + (1 - b'y / sqrt T)^2 over y >= 0, by an active-set method."""
+    unit = unit_rows(structured(kind, num_tasks))
+    bounds = np.random.default_rng(1).uniform(-1, 1, num_tasks) * np.any(unit, axis=1)
+    system = np.concatenate([unit.T, bounds[None] / num_tasks**0.5])
+    last = np.eye(len(system))[-1]
+    expected, _ = nnls(system, last)
+    found = shortest(unit @ unit.T, bounds).coefficients
+    np.testing.assert_allclose(system @ found, system @ expected, atol=1e-10)
+
+
+def test_least_distance_meets_its_bounds(dtype):
+    """<u_i, d> >= b_i, with equality where the row has a part in d."""
+    for seed in range(10):
+        unit = unit_rows(random_rows(seed, 8))
+        bounds = np.random.default_rng(seed).uniform(-1, 1, 8).astype(dtype)
+        coefficients, slack = shortest((unit @ unit.T).astype(dtype), bounds)
+        reached = unit @ (np.asarray(coefficients) @ unit) / float(slack)
+        rounding = 1e2 * np.finfo(dtype).eps
+        assert np.all(reached >= bounds - rounding)
+        assert np.all((coefficients == 0) | (reached <= bounds + rounding))
+
+
+@pytest.mark.parametrize("num_tasks", [3, 8, 128])
+def test_contradictory_bounds_show(num_tasks, dtype):
+    """Rows whose sum is zero cannot all have positive products with a vector."""
     for seed in range(3):
-        rows = random_rows(seed, 8)
-        rows[:4] = sign * rows[4:] + 1e-2 * rows[:4]
+        matrix = cosines_of(structured("sum_zero", num_tasks, seed))
+        bounds = np.random.default_rng(seed).uniform(0.1, 1, num_tasks).astype(dtype)
+        coefficients, slack = shortest(matrix.astype(dtype), bounds)
+        rounding = 64 * np.finfo(dtype).eps * np.sum(coefficients)
+        assert np.max(np.abs(matrix @ coefficients)) <= rounding
+        assert abs(slack) <= rounding
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("num_tasks", [8, 128])
+def test_nearly_dependent_pairs(sign, num_tasks, dtype):
+    """Nearly equal and nearly opposed ones, on the edge of having no solution."""
+    for seed in range(3):
+        rows = random_rows(seed, num_tasks)
+        half = num_tasks // 2
+        rows[:half] = sign * rows[half:] + 1e-2 * rows[:half]
         lengths = np.linalg.norm(rows, axis=1)
-        matrix, linear = cosines_of(rows).astype(dtype), -(min(lengths) / lengths)
-        found = solve(matrix, linear.astype(dtype))
-        assert found.residual <= 64 * np.finfo(dtype).eps
-        exact = np.asarray(found.solution, np.float64)
-        assert violation(matrix.astype(np.float64), linear, exact) <= 1e-5
+        matrix, bounds = cosines_of(rows), min(lengths) / lengths
+        found = shortest(matrix.astype(dtype), bounds.astype(dtype)).coefficients
+        scaled = bounds / num_tasks**0.5
+        system, found = matrix + np.outer(scaled, scaled), np.asarray(found, np.float64)
+        assert violation(system, -scaled, found) <= 64 * np.finfo(dtype).eps
 
 
 def test_equal_rows_share(dtype):
@@ -99,20 +119,3 @@ def test_equal_rows_share(dtype):
     found = solve((rows @ rows.T).astype(dtype), -np.ones(8, dtype)).solution
     np.testing.assert_allclose(found[::2], found[0], atol=1e3 * np.finfo(dtype).eps)
     np.testing.assert_allclose(found[1::2], found[1], atol=1e3 * np.finfo(dtype).eps)
-
-
-def test_sweeps_solve_and_undo(float64):
-    """All tasks swept: minus the inverse, and the solution; one again: as before it."""
-    matrix = cosines_of(random_rows(0, 6))
-    right = np.arange(12.0).reshape(6, 2)
-    tableau = jnp.concatenate([matrix, right], axis=1)
-    for task in range(6):
-        is_chosen, before = jnp.arange(6) == task, tableau
-        tableau = sweep(before, is_chosen, before[task, task], jnp.array(False))
-        undone = sweep(tableau, is_chosen, tableau[task, task], jnp.array(True))
-        np.testing.assert_allclose(undone, before, atol=1e-12)
-        square = np.asarray(tableau[:, :6])
-        np.testing.assert_array_equal(square, square.T)
-    inverse = np.linalg.inv(matrix)
-    expected = np.concatenate([-inverse, inverse @ right], axis=1)
-    np.testing.assert_allclose(tableau, expected, atol=1e-12)

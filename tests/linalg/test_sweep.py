@@ -1,0 +1,25 @@
+"""Principal pivots against the inverse."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from mtlopt.linalg.sweep import sweep
+from tests.linalg.matrices import random_rows
+
+
+def test_sweeps_solve_and_undo(float64):
+    """All tasks swept: minus the inverse, and the solution; one again: as before it."""
+    rows = random_rows(0, 6)
+    matrix = rows @ rows.T
+    right = np.arange(12.0).reshape(6, 2)
+    tableau = jnp.concatenate([matrix, right], axis=1)
+    for task in range(6):
+        is_chosen, before = jnp.arange(6) == task, tableau
+        tableau = sweep(before, is_chosen, before[task, task], jnp.array(False))
+        undone = sweep(tableau, is_chosen, tableau[task, task], jnp.array(True))
+        np.testing.assert_allclose(undone, before, atol=1e-12)
+        square = np.asarray(tableau[:, :6])
+        np.testing.assert_array_equal(square, square.T)
+    inverse = np.linalg.inv(matrix)
+    expected = np.concatenate([-inverse, inverse @ right], axis=1)
+    np.testing.assert_allclose(tableau, expected, atol=1e-12)
