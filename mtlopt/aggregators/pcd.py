@@ -10,6 +10,7 @@ from mtlopt._checks import check_num_tasks
 from mtlopt.linalg.nonnegative import least_distance
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import diagonal, dot
+from mtlopt.linalg.reductions import reduce_each
 from mtlopt.task_grads import check_task_grads
 
 
@@ -86,22 +87,22 @@ def pcd_weights(
     unit_target = jnp.where(eligible, safe_divide(target, size), 0)
     constraints = jnp.where(first | first[:, None], 0, cosines)
     shares, slack = least_distance(constraints, unit_target)
-    others = size * safe_divide(shares, slack)
-    # What contradictory constraints find cancels.
-    others = jnp.where(_cancels(cosines, shares), 0, others)
+    # Contradictory constraints leave coefficients that cancel.
+    is_found = _length(cosines, shares) > 0
+    others = jnp.where(is_found, size * safe_divide(shares, slack), 0)
 
     made_of = primary + others
-    square = dot(made_of, dot(cosines, made_of))
-    length = jnp.where(_cancels(cosines, made_of), 0, jnp.sqrt(jnp.maximum(square, 0)))
+    length = _length(cosines, made_of)
     weights = safe_divide(safe_divide(made_of, length) * norms[0], norms)
     weights = jnp.where(norms[0] > 0, weights, 0)
     return nan_unless_finite(weights, cosines)
 
 
-def _cancels(cosines: jax.Array, made_of: jax.Array) -> jax.Array:
-    """Returns whether a sum of unit rows is zero to the rounding of the Gramian."""
-    square = dot(made_of, dot(cosines, made_of))
-    return square <= 32 * jnp.finfo(made_of.dtype).eps * jnp.sum(made_of) ** 2
+def _length(cosines: jax.Array, made_of: jax.Array) -> jax.Array:
+    """The length of a sum of unit rows; zero if that is rounding of the Gramian."""
+    square, total = reduce_each(sums=[made_of * dot(cosines, made_of), made_of])
+    is_rounding = square <= 32 * jnp.finfo(square.dtype).eps * total**2
+    return jnp.where(is_rounding, 0, jnp.sqrt(jnp.maximum(square, 0)))
 
 
 def _fractions(tau: Any, num_tasks: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """Bargaining: weights whose reciprocal powers are the tasks' gains."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -26,10 +27,13 @@ class Bargain(NamedTuple):
     residual: jax.Array
 
 
-class _State(NamedTuple):
+class _Problem(NamedTuple):
     cosines: jax.Array  # C, with a unit diagonal also for rows that do not count
     units: jax.Array  # s, [tasks]: where the solution x would be without other tasks
     power: jax.Array  # q = 1 / alpha
+
+
+class _State(NamedTuple):
     logs: jax.Array  # log y, [tasks]: the point is x = s y
     ridge: jax.Array  # scalar, added to the diagonal of C
     damping: jax.Array  # scalar, Levenberg-Marquardt
@@ -37,6 +41,7 @@ class _State(NamedTuple):
     steps: jax.Array  # int32
 
 
+@jax.jit
 def bargain(
     gramian: jax.Array, alpha: Any = 1.0, present: jax.Array | None = None
 ) -> Bargain:
@@ -111,20 +116,15 @@ def bargain(
     size, energy = reduce_each(sums=[units * units, units * dot(matrix, units)])
     energy = jnp.maximum(energy, 32 * ridge * size) + 0 * largest
     stretch = jnp.log(size / energy) / (1 + power)
-    state = jax.lax.while_loop(
-        _unfinished,
-        _step,
-        _State(
-            cosines=matrix,
-            units=units,
-            power=power,
-            logs=jnp.full_like(norms, stretch),
-            ridge=ridge,
-            damping=jnp.zeros([], dtype),
-            done=jnp.isnan(energy),
-            steps=jnp.zeros([], jnp.int32),
-        ),
+    state = _State(
+        logs=jnp.full_like(norms, stretch),
+        ridge=ridge,
+        damping=jnp.zeros([], dtype),
+        done=jnp.isnan(energy),
+        steps=jnp.zeros([], jnp.int32),
     )
+    step = functools.partial(_step, _Problem(matrix, units, power))
+    state = jax.lax.while_loop(_unfinished, step, state)
     points = units * jnp.exp(state.logs)
     gained, wanted = dot(cosines, points), units * jnp.exp(-power * state.logs)
     missed = jnp.abs(wanted - gained) / jnp.maximum(jnp.abs(gained), wanted)
@@ -139,13 +139,10 @@ def _unfinished(state: _State) -> jax.Array:
     return ~state.done & (state.steps < _MAX_STEPS)
 
 
-def _step(state: _State) -> _State:
-    """One Newton step, or more damping if it would raise the potential.
-
-    Module-level and without closures, so that a second call outside `jit` does not
-    compile again.
-    """
-    cosines, units, power, logs, ridge, damping, _, steps = state
+def _step(problem: _Problem, state: _State) -> _State:
+    """One Newton step, or more damping if it would raise the potential."""
+    cosines, units, power = problem
+    logs, ridge, damping, _, steps = state
     eps = jnp.finfo(logs.dtype).eps
     points = units * jnp.exp(logs)  # x
     wanted = units * jnp.exp(-power * logs)  # s y^-q
@@ -198,7 +195,7 @@ def _step(state: _State) -> _State:
     # of nothing else; a larger ridge stops it before.
     is_noise = (noise_by > 0) & (ridge < 64 * eps)
     growth = jnp.where(is_definite, jnp.where(is_noise, 2, 1), 8)
-    return state._replace(
+    return _State(
         logs=logs,
         ridge=jnp.minimum(ridge * growth.astype(ridge.dtype), 1),
         damping=jnp.where(is_better | ~is_definite, less, more),

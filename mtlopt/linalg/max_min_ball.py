@@ -129,10 +129,10 @@ def max_min_direction(
         pivots=jnp.zeros([], jnp.int32),
     )
     state = jax.lax.while_loop(_unfinished, _pivot, state)
-    solution, level = _refine(cosines, state)  # y
+    solution = _refine(cosines, state)  # y
 
     reached = dot(cosines, solution) + offsets
-    slack = reached - jnp.minimum(level, highest) * rates  # <u_i, d> - mu / |g_i|
+    slack = reached - jnp.minimum(state.level, highest) * rates  # <u_i, d> - mu / |g_i|
     slack = jnp.where(solution > 0, jnp.abs(slack), -slack)
     residual = jnp.max(jnp.where(eligible & (radius > 0), slack, 0), initial=0)
 
@@ -232,15 +232,15 @@ def _edge(
     return jnp.where(square <= 4 * eps * (1 + size), level, edge), slope_size
 
 
-def _refine(cosines: jax.Array, state: _State) -> tuple[jax.Array, jax.Array]:
-    """Solves the last piece again, for the tableau holds its inverse to some digits."""
-    passive = state.passive[:, None]
+def _refine(cosines: jax.Array, state: _State) -> jax.Array:
+    """Solves for y on the last piece again: the tableau has its inverse to some digits.
+
+    Once is enough, more gains nothing.
+    """
+    _, _, rates, offsets, passive, _, level, *_ = state
+    slope, base = state.tableau[:, -2], state.tableau[:, -1]
+    solution = jnp.where(passive, level * slope - base, 0)
+    missed = dot(cosines, solution) - (level * rates - offsets)
     minus_inverse = state.tableau[:, :-2]
-    right = jnp.stack([state.rates, state.offsets], axis=1)
-    pieces = jnp.where(passive, state.tableau[:, -2:], 0)
-    for _ in range(2):
-        missed = jnp.where(passive, dot(cosines, pieces) - right, 0)
-        pieces += jnp.where(passive, dot(minus_inverse, missed), 0)
-    slope, base = pieces[:, 0], pieces[:, 1]
-    solution = jnp.where(state.passive, state.level * slope - base, 0)
-    return jnp.maximum(solution, 0), state.level
+    solution += dot(minus_inverse, jnp.where(passive, missed, 0))
+    return jnp.where(passive, jnp.maximum(solution, 0), 0)
