@@ -41,6 +41,12 @@ PAPER = read_table(
     roaming   69.15±0.08 89.79±0.08
     """,
 )
+# Table 4.
+DISTANCES = {
+    "sum_tasks": (909.38, 74.38, 12.23),
+    "ius": (8102.39, 262.68, 30.85),
+    "io": (8438.78, 277.29, 30.44),
+}
 _QUICK_SIZE, _FULL_SIZE = (32, 64), (128, 256)
 
 
@@ -101,6 +107,7 @@ EXPERIMENT = Experiment(
     num_tasks=len(CATEGORIES),
     paper=lambda _: PAPER,
     table="Table 2 of Pascal et al., 2021",
+    distances=DISTANCES,
 )
 
 main = functools.partial(run, EXPERIMENT)

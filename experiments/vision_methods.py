@@ -215,7 +215,7 @@ def _last(aux: Any) -> Any:
 
 
 def _roaming(problem: Problem, num_steps: int) -> Method:
-    """Maximum Roaming, with a state of the optimizer for each task.
+    """Maximum Roaming, in turns with one state of the optimizer, as its paper has it.
 
     A channel is masked behind its BatchNorm: where scale and bias are zero, ReLU gives
     zero. Statistics are those of each task's own channels, and so one for each task.
@@ -242,14 +242,14 @@ def _roaming(problem: Problem, num_steps: int) -> Method:
     def start(seed: int) -> State:
         params, stats = problem.init(seed)
         stats = {task: jax.tree.map(jnp.copy, stats) for task in names}
-        tx = _turns_optimizer(problem, len(names), True, 0.0)
+        tx = _turns_optimizer(problem, len(names), False, 0.0)
         return State(params, stats, tx.init(params), roaming.init(seed))
 
     def step(
         state: State, batch: PyTree, rate: jax.Array, members: jax.Array
     ) -> tuple[State, jax.Array]:
         params, stats, opt_state, masks = state
-        tx = _turns_optimizer(problem, len(names), True, rate)
+        tx = _turns_optimizer(problem, len(names), False, rate)
         stepped = mtlopt.individual_step(oracle, tx)(
             params,
             opt_state,

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_num_tasks(num_tasks: int) -> None:
@@ -57,9 +58,18 @@ def as_task_vector(name: str, value: Any, num_tasks: int) -> jax.Array:
     return vector
 
 
+def as_mask(name: str, value: Any, num_tasks: int) -> Any:
+    """Returns `value` as bool [tasks]; a NumPy array stays one, known at trace time."""
+    if isinstance(value, np.ndarray) and value.shape == (num_tasks,):
+        return value.astype(bool)
+    return as_task_vector(name, value, num_tasks).astype(bool)
+
+
 def as_key(key: Any) -> jax.Array:
-    """Returns a typed PRNG key from a seed or a key."""
+    """Returns a typed PRNG key from a seed, which may be traced, or a key."""
     if isinstance(key, int):
+        return jax.random.key(key)
+    if key.ndim == 0 and jnp.issubdtype(key.dtype, jnp.integer):
         return jax.random.key(key)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise TypeError(

@@ -158,6 +158,23 @@ def _listing(paths: list[str], limit: int = 8) -> str:
     return shown + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
 
 
+def check_same_labels(labels: Rules, params: PyTree, partition: "Partition") -> None:
+    """Raises unless rules label the parameters as the oracle does.
+
+    Args:
+      labels: rules of a transform.
+      params: parameters, or what has their structure.
+      partition: the oracle's.
+    """
+    names = jax.tree.leaves(label_params(params, labels))
+    for path, name, owner in zip(partition.paths, names, partition.labels, strict=True):
+        if name != owner:
+            raise ValueError(
+                f"the label of `{path}` must be {owner!r}, as in the oracle, got "
+                f"{name!r}."
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Partition:
     """Parameters cut into shared leaves and heads, by label.

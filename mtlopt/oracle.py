@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from mtlopt._checks import as_task_vector, check_choice
+from mtlopt._checks import as_mask, as_task_vector, check_choice
 from mtlopt._guard import make_guard
 from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
 from mtlopt.labels import SHARED, STACKED, Partition, Rules, partition_params
@@ -197,7 +197,7 @@ class Oracle:
         """
         inputs = self._inputs(params, args)
         if present is not None:
-            present = as_task_vector("present", present, self.num_tasks).astype(bool)
+            present = jnp.asarray(as_mask("present", present, self.num_tasks))
         losses, aux, z, heads, linear = self._evaluate(inputs, None)
         return TaskGrads(
             losses=losses,
@@ -216,15 +216,17 @@ class Oracle:
         """Returns the losses `[tasks]` of a forward pass."""
         return self.problem.losses(self._inputs(params, args))
 
-    def task(self, task: Any, params: PyTree, *args: Any) -> Grad:
+    def task(self, task: Any, params: PyTree, *args: Any, present: Any = None) -> Grad:
         """Returns the gradient of one task's loss, or of a group's summed loss.
 
         Args:
           task: name or index of a task, of which only that task's head runs; the index
             may be traced where heads are stacked. Or weights `[tasks]`, such as the
-            members of a group: the gradient of the weighted sum.
+            members of a group: the gradient of the weighted sum. All heads run for it,
+            and in a problem without `encode` every task's pass through the network.
           params: parameters.
           *args: arguments of the functions.
+          present: with weights, `[tasks]` bool as in `__call__`.
 
         Returns:
           A `Grad`: the task's loss, or all losses for weights, and the gradient, zero
@@ -237,9 +239,8 @@ class Oracle:
             task = operator.index(task)
         if jnp.ndim(task) == 1:
             weights = as_task_vector("task", task, self.num_tasks)
-            grads = self(params, *args, present=weights != 0).scale_by(weights)
-            everyone = jnp.ones_like(grads.scales)
-            return Grad(grads.losses, grads.combine(everyone), grads.aux)
+            grads = self(params, *args, present=present).scale_by(weights)
+            return Grad(grads.losses, grads.total(), grads.aux)
         if isinstance(task, int) and not 0 <= task < self.num_tasks:
             raise ValueError(
                 f"`task` must be between 0 and {self.num_tasks - 1}, got {task}."
@@ -280,11 +281,9 @@ class Oracle:
         if block == "task":
             zeros = [jnp.zeros_like(leaf) for leaf in shared]
             return Grad(grads.losses, grads.updates(zeros), grads.aux)
-        still = dataclasses.replace(
-            grads, heads=[jnp.zeros_like(leaf) for leaf in heads]
-        )
-        everyone = jnp.ones_like(grads.scales)
-        return Grad(grads.losses, still.combine(everyone), grads.aux)
+        moving, _ = grads.partition.split(grads.total())
+        still = [jnp.zeros_like(leaf) for leaf in heads]
+        return Grad(grads.losses, grads.partition.merge(moving, still), grads.aux)
 
     def heads(self, params: PyTree, z: PyTree, *args: Any) -> Grad:
         """Returns losses and the heads' gradients on a given latent.
@@ -311,14 +310,17 @@ class Oracle:
 
         Args:
           params: parameters.
-          members: bool `[tasks]`, the tasks of the step.
+          members: bool `[tasks]`, the tasks of the step; a NumPy array decides at trace
+            time.
 
         Returns:
           A mapping from label to bool, to be passed as `active`.
         """
-        return self._partition(params).active(members)
+        members = as_mask("members", members, self.num_tasks)
+        return self.partition(params).active(members)
 
-    def _partition(self, params: PyTree) -> Partition:
+    def partition(self, params: PyTree) -> Partition:
+        """Returns who owns which leaf, after checking labels, leaves and tasks."""
         return partition_params(
             params,
             self.labels,
@@ -345,7 +347,7 @@ class Oracle:
 
         On a given latent `encode` does not run, and may not accept the arguments.
         """
-        partition = self._partition(params)
+        partition = self.partition(params)
         inputs = Inputs(*partition.split(params), args, partition)
         signature = (partition, _avals(params), _avals(args), _avals(z))
         if signature not in self.checked:

@@ -63,9 +63,9 @@ def maximum_roaming(
     swaps every task has visited every unit; then the masks stay as they are.
 
     A task uses `|A_t| = ceil(p S)` units throughout, for the sharing ratio `p`. They
-    are drawn at random such that all units are in use where `p T >= 1` for `T` tasks:
-    `p = 1 / T` is a partition, `p = 1` the ordinary network. Below `1 / T` no two
-    tasks begin with a common unit.
+    are drawn at random such that all units are in use where `p T >= 1` for `T` tasks,
+    and that no two tasks begin with a common unit where `T |A_t| <= S`. So `p = 1 / T`
+    is a partition of a width that `T` divides, and `p = 1` the ordinary network.
 
     A network takes part by multiplying the units (channels) of its hidden layers by the
     mask of the task that it runs for, see `task_masks`. Units that are masked then get

@@ -1,14 +1,16 @@
 """Alternate training of shared and task-specific parameters (SAT, ATE)."""
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mtlopt._checks import check_choice
-from mtlopt.labels import SHARED, Rules
+from mtlopt.labels import SHARED, Partition, Rules, check_same_labels, label_params
 from mtlopt.oracle import Grad, Oracle
 from mtlopt.per_label import per_label
 
@@ -82,16 +84,21 @@ def alternate_blocks(
 
     where `m_0` and `m_ts` are any Optax optimizers, each with its own learning rate and
     state. SAT is `n = m = 1` with a fresh batch each; ATE counts whole epochs: with
-    `t` batches an epoch, `n = t E_0` and `m = t E_ts`. The block that does not move,
-    and its optimizer's state, stay bit for bit as they are.
+    `t` batches an epoch, `n = t E_0` and `m = t E_ts` (Algorithm A.1, whose loops as
+    printed run one epoch more). The block that does not move, and its optimizer's
+    state, stay bit for bit as they are. So a schedule inside `shared` or `task` counts
+    that block's own steps, `n` or `m` of every `n + m`; for a rate by the global step,
+    leave it out of both and chain `optax.scale_by_learning_rate(schedule)` behind.
 
     It takes a gradient with the structure of the parameters: of the summed loss or of
     any aggregator. Only the active block of it is read; `block_step` computes no more.
 
-    `update` takes two keywords. `block` names the block that moves, as a Python string:
-    then the other block's optimizer is not even compiled, and the count only counts.
-    By default the count decides, inside the program. `active` is a mapping from label
-    to bool as in `per_label`, for heads without labels in the batch.
+    `update` takes three keywords, which `block_step` passes. `block` names the block
+    that moves, as a Python string: then the other block's optimizer is not even
+    compiled, and the count only counts. By default the count decides, inside the
+    program. `active` is a mapping from label to bool as in `per_label`, for heads
+    without labels in the batch. With `partition`, an oracle's, labels that differ from
+    its are an error.
 
     Args:
       shared: optimizer of the shared leaves.
@@ -101,10 +108,11 @@ def alternate_blocks(
       task_steps: `m`.
 
     Returns:
-      A transform; the last of a chain.
+      A transform; the last of a chain but for a scaling.
 
     Raises:
-      ValueError: if a number of steps is not a positive int or `block` is unknown.
+      ValueError: if a number of steps is not a positive int or `block` is unknown; at
+        `init`, if one of the two blocks has no leaf.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -124,13 +132,18 @@ def alternate_blocks(
       Bellavia, Della Santa and Papini, *ATE-SG: alternate through the epochs stochastic
       gradient for multi-task neural networks*, 2026, Algorithms 3.1, 3.2 and A.1.
     """
-    for name, steps in (("shared_steps", shared_steps), ("task_steps", task_steps)):
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`{name}` must be a positive int, got {steps!r}.")
+    shared_steps = _as_length("shared_steps", shared_steps)
+    task_steps = _as_length("task_steps", task_steps)
     both = per_label(lambda label: shared if label == SHARED else task, labels)
     cycle = shared_steps + task_steps
 
     def init_fn(params: PyTree) -> AlternateBlocksState:
+        names = set(jax.tree.leaves(label_params(params, labels)))
+        if SHARED not in names or names == {SHARED}:
+            raise ValueError(
+                f"`labels` must have leaves labelled {SHARED!r} and others, the heads, "
+                f"got only {', '.join(map(repr, sorted(names)))}."
+            )
         return AlternateBlocksState(
             jnp.zeros([], jnp.int32), jnp.array(True), both.init(params)
         )
@@ -142,10 +155,13 @@ def alternate_blocks(
         *,
         block: Block | None = None,
         active: Mapping[str, Any] | None = None,
+        partition: Partition | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, AlternateBlocksState]:
         if block is not None:
             check_choice("block", block, BLOCKS)
+        if partition is not None:
+            check_same_labels(labels, updates, partition)
         flags = {
             label: _moves(block, state.shared_is_next, label, (active or {}).get(label))
             for label in state.inner_state.inner_states
@@ -164,6 +180,14 @@ def alternate_blocks(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _as_length(name: str, steps: Any) -> int:
+    """Returns a number of steps as an int, also of a NumPy one, or raises."""
+    is_int = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
+    if not is_int or steps < 1:
+        raise ValueError(f"`{name}` must be a positive int, got {steps!r}.")
+    return operator.index(steps)
 
 
 def _moves(
@@ -191,16 +215,20 @@ def block_step(
 
     Args:
       oracle: from `task_grad`.
-      optimizer: `alternate_blocks`, or a chain that ends with it.
+      optimizer: `alternate_blocks`, or a chain with it. No weighting or aggregator: the
+        step's gradient is that of the summed loss. Factors of the losses (the paper's
+        `lambda`) belong into the loss functions; the direction of an aggregator takes
+        `optimizer.update(oracle(params, ...), ...)` in a step of your own.
       block: `"shared"` or `"task"`; None for the optimizer's count.
 
     Returns:
-      `step(params, opt_state, *args, present=None)`, to be jitted, which evaluates the
-      summed loss at `args` and returns a `Stepped`.
+      `step(params, opt_state, *args, present=None, **extra_args)`, to be jitted, which
+      evaluates the summed loss at `args` and returns a `Stepped`. `extra_args` are what
+      the optimizer wants beside, such as `value` for `optax.reduce_on_plateau`.
 
     Raises:
-      ValueError: if `block` is unknown, or at the first step if `optimizer` has no
-        `alternate_blocks`.
+      ValueError: if `block` is unknown; at the first step, if `optimizer` has no
+        `alternate_blocks` or its labels are not those of the oracle.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -226,27 +254,43 @@ def block_step(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def step(
-        params: PyTree, opt_state: PyTree, *args: Any, present: Any = None
+        params: PyTree,
+        opt_state: PyTree,
+        *args: Any,
+        present: Any = None,
+        **extra_args: Any,
     ) -> Stepped:
+        state = only_state(opt_state, AlternateBlocksState, "alternate_blocks")
+
         def gradient(block: Block) -> Callable[[], Grad]:
             return lambda: oracle.block(block, params, *args, present=present)
 
         if block is None:
-            shared_is_next = optax.tree.get(opt_state, "shared_is_next")
-            if shared_is_next is None:
-                raise ValueError(
-                    "`optimizer` must have `alternate_blocks` in it, which counts the "
-                    "phases; or pass `block`."
-                )
-            grad = jax.lax.cond(shared_is_next, gradient("shared"), gradient("task"))
+            both = gradient("shared"), gradient("task")
+            grad = jax.lax.cond(state.shared_is_next, *both)
         else:
             grad = gradient(block)()
         active = None if present is None else oracle.active(params, present)
         updates, opt_state = optimizer.update(
-            grad.grad, opt_state, params, block=block, active=active
+            grad.grad,
+            opt_state,
+            params,
+            block=block,
+            active=active,
+            partition=oracle.partition(params),
+            **extra_args,
         )
         return Stepped(
             optax.apply_updates(params, updates), opt_state, grad.losses, grad.aux
         )
 
     return step
+
+
+def only_state(opt_state: PyTree, kind: type, name: str) -> Any:
+    """Returns the state of a kind in an optimizer's, or raises unless there is one."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+    found = [node for node in nodes if isinstance(node, kind)]
+    if len(found) != 1:
+        raise ValueError(f"`optimizer` must have one `{name}` in it, got {len(found)}.")
+    return found[0]

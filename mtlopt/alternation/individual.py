@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
-from mtlopt._checks import as_key, as_task_vector, check_num_tasks
-from mtlopt.alternation.blocks import Stepped
+from mtlopt._checks import as_key, as_mask, as_task_vector, check_num_tasks
+from mtlopt.alternation.blocks import Stepped, only_state
 from mtlopt.alternation.per_task import PerTask, scan_turns
-from mtlopt.heads import SeparateHeads
-from mtlopt.labels import SHARED, Rules, label_params
+from mtlopt.heads import SeparateHeads, StackedHeads
+from mtlopt.labels import SHARED, Partition, Rules, check_same_labels, label_params
 from mtlopt.oracle import Grad, Oracle
 from mtlopt.per_label import advance, join, per_label, select
 
@@ -51,9 +52,10 @@ def individual_optimizers(
     same. A head moves on its own task's turn only, with a state of its own, as in
     `per_label`.
 
-    `update` takes the gradient of one task or group (`oracle.task`), and two keywords:
-    `task`, the index of the state to use (it may be traced), and `active`, a mapping
-    from label to bool of the labels that move. `individual_step` passes both.
+    `update` takes the gradient of one task or group (`oracle.task`), and three
+    keywords, which `individual_step` passes. `task` is the index of the state to use
+    (it may be traced), `active` a mapping from label to bool of the labels that move.
+    With `partition`, an oracle's, labels that differ from its are an error.
 
     Memory: IO keeps T states of the shared leaves instead of one; with Adam, 2 T times
     their size. Groups of tasks divide that.
@@ -111,13 +113,18 @@ def individual_optimizers(
         *,
         task: Any = None,
         active: Mapping[str, Any] | None = None,
+        partition: Partition | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, IndividualOptimizersState]:
-        if task is None or (isinstance(task, int) and not 0 <= task < num_tasks):
+        is_known = isinstance(task, int | np.integer)
+        is_bool = isinstance(task, bool)
+        if task is None or is_bool or (is_known and not 0 <= task < num_tasks):
             raise ValueError(
                 f"`task` must be the index of a task, between 0 and {num_tasks - 1}, "
                 f"got {task!r}."
             )
+        if partition is not None:
+            check_same_labels(labels, updates, partition)
         names = label_params(updates, labels)
         kept = state.shared if share_state else state.shared.take(task)
         moved, kept = advance(
@@ -189,25 +196,35 @@ def individual_step(
     IO.
 
     In a fixed order the steps are unrolled, unless heads are stacked; then, and in a
-    shuffled order, they are a `lax.scan`, which compiles one step whatever the number.
+    shuffled order, they are a `lax.scan`. With stacked heads that compiles one step
+    whatever the number of tasks. Groups are read in the program: each turn runs all
+    heads, and without `encode` every task's pass through the network.
+
+    A schedule in the optimizer counts a head's own steps and, with a state per task,
+    each task's. With one state for all (`share_state=True`), and in a transform chained
+    behind, it counts turns, as many as there are tasks or groups to a batch.
 
     Args:
       oracle: from `task_grad`.
-      optimizer: `individual_optimizers` for as many tasks as there are groups.
+      optimizer: `individual_optimizers` for as many tasks as there are groups, or a
+        chain with it.
       num_groups: number of groups; None for one task at a time.
       shuffle: whether the order is drawn anew in every step.
 
     Returns:
-      `step(params, opt_state, *args, groups=None, key=None, present=None)`, to be
-      jitted, which returns a `Stepped`. `groups` `[tasks]` are the groups of the tasks
-      (see `random_groups`), needed with `num_groups`; `key` is needed to shuffle;
-      absent tasks take no step and have loss 0. A task's loss is that before its
+      `step(params, opt_state, *args, groups=None, key=None, present=None,
+      **extra_args)`, to be jitted, which returns a `Stepped`. `groups` `[tasks]` are
+      the groups of the tasks (see `random_groups`), needed with `num_groups`; `key` is
+      needed to shuffle; absent tasks take no step, have no part in their group's, and
+      loss 0; a task whose group has no turn, as a wrong number of groups makes it, has
+      loss NaN; `extra_args` are for the optimizer. A task's loss is that before its
       group's move. `aux` is a list with one `Aux` a turn, and from a scan one `Aux`
       with a leading axis of turns.
 
     Raises:
-      ValueError: if `num_groups` does not fit the tasks, or `groups` or `key` is
-        missing or not asked for.
+      ValueError: if `num_groups` does not fit the tasks; at the first step, if `groups`
+        or `key` is missing or not asked for, or `optimizer` has another number of
+        states or other labels than the oracle.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -237,8 +254,9 @@ def individual_step(
         )
     optimizer = optax.with_extra_args_support(optimizer)
     turns = num_tasks if num_groups is None else num_groups
-    separate = isinstance(getattr(oracle.problem, "heads", None), SeparateHeads)
-    unroll = separate and not shuffle
+    heads = getattr(oracle.problem, "heads", None)
+    separate = isinstance(heads, SeparateHeads)
+    unroll = not shuffle and not isinstance(heads, StackedHeads)
 
     def step(
         params: PyTree,
@@ -247,27 +265,33 @@ def individual_step(
         groups: Any = None,
         key: Any = None,
         present: Any = None,
+        **extra_args: Any,
     ) -> Stepped:
         _check_asked("groups", groups, num_groups is not None)
         _check_asked("key", key, shuffle)
+        _check_states(opt_state, turns)
         if groups is not None:
-            groups = as_task_vector("groups", groups, num_tasks)
+            groups = _as_groups(groups, num_tasks, turns)
+        if present is not None:
+            present = as_mask("present", present, num_tasks)
 
         def turn(carry: tuple[PyTree, PyTree], index: Any) -> Any:
             params, opt_state = carry
-            if groups is not None:
-                members = groups == index
-                grad = oracle.task(members.astype(float), params, *args)
-            else:
-                members = np.arange(num_tasks) == index
-                grad = _task(oracle, index, separate, params, args)
+            members = (np.arange(num_tasks) if groups is None else groups) == index
             moving = members if present is None else members & present
+            if groups is None:
+                grad = _task(oracle, index, separate, params, args)
+            else:
+                weights = members.astype(float)
+                grad = oracle.task(weights, params, *args, present=present)
             updates, opt_state = optimizer.update(
                 grad.grad,
                 opt_state,
                 params,
                 task=index,
                 active=oracle.active(params, moving),
+                partition=oracle.partition(params),
+                **extra_args,
             )
             losses = jnp.where(moving, grad.losses, 0)
             return (optax.apply_updates(params, updates), opt_state), (losses, grad.aux)
@@ -286,7 +310,11 @@ def individual_step(
             params, opt_state, (losses, aux) = scan_turns(
                 turn, params, opt_state, turns, order
             )
-        return Stepped(params, opt_state, jnp.sum(losses, axis=0), aux)
+        losses = jnp.sum(losses, axis=0)
+        if groups is not None:  # a task in no group is not overlooked
+            in_one = (groups >= 0) & (groups < turns)
+            losses = jnp.where(in_one, losses, jnp.nan)
+        return Stepped(params, opt_state, losses, aux)
 
     return step
 
@@ -316,3 +344,26 @@ def _check_asked(name: str, value: Any, asked: bool) -> None:
         raise ValueError(f"`{name}` must be passed to a step built with `{option}`.")
     if value is not None and not asked:
         raise ValueError(f"`{name}` needs a step built with `{option}`.")
+
+
+def _check_states(opt_state: PyTree, turns: int) -> None:
+    state = only_state(opt_state, IndividualOptimizersState, "individual_optimizers")
+    if not isinstance(state.shared, PerTask):
+        return
+    for leaf in jax.tree.leaves(state.shared):
+        if len(leaf) != turns:
+            raise ValueError(
+                f"`optimizer` must be `individual_optimizers` for {turns} tasks or "
+                f"groups, one for each turn, got {len(leaf)}."
+            )
+
+
+def _as_groups(groups: Any, num_tasks: int, num_groups: int) -> jax.Array:
+    groups = as_task_vector("groups", groups, num_tasks)
+    if not isinstance(groups, Tracer):
+        for group in groups.tolist():
+            if not 0 <= group < num_groups:
+                raise ValueError(
+                    f"`groups` must be between 0 and {num_groups - 1}, got {group}."
+                )
+    return groups

@@ -73,7 +73,7 @@ def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
         # Copies: the caller may donate the parameters.
         start = [jnp.array(leaf, copy=True) for leaf in shared_leaves(params)]
         zero = norm(_differences(start, start))
-        return TrackDistanceState(zero, zero, start)
+        return TrackDistanceState(zero, jnp.zeros_like(zero), start)
 
     def update_fn(
         updates: Any,

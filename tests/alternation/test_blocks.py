@@ -252,6 +252,32 @@ def test_a_phase_never_builds_the_other_gradient():
     assert flops("shared") < 0.95 * whole
 
 
+def test_a_phase_needs_no_more_memory_than_a_full_step():
+    """By XLA's count; forty rows of the latent would be twenty times that."""
+    num_tasks, batch_size, width = 40, 64, 64
+    params = {"trunk": jnp.ones((width, width)), "heads": jnp.ones((num_tasks, width))}
+    labels = {"trunk": "shared", "heads": "stacked"}
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(
+            lambda p, z, task, x: jnp.mean((z @ p["heads"]) ** 2), num_tasks
+        ),
+        labels,
+        encode=lambda p, x: jnp.tanh(x @ p["trunk"]),
+    )
+    tx = mtlopt.alternate_blocks(optax.sgd(0.1), optax.sgd(0.1), labels)
+    x, state = jnp.ones((batch_size, width)), tx.init(params)
+
+    def memory(step):
+        compiled = jax.jit(step).lower(params, state, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def full(params, opt_state, x):
+        return tx.update(oracle(params, x).total(), opt_state, params)
+
+    for block in ("shared", "task", None):
+        assert memory(mtlopt.block_step(oracle, tx, block)) <= 2 * memory(full)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -272,6 +298,47 @@ def test_bad_use():
         mtlopt.block_step(make_oracle(), tx, "heads")
     with pytest.raises(ValueError, match=r"`active` must name labels of.*got 'z'"):
         tx.update(params, tx.init(params), params, active={"z": True})
-    step = mtlopt.block_step(make_oracle(), optax.sgd(0.1))
-    with pytest.raises(ValueError, match="`optimizer` must have `alternate_blocks`"):
-        step(params, optax.sgd(0.1).init(params), *batch(0))
+    for block in (None, "task"):
+        step = mtlopt.block_step(make_oracle(), optax.sgd(0.1), block)
+        with pytest.raises(ValueError, match="must have one `alternate_blocks` in it"):
+            step(params, optax.sgd(0.1).init(params), *batch(0))
+
+
+@pytest.mark.parametrize("labels", ["shared", {"encoder": "Shared", "heads": "a"}])
+def test_labels_without_one_of_the_blocks(labels):
+    tx = mtlopt.alternate_blocks(SHARED, TASK, labels)
+    with pytest.raises(ValueError, match="labelled 'shared' and others, the heads"):
+        tx.init(make_params())
+
+
+@pytest.mark.parametrize("block", [None, "task"])
+def test_labels_that_are_not_the_oracle_s(block):
+    wrong = LABELS | {"heads": {"a": "shared", "b": "b", "c": "c"}}
+    params, tx = make_params(), mtlopt.alternate_blocks(SHARED, TASK, wrong)
+    step = mtlopt.block_step(make_oracle(), tx, block)
+    with pytest.raises(ValueError, match=r"label of `heads/a.*must be 'a'.*'shared'"):
+        step(params, tx.init(params), *batch(0))
+
+
+def test_numpy_lengths():
+    """A product of numbers of batches and epochs is often a NumPy integer."""
+    found = mtlopt.alternate_blocks(SHARED, TASK, LABELS, task_steps=np.int64(2))
+    state = found.init(make_params())
+    turns = []
+    for _ in range(4):
+        turns.append(bool(state.shared_is_next))
+        _, state = found.update(make_params(), state, make_params())
+    assert turns == [True, False, False, True]
+
+
+def test_what_the_optimizer_wants_beside():
+    """`value`, of which `reduce_on_plateau` makes the rate."""
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
+    tx = mtlopt.alternate_blocks(optax.chain(SHARED, plateau), TASK, LABELS)
+    step = jax.jit(mtlopt.block_step(make_oracle(), tx), compiler_options=QUICK)
+    params = make_params()
+    state = tx.init(params)
+    for i in range(5):
+        params, state, *_ = step(params, state, *batch(i), value=1.0)
+    # Its steps are the first, third and fifth; the last two halve the rate.
+    assert optax.tree.get(state, "scale") == 0.25

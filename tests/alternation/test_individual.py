@@ -223,6 +223,48 @@ def test_absent_tasks_take_no_turn(float64):
     np.testing.assert_array_equal(state.shared.states[0].count, [STEPS, 0, STEPS])
 
 
+@pytest.mark.parametrize("make", ["separate", "stacked"])
+def test_absent_tasks_have_no_part_in_their_group(make, float64):
+    """As if the group had no such member, whatever its labels are, NaN included."""
+    if make == "separate":
+        oracle, params, labels = make_oracle(), make_params(), LABELS
+    else:
+        oracle, params = stacked_oracle(), stacked_params()
+        labels = {"encoder": "shared", "heads": "stacked"}
+    tx = mtlopt.individual_optimizers(INNERS["adam"], 2, labels)
+    step = jax.jit(mtlopt.individual_step(oracle, tx, 2), compiler_options=QUICK)
+    x, y, mask = batch(0)
+    spoilt, present = jnp.asarray(y).at[:, 1].set(jnp.nan), np.array([1, 0, 1], bool)
+    found = [
+        step(
+            params,
+            tx.init(params),
+            *(x, labels_of_batch, mask),
+            groups=np.array([0, 0, 1]),
+            present=present,
+        )
+        for labels_of_batch in (y, spoilt)
+    ]
+    assert_close(found[1].params, found[0].params, 0)
+    np.testing.assert_array_equal(found[1].losses, found[0].losses)
+    # Alone in its group, the first task takes the same step.
+    alone = mtlopt.individual_optimizers(INNERS["adam"], 3, labels)
+    single = jax.jit(mtlopt.individual_step(oracle, alone), compiler_options=QUICK)
+    expected = single(params, alone.init(params), x, y, mask, present=present)
+    assert_close(found[0].params, expected.params, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "present", [[1, 0, 1], [2, 0, 7], np.array([1.0, 0.0, 1.0]), (True, False, True)]
+)
+def test_present_in_any_form(present, float64):
+    """Counts of labels, floats and sequences mean what they mean to the oracle."""
+    tx = mtlopt.individual_optimizers(INNERS["sgd"], 3, LABELS)
+    found, *_ = train(tx, present=present)
+    expected, *_ = train(tx, present=np.array([True, False, True]))
+    assert_close(found, expected, 1e-12)
+
+
 def test_random_groups():
     """Sizes differ by one at most, every task is dealt, and keys matter."""
     for num_tasks, num_groups in ((7, 3), (40, 8), (5, 5), (4, 1)):
@@ -296,6 +338,97 @@ def test_bad_arguments():
     step = mtlopt.individual_step(oracle, tx)
     with pytest.raises(ValueError, match="`groups` needs a step built with"):
         step(params, state, *batch(0), groups=jnp.zeros(3, int))
+    two = mtlopt.individual_optimizers(optax.sgd(0.1), 2, LABELS).init(params)
     step = mtlopt.individual_step(oracle, tx, 2)
     with pytest.raises(ValueError, match="`groups` must have one entry per task"):
-        step(params, state, *batch(0), groups=jnp.zeros(2, int))
+        step(params, two, *batch(0), groups=jnp.zeros(2, int))
+    with pytest.raises(ValueError, match="`groups` must be between 0 and 1, got 2"):
+        step(params, two, *batch(0), groups=np.array([1, 1, 2]))
+    losses = jax.jit(step)(params, two, *batch(0), groups=jnp.array([1, 0, 2])).losses
+    np.testing.assert_array_equal(np.isnan(losses), [False, False, True])
+    with pytest.raises(ValueError, match="`present` must have one entry per task"):
+        step(params, two, *batch(0), groups=np.array([1, 1, 0]), present=[True])
+    for task in (np.int64(3), True):
+        with pytest.raises(ValueError, match=r"`task` must be.*between 0 and 2, got"):
+            tx.update(params, state, params, task=task)
+
+
+def test_one_group_needs_the_memory_of_a_summed_loss():
+    """By XLA's count: no row per task is kept."""
+    num_tasks, batch_size, width = 40, 64, 64
+    params = {"trunk": jnp.ones((width, width)), "heads": jnp.ones((num_tasks, width))}
+    labels = {"trunk": "shared", "heads": "stacked"}
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(
+            lambda p, z, task, x: jnp.mean((z @ p["heads"]) ** 2), num_tasks
+        ),
+        labels,
+        encode=lambda p, x: jnp.tanh(x @ p["trunk"]),
+    )
+    tx = mtlopt.individual_optimizers(optax.sgd(0.1), 1, labels)
+    turn = mtlopt.individual_step(oracle, tx, 1)
+    groups = jnp.zeros(num_tasks, int)
+
+    def grouped(params, state, x):
+        return turn(params, state, x, groups=groups)
+
+    def summed(params, state, x):
+        grad = oracle(params, x).total()
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grad), state
+
+    def memory(step):
+        lowered = jax.jit(step).lower(
+            params, tx.init(params), jnp.ones((batch_size, width))
+        )
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(grouped) <= 3 * memory(summed)
+
+
+def test_one_function_of_all_losses_takes_turns_unrolled(float64):
+    """As with a function a task: convolutions are slow inside a loop on CPU."""
+    params = {"w": jnp.array([1.0, 2.0])}
+    oracle = mtlopt.task_grad(
+        lambda p, x: jnp.stack([jnp.sum(p["w"] * x), jnp.sum(p["w"] ** 2)]),
+        "shared",
+        tasks=("a", "b"),
+    )
+    tx = mtlopt.individual_optimizers(optax.sgd(0.1), 2, "shared")
+    step = mtlopt.individual_step(oracle, tx)
+    x = jnp.array([1.0, -1.0])
+    text = str(jax.make_jaxpr(step)(params, tx.init(params), x))
+    assert "scan" not in text
+    between = params["w"] - 0.1 * x
+    found = step(params, tx.init(params), x)
+    np.testing.assert_allclose(found.params["w"], 0.8 * between, rtol=1e-12)
+    np.testing.assert_allclose(found.losses, [-1.0, jnp.sum(between**2)], rtol=1e-12)
+
+
+def test_a_seed_may_be_traced():
+    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
+    step = mtlopt.individual_step(make_oracle(), tx, shuffle=True)
+    step = jax.jit(step, compiler_options=QUICK)
+    params = make_params()
+    found = step(params, tx.init(params), *batch(0), key=3).params
+    expected = step(params, tx.init(params), *batch(0), key=jax.random.key(3)).params
+    assert_close(found, expected, 0)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_optimizer_for_another_problem(shuffle):
+    """Too many or few states, none at all, or labels that are not the oracle's."""
+    oracle, params = make_oracle(), make_params()
+    step = mtlopt.individual_step(oracle, optax.adam(0.1), shuffle=shuffle)
+    key = 0 if shuffle else None
+    with pytest.raises(ValueError, match="must have one `individual_optimizers` in it"):
+        step(params, optax.adam(0.1).init(params), *batch(0), key=key)
+    for number in (1, 4):
+        tx = mtlopt.individual_optimizers(optax.adam(0.1), number, LABELS)
+        step = mtlopt.individual_step(oracle, tx, shuffle=shuffle)
+        with pytest.raises(ValueError, match=f"for 3 tasks or groups.*got {number}"):
+            step(params, tx.init(params), *batch(0), key=key)
+    wrong = LABELS | {"heads": {"a": "shared", "b": "b", "c": "c"}}
+    tx = mtlopt.individual_optimizers(optax.adam(0.1), 3, wrong)
+    step = mtlopt.individual_step(oracle, tx, shuffle=shuffle)
+    with pytest.raises(ValueError, match=r"label of `heads/a.*must be 'a'.*'shared'"):
+        step(params, tx.init(params), *batch(0), key=key)

@@ -99,6 +99,14 @@ def test_params_and_state_may_be_donated():
         params, state = donating(params, state)
     np.testing.assert_allclose(state.shortest, 2 * np.sqrt(6), rtol=1e-6)
 
+    # In a loop every leaf is read, also what a single step only writes.
+    def run(carry):
+        return jax.lax.fori_loop(0, 2, lambda _, carry: step(*carry), carry)
+
+    params = jax.tree.map(jnp.copy, PARAMS)
+    _, state = jax.jit(run, donate_argnums=0)((params, tx.init(params)))
+    np.testing.assert_allclose(state.shortest, 2 * np.sqrt(6), rtol=1e-6)
+
 
 def test_needs_params():
     tx = mtlopt.track_distance(LABELS)

@@ -48,6 +48,7 @@ from mtlopt.models.layers import Conv
 from mtlopt.models.shared_encoder import SharedEncoder
 
 SIZE = (6, 8)
+WIDTH = 6  # of the encoder; with a sharing ratio of 0.8 each task has five of it
 NAMES = ("nyuv2", "cityscapes7", "celeba_groups", "cityscapes3", "celeba")
 NAMES += ("seven_scenes",)
 METHODS = ("sum_tasks", "io", "pcgrad", "single")
@@ -57,7 +58,7 @@ class TinyEncoder(nnx.Module):
     """One layer of 1 x 1."""
 
     def __init__(self, *, rngs: nnx.Rngs):
-        self.layer = ConvNorm(3, 4, 1, rngs=rngs)
+        self.layer = ConvNorm(3, WIDTH, 1, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return nnx.relu(self.layer(x))
@@ -70,9 +71,9 @@ class Tiny(SharedEncoder):
         self.encoder = TinyEncoder(rngs=rngs)
         self.heads = nnx.Dict(
             {
-                "segmentation": Conv(4, 13, 1, rngs=rngs),
-                "depth": ConvNorm(4, 1, 1, rngs=rngs),
-                "normals": Conv(4, 3, 1, rngs=rngs),
+                "segmentation": Conv(WIDTH, 13, 1, rngs=rngs),
+                "depth": ConvNorm(WIDTH, 1, 1, rngs=rngs),
+                "normals": Conv(WIDTH, 3, 1, rngs=rngs),
             }
         )
 
@@ -326,7 +327,7 @@ def test_roaming_masks_channels(problem: Problem, data: Data):
     method = make_methods(problem, 8, 2)["roaming"]()
     state = method.start(0)
     params, _ = problem.init(0)
-    assert norm_widths(params["encoder"]) == {"layer/norm": 4}
+    assert norm_widths(params["encoder"]) == {"layer/norm": WIDTH}
     after, losses = jax.jit(method.step)(
         state, data.train.batch(np.arange(4)), jnp.float32(0.01), jnp.ones(3, bool)
     )
@@ -339,6 +340,16 @@ def test_roaming_masks_channels(problem: Problem, data: Data):
         "depth": (3, *SIZE, 1),
         "normals": (3, *SIZE, 3),
     }
+    masks = np.asarray(after.more.masks["layer/norm"])
+    assert np.all(np.sum(masks, axis=1) == WIDTH - 1)
+    for channel in range(WIDTH):
+        moved = jax.tree.map(jnp.copy, after.params)
+        conv = moved["encoder"]["layer"]["conv"]
+        conv["kernel"] = conv["kernel"].at[..., channel].add(1.0)
+        there = method.predict(after._replace(params=moved), images)
+        for task, mask in zip(problem.names, masks, strict=True):
+            is_same = np.array_equal(outputs[task], there[task])
+            assert is_same == (not mask[channel]), (task, channel)
 
 
 # Training.
