@@ -24,7 +24,7 @@ Search for Multi-Task Learning" (Filatov and Merkulov, 2021).
 
 fbls             fast backtracking, on the latent, for beta 0.1, 0.2, 0.3 and 0.4
 fbls_decay       its upper bound times 0.5 every few epochs, as in the paper
-fbls_calibrated  ours: the encoder's step divided by how far it stretches the latent
+fbls_calibrated  ours: trials move the latent the way the encoder will, to first order
 bls              backtracking of the whole network, for the same beta
 mgda_ub          MGDA on the latent, eight learning rates from 1e-3 to 1e-1
 sgd              SGD on the summed loss, the same learning rates

@@ -53,6 +53,13 @@ class Search(NamedTuple):
         check_fraction("shrink", self.shrink)
         check_positive("upper", self.upper)
         check_positive("floor", self.floor)
+        known = isinstance(self.upper, int | float) and isinstance(
+            self.floor, int | float
+        )
+        if known and self.floor > self.upper:
+            raise ValueError(
+                f"`floor` must be at most `upper`, {self.upper}, got {self.floor}."
+            )
 
     def init(self, direction_state: Any) -> LineSearchState:
         """Returns the state before the first step."""
@@ -71,7 +78,6 @@ class Search(NamedTuple):
     def run(
         self,
         evaluate: Callable[[jax.Array], jax.Array],
-        losses: jax.Array,
         slopes: jax.Array,
         descends: jax.Array,
         state: LineSearchState,
@@ -81,8 +87,9 @@ class Search(NamedTuple):
         """Finds the first trial that meets Armijo's condition for all present tasks.
 
         Args:
-          evaluate: from a step size to the losses `[tasks]` after such a step.
-          losses: the losses before it.
+          evaluate: from a step size to the losses `[tasks]` after such a step. Those
+            before it are at zero: from another program they may differ in the last
+            digit, which near the end of a descent is more than it gains.
           slopes: by how much a unit step lowers them to first order, `[tasks]`.
           descends: whether the direction lowers all of them, bool.
           state: the state before.
@@ -93,11 +100,15 @@ class Search(NamedTuple):
           The state after, with the step size.
         """
         dtype = state.step_size.dtype
+        losses = evaluate(jnp.zeros([], dtype))
         counted = jnp.ones_like(descends) if present is None else present
         wanted = jnp.asarray(self.beta, losses.dtype) * slopes.astype(losses.dtype)
 
+        upper = jnp.asarray(self._upper(state.count), dtype)
+        floor = jnp.minimum(jnp.asarray(self.floor, dtype), upper)
+
         def unfinished(trial: _Trial) -> jax.Array:
-            return ~trial.accepted & (trial.step_size >= self.floor)
+            return ~trial.accepted & (trial.step_size >= floor)
 
         def attempt(trial: _Trial) -> _Trial:
             step_size = trial.step_size.astype(losses.dtype)
@@ -113,7 +124,7 @@ class Search(NamedTuple):
                 accepted,
             )
 
-        first = jnp.asarray(self._upper(state.count), dtype)
+        first = upper
         if self.warm_start:
             last = (state.step_size / self.shrink).astype(dtype)
             # After a step at the floor, or before any, there is nothing to go by.
@@ -130,7 +141,7 @@ class Search(NamedTuple):
         lowered = jnp.where(end.accepted & jnp.isfinite(lowered), lowered, 0)
         return LineSearchState(
             count=state.count + 1,
-            step_size=jnp.where(end.accepted, end.step_size, self.floor).astype(dtype),
+            step_size=jnp.where(end.accepted, end.step_size, floor),
             trials=end.number,
             decrease=lowered.astype(state.decrease.dtype),
             hit_floor=~end.accepted,

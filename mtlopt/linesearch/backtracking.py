@@ -30,14 +30,20 @@ def backtracking(
     they are. A complete optimizer: it needs no learning rate and comes last in a chain.
 
     A trial evaluates all losses on the same batch, with the same keys and model state
-    as the gradients: one forward pass each. The slopes cost one forward pass, whatever
-    the number of tasks. A trial with a NaN or infinite loss fails. If no trial above
-    `floor` passes, or the direction does not lower every loss to first order (a sum of
-    conflicting gradients), the step is `floor` long and `hit_floor` is set.
+    as the gradients: one forward pass each, and one for the losses before the step.
+    (With several microbatches the gradients have keys and batch statistics of the
+    parts, the trials those of the whole batch.) The slopes cost one pushforward, about
+    two forward passes, whatever the number of tasks; it needs an encoder whose backward
+    pass is linear, which a `jax.custom_vjp` that clips is not. A trial with a NaN or
+    infinite loss fails. If no trial above `floor` passes, or the direction does not
+    lower every loss to first order (a sum of conflicting gradients), the step is
+    `floor` long and `hit_floor` is set.
 
     Args:
       direction: an aggregator, or weightings chained with one: MGDA, EDM and UPGrad
-        return descent directions for every task, a plain sum or PCGrad may not.
+        return descent directions for every task, a plain sum or PCGrad may not. What
+        else is chained with it must keep the sign, so no `optax.sgd`; with momentum or
+        weight decay the direction may raise a loss.
       beta: share of the linear decrease that is asked for, between 0 and 1.
       shrink: factor between two trials, between 0 and 1. The paper leaves it open.
       upper: first trial; a number, or a schedule of the step count. The paper halves it
@@ -66,13 +72,14 @@ def backtracking(
       -2.0 0.5 2
 
     References:
-      Fast line search for multi-task learning, 2021, Algorithm 1 and equation 4.
+      Fast line search for multi-task learning, 2021, Algorithm 1 and equation 4. The
+      listing shrinks the step size before the first test; here `upper` is tried too.
       Fliege and Svaiter, *Steepest descent methods for multicriteria optimization*,
       Math. Methods Oper. Res. 51, 2000.
     """
     search = Search(beta, shrink, upper, floor, warm_start)
     search.check()
-    finder = optax.with_extra_args_support(direction)
+    finder = as_finder(direction)
 
     def init_fn(params: Any) -> LineSearchState:
         return search.init(finder.init(params))
@@ -84,10 +91,10 @@ def backtracking(
         found, direction_state = finder.update(
             grads, state.direction_state, params, **extra_args
         )
+        check_direction(found, grads)
         slope = slopes(grads, found)
         state = search.run(
             lambda step: grads.losses_at(move(params, found, step)),
-            grads.losses,
             slope.shared + slope.heads,
             slope.descends(),
             state,
@@ -97,6 +104,25 @@ def backtracking(
         return scale(found, state.step_size), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def as_finder(direction: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns a direction finder, or raises unless it is a transform."""
+    if not isinstance(direction, optax.GradientTransformation):
+        raise TypeError(
+            "`direction` must be a gradient transformation, got "
+            f"{type(direction).__name__}. Build it first, as in mgda(2)."
+        )
+    return optax.with_extra_args_support(direction)
+
+
+def check_direction(found: Any, grads: TaskGrads) -> None:
+    """Raises unless a direction finder made an update of the gradients."""
+    if jax.tree.structure(found) != grads.partition.treedef:
+        raise TypeError(
+            "`direction` must be an aggregator, or weightings chained with one, got "
+            f"one that makes a {type(found).__name__} of the gradients."
+        )
 
 
 def check_searchable(updates: Any, params: Any) -> TaskGrads:

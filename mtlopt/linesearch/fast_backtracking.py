@@ -11,7 +11,13 @@ from mtlopt._checks import check_choice
 from mtlopt.labels import SHARED, Partition
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linesearch.armijo import LineSearchState, Search
-from mtlopt.linesearch.backtracking import check_searchable, move, scale
+from mtlopt.linesearch.backtracking import (
+    as_finder,
+    check_direction,
+    check_searchable,
+    move,
+    scale,
+)
 from mtlopt.linesearch.slopes import Slopes, slopes
 from mtlopt.rows import Leaves, Linearization
 from mtlopt.task_grads import TaskGrads
@@ -44,16 +50,23 @@ def fast_backtracking(
 
     That assumes that such a step moves `z` by `eta d_z` (equation 5), which is true if
     `J J^T` is the identity. If it stretches, the encoder overshoots: with `z = a theta`
-    and `a >= 2` the method as published diverges while every test passes.
-    `calibrate=True` divides the encoder's step by `kappa = <d_z, J J^T d_z> / |d_z|^2`,
-    for one forward-mode product of the encoder, so that the latent moves by `eta` along
-    `d_z` to first order.
+    and `a >= 2` the method as published diverges while every test passes; and as
+    `J J^T` grows with the batch, a trial of a mean loss hardly moves `z` at all. With
+    `calibrate=True` the trials move `z` the way the encoder will, to first order,
+
+    .. math:: L_t(z - \eta q, \theta_t - \eta g_t) \le L_t - \eta \beta |g_t|^2
+        - \eta \beta \langle \nabla_z L_t, q \rangle, \qquad q = J J^T d_z
+
+    for one forward-mode product of the encoder: the condition of `backtracking`, on a
+    linearised encoder. If `q` would raise some loss, which `d_z` does not, the trials
+    go along `d_z`, as far as the encoder at least: `q = d_z |q|^2 / <d_z, q>`.
 
     Everything else is as in `backtracking`: failed trials, the floor, partial labels.
 
     Args:
       direction: an aggregator, or weightings chained with one. MGDA, EDM and UPGrad
-        return descent directions for every task.
+        return descent directions for every task. It works on the latent: momentum or
+        weight decay, which keep or read parameters, cannot be chained with it.
       armijo: which decrease is asked for: `"full"` as above, `"heads"` without the term
         of the latent, `"latent"` without that of the heads.
       calibrate: see above. Off by default, as published.
@@ -69,7 +82,8 @@ def fast_backtracking(
 
     Raises:
       ValueError: if an argument is out of range; at the first update, if the gradients
-        come from a problem without `encode` or from several microbatches.
+        come from a problem without `encode` or from several microbatches, or if the
+        latent is narrower than float32, where trials would be rounded away.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -86,17 +100,19 @@ def fast_backtracking(
       ...     z = 10 * (params["w"] + updates["w"])
       ...     print(state.step_size, round(float(z), 4))
       0.5 -197.0
-      0.5 1.0
+      0.0078125 -0.125
 
     References:
       Fast line search for multi-task learning, 2021, Algorithm 2 and equations 6 to 8,
       where 8 (and 9, which is 6) print the heads' parameters for the latent. The
       listing moves `z` in place, trial after trial; every trial must start from `z`.
+      It also shrinks the step size before the first test, and moves the encoder by the
+      shrunk one but the heads by the other: here one step size is tried and made.
     """
     search = Search(beta, shrink, upper, floor, warm_start)
     search.check()
     check_choice("armijo", armijo, ("full", "heads", "latent"))
-    finder = optax.with_extra_args_support(direction)
+    finder = as_finder(direction)
 
     def init_fn(params: Any) -> LineSearchState:
         return search.init(finder.init(params))
@@ -108,12 +124,18 @@ def fast_backtracking(
         linear = grads.linear
         at_latent = with_latent_as_parameters(grads)
         assert isinstance(linear, Linearization)
+        _check_wide(grads)
         found: tuple[Leaves, Leaves]
         found, direction_state = finder.update(  # pyright: ignore[reportAssignmentType]
             at_latent, state.direction_state, None, **extra_args
         )
+        check_direction(found, at_latent)
         latent, heads = found
-        slope = slopes(at_latent, found)
+        shared = linear.pull(latent)
+        if calibrate:
+            latent, slope = _calibrated(at_latent, found, linear.seen(shared)[1])
+        else:
+            slope = slopes(at_latent, found)
         unmoved, own = grads.partition.split(params)
 
         def evaluate(step: jax.Array) -> jax.Array:
@@ -122,20 +144,13 @@ def fast_backtracking(
 
         state = search.run(
             evaluate,
-            grads.losses,
             _wanted(slope, armijo),
             slope.descends(),
             state,
             direction_state,
             grads.present,
         )
-        shared = linear.pull(latent)
-        step = state.step_size
-        if calibrate:
-            step = _calibrated(step, latent, linear.seen(shared)[1])
-        return grads.partition.merge(
-            scale(shared, step), scale(heads, state.step_size)
-        ), state
+        return scale(grads.partition.merge(shared, heads), state.step_size), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -173,18 +188,36 @@ def _wanted(slope: Slopes, armijo: Armijo) -> jax.Array:
     return slope.shared if armijo == "latent" else slope.shared + slope.heads
 
 
-def _calibrated(step: jax.Array, latent: Leaves, pushed: Leaves) -> jax.Array:
-    """Divides by how far a unit step of the encoder moves the latent along `d_z`."""
+def _calibrated(
+    grads: TaskGrads, found: tuple[Leaves, Leaves], pushed: Leaves
+) -> tuple[Leaves, Slopes]:
+    """Returns how trials move the latent with `calibrate`, and the slopes of that."""
+    latent, heads = found
 
     def dot(left: Leaves, right: Leaves) -> jax.Array:
         pairs = zip(left, right, strict=True)
-        return sum(
-            (jnp.vdot(a.astype(step.dtype), b.astype(step.dtype)) for a, b in pairs),
-            start=jnp.zeros_like(step),
-        )
+        return sum((jnp.vdot(a, b) for a, b in pairs), start=jnp.zeros([]))
 
-    stretch = safe_divide(dot(latent, pushed), dot(latent, latent))
-    return safe_divide(step, stretch)
+    stretch = safe_divide(dot(pushed, pushed), dot(latent, pushed))
+    along = [stretch.astype(leaf.dtype) * leaf for leaf in latent]
+    exact, other = slopes(grads, (pushed, heads)), slopes(grads, (along, heads))
+    descends = exact.descends()
+    return jax.tree.map(
+        lambda left, right: jnp.where(descends, left, right),
+        (pushed, exact),
+        (along, other),
+    )
+
+
+def _check_wide(grads: TaskGrads) -> None:
+    for leaf in jax.tree.leaves(grads.z):
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+            raise ValueError(
+                f"the latent must be float32 or wider for `fast_backtracking`, got "
+                f"{dtype}: its trials are smaller than the rounding of that. Let "
+                "encode return z.astype(jnp.float32)."
+            )
 
 
 def _move_floats(z: Any, direction: Leaves, step_size: jax.Array) -> Any:

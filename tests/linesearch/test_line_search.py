@@ -153,7 +153,10 @@ def test_accepted_trial_meets_its_inequality_and_the_one_before_does_not(
 
 @both
 def test_evaluations_are_counted(name):
-    """Heads run trials + 1 times; FBLS's encoder once forward and once backward."""
+    """Heads run for the gradients, before the step and in trials.
+
+    FBLS's encoder runs once forward and once backward.
+    """
     count = {"forward": 0, "backward": 0, "heads": 0}
 
     def ticking(x, what):
@@ -189,7 +192,7 @@ def test_evaluations_are_counted(name):
     state = tx.init(params)
     _, state, _ = jax.block_until_ready(step_of(tx, oracle)(params, state))
     assert state.trials > 3
-    assert count["heads"] == state.trials + 1
+    assert count["heads"] == state.trials + 2
     if name == "FBLS":
         assert count["forward"] == 1
         assert count["backward"] == 1
@@ -337,7 +340,9 @@ def test_floor_after_failed_trials(name):
     tx = SEARCHES[name](mtlopt.mgda(1), floor=0.1, shrink=0.5)
     spoilt = oracle(params)
     _, state = tx.update(spoilt, tx.init(params), params)
-    assert state.hit_floor or state.step_size >= 0.1
+    assert state.hit_floor
+    assert state.trials == 4  # 1, 1/2, 1/4, 1/8
+    np.testing.assert_allclose(state.step_size, 0.1, rtol=1e-6)
     nan = mtlopt.task_grad(
         {"a": lambda p, z: z + jnp.where(z < 1, jnp.nan, 0.0)},
         "shared",
@@ -496,6 +501,7 @@ def test_aux_and_stacked_heads_and_integers_in_the_latent(float64):
         ({"shrink": 0.0}, "`shrink` must be between 0 and 1, got 0.0"),
         ({"upper": 0}, "`upper` must be positive, got 0"),
         ({"floor": -1.0}, "`floor` must be positive, got -1.0"),
+        ({"upper": 0.1, "floor": 0.2}, "`floor` must be at most `upper`, 0.1, got 0.2"),
     ],
 )
 def test_bad_options(name, options, message):
@@ -516,6 +522,35 @@ def test_bad_use(name):
         tx.update(params, tx.init(params), params)
 
 
+@both
+def test_bad_direction(name):
+    """No transform, no aggregator in it, or one that is not built yet."""
+    params, oracle = make_params(), make_oracle()
+    with pytest.raises(TypeError, match=r"`direction` must be a gradient transf.*mgda"):
+        SEARCHES[name](mtlopt.mgda)
+    tx = SEARCHES[name](mtlopt.weight_by_dwa(3))
+    with pytest.raises(TypeError, match=r"`direction` must be an aggregator.*TaskGrads"):
+        tx.update(oracle(params, *first(make_batches())), tx.init(params), params)
+
+
+@both
+def test_never_above_the_upper_bound(name):
+    """Also where a schedule takes it below the floor."""
+    oracle = mtlopt.task_grad(
+        {"a": lambda p, z: z + jnp.where(z < 1, jnp.nan, 0.0)},
+        "shared",
+        encode=lambda p: p,
+    )
+    params = jnp.array(1.0)
+    tx = SEARCHES[name](mtlopt.mgda(1), upper=lambda count: 0.25**count, floor=0.1)
+    state = tx.init(params)
+    sizes = []
+    for _ in range(4):
+        _, state = tx.update(oracle(params), state, params)
+        sizes.append(float(state.step_size))
+    np.testing.assert_allclose(sizes, [0.1, 0.1, 0.0625, 0.015625], rtol=1e-6)
+
+
 def test_bad_problem_of_fast_backtracking():
     with pytest.raises(ValueError, match="`armijo` must be one of 'full'"):
         mtlopt.fast_backtracking(DIRECTION, armijo="all")
@@ -531,3 +566,11 @@ def test_bad_problem_of_fast_backtracking():
     )
     with pytest.raises(ValueError, match="`microbatches` must be 1"):
         tx.update(oracle(1.0, jnp.ones(4)), tx.init(1.0), 1.0)
+    oracle = mtlopt.task_grad(
+        {"a": lambda p, z: jnp.sum(z).astype(jnp.float32)},
+        "shared",
+        encode=lambda p: p.astype(jnp.bfloat16),
+    )
+    params = jnp.ones(3)
+    with pytest.raises(ValueError, match=r"latent must be float32 or wider.*bfloat16"):
+        tx.update(oracle(params), tx.init(params), params)
