@@ -26,6 +26,7 @@ before any Optax optimizer, turn them into one update.
 """
 
 import importlib.metadata
+from typing import TYPE_CHECKING, NoReturn
 
 from mtlopt._methods import METHODS, Method
 from mtlopt.aggregators.aligned_mtl import (
@@ -340,3 +341,13 @@ __all__ = [
     "weight_by_stch",
     "weight_by_uncertainty",
 ]
+
+if not TYPE_CHECKING:  # where it would hide misspelt names
+
+    def __getattr__(name: str) -> NoReturn:
+        """Raises, for a name of `METHODS` with the public names it is made of."""
+        hint = ""
+        if name in METHODS:
+            made_of = ", ".join(METHODS[name].public)
+            hint = f"; the method {name!r} is made of {made_of}, see METHODS[{name!r}]"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

@@ -5,7 +5,7 @@ Only Python numbers are compared: arrays and tracers pass, so that
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,6 +49,8 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 def as_task_vector(name: str, value: Any, num_tasks: int) -> jax.Array:
     """Returns `value` as a [tasks] array, or raises naming the argument."""
+    if isinstance(value, Mapping):
+        raise TypeError(f"`{name}` must be an array [tasks], got a mapping.")
     vector = jnp.asarray(value)
     if vector.shape != (num_tasks,):
         raise ValueError(
@@ -58,8 +60,18 @@ def as_task_vector(name: str, value: Any, num_tasks: int) -> jax.Array:
     return vector
 
 
-def as_mask(name: str, value: Any, num_tasks: int) -> Any:
-    """Returns `value` as bool [tasks]; a NumPy array stays one, known at trace time."""
+def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
+    """Returns `value` as bool [tasks]; a NumPy array stays one, known at trace time.
+
+    It may be a mapping from the names of all tasks.
+    """
+    num_tasks = len(tasks)
+    if isinstance(value, Mapping):
+        if set(value) != set(tasks):
+            raise ValueError(
+                f"`{name}` must have the keys {tuple(tasks)}, got {tuple(value)}."
+            )
+        value = jnp.stack([jnp.asarray(value[task]) for task in tasks])
     if isinstance(value, np.ndarray) and value.shape == (num_tasks,):
         return value.astype(bool)
     return as_task_vector(name, value, num_tasks).astype(bool)

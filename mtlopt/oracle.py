@@ -186,18 +186,19 @@ class Oracle:
         Args:
           params: parameters, a pytree of floating-point arrays.
           *args: arguments of the functions: batch, keys, model state.
-          present: `[tasks]` bool, the tasks that have labels in this batch. Every
-            method leaves absent tasks out, which is not the same as a zero gradient;
-            chain `per_label` behind the aggregator to keep their heads still. What an
-            absent task's loss computes to does not matter, NaN included, except where
-            one function returns all losses: there it must be finite.
+          present: `[tasks]` bool, or a mapping from task to bool: the tasks that have
+            labels in this batch. Every method leaves absent tasks out, which is not
+            the same as a zero gradient; chain `per_label` behind the aggregator to
+            keep their heads still. What an absent task's loss computes to does not
+            matter, NaN included, except where one function returns all losses: there
+            it must be finite.
 
         Returns:
           `TaskGrads`.
         """
         inputs = self._inputs(params, args)
         if present is not None:
-            present = jnp.asarray(as_mask("present", present, self.num_tasks))
+            present = jnp.asarray(as_mask("present", present, self.tasks))
         losses, aux, z, heads, linear = self._evaluate(inputs, None)
         return TaskGrads(
             losses=losses,
@@ -316,7 +317,7 @@ class Oracle:
         Returns:
           A mapping from label to bool, to be passed as `active`.
         """
-        members = as_mask("members", members, self.num_tasks)
+        members = as_mask("members", members, self.tasks)
         return self.partition(params).active(members)
 
     def partition(self, params: PyTree) -> Partition:

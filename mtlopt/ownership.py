@@ -59,20 +59,25 @@ def check_ownership(
             )
         return
     for task, used in reads.tasks.items():
-        for (path, label), read in zip(owners, used, strict=True):
-            if not read or label in (task, STACKED):
+        for i, (path, label) in enumerate(owners):
+            if not used[i] or label in (task, STACKED):
                 continue
-            if label != SHARED:
-                raise ValueError(
-                    f"the loss of task {task!r} reads `{path}`, which is labelled "
-                    f"{label!r}. Label a leaf that several tasks read {SHARED!r}."
-                )
-            if reads.encode is not None:
-                raise ValueError(
-                    f"the loss of task {task!r} reads `{path}`, which is labelled "
-                    f"{SHARED!r}. Let encode return the leaf as part of z, or label it "
-                    "with the name of the only task that reads it."
-                )
+            if label == SHARED and reads.encode is None:
+                continue
+            readers = [name for name, reading in reads.tasks.items() if reading[i]]
+            raise ValueError(
+                f"the loss of task {task!r} reads `{path}`, which is labelled "
+                f"{label!r}. {_advice(reads, readers, i)}"
+            )
+
+
+def _advice(reads: Reads, readers: list[str], leaf: int) -> str:
+    """What to do about a leaf that a loss may not read."""
+    if reads.encode is None:
+        return f"Label a leaf that several tasks read {SHARED!r}."
+    if len(readers) == 1 and not reads.encode[leaf]:
+        return f"No other reads it: label it {readers[0]!r}."
+    return f"Label it {SHARED!r} and let encode return it as part of z."
 
 
 def infer_labels(
@@ -133,7 +138,14 @@ def infer_labels(
     labels = []
     for i, (path, _) in enumerate(leaves):
         readers = [task for task, used in reads.tasks.items() if used[i]]
-        if reads.encode is not None and reads.encode[i]:
+        encoded = reads.encode is not None and reads.encode[i]
+        several = len(readers) > 1 and not isinstance(losses, Stacked)
+        if reads.encode is not None and readers and (encoded or several):
+            raise ValueError(
+                f"the loss of task {readers[0]!r} reads `{path_string(path)}`, which "
+                f"is shared. {_advice(reads, readers, i)}"
+            )
+        if encoded:
             labels.append(SHARED)
         elif not readers:
             raise ValueError(

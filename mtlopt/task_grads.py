@@ -23,7 +23,7 @@ PyTree = Any
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TaskGrads:
     """Losses of all tasks and their gradients, linearised once.
 
@@ -35,7 +35,8 @@ class TaskGrads:
     or from one program to another, only if one jitted oracle made it), but it is not a
     gradient: `guard` is a leaf on which the arithmetic of an ordinary optimizer placed
     before the aggregator raises, instead of scaling an inner part of the linearization
-    by mistake.
+    by mistake. If an optimizer says that it met a `TaskGrads` where the parameters are
+    an array or a dict, chain an aggregator before it.
 
     Attributes:
       losses: `[tasks]`, as the loss functions returned them.
@@ -128,6 +129,15 @@ class TaskGrads:
             ),
         )
 
+    def __repr__(self) -> str:
+        """Returns the tasks and how many leaves there are: JAX's errors quote it."""
+        owners = self.partition.labels
+        shared = owners.count(SHARED)
+        return (
+            f"TaskGrads(tasks={self.tasks}, shared_leaves={shared}, "
+            f"head_leaves={len(owners) - shared}, in_latent={self.in_latent})"
+        )
+
     if TYPE_CHECKING:  # Optax's type of an update admits containers only
 
         def __iter__(self) -> Iterator[Any]: ...
@@ -162,7 +172,8 @@ class TaskGrads:
         if not self.linear.has_latent:
             raise ValueError(
                 "latent space needs a latent that all tasks share: build the gradients "
-                "with mtlopt.task_grad(..., encode=...)."
+                "with mtlopt.task_grad(..., encode=...). Tasks with inputs of their "
+                "own have none: use the method without in_latent_space."
             )
         return dataclasses.replace(self, in_latent=True)
 

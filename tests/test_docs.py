@@ -118,7 +118,7 @@ def test_costs_are_found():
     costs = extension("method_costs").costs
     names = ("sum_tasks", "rlw", "mgda", "graddrop", "moco")
     assert [" ".join(costs(mtlopt.METHODS[name])) for name in names] == [
-        "1 1 none no",
+        "1 1 numbers no",
         "1 1 numbers yes",
         "T T, streamed 2 numbers no",
         "T T numbers yes",

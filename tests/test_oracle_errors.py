@@ -436,3 +436,58 @@ def test_an_encoder_that_closes_over_its_parameters_is_refused():
     )
     with pytest.raises(ValueError, match="encode reads no leaf that is labelled"):
         oracle(params, jnp.ones(3))
+
+
+def test_the_advice_of_an_error_leads_out():
+    """A head that reads another's leaf: what the message says to do works."""
+    params = {"w": jnp.ones(2), "a": jnp.ones(2), "b": jnp.ones(2), "c": jnp.ones(2)}
+    labels = {"w": "shared", "a": "a", "b": "b", "c": "b"}
+    losses = {
+        "a": lambda p, z: jnp.vdot(z, p["a"]) + jnp.vdot(z, p["c"]),
+        "b": lambda p, z: jnp.vdot(z, p["b"]),
+    }
+    oracle = mtlopt.task_grad(losses, labels, encode=lambda p: p["w"])
+    with pytest.raises(ValueError, match=r"reads `c`.*No other reads it: label it 'a'"):
+        oracle(params)
+    mtlopt.task_grad(losses, labels | {"c": "a"}, encode=lambda p: p["w"])(params)
+
+    losses["b"] = lambda p, z: jnp.vdot(z, p["b"]) - jnp.vdot(z, p["c"])
+    oracle = mtlopt.task_grad(losses, labels, encode=lambda p: p["w"])
+    advice = r"reads `c`.*Label it 'shared' and let encode return it as part of z"
+    with pytest.raises(ValueError, match=advice):
+        oracle(params)
+    with pytest.raises(ValueError, match=advice):
+        mtlopt.infer_labels(losses, params, encode=lambda p: p["w"])
+    both = {
+        "a": lambda p, z: jnp.vdot(z["w"], p["a"]) + jnp.vdot(z["w"], z["c"]),
+        "b": lambda p, z: jnp.vdot(z["w"], p["b"]) - jnp.vdot(z["w"], z["c"]),
+    }
+    oracle = mtlopt.task_grad(
+        both, labels | {"c": "shared"}, encode=lambda p: {"w": p["w"], "c": p["c"]}
+    )
+    assert oracle(params).losses.shape == (2,)
+
+
+def test_repr_is_short():
+    """JAX's errors quote the argument that they do not like."""
+    grads = mtlopt.TaskGrads.from_rows({"w": jnp.ones((2, 300)), "b": jnp.ones((2, 3))})
+    assert repr(grads) == (
+        "TaskGrads(tasks=('0', '1'), shared_leaves=2, head_leaves=0, in_latent=False)"
+    )
+
+
+def test_present_by_name():
+    params, oracle = PARAMS, build()
+    found = oracle(params, X, present={"b": False, "a": True}).present
+    np.testing.assert_array_equal(found, [True, False])
+    with pytest.raises(ValueError, match=r"`present` must have the keys.*got \('a',\)"):
+        oracle(params, X, present={"a": True})
+
+
+def test_misspelt_names_are_hinted_at():
+    with pytest.raises(KeyError, match=r"no method 'up_grad'.*Did you mean 'upgrad'"):
+        _ = mtlopt.METHODS["up_grad"]
+    with pytest.raises(AttributeError, match="'famo' is made of weight_by_famo"):
+        _ = mtlopt.famo
+    with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
+        _ = mtlopt.nothing

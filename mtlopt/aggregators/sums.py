@@ -37,16 +37,19 @@ def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     """
     check_num_tasks(num_tasks)
 
-    def init_fn(params: Any) -> optax.EmptyState:
+    def init_fn(params: Any) -> TaskWeightsState:
         del params
-        return optax.EmptyState()
+        return TaskWeightsState(jnp.ones(num_tasks, float))
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Any, TaskWeightsState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
-        return grads.total(), state
+        weights = jnp.ones_like(state.task_weights)
+        if grads.present is not None:
+            weights = jnp.where(grads.present, weights, 0)
+        return grads.total(), TaskWeightsState(weights)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -273,7 +273,7 @@ def individual_step(
         if groups is not None:
             groups = _as_groups(groups, num_tasks, turns)
         if present is not None:
-            present = as_mask("present", present, num_tasks)
+            present = as_mask("present", present, oracle.tasks)
 
         def turn(carry: tuple[PyTree, PyTree], index: Any) -> Any:
             params, opt_state = carry

@@ -54,10 +54,10 @@ def suggestions(diagnosis: Diagnosis, tasks: Sequence[str] | None = None) -> lis
     Examples:
       >>> import jax.numpy as jnp
       >>> import mtlopt
-      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[40.0, 0.0], [0.0, 1.0]]))
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[40.0, 0.0], [0.1, 1.0]]))
       >>> for sentence in mtlopt.suggestions(mtlopt.diagnose(grads), ["seg", "depth"]):
       ...     print(sentence)
-      The gradient of seg is 40 times as long as that of depth, so a sum follows seg:
+      The gradient of seg is 39.8 times as long as that of depth, so a sum follows seg:
       try weights of the losses (weight_by_*), or a method that evens lengths out
       (aligned_mtl, imtl_g, mgda with normalisation="l2").
 
@@ -66,19 +66,26 @@ def suggestions(diagnosis: Diagnosis, tasks: Sequence[str] | None = None) -> lis
       Learning*, NeurIPS 2022; Xin et al., *Do Current Multi-Task Optimization Methods
       in Deep Learning Even Help?*, NeurIPS 2022: a tuned sum is hard to beat.
     """
+    if not isinstance(diagnosis, Diagnosis):
+        raise TypeError(
+            "`diagnosis` must be what mtlopt.diagnose(grads) returns, got "
+            f"{type(diagnosis).__name__}."
+        )
     num_tasks = np.shape(diagnosis.norms)[-1]
     names = [str(name) for name in (range(num_tasks) if tasks is None else tasks)]
     if len(names) != num_tasks:
         raise ValueError(
             f"`tasks` must have one name per task, {num_tasks}, got {len(names)}."
         )
-    if not (
-        np.isfinite(diagnosis.norms).all() and np.isfinite(diagnosis.cosines).all()
-    ):
+    norms = np.asarray(diagnosis.norms).reshape(-1, num_tasks)
+    finite = np.all(np.isfinite(norms), axis=0).tolist()
+    if not (all(finite) and np.isfinite(diagnosis.cosines).all()):
+        broken = [name for name, ok in zip(names, finite, strict=True) if not ok]
+        whose = f"The gradient of {', '.join(broken)}" if broken else "A cosine"
         return [
-            "Some gradients are not finite: find the loss that breaks, lower the "
-            "learning rate, or skip such steps by optax.apply_if_finite behind the "
-            "aggregator."
+            f"{whose} is not finite: find the loss that breaks, lower the learning "
+            "rate, leave the task out where its loss is not finite (`present`), or "
+            "skip such steps by skip_not_finite."
         ]
     if np.sum(diagnosis.present, axis=-1).max() < 2:
         return ["No batch has two tasks: there is nothing to balance."]
@@ -149,6 +156,14 @@ def _lengths(summary: _Summary) -> list[str]:
 def _directions(summary: _Summary) -> list[str]:
     found = []
     lowest = np.nanmin(summary.cosines)
+    others = ~np.eye(len(summary.names), dtype=bool) & ~np.isnan(summary.cosines)
+    is_apart = others.any() and np.all(summary.cosines[others] == 0)
+    if is_apart and np.all(summary.lengths > 0):
+        found.append(
+            "All cosines are exactly zero: the tasks have no entry in common, of the "
+            "parameters or of the latent, and cannot conflict there. Tasks with inputs "
+            "of their own share parameters, but no latent."
+        )
     if summary.gap < GAP_OF_ORTHOGONAL:
         found.append(
             "The gradients nearly cancel (their shortest combination has "

@@ -19,11 +19,9 @@ def task_weights(opt_state: Any) -> jax.Array:
     optimizer; heads are scaled by `s` only. `optax.tree.get_all_with_path(opt_state,
     "task_weights")` lists the factors one by one.
 
-    Three things are not in the state, or not of this form. `sum_tasks` and
-    `weight_by_fixed` keep nothing: their factors are constants, counted as 1 here.
-    Methods with memory (`moco`, `balance_norms` with labels) weigh averaged gradients.
-    Of those that work entry by entry (`graddrop`, `trimmed_mean`) the weights are means
-    over the entries.
+    Two things are not of this form. Methods with memory (`moco`, `balance_norms` with
+    labels) weigh averaged gradients. Of those that work entry by entry (`graddrop`,
+    `trimmed_mean`) the weights are means over the entries.
 
     Args:
       opt_state: state of a chain with a weighting or an aggregator; also of several
@@ -58,9 +56,8 @@ def task_weights(opt_state: Any) -> jax.Array:
     found = [node.task_weights for node in nodes if has_weights(node)]
     if not found:
         raise ValueError(
-            "`opt_state` must hold the state of a weighting or an aggregator that "
-            "keeps `task_weights`, got one that has none. sum_tasks and "
-            "weight_by_fixed keep none: their weights are constants."
+            "`opt_state` must hold the state of a weighting or an aggregator, which "
+            "keep `task_weights`, got one that has none."
         )
     shapes = [weights.shape for weights in found]
     if len(set(shapes)) > 1:

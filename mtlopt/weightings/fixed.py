@@ -1,11 +1,14 @@
 """Fixed loss weights: linear scalarization."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 
-from mtlopt.task_grads import check_task_grads
+from mtlopt._checks import as_task_vector
+from mtlopt.aggregators.by_weights import TaskWeightsState
+from mtlopt.task_grads import TaskGrads, check_task_grads
 
 
 def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
@@ -34,21 +37,28 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
       >>> tx.update(grads, tx.init(jnp.zeros(2)))[0]
       Array([ 1., 10.], dtype=float32)
     """
+    if isinstance(weights, Mapping):
+        raise TypeError("`weights` must be a vector [tasks], got a mapping.")
     factors = jnp.asarray(weights)
     if factors.ndim != 1 or not factors.size:
         raise ValueError(
             f"`weights` must be a vector [tasks], got shape {factors.shape}."
         )
 
-    def init_fn(params: Any) -> optax.EmptyState:
+    def init_fn(params: Any) -> TaskWeightsState:
         del params
-        return optax.EmptyState()
+        return TaskWeightsState(factors.astype(float))
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Any, TaskWeightsState]:
         del extra_args
+        if isinstance(updates, TaskGrads):
+            as_task_vector("weights", factors, updates.num_tasks)
         grads = check_task_grads(updates, len(factors), params)
-        return grads.scale_by(factors), state
+        used = factors.astype(state.task_weights.dtype)
+        if grads.present is not None:
+            used = jnp.where(grads.present, used, 0)
+        return grads.scale_by(factors), TaskWeightsState(used)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

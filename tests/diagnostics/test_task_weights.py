@@ -72,17 +72,19 @@ def test_inside_jit():
     np.testing.assert_allclose(weights, FACTORS / 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "tx",
-    [
-        optax.adam(0.1),
-        mtlopt.sum_tasks(2),
-        optax.chain(mtlopt.weight_by_fixed([1.0, 2.0]), mtlopt.sum_tasks(2)),
-    ],
-)
-def test_states_without_weights(tx):
-    with pytest.raises(ValueError, match="keeps `task_weights`, got one that has none"):
-        mtlopt.task_weights(tx.init(PARAMS))
+def test_of_the_summed_loss():
+    """Constants, which loggers want as well; absent tasks have no part."""
+    tx = optax.chain(mtlopt.weight_by_fixed([1.0, 3.0]), mtlopt.sum_tasks(2))
+    state = tx.init(PARAMS)
+    np.testing.assert_array_equal(mtlopt.task_weights(state), [1.0, 3.0])
+    grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), present=[False, True])
+    _, state = tx.update(grads, state)
+    np.testing.assert_array_equal(mtlopt.task_weights(state), [0.0, 3.0])
+
+
+def test_states_without_weights():
+    with pytest.raises(ValueError, match="keep `task_weights`, got one that has none"):
+        mtlopt.task_weights(optax.adam(0.1).init(PARAMS))
 
 
 def test_weights_of_different_tasks():

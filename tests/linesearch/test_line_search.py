@@ -529,8 +529,9 @@ def test_bad_direction(name):
     with pytest.raises(TypeError, match=r"`direction` must be a gradient transf.*mgda"):
         SEARCHES[name](mtlopt.mgda)
     tx = SEARCHES[name](mtlopt.weight_by_dwa(3))
-    with pytest.raises(TypeError, match=r"`direction` must be an aggregator.*TaskGrads"):
-        tx.update(oracle(params, *first(make_batches())), tx.init(params), params)
+    grads = oracle(params, *first(make_batches()))
+    with pytest.raises(TypeError, match=r"`direction` must be an aggr.*a TaskGrads"):
+        tx.update(grads, tx.init(params), params)
 
 
 @both

@@ -49,5 +49,9 @@ def test_weights_are_a_vector(weights):
 def test_one_weight_per_task():
     tx = mtlopt.weight_by_fixed([1.0, 2.0, 3.0])
     grads = mtlopt.TaskGrads.from_rows(jnp.eye(2))
-    with pytest.raises(ValueError, match=r"`num_tasks` must be 2.*got 3"):
+    with pytest.raises(
+        ValueError, match=r"`weights` must have one entry.*\(2,\).*got.*3"
+    ):
         tx.update(grads, tx.init(jnp.zeros(2)))
+    with pytest.raises(TypeError, match=r"`weights` must be a vector.*a mapping"):
+        mtlopt.weight_by_fixed({"a": 1.0, "b": 2.0})
