@@ -37,7 +37,7 @@ def costs(method: Method) -> Costs:
     return Costs(
         method.backward,
         held,
-        "T gradients" if gradients else "numbers" if _size(state) else "none",
+        "T gradients" if gradients else "numbers",
         "yes" if _has_key(state) else "no",
     )
 
