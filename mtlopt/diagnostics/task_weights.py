@@ -21,7 +21,9 @@ def task_weights(opt_state: Any) -> jax.Array:
 
     Two things are not of this form. Methods with memory (`moco`, `balance_norms` with
     labels) weigh averaged gradients. Of those that work entry by entry (`graddrop`,
-    `trimmed_mean`) the weights are means over the entries.
+    `trimmed_mean`) the weights are means over the entries. Weightings that learn or
+    remember (`weight_by_uncertainty`, `weight_by_gradnorm`, `weight_by_excess`) tell of
+    an absent task the weight that it would have.
 
     Args:
       opt_state: state of a chain with a weighting or an aggregator; also of several
