@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from tqdm import tqdm
 
 import mtlopt
@@ -213,7 +212,7 @@ def train(problem: Problem, settings: Settings, csv: CsvStream) -> Course:
                 # Fetched now: the next steps are given the buffers of the state.
                 step = epoch * num_steps + first
                 losses = total / (stop - first)
-                weights = weights_of(opt_state, losses)
+                weights = mtlopt.task_weights(opt_state)
                 seen.append(jax.device_get((step, diagnosis, losses, weights)))
                 for row in rows_of(settings.method, *seen[-1]):
                     csv.append(row)
@@ -237,14 +236,6 @@ def make_diagnose(oracle: mtlopt.Oracle) -> Callable[..., mtlopt.Diagnosis]:
         return mtlopt.diagnose(oracle(params, take(data, order[step])))
 
     return jax.jit(jax.vmap(measure, in_axes=(0, 0, None, None)))
-
-
-def weights_of(opt_state: optax.OptState, losses: jax.Array) -> Any:
-    """Returns the weights of the last update; ones for the sum, which keeps none."""
-    try:
-        return mtlopt.task_weights(opt_state)
-    except ValueError:
-        return np.ones_like(losses)
 
 
 def rows_of(

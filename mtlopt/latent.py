@@ -43,8 +43,8 @@ def in_latent_space(
       ... )
       >>> aggregator = mtlopt.in_latent_space(mtlopt.mgda(2))
       >>> updates, state = aggregator.update(oracle(params), aggregator.init(params))
-      >>> updates["w"], state.task_weights
-      (Array([5.], dtype=float32), Array([1., 0.], dtype=float32))
+      >>> print(jnp.round(updates["w"], 4), jnp.round(state.task_weights, 4))
+      [5.] [1. 0.]
 
     References:
       Sener and Koltun, Multi-task learning as multi-objective optimization, NeurIPS

@@ -58,8 +58,11 @@ def mgda_weights(
     Examples:
       >>> import jax.numpy as jnp
       >>> gramian = jnp.diag(jnp.array([4.0, 1.0]))
-      >>> print(mgda_weights(gramian), mgda_weights(gramian, normalisation="l2"))
-      [0.2 0.8] [0.5 0.5]
+      >>> for normalisation in (None, "l2"):
+      ...     weights = mgda_weights(gramian, normalisation=normalisation)
+      ...     print([round(float(weight), 4) for weight in weights])
+      [0.2, 0.8]
+      [0.5, 0.5]
 
     References:
       Désidéri, *Multiple-gradient descent algorithm*, C. R. Math. 350, 2012. Sener and
@@ -129,8 +132,8 @@ def mgda(
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[2.0, 0.0], [0.0, 1.0]]))
       >>> aggregator = mtlopt.mgda(2)
       >>> updates, state = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
-      >>> print(updates, state.task_weights)
-      [0.4 0.8] [0.2 0.8]
+      >>> [round(float(value), 4) for value in (*updates, *state.task_weights)]
+      [0.4, 0.8, 0.2, 0.8]
 
     References:
       Désidéri, *Multiple-gradient descent algorithm*, C. R. Math. 350, 2012. Sener and

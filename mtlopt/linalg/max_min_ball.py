@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.pivots import pick_row, sweep
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.linalg.reductions import argmax_and_sums, reduce_each
-from mtlopt.linalg.sweep import pick_row, sweep
 
 
 class MaxMinDirection(NamedTuple):

@@ -98,9 +98,3 @@ def test_every_setting_is_an_option():
         value = {"method": "mgda"}.get(field.name, "7")
         changed, _, _ = doctor.parse([f"--{field.name.replace('_', '-')}", value])
         assert getattr(changed, field.name) != getattr(settings, field.name)
-
-
-def test_the_sum_has_weights_of_one():
-    losses = np.zeros((2, 2))
-    state = mtlopt.sum_tasks(2).init({})
-    np.testing.assert_array_equal(doctor.weights_of(state, losses), np.ones((2, 2)))

@@ -1,9 +1,12 @@
-"""Principal pivots against the inverse."""
+"""Principal pivots against the inverse, and against an active-set method."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from scipy.optimize import nnls
 
-from mtlopt.linalg.sweep import sweep
+from mtlopt.linalg.pivots import minimise_by_pivots, sweep
 from tests.linalg.matrices import random_rows
 
 
@@ -23,3 +26,16 @@ def test_sweeps_solve_and_undo(float64):
     inverse = np.linalg.inv(matrix)
     expected = np.concatenate([-inverse, inverse @ right], axis=1)
     np.testing.assert_allclose(tableau, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 8])
+def test_equals_non_negative_least_squares(num_tasks, float64):
+    """min |U'y - b| over y >= 0 is the problem with q = -U b."""
+    solve = jax.jit(minimise_by_pivots)
+    for seed in range(20):
+        rows = random_rows(seed, num_tasks, 2 * num_tasks)
+        rows /= np.linalg.norm(rows, axis=1)[:, None]
+        target = np.random.default_rng(seed).normal(size=2 * num_tasks)
+        expected, _ = nnls(rows.T, target)
+        found = solve(rows @ rows.T, -rows @ target)
+        np.testing.assert_allclose(found, expected, atol=1e-12)

@@ -1,0 +1,144 @@
+"""Quadratic programs over non-negative vectors by pivoting: an active-set method."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.products import diagonal, dot
+from mtlopt.linalg.reductions import argmax_and_sums
+
+
+class _State(NamedTuple):
+    tableau: jax.Array  # [tasks, tasks + 1]: C swept on `passive`, and rhs
+    passive: jax.Array  # bool [tasks]: the swept set, with positive y
+    entering: jax.Array  # int32: the task on its way in, or -1
+    is_done: jax.Array  # bool
+    pivots: jax.Array  # int32: how many so far
+
+
+def minimise_by_pivots(matrix: jax.Array, linear: jax.Array) -> jax.Array:
+    r"""Minimises a quadratic function over non-negative vectors.
+
+    .. math:: \min_{y \ge 0} \tfrac12 y^T C y + q^T y
+
+    One task enters the set of positive `y`, others leave as they block it, each pivot
+    one sweep of a `[tasks, tasks + 1]` tableau. A ridge of the size of rounding makes
+    every set of rows independent there, so that no pivot is zero. Then iterative
+    refinement on the final set, without the ridge; the tableau holds the inverse. Ends
+    after `10 tasks + 10` pivots at the latest, at once for NaN.
+
+    Args:
+      matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.
+      linear: `q`, of size 1, `[tasks]`.
+
+    Returns:
+      The solution `y`, `[tasks]`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(jnp.round(minimise_by_pivots(jnp.eye(2), jnp.array([-3.0, 1.0])), 4))
+      [3. 0.]
+
+    References:
+      Lawson and Hanson, *Solving Least Squares Problems*, 1974, chapter 23; van de
+      Panne and Whinston, 1964 (one pivot a step).
+    """
+    num_tasks = len(linear)
+    ridge = 4 * jnp.finfo(matrix.dtype).eps * jnp.eye(num_tasks, dtype=matrix.dtype)
+    state = _State(
+        tableau=jnp.concatenate([matrix + ridge, -linear[:, None]], axis=1),
+        passive=jnp.zeros(num_tasks, bool),
+        entering=jnp.full([], -1, jnp.int32),
+        is_done=jnp.array(False),
+        pivots=jnp.zeros([], jnp.int32),
+    )
+    state = jax.lax.while_loop(_unfinished, _pivot, state)
+    passive = state.passive
+    minus_inverse, solution = state.tableau[:, :-1], state.tableau[:, -1]
+    solution = jnp.where(passive, solution, 0)
+    for _ in range(2):
+        missed = jnp.where(passive, linear + dot(matrix, solution), 0)
+        solution += jnp.where(passive, dot(minus_inverse, missed), 0)
+    return jnp.maximum(solution, 0)
+
+
+def _unfinished(state: _State) -> jax.Array:
+    return ~state.is_done & (state.pivots < 10 * len(state.passive) + 10)
+
+
+def _pivot(state: _State) -> _State:
+    """The entering task becomes passive, or the task that blocks it leaves."""
+    tableau, passive, entering, _, pivots = state
+    eps = jnp.finfo(tableau.dtype).eps
+    tasks = jnp.arange(len(passive))
+
+    # The solution on the passive set and the slack -q - Cy off it.
+    right = tableau[:, -1]
+    slack = jnp.where(passive, -jnp.inf, right)
+    most, newcomer, _, size = argmax_and_sums(
+        slack, slack, sums=[jnp.where(passive, jnp.abs(right), 0)]
+    )
+    is_fresh = entering < 0
+    is_optimal = is_fresh & ~(most > 4 * eps * (1 + size))
+    entering = jnp.where(is_fresh, newcomer, entering)
+
+    # The entering task grows from zero, the passive ones follow along -column, until
+    # it is stationary itself or one of them reaches zero.
+    is_entering = tasks == entering
+    row = pick_row(tableau, is_entering)
+    column = row[: len(passive)]
+    blocks = jnp.where(passive & (column > 0), -safe_divide(right, column), -jnp.inf)
+    nearest, blocking, pivot, curvature, length = argmax_and_sums(
+        blocks,
+        diagonal(tableau),
+        sums=[jnp.where(is_entering, column, 0), jnp.where(passive, column**2, 0)],
+    )
+    is_flat = ~(curvature > eps * (1 + length))
+    stationary = jnp.where(is_flat, jnp.inf, safe_divide(row[-1], curvature))
+    enters = stationary <= -nearest
+    stops = is_optimal | (is_flat & jnp.isinf(nearest))
+
+    is_chosen = tasks == jnp.where(enters, entering, blocking)
+    pivot = jnp.where(enters, curvature, pivot)
+    return _State(
+        tableau=jnp.where(stops, tableau, sweep(tableau, is_chosen, pivot, ~enters)),
+        passive=passive ^ (is_chosen & ~stops),
+        entering=jnp.where(enters | stops, -1, entering),
+        is_done=stops,
+        pivots=pivots + 1,
+    )
+
+
+def pick_row(tableau: jax.Array, is_chosen: jax.Array) -> jax.Array:
+    """The chosen row, by a product: a gather is several kernels for its indices."""
+    return dot(is_chosen.astype(tableau.dtype), tableau)
+
+
+def sweep(
+    tableau: jax.Array, is_chosen: jax.Array, pivot: jax.Array, inside: jax.Array
+) -> jax.Array:
+    """Principal pivot: solves for the chosen task (or, if it is `inside`, undoes that).
+
+    For F the swept set, the tableau of [C, a] is [[-C_FF^-1, C_FF^-1 C_FN, y_F],
+    [C_NF C_FF^-1, C_NN - C_NF C_FF^-1 C_FN, a_N - C_NF y_F]]; `a` may be several
+    columns.
+
+    Args:
+      tableau: `[tasks, tasks + columns]`.
+      is_chosen: true for one task, bool `[tasks]`.
+      pivot: its entry on the diagonal.
+      inside: whether it is in F.
+
+    Returns:
+      The tableau with the task in F, or out of it.
+    """
+    num_tasks, num_columns = tableau.shape
+    is_column = jnp.pad(is_chosen, (0, num_columns - num_tasks))
+    sign = jnp.where(inside, 1, -1).astype(tableau.dtype)
+    row = jnp.where(is_column, sign, pick_row(tableau, is_chosen))
+    # (a b) / c and not a (b / c): what is symmetric stays so to the last digit, and the
+    # row is the column.
+    change = row[:num_tasks, None] * row / pivot
+    return jnp.where(is_chosen[:, None] | is_column, 0, tableau) - change
