@@ -44,9 +44,9 @@ def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
-        del extra_args
+        del state, extra_args
         grads = check_task_grads(updates, num_tasks, params)
-        weights = jnp.ones_like(state.task_weights)
+        weights = jnp.ones(num_tasks, float)
         if grads.present is not None:
             weights = jnp.where(grads.present, weights, 0)
         return grads.total(), TaskWeightsState(weights)
