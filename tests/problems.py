@@ -108,6 +108,29 @@ def gradient_of(task, params, *args):
     return jax.grad(lambda params: losses_of(params, *args)[TASKS.index(task)])(params)
 
 
+def make_forty_heads():
+    """Params, labels, oracle and batch: forty latent rows are twenty times a batch."""
+    num_tasks, batch_size, width = 40, 64, 64
+    params = {"trunk": jnp.ones((width, width)), "heads": jnp.ones((num_tasks, width))}
+    labels = {"trunk": "shared", "heads": "stacked"}
+
+    def head(params, z, task, x):
+        return jnp.mean((z @ params["heads"]) ** 2)
+
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(head, num_tasks),
+        labels,
+        encode=lambda params, x: jnp.tanh(x @ params["trunk"]),
+    )
+    return params, labels, oracle, jnp.ones((batch_size, width))
+
+
+def temporary_bytes(function, *args):
+    """XLA's count of what a compiled function needs beside arguments and results."""
+    compiled = jax.jit(function).lower(*args).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
 def in_parameter_space():
     """Those that any problem can be given to."""
     return [name for name in ROUTES if not METHODS[name].latent]

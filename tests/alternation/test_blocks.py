@@ -18,8 +18,10 @@ from tests.problems import (
     first,
     losses_of,
     make_batches,
+    make_forty_heads,
     make_oracle,
     make_params,
+    temporary_bytes,
 )
 
 STEPS = 7
@@ -253,29 +255,17 @@ def test_a_phase_never_builds_the_other_gradient():
 
 
 def test_a_phase_needs_no_more_memory_than_a_full_step():
-    """By XLA's count; forty rows of the latent would be twenty times that."""
-    num_tasks, batch_size, width = 40, 64, 64
-    params = {"trunk": jnp.ones((width, width)), "heads": jnp.ones((num_tasks, width))}
-    labels = {"trunk": "shared", "heads": "stacked"}
-    oracle = mtlopt.task_grad(
-        mtlopt.stacked(
-            lambda p, z, task, x: jnp.mean((z @ p["heads"]) ** 2), num_tasks
-        ),
-        labels,
-        encode=lambda p, x: jnp.tanh(x @ p["trunk"]),
-    )
+    """By XLA's count: no row per task is kept."""
+    params, labels, oracle, x = make_forty_heads()
     tx = mtlopt.alternate_blocks(optax.sgd(0.1), optax.sgd(0.1), labels)
-    x, state = jnp.ones((batch_size, width)), tx.init(params)
-
-    def memory(step):
-        compiled = jax.jit(step).lower(params, state, x).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+    args = params, tx.init(params), x
 
     def full(params, opt_state, x):
         return tx.update(oracle(params, x).total(), opt_state, params)
 
     for block in ("shared", "task", None):
-        assert memory(mtlopt.block_step(oracle, tx, block)) <= 2 * memory(full)
+        step = mtlopt.block_step(oracle, tx, block)
+        assert temporary_bytes(step, *args) <= 2 * temporary_bytes(full, *args)
 
 
 @pytest.mark.parametrize(

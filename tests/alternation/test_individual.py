@@ -17,8 +17,10 @@ from tests.problems import (
     gradient_of,
     losses_of,
     make_batches,
+    make_forty_heads,
     make_oracle,
     make_params,
+    temporary_bytes,
 )
 
 STEPS = 3
@@ -355,34 +357,19 @@ def test_bad_arguments():
 
 def test_one_group_needs_the_memory_of_a_summed_loss():
     """By XLA's count: no row per task is kept."""
-    num_tasks, batch_size, width = 40, 64, 64
-    params = {"trunk": jnp.ones((width, width)), "heads": jnp.ones((num_tasks, width))}
-    labels = {"trunk": "shared", "heads": "stacked"}
-    oracle = mtlopt.task_grad(
-        mtlopt.stacked(
-            lambda p, z, task, x: jnp.mean((z @ p["heads"]) ** 2), num_tasks
-        ),
-        labels,
-        encode=lambda p, x: jnp.tanh(x @ p["trunk"]),
-    )
+    params, labels, oracle, x = make_forty_heads()
     tx = mtlopt.individual_optimizers(optax.sgd(0.1), 1, labels)
     turn = mtlopt.individual_step(oracle, tx, 1)
-    groups = jnp.zeros(num_tasks, int)
+    args = params, tx.init(params), x
 
     def grouped(params, state, x):
-        return turn(params, state, x, groups=groups)
+        return turn(params, state, x, groups=jnp.zeros(oracle.num_tasks, int))
 
     def summed(params, state, x):
         grad = oracle(params, x).total()
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, grad), state
 
-    def memory(step):
-        lowered = jax.jit(step).lower(
-            params, tx.init(params), jnp.ones((batch_size, width))
-        )
-        return lowered.compile().memory_analysis().temp_size_in_bytes
-
-    assert memory(grouped) <= 3 * memory(summed)
+    assert temporary_bytes(grouped, *args) <= 3 * temporary_bytes(summed, *args)
 
 
 def test_one_function_of_all_losses_takes_turns_unrolled(float64):
