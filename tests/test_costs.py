@@ -209,7 +209,7 @@ def test_streaming_keeps_no_rows():
         return compiled.memory_analysis().temp_size_in_bytes
 
     gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(PARAMS))
-    assert temporary(streaming=True) < 3 * gradient
+    assert temporary(streaming=True) < 4 * gradient
     assert temporary() > 6 * gradient
 
 

@@ -68,7 +68,7 @@ def backtracking(
       ... )
       >>> tx, w = mtlopt.backtracking(mtlopt.mgda(2)), jnp.array(3.0)
       >>> updates, state = tx.update(oracle(w), tx.init(w), w)
-      >>> print(updates, state.step_size, state.trials)
+      >>> print(jnp.round(updates), state.step_size, state.trials)
       -2.0 0.5 2
 
     References:

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import mtlopt
+from tests.marks import cpu_only
 from tests.problems import (
     LABELS,
     QUICK,
@@ -202,6 +203,7 @@ def test_stacked_heads_equal_separate_heads(grouped, float64):
     assert_close(found, {"encoder": expected["encoder"], "heads": heads}, 1e-12)
 
 
+@cpu_only
 def test_a_turn_does_not_copy_the_states_of_all_tasks():
     """Neither of Adam's moments, [tasks, features, width] for the encoder's weight."""
     params = stacked_params()

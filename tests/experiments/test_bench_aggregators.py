@@ -100,7 +100,8 @@ def test_ratio_is_theirs_over_ours():
     first, *blocks = torchjd.requests
     np.testing.assert_array_equal(np.float32(first["gramians"]), gramians)
     assert (first["weighting"], first["rows"]) == ("MoDoWeighting(rho=0)", False)
-    assert (first["dtype"], first["device"]) == ("float32", "cpu")
+    device = {"cpu": "cpu", "gpu": "cuda"}[jax.default_backend()]
+    assert (first["dtype"], first["device"]) == ("float32", device)
     assert blocks == [{"seconds": aggregators.BLOCK_SECONDS}] * 2
 
 

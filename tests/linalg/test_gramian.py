@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mtlopt.linalg import gramian as linalg
+from tests.marks import cpu_only
 
 EDGE = linalg._LONG_ROW
 
@@ -36,10 +37,13 @@ def test_gramian_of_few_long_rows(num_tasks, size, dtype):
     np.testing.assert_array_equal(found, found.T)
     norms = np.sqrt(np.diag(expected))
     error = np.abs(found - expected) / np.outer(norms, norms)
-    assert error.max() < 1e-5
+    # The matrix units of a GPU sum products of bfloat16 to less than float32.
+    exact = jax.default_backend() == "cpu" or dtype == np.float32
+    assert error.max() < (1e-5 if exact else 1e-4)
     np.testing.assert_allclose(linalg.row_norms(rows), norms, rtol=1e-5)
 
 
+@cpu_only
 def test_both_routes_agree(monkeypatch):
     """Under `vmap` too, and through a gradient."""
     rows = leaves(3, EDGE)

@@ -119,7 +119,7 @@ def test_scale_equivariant(scale, dtype):
     """The weights do not depend on the unit of the losses, |d| is linear in it."""
     matrix, present = padded_gramian(structured("aligned", 40), dtype)
     expected, point = solve(matrix, present), solve(matrix * dtype(scale) ** 2, present)
-    np.testing.assert_allclose(point.weights, expected.weights, atol=1e-6)
+    np.testing.assert_allclose(point.weights, expected.weights, atol=5e-6)
     np.testing.assert_allclose(point.norm, expected.norm * scale, rtol=1e-5)
 
 

@@ -9,6 +9,7 @@ from jax import lax
 from jax.ad_checkpoint import print_saved_residuals
 
 from mtlopt.models import dense_dot_general
+from tests.marks import cpu_only
 from tests.models.networks import compiled
 
 # Shapes of `x` and the kernel, and how many axes are contracted: sizes that alias and
@@ -96,6 +97,7 @@ def test_costs_what_the_plain_product_costs(derivative):
     assert flops(dense_dot_general) == pytest.approx(flops(lax.dot_general), rel=2e-2)
 
 
+@cpu_only
 def test_gradient_is_computed_from_a_copy():
     """XLA has not folded it into the product: it takes memory."""
 
