@@ -8,6 +8,7 @@ import optax
 
 from mtlopt._checks import check_num_tasks, check_range
 from mtlopt.linalg.bargaining import bargain
+from mtlopt.linalg.reductions import reduce_each
 from mtlopt.rows import Leaves
 from mtlopt.task_grads import TaskGrads, check_task_grads
 
@@ -147,7 +148,8 @@ def nash_mtl(
             # Compared so that NaN stays NaN.
             factor = jnp.where(length <= limit, factor, limit / length)
             direction = [leaf * factor.astype(leaf.dtype) for leaf in direction]
-        is_finite = jnp.all(jnp.isfinite(weights))
+        (zero,) = reduce_each(maxima=[0 * weights])  # or NaN
+        is_finite = zero == 0
         keeps = is_finite & (state.count == 0)
         count = jnp.asarray(optax.safe_increment(state.count)) % update_every
         return grads.updates(direction), NashMtlState(

@@ -29,6 +29,7 @@ class Bargain(NamedTuple):
 
 class _Problem(NamedTuple):
     cosines: jax.Array  # C, with a unit diagonal also for rows that do not count
+    on_diagonal: jax.Array  # bool, [tasks, tasks]
     units: jax.Array  # s, [tasks]: where the solution x would be without other tasks
     power: jax.Array  # q = 1 / alpha
 
@@ -104,7 +105,7 @@ def bargain(
     on_diagonal = jnp.eye(len(norms), dtype=bool)
     power = 1 / jnp.asarray(alpha, dtype)
     exponent = (power - 1) / (power + 1)
-    largest = jnp.max(norms, initial=0)
+    (largest,) = reduce_each(maxima=[norms])
     relative = jnp.where(counts, safe_divide(norms, largest), 1)
     units = relative**exponent
     # Rows that do not count are tasks alone: y = 1, and cut off from the others.
@@ -123,7 +124,7 @@ def bargain(
         done=jnp.isnan(energy),
         steps=jnp.zeros([], jnp.int32),
     )
-    step = functools.partial(_step, _Problem(matrix, units, power))
+    step = functools.partial(_step, _Problem(matrix, on_diagonal, units, power))
     state = jax.lax.while_loop(_unfinished, step, state)
     points = units * jnp.exp(state.logs)
     gained, wanted = dot(cosines, points), units * jnp.exp(-power * state.logs)
@@ -141,7 +142,7 @@ def _unfinished(state: _State) -> jax.Array:
 
 def _step(problem: _Problem, state: _State) -> _State:
     """One Newton step, or more damping if it would raise the potential."""
-    cosines, units, power = problem
+    cosines, on_diagonal, units, power = problem
     logs, ridge, damping, _, steps = state
     eps = jnp.finfo(logs.dtype).eps
     points = units * jnp.exp(logs)  # x
@@ -154,7 +155,7 @@ def _step(problem: _Problem, state: _State) -> _State:
     ratio = jnp.where(is_over, safe_divide(wanted, found), 1)
     slope = jnp.where(is_over, found * jnp.log(ratio), wanted - found)
     stiffness = (power + damping) * jnp.where(is_over, found, wanted) / points
-    hessian = cosines + jnp.diag(ridge + stiffness)
+    hessian = cosines + jnp.where(on_diagonal, ridge + stiffness, 0)
     factor = jnp.linalg.cholesky(hessian, symmetrize_input=False)
     shift = jax.scipy.linalg.cho_solve((factor, True), slope)
 

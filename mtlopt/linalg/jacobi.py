@@ -18,14 +18,13 @@ def rotate_columns(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     .. math:: M V = U \Sigma
 
     `V` is a product of plane rotations, each of which makes two columns orthogonal to
-    rounding of the *shorter* one: how long the others are does not matter. Columns
-    may so differ by many powers of ten where an entry's error by the rounding of the
-    largest would be the end of a small singular vector. They should come about sorted
-    by length.
+    rounding of the *shorter* one. A decomposition that is right to rounding of the
+    largest entry loses the directions of columns much shorter than others; this one
+    does not. The columns should come about sorted by length.
 
     Disjoint pairs of columns turn at the same time, in the order of a round-robin
-    tournament: a sweep over all pairs takes `n - 1` rounds, or `n` if that is odd. Only
-    elementwise operations and sums, so batches are as fast as they can be.
+    tournament: a sweep over all pairs takes `n - 1` rounds, `n` if that is odd.
+    Elementwise operations and sums only, so that batches take one program.
 
     Args:
       matrix: `M`, square, `[n, n]`.

@@ -181,10 +181,9 @@ def raise_cosines(
     )
     tasks = jnp.arange(len(norms))[:, None]
     found = targets.at[tasks, order].set(met.T)
-    return Vaccinated(
-        weights=_total_weights(added, order, cosines, norms, present),
-        cosines=jnp.where(jnp.all(jnp.isfinite(cosines)), found, targets),
-    )
+    weights = _total_weights(added, order, cosines, norms, present)
+    # One NaN in the Gramian is in all weights.
+    return Vaccinated(weights, jnp.where(jnp.isnan(weights[0]), targets, found))
 
 
 def _meet_target(

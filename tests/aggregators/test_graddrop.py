@@ -9,34 +9,55 @@ import mtlopt
 from mtlopt.aggregators.graddrop import drop_signs, graddrop
 from tests.linalg.matrices import KINDS, structured
 
-drop = jax.jit(drop_signs)
+
+@jax.jit
+def drop(rows, uniform, leak=None, present=None):
+    """The sum and the weights of one leaf."""
+    (total,), weights = drop_signs([rows], [uniform], leak, present)
+    return total, weights
+
+
 LEAK = np.array([0.0, 0.25, 1.0, 0.5], np.float32)
 
 
 def plain_loop(rows, uniform, leak):
     """Lines 10 to 15 of Algorithm 1, entry by entry."""
-    total = np.zeros(rows.shape[1])
+    total, weights = np.zeros(rows.shape[1]), np.zeros(len(rows))
     for k, column in enumerate(rows.T):
         size = np.abs(column).sum()
-        purity = 0.5 * (1 + column.sum() / size) if size else 0.5
-        for value, part in zip(column, leak, strict=True):
-            passes = value > 0 if purity > uniform[k] else value < 0
-            total[k] += value if passes else part * value
-    return total
+        purity = 0.5 * (1 + column.sum() / size) if size else 0
+        for task, value in enumerate(column):
+            passes = value >= 0 if purity > uniform[k] else value <= 0
+            weight = 1 if passes else leak[task]
+            total[k] += weight * value
+            weights[task] += weight
+    return total, weights
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
-def test_equals_plain_loop(kind, unit):
-    """Norms up to 1e6 apart in any unit, with leaks."""
+@pytest.mark.parametrize("leak", [None, LEAK], ids=["none", "leaks"])
+def test_equals_plain_loop(kind, unit, leak):
+    """Norms up to 1e6 apart in any unit."""
     rows = structured(kind, 4) * np.logspace(0, -6, 4)[:, None] * unit
     rows = rows.astype(np.float32).astype(np.float64)
     uniform = np.random.default_rng(0).uniform(size=rows.shape[1]).astype(np.float32)
-    total, weights = drop(rows.astype(np.float32), uniform, LEAK)
-    expected = plain_loop(rows, uniform, LEAK)
+    total, weights = drop(rows.astype(np.float32), uniform, leak)
+    leak = 0 * LEAK if leak is None else leak
+    expected, expected_weights = plain_loop(rows, uniform, leak)
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-13 * unit)
-    error = np.sum(np.asarray(weights) * rows, axis=0) - expected
-    np.testing.assert_allclose(error, 0, atol=1e-5 * unit)
+    np.testing.assert_allclose(weights, expected_weights, rtol=1e-5)
+
+
+def test_many_tasks_equal_the_plain_loop():
+    """More than are written out."""
+    rows = structured("random", 40).astype(np.float32)
+    uniform = np.random.default_rng(0).uniform(size=rows.shape[1]).astype(np.float32)
+    leak = np.linspace(0, 1, 40, dtype=np.float32)
+    for found, expected in zip(
+        drop(rows, uniform, leak), plain_loop(rows, uniform, leak), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_sign_passes_and_pure_entries_always():
@@ -47,7 +68,9 @@ def test_one_sign_passes_and_pure_entries_always():
         np.testing.assert_array_equal(total[:2], [3, -3])
         assert total[2] == (3 if draw < 0.75 else -1)
         assert np.all(np.asarray(total) != 0)
-        np.testing.assert_array_equal(weights[:, :2], 1)
+        positive = draw < 0.75
+        entries = [[1, 1, positive, draw == 0], [1, 1, not positive, draw > 0]]
+        np.testing.assert_array_equal(weights, np.sum(entries, axis=1))
 
 
 def test_leak_of_one_is_the_sum_and_absent_tasks_do_not_exist():
@@ -59,12 +82,23 @@ def test_leak_of_one_is_the_sum_and_absent_tasks_do_not_exist():
     spoilt, present = rows.copy(), np.arange(4) != 1
     spoilt[1] = np.nan
     total, weights = drop(spoilt, uniform, LEAK, present)
-    expected = plain_loop(rows[present], uniform, LEAK[present])
+    expected, counts = plain_loop(rows[present], uniform, LEAK[present])
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-6)
-    assert np.all(weights[1] == 0)
+    np.testing.assert_allclose(weights[present], counts, rtol=1e-5)
+    assert weights[1] == 0
     assert np.all(np.isnan(drop(spoilt, uniform, LEAK)[0]))
     # Compiled, a product with 0 is a select.
-    assert np.all(np.isnan(jax.jit(drop_signs)(spoilt, uniform)[0]))
+    assert np.all(np.isnan(drop(spoilt, uniform)[0]))
+
+
+@pytest.mark.parametrize("leak", [None, LEAK], ids=["none", "leaks"])
+def test_not_finite_stays_visible_whatever_sign_is_drawn(leak):
+    rows = np.ones((4, 6), np.float32)
+    rows[1] = [np.inf, -np.inf, np.nan, 1, -1, 0]
+    rows[2] = [-1, 1, 1, -1, 1, 1]
+    for draw in (0.0, 0.999):
+        total, _ = drop(rows, np.full(6, draw, np.float32), leak)
+        np.testing.assert_array_equal(np.isnan(total), [1, 1, 1, 0, 0, 0])
 
 
 @pytest.fixture(scope="module")
