@@ -31,7 +31,7 @@ class GraddropState(NamedTuple):
 def drop_signs(
     rows: Leaves,
     uniform: Leaves,
-    leak: jax.Array | None = None,
+    leak: jax.Array,
     present: jax.Array | None = None,
 ) -> tuple[Leaves, jax.Array]:
     """Sums each entry over the tasks that have the sign that was drawn for it.
@@ -42,8 +42,7 @@ def drop_signs(
       rows: leaves `[tasks, ...]`.
       uniform: a number from [0, 1) for every entry, leaves `[...]`: the positive sign
         is picked where it is below the positive sign purity.
-      leak: which part of the values with the other sign passes, `[tasks]`; None for
-        nothing.
+      leak: which part of the values with the other sign passes, `[tasks]`.
       present: tasks that take part, bool `[tasks]`; None for all.
 
     Returns:
@@ -54,13 +53,13 @@ def drop_signs(
       >>> import jax.numpy as jnp
       >>> rows = [jnp.array([[3.0, 1.0], [-1.0, 2.0]])]
       >>> for uniform in (0.7, 0.8):
-      ...     print(*drop_signs(rows, [jnp.full(2, uniform)]))
+      ...     print(*drop_signs(rows, [jnp.full(2, uniform)], jnp.zeros(2)))
       [Array([3., 3.], dtype=float32)] [2. 1.]
       [Array([-1.,  3.], dtype=float32)] [1. 2.]
     """
-    num_tasks = len(rows[0])
-    dtype = solver_dtype(rows)
-    leak = jnp.zeros(num_tasks, dtype) if leak is None else leak.astype(dtype)
+    num_tasks = len(leak)
+    dtype = solver_dtype(rows or [leak])
+    leak = leak.astype(dtype)
     present = jnp.ones(num_tasks, bool) if present is None else present
     # Task by task: on a CPU a sum over the first axis of a large leaf takes 25 times as
     # long. A few are one program.
@@ -156,7 +155,8 @@ def graddrop(
     """
     check_num_tasks(num_tasks)
     first_key = as_key(key)
-    leaks = None if leak is None else as_task_vector("leak", leak, num_tasks)
+    leaks = jnp.zeros(num_tasks) if leak is None else leak
+    leaks = as_task_vector("leak", leaks, num_tasks)
 
     def init_fn(params: Any) -> GraddropState:
         del params

@@ -13,6 +13,7 @@ from tests.linalg.matrices import KINDS, structured
 @jax.jit
 def drop(rows, uniform, leak=None, present=None):
     """The sum and the weights of one leaf."""
+    leak = jnp.zeros(len(rows)) if leak is None else leak
     (total,), weights = drop_signs([rows], [uniform], leak, present)
     return total, weights
 
