@@ -73,7 +73,7 @@ def drop_signs(
         negative = [a + jnp.minimum(b, 0) for a, b in zip(negative, row, strict=True)]
         return (positive, negative), None
 
-    nothing = [jnp.zeros(leaf.shape[1:], dtype) for leaf in rows]
+    nothing = [jnp.zeros_like(leaf[0], dtype) for leaf in rows]  # sharded like the rows
     (positive, negative), _ = scan(add, (nothing, nothing), (rows, present))
     sizes = [a - b for a, b in zip(positive, negative, strict=True)]
     signs = [
