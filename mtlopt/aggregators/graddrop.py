@@ -13,7 +13,7 @@ from mtlopt.linalg.normalise import safe_divide
 from mtlopt.rows import Leaves
 from mtlopt.task_grads import check_task_grads
 
-_FEW_TASKS = 8
+_FEW_TASKS = 8  # up to which the loop over tasks is written out
 
 
 class GraddropState(NamedTuple):
@@ -62,7 +62,7 @@ def drop_signs(
     leak = leak.astype(dtype)
     present = jnp.ones(num_tasks, bool) if present is None else present
     # Task by task: on a CPU a sum over the first axis of a large leaf takes 25 times as
-    # long. A few are one program.
+    # long.
     scan = functools.partial(jax.lax.scan, unroll=num_tasks <= _FEW_TASKS)
 
     def add(sums: Any, task: Any) -> Any:
