@@ -364,7 +364,7 @@ def test_latent_space_needs_a_latent():
 
 def test_methods_that_need_more_than_the_gramian_say_so():
     """`streaming` keeps no rows, and neither does the latent space of microbatches."""
-    tx = mtlopt.aligned_mtl(2, solver="qr")
+    tx = mtlopt.graddrop(2)
     grads = build(streaming=True)(PARAMS, X)
     with pytest.raises(ValueError, match="`streaming` must be False"):
         tx.update(grads, tx.init(PARAMS), PARAMS)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt.aggregators.by_weights import aggregate_by_weights
-from mtlopt.linalg.equiangular import equal_projections, equiangular_ray
+from mtlopt.linalg.equiangular import equiangular_ray
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.reductions import reduce_each
 from mtlopt.linalg.unit_rows import UnitRows, unit_rows
@@ -50,13 +50,7 @@ def imtl_g_weights(gramian: jax.Array, present: jax.Array | None = None) -> jax.
     return _weights(unit_rows(gramian, present))
 
 
-def _refined_weights(units: UnitRows) -> jax.Array:
-    """The same if the rows nearly are dependent; sums need more digits there."""
-    return _weights(units, equal_projections(units))
-
-
-def _weights(units: UnitRows, weights: jax.Array | None = None) -> jax.Array:
-    """Returns the weights, from those of any sum if they are given."""
+def _weights(units: UnitRows) -> jax.Array:
     norms = units.norms
     ray = equiangular_ray(units)
     eps = jnp.finfo(norms.dtype).eps
@@ -64,9 +58,8 @@ def _weights(units: UnitRows, weights: jax.Array | None = None) -> jax.Array:
     count, minus_shortest = reduce_each(
         sums=[there.astype(norms.dtype)], maxima=[jnp.where(there, -norms, -jnp.inf)]
     )
-    if weights is None:
-        lengths = safe_divide(-minus_shortest, norms)
-        weights = ray.coefficients * jnp.where(there, lengths, 0)
+    lengths = safe_divide(-minus_shortest, norms)
+    weights = ray.coefficients * jnp.where(there, lengths, 0)
     total, size, cosines, highest, minus_lowest = reduce_each(
         sums=[weights, jnp.abs(weights), ray.cosines],
         maxima=[jnp.where(there, c, -jnp.inf) for c in (ray.cosines, -ray.cosines)],
@@ -119,6 +112,6 @@ def imtl_g(num_tasks: int) -> optax.GradientTransformationExtraArgs:
 
     def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
         units = unit_rows(rows.gramian(), present, rotated_gramian(rows))
-        return jax.lax.cond(units.refined, _refined_weights, _weights, units)
+        return _weights(units)
 
     return aggregate_by_weights(num_tasks, weights)

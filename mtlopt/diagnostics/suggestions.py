@@ -17,8 +17,8 @@ CONFLICT_COSINE = -0.1
 # reach a tenth at 172 degrees. Not beside the mean length: one short gradient makes the
 # gap short without any conflict, and so do many orthogonal ones.
 GAP_OF_ORTHOGONAL = 0.1
-# In units of 1 / eps: about 1e4 in float32, from where on `aligned_mtl` and its like
-# advise `solver="qr"`, because rounding of the Gramian hides what is left.
+# Of the rows' Gramian, in units of 1 / eps: about 1e4 in float32. From there on a
+# hundredth of each gradient or less is its own.
 CONDITION_EPS = 1e-3
 
 
@@ -182,7 +182,7 @@ def _directions(summary: _Summary) -> list[str]:
     if summary.condition > CONDITION_EPS:
         found.append(
             "The directions are linearly dependent, or nearly: make one task of tasks "
-            "that say the same; aligned_mtl, imtl_g and conflict_free need "
-            'solver="qr".'
+            "that say the same. aligned_mtl takes short steps here, because it gives "
+            "all components the length of the shortest."
         )
     return found

@@ -37,7 +37,7 @@ def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray
       units: the unit rows `U`.
       preference: `p`, `[tasks]`; None for ones. Its length does not matter.
     """
-    singular, axes, norms = units[:3]
+    singular, axes, norms = units.singular, units.axes, units.norms
     there = (norms != 0).astype(axes.dtype)
     target = there if preference is None else there * preference.astype(axes.dtype)
     kept = jnp.where(singular == 0, 0, dot(axes.T, target))
@@ -45,32 +45,40 @@ def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray
     inside, size, square, total = reduce_each(
         sums=[kept**2, target**2, stretched**2, singular]
     )
+    coefficients = dot(axes, safe_divide(stretched, singular))
+    if units.refined is not None:
+        coefficients, square = jax.lax.cond(
+            units.refined,
+            lambda: _solve_precisely(units, target),
+            lambda: (coefficients, square),
+        )
     # The same tolerance as the rank rule, which decides what the rows' space is.
     is_orthogonal = inside <= GRAMIAN_RTOL * jnp.finfo(axes.dtype).eps * size
     length = jnp.where(is_orthogonal, 0, jnp.sqrt(square))
     ray = Ray(
-        coefficients=safe_divide(dot(axes, safe_divide(stretched, singular)), length),
+        coefficients=safe_divide(coefficients, length),
         cosines=safe_divide(dot(axes, kept), length),
     )
     return jax.tree.map(lambda x: nan_unless_finite(x, total), ray)
 
 
-def equal_projections(units: UnitRows) -> jax.Array:
-    r"""`G^+ n`, `n_i = |g_i|`, with the digits that its sum needs.
+def _solve_precisely(units: UnitRows, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    r"""Solves `C y = p` for rows that nearly are dependent.
 
-    .. math:: G^{-1} n = B (L C' L)^{-1} B^T n, \qquad
-        n_i^2 = (B^{-T} L C' L B^{-1})_{ii}
+    .. math:: y = D B (L C' L)^{-1} B^T N p, \qquad
+        N_{ii}^2 = (B^{-T} L C' L B^{-1})_{ii}
 
-    with the rotated rows `B^T J` of `unit_rows`. If the rows nearly are dependent, the
-    sum of these weights depends on the rounding of `n`: along a short rotated row,
-    `B^T n` is a small difference of large terms. So `n` is computed anew, as the
-    rotated rows have it, and the difference taken, in two floats.
+    with the rotated rows `B^T J` of `unit_rows`. Along a short one, `B^T N p` may be a
+    small difference of large terms, which the rounding of the norms `D` would decide.
+    So norms `N` are computed anew, as the rotated rows have them, and the difference is
+    taken, in two floats.
 
     Args:
       units: the unit rows.
+      target: `p`, `[tasks]`.
 
     Returns:
-      `[tasks]`, up to a positive factor; zero for zero rows.
+      `y` and `|x|^2 = y^T C y`.
     """
     info = jnp.finfo(units.norms.dtype)
     # A power of two, which rounds nothing, makes the longest row about one long.
@@ -86,10 +94,12 @@ def equal_projections(units: UnitRows) -> jax.Array:
     products = two_floats.matmul(exactly(units.cosines), rows)
     ones = exactly(jnp.ones_like(norms)[None])
     squares = two_floats.matmul(ones, two_floats.multiply(rows, products))
-    high, low = two_floats.matmul(two_floats.sqrt(squares), exactly(basis))
+    lengths = two_floats.multiply(two_floats.sqrt(squares), exactly(target))
+    high, low = two_floats.matmul(lengths, exactly(basis))
 
     values, turn = jnp.linalg.eigh(units.cosines, symmetrize_input=False)
     kept = values > rounding(turn) * values[-1]
-    target = dot(turn.T, safe_divide(high + low, units.lengths)[0])
-    solved = dot(turn, jnp.where(kept, safe_divide(target, values), 0))
-    return dot(basis, safe_divide(solved, units.lengths))
+    wanted = dot(turn.T, safe_divide(high + low, units.lengths)[0])
+    solved = jnp.where(kept, safe_divide(wanted, values), 0)
+    weights = dot(basis, safe_divide(dot(turn, solved), units.lengths))
+    return norms * weights, dot(wanted, solved)

@@ -29,7 +29,8 @@ class UnitRows(NamedTuple):
       singular: `Sigma`, `[tasks]`, in no particular order; zero where there is no rank.
       axes: `Q`, `[tasks, tasks]`.
       norms: the row norms, `[tasks]`; zero for absent tasks.
-      refined: whether the rows were rotated, bool; else `L = Sigma` and `C' = 1`.
+      refined: whether the rows were rotated, bool, else `L = Sigma` and `C' = 1`; None
+        if only the Gramian is known.
       basis: `B`, the axes of the cosines over the norms, `[tasks, tasks]`.
       lengths: `L`, `[tasks]`.
       cosines: `C'`, `[tasks, tasks]`.
@@ -38,7 +39,7 @@ class UnitRows(NamedTuple):
     singular: jax.Array
     axes: jax.Array
     norms: jax.Array
-    refined: jax.Array
+    refined: jax.Array | None
     basis: jax.Array
     lengths: jax.Array
     cosines: jax.Array
@@ -87,8 +88,9 @@ def unit_rows(
     def refine(_: jax.Array, axes: jax.Array) -> tuple[jax.Array, ...]:
         assert rotated is not None
         inner, lengths = normalise(rotated(basis).astype(axes.dtype))
-        limit = rounding(axes) * jnp.max(lengths)
-        lengths = jnp.where(lengths > limit, lengths, 0)
+        there = lengths > rounding(axes) * jnp.max(lengths)
+        lengths = jnp.where(there, lengths, 0)
+        inner = jnp.where(there[:, None] & there, inner, 0)
         values, turn = jnp.linalg.eigh(inner, symmetrize_input=False)
         root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * dot(
             turn.T, lengths[:, None] * axes.T
@@ -107,6 +109,7 @@ def unit_rows(
         found = jax.lax.cond(well, as_they_are, refine, singular, axes)
     singular, axes, refined, lengths, inner = found
     singular = nan_unless_finite(singular, cosines)
+    refined = None if rotated is None else refined
     return UnitRows(singular, axes, norms, refined, basis, lengths, inner)
 
 

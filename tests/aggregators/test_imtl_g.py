@@ -35,11 +35,10 @@ def test_reference_conventions(dtype):
         assert error <= (1e-4 if dtype == np.float32 else 1e-10), case
 
 
-@pytest.mark.parametrize("solver", ["gramian", "qr"])
-def test_solvers_of_the_aggregator(solver, dtype):
-    """Both right on unequal rows; only QR on near-duplicates in float32."""
+def test_of_rows(dtype):
+    """Right on unequal rows, and on near-duplicates, which no Gramian shows."""
     single = dtype == np.float32
-    tx = imtl_g(3, solver=solver)
+    tx = imtl_g(3)
     update = jax.jit(
         lambda rows: tx.update(mtlopt.TaskGrads.from_rows(rows), tx.init(jnp.zeros(2)))[
             0
@@ -54,8 +53,7 @@ def test_solvers_of_the_aggregator(solver, dtype):
 
     for case in ("dominate_1e3_m3", "tiny_m3", "sum_zero_m3", "all_equal_m3"):
         assert error(case) <= (1e-4 if single else 1e-9), case
-    if solver == "qr":
-        assert error("near_duplicate_m3") <= (1e-2 if single else 1e-9)
+    assert error("near_duplicate_m3") <= (1e-2 if single else 1e-9)
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
@@ -129,8 +127,3 @@ def test_vmap_agrees_with_absent_tasks():
         right = weights_of(rows, np.float32)
         assert np.all(np.isfinite(right))
         np.testing.assert_allclose(left @ rows, right @ rows, atol=1e-3, err_msg=kind)
-
-
-def test_bad_arguments():
-    with pytest.raises(ValueError, match="`solver` must be one of"):
-        imtl_g(2, solver="svd")  # pyright: ignore[reportArgumentType]

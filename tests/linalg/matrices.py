@@ -77,3 +77,20 @@ def padded_gramian(rows, dtype, size=None):
     rows = rows.astype(dtype)
     padded[:num_tasks, :num_tasks] = rows @ rows.T
     return padded, np.arange(size) < num_tasks
+
+
+def bundle(seed, num_tasks, num_params, apart, bundles=1):
+    """Rows with cosines of about `1 - apart` in each bundle, and norms from 0.1 to 10.
+
+    Float64 values that float32 holds exactly. The unit rows have a condition of about
+    `sqrt(tasks / apart)` or, if there are few params, more.
+    """
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(bundles, num_params))
+    own = rng.normal(size=(num_tasks, num_params))
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    common = centres[np.arange(num_tasks) % bundles]
+    rows = np.sqrt(1 - apart) * common + np.sqrt(apart) * own
+    rows *= 10 ** rng.uniform(-1, 1, size=(num_tasks, 1))
+    return rows.astype(np.float32).astype(np.float64)

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 from jax.sharding import AxisType, PartitionSpec, reshard
 
-import mtlopt
 from tests.sharding import comparison, network
 
 
@@ -35,28 +34,21 @@ def run(expected, *, fully, **options):
     }
 
 
-def other_options(expected):
-    """Microbatches, and rows that are decomposed: one method of each kind."""
+def microbatches(expected):
+    """One method of each kind."""
     mesh = network.make_mesh()
-    everything, found = comparison.all_methods(), {}
-    some = {name: everything[name] for name in ("sum_tasks", "mgda", "mgda_ub")}
-    qr = {"aligned_mtl": mtlopt.aligned_mtl(len(network.TASKS), solver="qr")}
-    for title, methods, options in (
-        ("microbatches", some, {"microbatches": 4}),
-        ("qr", qr, {}),
-    ):
-        updates, _, text = comparison.many_devices(
-            mesh,
-            fully=False,
-            put_batch=lambda batch: jax.device_put(batch, network.by_batch(mesh)),
-            methods=methods,
-            **options,
-        )
-        found[title] = {
-            "errors": comparison.errors(jax.device_get(updates), expected),
-            "all-gather": comparison.collectives(text, "all-gather"),
-        }
-    return found
+    everything = comparison.all_methods()
+    updates, _, text = comparison.many_devices(
+        mesh,
+        fully=False,
+        put_batch=lambda batch: jax.device_put(batch, network.by_batch(mesh)),
+        methods={name: everything[name] for name in ("sum_tasks", "mgda", "mgda_ub")},
+        microbatches=4,
+    )
+    return {
+        "errors": comparison.errors(jax.device_get(updates), expected),
+        "all-gather": comparison.collectives(text, "all-gather"),
+    }
 
 
 def explicit_specs():
@@ -88,7 +80,7 @@ def main():
         # The pullbacks as on accelerators.
         "fully": run(expected, fully=True, batching="vmap"),
         "explicit": explicit_specs(),
-        **other_options(expected),
+        "microbatches": microbatches(expected),
     }
     print(json.dumps(found))
 
