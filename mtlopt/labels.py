@@ -225,6 +225,12 @@ class Partition:
         return {label: active[label] for label in dict.fromkeys(self.labels)}
 
     @property
+    def shared_paths(self) -> list[str]:
+        """Paths of the shared leaves, in the order of `split`."""
+        labelled = zip(self.paths, self.labels, strict=True)
+        return [path for path, label in labelled if label == SHARED]
+
+    @property
     def head_labels(self) -> list[str]:
         """Labels of the heads' leaves, in the order of `split`."""
         return [label for label in self.labels if label != SHARED]

@@ -302,9 +302,9 @@ class Oracle:
         """
         problem = self._latent_problem()
         inputs = self._inputs(params, args, z)
-        out = problem.heads_at(inputs, z)
+        losses, aux, heads = problem.heads_at(inputs, z)
         zeros = [jnp.zeros_like(leaf) for leaf in inputs.shared]
-        return Grad(out.losses, inputs.partition.merge(zeros, out.heads), out.aux)
+        return Grad(losses, inputs.partition.merge(zeros, heads), aux)
 
     def active(self, params: PyTree, members: Any) -> dict[str, Any]:
         """Returns which labels a step of some of the tasks moves, for `per_label`.

@@ -21,7 +21,8 @@ from mtlopt.heads import (
     as_loss,
     split_aux,
 )
-from mtlopt.labels import Partition
+from mtlopt.labels import SHARED, Partition
+from mtlopt.latent_leaves import linearize
 from mtlopt.rows import STATIC, Batching, Leaves, Linearization
 
 PyTree = Any
@@ -113,45 +114,6 @@ class Problem(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Rest:
-    """A latent without its floating-point leaves: those are differentiated."""
-
-    leaves: list[Any]
-    treedef: Any = dataclasses.field(metadata=STATIC)
-    floating: tuple[bool, ...] = dataclasses.field(metadata=STATIC)
-
-    def join(self, latent: Leaves) -> PyTree:
-        floats, rest = iter(latent), iter(self.leaves)
-        return self.treedef.unflatten(
-            next(floats if floating else rest) for floating in self.floating
-        )
-
-
-def _split_floating(z: PyTree) -> tuple[Leaves, _Rest]:
-    leaves, treedef = jax.tree.flatten(z)
-    floating = tuple(
-        bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating)) for leaf in leaves
-    )
-    for leaf in leaves:
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise ValueError(
-                "`encode` must return real leaves, got a complex one of shape "
-                f"{jnp.shape(leaf)}. Return its real and its imaginary part."
-            )
-    if not any(floating):
-        raise ValueError(
-            "`encode` must return a latent with at least one floating-point leaf, got "
-            f"{treedef}."
-        )
-    pairs = list(zip(leaves, floating, strict=True))
-    rest = [leaf for leaf, is_floating in pairs if not is_floating]
-    return [leaf for leaf, is_floating in pairs if is_floating], _Rest(
-        rest, treedef, floating
-    )
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class LatentProblem:
     """Losses of heads on the latent of one encoder."""
@@ -168,17 +130,22 @@ class LatentProblem:
 
     def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
         if z is None:
-            latent, (rest, _) = self._encode(inputs, inputs.shared)
-        else:
-            latent, rest = _split_floating(z)
-        return self.heads.losses(self._call(inputs, rest), inputs.heads, latent)
+            z = self.latent(inputs)
+        return self.heads.losses(self._call(inputs, lambda _: z), inputs.heads, [])
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
-        latent, pullback, (rest, encode_aux) = jax.vjp(
-            lambda shared: self._encode(inputs, shared), inputs.shared, has_aux=True
+        latent, rest, pullback, encode_aux = linearize(
+            lambda shared: self._encode(inputs, shared), inputs.shared
         )
+        if inputs.shared and not latent:
+            raise ValueError(
+                "`encode` must return at least one floating-point leaf that depends on "
+                f"a leaf labelled {SHARED!r}, got none, so that "
+                f"`{inputs.partition.shared_paths[0]}` would never move."
+            )
+        call = self._call(inputs, rest.join)
         losses, aux, heads, rows = self.heads.gradients(
-            self._call(inputs, rest), inputs.heads, latent, factors, members
+            call, inputs.heads, latent, factors, members
         )
         linear = Linearization(
             rows,
@@ -186,20 +153,19 @@ class LatentProblem:
             self.batching,
             self.streaming,
             has_latent=True,
-            backward=_backward(self.heads, self._call(inputs, rest), inputs, latent),
+            backward=_backward(self.heads, call, inputs, latent),
+            moves=rest.moves,
         )
         aux = Aux(encode_aux, aux) if self.has_aux else None
         return Evaluation(losses, aux, rest.join(latent), heads, linear)
 
-    def heads_at(self, inputs: Inputs, z: PyTree) -> Evaluation:
-        """Returns losses and the heads' gradients on a given latent."""
-        latent, rest = _split_floating(z)
-        losses, aux, heads, rows = self.heads.gradients(
-            self._call(inputs, rest), inputs.heads, latent, None, None
-        )
-        linear = Linearization(rows, None, self.batching, False, has_latent=True)
-        aux = Aux(None, aux) if self.has_aux else None
-        return Evaluation(losses, aux, z, heads, linear)
+    def heads_at(
+        self, inputs: Inputs, z: PyTree
+    ) -> tuple[jax.Array, Aux | None, Leaves]:
+        """Returns losses, aux and the heads' gradients on a given latent."""
+        call = self._call(inputs, lambda _: z)
+        losses, aux, heads, _ = self.heads.gradients(call, inputs.heads, [], None, None)
+        return losses, Aux(None, aux) if self.has_aux else None, heads
 
     def reads(
         self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
@@ -218,21 +184,17 @@ class LatentProblem:
             stacked = [not read for read in used]
         return Reads(used, self.heads.reads(params, stacked, (z,), args, self.has_aux))
 
-    def latent_shapes(self, inputs: Inputs) -> list[jax.ShapeDtypeStruct]:
-        """Returns the shapes of the latent's leaves."""
-        return jax.eval_shape(
-            lambda shared: self._encode(inputs, shared)[0], inputs.shared
-        )
+    def latent(self, inputs: Inputs) -> PyTree:
+        """Returns what `encode` returns, without aux."""
+        return self._encode(inputs, inputs.shared)[0]
 
-    def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[Leaves, Any]:
+    def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[PyTree, Any]:
         params = inputs.partition.merge(shared, inputs.heads)
-        z, aux = split_aux(self.encode(params, *inputs.args), self.has_aux)
-        latent, rest = _split_floating(z)
-        return latent, (rest, aux)
+        return split_aux(self.encode(params, *inputs.args), self.has_aux)
 
-    def _call(self, inputs: Inputs, rest: _Rest) -> HeadCall:
+    def _call(self, inputs: Inputs, rebuild: Callable[[Leaves], PyTree]) -> HeadCall:
         return HeadCall(
-            inputs.partition, inputs.shared, rest.join, inputs.args, self.has_aux
+            inputs.partition, inputs.shared, rebuild, inputs.args, self.has_aux
         )
 
 
