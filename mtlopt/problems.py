@@ -15,15 +15,16 @@ import jax.numpy as jnp
 from mtlopt._jaxprs import used_leaves, used_leaves_of_entries
 from mtlopt.heads import (
     HeadCall,
+    Inputs,
     SeparateHeads,
     Stacked,
     StackedHeads,
     as_loss,
     split_aux,
 )
-from mtlopt.labels import SHARED, Partition
+from mtlopt.labels import SHARED
 from mtlopt.latent_leaves import linearize
-from mtlopt.rows import STATIC, Batching, Leaves, Linearization
+from mtlopt.rows import Batching, Leaves, Linearization
 
 PyTree = Any
 
@@ -50,17 +51,6 @@ class Evaluation(NamedTuple):
     z: PyTree
     heads: Leaves
     linear: Linearization
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What a problem is evaluated at: parameters, cut by label, and arguments."""
-
-    shared: Leaves
-    heads: Leaves
-    args: tuple[Any, ...]
-    partition: Partition = dataclasses.field(metadata=STATIC)
 
 
 class Reads(NamedTuple):
@@ -105,8 +95,8 @@ class Problem(Protocol):
 
         Args:
           params: parameters.
-          stacked: which leaves have a leading task axis; None for those that
-            `encode` does not read.
+          stacked: which leaves have a leading task axis; None for those of floating
+            point that `encode` does not read.
           args: arguments of the functions.
           z: a latent to read instead of what `encode` returns, which is then not run;
             `stacked` must be given.
@@ -181,7 +171,10 @@ class LatentProblem:
         z = jax.eval_shape(encode, params)
         used = used_leaves(encode, params)
         if stacked is None:
-            stacked = [not read for read in used]
+            stacked = [
+                not read and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+                for leaf, read in zip(jax.tree.leaves(params), used, strict=True)
+            ]
         return Reads(used, self.heads.reads(params, stacked, (z,), args, self.has_aux))
 
     def latent(self, inputs: Inputs) -> PyTree:
@@ -189,13 +182,11 @@ class LatentProblem:
         return self._encode(inputs, inputs.shared)[0]
 
     def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[PyTree, Any]:
-        params = inputs.partition.merge(shared, inputs.heads)
+        params = inputs.params(shared, inputs.heads)
         return split_aux(self.encode(params, *inputs.args), self.has_aux)
 
     def _call(self, inputs: Inputs, rebuild: Callable[[Leaves], PyTree]) -> HeadCall:
-        return HeadCall(
-            inputs.partition, inputs.shared, rebuild, inputs.args, self.has_aux
-        )
+        return HeadCall(inputs, rebuild, self.has_aux)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -239,9 +230,7 @@ class IndependentProblem:
         return Reads(None, self.heads.reads(params, stacked, (), args, self.has_aux))
 
     def _call(self, inputs: Inputs) -> HeadCall:
-        return HeadCall(
-            inputs.partition, inputs.shared, None, inputs.args, self.has_aux
-        )
+        return HeadCall(inputs, None, self.has_aux)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -330,7 +319,7 @@ class VectorProblem:
     def _vector(
         self, inputs: Inputs, shared: Leaves, heads: Leaves
     ) -> tuple[jax.Array, Any]:
-        params = inputs.partition.merge(shared, heads)
+        params = inputs.params(shared, heads)
         values, aux = self._values(params, inputs.args)
         return jnp.stack(values) if isinstance(values, list) else values, aux
 

@@ -52,6 +52,7 @@ class TaskGrads:
       guard: that leaf.
       partition: which leaf belongs to whom.
       in_latent: whether rows are those of the latent.
+      frozen: the frozen leaves, whose updates are zeros in their types.
     """
 
     losses: jax.Array
@@ -65,6 +66,7 @@ class TaskGrads:
     guard: jax.Array
     partition: Partition = dataclasses.field(metadata=STATIC)
     in_latent: bool = dataclasses.field(default=False, metadata=STATIC)
+    frozen: Leaves = dataclasses.field(default_factory=list)
 
     @classmethod
     def from_rows(
@@ -131,11 +133,10 @@ class TaskGrads:
 
     def __repr__(self) -> str:
         """Returns the tasks and how many leaves there are: JAX's errors quote it."""
-        owners = self.partition.labels
-        shared = owners.count(SHARED)
+        shared = self.partition.labels.count(SHARED)
         return (
             f"TaskGrads(tasks={self.tasks}, shared_leaves={shared}, "
-            f"head_leaves={len(owners) - shared}, in_latent={self.in_latent})"
+            f"head_leaves={len(self.heads)}, in_latent={self.in_latent})"
         )
 
     if TYPE_CHECKING:  # Optax's type of an update admits containers only
@@ -218,7 +219,7 @@ class TaskGrads:
         if self.present is not None or linear.kept is not None:
             return self.combine(jnp.ones_like(self.scales))
         factors = self.scales.astype(self.losses.dtype)
-        return self.partition.merge(*linear.total(factors))
+        return self.partition.update(*linear.total(factors), self.frozen)
 
     def combine(self, weights: jax.Array) -> PyTree:
         """Returns the update `sum_i weights[i] scales[i] g_i`, by a single pullback.
@@ -249,15 +250,16 @@ class TaskGrads:
           gradient of its own loss times that loss's scale; absent heads get zeros.
         """
         heads = scale_heads(self.partition, self.heads, self.scales, self.present)
-        return self.partition.merge(shared, heads)
+        return self.partition.update(shared, heads, self.frozen)
 
     def jacobian(self) -> PyTree:
-        """Returns the rows over the shared leaves, `[tasks, ...]`; None at the heads.
+        """Returns the rows over the shared leaves, `[tasks, ...]`; None elsewhere.
 
         For inspection: it holds as many gradients as there are tasks.
         """
         rows = self.linear.rows(self.scales, self.present).leaves()
-        return self.partition.merge(rows, [None] * len(self.heads))
+        heads, frozen = ([None] * len(part) for part in (self.heads, self.frozen))
+        return self.partition.merge(rows, heads, frozen)
 
 
 def check_task_grads(

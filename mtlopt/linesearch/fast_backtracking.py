@@ -138,10 +138,10 @@ def fast_backtracking(
             latent, slope = _calibrated(at_latent, found, linear.seen(shared)[1])
         else:
             slope = slopes(at_latent, found)
-        unmoved, own = grads.partition.split(params)
+        unmoved, own, frozen = grads.partition.split(params)
 
         def evaluate(step: jax.Array) -> jax.Array:
-            moved = grads.partition.merge(unmoved, move(own, heads, step))
+            moved = grads.partition.merge(unmoved, move(own, heads, step), frozen)
             return grads.losses_at(moved, rest.join(move(moving, latent, step)))
 
         state = search.run(
@@ -152,7 +152,8 @@ def fast_backtracking(
             direction_state,
             grads.present,
         )
-        return scale(grads.partition.merge(shared, heads), state.step_size), state
+        whole = grads.partition.update(shared, heads, grads.frozen)
+        return scale(whole, state.step_size), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -170,18 +171,18 @@ def with_latent_as_parameters(grads: TaskGrads) -> TaskGrads:
             "kept of several."
         )
     rows, own = linear.latent, grads.partition
-    labelled = zip(own.paths, own.labels, strict=True)
+    _, paths, _ = own.split(own.treedef.unflatten(own.paths))
     partition = Partition(
         jax.tree.structure((rows, grads.heads)),
         (
             *(f"z/{i}" for i in range(len(rows))),
-            *(path for path, label in labelled if label != SHARED),
+            *paths,
         ),
         (SHARED,) * len(rows) + tuple(own.head_labels),
         own.tasks,
     )
     linear = Linearization(rows, None, "auto", False, has_latent=True)
-    return dataclasses.replace(grads, linear=linear, partition=partition)
+    return dataclasses.replace(grads, linear=linear, partition=partition, frozen=[])
 
 
 def _wanted(slope: Slopes, armijo: Armijo) -> jax.Array:
