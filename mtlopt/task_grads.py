@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtlopt._checks import as_task_vector
 from mtlopt._guard import make_guard
@@ -53,6 +54,8 @@ class TaskGrads:
       partition: which leaf belongs to whom.
       in_latent: whether rows are those of the latent.
       frozen: the frozen leaves, whose updates are zeros in their types.
+      moving: `[tasks]` bool, the tasks whose heads move, where `without_rows` hides
+        some of them from methods; None for those that are present.
     """
 
     losses: jax.Array
@@ -67,6 +70,7 @@ class TaskGrads:
     partition: Partition = dataclasses.field(metadata=STATIC)
     in_latent: bool = dataclasses.field(default=False, metadata=STATIC)
     frozen: Leaves = dataclasses.field(default_factory=list)
+    moving: jax.Array | None = None
 
     @classmethod
     def from_rows(
@@ -161,7 +165,13 @@ class TaskGrads:
         is, and the stacked label is a `[tasks]` vector. Labels without leaves are left
         out.
         """
-        return None if self.present is None else self.partition.active(self.present)
+        members = self._members
+        return None if members is None else self.partition.active(members)
+
+    @property
+    def _members(self) -> jax.Array | None:
+        """The tasks whose heads move."""
+        return self.present if self.moving is None else self.moving
 
     def scale_by(self, factors: jax.Array) -> Self:
         """Returns the gradients of the losses times `factors`, `[tasks]`."""
@@ -177,6 +187,16 @@ class TaskGrads:
                 "own have none: use the method without in_latent_space."
             )
         return dataclasses.replace(self, in_latent=True)
+
+    def without_rows(self, members: np.ndarray) -> Self:
+        """Returns the same gradients, with some tasks absent but for their heads.
+
+        Args:
+          members: `[tasks]` bool.
+        """
+        there = jnp.ones(self.num_tasks, bool) if self.present is None else self.present
+        moving = there if self.moving is None else self.moving
+        return dataclasses.replace(self, present=there & ~members, moving=moving)
 
     def rows(self) -> Rows:
         """Returns the scaled task rows, for methods that compare tasks.
@@ -249,7 +269,7 @@ class TaskGrads:
           A pytree with the structure and dtypes of the parameters. A head moves by the
           gradient of its own loss times that loss's scale; absent heads get zeros.
         """
-        heads = scale_heads(self.partition, self.heads, self.scales, self.present)
+        heads = scale_heads(self.partition, self.heads, self.scales, self._members)
         return self.partition.update(shared, heads, self.frozen)
 
     def jacobian(self) -> PyTree:
