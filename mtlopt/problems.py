@@ -269,7 +269,7 @@ class VectorProblem:
             [rows],
             jax.tree_util.Partial(_pull_vector, pullback),
             self.batching,
-            self.streaming,
+            self.streaming and bool(inputs.shared),
             has_latent=False,
             backward=jax.tree_util.Partial(_backward_vector, pullback),
         )
