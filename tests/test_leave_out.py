@@ -83,8 +83,8 @@ def test_absent_tasks_stay_absent(float64):
     assert_close(update, expected, 1e-9)
 
 
-def test_seeds_and_line_search(float64):
-    """Under vmap, as a direction of a line search, one wrapper round another."""
+def test_seeds(float64):
+    """Under vmap, one wrapper inside of another."""
     inner = mtlopt.leave_out(mtlopt.mgda(4), ["1"])
     tx = mtlopt.leave_out(inner, [np.int64(3)])
     rows = np.random.default_rng(0).normal(size=(2, 4, 5))
@@ -93,14 +93,12 @@ def test_seeds_and_line_search(float64):
         grads = mtlopt.TaskGrads.from_rows(rows)
         return tx.update(grads, tx.init(None))[0]
 
-    found = jax.jit(jax.vmap(update))(rows)
-    for row, one in zip(rows[:, [0, 2]], found, strict=True):
-        expected = mtlopt.mgda_weights(row @ row.T) @ row
+    found = jax.jit(jax.vmap(update), compiler_options=QUICK)(rows)
+    for (left, _, right, _), one in zip(rows, found, strict=True):
+        apart = right - left
+        weight = np.clip(apart @ right / (apart @ apart), 0, 1)
+        expected = weight * left + (1 - weight) * right
         np.testing.assert_allclose(one, expected, rtol=1e-9)
-    search = mtlopt.fast_backtracking(mtlopt.leave_out(mtlopt.mgda(3), ["c"]))
-    moved = run(ORACLE, {"search": search})["search"]
-    assert np.any(moved["encoder"]["w"])
-    assert np.any(moved["heads"]["c"]["w"])
 
 
 @pytest.mark.parametrize(
