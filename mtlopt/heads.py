@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mtlopt._checks import check_num_tasks
 from mtlopt._jaxprs import used_leaves
 from mtlopt.labels import Partition
-from mtlopt.rows import Leaves
+from mtlopt.rows import STATIC, Leaves
 
 PyTree = Any
 
@@ -59,34 +59,51 @@ def stacked(head: Callable[..., Any], num_tasks: int) -> Stacked:
     return Stacked(head, num_tasks)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a problem is evaluated at: parameters, cut by label, and arguments."""
+
+    shared: Leaves
+    heads: Leaves
+    frozen: Leaves
+    args: tuple[Any, ...]
+    partition: Partition = dataclasses.field(metadata=STATIC)
+
+    def params(self, shared: Leaves, heads: Leaves) -> PyTree:
+        """Returns the parameters, with other values of what moves."""
+        return self.partition.merge(shared, heads, self.frozen)
+
+    def update(self, shared: Leaves, heads: Leaves) -> PyTree:
+        """Returns an update of the parameters."""
+        return self.partition.update(shared, heads, self.frozen)
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadCall:
     """The heads at one batch: everything the losses need but heads and latent.
 
     Attributes:
-      partition: which leaf belongs to whom.
-      shared: values of the shared leaves, which a head may not read.
+      inputs: parameters and arguments; of the shared leaves a head may read nothing.
       rebuild: from the latent's leaves to the latent; None in problems without
         `encode`, whose latent is the shared leaves, read as parameters.
-      args: the arguments of the call.
       has_aux: whether losses come with a second value.
     """
 
-    partition: Partition
-    shared: Leaves
+    inputs: Inputs
     rebuild: Callable[[Leaves], PyTree] | None
-    args: tuple[Any, ...]
     has_aux: bool
 
     def run(
         self, head: Callable[..., Any], heads: Leaves, latent: Leaves, *extra: Any
     ) -> tuple[jax.Array, Any]:
         """Returns one task's loss and aux."""
+        inputs = self.inputs
         if self.rebuild is None:
-            out = head(self.partition.merge(latent, heads), *extra, *self.args)
+            out = head(inputs.params(latent, heads), *extra, *inputs.args)
         else:
-            params = self.partition.merge(self.shared, heads)
-            out = head(params, self.rebuild(latent), *extra, *self.args)
+            params = inputs.params(inputs.shared, heads)
+            out = head(params, self.rebuild(latent), *extra, *inputs.args)
         return split_aux(out, self.has_aux)
 
 
@@ -147,7 +164,7 @@ class SeparateHeads:
         the heads run backward once for all tasks together. `factors` and `members` as
         in `Problem.evaluate`; members are Python ints, others' gradients are zero.
         """
-        labels = call.partition.head_labels
+        labels = call.inputs.partition.head_labels
         grads = [jnp.zeros_like(leaf) for leaf in heads]
         values, aux, rows = [], {}, []
         for i in range(len(self.tasks)) if members is None else members:

@@ -21,11 +21,11 @@ from jax.core import Tracer
 
 from mtlopt._checks import as_mask, as_task_vector, check_choice
 from mtlopt._guard import make_guard
-from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
-from mtlopt.labels import SHARED, STACKED, Partition, Rules, partition_params
+from mtlopt.heads import Inputs, SeparateHeads, Stacked, StackedHeads
+from mtlopt.labels import RESERVED, Partition, Rules, partition_params
 from mtlopt.microbatches import Microbatches, cut_part
 from mtlopt.ownership import check_ownership
-from mtlopt.problems import Inputs, LatentProblem, Problem, make_problem
+from mtlopt.problems import LatentProblem, Problem, make_problem
 from mtlopt.rows import Batching
 from mtlopt.task_grads import TaskGrads
 
@@ -75,7 +75,9 @@ def task_grad(
           with its own use of the shared leaves. Tasks have no common latent.
         * One function `losses(params, *args)` that returns all losses, as a mapping, a
           sequence, or a vector made by stacking scalars; name them by `tasks`.
-      labels: who owns which leaf, see `label_params`.
+      labels: who owns which leaf, see `label_params`. Leaves labelled `"frozen"` are
+        read by any function and may have any dtype; they have no rows, and updates of
+        zeros.
       encode: `encode(params, *args) -> z`, any pytree; reads shared leaves only.
       tasks: names of the tasks, where `losses` is one function or stacked heads.
       has_aux: whether `encode` and every loss return a pair `(value, aux)`, for example
@@ -137,10 +139,10 @@ def task_grad(
     if len(set(problem.tasks)) != len(problem.tasks):
         raise ValueError(f"`tasks` must differ from each other, got {problem.tasks}.")
     for name in problem.tasks:
-        if not isinstance(name, str) or name in (SHARED, STACKED):
+        if not isinstance(name, str) or name in RESERVED:
             raise ValueError(
-                f"the name of a task must be a string other than {SHARED!r} and "
-                f"{STACKED!r}, got {name!r}."
+                f"the name of a task must be a string other than {RESERVED}, got "
+                f"{name!r}."
             )
     for name in headless:
         check_choice("headless", name, problem.tasks)
@@ -184,7 +186,7 @@ class Oracle:
         """Returns losses and gradients of all tasks, for a chain of transforms.
 
         Args:
-          params: parameters, a pytree of floating-point arrays.
+          params: parameters, a pytree of arrays, of floating point unless frozen.
           *args: arguments of the functions: batch, keys, model state.
           present: `[tasks]` bool, or a mapping from task to bool: the tasks that have
             labels in this batch. Every method leaves absent tasks out, which is not
@@ -211,6 +213,7 @@ class Oracle:
             losses_at=jax.tree_util.Partial(self._losses_at, args),
             guard=make_guard(),
             partition=inputs.partition,
+            frozen=inputs.frozen,
         )
 
     def losses(self, params: PyTree, *args: Any) -> jax.Array:
@@ -257,7 +260,7 @@ class Oracle:
         losses, aux, _, heads, linear = self._evaluate(inputs, [task])
         one = jnp.ones_like(losses)
         shared = linear.latent_rows(one, None).combine(one)
-        return Grad(losses[0], inputs.partition.merge(shared, heads), aux)
+        return Grad(losses[0], inputs.update(shared, heads), aux)
 
     def block(
         self, block: str, params: PyTree, *args: Any, present: Any = None
@@ -278,13 +281,14 @@ class Oracle:
         """
         check_choice("block", block, ("shared", "task"))
         grads = self(params, *args, present=present)
-        shared, heads = grads.partition.split(params)
+        shared, heads, _ = grads.partition.split(params)
         if block == "task":
             zeros = [jnp.zeros_like(leaf) for leaf in shared]
             return Grad(grads.losses, grads.updates(zeros), grads.aux)
-        moving, _ = grads.partition.split(grads.total())
+        moving, _, frozen = grads.partition.split(grads.total())
         still = [jnp.zeros_like(leaf) for leaf in heads]
-        return Grad(grads.losses, grads.partition.merge(moving, still), grads.aux)
+        update = grads.partition.merge(moving, still, frozen)
+        return Grad(grads.losses, update, grads.aux)
 
     def heads(self, params: PyTree, z: PyTree, *args: Any) -> Grad:
         """Returns losses and the heads' gradients on a given latent.
@@ -302,9 +306,9 @@ class Oracle:
         """
         problem = self._latent_problem()
         inputs = self._inputs(params, args, z)
-        out = problem.heads_at(inputs, z)
+        losses, aux, heads = problem.heads_at(inputs, z)
         zeros = [jnp.zeros_like(leaf) for leaf in inputs.shared]
-        return Grad(out.losses, inputs.partition.merge(zeros, out.heads), out.aux)
+        return Grad(losses, inputs.update(zeros, heads), aux)
 
     def active(self, params: PyTree, members: Any) -> dict[str, Any]:
         """Returns which labels a step of some of the tasks moves, for `per_label`.

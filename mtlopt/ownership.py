@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mtlopt.heads import Stacked
-from mtlopt.labels import SHARED, STACKED, Partition, path_string
+from mtlopt.labels import FROZEN, SHARED, STACKED, Partition, path_string
 from mtlopt.problems import Problem, Reads, make_problem
 
 PyTree = Any
@@ -20,6 +21,8 @@ def check_ownership(
     z: PyTree = None,
 ) -> None:
     """Raises if a function reads a leaf that its label does not let it read.
+
+    Frozen leaves are anybody's.
 
     Without this check such a leaf would silently miss a part of its gradient. Raises as
     well if `encode` reads nothing that is shared: the trunk would silently stay.
@@ -45,13 +48,13 @@ def check_ownership(
             "parameters from its first argument."
         )
     for (path, label), read in zip(owners, reads.encode or [], strict=False):
-        if read and label != SHARED:
+        if read and label not in (SHARED, FROZEN):
             raise ValueError(
                 f"encode reads `{path}`, which is labelled {label!r}. What encode "
-                f"reads must be labelled {SHARED!r}."
+                f"reads must be labelled {SHARED!r}, or {FROZEN!r} if it never moves."
             )
     if reads.tasks is None:
-        if any(label != SHARED for label in partition.labels):
+        if partition.head_labels:
             raise ValueError(
                 "`losses` must return a mapping or sequence of scalars, or a vector "
                 "made by jnp.stack of scalars, when tasks have parameters of their "
@@ -60,7 +63,7 @@ def check_ownership(
         return
     for task, used in reads.tasks.items():
         for i, (path, label) in enumerate(owners):
-            if not used[i] or label in (task, STACKED):
+            if not used[i] or label in (task, STACKED, FROZEN):
                 continue
             if label == SHARED and reads.encode is None:
                 continue
@@ -92,7 +95,8 @@ def infer_labels(
 
     A leaf that `encode` reads, or that several tasks' losses read, is shared; a leaf
     that one task's loss reads is that task's; what stacked heads read is stacked.
-    Nothing is computed: the functions are traced on shapes.
+    Leaves that are not of floating point cannot be trained: they are frozen. Nothing is
+    computed: the functions are traced on shapes.
 
     Args:
       losses: as in `task_grad`.
@@ -136,7 +140,10 @@ def infer_labels(
             "by jnp.stack of scalars, to see which loss reads which leaf."
         )
     labels = []
-    for i, (path, _) in enumerate(leaves):
+    for i, (path, leaf) in enumerate(leaves):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            labels.append(FROZEN)
+            continue
         readers = [task for task, used in reads.tasks.items() if used[i]]
         encoded = reads.encode is not None and reads.encode[i]
         several = len(readers) > 1 and not isinstance(losses, Stacked)

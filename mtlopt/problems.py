@@ -15,14 +15,16 @@ import jax.numpy as jnp
 from mtlopt._jaxprs import used_leaves, used_leaves_of_entries
 from mtlopt.heads import (
     HeadCall,
+    Inputs,
     SeparateHeads,
     Stacked,
     StackedHeads,
     as_loss,
     split_aux,
 )
-from mtlopt.labels import Partition
-from mtlopt.rows import STATIC, Batching, Leaves, Linearization
+from mtlopt.labels import SHARED
+from mtlopt.latent_leaves import linearize
+from mtlopt.rows import Batching, Leaves, Linearization
 
 PyTree = Any
 
@@ -49,17 +51,6 @@ class Evaluation(NamedTuple):
     z: PyTree
     heads: Leaves
     linear: Linearization
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What a problem is evaluated at: parameters, cut by label, and arguments."""
-
-    shared: Leaves
-    heads: Leaves
-    args: tuple[Any, ...]
-    partition: Partition = dataclasses.field(metadata=STATIC)
 
 
 class Reads(NamedTuple):
@@ -104,52 +95,13 @@ class Problem(Protocol):
 
         Args:
           params: parameters.
-          stacked: which leaves have a leading task axis; None for those that
-            `encode` does not read.
+          stacked: which leaves have a leading task axis; None for those of floating
+            point that `encode` does not read.
           args: arguments of the functions.
           z: a latent to read instead of what `encode` returns, which is then not run;
             `stacked` must be given.
         """
         ...
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Rest:
-    """A latent without its floating-point leaves: those are differentiated."""
-
-    leaves: list[Any]
-    treedef: Any = dataclasses.field(metadata=STATIC)
-    floating: tuple[bool, ...] = dataclasses.field(metadata=STATIC)
-
-    def join(self, latent: Leaves) -> PyTree:
-        floats, rest = iter(latent), iter(self.leaves)
-        return self.treedef.unflatten(
-            next(floats if floating else rest) for floating in self.floating
-        )
-
-
-def _split_floating(z: PyTree) -> tuple[Leaves, _Rest]:
-    leaves, treedef = jax.tree.flatten(z)
-    floating = tuple(
-        bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating)) for leaf in leaves
-    )
-    for leaf in leaves:
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise ValueError(
-                "`encode` must return real leaves, got a complex one of shape "
-                f"{jnp.shape(leaf)}. Return its real and its imaginary part."
-            )
-    if not any(floating):
-        raise ValueError(
-            "`encode` must return a latent with at least one floating-point leaf, got "
-            f"{treedef}."
-        )
-    pairs = list(zip(leaves, floating, strict=True))
-    rest = [leaf for leaf, is_floating in pairs if not is_floating]
-    return [leaf for leaf, is_floating in pairs if is_floating], _Rest(
-        rest, treedef, floating
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,17 +120,22 @@ class LatentProblem:
 
     def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
         if z is None:
-            latent, (rest, _) = self._encode(inputs, inputs.shared)
-        else:
-            latent, rest = _split_floating(z)
-        return self.heads.losses(self._call(inputs, rest), inputs.heads, latent)
+            z = self.latent(inputs)
+        return self.heads.losses(self._call(inputs, lambda _: z), inputs.heads, [])
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
-        latent, pullback, (rest, encode_aux) = jax.vjp(
-            lambda shared: self._encode(inputs, shared), inputs.shared, has_aux=True
+        latent, rest, pullback, encode_aux = linearize(
+            lambda shared: self._encode(inputs, shared), inputs.shared
         )
+        if inputs.shared and not latent:
+            raise ValueError(
+                "`encode` must return at least one floating-point leaf that depends on "
+                f"a leaf labelled {SHARED!r}, got none, so that "
+                f"`{inputs.partition.shared_paths[0]}` would never move."
+            )
+        call = self._call(inputs, rest.join)
         losses, aux, heads, rows = self.heads.gradients(
-            self._call(inputs, rest), inputs.heads, latent, factors, members
+            call, inputs.heads, latent, factors, members
         )
         linear = Linearization(
             rows,
@@ -186,20 +143,19 @@ class LatentProblem:
             self.batching,
             self.streaming,
             has_latent=True,
-            backward=_backward(self.heads, self._call(inputs, rest), inputs, latent),
+            backward=_backward(self.heads, call, inputs, latent),
+            moves=rest.moves,
         )
         aux = Aux(encode_aux, aux) if self.has_aux else None
         return Evaluation(losses, aux, rest.join(latent), heads, linear)
 
-    def heads_at(self, inputs: Inputs, z: PyTree) -> Evaluation:
-        """Returns losses and the heads' gradients on a given latent."""
-        latent, rest = _split_floating(z)
-        losses, aux, heads, rows = self.heads.gradients(
-            self._call(inputs, rest), inputs.heads, latent, None, None
-        )
-        linear = Linearization(rows, None, self.batching, False, has_latent=True)
-        aux = Aux(None, aux) if self.has_aux else None
-        return Evaluation(losses, aux, z, heads, linear)
+    def heads_at(
+        self, inputs: Inputs, z: PyTree
+    ) -> tuple[jax.Array, Aux | None, Leaves]:
+        """Returns losses, aux and the heads' gradients on a given latent."""
+        call = self._call(inputs, lambda _: z)
+        losses, aux, heads, _ = self.heads.gradients(call, inputs.heads, [], None, None)
+        return losses, Aux(None, aux) if self.has_aux else None, heads
 
     def reads(
         self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
@@ -215,25 +171,22 @@ class LatentProblem:
         z = jax.eval_shape(encode, params)
         used = used_leaves(encode, params)
         if stacked is None:
-            stacked = [not read for read in used]
+            stacked = [
+                not read and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+                for leaf, read in zip(jax.tree.leaves(params), used, strict=True)
+            ]
         return Reads(used, self.heads.reads(params, stacked, (z,), args, self.has_aux))
 
-    def latent_shapes(self, inputs: Inputs) -> list[jax.ShapeDtypeStruct]:
-        """Returns the shapes of the latent's leaves."""
-        return jax.eval_shape(
-            lambda shared: self._encode(inputs, shared)[0], inputs.shared
-        )
+    def latent(self, inputs: Inputs) -> PyTree:
+        """Returns what `encode` returns, without aux."""
+        return self._encode(inputs, inputs.shared)[0]
 
-    def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[Leaves, Any]:
-        params = inputs.partition.merge(shared, inputs.heads)
-        z, aux = split_aux(self.encode(params, *inputs.args), self.has_aux)
-        latent, rest = _split_floating(z)
-        return latent, (rest, aux)
+    def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[PyTree, Any]:
+        params = inputs.params(shared, inputs.heads)
+        return split_aux(self.encode(params, *inputs.args), self.has_aux)
 
-    def _call(self, inputs: Inputs, rest: _Rest) -> HeadCall:
-        return HeadCall(
-            inputs.partition, inputs.shared, rest.join, inputs.args, self.has_aux
-        )
+    def _call(self, inputs: Inputs, rebuild: Callable[[Leaves], PyTree]) -> HeadCall:
+        return HeadCall(inputs, rebuild, self.has_aux)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -277,9 +230,7 @@ class IndependentProblem:
         return Reads(None, self.heads.reads(params, stacked, (), args, self.has_aux))
 
     def _call(self, inputs: Inputs) -> HeadCall:
-        return HeadCall(
-            inputs.partition, inputs.shared, None, inputs.args, self.has_aux
-        )
+        return HeadCall(inputs, None, self.has_aux)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -318,7 +269,7 @@ class VectorProblem:
             [rows],
             jax.tree_util.Partial(_pull_vector, pullback),
             self.batching,
-            self.streaming,
+            self.streaming and bool(inputs.shared),
             has_latent=False,
             backward=jax.tree_util.Partial(_backward_vector, pullback),
         )
@@ -368,7 +319,7 @@ class VectorProblem:
     def _vector(
         self, inputs: Inputs, shared: Leaves, heads: Leaves
     ) -> tuple[jax.Array, Any]:
-        params = inputs.partition.merge(shared, heads)
+        params = inputs.params(shared, heads)
         values, aux = self._values(params, inputs.args)
         return jnp.stack(values) if isinstance(values, list) else values, aux
 

@@ -309,6 +309,8 @@ class Linearization:
         sum with respect to the heads' leaves and the latent; None where the latent rows
         are to be combined instead.
       kept: rows over the shared leaves, if they were made already, see `keep_rows`.
+      moves: per leaf of what `encode` returned, whether it is one of the latent's
+        leaves here: see `latent_leaves`. Empty in problems without `encode`.
     """
 
     latent: Leaves
@@ -318,6 +320,7 @@ class Linearization:
     has_latent: bool = dataclasses.field(metadata=STATIC)
     backward: Callable[[jax.Array], tuple[Leaves, Leaves]] | None = None
     kept: Leaves | None = None
+    moves: tuple[bool, ...] = dataclasses.field(default=(), metadata=STATIC)
 
     def keep_rows(self, present: jax.Array | None) -> "Linearization":
         """Makes the rows over the shared leaves, for all that asks for them from here.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtlopt._checks import as_task_vector
 from mtlopt._guard import make_guard
@@ -52,6 +53,9 @@ class TaskGrads:
       guard: that leaf.
       partition: which leaf belongs to whom.
       in_latent: whether rows are those of the latent.
+      frozen: the frozen leaves, whose updates are zeros in their types.
+      moving: `[tasks]` bool, the tasks whose heads move, where `without_rows` hides
+        some of them from methods; None for those that are present.
     """
 
     losses: jax.Array
@@ -65,6 +69,8 @@ class TaskGrads:
     guard: jax.Array
     partition: Partition = dataclasses.field(metadata=STATIC)
     in_latent: bool = dataclasses.field(default=False, metadata=STATIC)
+    frozen: Leaves = dataclasses.field(default_factory=list)
+    moving: jax.Array | None = None
 
     @classmethod
     def from_rows(
@@ -131,11 +137,10 @@ class TaskGrads:
 
     def __repr__(self) -> str:
         """Returns the tasks and how many leaves there are: JAX's errors quote it."""
-        owners = self.partition.labels
-        shared = owners.count(SHARED)
+        shared = self.partition.labels.count(SHARED)
         return (
             f"TaskGrads(tasks={self.tasks}, shared_leaves={shared}, "
-            f"head_leaves={len(owners) - shared}, in_latent={self.in_latent})"
+            f"head_leaves={len(self.heads)}, in_latent={self.in_latent})"
         )
 
     if TYPE_CHECKING:  # Optax's type of an update admits containers only
@@ -160,7 +165,13 @@ class TaskGrads:
         is, and the stacked label is a `[tasks]` vector. Labels without leaves are left
         out.
         """
-        return None if self.present is None else self.partition.active(self.present)
+        members = self._members
+        return None if members is None else self.partition.active(members)
+
+    @property
+    def _members(self) -> jax.Array | None:
+        """The tasks whose heads move."""
+        return self.present if self.moving is None else self.moving
 
     def scale_by(self, factors: jax.Array) -> Self:
         """Returns the gradients of the losses times `factors`, `[tasks]`."""
@@ -176,6 +187,16 @@ class TaskGrads:
                 "own have none: use the method without in_latent_space."
             )
         return dataclasses.replace(self, in_latent=True)
+
+    def without_rows(self, members: np.ndarray) -> Self:
+        """Returns the same gradients, with some tasks absent but for their heads.
+
+        Args:
+          members: `[tasks]` bool.
+        """
+        there = jnp.ones(self.num_tasks, bool) if self.present is None else self.present
+        moving = there if self.moving is None else self.moving
+        return dataclasses.replace(self, present=there & ~members, moving=moving)
 
     def rows(self) -> Rows:
         """Returns the scaled task rows, for methods that compare tasks.
@@ -218,7 +239,7 @@ class TaskGrads:
         if self.present is not None or linear.kept is not None:
             return self.combine(jnp.ones_like(self.scales))
         factors = self.scales.astype(self.losses.dtype)
-        return self.partition.merge(*linear.total(factors))
+        return self.partition.update(*linear.total(factors), self.frozen)
 
     def combine(self, weights: jax.Array) -> PyTree:
         """Returns the update `sum_i weights[i] scales[i] g_i`, by a single pullback.
@@ -248,16 +269,17 @@ class TaskGrads:
           A pytree with the structure and dtypes of the parameters. A head moves by the
           gradient of its own loss times that loss's scale; absent heads get zeros.
         """
-        heads = scale_heads(self.partition, self.heads, self.scales, self.present)
-        return self.partition.merge(shared, heads)
+        heads = scale_heads(self.partition, self.heads, self.scales, self._members)
+        return self.partition.update(shared, heads, self.frozen)
 
     def jacobian(self) -> PyTree:
-        """Returns the rows over the shared leaves, `[tasks, ...]`; None at the heads.
+        """Returns the rows over the shared leaves, `[tasks, ...]`; None elsewhere.
 
         For inspection: it holds as many gradients as there are tasks.
         """
         rows = self.linear.rows(self.scales, self.present).leaves()
-        return self.partition.merge(rows, [None] * len(self.heads))
+        heads, frozen = ([None] * len(part) for part in (self.heads, self.frozen))
+        return self.partition.merge(rows, heads, frozen)
 
 
 def check_task_grads(

@@ -195,7 +195,7 @@ def test_partition_splits_and_merges():
     params = {"w": 1.0, "heads": {"a": 2.0, "b": 3.0}}
     labels = {"w": "shared", "heads/a": "a", "heads/b": "b"}
     partition = partition_params(params, labels, ("a", "b"))
-    assert partition.split(params) == ([1.0], [2.0, 3.0])
+    assert partition.split(params) == ([1.0], [2.0, 3.0], [])
     assert partition.merge(*partition.split(params)) == params
     assert partition.head_labels == ["a", "b"]
 

@@ -130,7 +130,7 @@ def _zeros(summary: _Summary) -> list[str]:
     return [
         f"The gradient of {name} over the shared parameters is zero: is the task "
         "absent (then say so by `present`), is its loss constant, or does its head not "
-        "read what is shared?"
+        "read what is shared (a probe: wrap the aggregator in `leave_out`)?"
         for name, length in zip(summary.names, summary.lengths, strict=True)
         if length == 0
     ]
