@@ -70,9 +70,9 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
     elif jax.tree.structure(rules) == treedef:  # such as what this function returns
         labels = jax.tree.leaves(rules)
     elif isinstance(rules, Mapping):
-        labels = _labels_by_rule(paths, _flatten_rules(rules))
+        labels = _labels_by_rule(paths, _flatten_rules(_unbox(rules)))
     else:
-        labels = _labels_by_prefix(rules, params)
+        labels = _labels_by_prefix(_unbox(rules), params)
     for path, label in zip(paths, labels, strict=True):
         if not isinstance(label, str):
             raise ValueError(
@@ -82,11 +82,27 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
     return jax.tree.unflatten(treedef, labels)
 
 
-def _flatten_rules(rules: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Joins nested mappings, and other containers in them, into one from path to label.
+def _unbox(rules: PyTree) -> PyTree:
+    """Puts a label in the place of each box around it, such as a Flax NNX variable.
 
-    A Flax NNX state is a mapping whose values are variables, containers of one leaf.
+    Labels of an NNX state then also fit its pure form, which has no variables: that is
+    the form that `nnx.Optimizer` hands to Optax.
     """
+
+    def is_box(node: Any) -> bool:
+        if node is None or isinstance(node, Mapping | list | tuple):
+            return node is None
+        content = jax.tree.leaves(node, is_leaf=lambda inner: inner is not node)
+        return len(content) == 1 and jax.tree_util.all_leaves(content)
+
+    def unbox(node: Any) -> Any:
+        return None if node is None else jax.tree.leaves(node)[0]
+
+    return jax.tree.map(unbox, rules, is_leaf=is_box)
+
+
+def _flatten_rules(rules: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Joins nested mappings and other containers into one, from path to label."""
     flat = {}
     for key, value in rules.items():
         path = f"{prefix}{key}".strip("/")
