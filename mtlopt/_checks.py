@@ -61,9 +61,9 @@ def as_task_vector(name: str, value: Any, num_tasks: int) -> jax.Array:
 
 
 def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
-    """Returns `value` as bool [tasks]; a NumPy array stays one, known at trace time.
+    """Returns `value` as bool [tasks]; if known at trace time, as a NumPy array.
 
-    It may be a mapping from the names of all tasks.
+    Python bools and NumPy arrays are. It may be a mapping from the names of all tasks.
     """
     num_tasks = len(tasks)
     if isinstance(value, Mapping):
@@ -71,7 +71,10 @@ def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
             raise ValueError(
                 f"`{name}` must have the keys {tuple(tasks)}, got {tuple(value)}."
             )
-        value = jnp.stack([jnp.asarray(value[task]) for task in tasks])
+        value = [value[task] for task in tasks]
+    if isinstance(value, list | tuple):
+        known = all(isinstance(flag, bool | np.bool) for flag in value)
+        value = (np if known else jnp).asarray(value)
     if isinstance(value, np.ndarray) and value.shape == (num_tasks,):
         return value.astype(bool)
     return as_task_vector(name, value, num_tasks).astype(bool)

@@ -76,7 +76,7 @@ class Microbatches:
         heads = scale_heads(
             inputs.partition, out.heads, jnp.ones_like(factors), present=seen
         )
-        seen = seen if members is None else seen[jnp.asarray(members)]
+        seen = seen if members is None else seen[jnp.asarray(members, jnp.int32)]
         latent = scale_rows(out.linear.latent, jnp.ones_like(out.losses), seen)
         return out._replace(
             losses=jnp.where(seen, out.losses, 0),
@@ -169,7 +169,9 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
 
 
 def _gramian(rows: Leaves, losses: jax.Array) -> jax.Array:
-    return gramian(rows) if rows else jnp.zeros((len(losses), len(losses)))
+    if not rows or not len(losses):
+        return jnp.zeros((len(losses), len(losses)))
+    return gramian(rows)
 
 
 def _sum_parts(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from mtlopt._checks import as_mask, as_task_vector, check_choice
@@ -26,7 +27,7 @@ from mtlopt.labels import SHARED, STACKED, Partition, Rules, partition_params
 from mtlopt.microbatches import Microbatches, cut_part
 from mtlopt.ownership import check_ownership
 from mtlopt.problems import Inputs, LatentProblem, Problem, make_problem
-from mtlopt.rows import Batching
+from mtlopt.rows import Batching, Members
 from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
@@ -191,15 +192,26 @@ class Oracle:
             the same as a zero gradient; chain `per_label` behind the aggregator to
             keep their heads still. What an absent task's loss computes to does not
             matter, NaN included, except where one function returns all losses: there
-            it must be finite.
+            it must be finite. If it is made of Python bools or is a NumPy array, the
+            functions of absent tasks are not run: their losses are zero, and they have
+            no entry in `aux.tasks`. Each pattern then has a program of its own.
 
         Returns:
           `TaskGrads`.
         """
-        inputs = self._inputs(params, args)
+        members = None
         if present is not None:
-            present = jnp.asarray(as_mask("present", present, self.tasks))
-        losses, aux, z, heads, linear = self._evaluate(inputs, None)
+            present = as_mask("present", present, self.tasks)
+            if isinstance(present, np.ndarray):
+                members = Members.of(present)
+            present = jnp.asarray(present)
+        inputs = self._inputs(params, args, members=members)
+        if members is None:
+            losses, aux, z, heads, linear = self._evaluate(inputs, None)
+        else:
+            out = self._evaluate(inputs, members.indices)
+            losses, aux, z, heads, linear = out
+            losses, linear = members.spread(losses), linear.spread(members)
         return TaskGrads(
             losses=losses,
             scales=jnp.ones_like(losses),
@@ -208,9 +220,10 @@ class Oracle:
             z=z,
             heads=heads,
             linear=linear,
-            losses_at=jax.tree_util.Partial(self._losses_at, args),
+            losses_at=jax.tree_util.Partial(self._losses_at, members, args),
             guard=make_guard(),
             partition=inputs.partition,
+            members=members,
         )
 
     def losses(self, params: PyTree, *args: Any) -> jax.Array:
@@ -221,10 +234,11 @@ class Oracle:
         """Returns the gradient of one task's loss, or of a group's summed loss.
 
         Args:
-          task: name or index of a task, of which only that task's head runs; the index
-            may be traced where heads are stacked. Or weights `[tasks]`, such as the
-            members of a group: the gradient of the weighted sum. All heads run for it,
-            and in a problem without `encode` every task's pass through the network.
+          task: name or index of a task, whose loss is the only one that is run or
+            traced: `args` may be a batch of that task alone. The index may be traced
+            where heads are stacked. Or weights `[tasks]`, such as the members of a
+            group: the gradient of the weighted sum. All heads run for it, and in a
+            problem without `encode` every task's pass through the network.
           params: parameters.
           *args: arguments of the functions.
           present: with weights, `[tasks]` bool as in `__call__`.
@@ -253,7 +267,8 @@ class Oracle:
                 "are stacked, got a traced index. Choose the task in Python, or write "
                 "the heads as mtlopt.stacked(...)."
             )
-        inputs = self._inputs(params, args)
+        one = Members((task,), self.num_tasks) if isinstance(task, int) else None
+        inputs = self._inputs(params, args, members=one)
         losses, aux, _, heads, linear = self._evaluate(inputs, [task])
         one = jnp.ones_like(losses)
         shared = linear.latent_rows(one, None).combine(one)
@@ -336,26 +351,39 @@ class Oracle:
         return self.problem
 
     def _losses_at(
-        self, args: tuple[Any, ...], params: PyTree, z: PyTree = None
+        self,
+        members: Members | None,
+        args: tuple[Any, ...],
+        params: PyTree,
+        z: PyTree = None,
     ) -> jax.Array:
         problem = self.problem if z is None else self._latent_problem()
-        return problem.losses(self._inputs(params, args, z), z)
+        inputs = self._inputs(params, args, z, members)
+        if members is None:
+            return problem.losses(inputs, z)
+        return members.spread(problem.losses(inputs, z, members.indices))
 
     def _inputs(
-        self, params: PyTree, args: tuple[Any, ...], z: PyTree = None
+        self,
+        params: PyTree,
+        args: tuple[Any, ...],
+        z: PyTree = None,
+        members: Members | None = None,
     ) -> Inputs:
         """Cuts the parameters by label, after checking them against the functions.
 
-        On a given latent `encode` does not run, and may not accept the arguments.
+        On a given latent `encode` does not run, and may not accept the arguments. Nor
+        may the functions of tasks that are not `members`.
         """
         partition = self.partition(params)
         inputs = Inputs(*partition.split(params), args, partition)
         signature = (partition, _avals(params), _avals(args), _avals(z))
-        if signature not in self.checked:
+        if self.checked.isdisjoint({(*signature, None), (*signature, members)}):
             whole = self.microbatches == 1 or z is not None
             first = args if whole else cut_part(args, 0, self.microbatches)
-            check_ownership(self.problem, partition, params, first, z)
-            self.checked.add(signature)
+            some = None if members is None else members.indices
+            check_ownership(self.problem, partition, params, first, z, some)
+            self.checked.add((*signature, members))
         return inputs
 
     def _evaluate(self, inputs: Inputs, members: Any) -> tuple[Any, ...]:

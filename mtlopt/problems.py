@@ -83,8 +83,10 @@ class Problem(Protocol):
         """Names of the tasks, in the order of the losses."""
         ...
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
-        """Returns the losses `[tasks]`, on a given latent if there is one."""
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
+        """Returns the losses `[members]`, on a given latent if there is one."""
         ...
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
@@ -98,7 +100,12 @@ class Problem(Protocol):
         ...
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
         """Returns which leaves of `params` each function reads.
 
@@ -109,6 +116,7 @@ class Problem(Protocol):
           args: arguments of the functions.
           z: a latent to read instead of what `encode` returns, which is then not run;
             `stacked` must be given.
+          members: indices of the tasks to look at; None for all.
         """
         ...
 
@@ -166,19 +174,23 @@ class LatentProblem:
     def tasks(self) -> tuple[str, ...]:
         return self.heads.tasks
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
         if z is None:
             latent, (rest, _) = self._encode(inputs, inputs.shared)
         else:
             latent, rest = _split_floating(z)
-        return self.heads.losses(self._call(inputs, rest), inputs.heads, latent)
+        call = self._call(inputs, rest)
+        return self.heads.losses(call, inputs.heads, latent, members)
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
         latent, pullback, (rest, encode_aux) = jax.vjp(
             lambda shared: self._encode(inputs, shared), inputs.shared, has_aux=True
         )
+        call = self._call(inputs, rest)
         losses, aux, heads, rows = self.heads.gradients(
-            self._call(inputs, rest), inputs.heads, latent, factors, members
+            call, inputs.heads, latent, factors, members
         )
         linear = Linearization(
             rows,
@@ -186,7 +198,7 @@ class LatentProblem:
             self.batching,
             self.streaming,
             has_latent=True,
-            backward=_backward(self.heads, self._call(inputs, rest), inputs, latent),
+            backward=_backward(self.heads, call, inputs, latent, members),
         )
         aux = Aux(encode_aux, aux) if self.has_aux else None
         return Evaluation(losses, aux, rest.join(latent), heads, linear)
@@ -202,12 +214,17 @@ class LatentProblem:
         return Evaluation(losses, aux, z, heads, linear)
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
         if z is not None:
             assert stacked is not None
-            heads = self.heads.reads(params, stacked, (z,), args, self.has_aux)
-            return Reads([], heads)
+            reads = self.heads.reads(params, stacked, (z,), args, self.has_aux, members)
+            return Reads([], reads)
 
         def encode(params: PyTree) -> PyTree:
             return split_aux(self.encode(params, *args), self.has_aux)[0]
@@ -216,7 +233,8 @@ class LatentProblem:
         used = used_leaves(encode, params)
         if stacked is None:
             stacked = [not read for read in used]
-        return Reads(used, self.heads.reads(params, stacked, (z,), args, self.has_aux))
+        reads = self.heads.reads(params, stacked, (z,), args, self.has_aux, members)
+        return Reads(used, reads)
 
     def latent_shapes(self, inputs: Inputs) -> list[jax.ShapeDtypeStruct]:
         """Returns the shapes of the latent's leaves."""
@@ -250,13 +268,17 @@ class IndependentProblem:
     def tasks(self) -> tuple[str, ...]:
         return self.heads.tasks
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
         del z
-        return self.heads.losses(self._call(inputs), inputs.heads, inputs.shared)
+        call = self._call(inputs)
+        return self.heads.losses(call, inputs.heads, inputs.shared, members)
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
+        call = self._call(inputs)
         losses, aux, heads, rows = self.heads.gradients(
-            self._call(inputs), inputs.heads, inputs.shared, factors, members
+            call, inputs.heads, inputs.shared, factors, members
         )
         linear = Linearization(
             rows,
@@ -264,17 +286,23 @@ class IndependentProblem:
             "auto",
             False,
             has_latent=False,
-            backward=_backward(self.heads, self._call(inputs), inputs, inputs.shared),
+            backward=_backward(self.heads, call, inputs, inputs.shared, members),
         )
         aux = Aux(None, aux) if self.has_aux else None
         return Evaluation(losses, aux, None, heads, linear)
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
         del z
         stacked = stacked or [False] * len(jax.tree.leaves(params))
-        return Reads(None, self.heads.reads(params, stacked, (), args, self.has_aux))
+        reads = self.heads.reads(params, stacked, (), args, self.has_aux, members)
+        return Reads(None, reads)
 
     def _call(self, inputs: Inputs) -> HeadCall:
         return HeadCall(
@@ -295,22 +323,25 @@ class VectorProblem:
     batching: Batching
     streaming: bool
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
         del z
-        return self._vector(inputs, inputs.shared, inputs.heads)[0]
+        return self._vector(inputs, inputs.shared, inputs.heads, members)[0]
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
         losses, pullback, aux = jax.vjp(
-            lambda shared, heads: self._vector(inputs, shared, heads),
+            lambda shared, heads: self._vector(inputs, shared, heads, members),
             inputs.shared,
             inputs.heads,
             has_aux=True,
         )
-        factors = jnp.ones_like(losses) if factors is None else factors
+        if factors is None:
+            factors = jnp.ones_like(losses)
+        elif members is not None:
+            factors = factors[jnp.asarray(members, jnp.int32)]
         rows = jnp.diag(factors.astype(losses.dtype))
         losses = losses * factors
-        if members is not None:
-            rows, losses = rows[jnp.asarray(members)], losses[jnp.asarray(members)]
         # Only its own task's loss reads a head's leaf (see `check_ownership`), so one
         # pullback of all rows gives every head its own gradient.
         heads = pullback(jnp.sum(rows, axis=0))[1]
@@ -326,9 +357,14 @@ class VectorProblem:
         return Evaluation(losses, aux, None, heads, linear)
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
-        del stacked, z
+        del stacked, z, members  # one function: all or nothing
 
         def values(params: PyTree) -> Any:
             return self._values(params, args)[0]
@@ -366,21 +402,34 @@ class VectorProblem:
         return out.astype(jnp.promote_types(out.dtype, jnp.float32)), aux
 
     def _vector(
-        self, inputs: Inputs, shared: Leaves, heads: Leaves
+        self, inputs: Inputs, shared: Leaves, heads: Leaves, members: Any
     ) -> tuple[jax.Array, Any]:
         params = inputs.partition.merge(shared, heads)
         values, aux = self._values(params, inputs.args)
-        return jnp.stack(values) if isinstance(values, list) else values, aux
+        if members is None:
+            return jnp.stack(values) if isinstance(values, list) else values, aux
+        if isinstance(values, list) and all(isinstance(i, int) for i in members):
+            # The others' scalars are then read by nobody, and XLA deletes them.
+            some = [values[i] for i in members]
+            return jnp.stack(some) if some else jnp.zeros(0), aux
+        return jnp.asarray(values)[jnp.asarray(members, jnp.int32)], aux
 
 
 def _backward(
-    heads: SeparateHeads | StackedHeads, call: HeadCall, inputs: Inputs, latent: Leaves
-) -> Callable[[jax.Array], tuple[Leaves, Leaves]]:
+    heads: SeparateHeads | StackedHeads,
+    call: HeadCall,
+    inputs: Inputs,
+    latent: Leaves,
+    members: Any,
+) -> Callable[[jax.Array], tuple[Leaves, Leaves]] | None:
     """Returns the pullback of the losses to the heads' leaves and the latent.
 
     Unlike the rows it never separates the tasks' gradients of the latent: for stacked
-    heads those are T times the latent's size.
+    heads those are T times the latent's size. Some of the tasks have none: it would
+    run the functions of all.
     """
+    if members is not None:
+        return None
     return jax.vjp(
         lambda leaves, latent: heads.losses(call, leaves, latent), inputs.heads, latent
     )[1]

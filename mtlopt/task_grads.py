@@ -14,6 +14,7 @@ from mtlopt.rows import (
     STATIC,
     Leaves,
     Linearization,
+    Members,
     Rows,
     SummedLinearization,
     scale_heads,
@@ -52,6 +53,7 @@ class TaskGrads:
       guard: that leaf.
       partition: which leaf belongs to whom.
       in_latent: whether rows are those of the latent.
+      members: the present tasks if they are known at trace time.
     """
 
     losses: jax.Array
@@ -65,6 +67,7 @@ class TaskGrads:
     guard: jax.Array
     partition: Partition = dataclasses.field(metadata=STATIC)
     in_latent: bool = dataclasses.field(default=False, metadata=STATIC)
+    members: Members | None = dataclasses.field(default=None, metadata=STATIC)
 
     @classmethod
     def from_rows(
@@ -153,14 +156,17 @@ class TaskGrads:
         return len(self.tasks)
 
     @property
-    def active(self) -> dict[str, jax.Array] | None:
+    def active(self) -> dict[str, Any] | None:
         """Which labels `per_label` may advance on this batch; None for all.
 
         A task's label is active where the task is present, the shared label where any
         is, and the stacked label is a `[tasks]` vector. Labels without leaves are left
-        out.
+        out. If the present tasks are known at trace time the values are Python bools.
         """
-        return None if self.present is None else self.partition.active(self.present)
+        if self.present is None:
+            return None
+        known = self.members is not None
+        return self.partition.active(self.members.mask if known else self.present)
 
     def scale_by(self, factors: jax.Array) -> Self:
         """Returns the gradients of the losses times `factors`, `[tasks]`."""

@@ -420,6 +420,43 @@ def test_task_is_the_gradient_of_one_loss(shape, float64):
         assert_close(found.grad, summed, 1e-12)
 
 
+@pytest.mark.parametrize("shape", ["encode", "independent"])
+def test_task_runs_on_a_batch_of_its_own(shape, float64):
+    """Only that task's functions are traced: the batch need not fit the others."""
+    losses = {
+        task: lambda params, z, batch, task=task: (
+            jnp.mean((z - batch[task]) ** 2) * params[task]
+        )
+        for task in ("topic", "score")
+    }
+
+    def encode(params, batch):
+        return batch["x"] * params["w"]
+
+    labels = {"w": "shared", "topic": "topic", "score": "score"}
+    if shape == "independent":
+        oracle = mtlopt.task_grad(
+            {
+                task: lambda params, batch, loss=loss: loss(
+                    params, encode(params, batch), batch
+                )
+                for task, loss in losses.items()
+            },
+            labels,
+        )
+    else:
+        oracle = mtlopt.task_grad(losses, labels, encode=encode)
+    params = {"w": 2.0, "topic": 3.0, "score": 4.0}
+    batch = {"x": jnp.array([1.0, 2.0]), "topic": jnp.array([0.0, 1.0])}
+    # mean((2 - 0)^2, (4 - 1)^2) = 6.5; d/dw = 3 * mean(2 * 2 * 1, 2 * 3 * 2) = 24.
+    for task in ("topic", 0):
+        found = oracle.task(task, params, batch)
+        np.testing.assert_allclose(found.losses, 19.5)
+        assert_close(found.grad, {"w": 24.0, "topic": 6.5, "score": 0.0})
+    with pytest.raises(KeyError, match="score"):
+        oracle.task("score", params, batch)
+
+
 def test_task_index_may_be_traced_where_heads_are_stacked(float64):
     oracle, params, _ = stacked_run()
     gradient = jax.jit(lambda task: oracle.task(task, params, *ARGS))

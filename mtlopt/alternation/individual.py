@@ -218,8 +218,9 @@ def individual_step(
       needed to shuffle; absent tasks take no step, have no part in their group's, and
       loss 0; a task whose group has no turn, as a wrong number of groups makes it, has
       loss NaN; `extra_args` are for the optimizer. A task's loss is that before its
-      group's move. `aux` is a list with one `Aux` a turn, and from a scan one `Aux`
-      with a leading axis of turns.
+      group's move. `aux` is a list with one `Aux` a turn (None for a task that is
+      known at trace time to be absent), and from a scan one `Aux` with a leading axis
+      of turns.
 
     Raises:
       ValueError: if `num_groups` does not fit the tasks; at the first step, if `groups`
@@ -279,7 +280,10 @@ def individual_step(
             params, opt_state = carry
             members = (np.arange(num_tasks) if groups is None else groups) == index
             moving = members if present is None else members & present
-            if groups is None:
+            if isinstance(moving, np.ndarray) and not moving.any():
+                # Its functions may not run on this batch; others' updates go on.
+                grad = Grad(jnp.zeros([]), jax.tree.map(jnp.zeros_like, params), None)
+            elif groups is None:
                 grad = _task(oracle, index, separate, params, args)
             else:
                 weights = members.astype(float)
