@@ -191,6 +191,18 @@ def check_same_labels(labels: Rules, params: PyTree, partition: "Partition") -> 
             )
 
 
+def check_task_names(tasks: tuple[str, ...]) -> None:
+    """Raises unless the names of the tasks are strings, differ and are no labels."""
+    if len(set(tasks)) != len(tasks):
+        raise ValueError(f"`tasks` must differ from each other, got {tasks}.")
+    for name in tasks:
+        if not isinstance(name, str) or name in (SHARED, STACKED):
+            raise ValueError(
+                f"the name of a task must be a string other than {SHARED!r} and "
+                f"{STACKED!r}, got {name!r}."
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Partition:
     """Parameters cut into shared leaves and heads, by label.

@@ -23,7 +23,7 @@ from jax.core import Tracer
 from mtlopt._checks import as_mask, as_task_vector, check_choice
 from mtlopt._guard import make_guard
 from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
-from mtlopt.labels import SHARED, STACKED, Partition, Rules, partition_params
+from mtlopt.labels import Partition, Rules, check_task_names, partition_params
 from mtlopt.microbatches import Microbatches, cut_part
 from mtlopt.ownership import check_ownership
 from mtlopt.problems import Inputs, LatentProblem, Problem, make_problem
@@ -135,14 +135,7 @@ def task_grad(
             "summed over the parts and must be kept. Methods in latent space need none."
         )
     problem = make_problem(losses, encode, tasks, has_aux, batching, streaming)
-    if len(set(problem.tasks)) != len(problem.tasks):
-        raise ValueError(f"`tasks` must differ from each other, got {problem.tasks}.")
-    for name in problem.tasks:
-        if not isinstance(name, str) or name in (SHARED, STACKED):
-            raise ValueError(
-                f"the name of a task must be a string other than {SHARED!r} and "
-                f"{STACKED!r}, got {name!r}."
-            )
+    check_task_names(problem.tasks)
     for name in headless:
         check_choice("headless", name, problem.tasks)
     return Oracle(

@@ -1,15 +1,26 @@
 """`TaskGrads`: the gradients of several losses, before a method makes one update."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from mtlopt._checks import as_task_vector
 from mtlopt._guard import make_guard
-from mtlopt.labels import SHARED, STACKED, Partition, path_string
+from mtlopt.labels import (
+    SHARED,
+    STACKED,
+    Partition,
+    Rules,
+    check_task_names,
+    label_params,
+    partition_params,
+    path_string,
+)
 from mtlopt.rows import (
     STATIC,
     Leaves,
@@ -71,29 +82,49 @@ class TaskGrads:
 
     @classmethod
     def from_rows(
-        cls, rows: PyTree, losses: Any = None, present: Any = None
+        cls,
+        rows: PyTree,
+        losses: Any = None,
+        present: Any = None,
+        *,
+        labels: Rules = SHARED,
+        tasks: Sequence[str] | None = None,
     ) -> "TaskGrads":
-        """Wraps a Jacobian that was computed elsewhere.
+        """Wraps gradients that were computed elsewhere, such as one task at a time.
 
         Args:
-          rows: pytree of leaves `[tasks, ...]`: row i is the gradient of loss i.
+          rows: pytree with the structure of the parameters, every leaf with a leading
+            task axis: row i is the gradient of loss i with respect to all parameters.
+            A head's leaf keeps only its own task's row, and a stacked leaf, which is
+            `[tasks, tasks, ...]` here, only its diagonal: the rest must be zero.
           losses: `[tasks]`, for weightings that need them. Default: zeros.
           present: `[tasks]` bool, see the class. Default: all.
+          labels: who owns which leaf, see `label_params`. Default: all is shared.
+          tasks: names of the tasks, in the order of the rows. Default: "0", "1", ...
 
         Returns:
-          `TaskGrads` whose leaves are all shared; updates have the structure of `rows`.
+          `TaskGrads`; updates have the structure of the parameters.
 
         Raises:
-          ValueError: if `rows` is empty or its leaves disagree on the number of tasks.
+          ValueError: if `rows` is empty or its leaves disagree on the number of tasks,
+            if the labels do not fit, or if another task's gradient reaches a head. The
+            last is seen outside of `jit` only.
 
         Examples:
-          >>> import jax.numpy as jnp
+          >>> import jax, jax.numpy as jnp
           >>> import mtlopt
-          >>> grads = mtlopt.TaskGrads.from_rows({"w": jnp.array([[1.0, 0], [0, 3.0]])})
-          >>> aggregator = mtlopt.sum_tasks(2)
-          >>> updates, _ = aggregator.update(grads, aggregator.init({"w": jnp.ones(2)}))
-          >>> updates
-          {'w': Array([1., 3.], dtype=float32)}
+          >>> params = {"w": jnp.ones(2), "a": jnp.array(1.0), "b": jnp.array(3.0)}
+          >>> losses = (lambda p: p["a"] * p["w"][0], lambda p: p["b"] * p["w"][1])
+          >>> gradients = [jax.grad(loss)(params) for loss in losses]
+          >>> grads = mtlopt.TaskGrads.from_rows(
+          ...     jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients),
+          ...     labels={"w": "shared", "a": "a", "b": "b"},
+          ...     tasks=("a", "b"),
+          ... )
+          >>> aggregator = mtlopt.mean_tasks(2)
+          >>> updates, _ = aggregator.update(grads, aggregator.init(params))
+          >>> print(updates["w"], updates["a"], updates["b"])
+          [0.5 1.5] 1.0 1.0
         """
         leaves, treedef = jax.tree_util.tree_flatten_with_path(rows)
         if not leaves:
@@ -108,28 +139,36 @@ class TaskGrads:
                     f"`{path_string(path)}`."
                 )
         values = [jnp.asarray(leaf) for _, leaf in leaves]
-        tasks = tuple(str(i) for i in range(num_tasks[0]))
+        names = tuple(map(str, range(num_tasks[0]))) if tasks is None else tuple(tasks)
+        check_task_names(names)
+        if (len(names),) != num_tasks:
+            raise ValueError(
+                f"`tasks` must name the {num_tasks[0]} rows, got {len(names)} names."
+            )
+        params = treedef.unflatten(
+            jax.ShapeDtypeStruct(leaf.shape[1:], jnp.float32) for leaf in values
+        )
+        stacked = STACKED in jax.tree.leaves(label_params(params, labels))
+        partition = partition_params(
+            params, labels, names, stacked=stacked, headless=names
+        )
+        shared, of_heads = partition.split(treedef.unflatten(values))
         dtype = jnp.promote_types(jnp.result_type(*values), jnp.float32)
         if losses is None:
             losses = jnp.zeros(num_tasks, dtype)
         if present is not None:
-            present = as_task_vector("present", present, len(tasks)).astype(bool)
+            present = as_task_vector("present", present, len(names)).astype(bool)
         return cls(
-            losses=as_task_vector("losses", losses, len(tasks)),
+            losses=as_task_vector("losses", losses, len(names)),
             scales=jnp.ones(num_tasks, dtype),
             present=present,
             aux=None,
             z=None,
-            heads=[],
-            linear=Linearization(values, None, "auto", False, has_latent=False),
+            heads=_own_rows(of_heads, partition),
+            linear=Linearization(shared, None, "auto", False, has_latent=False),
             losses_at=None,
             guard=make_guard(),
-            partition=Partition(
-                treedef,
-                tuple(path_string(path) for path, _ in leaves),
-                (SHARED,) * len(leaves),
-                tasks,
-            ),
+            partition=partition,
         )
 
     def __repr__(self) -> str:
@@ -264,6 +303,32 @@ class TaskGrads:
         """
         rows = self.linear.rows(self.scales, self.present).leaves()
         return self.partition.merge(rows, [None] * len(self.heads))
+
+
+def _own_rows(rows: Leaves, partition: Partition) -> Leaves:
+    """Returns the heads' gradients, each of its own task, from those of all tasks."""
+    heads, tasks = [], partition.tasks
+    paths = [
+        path
+        for path, label in zip(partition.paths, partition.labels, strict=True)
+        if label != SHARED
+    ]
+    for path, label, leaf in zip(paths, partition.head_labels, rows, strict=True):
+        if label == STACKED:
+            every = np.arange(len(tasks))
+            own, foreign = leaf[every, every], ~np.eye(len(tasks), dtype=bool)
+        else:
+            own = leaf[tasks.index(label)]
+            foreign = np.array([task != label for task in tasks])
+        # False for NaN, which an absent task may have.
+        if not isinstance(leaf, Tracer) and (np.abs(leaf)[foreign] > 0).any():
+            raise ValueError(
+                f"`rows` must be zero at `{path}`, which is labelled {label!r}, for "
+                f"all tasks but its own. Label a leaf that several tasks read "
+                f"{SHARED!r}."
+            )
+        heads.append(own)
+    return heads
 
 
 def check_task_grads(

@@ -108,6 +108,12 @@ def gradient_of(task, params, *args):
     return jax.grad(lambda params: losses_of(params, *args)[TASKS.index(task)])(params)
 
 
+def stack_heads(params, axis=0):
+    heads = [params["heads"][task] for task in TASKS]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, axis), *heads)
+    return {"encoder": params["encoder"], "heads": stacked}
+
+
 def make_forty_heads():
     """Params, labels, oracle and batch: forty latent rows are twenty times a batch."""
     num_tasks, batch_size, width = 40, 64, 64

@@ -31,6 +31,7 @@ from tests.problems import (
     make_params,
     matrix_oracle,
     methods_of,
+    stack_heads,
     updates_of,
 )
 
@@ -244,12 +245,6 @@ def stacked_run():
         stack_heads(PARAMS),
         updates_of(oracle, stack_heads(PARAMS), BATCHES),
     )
-
-
-def stack_heads(params, axis=0):
-    heads = [params["heads"][task] for task in TASKS]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, axis), *heads)
-    return {"encoder": params["encoder"], "heads": stacked}
 
 
 @functools.cache
