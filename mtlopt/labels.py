@@ -70,7 +70,7 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
     elif jax.tree.structure(rules) == treedef:  # such as what this function returns
         labels = jax.tree.leaves(rules)
     elif isinstance(rules, Mapping):
-        labels = _labels_by_rule(paths, _flatten_rules(_unbox(rules)))
+        labels = _labels_by_rule(paths, _flatten_rules(rules))
     else:
         labels = _labels_by_prefix(_unbox(rules), params)
     for path, label in zip(paths, labels, strict=True):
@@ -109,6 +109,7 @@ def _flatten_rules(rules: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
         if isinstance(value, Mapping):
             flat.update(_flatten_rules(value, path + "/"))
         else:
+            value = _unbox(value)
             inner = jax.tree_util.tree_leaves_with_path(value, lambda x: x is None)
             flat |= {f"{path}/{path_string(p)}".strip("/"): leaf for p, leaf in inner}
     return flat
