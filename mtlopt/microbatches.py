@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtlopt._checks import as_task_vector
+from mtlopt._checks import named_vector
 from mtlopt.labels import path_string
 from mtlopt.linalg.gramian import gramian
 from mtlopt.linalg.normalise import safe_divide
@@ -103,10 +103,10 @@ class Microbatches:
         if self.label_counts is None:
             return jnp.full(shape, 1 / self.parts)
         counts = [
-            as_task_vector(
+            named_vector(
                 "label_counts",
                 self.label_counts(*cut_part(args, index, self.parts)),
-                shape[1],
+                self.problem.tasks,
             )
             for index in range(self.parts)
         ]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mtlopt._checks import as_mask, as_task_vector, check_choice
+from mtlopt._checks import as_mask, as_task_vector, by_task, check_choice, named_vector
 from mtlopt._guard import make_guard
 from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
 from mtlopt.labels import Partition, Rules, check_task_names, partition_params
@@ -93,8 +93,9 @@ def task_grad(
         aux gets a leading axis of parts (what it says of single samples, `[parts, rows,
         ...]`, is in the batch's order with these two axes exchanged). `losses`, `heads`
         and `losses_at` run on the whole batch.
-      label_counts: `label_counts(*args) -> [tasks]`, labels of each task in a part,
-        for losses that are means over the labelled samples. Default: equal parts.
+      label_counts: `label_counts(*args) -> [tasks]`, or a mapping from task to number:
+        labels of each task in a part, for losses that are means over the labelled
+        samples. Default: equal parts.
 
     Returns:
       An `Oracle`: frozen and hashable.
@@ -229,9 +230,9 @@ class Oracle:
         Args:
           task: name or index of a task, whose loss is the only one that is run or
             traced: `args` may be a batch of that task alone. The index may be traced
-            where heads are stacked. Or weights `[tasks]`, such as the members of a
-            group: the gradient of the weighted sum. All heads run for it, and in a
-            problem without `encode` every task's pass through the network.
+            where heads are stacked. Or weights, `[tasks]` or by name, such as the
+            members of a group: the gradient of the weighted sum. All heads run for it,
+            and in a problem without `encode` every task's pass through the network.
           params: parameters.
           *args: arguments of the functions.
           present: with weights, `[tasks]` bool as in `__call__`.
@@ -240,7 +241,9 @@ class Oracle:
           A `Grad`: the task's loss, or all losses for weights, and the gradient, zero
           at the heads of other tasks.
         """
-        if isinstance(task, str):
+        if isinstance(task, Mapping | list | tuple):
+            task = named_vector("task", task, self.tasks)
+        elif isinstance(task, str):
             check_choice("task", task, self.tasks)
             task = self.tasks.index(task)
         elif jnp.ndim(task) == 0 and not isinstance(task, Tracer):
@@ -327,6 +330,15 @@ class Oracle:
         """
         members = as_mask("members", members, self.tasks)
         return self.partition(params).active(members)
+
+    def named(self, values: PyTree, axis: int = 0) -> dict[str, PyTree]:
+        """Returns the entries of arrays with a task axis by task, as to log losses.
+
+        Args:
+          values: a pytree of arrays, such as losses or `task_weights`, `[tasks, ...]`.
+          axis: the axis of the tasks, such as -1 for a history of losses.
+        """
+        return by_task(self.tasks, values, axis)
 
     def partition(self, params: PyTree) -> Partition:
         """Returns who owns which leaf, after checking labels, leaves and tasks."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mtlopt._checks import as_task_vector
+from mtlopt._checks import as_mask, by_task, named_vector
 from mtlopt._guard import make_guard
 from mtlopt.labels import (
     SHARED,
@@ -97,8 +97,8 @@ class TaskGrads:
             task axis: row i is the gradient of loss i with respect to all parameters.
             A head's leaf keeps only its own task's row, and a stacked leaf, which is
             `[tasks, tasks, ...]` here, only its diagonal: the rest must be zero.
-          losses: `[tasks]`, for weightings that need them. Default: zeros.
-          present: `[tasks]` bool, see the class. Default: all.
+          losses: `[tasks]` or by name, for weightings that need them. Default: zeros.
+          present: `[tasks]` bool or by name, see the class. Default: all.
           labels: who owns which leaf, see `label_params`. Default: all is shared.
           tasks: names of the tasks, in the order of the rows. Default: "0", "1", ...
 
@@ -157,9 +157,9 @@ class TaskGrads:
         if losses is None:
             losses = jnp.zeros(num_tasks, dtype)
         if present is not None:
-            present = as_task_vector("present", present, len(names)).astype(bool)
+            present = jnp.asarray(as_mask("present", present, names))
         return cls(
-            losses=as_task_vector("losses", losses, len(names)),
+            losses=named_vector("losses", losses, names),
             scales=jnp.ones(num_tasks, dtype),
             present=present,
             aux=None,
@@ -204,8 +204,12 @@ class TaskGrads:
         """
         if self.present is None:
             return None
-        known = self.members is not None
-        return self.partition.active(self.members.mask if known else self.present)
+        known = None if self.members is None else self.members.mask
+        return self.partition.active(self.present if known is None else known)
+
+    def named(self, values: PyTree, axis: int = 0) -> dict[str, PyTree]:
+        """Returns the entries of arrays with a task axis, see `Oracle.named`."""
+        return by_task(self.tasks, values, axis)
 
     def scale_by(self, factors: jax.Array) -> Self:
         """Returns the gradients of the losses times `factors`, `[tasks]`."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from mtlopt._checks import as_task_vector, check_choice
+from mtlopt._checks import check_choice, preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.gramian import unit_triangular
@@ -95,7 +95,7 @@ def aligned_mtl(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w` `[tasks]`, used as it is; None for 1/T.
+      preference: `w`, `[tasks]` or by name, not negative, used as it is; None for 1/T.
       scale: length of the aligned components: `"min"` (the paper) the smallest singular
         value, `"median"` the (lower) median one, `"rmse"` their root mean square.
       solver: `"gramian"` works on the T x T Gramian with the rows' norms divided out:
@@ -108,7 +108,8 @@ def aligned_mtl(
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
-      ValueError: if an option is unknown or `preference` has not one entry per task.
+      ValueError: if an option is unknown or `preference` is not one number for each
+        task, is negative, or is zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -126,10 +127,9 @@ def aligned_mtl(
     """
     check_choice("scale", scale, ("min", "median", "rmse"))
     check_choice("solver", solver, ("gramian", "qr"))
-    if preference is not None:
-        as_task_vector("preference", preference, num_tasks)
+    read = preference_argument(preference, num_tasks)
 
-    def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
+    def weights(rows: Rows, present: jax.Array | None, preference: Any) -> jax.Array:
         if solver == "qr":
             factor = factor_triangular(*unit_triangular(rows.leaves()), present)
             axes = graded_svd(factor)
@@ -137,4 +137,4 @@ def aligned_mtl(
             axes = principal_axes(rows.gramian(), present)
         return _weights(axes, preference, scale, present)
 
-    return aggregate_by_weights(num_tasks, weights)
+    return aggregate_by_weights(num_tasks, weights, preference=read)

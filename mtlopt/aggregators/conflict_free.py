@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector, check_choice
+from mtlopt._checks import as_task_vector, check_choice, preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.equiangular import (
     Solver,
@@ -104,8 +104,8 @@ def conflict_free(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p` `[tasks]`, used as it is, but only its direction matters; None for
-        equal.
+      preference: `p`, `[tasks]` or by name, not negative; only its direction matters.
+        None for equal.
       solver: `"gramian"` works on the T x T Gramian with the rows' norms divided out:
         right for any ratio of norms, while no gradient is nearly a combination of the
         others (row-normalised condition of the Gramian below 1e4 in float32).
@@ -116,7 +116,8 @@ def conflict_free(
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
-      ValueError: if `solver` is unknown or `preference` has not one entry per task.
+      ValueError: if `solver` is unknown or `preference` is not one number for each
+        task, is negative, or is zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -134,9 +135,10 @@ def conflict_free(
       pseudo-inverse, as in TorchJD, with the rank decided in the dtype's precision.
     """
     check_choice("solver", solver, ("gramian", "qr"))
-    if preference is not None:
-        as_task_vector("preference", preference, num_tasks)
     return aggregate_by_weights(
         num_tasks,
-        lambda rows, present: _weights(unit_rows(rows, present, solver), preference),
+        lambda rows, present, preference: _weights(
+            unit_rows(rows, present, solver), preference
+        ),
+        preference=preference_argument(preference, num_tasks),
     )
