@@ -55,7 +55,10 @@ class Members:
     def spread(self, values: jax.Array) -> jax.Array:
         """Inverse of `take`, with zeros for the other tasks."""
         places = {task: place for place, task in enumerate(self.indices)}
-        zero = jnp.zeros_like(values, shape=values.shape[1:])
+        if self.indices:
+            zero = jnp.zeros_like(values[0])  # with its sharding
+        else:
+            zero = jnp.zeros_like(values, shape=values.shape[1:])
         return jnp.stack(
             [values[places[i]] if i in places else zero for i in range(self.num_tasks)]
         )

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import mtlopt
 from mtlopt import METHODS
 from mtlopt.linesearch.slopes import slopes
+from mtlopt.rows import Members
 from tests.problems import (
     LABELS,
     LOSSES,
@@ -192,6 +194,16 @@ def test_nobody_known_to_be_present_moves_nothing(option, float64):
     assert_close(grads.total(), zeros)
     assert_close(grads.losses, np.zeros(3))
     assert_close(grads.rows().gramian(), np.zeros((3, 3)))
+
+
+def test_zero_rows_have_the_sharding_of_the_others():
+    """With JAX's sharding-in-types they could not be stacked otherwise."""
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(jnp.ones((2, 4)), PartitionSpec(None, "x"))
+        spread = jax.jit(Members((0, 2), 3).spread)(rows)
+    np.testing.assert_array_equal(spread, [[1] * 4, [0] * 4, [1] * 4])
+    assert spread.sharding.spec == PartitionSpec(None, "x")
 
 
 @pytest.mark.parametrize("present", [PRESENT, jnp.asarray(PRESENT)])
