@@ -139,6 +139,10 @@ def as_loss(value: Any, task: str) -> jax.Array:
     return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
 
 
+def _stack(values: list[jax.Array]) -> jax.Array:
+    return jnp.stack(values) if values else jnp.zeros(0)
+
+
 class SeparateHeads:
     """One loss function per task."""
 
@@ -146,12 +150,15 @@ class SeparateHeads:
         self.functions = functions
         self.tasks = tuple(functions)
 
-    def losses(self, call: HeadCall, heads: Leaves, latent: Leaves) -> jax.Array:
-        """Returns the losses `[tasks]`."""
-        return jnp.stack(
+    def losses(
+        self, call: HeadCall, heads: Leaves, latent: Leaves, members: Any = None
+    ) -> jax.Array:
+        """Returns the losses `[tasks]`, or those of `members`."""
+        tasks = [self.tasks[i] for i in self._chosen(members)]
+        return _stack(
             [
-                as_loss(call.run(function, heads, latent)[0], task)
-                for task, function in self.functions.items()
+                as_loss(call.run(self.functions[task], heads, latent)[0], task)
+                for task in tasks
             ]
         )
 
@@ -167,7 +174,7 @@ class SeparateHeads:
         labels = call.inputs.partition.head_labels
         grads = [jnp.zeros_like(leaf) for leaf in heads]
         values, aux, rows = [], {}, []
-        for i in range(len(self.tasks)) if members is None else members:
+        for i in self._chosen(members):
             task = self.tasks[i]
             own = [j for j, label in enumerate(labels) if label == task]
 
@@ -188,8 +195,14 @@ class SeparateHeads:
                 grads[j] = grad
             values.append(value)
             rows.append(row)
-        stacked_rows = [jnp.stack(leaves) for leaves in zip(*rows, strict=True)]
-        return jnp.stack(values), aux, grads, stacked_rows
+        stacked_rows = [
+            jnp.stack([row[j] for row in rows]) if rows else leaf[None][:0]
+            for j, leaf in enumerate(latent)
+        ]
+        return _stack(values), aux, grads, stacked_rows
+
+    def _chosen(self, members: Any) -> Sequence[int]:
+        return range(len(self.tasks)) if members is None else members
 
     def reads(
         self,
@@ -198,6 +211,7 @@ class SeparateHeads:
         z: tuple[PyTree, ...],
         args: tuple[Any, ...],
         has_aux: bool,
+        members: Any = None,
     ) -> dict[str, list[bool]]:
         """Returns, per task, which leaves of `params` its loss reads.
 
@@ -207,10 +221,12 @@ class SeparateHeads:
           z: the latent if there is one.
           args: arguments of the losses.
           has_aux: whether losses come with a second value.
+          members: indices of the tasks to look at; None for all.
         """
         del stacked
         reads = {}
-        for task, function in self.functions.items():
+        for task in [self.tasks[i] for i in self._chosen(members)]:
+            function = self.functions[task]
 
             def loss(
                 params: PyTree,
@@ -236,13 +252,15 @@ class StackedHeads:
                 f"{len(self.tasks)} names."
             )
 
-    def losses(self, call: HeadCall, heads: Leaves, latent: Leaves) -> jax.Array:
-        """Returns the losses `[tasks]`."""
+    def losses(
+        self, call: HeadCall, heads: Leaves, latent: Leaves, members: Any = None
+    ) -> jax.Array:
+        """Returns the losses `[tasks]`, or those of `members`."""
 
         def one(leaves: Leaves, task: jax.Array) -> jax.Array:
             return self._run(call, leaves, latent, task)[0]
 
-        return jax.vmap(one)(heads, self._indices())
+        return jax.vmap(one)(*self._chosen(heads, members))
 
     def gradients(
         self, call: HeadCall, heads: Leaves, latent: Leaves, factors: Any, members: Any
@@ -260,12 +278,9 @@ class StackedHeads:
             differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
             return differentiate(leaves, latent)
 
-        indices = self._indices() if members is None else jnp.asarray(members)
-        if members is not None:
-            chosen = [jnp.asarray(leaf)[indices] for leaf in heads]
-            factors = None if factors is None else factors[indices]
-        else:
-            chosen = heads
+        chosen, indices = self._chosen(heads, members)
+        if members is not None and factors is not None:
+            factors = factors[indices]
         (losses, aux), (grads, rows) = jax.vmap(one)(chosen, indices, factors)
         if members is not None:
             grads = [
@@ -281,8 +296,10 @@ class StackedHeads:
         z: tuple[PyTree, ...],
         args: tuple[Any, ...],
         has_aux: bool,
+        members: Any = None,
     ) -> dict[str, list[bool]]:
         """Returns, for each task alike, which leaves of `params` the head reads."""
+        del members
         leaves, treedef = jax.tree.flatten(params)
 
         def loss(params: PyTree, *z: PyTree) -> jax.Array:
@@ -301,6 +318,13 @@ class StackedHeads:
 
     def _indices(self) -> jax.Array:
         return jnp.arange(len(self.tasks), dtype=jnp.int32)
+
+    def _chosen(self, heads: Leaves, members: Any) -> tuple[Leaves, jax.Array]:
+        """Returns the heads of some tasks, and their indices."""
+        if members is None:
+            return heads, self._indices()
+        indices = jnp.asarray(members, jnp.int32)
+        return [jnp.asarray(leaf)[indices] for leaf in heads], indices
 
     def _run(self, call: HeadCall, heads: Leaves, latent: Leaves, task: Any) -> Any:
         value, aux = call.run(self.head, heads, latent, task)

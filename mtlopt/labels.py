@@ -75,7 +75,7 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
     elif isinstance(rules, Mapping):
         labels = _labels_by_rule(paths, _flatten_rules(rules))
     else:
-        labels = _labels_by_prefix(rules, params)
+        labels = _labels_by_prefix(_unbox(rules), params)
     for path, label in zip(paths, labels, strict=True):
         if not isinstance(label, str):
             raise ValueError(
@@ -85,17 +85,34 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
     return jax.tree.unflatten(treedef, labels)
 
 
-def _flatten_rules(rules: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Joins nested mappings, and other containers in them, into one from path to label.
+def _unbox(rules: PyTree) -> PyTree:
+    """Puts a label in the place of each box around it, such as a Flax NNX variable.
 
-    A Flax NNX state is a mapping whose values are variables, containers of one leaf.
+    Labels of an NNX state then also fit its pure form, which has no variables: that is
+    the form that `nnx.Optimizer` hands to Optax.
     """
+
+    def is_box(node: Any) -> bool:
+        if node is None or isinstance(node, Mapping | list | tuple):
+            return node is None
+        content = jax.tree.leaves(node, is_leaf=lambda inner: inner is not node)
+        return len(content) == 1 and jax.tree_util.all_leaves(content)
+
+    def unbox(node: Any) -> Any:
+        return None if node is None else jax.tree.leaves(node)[0]
+
+    return jax.tree.map(unbox, rules, is_leaf=is_box)
+
+
+def _flatten_rules(rules: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Joins nested mappings and other containers into one, from path to label."""
     flat = {}
     for key, value in rules.items():
         path = f"{prefix}{key}".strip("/")
         if isinstance(value, Mapping):
             flat.update(_flatten_rules(value, path + "/"))
         else:
+            value = _unbox(value)
             inner = jax.tree_util.tree_leaves_with_path(value, lambda x: x is None)
             flat |= {f"{path}/{path_string(p)}".strip("/"): leaf for p, leaf in inner}
     return flat
@@ -174,6 +191,18 @@ def check_same_labels(labels: Rules, params: PyTree, partition: "Partition") -> 
         if name != owner:
             raise ValueError(
                 f"the label of `{path}` must be {owner!r}, as in the oracle, got "
+                f"{name!r}."
+            )
+
+
+def check_task_names(tasks: tuple[str, ...]) -> None:
+    """Raises unless the names of the tasks are strings, differ and are no labels."""
+    if len(set(tasks)) != len(tasks):
+        raise ValueError(f"`tasks` must differ from each other, got {tasks}.")
+    for name in tasks:
+        if not isinstance(name, str) or name in RESERVED:
+            raise ValueError(
+                f"the name of a task must be a string other than {RESERVED}, got "
                 f"{name!r}."
             )
 

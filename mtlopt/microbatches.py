@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtlopt._checks import as_task_vector
+from mtlopt._checks import named_vector
 from mtlopt._jaxprs import dependent_outputs
+from mtlopt.heads import Inputs
 from mtlopt.labels import path_string
 from mtlopt.linalg.gramian import gramian
 from mtlopt.linalg.normalise import safe_divide
-from mtlopt.problems import Evaluation, Inputs, LatentProblem, Problem
+from mtlopt.problems import Evaluation, LatentProblem, Problem
 from mtlopt.rows import Leaves, SummedLinearization, scale_heads, scale_rows
 
 PyTree = Any
@@ -79,7 +80,7 @@ class Microbatches:
         heads = scale_heads(
             inputs.partition, out.heads, jnp.ones_like(factors), present=seen
         )
-        seen = seen if members is None else seen[jnp.asarray(members)]
+        seen = seen if members is None else seen[jnp.asarray(members, jnp.int32)]
         latent = scale_rows(out.linear.latent, jnp.ones_like(out.losses), seen)
         return out._replace(
             losses=jnp.where(seen, out.losses, 0),
@@ -106,10 +107,10 @@ class Microbatches:
         if self.label_counts is None:
             return jnp.full(shape, 1 / self.parts)
         counts = [
-            as_task_vector(
+            named_vector(
                 "label_counts",
                 self.label_counts(*cut_part(args, index, self.parts)),
-                shape[1],
+                self.problem.tasks,
             )
             for index in range(self.parts)
         ]
@@ -185,7 +186,9 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
 
 
 def _gramian(rows: Leaves, losses: jax.Array) -> jax.Array:
-    return gramian(rows) if rows else jnp.zeros((len(losses), len(losses)))
+    if not rows or not len(losses):
+        return jnp.zeros((len(losses), len(losses)))
+    return gramian(rows)
 
 
 def _sum_parts(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from mtlopt.heads import Stacked
 from mtlopt.labels import FROZEN, SHARED, STACKED, Partition, path_string
-from mtlopt.problems import Problem, Reads, make_problem
+from mtlopt.make_problem import make_problem
+from mtlopt.problems import Problem, Reads
 
 PyTree = Any
 
@@ -19,6 +20,7 @@ def check_ownership(
     params: PyTree,
     args: tuple[Any, ...],
     z: PyTree = None,
+    members: Sequence[int] | None = None,
 ) -> None:
     """Raises if a function reads a leaf that its label does not let it read.
 
@@ -33,12 +35,13 @@ def check_ownership(
       params: parameters.
       args: arguments of the functions.
       z: a latent to read instead of what `encode` returns, which is then not run.
+      members: indices of the tasks whose functions are looked at; None for all.
 
     Raises:
       ValueError: names the function, the leaf's path and its label.
     """
     stacked = [label == STACKED for label in partition.labels]
-    reads = problem.reads(params, stacked, args, z)
+    reads = problem.reads(params, stacked, args, z, members)
     owners = list(zip(partition.paths, partition.labels, strict=True))
     shared = [i for i, label in enumerate(partition.labels) if label == SHARED]
     if shared and reads.encode and not any(reads.encode[i] for i in shared):
@@ -70,15 +73,15 @@ def check_ownership(
             readers = [name for name, reading in reads.tasks.items() if reading[i]]
             raise ValueError(
                 f"the loss of task {task!r} reads `{path}`, which is labelled "
-                f"{label!r}. {_advice(reads, readers, i)}"
+                f"{label!r}. {_advice(reads, readers, i, members is None)}"
             )
 
 
-def _advice(reads: Reads, readers: list[str], leaf: int) -> str:
+def _advice(reads: Reads, readers: list[str], leaf: int, everyone: bool = True) -> str:
     """What to do about a leaf that a loss may not read."""
     if reads.encode is None:
         return f"Label a leaf that several tasks read {SHARED!r}."
-    if len(readers) == 1 and not reads.encode[leaf]:
+    if everyone and len(readers) == 1 and not reads.encode[leaf]:
         return f"No other reads it: label it {readers[0]!r}."
     return f"Label it {SHARED!r} and let encode return it as part of z."
 

@@ -6,7 +6,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -17,7 +17,6 @@ from mtlopt.heads import (
     HeadCall,
     Inputs,
     SeparateHeads,
-    Stacked,
     StackedHeads,
     as_loss,
     split_aux,
@@ -74,8 +73,10 @@ class Problem(Protocol):
         """Names of the tasks, in the order of the losses."""
         ...
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
-        """Returns the losses `[tasks]`, on a given latent if there is one."""
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
+        """Returns the losses `[members]`, on a given latent if there is one."""
         ...
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
@@ -89,7 +90,12 @@ class Problem(Protocol):
         ...
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
         """Returns which leaves of `params` each function reads.
 
@@ -100,6 +106,7 @@ class Problem(Protocol):
           args: arguments of the functions.
           z: a latent to read instead of what `encode` returns, which is then not run;
             `stacked` must be given.
+          members: indices of the tasks to look at; None for all.
         """
         ...
 
@@ -118,10 +125,13 @@ class LatentProblem:
     def tasks(self) -> tuple[str, ...]:
         return self.heads.tasks
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
         if z is None:
             z = self.latent(inputs)
-        return self.heads.losses(self._call(inputs, lambda _: z), inputs.heads, [])
+        call = self._call(inputs, lambda _: z)
+        return self.heads.losses(call, inputs.heads, [], members)
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
         latent, rest, pullback, encode_aux = linearize(
@@ -143,7 +153,7 @@ class LatentProblem:
             self.batching,
             self.streaming,
             has_latent=True,
-            backward=_backward(self.heads, call, inputs, latent),
+            backward=_backward(self.heads, call, inputs, latent, members),
             moves=rest.moves,
         )
         aux = Aux(encode_aux, aux) if self.has_aux else None
@@ -158,12 +168,17 @@ class LatentProblem:
         return losses, Aux(None, aux) if self.has_aux else None, heads
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
         if z is not None:
             assert stacked is not None
-            heads = self.heads.reads(params, stacked, (z,), args, self.has_aux)
-            return Reads([], heads)
+            reads = self.heads.reads(params, stacked, (z,), args, self.has_aux, members)
+            return Reads([], reads)
 
         def encode(params: PyTree) -> PyTree:
             return split_aux(self.encode(params, *args), self.has_aux)[0]
@@ -175,7 +190,8 @@ class LatentProblem:
                 not read and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
                 for leaf, read in zip(jax.tree.leaves(params), used, strict=True)
             ]
-        return Reads(used, self.heads.reads(params, stacked, (z,), args, self.has_aux))
+        reads = self.heads.reads(params, stacked, (z,), args, self.has_aux, members)
+        return Reads(used, reads)
 
     def latent(self, inputs: Inputs) -> PyTree:
         """Returns what `encode` returns, without aux."""
@@ -203,13 +219,17 @@ class IndependentProblem:
     def tasks(self) -> tuple[str, ...]:
         return self.heads.tasks
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
         del z
-        return self.heads.losses(self._call(inputs), inputs.heads, inputs.shared)
+        call = self._call(inputs)
+        return self.heads.losses(call, inputs.heads, inputs.shared, members)
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
+        call = self._call(inputs)
         losses, aux, heads, rows = self.heads.gradients(
-            self._call(inputs), inputs.heads, inputs.shared, factors, members
+            call, inputs.heads, inputs.shared, factors, members
         )
         linear = Linearization(
             rows,
@@ -217,17 +237,23 @@ class IndependentProblem:
             "auto",
             False,
             has_latent=False,
-            backward=_backward(self.heads, self._call(inputs), inputs, inputs.shared),
+            backward=_backward(self.heads, call, inputs, inputs.shared, members),
         )
         aux = Aux(None, aux) if self.has_aux else None
         return Evaluation(losses, aux, None, heads, linear)
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
         del z
         stacked = stacked or [False] * len(jax.tree.leaves(params))
-        return Reads(None, self.heads.reads(params, stacked, (), args, self.has_aux))
+        reads = self.heads.reads(params, stacked, (), args, self.has_aux, members)
+        return Reads(None, reads)
 
     def _call(self, inputs: Inputs) -> HeadCall:
         return HeadCall(inputs, None, self.has_aux)
@@ -246,22 +272,25 @@ class VectorProblem:
     batching: Batching
     streaming: bool
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
         del z
-        return self._vector(inputs, inputs.shared, inputs.heads)[0]
+        return self._vector(inputs, inputs.shared, inputs.heads, members)[0]
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
         losses, pullback, aux = jax.vjp(
-            lambda shared, heads: self._vector(inputs, shared, heads),
+            lambda shared, heads: self._vector(inputs, shared, heads, members),
             inputs.shared,
             inputs.heads,
             has_aux=True,
         )
-        factors = jnp.ones_like(losses) if factors is None else factors
+        if factors is None:
+            factors = jnp.ones_like(losses)
+        elif members is not None:
+            factors = factors[jnp.asarray(members, jnp.int32)]
         rows = jnp.diag(factors.astype(losses.dtype))
         losses = losses * factors
-        if members is not None:
-            rows, losses = rows[jnp.asarray(members)], losses[jnp.asarray(members)]
         # Only its own task's loss reads a head's leaf (see `check_ownership`), so one
         # pullback of all rows gives every head its own gradient.
         heads = pullback(jnp.sum(rows, axis=0))[1]
@@ -277,9 +306,14 @@ class VectorProblem:
         return Evaluation(losses, aux, None, heads, linear)
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
-        del stacked, z
+        del stacked, z, members  # one function: all or nothing
 
         def values(params: PyTree) -> Any:
             return self._values(params, args)[0]
@@ -317,21 +351,34 @@ class VectorProblem:
         return out.astype(jnp.promote_types(out.dtype, jnp.float32)), aux
 
     def _vector(
-        self, inputs: Inputs, shared: Leaves, heads: Leaves
+        self, inputs: Inputs, shared: Leaves, heads: Leaves, members: Any
     ) -> tuple[jax.Array, Any]:
         params = inputs.params(shared, heads)
         values, aux = self._values(params, inputs.args)
-        return jnp.stack(values) if isinstance(values, list) else values, aux
+        if members is None:
+            return jnp.stack(values) if isinstance(values, list) else values, aux
+        if isinstance(values, list) and all(isinstance(i, int) for i in members):
+            # The others' scalars are then read by nobody, and XLA deletes them.
+            some = [values[i] for i in members]
+            return jnp.stack(some) if some else jnp.zeros(0), aux
+        return jnp.asarray(values)[jnp.asarray(members, jnp.int32)], aux
 
 
 def _backward(
-    heads: SeparateHeads | StackedHeads, call: HeadCall, inputs: Inputs, latent: Leaves
-) -> Callable[[jax.Array], tuple[Leaves, Leaves]]:
+    heads: SeparateHeads | StackedHeads,
+    call: HeadCall,
+    inputs: Inputs,
+    latent: Leaves,
+    members: Any,
+) -> Callable[[jax.Array], tuple[Leaves, Leaves]] | None:
     """Returns the pullback of the losses to the heads' leaves and the latent.
 
     Unlike the rows it never separates the tasks' gradients of the latent: for stacked
-    heads those are T times the latent's size.
+    heads those are T times the latent's size. Some of the tasks have none: it would
+    run the functions of all.
     """
+    if members is not None:
+        return None
     return jax.vjp(
         lambda leaves, latent: heads.losses(call, leaves, latent), inputs.heads, latent
     )[1]
@@ -347,59 +394,3 @@ def _backward_vector(
 def _pull_vector(pullback: Callable[..., Any], cotangent: Leaves) -> tuple[Leaves]:
     """Pulls a cotangent of the vector of losses back to the shared leaves."""
     return (pullback(cotangent[0])[0],)
-
-
-def make_problem(
-    losses: Any,
-    encode: Callable[..., Any] | None,
-    tasks: Sequence[str] | None,
-    has_aux: bool,
-    batching: Batching = "auto",
-    streaming: bool = False,
-) -> Problem:
-    """Chooses the shape of a problem from the form of its losses: see `task_grad`."""
-    if isinstance(losses, Stacked):
-        heads = StackedHeads(losses, tasks)
-    elif isinstance(losses, Mapping):
-        if not losses:
-            raise ValueError("`losses` must name at least one task, got none.")
-        for task, function in losses.items():
-            if not callable(function):
-                raise TypeError(
-                    f"`losses[{task!r}]` must be callable, got "
-                    f"{type(function).__name__}."
-                )
-        heads = SeparateHeads(dict(losses))
-    elif callable(losses):
-        if encode is not None:
-            raise ValueError(
-                "`losses` must be a mapping from task to loss, or mtlopt.stacked(...), "
-                "when `encode` is given, got one function."
-            )
-        if not tasks or isinstance(tasks, str):
-            raise ValueError(
-                "`tasks` must be a sequence with the names of the tasks when `losses` "
-                f"is one function, got {tasks!r}."
-            )
-        return VectorProblem(losses, tuple(tasks), has_aux, batching, streaming)
-    else:
-        raise TypeError(
-            "`losses` must be a mapping from task to function, mtlopt.stacked(...), or "
-            f"a function, got {type(losses).__name__}."
-        )
-    if (
-        isinstance(losses, Mapping)
-        and tasks is not None
-        and tuple(tasks) != heads.tasks
-    ):
-        raise ValueError(
-            f"`tasks` must be {heads.tasks} as in `losses`, or left out, got {tasks}."
-        )
-    if encode is not None:
-        return LatentProblem(encode, heads, has_aux, batching, streaming)
-    if streaming:
-        raise ValueError(
-            "`streaming` must be False for losses without `encode`, got True: without "
-            "a common latent there is no pullback to run again."
-        )
-    return IndependentProblem(heads, has_aux)

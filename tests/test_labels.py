@@ -232,6 +232,27 @@ def test_labels_of_another_state_of_flax_nnx():
         label_params(more, labels)
 
 
+@pytest.mark.parametrize(
+    "box", [nnx.Param, lambda leaf: nn.Partitioned(leaf, names=(None,))]
+)
+@pytest.mark.parametrize("container", [lambda **kw: kw, lambda **kw: (kw, [kw["w"]])])
+def test_labels_of_boxed_parameters_fit_the_bare_ones(box, container):
+    """Both ways: a box around a leaf is no part of the path by which labels match."""
+    bare = container(w=1.0, a={"w": 2.0})
+    boxed = jax.tree.map(box, bare)
+    labels = label_params(bare, lambda path, leaf: "a" if "a/w" in path else "shared")
+    of_boxed = jax.tree.map(box, labels)
+    assert label_params(bare, of_boxed) == labels
+    assert label_params(boxed, of_boxed) == of_boxed
+    assert label_params(boxed, labels) == of_boxed
+
+
+def test_a_list_of_one_is_not_a_box():
+    """Its leaf keeps its place: a longer list needs more labels."""
+    with pytest.raises(ValueError, match="no rule labels the leaf `a/1`"):
+        label_params({"a": [1.0, 2.0]}, {"a": ["shared"]})
+
+
 def test_empty_tree():
     with pytest.raises(ValueError, match="`params` must have at least one leaf"):
         label_params({}, "shared")

@@ -83,6 +83,20 @@ def test_absent_tasks_stay_absent(float64):
     assert_close(update, expected, 1e-9)
 
 
+def test_tasks_that_are_known_to_be_present(float64):
+    """The program then knows who is absent; who is left out still trains its head."""
+    present = np.array([False, True, True])
+    grads = ORACLE(PARAMS, *BATCH, present=present)
+    hidden = grads.without_rows(np.array([False, False, True]))
+    assert hidden.active == {"shared": True, "a": False, "b": True, "c": True}
+    tx = {"mgda": mtlopt.leave_out(mtlopt.mgda(3), ["c"])}
+    update = run(ORACLE, tx, present=present)["mgda"]
+    expected = jax.jit(lambda p: gradient_of("b", p, *BATCH))(PARAMS)
+    own = jax.jit(lambda p: gradient_of("c", p, *BATCH))(PARAMS)
+    expected["heads"]["c"] = own["heads"]["c"]
+    assert_close(update, expected, 1e-9)
+
+
 def test_seeds(float64):
     """Under vmap, one wrapper inside of another."""
     inner = mtlopt.leave_out(mtlopt.mgda(4), ["1"])
