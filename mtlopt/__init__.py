@@ -143,6 +143,7 @@ from mtlopt.diagnostics.task_weights import task_weights
 from mtlopt.heads import stacked
 from mtlopt.labels import label_params
 from mtlopt.latent import in_latent_space
+from mtlopt.leave_out import leave_out
 from mtlopt.linesearch.armijo import LineSearchState
 from mtlopt.linesearch.backtracking import backtracking
 from mtlopt.linesearch.fast_backtracking import fast_backtracking
@@ -292,6 +293,7 @@ __all__ = [
     "krum",
     "krum_weights",
     "label_params",
+    "leave_out",
     "log_stch_weights",
     "log_weights",
     "maximum_roaming",

@@ -1,16 +1,20 @@
 """Argument checks: one wording for every error of the library.
 
-Only Python numbers are compared: arrays and tracers pass, so that
-`optax.inject_hyperparams` can inject every non-structural argument.
+Only Python numbers and known entries of vectors of tasks are compared: tracers pass, so
+that `optax.inject_hyperparams` can inject every non-structural argument.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+
+# Reads an argument with one entry per task, given the names of the tasks.
+Reader = Callable[[Sequence[str]], Any]
 
 
 def check_num_tasks(num_tasks: int) -> None:
@@ -50,7 +54,10 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 def as_task_vector(name: str, value: Any, num_tasks: int) -> jax.Array:
     """Returns `value` as a [tasks] array, or raises naming the argument."""
     if isinstance(value, Mapping):
-        raise TypeError(f"`{name}` must be an array [tasks], got a mapping.")
+        raise TypeError(
+            f"`{name}` must be an array [tasks], got a mapping. Names are not known "
+            "here: list its values in the order of the tasks."
+        )
     vector = jnp.asarray(value)
     if vector.shape != (num_tasks,):
         raise ValueError(
@@ -60,18 +67,114 @@ def as_task_vector(name: str, value: Any, num_tasks: int) -> jax.Array:
     return vector
 
 
-def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
-    """Returns `value` as bool [tasks]; a NumPy array stays one, known at trace time.
+def in_order(name: str, value: Mapping[str, Any], tasks: Sequence[str]) -> list[Any]:
+    """Returns what a mapping has for every task, or raises unless it names them all."""
+    if set(value) != set(tasks):
+        raise ValueError(
+            f"`{name}` must have the keys {tuple(tasks)}, the names of the tasks, got "
+            f"{tuple(value)}."
+        )
+    return [value[task] for task in tasks]
 
-    It may be a mapping from the names of all tasks.
+
+def named_vector(name: str, value: Any, tasks: Sequence[str]) -> jax.Array:
+    """Returns a vector `[tasks]`, or a mapping from the tasks' names, as an array."""
+    if isinstance(value, Mapping):
+        value = in_order(name, value, tasks)
+    return as_task_vector(name, value, len(tasks))
+
+
+def task_argument(
+    name: str,
+    value: Any,
+    num_tasks: int,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Reader:
+    """Checks a factory's argument with one entry per task, and returns how to read it.
+
+    A factory does not know the names of the tasks. So a mapping becomes a vector at the
+    update, where the gradients have them.
+
+    Args:
+      name: its name.
+      value: a vector `[tasks]`, a mapping from task to number, or None.
+      num_tasks: number of tasks.
+      low: least value of an entry, where it is known.
+      high: largest value, likewise.
+
+    Returns:
+      A function from the names of the tasks to the vector, or to None.
+    """
+    if value is None:
+        return lambda _tasks: None
+    if isinstance(value, Mapping):
+        if len(value) != num_tasks or any(jnp.ndim(one) for one in value.values()):
+            raise ValueError(
+                f"`{name}` must have one number for each of {num_tasks} tasks, got "
+                f"{dict(value)}."
+            )
+    else:
+        as_task_vector(name, value, num_tasks)
+    if high < math.inf:
+        condition = f"between {low:g} and {high:g}"
+    else:
+        condition = "finite" if low == -math.inf else f"finite and at least {low:g}"
+    for key, entry in _known_entries(value):
+        if not (math.isfinite(entry) and low <= entry <= high):
+            raise ValueError(f"`{name}[{key!r}]` must be {condition}, got {entry:g}.")
+    return lambda tasks: named_vector(name, value, tasks)
+
+
+def preference_argument(value: Any, num_tasks: int) -> Reader:
+    """The same for a preference: no entry may be negative, nor all of them zero."""
+    reader = task_argument("preference", value, num_tasks, low=0)
+    if value is not None:
+        entries = [entry for _, entry in _known_entries(value)]
+        if len(entries) == num_tasks and not any(entries):
+            raise ValueError("`preference` must have a positive entry, got zeros only.")
+    return reader
+
+
+def _known_entries(value: Any) -> Iterable[tuple[Any, float]]:
+    """Returns index or name, and number, of the entries that are no tracers."""
+    if isinstance(value, Tracer):
+        return []
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return []  # no process has all of it
+    if isinstance(value, jax.Array):
+        value = np.asarray(value)  # at once, not an entry at a time
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return [(key, float(one)) for key, one in pairs if not isinstance(one, Tracer)]
+
+
+def by_task(tasks: Sequence[str], values: Any, axis: int = 0) -> dict[str, Any]:
+    """Returns the entries of a pytree of arrays with a task axis, by task."""
+    for leaf in jax.tree.leaves(values):
+        shape = jnp.shape(leaf)
+        if not -len(shape) <= axis < len(shape) or shape[axis] != len(tasks):
+            raise ValueError(
+                f"`values` must have {len(tasks)} tasks along axis {axis}, got shape "
+                f"{shape}."
+            )
+    moved = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), values)
+    return {
+        task: jax.tree.map(lambda leaf, i=i: leaf[i], moved)
+        for i, task in enumerate(tasks)
+    }
+
+
+def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
+    """Returns `value` as bool [tasks]; if known at trace time, as a NumPy array.
+
+    Python bools and NumPy arrays are. It may be a mapping from the names of all tasks.
     """
     num_tasks = len(tasks)
     if isinstance(value, Mapping):
-        if set(value) != set(tasks):
-            raise ValueError(
-                f"`{name}` must have the keys {tuple(tasks)}, got {tuple(value)}."
-            )
-        value = jnp.stack([jnp.asarray(value[task]) for task in tasks])
+        value = in_order(name, value, tasks)
+    if isinstance(value, list | tuple):
+        known = all(isinstance(flag, bool | np.bool) for flag in value)
+        value = (np if known else jnp).asarray(value)
     if isinstance(value, np.ndarray) and value.shape == (num_tasks,):
         return value.astype(bool)
     return as_task_vector(name, value, num_tasks).astype(bool)

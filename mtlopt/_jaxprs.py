@@ -52,8 +52,25 @@ def used_leaves_of_entries(
     return [_used_by(program, entry) for entry in entries]
 
 
+def dependent_outputs(
+    function: Callable[..., Any], *args: PyTree
+) -> tuple[list[bool], list[Any]]:
+    """Returns, per leaf of `function(*args)`, whether its numbers depend on `args`.
+
+    The second value are the shapes of these leaves.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    outputs = range(len(closed.jaxpr.outvars))
+    depends = [
+        any(_used_inputs(closed.jaxpr, [i == j for j in outputs])) for i in outputs
+    ]
+    return depends, jax.tree.leaves(shapes)
+
+
 def _used_inputs(program: core.Jaxpr, outputs: list[bool]) -> list[bool]:
-    return partial_eval.dce_jaxpr(program, outputs)[1]
+    # Nothing depends on an effect without a result, such as `jax.debug.print`.
+    eqns = [eqn for eqn in program.eqns if eqn.outvars]
+    return partial_eval.dce_jaxpr(program.replace(eqns=eqns), outputs)[1]
 
 
 def _used_by(program: core.Jaxpr, variables: list[core.Var]) -> list[bool]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mtlopt._checks import check_num_tasks
 from mtlopt._jaxprs import used_leaves
 from mtlopt.labels import Partition
-from mtlopt.rows import Leaves
+from mtlopt.rows import STATIC, Leaves
 
 PyTree = Any
 
@@ -59,34 +59,51 @@ def stacked(head: Callable[..., Any], num_tasks: int) -> Stacked:
     return Stacked(head, num_tasks)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a problem is evaluated at: parameters, cut by label, and arguments."""
+
+    shared: Leaves
+    heads: Leaves
+    frozen: Leaves
+    args: tuple[Any, ...]
+    partition: Partition = dataclasses.field(metadata=STATIC)
+
+    def params(self, shared: Leaves, heads: Leaves) -> PyTree:
+        """Returns the parameters, with other values of what moves."""
+        return self.partition.merge(shared, heads, self.frozen)
+
+    def update(self, shared: Leaves, heads: Leaves) -> PyTree:
+        """Returns an update of the parameters."""
+        return self.partition.update(shared, heads, self.frozen)
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadCall:
     """The heads at one batch: everything the losses need but heads and latent.
 
     Attributes:
-      partition: which leaf belongs to whom.
-      shared: values of the shared leaves, which a head may not read.
+      inputs: parameters and arguments; of the shared leaves a head may read nothing.
       rebuild: from the latent's leaves to the latent; None in problems without
         `encode`, whose latent is the shared leaves, read as parameters.
-      args: the arguments of the call.
       has_aux: whether losses come with a second value.
     """
 
-    partition: Partition
-    shared: Leaves
+    inputs: Inputs
     rebuild: Callable[[Leaves], PyTree] | None
-    args: tuple[Any, ...]
     has_aux: bool
 
     def run(
         self, head: Callable[..., Any], heads: Leaves, latent: Leaves, *extra: Any
     ) -> tuple[jax.Array, Any]:
         """Returns one task's loss and aux."""
+        inputs = self.inputs
         if self.rebuild is None:
-            out = head(self.partition.merge(latent, heads), *extra, *self.args)
+            out = head(inputs.params(latent, heads), *extra, *inputs.args)
         else:
-            params = self.partition.merge(self.shared, heads)
-            out = head(params, self.rebuild(latent), *extra, *self.args)
+            params = inputs.params(inputs.shared, heads)
+            out = head(params, self.rebuild(latent), *extra, *inputs.args)
         return split_aux(out, self.has_aux)
 
 
@@ -122,6 +139,10 @@ def as_loss(value: Any, task: str) -> jax.Array:
     return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
 
 
+def _stack(values: list[jax.Array]) -> jax.Array:
+    return jnp.stack(values) if values else jnp.zeros(0)
+
+
 class SeparateHeads:
     """One loss function per task."""
 
@@ -129,12 +150,15 @@ class SeparateHeads:
         self.functions = functions
         self.tasks = tuple(functions)
 
-    def losses(self, call: HeadCall, heads: Leaves, latent: Leaves) -> jax.Array:
-        """Returns the losses `[tasks]`."""
-        return jnp.stack(
+    def losses(
+        self, call: HeadCall, heads: Leaves, latent: Leaves, members: Any = None
+    ) -> jax.Array:
+        """Returns the losses `[tasks]`, or those of `members`."""
+        tasks = [self.tasks[i] for i in self._chosen(members)]
+        return _stack(
             [
-                as_loss(call.run(function, heads, latent)[0], task)
-                for task, function in self.functions.items()
+                as_loss(call.run(self.functions[task], heads, latent)[0], task)
+                for task in tasks
             ]
         )
 
@@ -147,10 +171,10 @@ class SeparateHeads:
         the heads run backward once for all tasks together. `factors` and `members` as
         in `Problem.evaluate`; members are Python ints, others' gradients are zero.
         """
-        labels = call.partition.head_labels
+        labels = call.inputs.partition.head_labels
         grads = [jnp.zeros_like(leaf) for leaf in heads]
         values, aux, rows = [], {}, []
-        for i in range(len(self.tasks)) if members is None else members:
+        for i in self._chosen(members):
             task = self.tasks[i]
             own = [j for j, label in enumerate(labels) if label == task]
 
@@ -171,8 +195,14 @@ class SeparateHeads:
                 grads[j] = grad
             values.append(value)
             rows.append(row)
-        stacked_rows = [jnp.stack(leaves) for leaves in zip(*rows, strict=True)]
-        return jnp.stack(values), aux, grads, stacked_rows
+        stacked_rows = [
+            jnp.stack([row[j] for row in rows]) if rows else leaf[None][:0]
+            for j, leaf in enumerate(latent)
+        ]
+        return _stack(values), aux, grads, stacked_rows
+
+    def _chosen(self, members: Any) -> Sequence[int]:
+        return range(len(self.tasks)) if members is None else members
 
     def reads(
         self,
@@ -181,6 +211,7 @@ class SeparateHeads:
         z: tuple[PyTree, ...],
         args: tuple[Any, ...],
         has_aux: bool,
+        members: Any = None,
     ) -> dict[str, list[bool]]:
         """Returns, per task, which leaves of `params` its loss reads.
 
@@ -190,10 +221,12 @@ class SeparateHeads:
           z: the latent if there is one.
           args: arguments of the losses.
           has_aux: whether losses come with a second value.
+          members: indices of the tasks to look at; None for all.
         """
         del stacked
         reads = {}
-        for task, function in self.functions.items():
+        for task in [self.tasks[i] for i in self._chosen(members)]:
+            function = self.functions[task]
 
             def loss(
                 params: PyTree,
@@ -219,13 +252,15 @@ class StackedHeads:
                 f"{len(self.tasks)} names."
             )
 
-    def losses(self, call: HeadCall, heads: Leaves, latent: Leaves) -> jax.Array:
-        """Returns the losses `[tasks]`."""
+    def losses(
+        self, call: HeadCall, heads: Leaves, latent: Leaves, members: Any = None
+    ) -> jax.Array:
+        """Returns the losses `[tasks]`, or those of `members`."""
 
         def one(leaves: Leaves, task: jax.Array) -> jax.Array:
             return self._run(call, leaves, latent, task)[0]
 
-        return jax.vmap(one)(heads, self._indices())
+        return jax.vmap(one)(*self._chosen(heads, members))
 
     def gradients(
         self, call: HeadCall, heads: Leaves, latent: Leaves, factors: Any, members: Any
@@ -243,12 +278,9 @@ class StackedHeads:
             differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
             return differentiate(leaves, latent)
 
-        indices = self._indices() if members is None else jnp.asarray(members)
-        if members is not None:
-            chosen = [jnp.asarray(leaf)[indices] for leaf in heads]
-            factors = None if factors is None else factors[indices]
-        else:
-            chosen = heads
+        chosen, indices = self._chosen(heads, members)
+        if members is not None and factors is not None:
+            factors = factors[indices]
         (losses, aux), (grads, rows) = jax.vmap(one)(chosen, indices, factors)
         if members is not None:
             grads = [
@@ -264,8 +296,10 @@ class StackedHeads:
         z: tuple[PyTree, ...],
         args: tuple[Any, ...],
         has_aux: bool,
+        members: Any = None,
     ) -> dict[str, list[bool]]:
         """Returns, for each task alike, which leaves of `params` the head reads."""
+        del members
         leaves, treedef = jax.tree.flatten(params)
 
         def loss(params: PyTree, *z: PyTree) -> jax.Array:
@@ -284,6 +318,13 @@ class StackedHeads:
 
     def _indices(self) -> jax.Array:
         return jnp.arange(len(self.tasks), dtype=jnp.int32)
+
+    def _chosen(self, heads: Leaves, members: Any) -> tuple[Leaves, jax.Array]:
+        """Returns the heads of some tasks, and their indices."""
+        if members is None:
+            return heads, self._indices()
+        indices = jnp.asarray(members, jnp.int32)
+        return [jnp.asarray(leaf)[indices] for leaf in heads], indices
 
     def _run(self, call: HeadCall, heads: Leaves, latent: Leaves, task: Any) -> Any:
         value, aux = call.run(self.head, heads, latent, task)

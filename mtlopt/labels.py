@@ -1,8 +1,9 @@
 """Labels: which parameter leaf is shared, and which belongs to which task.
 
-A label is a string: `"shared"`, the name of a task, or `"stacked"` for a leaf that
-holds the heads of all tasks along its first axis. Labels are a pytree of strings with
-the structure of the parameters, or anything that `label_params` turns into one.
+A label is a string: `"shared"`, the name of a task, `"stacked"` for a leaf that holds
+the heads of all tasks along its first axis, or `"frozen"` for a leaf that never moves.
+Labels are a pytree of strings with the structure of the parameters, or anything that
+`label_params` turns into one.
 """
 
 import dataclasses
@@ -16,6 +17,8 @@ import numpy as np
 
 SHARED = "shared"
 STACKED = "stacked"
+FROZEN = "frozen"
+RESERVED = (SHARED, STACKED, FROZEN)  # labels that are no tasks
 
 PyTree = Any
 Rules = PyTree | Mapping[str, Any] | Callable[[str, Any], str]
@@ -72,27 +75,44 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
     elif isinstance(rules, Mapping):
         labels = _labels_by_rule(paths, _flatten_rules(rules))
     else:
-        labels = _labels_by_prefix(rules, params)
+        labels = _labels_by_prefix(_unbox(rules), params)
     for path, label in zip(paths, labels, strict=True):
         if not isinstance(label, str):
             raise ValueError(
                 f"the label of `{path}` must be a string, got {label!r}. Labels are "
-                f"{SHARED!r}, {STACKED!r} or the name of a task."
+                f"{SHARED!r}, {STACKED!r}, {FROZEN!r} or the name of a task."
             )
     return jax.tree.unflatten(treedef, labels)
 
 
-def _flatten_rules(rules: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Joins nested mappings, and other containers in them, into one from path to label.
+def _unbox(rules: PyTree) -> PyTree:
+    """Puts a label in the place of each box around it, such as a Flax NNX variable.
 
-    A Flax NNX state is a mapping whose values are variables, containers of one leaf.
+    Labels of an NNX state then also fit its pure form, which has no variables: that is
+    the form that `nnx.Optimizer` hands to Optax.
     """
+
+    def is_box(node: Any) -> bool:
+        if node is None or isinstance(node, Mapping | list | tuple):
+            return node is None
+        content = jax.tree.leaves(node, is_leaf=lambda inner: inner is not node)
+        return len(content) == 1 and jax.tree_util.all_leaves(content)
+
+    def unbox(node: Any) -> Any:
+        return None if node is None else jax.tree.leaves(node)[0]
+
+    return jax.tree.map(unbox, rules, is_leaf=is_box)
+
+
+def _flatten_rules(rules: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Joins nested mappings and other containers into one, from path to label."""
     flat = {}
     for key, value in rules.items():
         path = f"{prefix}{key}".strip("/")
         if isinstance(value, Mapping):
             flat.update(_flatten_rules(value, path + "/"))
         else:
+            value = _unbox(value)
             inner = jax.tree_util.tree_leaves_with_path(value, lambda x: x is None)
             flat |= {f"{path}/{path_string(p)}".strip("/"): leaf for p, leaf in inner}
     return flat
@@ -175,9 +195,21 @@ def check_same_labels(labels: Rules, params: PyTree, partition: "Partition") -> 
             )
 
 
+def check_task_names(tasks: tuple[str, ...]) -> None:
+    """Raises unless the names of the tasks are strings, differ and are no labels."""
+    if len(set(tasks)) != len(tasks):
+        raise ValueError(f"`tasks` must differ from each other, got {tasks}.")
+    for name in tasks:
+        if not isinstance(name, str) or name in RESERVED:
+            raise ValueError(
+                f"the name of a task must be a string other than {RESERVED}, got "
+                f"{name!r}."
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """Parameters cut into shared leaves and heads, by label.
+    """Parameters cut into shared leaves, heads and frozen leaves, by label.
 
     Attributes:
       treedef: structure of the parameters.
@@ -191,19 +223,28 @@ class Partition:
     labels: tuple[str, ...]
     tasks: tuple[str, ...]
 
-    def split(self, params: PyTree) -> tuple[list[Any], list[Any]]:
-        """Returns the shared leaves and the heads' leaves of `params`."""
-        shared, heads = [], []
+    def split(self, params: PyTree) -> tuple[list[Any], list[Any], list[Any]]:
+        """Returns the shared, the heads' and the frozen leaves of `params`."""
+        shared, heads, frozen = [], [], []
+        kinds = {SHARED: shared, FROZEN: frozen}
         for label, leaf in zip(self.labels, jax.tree.leaves(params), strict=True):
-            (shared if label == SHARED else heads).append(leaf)
-        return shared, heads
+            kinds.get(label, heads).append(leaf)
+        return shared, heads, frozen
 
-    def merge(self, shared: list[Any], heads: list[Any]) -> PyTree:
+    def merge(self, shared: list[Any], heads: list[Any], frozen: list[Any]) -> PyTree:
         """Inverse of `split`."""
-        left, right = iter(shared), iter(heads)
+        kinds = {SHARED: iter(shared), FROZEN: iter(frozen)}
+        others = iter(heads)
         return self.treedef.unflatten(
-            next(left) if label == SHARED else next(right) for label in self.labels
+            next(kinds.get(label, others)) for label in self.labels
         )
+
+    def update(self, shared: list[Any], heads: list[Any], frozen: list[Any]) -> PyTree:
+        """Returns an update of such leaves: zeros for the frozen ones, in their types.
+
+        Inside `jit` an update that is added to the parameters costs them no memory.
+        """
+        return self.merge(shared, heads, [jnp.zeros_like(leaf) for leaf in frozen])
 
     def active(self, members: Any) -> dict[str, Any]:
         """Returns which labels a step of some of the tasks moves, for `per_label`.
@@ -214,7 +255,7 @@ class Partition:
         Returns:
           A mapping from label to bool: a task's label where it is a member, the shared
           label where any is, and for stacked heads the vector. Labels without leaves
-          are left out.
+          are left out, and so is the frozen one.
         """
         flags = members.tolist() if isinstance(members, np.ndarray) else list(members)
         active = {
@@ -222,12 +263,19 @@ class Partition:
             STACKED: members,
             **dict(zip(self.tasks, flags, strict=True)),
         }
-        return {label: active[label] for label in dict.fromkeys(self.labels)}
+        moving = (label for label in self.labels if label != FROZEN)
+        return {label: active[label] for label in dict.fromkeys(moving)}
+
+    @property
+    def shared_paths(self) -> list[str]:
+        """Paths of the shared leaves, in the order of `split`."""
+        labelled = zip(self.paths, self.labels, strict=True)
+        return [path for path, label in labelled if label == SHARED]
 
     @property
     def head_labels(self) -> list[str]:
         """Labels of the heads' leaves, in the order of `split`."""
-        return [label for label in self.labels if label != SHARED]
+        return [label for label in self.labels if label not in (SHARED, FROZEN)]
 
 
 def partition_params(
@@ -241,7 +289,7 @@ def partition_params(
     """Cuts `params` by label, after checking that labels, leaves and tasks agree.
 
     Args:
-      params: parameters, all floating point.
+      params: parameters, all floating point but for the frozen ones.
       labels: see `label_params`.
       tasks: names of the tasks.
       stacked: whether the heads are leaves `[tasks, ...]` labelled `"stacked"`.
@@ -257,14 +305,19 @@ def partition_params(
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     paths = tuple(path_string(path) for path, _ in leaves)
     names = tuple(jax.tree.leaves(full))
-    allowed = (SHARED, STACKED) if stacked else (SHARED, *tasks)
+    allowed = (SHARED, *((STACKED,) if stacked else tasks), FROZEN)
     for path, label, (_, leaf) in zip(paths, names, leaves, strict=True):
         number = hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
         kind = jnp.result_type(leaf) if number else type(leaf).__name__
-        if not number or not jnp.issubdtype(kind, jnp.floating):
+        if not number or jnp.issubdtype(kind, jax.dtypes.extended):
             raise ValueError(
-                f"the parameter `{path}` must be floating point, got {kind}. Split off "
-                "what is no parameter, and pass other arrays as arguments of the call."
+                f"the parameter `{path}` must be an array of numbers, got {kind}. "
+                "Split off what is no parameter."
+            )
+        if label != FROZEN and not jnp.issubdtype(kind, jnp.floating):
+            raise ValueError(
+                f"the parameter `{path}` must be floating point, got {kind}. Label it "
+                f"{FROZEN!r}, or pass it as an argument of the call."
             )
         if label not in allowed:
             listed = ", ".join(repr(name) for name in allowed)
@@ -276,8 +329,10 @@ def partition_params(
                 f"the stacked leaf `{path}` must have a leading task axis of size "
                 f"{len(tasks)}, got shape {jnp.shape(leaf)}."
             )
-    present = set(names) - {SHARED, STACKED}
-    if present:  # all-shared problems have no heads at all; half of them is a mistake
+    present = set(names) - set(RESERVED)
+    # All-shared problems have no heads at all; half of them is a mistake, unless the
+    # heads of the others are frozen.
+    if present and FROZEN not in names:
         for task in tasks:
             if task not in present and task not in headless:
                 raise ValueError(

@@ -1,22 +1,25 @@
 """Evaluation in equal parts of the batch: activations of one part at a time.
 
 Losses, heads' gradients and rows over the shared leaves are sums over the parts. Latent
-rows are not kept: of a leaf with a batch axis each part holds its own piece of the row,
-so the parts' Gramians add up.
+rows are not kept: of a leaf that depends on the batch each part holds its own piece of
+the row, so the parts' Gramians add up. The program says which leaves depend on it.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mtlopt._checks import as_task_vector
+from mtlopt._checks import named_vector
+from mtlopt._jaxprs import dependent_outputs
+from mtlopt.heads import Inputs
 from mtlopt.labels import path_string
 from mtlopt.linalg.gramian import gramian
 from mtlopt.linalg.normalise import safe_divide
-from mtlopt.problems import Evaluation, Inputs, LatentProblem, Problem
+from mtlopt.problems import Evaluation, LatentProblem, Problem
 from mtlopt.rows import Leaves, SummedLinearization, scale_heads, scale_rows
 
 PyTree = Any
@@ -48,7 +51,8 @@ class Microbatches:
             everyone = jnp.ones_like(out.losses)
             rows = out.linear.rows(everyone, None).leaves()
             whole, pieces = [], []
-            for leaf, is_whole in zip(out.linear.latent, batch_free, strict=False):
+            kinds = itertools.compress(batch_free, out.linear.moves)
+            for leaf, is_whole in zip(out.linear.latent, kinds, strict=False):
                 (whole if is_whole else pieces).append(leaf)
             products = _gramian(pieces, out.losses)
             return (out.losses, out.heads, rows, products, whole), out.aux
@@ -76,7 +80,7 @@ class Microbatches:
         heads = scale_heads(
             inputs.partition, out.heads, jnp.ones_like(factors), present=seen
         )
-        seen = seen if members is None else seen[jnp.asarray(members)]
+        seen = seen if members is None else seen[jnp.asarray(members, jnp.int32)]
         latent = scale_rows(out.linear.latent, jnp.ones_like(out.losses), seen)
         return out._replace(
             losses=jnp.where(seen, out.losses, 0),
@@ -103,10 +107,10 @@ class Microbatches:
         if self.label_counts is None:
             return jnp.full(shape, 1 / self.parts)
         counts = [
-            as_task_vector(
+            named_vector(
                 "label_counts",
                 self.label_counts(*cut_part(args, index, self.parts)),
-                shape[1],
+                self.problem.tasks,
             )
             for index in range(self.parts)
         ]
@@ -116,14 +120,27 @@ class Microbatches:
     def _batch_free(self, inputs: Inputs) -> list[bool]:
         """Returns which leaves of the latent are the same for all parts.
 
-        Empty without a common latent, whose Gramian nobody may ask for.
+        Those whose numbers do not depend on the batch, and whose shapes do not either,
+        as that of a token that is repeated for every sample does. Empty without a
+        common latent, whose Gramian nobody may ask for.
         """
-        if not isinstance(self.problem, LatentProblem):
+        problem = self.problem
+        if not isinstance(problem, LatentProblem):
             return []
-        part = dataclasses.replace(inputs, args=cut_part(inputs.args, 0, self.parts))
-        of_part = self.problem.latent_shapes(part)
-        of_batch = self.problem.latent_shapes(inputs)
-        return [a.shape == b.shape for a, b in zip(of_part, of_batch, strict=True)]
+        first, *others = cut_part(inputs.args, 0, self.parts)
+
+        def encode(batch: PyTree) -> PyTree:
+            args = (batch, *others)
+            return problem.latent(dataclasses.replace(inputs, args=args))
+
+        depends, of_part = dependent_outputs(encode, first)
+        if all(depends):
+            return [False] * len(depends)
+        of_batch = jax.tree.leaves(jax.eval_shape(lambda: problem.latent(inputs)))
+        return [
+            not pieces and part.shape == whole.shape
+            for pieces, part, whole in zip(depends, of_part, of_batch, strict=True)
+        ]
 
 
 def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
@@ -169,7 +186,9 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
 
 
 def _gramian(rows: Leaves, losses: jax.Array) -> jax.Array:
-    return gramian(rows) if rows else jnp.zeros((len(losses), len(losses)))
+    if not rows or not len(losses):
+        return jnp.zeros((len(losses), len(losses)))
+    return gramian(rows)
 
 
 def _sum_parts(

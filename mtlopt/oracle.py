@@ -17,16 +17,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
-from mtlopt._checks import as_mask, as_task_vector, check_choice
+from mtlopt._checks import as_mask, as_task_vector, by_task, check_choice, named_vector
 from mtlopt._guard import make_guard
-from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
-from mtlopt.labels import SHARED, STACKED, Partition, Rules, partition_params
+from mtlopt.heads import Inputs, SeparateHeads, Stacked, StackedHeads
+from mtlopt.labels import Partition, Rules, check_task_names, partition_params
+from mtlopt.make_problem import make_problem
 from mtlopt.microbatches import Microbatches, cut_part
 from mtlopt.ownership import check_ownership
-from mtlopt.problems import Inputs, LatentProblem, Problem, make_problem
-from mtlopt.rows import Batching
+from mtlopt.problems import LatentProblem, Problem
+from mtlopt.rows import Batching, Members
 from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
@@ -75,7 +77,9 @@ def task_grad(
           with its own use of the shared leaves. Tasks have no common latent.
         * One function `losses(params, *args)` that returns all losses, as a mapping, a
           sequence, or a vector made by stacking scalars; name them by `tasks`.
-      labels: who owns which leaf, see `label_params`.
+      labels: who owns which leaf, see `label_params`. Leaves labelled `"frozen"` are
+        read by any function and may have any dtype; they have no rows, and updates of
+        zeros.
       encode: `encode(params, *args) -> z`, any pytree; reads shared leaves only.
       tasks: names of the tasks, where `losses` is one function or stacked heads.
       has_aux: whether `encode` and every loss return a pair `(value, aux)`, for example
@@ -92,8 +96,9 @@ def task_grad(
         aux gets a leading axis of parts (what it says of single samples, `[parts, rows,
         ...]`, is in the batch's order with these two axes exchanged). `losses`, `heads`
         and `losses_at` run on the whole batch.
-      label_counts: `label_counts(*args) -> [tasks]`, labels of each task in a part,
-        for losses that are means over the labelled samples. Default: equal parts.
+      label_counts: `label_counts(*args) -> [tasks]`, or a mapping from task to number:
+        labels of each task in a part, for losses that are means over the labelled
+        samples. Default: equal parts.
 
     Returns:
       An `Oracle`: frozen and hashable.
@@ -134,14 +139,7 @@ def task_grad(
             "summed over the parts and must be kept. Methods in latent space need none."
         )
     problem = make_problem(losses, encode, tasks, has_aux, batching, streaming)
-    if len(set(problem.tasks)) != len(problem.tasks):
-        raise ValueError(f"`tasks` must differ from each other, got {problem.tasks}.")
-    for name in problem.tasks:
-        if not isinstance(name, str) or name in (SHARED, STACKED):
-            raise ValueError(
-                f"the name of a task must be a string other than {SHARED!r} and "
-                f"{STACKED!r}, got {name!r}."
-            )
+    check_task_names(problem.tasks)
     for name in headless:
         check_choice("headless", name, problem.tasks)
     return Oracle(
@@ -184,22 +182,33 @@ class Oracle:
         """Returns losses and gradients of all tasks, for a chain of transforms.
 
         Args:
-          params: parameters, a pytree of floating-point arrays.
+          params: parameters, a pytree of arrays, of floating point unless frozen.
           *args: arguments of the functions: batch, keys, model state.
           present: `[tasks]` bool, or a mapping from task to bool: the tasks that have
             labels in this batch. Every method leaves absent tasks out, which is not
             the same as a zero gradient; chain `per_label` behind the aggregator to
             keep their heads still. What an absent task's loss computes to does not
             matter, NaN included, except where one function returns all losses: there
-            it must be finite.
+            it must be finite. If it is made of Python bools or is a NumPy array, the
+            functions of absent tasks are not run: their losses are zero, and they have
+            no entry in `aux.tasks`. Each pattern then has a program of its own.
 
         Returns:
           `TaskGrads`.
         """
-        inputs = self._inputs(params, args)
+        members = None
         if present is not None:
-            present = jnp.asarray(as_mask("present", present, self.tasks))
-        losses, aux, z, heads, linear = self._evaluate(inputs, None)
+            present = as_mask("present", present, self.tasks)
+            if isinstance(present, np.ndarray):
+                members = Members.of(present)
+            present = jnp.asarray(present)
+        inputs = self._inputs(params, args, members=members)
+        if members is None:
+            losses, aux, z, heads, linear = self._evaluate(inputs, None)
+        else:
+            out = self._evaluate(inputs, members.indices)
+            losses, aux, z, heads, linear = out
+            losses, linear = members.spread(losses), linear.spread(members)
         return TaskGrads(
             losses=losses,
             scales=jnp.ones_like(losses),
@@ -208,9 +217,11 @@ class Oracle:
             z=z,
             heads=heads,
             linear=linear,
-            losses_at=jax.tree_util.Partial(self._losses_at, args),
+            losses_at=jax.tree_util.Partial(self._losses_at, members, args),
             guard=make_guard(),
             partition=inputs.partition,
+            frozen=inputs.frozen,
+            members=members,
         )
 
     def losses(self, params: PyTree, *args: Any) -> jax.Array:
@@ -221,8 +232,9 @@ class Oracle:
         """Returns the gradient of one task's loss, or of a group's summed loss.
 
         Args:
-          task: name or index of a task, of which only that task's head runs; the index
-            may be traced where heads are stacked. Or weights `[tasks]`, such as the
+          task: name or index of a task, whose loss is the only one that is run or
+            traced: `args` may be a batch of that task alone. The index may be traced
+            where heads are stacked. Or weights, `[tasks]` or by name, such as the
             members of a group: the gradient of the weighted sum. All heads run for it,
             and in a problem without `encode` every task's pass through the network.
           params: parameters.
@@ -233,7 +245,9 @@ class Oracle:
           A `Grad`: the task's loss, or all losses for weights, and the gradient, zero
           at the heads of other tasks.
         """
-        if isinstance(task, str):
+        if isinstance(task, Mapping | list | tuple):
+            task = named_vector("task", task, self.tasks)
+        elif isinstance(task, str):
             check_choice("task", task, self.tasks)
             task = self.tasks.index(task)
         elif jnp.ndim(task) == 0 and not isinstance(task, Tracer):
@@ -253,11 +267,12 @@ class Oracle:
                 "are stacked, got a traced index. Choose the task in Python, or write "
                 "the heads as mtlopt.stacked(...)."
             )
-        inputs = self._inputs(params, args)
+        one = Members((task,), self.num_tasks) if isinstance(task, int) else None
+        inputs = self._inputs(params, args, members=one)
         losses, aux, _, heads, linear = self._evaluate(inputs, [task])
         one = jnp.ones_like(losses)
         shared = linear.latent_rows(one, None).combine(one)
-        return Grad(losses[0], inputs.partition.merge(shared, heads), aux)
+        return Grad(losses[0], inputs.update(shared, heads), aux)
 
     def block(
         self, block: str, params: PyTree, *args: Any, present: Any = None
@@ -278,13 +293,14 @@ class Oracle:
         """
         check_choice("block", block, ("shared", "task"))
         grads = self(params, *args, present=present)
-        shared, heads = grads.partition.split(params)
+        shared, heads, _ = grads.partition.split(params)
         if block == "task":
             zeros = [jnp.zeros_like(leaf) for leaf in shared]
             return Grad(grads.losses, grads.updates(zeros), grads.aux)
-        moving, _ = grads.partition.split(grads.total())
+        moving, _, frozen = grads.partition.split(grads.total())
         still = [jnp.zeros_like(leaf) for leaf in heads]
-        return Grad(grads.losses, grads.partition.merge(moving, still), grads.aux)
+        update = grads.partition.merge(moving, still, frozen)
+        return Grad(grads.losses, update, grads.aux)
 
     def heads(self, params: PyTree, z: PyTree, *args: Any) -> Grad:
         """Returns losses and the heads' gradients on a given latent.
@@ -302,9 +318,9 @@ class Oracle:
         """
         problem = self._latent_problem()
         inputs = self._inputs(params, args, z)
-        out = problem.heads_at(inputs, z)
+        losses, aux, heads = problem.heads_at(inputs, z)
         zeros = [jnp.zeros_like(leaf) for leaf in inputs.shared]
-        return Grad(out.losses, inputs.partition.merge(zeros, out.heads), out.aux)
+        return Grad(losses, inputs.update(zeros, heads), aux)
 
     def active(self, params: PyTree, members: Any) -> dict[str, Any]:
         """Returns which labels a step of some of the tasks moves, for `per_label`.
@@ -319,6 +335,15 @@ class Oracle:
         """
         members = as_mask("members", members, self.tasks)
         return self.partition(params).active(members)
+
+    def named(self, values: PyTree, axis: int = 0) -> dict[str, PyTree]:
+        """Returns the entries of arrays with a task axis by task, as to log losses.
+
+        Args:
+          values: a pytree of arrays, such as losses or `task_weights`, `[tasks, ...]`.
+          axis: the axis of the tasks, such as -1 for a history of losses.
+        """
+        return by_task(self.tasks, values, axis)
 
     def partition(self, params: PyTree) -> Partition:
         """Returns who owns which leaf, after checking labels, leaves and tasks."""
@@ -336,26 +361,39 @@ class Oracle:
         return self.problem
 
     def _losses_at(
-        self, args: tuple[Any, ...], params: PyTree, z: PyTree = None
+        self,
+        members: Members | None,
+        args: tuple[Any, ...],
+        params: PyTree,
+        z: PyTree = None,
     ) -> jax.Array:
         problem = self.problem if z is None else self._latent_problem()
-        return problem.losses(self._inputs(params, args, z), z)
+        inputs = self._inputs(params, args, z, members)
+        if members is None:
+            return problem.losses(inputs, z)
+        return members.spread(problem.losses(inputs, z, members.indices))
 
     def _inputs(
-        self, params: PyTree, args: tuple[Any, ...], z: PyTree = None
+        self,
+        params: PyTree,
+        args: tuple[Any, ...],
+        z: PyTree = None,
+        members: Members | None = None,
     ) -> Inputs:
         """Cuts the parameters by label, after checking them against the functions.
 
-        On a given latent `encode` does not run, and may not accept the arguments.
+        On a given latent `encode` does not run, and may not accept the arguments. Nor
+        may the functions of tasks that are not `members`.
         """
         partition = self.partition(params)
         inputs = Inputs(*partition.split(params), args, partition)
         signature = (partition, _avals(params), _avals(args), _avals(z))
-        if signature not in self.checked:
+        if self.checked.isdisjoint({(*signature, None), (*signature, members)}):
             whole = self.microbatches == 1 or z is not None
             first = args if whole else cut_part(args, 0, self.microbatches)
-            check_ownership(self.problem, partition, params, first, z)
-            self.checked.add(signature)
+            some = None if members is None else members.indices
+            check_ownership(self.problem, partition, params, first, z, some)
+            self.checked.add((*signature, members))
         return inputs
 
     def _evaluate(self, inputs: Inputs, members: Any) -> tuple[Any, ...]:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mtlopt.heads import Stacked
-from mtlopt.labels import SHARED, STACKED, Partition, path_string
-from mtlopt.problems import Problem, Reads, make_problem
+from mtlopt.labels import FROZEN, SHARED, STACKED, Partition, path_string
+from mtlopt.make_problem import make_problem
+from mtlopt.problems import Problem, Reads
 
 PyTree = Any
 
@@ -18,8 +20,11 @@ def check_ownership(
     params: PyTree,
     args: tuple[Any, ...],
     z: PyTree = None,
+    members: Sequence[int] | None = None,
 ) -> None:
     """Raises if a function reads a leaf that its label does not let it read.
+
+    Frozen leaves are anybody's.
 
     Without this check such a leaf would silently miss a part of its gradient. Raises as
     well if `encode` reads nothing that is shared: the trunk would silently stay.
@@ -30,12 +35,13 @@ def check_ownership(
       params: parameters.
       args: arguments of the functions.
       z: a latent to read instead of what `encode` returns, which is then not run.
+      members: indices of the tasks whose functions are looked at; None for all.
 
     Raises:
       ValueError: names the function, the leaf's path and its label.
     """
     stacked = [label == STACKED for label in partition.labels]
-    reads = problem.reads(params, stacked, args, z)
+    reads = problem.reads(params, stacked, args, z, members)
     owners = list(zip(partition.paths, partition.labels, strict=True))
     shared = [i for i, label in enumerate(partition.labels) if label == SHARED]
     if shared and reads.encode and not any(reads.encode[i] for i in shared):
@@ -45,13 +51,13 @@ def check_ownership(
             "parameters from its first argument."
         )
     for (path, label), read in zip(owners, reads.encode or [], strict=False):
-        if read and label != SHARED:
+        if read and label not in (SHARED, FROZEN):
             raise ValueError(
                 f"encode reads `{path}`, which is labelled {label!r}. What encode "
-                f"reads must be labelled {SHARED!r}."
+                f"reads must be labelled {SHARED!r}, or {FROZEN!r} if it never moves."
             )
     if reads.tasks is None:
-        if any(label != SHARED for label in partition.labels):
+        if partition.head_labels:
             raise ValueError(
                 "`losses` must return a mapping or sequence of scalars, or a vector "
                 "made by jnp.stack of scalars, when tasks have parameters of their "
@@ -60,22 +66,22 @@ def check_ownership(
         return
     for task, used in reads.tasks.items():
         for i, (path, label) in enumerate(owners):
-            if not used[i] or label in (task, STACKED):
+            if not used[i] or label in (task, STACKED, FROZEN):
                 continue
             if label == SHARED and reads.encode is None:
                 continue
             readers = [name for name, reading in reads.tasks.items() if reading[i]]
             raise ValueError(
                 f"the loss of task {task!r} reads `{path}`, which is labelled "
-                f"{label!r}. {_advice(reads, readers, i)}"
+                f"{label!r}. {_advice(reads, readers, i, members is None)}"
             )
 
 
-def _advice(reads: Reads, readers: list[str], leaf: int) -> str:
+def _advice(reads: Reads, readers: list[str], leaf: int, everyone: bool = True) -> str:
     """What to do about a leaf that a loss may not read."""
     if reads.encode is None:
         return f"Label a leaf that several tasks read {SHARED!r}."
-    if len(readers) == 1 and not reads.encode[leaf]:
+    if everyone and len(readers) == 1 and not reads.encode[leaf]:
         return f"No other reads it: label it {readers[0]!r}."
     return f"Label it {SHARED!r} and let encode return it as part of z."
 
@@ -92,7 +98,8 @@ def infer_labels(
 
     A leaf that `encode` reads, or that several tasks' losses read, is shared; a leaf
     that one task's loss reads is that task's; what stacked heads read is stacked.
-    Nothing is computed: the functions are traced on shapes.
+    Leaves that are not of floating point cannot be trained: they are frozen. Nothing is
+    computed: the functions are traced on shapes.
 
     Args:
       losses: as in `task_grad`.
@@ -136,7 +143,10 @@ def infer_labels(
             "by jnp.stack of scalars, to see which loss reads which leaf."
         )
     labels = []
-    for i, (path, _) in enumerate(leaves):
+    for i, (path, leaf) in enumerate(leaves):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            labels.append(FROZEN)
+            continue
         readers = [task for task, used in reads.tasks.items() if used[i]]
         encoded = reads.encode is not None and reads.encode[i]
         several = len(readers) > 1 and not isinstance(losses, Stacked)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt.labels import STACKED, Rules, label_params
+from mtlopt.labels import FROZEN, STACKED, Rules, label_params
 from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
@@ -65,7 +65,8 @@ def per_label(
     An optimizer with memory goes on moving a head whose task had no labels in the
     batch: a zero gradient is not the absence of a step. Behind this wrapper, the leaves
     and the state of a label that is not active stay bit for bit the same. Every task of
-    stacked heads counts as a label of its own.
+    stacked heads counts as a label of its own. Frozen leaves have no state and updates
+    of zeros, so that `inner` cannot move them either: weight decay would, outside.
 
     `update` takes the keyword `active`: a mapping from label to a bool scalar (for
     `"stacked"` also a `[tasks]` bool vector), labels that it leaves out being active;
@@ -106,7 +107,7 @@ def per_label(
     def init_fn(params: PyTree) -> PerLabelState:
         names = label_params(params, labels)
         states = {}
-        for label in sorted(set(jax.tree.leaves(names))):
+        for label in sorted(set(jax.tree.leaves(names)) - {FROZEN}):
             init = optimizer(label).init
             init = jax.vmap(init) if label == STACKED else init
             states[label] = init(select(params, names, label))
@@ -133,7 +134,8 @@ def per_label(
                     f"`active` must name labels of {tuple(state.inner_states)}, got "
                     f"{label!r}."
                 )
-        moved, states = {}, {}
+        still = jax.tree.map(jnp.zeros_like, select(updates, names, FROZEN))
+        moved, states = {FROZEN: still}, {}
         for label, inner_state in state.inner_states.items():
             own = (
                 select(updates, names, label),

@@ -6,7 +6,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -15,14 +15,15 @@ import jax.numpy as jnp
 from mtlopt._jaxprs import used_leaves, used_leaves_of_entries
 from mtlopt.heads import (
     HeadCall,
+    Inputs,
     SeparateHeads,
-    Stacked,
     StackedHeads,
     as_loss,
     split_aux,
 )
-from mtlopt.labels import Partition
-from mtlopt.rows import STATIC, Batching, Leaves, Linearization
+from mtlopt.labels import SHARED
+from mtlopt.latent_leaves import linearize
+from mtlopt.rows import Batching, Leaves, Linearization
 
 PyTree = Any
 
@@ -51,17 +52,6 @@ class Evaluation(NamedTuple):
     linear: Linearization
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What a problem is evaluated at: parameters, cut by label, and arguments."""
-
-    shared: Leaves
-    heads: Leaves
-    args: tuple[Any, ...]
-    partition: Partition = dataclasses.field(metadata=STATIC)
-
-
 class Reads(NamedTuple):
     """Which leaves of the parameters the functions of a problem read.
 
@@ -83,8 +73,10 @@ class Problem(Protocol):
         """Names of the tasks, in the order of the losses."""
         ...
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
-        """Returns the losses `[tasks]`, on a given latent if there is one."""
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
+        """Returns the losses `[members]`, on a given latent if there is one."""
         ...
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
@@ -98,58 +90,25 @@ class Problem(Protocol):
         ...
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
         """Returns which leaves of `params` each function reads.
 
         Args:
           params: parameters.
-          stacked: which leaves have a leading task axis; None for those that
-            `encode` does not read.
+          stacked: which leaves have a leading task axis; None for those of floating
+            point that `encode` does not read.
           args: arguments of the functions.
           z: a latent to read instead of what `encode` returns, which is then not run;
             `stacked` must be given.
+          members: indices of the tasks to look at; None for all.
         """
         ...
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Rest:
-    """A latent without its floating-point leaves: those are differentiated."""
-
-    leaves: list[Any]
-    treedef: Any = dataclasses.field(metadata=STATIC)
-    floating: tuple[bool, ...] = dataclasses.field(metadata=STATIC)
-
-    def join(self, latent: Leaves) -> PyTree:
-        floats, rest = iter(latent), iter(self.leaves)
-        return self.treedef.unflatten(
-            next(floats if floating else rest) for floating in self.floating
-        )
-
-
-def _split_floating(z: PyTree) -> tuple[Leaves, _Rest]:
-    leaves, treedef = jax.tree.flatten(z)
-    floating = tuple(
-        bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating)) for leaf in leaves
-    )
-    for leaf in leaves:
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise ValueError(
-                "`encode` must return real leaves, got a complex one of shape "
-                f"{jnp.shape(leaf)}. Return its real and its imaginary part."
-            )
-    if not any(floating):
-        raise ValueError(
-            "`encode` must return a latent with at least one floating-point leaf, got "
-            f"{treedef}."
-        )
-    pairs = list(zip(leaves, floating, strict=True))
-    rest = [leaf for leaf, is_floating in pairs if not is_floating]
-    return [leaf for leaf, is_floating in pairs if is_floating], _Rest(
-        rest, treedef, floating
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,19 +125,27 @@ class LatentProblem:
     def tasks(self) -> tuple[str, ...]:
         return self.heads.tasks
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
         if z is None:
-            latent, (rest, _) = self._encode(inputs, inputs.shared)
-        else:
-            latent, rest = _split_floating(z)
-        return self.heads.losses(self._call(inputs, rest), inputs.heads, latent)
+            z = self.latent(inputs)
+        call = self._call(inputs, lambda _: z)
+        return self.heads.losses(call, inputs.heads, [], members)
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
-        latent, pullback, (rest, encode_aux) = jax.vjp(
-            lambda shared: self._encode(inputs, shared), inputs.shared, has_aux=True
+        latent, rest, pullback, encode_aux = linearize(
+            lambda shared: self._encode(inputs, shared), inputs.shared
         )
+        if inputs.shared and not latent:
+            raise ValueError(
+                "`encode` must return at least one floating-point leaf that depends on "
+                f"a leaf labelled {SHARED!r}, got none, so that "
+                f"`{inputs.partition.shared_paths[0]}` would never move."
+            )
+        call = self._call(inputs, rest.join)
         losses, aux, heads, rows = self.heads.gradients(
-            self._call(inputs, rest), inputs.heads, latent, factors, members
+            call, inputs.heads, latent, factors, members
         )
         linear = Linearization(
             rows,
@@ -186,28 +153,32 @@ class LatentProblem:
             self.batching,
             self.streaming,
             has_latent=True,
-            backward=_backward(self.heads, self._call(inputs, rest), inputs, latent),
+            backward=_backward(self.heads, call, inputs, latent, members),
+            moves=rest.moves,
         )
         aux = Aux(encode_aux, aux) if self.has_aux else None
         return Evaluation(losses, aux, rest.join(latent), heads, linear)
 
-    def heads_at(self, inputs: Inputs, z: PyTree) -> Evaluation:
-        """Returns losses and the heads' gradients on a given latent."""
-        latent, rest = _split_floating(z)
-        losses, aux, heads, rows = self.heads.gradients(
-            self._call(inputs, rest), inputs.heads, latent, None, None
-        )
-        linear = Linearization(rows, None, self.batching, False, has_latent=True)
-        aux = Aux(None, aux) if self.has_aux else None
-        return Evaluation(losses, aux, z, heads, linear)
+    def heads_at(
+        self, inputs: Inputs, z: PyTree
+    ) -> tuple[jax.Array, Aux | None, Leaves]:
+        """Returns losses, aux and the heads' gradients on a given latent."""
+        call = self._call(inputs, lambda _: z)
+        losses, aux, heads, _ = self.heads.gradients(call, inputs.heads, [], None, None)
+        return losses, Aux(None, aux) if self.has_aux else None, heads
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
         if z is not None:
             assert stacked is not None
-            heads = self.heads.reads(params, stacked, (z,), args, self.has_aux)
-            return Reads([], heads)
+            reads = self.heads.reads(params, stacked, (z,), args, self.has_aux, members)
+            return Reads([], reads)
 
         def encode(params: PyTree) -> PyTree:
             return split_aux(self.encode(params, *args), self.has_aux)[0]
@@ -215,25 +186,23 @@ class LatentProblem:
         z = jax.eval_shape(encode, params)
         used = used_leaves(encode, params)
         if stacked is None:
-            stacked = [not read for read in used]
-        return Reads(used, self.heads.reads(params, stacked, (z,), args, self.has_aux))
+            stacked = [
+                not read and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+                for leaf, read in zip(jax.tree.leaves(params), used, strict=True)
+            ]
+        reads = self.heads.reads(params, stacked, (z,), args, self.has_aux, members)
+        return Reads(used, reads)
 
-    def latent_shapes(self, inputs: Inputs) -> list[jax.ShapeDtypeStruct]:
-        """Returns the shapes of the latent's leaves."""
-        return jax.eval_shape(
-            lambda shared: self._encode(inputs, shared)[0], inputs.shared
-        )
+    def latent(self, inputs: Inputs) -> PyTree:
+        """Returns what `encode` returns, without aux."""
+        return self._encode(inputs, inputs.shared)[0]
 
-    def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[Leaves, Any]:
-        params = inputs.partition.merge(shared, inputs.heads)
-        z, aux = split_aux(self.encode(params, *inputs.args), self.has_aux)
-        latent, rest = _split_floating(z)
-        return latent, (rest, aux)
+    def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[PyTree, Any]:
+        params = inputs.params(shared, inputs.heads)
+        return split_aux(self.encode(params, *inputs.args), self.has_aux)
 
-    def _call(self, inputs: Inputs, rest: _Rest) -> HeadCall:
-        return HeadCall(
-            inputs.partition, inputs.shared, rest.join, inputs.args, self.has_aux
-        )
+    def _call(self, inputs: Inputs, rebuild: Callable[[Leaves], PyTree]) -> HeadCall:
+        return HeadCall(inputs, rebuild, self.has_aux)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -250,13 +219,17 @@ class IndependentProblem:
     def tasks(self) -> tuple[str, ...]:
         return self.heads.tasks
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
         del z
-        return self.heads.losses(self._call(inputs), inputs.heads, inputs.shared)
+        call = self._call(inputs)
+        return self.heads.losses(call, inputs.heads, inputs.shared, members)
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
+        call = self._call(inputs)
         losses, aux, heads, rows = self.heads.gradients(
-            self._call(inputs), inputs.heads, inputs.shared, factors, members
+            call, inputs.heads, inputs.shared, factors, members
         )
         linear = Linearization(
             rows,
@@ -264,22 +237,26 @@ class IndependentProblem:
             "auto",
             False,
             has_latent=False,
-            backward=_backward(self.heads, self._call(inputs), inputs, inputs.shared),
+            backward=_backward(self.heads, call, inputs, inputs.shared, members),
         )
         aux = Aux(None, aux) if self.has_aux else None
         return Evaluation(losses, aux, None, heads, linear)
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
         del z
         stacked = stacked or [False] * len(jax.tree.leaves(params))
-        return Reads(None, self.heads.reads(params, stacked, (), args, self.has_aux))
+        reads = self.heads.reads(params, stacked, (), args, self.has_aux, members)
+        return Reads(None, reads)
 
     def _call(self, inputs: Inputs) -> HeadCall:
-        return HeadCall(
-            inputs.partition, inputs.shared, None, inputs.args, self.has_aux
-        )
+        return HeadCall(inputs, None, self.has_aux)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -295,22 +272,25 @@ class VectorProblem:
     batching: Batching
     streaming: bool
 
-    def losses(self, inputs: Inputs, z: PyTree = None) -> jax.Array:
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
         del z
-        return self._vector(inputs, inputs.shared, inputs.heads)[0]
+        return self._vector(inputs, inputs.shared, inputs.heads, members)[0]
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
         losses, pullback, aux = jax.vjp(
-            lambda shared, heads: self._vector(inputs, shared, heads),
+            lambda shared, heads: self._vector(inputs, shared, heads, members),
             inputs.shared,
             inputs.heads,
             has_aux=True,
         )
-        factors = jnp.ones_like(losses) if factors is None else factors
+        if factors is None:
+            factors = jnp.ones_like(losses)
+        elif members is not None:
+            factors = factors[jnp.asarray(members, jnp.int32)]
         rows = jnp.diag(factors.astype(losses.dtype))
         losses = losses * factors
-        if members is not None:
-            rows, losses = rows[jnp.asarray(members)], losses[jnp.asarray(members)]
         # Only its own task's loss reads a head's leaf (see `check_ownership`), so one
         # pullback of all rows gives every head its own gradient.
         heads = pullback(jnp.sum(rows, axis=0))[1]
@@ -318,7 +298,7 @@ class VectorProblem:
             [rows],
             jax.tree_util.Partial(_pull_vector, pullback),
             self.batching,
-            self.streaming,
+            self.streaming and bool(inputs.shared),
             has_latent=False,
             backward=jax.tree_util.Partial(_backward_vector, pullback),
         )
@@ -326,9 +306,14 @@ class VectorProblem:
         return Evaluation(losses, aux, None, heads, linear)
 
     def reads(
-        self, params: PyTree, stacked: list[bool] | None, args: Any, z: PyTree = None
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
     ) -> Reads:
-        del stacked, z
+        del stacked, z, members  # one function: all or nothing
 
         def values(params: PyTree) -> Any:
             return self._values(params, args)[0]
@@ -366,21 +351,34 @@ class VectorProblem:
         return out.astype(jnp.promote_types(out.dtype, jnp.float32)), aux
 
     def _vector(
-        self, inputs: Inputs, shared: Leaves, heads: Leaves
+        self, inputs: Inputs, shared: Leaves, heads: Leaves, members: Any
     ) -> tuple[jax.Array, Any]:
-        params = inputs.partition.merge(shared, heads)
+        params = inputs.params(shared, heads)
         values, aux = self._values(params, inputs.args)
-        return jnp.stack(values) if isinstance(values, list) else values, aux
+        if members is None:
+            return jnp.stack(values) if isinstance(values, list) else values, aux
+        if isinstance(values, list) and all(isinstance(i, int) for i in members):
+            # The others' scalars are then read by nobody, and XLA deletes them.
+            some = [values[i] for i in members]
+            return jnp.stack(some) if some else jnp.zeros(0), aux
+        return jnp.asarray(values)[jnp.asarray(members, jnp.int32)], aux
 
 
 def _backward(
-    heads: SeparateHeads | StackedHeads, call: HeadCall, inputs: Inputs, latent: Leaves
-) -> Callable[[jax.Array], tuple[Leaves, Leaves]]:
+    heads: SeparateHeads | StackedHeads,
+    call: HeadCall,
+    inputs: Inputs,
+    latent: Leaves,
+    members: Any,
+) -> Callable[[jax.Array], tuple[Leaves, Leaves]] | None:
     """Returns the pullback of the losses to the heads' leaves and the latent.
 
     Unlike the rows it never separates the tasks' gradients of the latent: for stacked
-    heads those are T times the latent's size.
+    heads those are T times the latent's size. Some of the tasks have none: it would
+    run the functions of all.
     """
+    if members is not None:
+        return None
     return jax.vjp(
         lambda leaves, latent: heads.losses(call, leaves, latent), inputs.heads, latent
     )[1]
@@ -396,59 +394,3 @@ def _backward_vector(
 def _pull_vector(pullback: Callable[..., Any], cotangent: Leaves) -> tuple[Leaves]:
     """Pulls a cotangent of the vector of losses back to the shared leaves."""
     return (pullback(cotangent[0])[0],)
-
-
-def make_problem(
-    losses: Any,
-    encode: Callable[..., Any] | None,
-    tasks: Sequence[str] | None,
-    has_aux: bool,
-    batching: Batching = "auto",
-    streaming: bool = False,
-) -> Problem:
-    """Chooses the shape of a problem from the form of its losses: see `task_grad`."""
-    if isinstance(losses, Stacked):
-        heads = StackedHeads(losses, tasks)
-    elif isinstance(losses, Mapping):
-        if not losses:
-            raise ValueError("`losses` must name at least one task, got none.")
-        for task, function in losses.items():
-            if not callable(function):
-                raise TypeError(
-                    f"`losses[{task!r}]` must be callable, got "
-                    f"{type(function).__name__}."
-                )
-        heads = SeparateHeads(dict(losses))
-    elif callable(losses):
-        if encode is not None:
-            raise ValueError(
-                "`losses` must be a mapping from task to loss, or mtlopt.stacked(...), "
-                "when `encode` is given, got one function."
-            )
-        if not tasks or isinstance(tasks, str):
-            raise ValueError(
-                "`tasks` must be a sequence with the names of the tasks when `losses` "
-                f"is one function, got {tasks!r}."
-            )
-        return VectorProblem(losses, tuple(tasks), has_aux, batching, streaming)
-    else:
-        raise TypeError(
-            "`losses` must be a mapping from task to function, mtlopt.stacked(...), or "
-            f"a function, got {type(losses).__name__}."
-        )
-    if (
-        isinstance(losses, Mapping)
-        and tasks is not None
-        and tuple(tasks) != heads.tasks
-    ):
-        raise ValueError(
-            f"`tasks` must be {heads.tasks} as in `losses`, or left out, got {tasks}."
-        )
-    if encode is not None:
-        return LatentProblem(encode, heads, has_aux, batching, streaming)
-    if streaming:
-        raise ValueError(
-            "`streaming` must be False for losses without `encode`, got True: without "
-            "a common latent there is no pullback to run again."
-        )
-    return IndependentProblem(heads, has_aux)

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtlopt._jaxprs import convolves
 from mtlopt.labels import STACKED, Partition
@@ -21,6 +22,46 @@ from mtlopt.linalg.products import diagonal, dot
 Leaves = list[jax.Array]
 STATIC = {"static": True}  # metadata of dataclass fields that are not pytree children
 Batching = Literal["auto", "unroll", "vmap", "map"] | int
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """Some of the tasks, known at trace time: the others are not evaluated.
+
+    Attributes:
+      indices: which.
+      num_tasks: number of all tasks.
+    """
+
+    indices: tuple[int, ...]
+    num_tasks: int
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> "Members":
+        """Returns the tasks at which a mask `[tasks]` is true."""
+        return cls(tuple(np.flatnonzero(mask).tolist()), len(mask))
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Bool `[tasks]`."""
+        return np.isin(np.arange(self.num_tasks), self.indices)
+
+    def take(self, values: jax.Array) -> jax.Array:
+        """Returns the entries `[members, ...]` of `values`, `[tasks, ...]`."""
+        some = [values[i] for i in self.indices]
+        return jnp.stack(some) if some else values[:0]
+
+    def spread(self, values: jax.Array) -> jax.Array:
+        """Inverse of `take`, with zeros for the other tasks."""
+        places = {task: place for place, task in enumerate(self.indices)}
+        if self.indices:
+            zero = jnp.zeros_like(values[0])  # with its sharding
+        else:
+            zero = jnp.zeros_like(values, shape=values.shape[1:])
+        return jnp.stack(
+            [values[places[i]] if i in places else zero for i in range(self.num_tasks)]
+        )
 
 
 class Rows(Protocol):
@@ -275,6 +316,8 @@ def map_tasks(
     """
     if batching == "auto":
         batching = _choose_batching(function, rows)
+    if not len(rows[0]):
+        batching = "vmap"  # the others need a row to learn the result's shape from
     if batching == "unroll":
         results = [function([leaf[i] for leaf in rows]) for i in range(len(rows[0]))]
         return [jnp.stack(leaves) for leaves in zip(*results, strict=True)]
@@ -309,6 +352,10 @@ class Linearization:
         sum with respect to the heads' leaves and the latent; None where the latent rows
         are to be combined instead.
       kept: rows over the shared leaves, if they were made already, see `keep_rows`.
+      moves: per leaf of what `encode` returned, whether it is one of the latent's
+        leaves here: see `latent_leaves`. Empty in problems without `encode`.
+      members: the tasks whose rows are pulled back: those of the others are zero, or
+        masked by `present`. None for all.
     """
 
     latent: Leaves
@@ -318,6 +365,22 @@ class Linearization:
     has_latent: bool = dataclasses.field(metadata=STATIC)
     backward: Callable[[jax.Array], tuple[Leaves, Leaves]] | None = None
     kept: Leaves | None = None
+    moves: tuple[bool, ...] = dataclasses.field(default=(), metadata=STATIC)
+    members: Members | None = dataclasses.field(default=None, metadata=STATIC)
+
+    def spread(self, members: Members) -> "Linearization":
+        """Returns the linearization of all tasks from that of some: zero rows."""
+        latent = [members.spread(leaf) for leaf in self.latent]
+        return dataclasses.replace(self, latent=latent, backward=None, members=members)
+
+    def without(self, hidden: np.ndarray) -> "Linearization":
+        """Returns the same, without a pullback for tasks that `present` leaves out.
+
+        Args:
+          hidden: `[tasks]` bool.
+        """
+        seen = ~hidden if self.members is None else self.members.mask & ~hidden
+        return dataclasses.replace(self, members=Members.of(seen))
 
     def keep_rows(self, present: jax.Array | None) -> "Linearization":
         """Makes the rows over the shared leaves, for all that asks for them from here.
@@ -329,9 +392,7 @@ class Linearization:
         if self.streaming or self.kept is not None:
             return self
         latent = scale_rows(self.latent, jnp.ones(len(self.latent[0])), present)
-        return dataclasses.replace(
-            self, kept=map_tasks(self.pull, latent, self.batching)
-        )
+        return dataclasses.replace(self, kept=self._pull_rows(latent))
 
     def keep_latent(self) -> "Linearization":
         """Lets sums combine the latent rows, instead of one more backward pass."""
@@ -346,6 +407,14 @@ class Linearization:
     def pull(self, cotangent: Leaves) -> Leaves:
         """Maps a cotangent of the latent to the shared leaves."""
         return cotangent if self.pullback is None else self.pullback(cotangent)[0]
+
+    def _pull_rows(self, latent: Leaves) -> Leaves:
+        """Maps the latent rows to the shared leaves; zero rows need no pullback."""
+        if self.members is None:
+            return map_tasks(self.pull, latent, self.batching)
+        some = [self.members.take(leaf) for leaf in latent]
+        pulled = map_tasks(self.pull, some, self.batching)
+        return [self.members.spread(leaf) for leaf in pulled]
 
     def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
         """Returns rows and direction in the latent, where their inner products are.
@@ -371,7 +440,7 @@ class Linearization:
             return MaterialRows(len(scales), latent)
         if self.streaming:
             return StreamedRows(latent, self.pull)
-        return MaterialRows(len(scales), map_tasks(self.pull, latent, self.batching))
+        return MaterialRows(len(scales), self._pull_rows(latent))
 
 
 @jax.tree_util.register_dataclass
@@ -390,6 +459,15 @@ class SummedLinearization:
     products: jax.Array
     recombine: Callable[[jax.Array], Leaves]
     has_latent: bool = dataclasses.field(metadata=STATIC)
+
+    def spread(self, members: Members) -> "SummedLinearization":
+        """Returns the linearization of all tasks from that of some: zero rows."""
+        return dataclasses.replace(
+            self,
+            values=[members.spread(leaf) for leaf in self.values],
+            products=members.spread(members.spread(self.products).T),
+            recombine=jax.tree_util.Partial(_recombine_some, self.recombine, members),
+        )
 
     def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
         """Returns rows and direction over the shared leaves."""
@@ -410,3 +488,10 @@ class SummedLinearization:
     def rows(self, scales: jax.Array, present: jax.Array | None) -> Rows:
         """Returns the rows over the shared leaves."""
         return MaterialRows(len(scales), scale_rows(self.values, scales, present))
+
+
+def _recombine_some(
+    recombine: Callable[[jax.Array], Leaves], members: Members, weights: jax.Array
+) -> Leaves:
+    """Combines the rows of some tasks by the weights of all."""
+    return recombine(members.take(weights))

@@ -1,19 +1,32 @@
 """`TaskGrads`: the gradients of several losses, before a method makes one update."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from mtlopt._checks import as_task_vector
+from mtlopt._checks import as_mask, by_task, named_vector
 from mtlopt._guard import make_guard
-from mtlopt.labels import SHARED, STACKED, Partition, path_string
+from mtlopt.labels import (
+    FROZEN,
+    SHARED,
+    STACKED,
+    Partition,
+    Rules,
+    check_task_names,
+    label_params,
+    partition_params,
+    path_string,
+)
 from mtlopt.rows import (
     STATIC,
     Leaves,
     Linearization,
+    Members,
     Rows,
     SummedLinearization,
     scale_heads,
@@ -52,6 +65,10 @@ class TaskGrads:
       guard: that leaf.
       partition: which leaf belongs to whom.
       in_latent: whether rows are those of the latent.
+      frozen: the frozen leaves, whose updates are zeros in their types.
+      moving: `[tasks]` bool, the tasks whose heads move, where `without_rows` hides
+        some of them from methods; None for those that are present.
+      members: the tasks whose heads move, if they are known at trace time.
     """
 
     losses: jax.Array
@@ -65,32 +82,56 @@ class TaskGrads:
     guard: jax.Array
     partition: Partition = dataclasses.field(metadata=STATIC)
     in_latent: bool = dataclasses.field(default=False, metadata=STATIC)
+    frozen: Leaves = dataclasses.field(default_factory=list)
+    moving: jax.Array | None = None
+    members: Members | None = dataclasses.field(default=None, metadata=STATIC)
 
     @classmethod
     def from_rows(
-        cls, rows: PyTree, losses: Any = None, present: Any = None
+        cls,
+        rows: PyTree,
+        losses: Any = None,
+        present: Any = None,
+        *,
+        labels: Rules = SHARED,
+        tasks: Sequence[str] | None = None,
     ) -> "TaskGrads":
-        """Wraps a Jacobian that was computed elsewhere.
+        """Wraps gradients that were computed elsewhere, such as one task at a time.
 
         Args:
-          rows: pytree of leaves `[tasks, ...]`: row i is the gradient of loss i.
-          losses: `[tasks]`, for weightings that need them. Default: zeros.
-          present: `[tasks]` bool, see the class. Default: all.
+          rows: pytree with the structure of the parameters, every leaf with a leading
+            task axis: row i is the gradient of loss i with respect to all parameters.
+            A head's leaf keeps only its own task's row, and a stacked leaf, which is
+            `[tasks, tasks, ...]` here, only its diagonal: the rest must be zero. A
+            frozen leaf's rows are not read; its update is zeros of their type.
+          losses: `[tasks]` or by name, for weightings that need them. Default: zeros.
+          present: `[tasks]` bool or by name, see the class. Default: all.
+          labels: who owns which leaf, see `label_params`. Default: all is shared.
+          tasks: names of the tasks, in the order of the rows. Default: "0", "1", ...
 
         Returns:
-          `TaskGrads` whose leaves are all shared; updates have the structure of `rows`.
+          `TaskGrads`; updates have the structure of the parameters.
 
         Raises:
-          ValueError: if `rows` is empty or its leaves disagree on the number of tasks.
+          ValueError: if `rows` is empty or its leaves disagree on the number of tasks,
+            if the labels do not fit, or if another task's gradient reaches a head. The
+            last is seen outside of `jit` only.
 
         Examples:
-          >>> import jax.numpy as jnp
+          >>> import jax, jax.numpy as jnp
           >>> import mtlopt
-          >>> grads = mtlopt.TaskGrads.from_rows({"w": jnp.array([[1.0, 0], [0, 3.0]])})
-          >>> aggregator = mtlopt.sum_tasks(2)
-          >>> updates, _ = aggregator.update(grads, aggregator.init({"w": jnp.ones(2)}))
-          >>> updates
-          {'w': Array([1., 3.], dtype=float32)}
+          >>> params = {"w": jnp.ones(2), "a": jnp.array(1.0), "b": jnp.array(3.0)}
+          >>> losses = (lambda p: p["a"] * p["w"][0], lambda p: p["b"] * p["w"][1])
+          >>> gradients = [jax.grad(loss)(params) for loss in losses]
+          >>> grads = mtlopt.TaskGrads.from_rows(
+          ...     jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients),
+          ...     labels={"w": "shared", "a": "a", "b": "b"},
+          ...     tasks=("a", "b"),
+          ... )
+          >>> aggregator = mtlopt.mean_tasks(2)
+          >>> updates, _ = aggregator.update(grads, aggregator.init(params))
+          >>> print(updates["w"], updates["a"], updates["b"])
+          [0.5 1.5] 1.0 1.0
         """
         leaves, treedef = jax.tree_util.tree_flatten_with_path(rows)
         if not leaves:
@@ -105,37 +146,45 @@ class TaskGrads:
                     f"`{path_string(path)}`."
                 )
         values = [jnp.asarray(leaf) for _, leaf in leaves]
-        tasks = tuple(str(i) for i in range(num_tasks[0]))
-        dtype = jnp.promote_types(jnp.result_type(*values), jnp.float32)
+        names = tuple(map(str, range(num_tasks[0]))) if tasks is None else tuple(tasks)
+        check_task_names(names)
+        if (len(names),) != num_tasks:
+            raise ValueError(
+                f"`tasks` must name the {num_tasks[0]} rows, got {len(names)} names."
+            )
+        params = treedef.unflatten(
+            jax.ShapeDtypeStruct(leaf.shape[1:], jnp.float32) for leaf in values
+        )
+        stacked = STACKED in jax.tree.leaves(label_params(params, labels))
+        partition = partition_params(
+            params, labels, names, stacked=stacked, headless=names
+        )
+        shared, of_heads, frozen = partition.split(treedef.unflatten(values))
+        dtype = jnp.result_type(jnp.float32, *shared, *of_heads)
         if losses is None:
             losses = jnp.zeros(num_tasks, dtype)
         if present is not None:
-            present = as_task_vector("present", present, len(tasks)).astype(bool)
+            present = jnp.asarray(as_mask("present", present, names))
         return cls(
-            losses=as_task_vector("losses", losses, len(tasks)),
+            losses=named_vector("losses", losses, names),
             scales=jnp.ones(num_tasks, dtype),
             present=present,
             aux=None,
             z=None,
-            heads=[],
-            linear=Linearization(values, None, "auto", False, has_latent=False),
+            heads=_own_rows(of_heads, partition),
+            linear=Linearization(shared, None, "auto", False, has_latent=False),
             losses_at=None,
             guard=make_guard(),
-            partition=Partition(
-                treedef,
-                tuple(path_string(path) for path, _ in leaves),
-                (SHARED,) * len(leaves),
-                tasks,
-            ),
+            partition=partition,
+            frozen=[jnp.zeros(leaf.shape[1:], leaf.dtype) for leaf in frozen],
         )
 
     def __repr__(self) -> str:
         """Returns the tasks and how many leaves there are: JAX's errors quote it."""
-        owners = self.partition.labels
-        shared = owners.count(SHARED)
+        shared = self.partition.labels.count(SHARED)
         return (
             f"TaskGrads(tasks={self.tasks}, shared_leaves={shared}, "
-            f"head_leaves={len(owners) - shared}, in_latent={self.in_latent})"
+            f"head_leaves={len(self.heads)}, in_latent={self.in_latent})"
         )
 
     if TYPE_CHECKING:  # Optax's type of an update admits containers only
@@ -153,14 +202,28 @@ class TaskGrads:
         return len(self.tasks)
 
     @property
-    def active(self) -> dict[str, jax.Array] | None:
+    def active(self) -> dict[str, Any] | None:
         """Which labels `per_label` may advance on this batch; None for all.
 
         A task's label is active where the task is present, the shared label where any
         is, and the stacked label is a `[tasks]` vector. Labels without leaves are left
-        out.
+        out. If the present tasks are known at trace time the values are Python bools.
         """
-        return None if self.present is None else self.partition.active(self.present)
+        moving = self._moving
+        if moving is None:
+            return None
+        return self.partition.active(
+            moving if self.members is None else self.members.mask
+        )
+
+    @property
+    def _moving(self) -> jax.Array | None:
+        """The tasks whose heads move; None for all."""
+        return self.present if self.moving is None else self.moving
+
+    def named(self, values: PyTree, axis: int = 0) -> dict[str, PyTree]:
+        """Returns the entries of arrays with a task axis, see `Oracle.named`."""
+        return by_task(self.tasks, values, axis)
 
     def scale_by(self, factors: jax.Array) -> Self:
         """Returns the gradients of the losses times `factors`, `[tasks]`."""
@@ -176,6 +239,21 @@ class TaskGrads:
                 "own have none: use the method without in_latent_space."
             )
         return dataclasses.replace(self, in_latent=True)
+
+    def without_rows(self, members: np.ndarray) -> Self:
+        """Returns the same gradients, with some tasks absent but for their heads.
+
+        Args:
+          members: `[tasks]` bool.
+        """
+        there = jnp.ones(self.num_tasks, bool) if self.present is None else self.present
+        moving = there if self.moving is None else self.moving
+        linear = self.linear
+        if isinstance(linear, Linearization):
+            linear = linear.without(members)
+        return dataclasses.replace(
+            self, present=there & ~members, moving=moving, linear=linear
+        )
 
     def rows(self) -> Rows:
         """Returns the scaled task rows, for methods that compare tasks.
@@ -218,7 +296,7 @@ class TaskGrads:
         if self.present is not None or linear.kept is not None:
             return self.combine(jnp.ones_like(self.scales))
         factors = self.scales.astype(self.losses.dtype)
-        return self.partition.merge(*linear.total(factors))
+        return self.partition.update(*linear.total(factors), self.frozen)
 
     def combine(self, weights: jax.Array) -> PyTree:
         """Returns the update `sum_i weights[i] scales[i] g_i`, by a single pullback.
@@ -248,16 +326,43 @@ class TaskGrads:
           A pytree with the structure and dtypes of the parameters. A head moves by the
           gradient of its own loss times that loss's scale; absent heads get zeros.
         """
-        heads = scale_heads(self.partition, self.heads, self.scales, self.present)
-        return self.partition.merge(shared, heads)
+        heads = scale_heads(self.partition, self.heads, self.scales, self._moving)
+        return self.partition.update(shared, heads, self.frozen)
 
     def jacobian(self) -> PyTree:
-        """Returns the rows over the shared leaves, `[tasks, ...]`; None at the heads.
+        """Returns the rows over the shared leaves, `[tasks, ...]`; None elsewhere.
 
         For inspection: it holds as many gradients as there are tasks.
         """
         rows = self.linear.rows(self.scales, self.present).leaves()
-        return self.partition.merge(rows, [None] * len(self.heads))
+        heads, frozen = ([None] * len(part) for part in (self.heads, self.frozen))
+        return self.partition.merge(rows, heads, frozen)
+
+
+def _own_rows(rows: Leaves, partition: Partition) -> Leaves:
+    """Returns the heads' gradients, each of its own task, from those of all tasks."""
+    heads, tasks = [], partition.tasks
+    paths = [
+        path
+        for path, label in zip(partition.paths, partition.labels, strict=True)
+        if label not in (SHARED, FROZEN)
+    ]
+    for path, label, leaf in zip(paths, partition.head_labels, rows, strict=True):
+        if label == STACKED:
+            every = np.arange(len(tasks))
+            own, foreign = leaf[every, every], ~np.eye(len(tasks), dtype=bool)
+        else:
+            own = leaf[tasks.index(label)]
+            foreign = np.array([task != label for task in tasks])
+        # False for NaN, which an absent task may have.
+        if not isinstance(leaf, Tracer) and (np.abs(leaf)[foreign] > 0).any():
+            raise ValueError(
+                f"`rows` must be zero at `{path}`, which is labelled {label!r}, for "
+                f"all tasks but its own. Label a leaf that several tasks read "
+                f"{SHARED!r}."
+            )
+        heads.append(own)
+    return heads
 
 
 def check_task_grads(

@@ -108,6 +108,12 @@ def gradient_of(task, params, *args):
     return jax.grad(lambda params: losses_of(params, *args)[TASKS.index(task)])(params)
 
 
+def stack_heads(params, axis=0):
+    heads = [params["heads"][task] for task in TASKS]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, axis), *heads)
+    return {"encoder": params["encoder"], "heads": stacked}
+
+
 def make_forty_heads():
     """Params, labels, oracle and batch: forty latent rows are twenty times a batch."""
     num_tasks, batch_size, width = 40, 64, 64
@@ -139,7 +145,8 @@ def in_parameter_space():
 def run_methods(oracle, params, batches, *, names=None, present=None):
     """Methods over the batches at the same parameters, their state carried along.
 
-    One compilation for all methods. Float64.
+    One compilation for all methods. Float64. A mask `present` is traced, a mapping of
+    bools is known.
 
     Returns:
       `{name: updates [steps, ...]}` and `{name: states [steps, ...]}` after each step.
@@ -151,8 +158,10 @@ def run_methods(oracle, params, batches, *, names=None, present=None):
         for name in names
     }
 
-    def step(carry, batch):
-        grads = oracle(params, *batch, present=present)
+    known = present if isinstance(present, dict) else None
+
+    def step(carry, batch, mask):
+        grads = oracle(params, *batch, present=known or mask)
         results = {
             name: method.update(grads, carry[name], params)
             for name, method in methods.items()
@@ -160,12 +169,13 @@ def run_methods(oracle, params, batches, *, names=None, present=None):
         carry = {name: state for name, (_, state) in results.items()}
         return carry, ({name: out for name, (out, _) in results.items()}, carry)
 
-    def run(params, batches):
+    def run(params, batches, mask):
         init = {name: method.init(params) for name, method in methods.items()}
-        return jax.lax.scan(step, init, batches)[1]
+        return jax.lax.scan(lambda *now: step(*now, mask), init, batches)[1]
 
     with jax.enable_x64(True):
-        updates, states = jax.jit(run, compiler_options=QUICK)(params, batches)
+        mask = None if known else present
+        updates, states = jax.jit(run, compiler_options=QUICK)(params, batches, mask)
         return jax.device_get(updates), states
 
 

@@ -97,6 +97,12 @@ def test_parameter_space_costs_a_pullback_per_task():
     assert step(mtlopt.aligned_mtl(8)) > 4 * plain_step()
 
 
+def test_tasks_that_are_left_out_cost_no_pullback():
+    """Two of eight are seen: two backward passes over the trunk instead of eight."""
+    tx = mtlopt.leave_out(mtlopt.mgda(8), TASKS[2:])
+    assert step(tx) <= 2.1 * plain_step()
+
+
 @pytest.mark.parametrize("behind", ["sum_tasks", "mean_tasks", "aligned_mtl"])
 @pytest.mark.parametrize("present", [None, [True] * 8])
 def test_rows_that_a_weighting_reads_are_made_once(behind, present):
@@ -163,6 +169,56 @@ def test_blocks_cost_less_than_a_step():
 
     assert block("task") <= 0.45 * plain_step()
     assert block("shared") <= 1.001 * plain_step()
+
+
+@pytest.mark.parametrize("form", ["latent", "independent", "vector", "stacked"])
+def test_a_task_known_to_be_absent_costs_nothing(form):
+    """With seven of eight absent: one task's pass, not its head beside seven others."""
+    trunk = {"trunk": {"first": PARAMS["trunk"]["first"]}}
+    wide = {task: jnp.zeros((WIDTH, WIDTH)) for task in TASKS}
+    params = trunk | {"heads": wide}
+
+    def loss(head, z):
+        return jnp.mean((z @ head) ** 2)
+
+    def whole(task):
+        return lambda params, x: loss(params["heads"][task], encode(params, [x]))
+
+    if form == "latent":
+        oracle = mtlopt.task_grad(
+            {t: lambda p, z, x, t=t: loss(p["heads"][t], z) for t in TASKS},
+            LABELS,
+            encode=lambda params, x: encode(params, [x]),
+        )
+    elif form == "independent":
+        oracle = mtlopt.task_grad({task: whole(task) for task in TASKS}, LABELS)
+    elif form == "vector":
+        oracle = mtlopt.task_grad(
+            lambda *args: [whole(task)(*args) for task in TASKS], LABELS, tasks=TASKS
+        )
+    else:
+        params = trunk | {"heads": jnp.stack(list(wide.values()))}
+        oracle = mtlopt.task_grad(
+            mtlopt.stacked(lambda p, z, task, x: loss(p["heads"], z), NUM_TASKS),
+            {"trunk": "shared", "heads": "stacked"},
+            encode=lambda params, x: encode(params, [x]),
+            tasks=TASKS,
+        )
+
+    def alone(shared, head, x):
+        return loss(head, encode({"trunk": shared}, [x]))
+
+    tx = mtlopt.mean_tasks(NUM_TASKS)
+    present = {task: task == "t3" for task in TASKS}
+    x = make_batch()[0]
+
+    def run(params, x):
+        return tx.update(oracle(params, x, present=present), tx.init(params))[0]
+
+    one = flops(
+        jax.value_and_grad(alone, argnums=(0, 1)), trunk["trunk"], wide["t3"], x
+    )
+    assert flops(run, params, x) <= 1.2 * one
 
 
 def test_one_task_costs_one_head():

@@ -286,6 +286,7 @@ HELPERS = {
     "individual_step",
     "infer_labels",
     "label_params",
+    "leave_out",
     "maximum_roaming",
     "per_label",
     "random_groups",

@@ -195,7 +195,7 @@ def test_partition_splits_and_merges():
     params = {"w": 1.0, "heads": {"a": 2.0, "b": 3.0}}
     labels = {"w": "shared", "heads/a": "a", "heads/b": "b"}
     partition = partition_params(params, labels, ("a", "b"))
-    assert partition.split(params) == ([1.0], [2.0, 3.0])
+    assert partition.split(params) == ([1.0], [2.0, 3.0], [])
     assert partition.merge(*partition.split(params)) == params
     assert partition.head_labels == ["a", "b"]
 
@@ -230,6 +230,27 @@ def test_labels_of_another_state_of_flax_nnx():
     more = nnx.State({**state, "norm": nnx.BatchStat(1.0)})
     with pytest.raises(ValueError, match="no rule labels the leaf `norm/value`"):
         label_params(more, labels)
+
+
+@pytest.mark.parametrize(
+    "box", [nnx.Param, lambda leaf: nn.Partitioned(leaf, names=(None,))]
+)
+@pytest.mark.parametrize("container", [lambda **kw: kw, lambda **kw: (kw, [kw["w"]])])
+def test_labels_of_boxed_parameters_fit_the_bare_ones(box, container):
+    """Both ways: a box around a leaf is no part of the path by which labels match."""
+    bare = container(w=1.0, a={"w": 2.0})
+    boxed = jax.tree.map(box, bare)
+    labels = label_params(bare, lambda path, leaf: "a" if "a/w" in path else "shared")
+    of_boxed = jax.tree.map(box, labels)
+    assert label_params(bare, of_boxed) == labels
+    assert label_params(boxed, of_boxed) == of_boxed
+    assert label_params(boxed, labels) == of_boxed
+
+
+def test_a_list_of_one_is_not_a_box():
+    """Its leaf keeps its place: a longer list needs more labels."""
+    with pytest.raises(ValueError, match="no rule labels the leaf `a/1`"):
+        label_params({"a": [1.0, 2.0]}, {"a": ["shared"]})
 
 
 def test_empty_tree():

@@ -31,6 +31,7 @@ from tests.problems import (
     make_params,
     matrix_oracle,
     methods_of,
+    stack_heads,
     updates_of,
 )
 
@@ -246,12 +247,6 @@ def stacked_run():
     )
 
 
-def stack_heads(params, axis=0):
-    heads = [params["heads"][task] for task in TASKS]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, axis), *heads)
-    return {"encoder": params["encoder"], "heads": stacked}
-
-
 @functools.cache
 def split_run():
     """The toy problem with its shared leaves cut differently: two halves, one flat."""
@@ -418,6 +413,43 @@ def test_task_is_the_gradient_of_one_loss(shape, float64):
         )
         assert_close(found.losses, losses, 1e-12)
         assert_close(found.grad, summed, 1e-12)
+
+
+@pytest.mark.parametrize("shape", ["encode", "independent"])
+def test_task_runs_on_a_batch_of_its_own(shape, float64):
+    """Only that task's functions are traced: the batch need not fit the others."""
+    losses = {
+        task: lambda params, z, batch, task=task: (
+            jnp.mean((z - batch[task]) ** 2) * params[task]
+        )
+        for task in ("topic", "score")
+    }
+
+    def encode(params, batch):
+        return batch["x"] * params["w"]
+
+    labels = {"w": "shared", "topic": "topic", "score": "score"}
+    if shape == "independent":
+        oracle = mtlopt.task_grad(
+            {
+                task: lambda params, batch, loss=loss: loss(
+                    params, encode(params, batch), batch
+                )
+                for task, loss in losses.items()
+            },
+            labels,
+        )
+    else:
+        oracle = mtlopt.task_grad(losses, labels, encode=encode)
+    params = {"w": 2.0, "topic": 3.0, "score": 4.0}
+    batch = {"x": jnp.array([1.0, 2.0]), "topic": jnp.array([0.0, 1.0])}
+    # mean((2 - 0)^2, (4 - 1)^2) = 6.5; d/dw = 3 * mean(2 * 2 * 1, 2 * 3 * 2) = 24.
+    for task in ("topic", 0):
+        found = oracle.task(task, params, batch)
+        np.testing.assert_allclose(found.losses, 19.5)
+        assert_close(found.grad, {"w": 24.0, "topic": 6.5, "score": 0.0})
+    with pytest.raises(KeyError, match="score"):
+        oracle.task("score", params, batch)
 
 
 def test_task_index_may_be_traced_where_heads_are_stacked(float64):

@@ -289,6 +289,21 @@ def test_checked_once_per_signature():
     assert len(calls) - after_first - every_call == after_first
 
 
+def test_tasks_that_run_are_checked_and_no_others():
+    """The foreign leaf is met when its reader runs, and not before."""
+    oracle = build(a=lambda p, z, x: loss_a(p, z, x) + p["heads"]["b"][0])
+    message = "the loss of task 'a' reads `heads/b`, which is labelled 'b'"
+    oracle.task("b", PARAMS, X)
+    oracle(PARAMS, X, present={"a": False, "b": True})
+    for call in (
+        lambda: oracle.task("a", PARAMS, X),
+        lambda: oracle(PARAMS, X, present={"a": True, "b": False}),
+        lambda: oracle(PARAMS, X, present={"a": jnp.array(False), "b": True}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 # What a transform refuses.
 
 GRADS = mtlopt.TaskGrads.from_rows({"w": jnp.eye(2)})

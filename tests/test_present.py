@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import mtlopt
 from mtlopt import METHODS
+from mtlopt.linesearch.slopes import slopes
+from mtlopt.rows import Members
 from tests.problems import (
     LABELS,
     LOSSES,
     QUICK,
+    ROUTES,
     TASKS,
     assert_close,
     encode,
@@ -80,44 +84,130 @@ def test_absent_is_not_zero(name):
     assert np.linalg.norm(left_out) > 1.4 * np.linalg.norm(zero)
 
 
-@functools.cache
-def options_run(option):
-    """Masked runs by every route that handles absent rows on its own."""
-    oracle = {
-        "streaming": lambda: make_oracle(streaming=True),
-        "vmap": lambda: make_oracle(batching="vmap"),
-        "independent": lambda: mtlopt.task_grad(
-            {
-                task: lambda params, *args, loss=loss: loss(
-                    params, encode(params, *args), *args
-                )
-                for task, loss in LOSSES.items()
-            },
+def whole(loss):
+    """A task's loss without a common latent."""
+    return lambda params, *args: loss(params, encode(params, *args), *args)
+
+
+def oracle_of(option, losses):
+    """Oracles for every route that handles absent rows on its own."""
+    if option == "independent":
+        return mtlopt.task_grad({t: whole(losses[t]) for t in TASKS}, LABELS)
+    if option == "vector":
+        return mtlopt.task_grad(
+            lambda *args: [whole(losses[task])(*args) for task in TASKS],
             LABELS,
-        ),
-        "microbatches": lambda: mtlopt.task_grad(
+            tasks=TASKS,
+        )
+    if option == "microbatches":
+        return mtlopt.task_grad(
             {
                 task: lambda params, z, batch, loss=loss: loss(params, z, *batch)
-                for task, loss in LOSSES.items()
+                for task, loss in losses.items()
             },
             LABELS,
             encode=lambda params, batch: encode(params, *batch),
             microbatches=2,
-        ),
-    }[option]()
-    names = ["sum_tasks", "aligned_mtl"]
-    names += [] if option == "independent" else ["aligned_mtl_ub"]
+        )
+    options = {
+        "latent": {},
+        "streaming": {"streaming": True},
+        "vmap": {"batching": "vmap"},
+    }[option]
+    return mtlopt.task_grad(losses, LABELS, encode=encode, **options)
+
+
+def options_run(option, losses, present, names=("sum_tasks", "aligned_mtl")):
+    names = list(names)
+    names += [] if option in ("independent", "vector") else ["aligned_mtl_ub"]
     batches = (spoilt(BATCHES),) if option == "microbatches" else spoilt(BATCHES)
-    return updates_of(oracle, PARAMS, batches, present=PRESENT, names=names)
+    oracle = oracle_of(option, losses)
+    return updates_of(oracle, PARAMS, batches, present=present, names=names)
 
 
 @pytest.mark.parametrize("option", ["streaming", "vmap", "independent", "microbatches"])
 def test_absent_nan_task_is_left_out_on_every_route(option):
-    for name, found in options_run(option).items():
+    for name, found in options_run(option, LOSSES, PRESENT).items():
         assert_close(found, masked()[name])
 
 
-def test_stacked_heads(float64):
+def refuse(*args):
+    raise AssertionError("the loss of an absent task must not be traced")
+
+
+UNREAD = LOSSES | {"b": refuse}
+
+
+@pytest.mark.parametrize(
+    ("option", "losses"),
+    [
+        ("latent", UNREAD),
+        ("streaming", UNREAD),
+        ("independent", UNREAD),
+        ("microbatches", UNREAD),
+        ("vector", LOSSES),  # one function, whose scalar for b is NaN
+    ],
+)
+def test_a_task_known_to_be_absent_is_not_run(option, losses):
+    """Python bools give the updates of a mask, and b's loss is never called."""
+    names = ("sum_tasks", "aligned_mtl")
+    if option == "latent":
+        names = [name for name in ROUTES if name in methods_of(2)]
+    known = dict(zip(TASKS, PRESENT.tolist(), strict=True))
+    for name, found in options_run(option, losses, known, names).items():
+        assert_close(found, masked()[name])
+
+
+@pytest.mark.parametrize("option", ["latent", "independent", "microbatches", "vector"])
+def test_all_that_methods_read_of_a_task_known_to_be_absent(option, float64):
+    """Losses, rows, slopes, trial losses and heads are those of a traced mask."""
+    oracle, batch = oracle_of(option, LOSSES), first(BATCHES)
+    batch = (batch,) if option == "microbatches" else batch
+    known = oracle(PARAMS, *batch, present=PRESENT)
+    traced = oracle(PARAMS, *batch, present=jnp.asarray(PRESENT))
+    update = jax.tree.map(np.ones_like, PARAMS)
+    for one in (known, traced):
+        assert one.active.keys() == {"shared", *TASKS}
+    assert known.active == {"shared": True, "a": True, "b": False, "c": True}
+    assert_close(known.losses, np.where(PRESENT, traced.losses, 0))
+    there = np.where(PRESENT, traced.losses_at(update), 0)
+    assert_close(known.losses_at(update), there)
+    assert_close(known.z, traced.z)
+    assert_close(known.jacobian()["encoder"], traced.jacobian()["encoder"])
+    assert_close(known.total(), traced.total())
+    # The third field, a scale of rounding, may shrink with the vector of losses.
+    assert_close(slopes(known, update)[:2], slopes(traced, update)[:2])
+    if known.linear.has_latent:
+        known, traced = known.in_latent_space(), traced.in_latent_space()
+        assert_close(known.rows().gramian(), traced.rows().gramian())
+        weights = jnp.array([1.0, 3.0, 2.0])
+        assert_close(known.combine(weights), traced.combine(weights))
+
+
+@pytest.mark.parametrize("option", ["latent", "independent", "microbatches", "vector"])
+def test_nobody_known_to_be_present_moves_nothing(option, float64):
+    losses = LOSSES if option == "vector" else dict.fromkeys(TASKS, refuse)
+    batch = first(BATCHES)
+    batch = (batch,) if option == "microbatches" else batch
+    grads = oracle_of(option, losses)(PARAMS, *batch, present=[False] * 3)
+    zeros = jax.tree.map(np.zeros_like, PARAMS)
+    assert_close(grads.total(), zeros)
+    assert_close(grads.losses, np.zeros(3))
+    assert_close(grads.rows().gramian(), np.zeros((3, 3)))
+
+
+def test_zero_rows_have_the_sharding_of_the_others():
+    """With JAX's sharding-in-types they could not be stacked otherwise."""
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(jnp.ones((2, 4)), PartitionSpec(None, "x"))
+        spread = jax.jit(Members((0, 2), 3).spread)(rows)
+    np.testing.assert_array_equal(spread, [[1] * 4, [0] * 4, [1] * 4])
+    assert spread.sharding.spec == PartitionSpec(None, "x")
+
+
+@pytest.mark.parametrize("present", [PRESENT, jnp.asarray(PRESENT)])
+def test_stacked_heads(present, float64):
     """The absent task's slice of a stacked leaf gets zeros."""
     params = {"w": np.array([1.0, 2.0]), "heads": np.ones((3, 2))}
     oracle = mtlopt.task_grad(
@@ -127,8 +217,10 @@ def test_stacked_heads(float64):
         {"w": "shared", "heads": "stacked"},
         encode=lambda p, y: p["w"],
     )
-    grads = oracle(params, np.array([1.0, np.nan, 3.0]), present=PRESENT)
+    grads = oracle(params, np.array([1.0, np.nan, 3.0]), present=present)
     total = grads.total()
+    latent = grads.in_latent_space().rows().leaves()
+    np.testing.assert_allclose(latent, [[[1, 1], [0, 0], [3, 3]]])
     np.testing.assert_allclose(total["heads"], [[1, 2], [0, 0], [3, 6]])
     np.testing.assert_allclose(total["w"], [4, 4])
 
@@ -137,11 +229,12 @@ def test_nobody_present_moves_nothing(float64):
     for name in methods_of(3):
         tx = METHODS[name].make(3, labels=LABELS)
 
-        def update(params):
-            grads = make_oracle()(params, *first(BATCHES), present=np.zeros(3, bool))
+        def update(params, present):
+            grads = make_oracle()(params, *first(BATCHES), present=present)
             return tx.update(grads, tx.init(params), params)[0]
 
-        for leaf in jax.tree.leaves(jax.jit(update, compiler_options=QUICK)(PARAMS)):
+        update = jax.jit(update, compiler_options=QUICK)
+        for leaf in jax.tree.leaves(update(PARAMS, np.zeros(3, bool))):
             assert np.all(leaf == 0), name
 
 

@@ -11,12 +11,17 @@ import pytest
 import mtlopt
 from mtlopt import TaskGrads
 from tests.problems import (
+    LABELS,
     QUICK,
+    TASKS,
     assert_close,
     first,
+    gradient_of,
+    losses_of,
     make_batches,
     make_oracle,
     make_params,
+    stack_heads,
 )
 
 PARAMS, ARGS = make_params(), first(make_batches())
@@ -33,6 +38,66 @@ def test_from_rows_is_the_jacobian():
     assert_close(grads.updates(grads.rows().combine(jnp.array([1.0, 3.0]))), expected)
     assert_close(grads.total(), jax.tree.map(lambda leaf: leaf.sum(axis=0), ROWS))
     assert grads.tasks == ("0", "1")
+
+
+def stack_rows(gradients):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
+
+
+@pytest.mark.parametrize("form", ["separate", "stacked"])
+def test_from_rows_of_one_gradient_a_task_is_the_oracle(form, float64):
+    """jax.grad of each loss, stacked: trunk and heads move as by `task_grad`."""
+    gradients = [gradient_of(task, PARAMS, *ARGS) for task in TASKS]
+    params, labels = PARAMS, LABELS
+    if form == "stacked":
+        gradients = [stack_heads(gradient) for gradient in gradients]
+        params, labels = stack_heads(PARAMS), {"encoder": "shared", "heads": "stacked"}
+    present = [True, False, True]
+    for options in ({}, {"present": present}):
+        grads = TaskGrads.from_rows(
+            stack_rows(gradients),
+            losses_of(PARAMS, *ARGS),
+            labels=labels,
+            tasks=TASKS,
+            **options,
+        )
+        oracle = make_oracle()(PARAMS, *ARGS, **options)
+        assert grads.tasks == oracle.tasks
+        for name in ("sum_tasks", "aligned_mtl", "dwa"):
+            tx = mtlopt.METHODS[name].make(3, labels=labels)
+            found = tx.update(grads, tx.init(params), params)[0]
+            tx = mtlopt.METHODS[name].make(3, labels=LABELS)
+            expected = tx.update(oracle, tx.init(PARAMS), PARAMS)[0]
+            if form == "stacked":
+                expected = stack_heads(expected)
+            assert_close(found, expected, 1e-8)
+
+
+def test_rows_of_frozen_leaves_are_not_read():
+    """Their gradients neither tell the tasks apart nor move them, whatever the type."""
+    frozen = {"deep": jnp.full((2, 3), 7.0), "index": jnp.ones((2, 4), jnp.int8)}
+    rows, labels = ROWS | {"frozen": frozen}, {"frozen": "frozen", "*": "shared"}
+    grads, bare = TaskGrads.from_rows(rows, labels=labels), TaskGrads.from_rows(ROWS)
+    assert_close(grads.rows().gramian(), bare.rows().gramian())
+    assert grads.scales.dtype == jnp.float32
+    update = grads.total()
+    for name, still in update.pop("frozen").items():
+        assert still.dtype == frozen[name].dtype
+        np.testing.assert_array_equal(still, np.zeros(frozen[name].shape[1:]))
+    assert_close(update, bare.total())
+
+
+@pytest.mark.parametrize(
+    ("labels", "leaf"),
+    [
+        ({"w": "shared", "h": "a"}, jnp.array([1.0, 2.0])),
+        ({"w": "shared", "h": "stacked"}, jnp.array([[1.0, 0.0], [3.0, 1.0]])),
+    ],
+)
+def test_rows_of_a_head_that_another_task_moves_are_refused(labels, leaf):
+    rows = {"w": jnp.eye(2), "h": leaf}
+    with pytest.raises(ValueError, match=r"`rows` must be zero at `h`.*labelled"):
+        TaskGrads.from_rows(rows, labels=labels, tasks=("a", "b"))
 
 
 def test_scales_multiply():
@@ -142,6 +207,11 @@ def test_weighting_then_aggregator_then_optax(float64):
             r"`losses` must have one entry per task, shape \(2,\)",
         ),
         (ROWS, {"present": [True]}, r"`present` must have one entry per task"),
+        (ROWS, {"tasks": ("a",)}, "`tasks` must name the 2 rows, got 1"),
+        (ROWS, {"tasks": ("a", "a")}, "`tasks` must differ"),
+        (ROWS, {"tasks": ("a", "frozen")}, "a string other than .*got 'frozen'"),
+        (ROWS, {"labels": {"w": "shared", "b": "a"}}, "`b` must be one of.*got 'a'"),
+        (ROWS, {"labels": {"w": "shared", "b": "stacked"}}, "`b` must have a leading"),
     ],
 )
 def test_bad_rows(rows, options, message):

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from mtlopt._checks import as_task_vector, check_choice
+from mtlopt._checks import check_choice, preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.procrustes import Axes, Scale, aligned_matrix, principal_axes
@@ -91,7 +91,7 @@ def aligned_mtl(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w` `[tasks]`, used as it is; None for 1/T.
+      preference: `w`, `[tasks]` or by name, not negative, used as it is; None for 1/T.
       scale: length of the aligned components: `"min"` (the paper) the smallest singular
         value, `"median"` the (lower) median one, `"rmse"` their root mean square.
 
@@ -99,7 +99,8 @@ def aligned_mtl(
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
-      ValueError: if an option is unknown or `preference` has not one entry per task.
+      ValueError: if an option is unknown or `preference` is not one number for each
+        task, is negative, or is zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -116,11 +117,10 @@ def aligned_mtl(
       preference of ones) and decides the rank on the unscaled Gramian.
     """
     check_choice("scale", scale, ("min", "median", "rmse"))
-    if preference is not None:
-        as_task_vector("preference", preference, num_tasks)
+    read = preference_argument(preference, num_tasks)
 
-    def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
+    def weights(rows: Rows, present: jax.Array | None, preference: Any) -> jax.Array:
         axes = principal_axes(rows.gramian(), present, rotated_gramian(rows))
         return _weights(axes, preference, scale, present)
 
-    return aggregate_by_weights(num_tasks, weights)
+    return aggregate_by_weights(num_tasks, weights, preference=read)

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_num_tasks
-from mtlopt.rows import Rows
+from mtlopt._checks import Reader, check_num_tasks
 from mtlopt.task_grads import check_task_grads
 
 
@@ -28,13 +27,15 @@ class TaskWeightsState(NamedTuple):
 
 
 def aggregate_by_weights(
-    num_tasks: int, weights: Callable[[Rows, jax.Array | None], jax.Array]
+    num_tasks: int, weights: Callable[..., jax.Array], **arguments: Reader
 ) -> optax.GradientTransformationExtraArgs:
     """Builds an aggregator from the function that weighs the rows.
 
     Args:
       num_tasks: number of tasks T.
-      weights: from the rows and which tasks are present to weights `[tasks]`.
+      weights: from the rows, which tasks are present, and the arguments as vectors
+        `[tasks]` to weights `[tasks]`.
+      **arguments: those with one entry per task, see `task_argument`.
 
     Returns:
       An aggregator whose state is a `TaskWeightsState`.
@@ -51,7 +52,8 @@ def aggregate_by_weights(
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
         rows = grads.rows()
-        found = weights(rows, grads.present)
+        vectors = {name: read(grads.tasks) for name, read in arguments.items()}
+        found = weights(rows, grads.present, **vectors)
         state = TaskWeightsState(found.astype(state.task_weights.dtype))
         return grads.updates(rows.combine(found)), state
 

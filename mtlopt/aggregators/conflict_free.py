@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector
+from mtlopt._checks import as_task_vector, preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.equiangular import equiangular_ray
 from mtlopt.linalg.normalise import safe_divide
@@ -85,14 +85,15 @@ def conflict_free(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p` `[tasks]`, used as it is, but only its direction matters; None for
-        equal.
+      preference: `p`, `[tasks]` or by name, not negative; only its direction matters.
+        None for equal.
 
     Returns:
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
-      ValueError: if `preference` has not one entry per task.
+      ValueError: if `preference` is not one number for each task, is negative, or is
+        zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -109,11 +110,10 @@ def conflict_free(
       `torch.linalg.lstsq`, which is wrong for missing rank on CPU; this is the
       pseudo-inverse, as in TorchJD, with the rank decided in the dtype's precision.
     """
-    if preference is not None:
-        as_task_vector("preference", preference, num_tasks)
 
-    def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
+    def weights(rows: Rows, present: jax.Array | None, preference: Any) -> jax.Array:
         units = unit_rows(rows.gramian(), present, rotated_gramian(rows))
         return _weights(units, preference)
 
-    return aggregate_by_weights(num_tasks, weights)
+    read = preference_argument(preference, num_tasks)
+    return aggregate_by_weights(num_tasks, weights, preference=read)

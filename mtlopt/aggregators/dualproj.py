@@ -5,10 +5,11 @@ from typing import Any
 import jax
 import optax
 
-from mtlopt._checks import as_task_vector
+from mtlopt._checks import preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.dual_cone import project_dual_cone
+from mtlopt.rows import Rows
 
 
 def dualproj_weights(
@@ -69,14 +70,15 @@ def dualproj(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w` `[tasks]`, non-negative, used as it is; None for 1/T. A unit
-        vector is GEM: the gradient of one task that harms none of the others.
+      preference: `w`, `[tasks]` or by name, not negative, used as it is; None for 1/T.
+        A unit vector is GEM: the gradient of one task that harms none of the others.
 
     Returns:
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
-      ValueError: if `preference` has not one entry per task.
+      ValueError: if `preference` is not one number for each task, is negative, or is
+        zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -92,9 +94,9 @@ def dualproj(
       2017, equation 11. TorchJD regularises the Gramian (see `upgrad`); this is the
       exact value.
     """
-    if preference is not None:
-        as_task_vector("preference", preference, num_tasks)
-    return aggregate_by_weights(
-        num_tasks,
-        lambda rows, present: dualproj_weights(rows.gramian(), preference, present),
-    )
+
+    def weights(rows: Rows, present: Any, preference: Any) -> jax.Array:
+        return dualproj_weights(rows.gramian(), preference, present)
+
+    read = preference_argument(preference, num_tasks)
+    return aggregate_by_weights(num_tasks, weights, preference=read)

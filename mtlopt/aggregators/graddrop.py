@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from mtlopt._checks import as_key, as_task_vector, check_num_tasks
+from mtlopt._checks import as_key, check_num_tasks, task_argument
 from mtlopt.linalg.gramian import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.rows import Leaves
@@ -130,15 +131,15 @@ def graddrop(
 
     Args:
       num_tasks: number of tasks T.
-      leak: `l` `[tasks]`, from 0 to 1: which part of a task's dropped entries passes
-        after all; ones give the summed gradient. None for zeros.
+      leak: `l`, `[tasks]` or by name, from 0 to 1: which part of a task's dropped
+        entries passes after all; ones give the summed gradient. None for zeros.
       key: seed or key of the draws.
 
     Returns:
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
-      ValueError: if `leak` has not one entry per task.
+      ValueError: if `leak` is not one number from 0 to 1 for each task.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -155,8 +156,8 @@ def graddrop(
     """
     check_num_tasks(num_tasks)
     first_key = as_key(key)
-    leaks = jnp.zeros(num_tasks) if leak is None else leak
-    leaks = as_task_vector("leak", leaks, num_tasks)
+    leaks = np.zeros(num_tasks) if leak is None else leak
+    read = task_argument("leak", leaks, num_tasks, low=0, high=1)
 
     def init_fn(params: Any) -> GraddropState:
         del params
@@ -174,7 +175,7 @@ def graddrop(
             jax.random.uniform(draw, leaf.shape[1:], solver_dtype([leaf]))
             for leaf, draw in zip(leaves, draws, strict=True)
         ]
-        totals, weights = drop_signs(leaves, uniform, leaks, grads.present)
+        totals, weights = drop_signs(leaves, uniform, read(grads.tasks), grads.present)
         direction = [a.astype(b.dtype) for a, b in zip(totals, leaves, strict=True)]
         weights /= max(sum(leaf.size for leaf in direction), 1)
         weights = weights.astype(state.task_weights.dtype)

@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector, check_num_tasks, check_positive, check_range
+from mtlopt._checks import (
+    check_num_tasks,
+    check_positive,
+    check_range,
+    preference_argument,
+)
 from mtlopt.aggregators.modo import batch_products
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.gramian import present_products
@@ -139,7 +144,8 @@ def sdmgrad(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]`, used as it is and never renormalised; None for `1/T`.
+      preference: `p`, `[tasks]` or by name, not negative, used as it is and never
+        renormalised; None for `1/T`.
       regularization: `lambda`, at least 0.
       learning_rate: relative size of a step; converges below `2 (1 + momentum)`.
       momentum: share of the last step in the next one, below 1.
@@ -172,8 +178,7 @@ def sdmgrad(
     check_range("momentum", momentum, below=1)
     if not isinstance(num_steps, int) or num_steps < 1:
         raise ValueError(f"`num_steps` must be a positive int, got {num_steps!r}.")
-    if preference is not None:
-        as_task_vector("preference", preference, num_tasks)
+    read = preference_argument(preference, num_tasks)
 
     def init_fn(params: Any) -> SdmgradState:
         del params
@@ -192,11 +197,11 @@ def sdmgrad(
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
         rows, products, both = batch_products(grads, second, params)
-        dtype = state.shares.dtype
+        dtype, preferred = state.shares.dtype, read(grads.tasks)
         moved = _descend(
             products.astype(dtype),
             state.shares,
-            preference,
+            preferred,
             regularization,
             learning_rate,
             momentum,
@@ -205,7 +210,7 @@ def sdmgrad(
         )
         shares = share_out(moved, state.shares, 1.0, both)
         own = shares_of(shares, grads.present)
-        weights = _pull(own, preference, regularization, grads.present)
+        weights = _pull(own, preferred, regularization, grads.present)
         state = SdmgradState(weights.astype(dtype), shares)
         return grads.updates(rows.combine(weights)), state
 

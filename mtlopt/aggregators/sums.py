@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector, check_num_tasks
+from mtlopt._checks import as_task_vector, check_num_tasks, preference_argument
 from mtlopt.aggregators.by_weights import TaskWeightsState
 from mtlopt.task_grads import check_task_grads
 
@@ -91,13 +91,15 @@ def mean_tasks(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `[tasks]`, used as it is and never renormalised; None for `1/T`.
+      preference: `[tasks]` or by name, not negative, used as it is and never
+        renormalised; None for `1/T`.
 
     Returns:
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
-      ValueError: if `preference` has not one entry per task.
+      ValueError: if `preference` is not one number for each task, is negative, or is
+        zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -108,8 +110,7 @@ def mean_tasks(
       Array([-0.5,  2. ], dtype=float32)
     """
     check_num_tasks(num_tasks)
-    if preference is not None:
-        as_task_vector("preference", preference, num_tasks)
+    read = preference_argument(preference, num_tasks)
 
     def init_fn(params: Any) -> TaskWeightsState:
         del params
@@ -120,7 +121,7 @@ def mean_tasks(
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
-        weights = mean_weights(num_tasks, preference, grads.present)
+        weights = mean_weights(num_tasks, read(grads.tasks), grads.present)
         weights = weights.astype(state.task_weights.dtype)
         return grads.combine(weights), TaskWeightsState(weights)
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector
+from mtlopt._checks import preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.dual_cone import project_dual_cone
+from mtlopt.rows import Rows
 
 
 def upgrad_weights(
@@ -77,13 +78,14 @@ def upgrad(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w` `[tasks]`, non-negative, used as it is; None for 1/T.
+      preference: `w`, `[tasks]` or by name, not negative, used as it is; None for 1/T.
 
     Returns:
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
-      ValueError: if `preference` has not one entry per task.
+      ValueError: if `preference` is not one number for each task, is negative, or is
+        zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -100,9 +102,9 @@ def upgrad(
       diagonal of the Gramian and replace small Gramians by zero; this is the exact
       value.
     """
-    if preference is not None:
-        as_task_vector("preference", preference, num_tasks)
-    return aggregate_by_weights(
-        num_tasks,
-        lambda rows, present: upgrad_weights(rows.gramian(), preference, present),
-    )
+
+    def weights(rows: Rows, present: Any, preference: Any) -> jax.Array:
+        return upgrad_weights(rows.gramian(), preference, present)
+
+    read = preference_argument(preference, num_tasks)
+    return aggregate_by_weights(num_tasks, weights, preference=read)

@@ -10,7 +10,14 @@ import numpy as np
 import optax
 
 from mtlopt._checks import check_choice
-from mtlopt.labels import SHARED, Partition, Rules, check_same_labels, label_params
+from mtlopt.labels import (
+    FROZEN,
+    SHARED,
+    Partition,
+    Rules,
+    check_same_labels,
+    label_params,
+)
 from mtlopt.oracle import Grad, Oracle
 from mtlopt.per_label import per_label
 
@@ -138,7 +145,7 @@ def alternate_blocks(
     cycle = shared_steps + task_steps
 
     def init_fn(params: PyTree) -> AlternateBlocksState:
-        names = set(jax.tree.leaves(label_params(params, labels)))
+        names = set(jax.tree.leaves(label_params(params, labels))) - {FROZEN}
         if SHARED not in names or names == {SHARED}:
             raise ValueError(
                 f"`labels` must have leaves labelled {SHARED!r} and others, the heads, "

@@ -1,7 +1,7 @@
 """One gradient step per task (IUS), with one optimizer state per task (IO)."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from mtlopt._checks import as_key, as_mask, as_task_vector, check_num_tasks
+from mtlopt._checks import as_key, as_mask, check_choice, check_num_tasks, named_vector
 from mtlopt.alternation.blocks import Stepped, only_state
 from mtlopt.alternation.per_task import PerTask, scan_turns
 from mtlopt.heads import SeparateHeads, StackedHeads
@@ -55,7 +55,9 @@ def individual_optimizers(
     `update` takes the gradient of one task or group (`oracle.task`), and three
     keywords, which `individual_step` passes. `task` is the index of the state to use
     (it may be traced), `active` a mapping from label to bool of the labels that move.
-    With `partition`, an oracle's, labels that differ from its are an error.
+    With `partition`, an oracle's (`oracle.partition(params)`), labels that differ from
+    its are an error, and `task` may be a name: then no other task's head moves unless
+    `active` says so.
 
     Memory: IO keeps T states of the shared leaves instead of one; with Adam, 2 T times
     their size. Groups of tasks divide that.
@@ -116,6 +118,8 @@ def individual_optimizers(
         partition: Partition | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, IndividualOptimizersState]:
+        if isinstance(task, str):
+            task, active = _by_name(task, active, partition, num_tasks)
         is_known = isinstance(task, int | np.integer)
         is_bool = isinstance(task, bool)
         if task is None or is_bool or (is_known and not 0 <= task < num_tasks):
@@ -213,13 +217,14 @@ def individual_step(
 
     Returns:
       `step(params, opt_state, *args, groups=None, key=None, present=None,
-      **extra_args)`, to be jitted, which returns a `Stepped`. `groups` `[tasks]` are
-      the groups of the tasks (see `random_groups`), needed with `num_groups`; `key` is
-      needed to shuffle; absent tasks take no step, have no part in their group's, and
-      loss 0; a task whose group has no turn, as a wrong number of groups makes it, has
-      loss NaN; `extra_args` are for the optimizer. A task's loss is that before its
-      group's move. `aux` is a list with one `Aux` a turn, and from a scan one `Aux`
-      with a leading axis of turns.
+      **extra_args)`, to be jitted, which returns a `Stepped`. `groups` `[tasks]`, or
+      a mapping from task to group, are numbers (see `random_groups`), needed with
+      `num_groups`; `key` is needed to shuffle; absent tasks take no step, have no part
+      in their group's, and loss 0; a task whose group has no turn, as a wrong number of
+      groups makes it, has loss NaN; `extra_args` are for the optimizer. A task's loss
+      is that before its group's move. `aux` is a list with one `Aux` a turn (None for a
+      task that is known at trace time to be absent), and from a scan one `Aux` with a
+      leading axis of turns.
 
     Raises:
       ValueError: if `num_groups` does not fit the tasks; at the first step, if `groups`
@@ -271,7 +276,7 @@ def individual_step(
         _check_asked("key", key, shuffle)
         _check_states(opt_state, turns)
         if groups is not None:
-            groups = _as_groups(groups, num_tasks, turns)
+            groups = _as_groups(groups, oracle.tasks, turns)
         if present is not None:
             present = as_mask("present", present, oracle.tasks)
 
@@ -279,7 +284,10 @@ def individual_step(
             params, opt_state = carry
             members = (np.arange(num_tasks) if groups is None else groups) == index
             moving = members if present is None else members & present
-            if groups is None:
+            if isinstance(moving, np.ndarray) and not moving.any():
+                # Its functions may not run on this batch; others' updates go on.
+                grad = Grad(jnp.zeros([]), jax.tree.map(jnp.zeros_like, params), None)
+            elif groups is None:
                 grad = _task(oracle, index, separate, params, args)
             else:
                 weights = members.astype(float)
@@ -317,6 +325,29 @@ def individual_step(
         return Stepped(params, opt_state, losses, aux)
 
     return step
+
+
+def _by_name(
+    task: str,
+    active: Mapping[str, Any] | None,
+    partition: Partition | None,
+    num_states: int,
+) -> tuple[int, Mapping[str, Any]]:
+    """Returns the index of a task, and which labels its step moves."""
+    if partition is None:
+        raise ValueError(
+            f"`partition` must be given with the name of a task, {task!r}, got None. "
+            "Pass partition=oracle.partition(params), or the task's index."
+        )
+    check_choice("task", task, partition.tasks)
+    if len(partition.tasks) != num_states:
+        raise ValueError(
+            f"`task` must be the index of one of {num_states} states, which are not "
+            f"one for each of the tasks {partition.tasks}, got {task!r}."
+        )
+    members = np.array([name == task for name in partition.tasks])
+    alone = partition.active(members) if active is None else active
+    return partition.tasks.index(task), alone
 
 
 def _task(
@@ -358,8 +389,8 @@ def _check_states(opt_state: PyTree, turns: int) -> None:
             )
 
 
-def _as_groups(groups: Any, num_tasks: int, num_groups: int) -> jax.Array:
-    groups = as_task_vector("groups", groups, num_tasks)
+def _as_groups(groups: Any, tasks: Sequence[str], num_groups: int) -> jax.Array:
+    groups = named_vector("groups", groups, tasks)
     if not isinstance(groups, Tracer):
         for group in groups.tolist():
             if not 0 <= group < num_groups:

@@ -11,6 +11,11 @@ from mtlopt.linalg.normalise import nan_unless_finite, normalise
 from mtlopt.task_grads import TaskGrads
 
 
+@jax.tree_util.register_static
+class TaskNames(tuple[str, ...]):
+    """Names of the tasks, which go through `jit` and `scan` with the arrays."""
+
+
 class Diagnosis(NamedTuple):
     """How the gradients of the tasks relate, from `diagnose`.
 
@@ -27,6 +32,7 @@ class Diagnosis(NamedTuple):
       condition: condition number of the row-normalised Gramian, that is of `cosines`;
         infinite if the directions are linearly dependent to its precision.
       present: `[tasks]` bool, the tasks that were looked at.
+      tasks: names of the tasks.
     """
 
     cosines: jax.Array
@@ -38,6 +44,7 @@ class Diagnosis(NamedTuple):
     relative_gap: jax.Array
     condition: jax.Array
     present: jax.Array
+    tasks: TaskNames
 
 
 def diagnose(grads: TaskGrads) -> Diagnosis:
@@ -107,4 +114,5 @@ def diagnose(grads: TaskGrads) -> Diagnosis:
         relative_gap=jnp.where(total == 0, gap, gap * jnp.sum(there) / total),
         condition=jnp.square(dominance_rate(cosines, present)),
         present=there,
+        tasks=TaskNames(grads.tasks),
     )

@@ -43,7 +43,7 @@ def suggestions(diagnosis: Diagnosis, tasks: Sequence[str] | None = None) -> lis
 
     Args:
       diagnosis: from `diagnose`; its arrays may have further leading axes.
-      tasks: names of the tasks. Default: their numbers.
+      tasks: names of the tasks. Default: those of the gradients.
 
     Returns:
       The sentences, at least one.
@@ -72,7 +72,7 @@ def suggestions(diagnosis: Diagnosis, tasks: Sequence[str] | None = None) -> lis
             f"{type(diagnosis).__name__}."
         )
     num_tasks = np.shape(diagnosis.norms)[-1]
-    names = [str(name) for name in (range(num_tasks) if tasks is None else tasks)]
+    names = [str(name) for name in (diagnosis.tasks if tasks is None else tasks)]
     if len(names) != num_tasks:
         raise ValueError(
             f"`tasks` must have one name per task, {num_tasks}, got {len(names)}."
@@ -130,7 +130,7 @@ def _zeros(summary: _Summary) -> list[str]:
     return [
         f"The gradient of {name} over the shared parameters is zero: is the task "
         "absent (then say so by `present`), is its loss constant, or does its head not "
-        "read what is shared?"
+        "read what is shared (a probe: wrap the aggregator in `leave_out`)?"
         for name, length in zip(summary.names, summary.lengths, strict=True)
         if length == 0
     ]

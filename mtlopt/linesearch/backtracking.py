@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mtlopt.linesearch.armijo import LineSearchState, Search
@@ -144,7 +145,13 @@ def check_searchable(updates: Any, params: Any) -> TaskGrads:
 
 def scale(direction: Any, step_size: jax.Array) -> Any:
     """Returns the step down a direction, in its dtypes."""
-    return jax.tree.map(lambda d: -step_size.astype(d.dtype) * d, direction)
+
+    def down(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf  # of a frozen leaf, zero
+        return -step_size.astype(leaf.dtype) * leaf
+
+    return jax.tree.map(down, direction)
 
 
 def move(point: Any, direction: Any, step_size: jax.Array) -> Any:

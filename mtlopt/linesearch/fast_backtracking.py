@@ -9,6 +9,7 @@ import optax
 
 from mtlopt._checks import check_choice
 from mtlopt.labels import SHARED, Partition
+from mtlopt.latent_leaves import split_latent
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linesearch.armijo import LineSearchState, Search
 from mtlopt.linesearch.backtracking import (
@@ -124,7 +125,8 @@ def fast_backtracking(
         linear = grads.linear
         at_latent = with_latent_as_parameters(grads)
         assert isinstance(linear, Linearization)
-        _check_wide(grads)
+        moving, rest = split_latent(grads.z, linear.moves)
+        _check_wide(moving)
         found: tuple[Leaves, Leaves]
         found, direction_state = finder.update(  # pyright: ignore[reportAssignmentType]
             at_latent, state.direction_state, None, **extra_args
@@ -136,11 +138,11 @@ def fast_backtracking(
             latent, slope = _calibrated(at_latent, found, linear.seen(shared)[1])
         else:
             slope = slopes(at_latent, found)
-        unmoved, own = grads.partition.split(params)
+        unmoved, own, frozen = grads.partition.split(params)
 
         def evaluate(step: jax.Array) -> jax.Array:
-            moved = grads.partition.merge(unmoved, move(own, heads, step))
-            return grads.losses_at(moved, _move_floats(grads.z, latent, step))
+            moved = grads.partition.merge(unmoved, move(own, heads, step), frozen)
+            return grads.losses_at(moved, rest.join(move(moving, latent, step)))
 
         state = search.run(
             evaluate,
@@ -150,7 +152,8 @@ def fast_backtracking(
             direction_state,
             grads.present,
         )
-        return scale(grads.partition.merge(shared, heads), state.step_size), state
+        whole = grads.partition.update(shared, heads, grads.frozen)
+        return scale(whole, state.step_size), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -168,18 +171,18 @@ def with_latent_as_parameters(grads: TaskGrads) -> TaskGrads:
             "kept of several."
         )
     rows, own = linear.latent, grads.partition
-    labelled = zip(own.paths, own.labels, strict=True)
+    _, paths, _ = own.split(own.treedef.unflatten(own.paths))
     partition = Partition(
         jax.tree.structure((rows, grads.heads)),
         (
             *(f"z/{i}" for i in range(len(rows))),
-            *(path for path, label in labelled if label != SHARED),
+            *paths,
         ),
         (SHARED,) * len(rows) + tuple(own.head_labels),
         own.tasks,
     )
     linear = Linearization(rows, None, "auto", False, has_latent=True)
-    return dataclasses.replace(grads, linear=linear, partition=partition)
+    return dataclasses.replace(grads, linear=linear, partition=partition, frozen=[])
 
 
 def _wanted(slope: Slopes, armijo: Armijo) -> jax.Array:
@@ -209,24 +212,12 @@ def _calibrated(
     )
 
 
-def _check_wide(grads: TaskGrads) -> None:
-    for leaf in jax.tree.leaves(grads.z):
+def _check_wide(latent: Leaves) -> None:
+    for leaf in latent:
         dtype = jnp.result_type(leaf)
-        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        if jnp.finfo(dtype).bits < 32:
             raise ValueError(
                 f"the latent must be float32 or wider for `fast_backtracking`, got "
                 f"{dtype}: its trials are smaller than the rounding of that. Let "
                 "encode return z.astype(jnp.float32)."
             )
-
-
-def _move_floats(z: Any, direction: Leaves, step_size: jax.Array) -> Any:
-    """Moves the floating-point leaves of a latent; others are not differentiated."""
-    steps = iter(direction)
-
-    def moved(leaf: Any) -> Any:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            return leaf
-        return move(leaf, next(steps), step_size)
-
-    return jax.tree.map(moved, z)

@@ -38,7 +38,7 @@ def slopes(grads: TaskGrads, update: Any) -> Slopes:
       grads: gradients of the tasks; their scales do not count, absent tasks get zeros.
       update: a pytree with the structure of the parameters.
     """
-    shared, heads = grads.partition.split(update)
+    shared, heads, _ = grads.partition.split(update)
     num_tasks, present = grads.num_tasks, grads.present
     own = jnp.zeros(num_tasks, grads.losses.dtype)
     for label, gradient, step in zip(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector, check_num_tasks
+from mtlopt._checks import Reader, check_num_tasks
 from mtlopt.aggregators.by_weights import TaskWeightsState
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.task_grads import check_task_grads
@@ -15,24 +15,21 @@ from mtlopt.task_grads import check_task_grads
 
 def weight_by_losses(
     num_tasks: int,
-    weights: Callable[[jax.Array, jax.Array | None], jax.Array],
-    **vectors: Any,
+    weights: Callable[..., jax.Array],
+    **arguments: Reader,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds a weighting from the function that weighs the losses.
 
     Args:
       num_tasks: number of tasks T.
-      weights: from the losses, float32 or wider, and which tasks are present to
-        weights `[tasks]` of the same dtype.
-      **vectors: arguments that must be None or have one entry per task.
+      weights: from the losses, float32 or wider, which tasks are present, and the
+        arguments as vectors `[tasks]` to weights `[tasks]` of the losses' dtype.
+      **arguments: those with one entry per task, see `task_argument`.
 
     Returns:
       A weighting whose state is a `TaskWeightsState`.
     """
     check_num_tasks(num_tasks)
-    for name, value in vectors.items():
-        if value is not None:
-            as_task_vector(name, value, num_tasks)
 
     def init_fn(params: Any) -> TaskWeightsState:
         del params
@@ -44,7 +41,8 @@ def weight_by_losses(
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
         losses = jax.lax.stop_gradient(grads.losses).astype(state.task_weights.dtype)
-        found = weights(losses, grads.present)
+        vectors = {name: read(grads.tasks) for name, read in arguments.items()}
+        found = weights(losses, grads.present, **vectors)
         return grads.scale_by(found), TaskWeightsState(found)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtlopt._checks import preference_argument, task_argument
 from mtlopt.linalg.normalise import nan_unless_finite
 from mtlopt.weightings.by_losses import (
     above_reference,
@@ -68,14 +69,16 @@ def weight_by_chebyshev(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p` `[tasks]`, positive, used as it is; None for `1/T`.
-      reference: `z` `[tasks]`, a lower bound of the losses; None for zero.
+      preference: `p`, `[tasks]` or by name, not negative, used as it is; None for
+        `1/T`.
+      reference: `z`, `[tasks]` or by name, a lower bound of the losses; None for zero.
 
     Returns:
       A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
 
     Raises:
-      ValueError: if `preference` or `reference` has not one entry per task.
+      ValueError: if `preference` or `reference` is not one number for each task, or
+        `preference` is negative, or zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -92,9 +95,14 @@ def weight_by_chebyshev(
       Optimization*, 1998, section 3.4.
     """
 
-    def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:
+    def weights(
+        losses: jax.Array, present: jax.Array | None, preference: Any, reference: Any
+    ) -> jax.Array:
         return chebyshev_weights(losses, preference, reference, present)
 
     return weight_by_losses(
-        num_tasks, weights, preference=preference, reference=reference
+        num_tasks,
+        weights,
+        preference=preference_argument(preference, num_tasks),
+        reference=task_argument("reference", reference, num_tasks),
     )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_range
+from mtlopt._checks import check_range, preference_argument
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.vectors import off_axis, unit_vector
 from mtlopt.weightings.by_losses import (
@@ -70,13 +70,15 @@ def weight_by_cosmos(
       num_tasks: number of tasks T.
       penalty: `lambda`, not negative, in the unit of the losses. The authors' code uses
         0.01 to 8; no value suits all problems.
-      preference: `p` `[tasks]`, used as it is; None for `1/T`.
+      preference: `p`, `[tasks]` or by name, not negative, used as it is; None for
+        `1/T`.
 
     Returns:
       A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
 
     Raises:
-      ValueError: if `penalty` is negative or `preference` has not one entry per task.
+      ValueError: if `penalty` is negative, or `preference` is not one number for each
+        task, is negative, or is zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -93,7 +95,10 @@ def weight_by_cosmos(
     """
     check_range("penalty", penalty)
 
-    def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:
+    def weights(
+        losses: jax.Array, present: jax.Array | None, preference: Any
+    ) -> jax.Array:
         return cosmos_weights(losses, penalty, preference, present)
 
-    return weight_by_losses(num_tasks, weights, preference=preference)
+    read = preference_argument(preference, num_tasks)
+    return weight_by_losses(num_tasks, weights, preference=read)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector, check_num_tasks, check_range
+from mtlopt._checks import check_num_tasks, check_range, named_vector, task_argument
 from mtlopt.per_label import advance
 from mtlopt.task_grads import check_task_grads
 from mtlopt.weightings.by_losses import (
@@ -113,7 +113,7 @@ def weight_by_famo(
         before the optimizer. The paper's listing and LibMTL have 1e-3, the authors'
         `famo.py` 1e-2.
       optimizer: any Optax optimizer for `x`. Default: `optax.adam(0.025)`.
-      min_losses: lower bounds `b` `[tasks]` of the losses; None for zero.
+      min_losses: lower bounds `b` of the losses, `[tasks]` or by name; None for zero.
 
     Returns:
       A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
@@ -141,8 +141,7 @@ def weight_by_famo(
     """
     check_num_tasks(num_tasks)
     check_range("gamma", gamma)
-    if min_losses is not None:
-        as_task_vector("min_losses", min_losses, num_tasks)
+    read_min_losses = task_argument("min_losses", min_losses, num_tasks)
     inner = optax.with_extra_args_support(optimizer or optax.adam(0.025))
 
     def init_fn(params: Any) -> WeightByFamoState:
@@ -169,14 +168,15 @@ def weight_by_famo(
         dtype = state.logits.dtype
         losses = jax.lax.stop_gradient(grads.losses).astype(dtype)
         there = everyone(losses, grads.present)
+        lowest = read_min_losses(grads.tasks)
         if losses_after is None:
             after, both = losses, state.seen & there
         else:
-            after = as_task_vector("losses_after", losses_after, num_tasks)
+            after = named_vector("losses_after", losses_after, grads.tasks)
             after, both = after.astype(dtype), state.seen
 
-        before = above_reference(state.losses, min_losses, both)
-        after = above_reference(after, min_losses, both)
+        before = above_reference(state.losses, lowest, both)
+        after = above_reference(after, lowest, both)
         # A loss of zero has no rate. NaN is not zero and stays visible.
         both = both & (before != 0) & (after != 0)
         fall = jnp.where(both, jnp.log(before) - jnp.log(after), 0)
@@ -187,9 +187,7 @@ def weight_by_famo(
         )
         logits = state.logits + steps
 
-        weights = famo_weights(
-            above_reference(losses, min_losses, there), logits, there
-        )
+        weights = famo_weights(above_reference(losses, lowest, there), logits, there)
         return grads.scale_by(weights), WeightByFamoState(
             weights, logits, inner_state, jnp.where(there, losses, 0), there
         )

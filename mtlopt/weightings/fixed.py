@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector
+from mtlopt._checks import task_argument
 from mtlopt.aggregators.by_weights import TaskWeightsState
 from mtlopt.task_grads import TaskGrads, check_task_grads
 
@@ -21,13 +21,15 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
     `sum_i w_i L_i`.
 
     Args:
-      weights: `w` `[tasks]`.
+      weights: `w`, `[tasks]` or by name (a mapping from task to weight): any finite
+        numbers.
 
     Returns:
       A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
 
     Raises:
-      ValueError: if `weights` is not a vector, or the number of tasks differs.
+      ValueError: if `weights` is neither or has an entry that is not finite; at the
+        update, if the number of tasks or a name differs.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -37,25 +39,30 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
       >>> tx.update(grads, tx.init(jnp.zeros(2)))[0]
       Array([ 1., 10.], dtype=float32)
     """
-    if isinstance(weights, Mapping):
-        raise TypeError("`weights` must be a vector [tasks], got a mapping.")
-    factors = jnp.asarray(weights)
-    if factors.ndim != 1 or not factors.size:
+    by_name = isinstance(weights, Mapping)
+    shape = (len(weights),) if by_name else jnp.asarray(weights).shape
+    if len(shape) != 1 or not shape[0]:
         raise ValueError(
-            f"`weights` must be a vector [tasks], got shape {factors.shape}."
+            "`weights` must be a vector [tasks] or a mapping from task to weight, got "
+            f"shape {shape}."
         )
+    num_tasks = shape[0]
+    read = task_argument("weights", weights, num_tasks)
 
     def init_fn(params: Any) -> TaskWeightsState:
         del params
-        return TaskWeightsState(factors.astype(float))
+        # By name, the order of the tasks is known at the update only.
+        first = jnp.ones(num_tasks) if by_name else jnp.asarray(weights)
+        return TaskWeightsState(jnp.array(first, float, copy=True))
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
         del state, extra_args
         if isinstance(updates, TaskGrads):
-            as_task_vector("weights", factors, updates.num_tasks)
-        grads = check_task_grads(updates, len(factors), params)
+            read(updates.tasks)  # its error names the weights
+        grads = check_task_grads(updates, num_tasks, params)
+        factors = read(grads.tasks)
         used = factors.astype(float)
         if grads.present is not None:
             used = jnp.where(grads.present, used, 0)

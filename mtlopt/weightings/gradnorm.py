@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks, check_range
-from mtlopt.labels import SHARED, Partition
+from mtlopt.labels import Partition
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.simplex import share_out, shares_of
 from mtlopt.per_label import advance
@@ -163,11 +163,7 @@ def _with_norms(grads: TaskGrads, layer: str | None) -> tuple[TaskGrads, jax.Arr
 
 def _leaves_below(partition: Partition, layer: str) -> list[bool]:
     """Returns for each shared leaf whether it is at or below the path `layer`."""
-    shared = [
-        path
-        for path, label in zip(partition.paths, partition.labels, strict=True)
-        if label == SHARED
-    ]
+    shared = partition.shared_paths
     parts = layer.strip("/").split("/")
     chosen = [path.split("/")[: len(parts)] == parts for path in shared]
     if not any(chosen):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_range
+from mtlopt._checks import check_range, preference_argument, task_argument
 from mtlopt.linalg.vectors import off_axis, unit_vector
 from mtlopt.weightings.by_losses import (
     above_reference,
@@ -73,16 +73,16 @@ def weight_by_pbi(
     Args:
       num_tasks: number of tasks T.
       penalty: `theta`, not negative. The paper's value is 5.
-      preference: `p` `[tasks]`, not negative; its length does not matter. None for
-        equal losses.
-      reference: `z` `[tasks]`, a lower bound of the losses; None for zero.
+      preference: `p`, `[tasks]` or by name, not negative; its length does not matter.
+        None for equal losses.
+      reference: `z`, `[tasks]` or by name, a lower bound of the losses; None for zero.
 
     Returns:
       A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
 
     Raises:
-      ValueError: if `penalty` is negative, or `preference` or `reference` has not one
-        entry per task.
+      ValueError: if `penalty` is negative, `preference` or `reference` is not one
+        number for each task, or `preference` is negative, or zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -101,9 +101,14 @@ def weight_by_pbi(
     """
     check_range("penalty", penalty)
 
-    def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:
+    def weights(
+        losses: jax.Array, present: jax.Array | None, preference: Any, reference: Any
+    ) -> jax.Array:
         return pbi_weights(losses, penalty, preference, reference, present)
 
     return weight_by_losses(
-        num_tasks, weights, preference=preference, reference=reference
+        num_tasks,
+        weights,
+        preference=preference_argument(preference, num_tasks),
+        reference=task_argument("reference", reference, num_tasks),
     )

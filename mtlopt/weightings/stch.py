@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_num_tasks, check_positive
+from mtlopt._checks import (
+    check_num_tasks,
+    check_positive,
+    preference_argument,
+    task_argument,
+)
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.task_grads import check_task_grads
 from mtlopt.weightings.by_losses import (
@@ -80,15 +85,16 @@ def weight_by_stch(
     Args:
       num_tasks: number of tasks T.
       mu: softness, positive. The paper has values from 0.01 to 1.
-      preference: `p` `[tasks]`, positive, used as it is; None for `1/T`.
-      reference: `z` `[tasks]`, a lower bound of the losses; None for zero.
+      preference: `p`, `[tasks]` or by name, not negative, used as it is; None for
+        `1/T`.
+      reference: `z`, `[tasks]` or by name, a lower bound of the losses; None for zero.
 
     Returns:
       A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
 
     Raises:
-      ValueError: if `mu` is not positive, or `preference` or `reference` has not one
-        entry per task.
+      ValueError: if `mu` is not positive, `preference` or `reference` is not one number
+        for each task, or `preference` is negative, or zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -106,11 +112,16 @@ def weight_by_stch(
     """
     check_positive("mu", mu)
 
-    def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:
+    def weights(
+        losses: jax.Array, present: jax.Array | None, preference: Any, reference: Any
+    ) -> jax.Array:
         return stch_weights(losses, mu, preference, reference, present)
 
     return weight_by_losses(
-        num_tasks, weights, preference=preference, reference=reference
+        num_tasks,
+        weights,
+        preference=preference_argument(preference, num_tasks),
+        reference=task_argument("reference", reference, num_tasks),
     )
 
 

@@ -1,14 +1,14 @@
 """Uncertainty weighting (Kendall et al., 2018)."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_choice, check_num_tasks
+from mtlopt._checks import check_choice, check_num_tasks, in_order
 from mtlopt.per_label import advance
 from mtlopt.task_grads import check_task_grads
 
@@ -31,7 +31,7 @@ class WeightByUncertaintyState(NamedTuple):
 
 def weight_by_uncertainty(
     num_tasks: int,
-    kind: LossKind | Sequence[LossKind] = "regression",
+    kind: LossKind | Sequence[LossKind] | Mapping[str, LossKind] = "regression",
     optimizer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Learns a noise level per task and weights the losses by its inverse.
@@ -48,7 +48,8 @@ def weight_by_uncertainty(
 
     Args:
       num_tasks: number of tasks T.
-      kind: `"regression"` or `"classification"`, for all tasks or one per task.
+      kind: `"regression"` or `"classification"`, for all tasks or one per task, in
+        their order or by their names.
       optimizer: any Optax optimizer for `s`. Default: `optax.adam(1e-2)`.
 
     Returns:
@@ -73,7 +74,10 @@ def weight_by_uncertainty(
       CVPR 2018, equations 7 and 10, in log-variances.
     """
     check_num_tasks(num_tasks)
-    kinds = (kind,) * num_tasks if isinstance(kind, str) else tuple(kind)
+    if isinstance(kind, Mapping):
+        kinds = tuple(kind.values())
+    else:
+        kinds = (kind,) * num_tasks if isinstance(kind, str) else tuple(kind)
     if len(kinds) != num_tasks:
         raise ValueError(
             f"`kind` must have one entry per task, {num_tasks}, got {len(kinds)}."
@@ -81,13 +85,19 @@ def weight_by_uncertainty(
     for one in kinds:
         check_choice("kind", one, ("regression", "classification"))
     inner = optax.with_extra_args_support(optimizer or optax.adam(1e-2))
-    factors = [0.5 if one == "regression" else 1.0 for one in kinds]
+
+    def factors(tasks: Sequence[str]) -> list[float]:
+        own = in_order("kind", kind, tasks) if isinstance(kind, Mapping) else kinds
+        return [0.5 if one == "regression" else 1.0 for one in own]
 
     def init_fn(params: Any) -> WeightByUncertaintyState:
         del params
         log_variance = jnp.zeros(num_tasks)
+        # By name, the order of the tasks is known at the update only.
+        by_name = isinstance(kind, Mapping)
+        weights = jnp.ones(num_tasks) if by_name else jnp.asarray(factors(()))
         return WeightByUncertaintyState(
-            jnp.asarray(factors), log_variance, jax.vmap(inner.init)(log_variance)
+            weights, log_variance, jax.vmap(inner.init)(log_variance)
         )
 
     def update_fn(
@@ -99,7 +109,8 @@ def weight_by_uncertainty(
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
         dtype = state.log_variance.dtype
-        weights = jnp.asarray(factors, dtype) * jnp.exp(-state.log_variance)
+        weights = jnp.asarray(factors(grads.tasks), dtype)
+        weights *= jnp.exp(-state.log_variance)
         slope = 0.5 - weights * grads.losses.astype(dtype)
 
         steps, inner_state = jax.vmap(functools.partial(advance, inner))(

@@ -12,9 +12,11 @@ import mtlopt
 from tests.marks import cpu_only
 from tests.problems import (
     LABELS,
+    LOSSES,
     QUICK,
     TASKS,
     assert_close,
+    encode,
     gradient_of,
     losses_of,
     make_batches,
@@ -256,6 +258,27 @@ def test_absent_tasks_have_no_part_in_their_group(make, float64):
     single = jax.jit(mtlopt.individual_step(oracle, alone), compiler_options=QUICK)
     expected = single(params, alone.init(params), x, y, mask, present=present)
     assert_close(found[0].params, expected.params, 1e-12)
+
+
+def test_a_task_known_to_be_absent_is_not_run(float64):
+    """Its function would raise; the others move as under a traced mask."""
+
+    def refuse(*args):
+        raise AssertionError("the loss of an absent task must not be traced")
+
+    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
+    oracle = mtlopt.task_grad(LOSSES | {"b": refuse}, LABELS, encode=encode)
+    step = mtlopt.individual_step(oracle, tx)
+    params, known = make_params(), {"a": True, "b": False, "c": True}
+    found = jax.jit(functools.partial(step, present=known), compiler_options=QUICK)(
+        params, tx.init(params), *batch(0)
+    )
+    expected = jax.jit(mtlopt.individual_step(make_oracle(), tx))(
+        params, tx.init(params), *batch(0), present=np.array([True, False, True])
+    )
+    assert_close(found.params, expected.params)
+    assert_close(found.opt_state, expected.opt_state)
+    assert_close(found.losses, expected.losses)
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,7 @@ def test_accepted_trial_meets_its_inequality_and_the_one_before_does_not(
     rows = view.rows()
     weights = mtlopt.mgda_weights(rows.gramian())
     shared = rows.gramian() @ weights  # <g_t, d>
-    head = grads.partition.merge(
-        [0 * leaf for leaf in grads.rows().combine(weights)], grads.heads
-    )
+    head = grads.updates([0 * leaf for leaf in grads.rows().combine(weights)])
     own = np.array(
         [
             sum(np.sum(leaf**2) for leaf in jax.tree.leaves(head["heads"][task]))

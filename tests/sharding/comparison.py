@@ -38,11 +38,12 @@ def init_states(params, methods):
     return {name: method.init(params) for name, method in methods.items()}
 
 
-def one_device():
+def one_device(methods=None, **options):
     """Updates of every method at the second of two batches, by one device."""
     params = jax.tree.map(jax.numpy.asarray, network.make_params())
-    methods = all_methods()
-    step = jax.jit(make_step(network.make_oracle(), methods), compiler_options=QUICK)
+    methods = methods or all_methods()
+    oracle = network.make_oracle(**options)
+    step = jax.jit(make_step(oracle, methods), compiler_options=QUICK)
     states, updates = init_states(params, methods), {}
     for batch in network.make_batches():
         updates, states = step(states, params, batch)

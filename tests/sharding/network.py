@@ -9,6 +9,7 @@ import mtlopt
 
 TASKS = ("a", "b", "c", "d")  # as many as Krum needs
 LABELS = {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}}
+BIAS_FROZEN = {**LABELS, "encoder/bias": "frozen"}
 STEPS, BATCH, INPUTS, WIDTH, LATENT = 2, 32, 16, 24, 40  # no two sizes alike
 AXIS = "devices"
 # One leaf is sharded along its last axis: to flatten its rows would gather them.
@@ -43,12 +44,15 @@ def make_batches(seed=1):
     return list(zip(x, y, strict=True))
 
 
-def make_oracle(constrain=lambda array: array, whole=lambda leaf: leaf, **options):
+def make_oracle(
+    constrain=lambda array: array, whole=lambda leaf: leaf, labels=LABELS, **options
+):
     """Returns the oracle.
 
     Args:
       constrain: applied to the activations.
       whole: applied to the encoder's leaves before they are used.
+      labels: who owns which leaf.
       **options: of `task_grad`.
     """
 
@@ -64,7 +68,7 @@ def make_oracle(constrain=lambda array: array, whole=lambda leaf: leaf, **option
         )
 
     losses = {task: make_loss(task) for task in TASKS}
-    return mtlopt.task_grad(losses, LABELS, encode=encode, **options)
+    return mtlopt.task_grad(losses, labels, encode=encode, **options)
 
 
 def make_mesh(axis_type=AxisType.Auto):

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import jax
+import optax
 from jax.sharding import AxisType, PartitionSpec, reshard
 
+import mtlopt
 from tests.sharding import comparison, network
 
 
@@ -51,7 +53,20 @@ def microbatches(expected):
     }
 
 
-def explicit_specs():
+def frozen_leaf():
+    """The same where one leaf is frozen, by an optimizer and a method with states."""
+    tasks, labels = len(network.TASKS), network.BIAS_FROZEN
+    adamw = mtlopt.per_label(optax.adamw(0.1), labels)
+    methods = {
+        "mgda": optax.chain(mtlopt.mgda(tasks), adamw),
+        "moco": mtlopt.moco(tasks, labels),
+    }
+    expected = comparison.one_device(methods, labels=labels)
+    found = run(expected, fully=True, methods=methods, labels=labels)
+    return {**found, "explicit": explicit_specs(methods, labels)}
+
+
+def explicit_specs(methods, labels):
     """Specs of the updates on a mesh with explicit axes: traced only."""
     mesh = network.make_mesh(AxisType.Explicit)
 
@@ -62,8 +77,8 @@ def explicit_specs():
         shardings = network.param_shardings(mesh, fully=True)
         params = jax.device_put(network.make_params(), shardings)
         batch = jax.device_put(network.make_batches()[0], network.by_batch(mesh))
-        methods = comparison.all_methods()
-        step = comparison.make_step(network.make_oracle(whole=whole), methods)
+        oracle = network.make_oracle(whole=whole, labels=labels)
+        step = comparison.make_step(oracle, methods)
         states = comparison.init_states(params, methods)
         updates, _ = jax.eval_shape(step, states, params, batch)
         return {
@@ -79,7 +94,8 @@ def main():
         "data": run(expected, fully=False),
         # The pullbacks as on accelerators.
         "fully": run(expected, fully=True, batching="vmap"),
-        "explicit": explicit_specs(),
+        "explicit": explicit_specs(comparison.all_methods(), network.LABELS),
+        "frozen": frozen_leaf(),
         "microbatches": microbatches(expected),
     }
     print(json.dumps(found))

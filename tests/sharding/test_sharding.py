@@ -135,6 +135,17 @@ def test_kept_rows_are_sharded_like_the_parameters(found):
         assert 8 * math.prod(part) == math.prod(whole)
 
 
+def test_frozen_leaf(found):
+    """It keeps its sharding and has no state; the rest is as on one device."""
+    frozen = found["frozen"]
+    assert max(frozen["errors"].values()) <= RTOL
+    moving = [list(shape) for shape in encoder_shapes() if len(shape) == 2]
+    rows = [[len(network.TASKS), *shape] for shape in moving]
+    assert [whole for whole, _ in frozen["row states"]] == 2 * moving + rows
+    specs = {leaf: str(spec) for leaf, spec in network.ENCODER_SPECS.items()}
+    assert frozen["explicit"] == {"mgda": specs, "moco": specs}
+
+
 @methods
 def test_explicit_axes_keep_the_parameters_specs(found, name):
     """JAX's sharding-in-types: no contraction is ambiguous."""

@@ -53,5 +53,3 @@ def test_one_weight_per_task():
         ValueError, match=r"`weights` must have one entry.*\(2,\).*got.*3"
     ):
         tx.update(grads, tx.init(jnp.zeros(2)))
-    with pytest.raises(TypeError, match=r"`weights` must be a vector.*a mapping"):
-        mtlopt.weight_by_fixed({"a": 1.0, "b": 2.0})

@@ -1,0 +1,105 @@
+"""An aggregator that does not see some of the tasks, whose heads train all the same."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import optax
+
+from mtlopt._checks import check_choice
+from mtlopt.task_grads import TaskGrads
+
+
+def leave_out(
+    aggregator: optax.GradientTransformation, tasks: Sequence[str | int]
+) -> optax.GradientTransformationExtraArgs:
+    r"""Hides tasks from an aggregator; their heads move by their own gradients.
+
+    .. math:: d = A(\{g_i : i \notin \text{tasks}\})
+
+    For a probe: a head on `jax.lax.stop_gradient(z)`, which watches what the latent
+    holds. Its gradient over the shared parameters is zero, so that MGDA, MGDA-UB and
+    EDM, whose direction opposes no task, would stop them. Also for a task that shall
+    use the shared parameters, but not shape them.
+
+    To the aggregator the tasks are absent, as with `present`: it is built for all
+    tasks, and its weights for these are zero. Weightings before it still scale their
+    losses. It goes inside or outside of `in_latent_space`.
+
+    Args:
+      aggregator: an aggregator of this library, or weightings chained with one.
+      tasks: names or indices of the tasks.
+
+    Returns:
+      An aggregator with the same state.
+
+    Raises:
+      TypeError: if `aggregator` is no transform, or at the update returns no update.
+      ValueError: if `tasks` is empty; at the first update, if it names an unknown task
+        or leaves none.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import mtlopt
+      >>> def probe(params, z):
+      ...     return (params["probe"] * jax.lax.stop_gradient(z) - 1) ** 2
+      >>> oracle = mtlopt.task_grad(
+      ...     {"a": lambda params, z: params["a"] * z, "probe": probe},
+      ...     {"w": "shared", "a": "a", "probe": "probe"},
+      ...     encode=lambda params: 2 * params["w"],
+      ... )
+      >>> params = {"w": jnp.array(1.0), "a": jnp.array(3.0), "probe": jnp.array(1.0)}
+      >>> for tx in (mtlopt.mgda(2), mtlopt.leave_out(mtlopt.mgda(2), ["probe"])):
+      ...     updates, _ = tx.update(oracle(params), tx.init(params), params)
+      ...     print(round(float(updates["w"]), 3), updates["a"], updates["probe"])
+      0.0 2.0 4.0
+      6.0 2.0 4.0
+    """
+    if not isinstance(aggregator, optax.GradientTransformation):
+        raise TypeError(
+            "`aggregator` must be a gradient transformation, got "
+            f"{type(aggregator).__name__}. Build it first, as in mgda(2)."
+        )
+    if isinstance(tasks, str) or not isinstance(tasks, Sequence):
+        raise TypeError(
+            "`tasks` must be a sequence of names or indices of tasks, got "
+            f"{tasks!r}. Write [{tasks!r}] for one."
+        )
+    if not tasks:
+        raise ValueError("`tasks` must have at least one task, got none.")
+    inner = optax.with_extra_args_support(aggregator)
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        if isinstance(updates, TaskGrads):
+            updates = updates.without_rows(_members(tasks, updates.tasks))
+        moved, state = inner.update(updates, state, params, **extra_args)
+        if isinstance(moved, TaskGrads):
+            raise TypeError(
+                "`aggregator` must return an update of the parameters, got TaskGrads. "
+                "Chain an aggregator after the weightings, inside of `leave_out`."
+            )
+        return moved, state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
+
+
+def _members(chosen: Sequence[str | int], tasks: tuple[str, ...]) -> np.ndarray:
+    """Returns which tasks are chosen, bool `[tasks]`."""
+    members = np.zeros(len(tasks), bool)
+    for task in chosen:
+        if isinstance(task, str):
+            check_choice("tasks", task, tasks)
+            members[tasks.index(task)] = True
+            continue
+        index = operator.index(task)
+        if not 0 <= index < len(tasks):
+            raise ValueError(
+                f"`tasks` must be between 0 and {len(tasks) - 1}, got {index}."
+            )
+        members[index] = True
+    if members.all():
+        raise ValueError("`tasks` must leave at least one task, got all of them.")
+    return members
