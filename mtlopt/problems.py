@@ -22,6 +22,7 @@ from mtlopt.heads import (
     split_aux,
 )
 from mtlopt.labels import Partition
+from mtlopt.linalg.gramian import solver_dtype
 from mtlopt.rows import STATIC, Batching, Leaves, Linearization
 
 PyTree = Any
@@ -363,7 +364,7 @@ class VectorProblem:
                 f"`losses` must return {self.num_tasks} losses, one for each of "
                 f"`tasks`, got an array of shape {jnp.shape(out)}."
             )
-        return out.astype(jnp.promote_types(out.dtype, jnp.float32)), aux
+        return out.astype(solver_dtype([out])), aux
 
     def _vector(
         self, inputs: Inputs, shared: Leaves, heads: Leaves

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mtlopt._checks import as_task_vector
 from mtlopt._guard import make_guard
 from mtlopt.labels import SHARED, STACKED, Partition, path_string
+from mtlopt.linalg.gramian import solver_dtype
 from mtlopt.rows import (
     STATIC,
     Leaves,
@@ -106,7 +107,7 @@ class TaskGrads:
                 )
         values = [jnp.asarray(leaf) for _, leaf in leaves]
         tasks = tuple(str(i) for i in range(num_tasks[0]))
-        dtype = jnp.promote_types(jnp.result_type(*values), jnp.float32)
+        dtype = solver_dtype(values)
         if losses is None:
             losses = jnp.zeros(num_tasks, dtype)
         if present is not None:

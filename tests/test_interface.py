@@ -137,21 +137,6 @@ def test_one_program_for_all_steps_with_donation():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
 
 
-@methods
-def test_no_implicit_promotion(name):
-    """Our own functions do not mix dtypes, in float32."""
-    tx = METHODS[name].make(NUM_TASKS)
-    rows, losses = jnp.ones((NUM_TASKS, SIZE)), jnp.ones(NUM_TASKS)
-    params = jnp.zeros(SIZE)
-    oracle = matrix_oracle(NUM_TASKS)
-    if name in ("uncertainty", "imtl_l", "famo"):
-        pytest.skip("optax.adam does not pass this itself")
-    with jax.numpy_dtype_promotion("strict"):
-        jax.eval_shape(
-            lambda: tx.update(oracle(params, rows, losses), tx.init(params), params)
-        )
-
-
 # Numbers, on Jacobians that are given. One program a method for all of them.
 
 

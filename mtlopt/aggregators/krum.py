@@ -71,10 +71,10 @@ def krum_weights(
     # Twice the product of two norms may overflow where a norm's square does not.
     size = jnp.max(norms)
     relative = norms / jnp.where(size == 0, 1, size)
-    squares = (relative[:, None] - relative) ** 2
-    squares += 2 * relative[:, None] * relative * (1 - cosines)
+    squares = (relative[:, None] - relative[None]) ** 2
+    squares += 2 * relative[:, None] * relative[None] * (1 - cosines)
     distances = jnp.sqrt(squares) if distance == "plain" else squares
-    others = there[:, None] & there & ~jnp.eye(num_tasks, dtype=bool)
+    others = there[:, None] & there[None] & ~jnp.eye(num_tasks, dtype=bool)
     # Without the f + 1 farthest: they are few, and a sort of all is slow.
     _, farthest = jax.lax.top_k(jnp.where(others, distances, -1), num_byzantine + 1)
     is_far = jax.nn.one_hot(farthest, num_tasks, axis=1, dtype=bool).any(axis=2)

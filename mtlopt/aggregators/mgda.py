@@ -87,7 +87,7 @@ def mgda_weights(
     solved = (sizes == 0) & (norms > 0)
     lengths = safe_divide(lengths, sizes)
     lengths = safe_divide(lengths, jnp.max(lengths))  # or their squares overflow
-    scaled = lengths[:, None] * cosines * lengths
+    scaled = lengths[:, None] * cosines * lengths[None]
     return min_norm_point(scaled, present & ~solved).weights
 
 

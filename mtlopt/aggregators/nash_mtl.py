@@ -8,6 +8,7 @@ import optax
 
 from mtlopt._checks import check_num_tasks, check_range
 from mtlopt.linalg.bargaining import bargain
+from mtlopt.linalg.gramian import solver_dtype
 from mtlopt.linalg.reductions import reduce_each
 from mtlopt.rows import Leaves
 from mtlopt.task_grads import TaskGrads, check_task_grads
@@ -177,5 +178,5 @@ def _reuse(grads: TaskGrads, solution: jax.Array) -> tuple[jax.Array, Leaves]:
 
 
 def _length(leaves: Leaves) -> jax.Array:
-    wide = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+    wide = [leaf.astype(solver_dtype([leaf])) for leaf in leaves]
     return jnp.asarray(optax.tree.norm(wide))

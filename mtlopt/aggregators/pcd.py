@@ -85,7 +85,7 @@ def pcd_weights(
     eligible = ~first & (lengths > 0)
     size = jnp.max(jnp.abs(target), where=eligible, initial=0)
     unit_target = jnp.where(eligible, safe_divide(target, size), 0)
-    constraints = jnp.where(first | first[:, None], 0, cosines)
+    constraints = jnp.where(first[None] | first[:, None], 0, cosines)
     shares, slack = least_distance(constraints, unit_target)
     # Contradictory constraints leave coefficients that cancel.
     is_found = _length(cosines, shares) > 0
@@ -211,4 +211,4 @@ def _mask(gramian: jax.Array, present: jax.Array | None) -> jax.Array:
     """Returns the Gramian with zeros for absent tasks, whose rows may hold NaN."""
     if present is None:
         return gramian
-    return jnp.where(present[:, None] & present, gramian, 0)
+    return jnp.where(present[:, None] & present[None], gramian, 0)

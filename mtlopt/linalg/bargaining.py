@@ -109,7 +109,7 @@ def bargain(
     relative = jnp.where(counts, safe_divide(norms, largest), 1)
     units = relative**exponent
     # Rows that do not count are tasks alone: y = 1, and cut off from the others.
-    matrix = jnp.where(on_diagonal & ~counts, 1, cosines)
+    matrix = jnp.where(on_diagonal & ~counts[None], 1, cosines)
 
     # The best multiple of y = 1. A NaN in `C` is one in its energy; that of a lone task
     # is on the diagonal only, and in its norm.
@@ -155,7 +155,7 @@ def _step(problem: _Problem, state: _State) -> _State:
     ratio = jnp.where(is_over, safe_divide(wanted, found), 1)
     slope = jnp.where(is_over, found * jnp.log(ratio), wanted - found)
     stiffness = (power + damping) * jnp.where(is_over, found, wanted) / points
-    hessian = cosines + jnp.where(on_diagonal, ridge + stiffness, 0)
+    hessian = cosines + jnp.where(on_diagonal, (ridge + stiffness)[None], 0)
     factor = jnp.linalg.cholesky(hessian, symmetrize_input=False)
     shift = jax.scipy.linalg.cho_solve((factor, True), slope)
 

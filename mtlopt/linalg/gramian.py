@@ -27,9 +27,10 @@ _FEW_TASKS = 4
 _LONG_ROW = 2**14
 
 
-def solver_dtype(leaves: Sequence[jax.Array]) -> jnp.dtype:
+def solver_dtype(leaves: Sequence[Any]) -> jnp.dtype:
     """Returns the dtype of small matrices: float32 or wider, whatever the rows are."""
-    return jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # it is meant, also if "strict" is set
+        return jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
 
 
 def replicated(leaf: jax.Array) -> NamedSharding | None:
@@ -188,7 +189,7 @@ def present_products(products: jax.Array, present: jax.Array | None) -> jax.Arra
         raise ValueError(
             f"`present` must have shape {products.shape[:1]}, got {present.shape}."
         )
-    return jnp.where(present[:, None] & present, products, 0)
+    return jnp.where(present[:, None] & present[None], products, 0)
 
 
 def moving_average(

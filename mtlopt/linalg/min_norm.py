@@ -78,7 +78,7 @@ def min_norm_point(
         sums=[is_zero.astype(norms.dtype)],
         maxima=[jnp.where(eligible, -norms, -jnp.inf)],
     )
-    smallest = -smallest
+    smallest = jnp.where(jnp.isinf(smallest), 0, -smallest)
     target = jnp.where(eligible, safe_divide(smallest, norms), 0)  # a
     solution = least_distance(cosines, target).coefficients  # y
 

@@ -61,15 +61,15 @@ def normalise(
             raise ValueError(
                 f"`present` must have shape {gramian.shape[:1]}, got {present.shape}."
             )
-        gramian = jnp.where(present[:, None] & present, gramian, 0)
+        gramian = jnp.where(present[:, None] & present[None], gramian, 0)
     norms = jnp.sqrt(diagonal(gramian))
     is_zero = norms == 0
     divisors = jnp.where(is_zero, 1, norms)
     # One norm at a time: the product of two small norms may underflow.
-    cosines = gramian / divisors[:, None] / divisors
+    cosines = gramian / divisors[:, None] / divisors[None]
     # Clipping would hide an infinity, a new diagonal a NaN: 0 * inf is NaN.
     cosines = jnp.clip(cosines, -1, 1) + 0 * cosines
-    cosines = jnp.where(is_zero[:, None] | is_zero, 0, cosines)
+    cosines = jnp.where(is_zero[:, None] | is_zero[None], 0, cosines)
     unit = jnp.where(is_zero, 0, 1 + 0 * norms)
     return jnp.where(jnp.eye(len(norms), dtype=bool), unit, cosines), norms
 
@@ -81,5 +81,6 @@ def nan_unless_finite(result: jax.Array, source: jax.Array) -> jax.Array:
     """
     source = jax.lax.stop_gradient(source)
     largest, minus_smallest = reduce_each(maxima=[source, -source])
-    is_finite = jnp.isfinite(largest) & jnp.isfinite(minus_smallest)
-    return jnp.where(is_finite, result, jnp.nan)
+    # Zero or NaN. A literal NaN would stop `jax_debug_nans` on healthy numbers.
+    zero = (0 * largest + 0 * minus_smallest).astype(result.dtype)
+    return jnp.where(zero == 0, result, zero)

@@ -142,7 +142,7 @@ def factor_gramian(gramian: jax.Array, present: jax.Array | None = None) -> Fact
     values, vectors = jnp.linalg.eigh(cosines, symmetrize_input=False)
     rtol = _RANK_RTOL_GRAMIAN * jnp.finfo(cosines.dtype).eps
     kept = values > rtol * values[-1]
-    matrix = jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T * norms
+    matrix = jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T * norms[None]
     return Factor(nan_unless_finite(matrix, cosines), _count(kept))
 
 
@@ -217,14 +217,14 @@ def graded_svd(factor: Factor) -> Axes:
     matrix, rank = factor
     ones = jnp.ones(len(matrix), matrix.dtype)
     norms = jnp.sqrt(dot(ones, matrix**2))
-    indices = jnp.arange(len(norms))
+    indices = jnp.arange(len(norms), dtype=jnp.int32)
     minus_norms, order = jax.lax.sort((-norms, indices), num_keys=1)
     # As a product with a permutation matrix: gather and scatter are slow to compile.
-    sort = (indices == order[:, None]).astype(matrix.dtype)
+    sort = (indices[None] == order[:, None]).astype(matrix.dtype)
     triangle = jnp.linalg.qr(dot(matrix, sort.T), mode="r")
     # Rounding of a long column may be longer than a short column: it must go.
     noise = -_rounding(matrix) * minus_norms
-    triangle = jnp.where(jnp.abs(triangle) <= noise, 0, triangle)
+    triangle = jnp.where(jnp.abs(triangle) <= noise[None], 0, triangle)
     right, singular = _left_axes(triangle.T)
     kept = indices < rank
     # A rank of zero would hide the NaN of a lone task.
@@ -294,7 +294,7 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
         mean_square = safe_divide(jnp.sum(relative**2), rank.astype(singular.dtype))
         target = jnp.sqrt(mean_square) * singular[0]
     stretch = safe_divide(target, singular)  # sqrt(s) / sigma
-    return nan_unless_finite(dot(right * stretch, right.T), singular)
+    return nan_unless_finite(dot(right * stretch[None], right.T), singular)
 
 
 def _rounding(matrix: jax.Array) -> float:

@@ -73,7 +73,7 @@ def _total_weights(
 ) -> jax.Array:
     """The weights of `sum_i p_i`; `added` is what p_i gained in units of |g_i|."""
     # p_i gained added |g_i| u_j, which is added |g_i| / |g_j| of g_j.
-    gained = jnp.zeros_like(norms).at[order.T].add(added * norms)
+    gained = jnp.zeros_like(norms).at[order.T].add(added * norms[None])
     weights = 1 + safe_divide(gained, norms)
     if present is not None:
         weights = jnp.where(present, weights, 0)

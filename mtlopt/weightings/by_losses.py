@@ -55,6 +55,14 @@ def everyone(losses: jax.Array, present: jax.Array | None) -> jax.Array:
     return jnp.ones(losses.shape, bool) if present is None else present
 
 
+def only_there(logits: jax.Array, there: jax.Array) -> jax.Array:
+    """Returns the logits of a softmax over the tasks that are there: -inf for others.
+
+    Zeros if nobody is there, as -inf less -inf is NaN.
+    """
+    return jnp.where(there, logits, jnp.where(jnp.any(there), -jnp.inf, 0))
+
+
 def preference_of(
     losses: jax.Array, preference: Any, present: jax.Array | None
 ) -> jax.Array:
