@@ -11,6 +11,7 @@ import optax
 from mtlopt._checks import check_choice, check_num_tasks
 from mtlopt.per_label import advance
 from mtlopt.task_grads import check_task_grads
+from mtlopt.weightings.by_losses import bounded_slope
 
 LossKind = Literal["regression", "classification"]
 
@@ -43,6 +44,10 @@ def weight_by_uncertainty(
     along with the parameters by its own optimizer, so that a weight decay of the model
     never touches it; an absent task's `s` and its optimizer state stand still. The
     combined loss may be negative, which is normal: watch `TaskGrads.losses`.
+
+    The slope of `s_i` is at most 1e3 in size, so that one huge or infinite loss does
+    not fill the optimizer's moments for good. The slope of a NaN loss is NaN, and so is
+    `s_i` from then on; `skip_not_finite` round the whole chain forgets such a batch.
 
     Scales the losses, so heads too.
 
@@ -100,7 +105,7 @@ def weight_by_uncertainty(
         grads = check_task_grads(updates, num_tasks, params)
         dtype = state.log_variance.dtype
         weights = jnp.asarray(factors, dtype) * jnp.exp(-state.log_variance)
-        slope = 0.5 - weights * grads.losses.astype(dtype)
+        slope = bounded_slope(0.5 - weights * grads.losses.astype(dtype))
 
         steps, inner_state = jax.vmap(functools.partial(advance, inner))(
             slope, state.inner_state, state.log_variance, grads.present
