@@ -241,6 +241,23 @@ def test_bfloat16_is_float32_rounded():
 # The registry.
 
 
+@methods
+def test_make_passes_options_on(name):
+    """An unknown one is an error that names the function that lacks it."""
+    parts = "|".join(METHODS[name].public)
+    with pytest.raises(TypeError, match=rf"({parts})\(\) got an unexpected .*'kinds'"):
+        METHODS[name].make(4, kinds="regression")
+
+
+def test_options_of_methods():
+    """The kind of a loss; averages of DB-MTL, whose labels are passed on then."""
+    kinds = ["regression", "classification"]
+    state = METHODS["uncertainty"].make(2, kind=kinds).init(None)
+    np.testing.assert_array_equal(mtlopt.task_weights(state), [0.5, 1.0])
+    state = METHODS["db_mtl"].make(2, decay=0.9).init(np.zeros(3))
+    assert state[1].average[0].shape == (2, 3)
+
+
 # EDM is IMTL-G where all its weights are positive, as they are on this problem.
 EQUAL_HERE = [{"edm", "imtl_g"}]
 

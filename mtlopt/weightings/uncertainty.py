@@ -53,7 +53,9 @@ def weight_by_uncertainty(
 
     Args:
       num_tasks: number of tasks T.
-      kind: `"regression"` or `"classification"`, for all tasks or one per task.
+      kind: `"regression"` or `"classification"`, for all tasks or one per task. An
+        absolute error counts as regression: it is so with `s` the log-scale of a
+        Laplace distribution.
       optimizer: any Optax optimizer for `s`. Default: `optax.adam(1e-2)`.
 
     Returns:
