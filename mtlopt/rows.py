@@ -8,7 +8,7 @@ and whether they exist at all is decided here, so that no method has to know.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from mtlopt._jaxprs import convolves
 from mtlopt.labels import STACKED, Partition
 from mtlopt.linalg import gramian as linalg
-from mtlopt.linalg.products import diagonal
+from mtlopt.linalg.products import diagonal, dot
 
 Leaves = list[jax.Array]
 STATIC = {"static": True}  # metadata of dataclass fields that are not pytree children
@@ -24,10 +24,22 @@ Batching = Literal["auto", "unroll", "vmap", "map"] | int
 
 
 class Rows(Protocol):
-    """Rows `[tasks, ...]` of the Jacobian, in some space."""
+    """Rows `[tasks, ...]` of the Jacobian, in some space.
 
-    def gramian(self) -> jax.Array:
-        """Returns the inner products of the rows, `[tasks, tasks]`."""
+    Attributes:
+      products_only: whether their inner products are all that is known of them.
+    """
+
+    products_only: ClassVar[bool]
+
+    def gramian(self, basis: jax.Array | None = None) -> jax.Array:
+        """Returns the inner products of the rows, `[tasks, tasks]`.
+
+        Args:
+          basis: `B` `[tasks, tasks]`, to take those of the rotated rows `B^T J`. They
+            have digits that rounding of the plain ones loses, if the rows nearly
+            depend on each other and `products_only` is False.
+        """
         ...
 
     def norms(self) -> jax.Array:
@@ -60,11 +72,12 @@ class MaterialRows:
     num_tasks: int
     values: Leaves
     pull: Callable[[Leaves], Leaves] = list
+    products_only: ClassVar[bool] = False
 
-    def gramian(self) -> jax.Array:
+    def gramian(self, basis: jax.Array | None = None) -> jax.Array:
         if not self.values:
             return jnp.zeros((self.num_tasks, self.num_tasks))
-        return linalg.gramian(self.values)
+        return linalg.gramian(self.values, basis)
 
     def norms(self) -> jax.Array:
         if not self.values:
@@ -93,23 +106,29 @@ class StreamedRows:
 
     latent: Leaves
     pull: Callable[[Leaves], Leaves]
+    products_only: ClassVar[bool] = False
 
-    def gramian(self) -> jax.Array:
+    def gramian(self, basis: jax.Array | None = None) -> jax.Array:
         push = pushforward(self.pull, self.latent)
         # The loop and the products in it read one and the same copy of the rows.
         rows = [linalg.flat_rows(leaf) for leaf in self.latent]
 
         def column(task: jax.Array) -> jax.Array:
+            if basis is None:
+                flat = [row[task] for row in rows]
+            else:
+                flat = linalg.combine(basis[:, task], rows)
             cotangent = [
-                row[task].reshape(leaf.shape[1:])
-                for row, leaf in zip(rows, self.latent, strict=True)
+                row.reshape(leaf.shape[1:])
+                for row, leaf in zip(flat, self.latent, strict=True)
             ]
             image = push(self.pull(cotangent))
             image = [
                 leaf.reshape(row.shape[1:])
                 for row, leaf in zip(rows, image, strict=True)
             ]
-            return inner_products(rows, image)
+            products = inner_products(rows, image)
+            return products if basis is None else dot(products, basis)
 
         total = jax.lax.map(column, jnp.arange(len(rows[0])))
         return (total + total.T) / 2
@@ -141,9 +160,12 @@ class SummedRows:
 
     products: jax.Array
     recombine: Callable[[jax.Array], Leaves]
+    products_only: ClassVar[bool] = True
 
-    def gramian(self) -> jax.Array:
-        return self.products
+    def gramian(self, basis: jax.Array | None = None) -> jax.Array:
+        if basis is None:
+            return self.products
+        return dot(basis.T, dot(self.products, basis))
 
     def norms(self) -> jax.Array:
         return jnp.sqrt(jnp.maximum(diagonal(self.products), 0))

@@ -25,6 +25,8 @@ from mtlopt.linalg.normalise import safe_divide
 # pairs gains nothing: an optimizer with moments reads the rows again for each of them.
 _FEW_TASKS = 4
 _LONG_ROW = 2**14
+# Numbers of a leaf that are rotated at a time on one CPU device: 1 MiB of float32.
+_CHUNK = 2**18
 
 
 def solver_dtype(leaves: Sequence[Any]) -> jnp.dtype:
@@ -42,13 +44,17 @@ def replicated(leaf: jax.Array) -> NamedSharding | None:
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
 
 
-def gramian(rows: Sequence[jax.Array]) -> jax.Array:
+def gramian(rows: Sequence[jax.Array], basis: jax.Array | None = None) -> jax.Array:
     r"""Returns the symmetric matrix of inner products of the rows.
 
     .. math:: G_{ij} = \sum_{\text{leaf}} \langle g_i, g_j \rangle
 
+    With a basis `B`, those of the rotated rows `B^T J`. On one CPU device they are made
+    in chunks of columns, elsewhere leaf by leaf: the rows are never copied as a whole.
+
     Args:
-      rows: leaves `[tasks, ...]`.
+      rows: leaves `[tasks, ...]`, the rows of `J`.
+      basis: `B`, `[tasks, tasks]`; None for the rows as they are.
 
     Returns:
       Array `[tasks, tasks]`, accumulated in float32 or wider at the highest precision.
@@ -62,7 +68,9 @@ def gramian(rows: Sequence[jax.Array]) -> jax.Array:
     dtype = solver_dtype(rows)
     total = jnp.zeros([], dtype)
     for leaf in rows:
-        if _few_long_rows(leaf):
+        if basis is not None:
+            total += _rotated_products(leaf, basis.astype(dtype))
+        elif _few_long_rows(leaf):
             total += _products_of_pairs(leaf, dtype)
         else:
             total += _inner_products(leaf, leaf, dtype)
@@ -120,6 +128,33 @@ def _products_of_pairs(leaf: jax.Array, dtype: Any) -> jax.Array:
     upper = {(i, j): jnp.sum(rows[i] * rows[j]) for i in tasks for j in tasks if i <= j}
     entries = [upper[min(i, j), max(i, j)] for i in tasks for j in tasks]
     return jnp.stack(entries).reshape(len(leaf), len(leaf))
+
+
+def _rotated_products(leaf: jax.Array, basis: jax.Array) -> jax.Array:
+    """The same of the rows `basis^T leaf`."""
+
+    def products(rows: jax.Array) -> jax.Array:
+        turned = jnp.tensordot(
+            basis.T,
+            rows.astype(basis.dtype),
+            axes=1,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return _inner_products(turned, turned, basis.dtype)
+
+    if not _alone():
+        return products(leaf)
+    rows = flat_rows(leaf)
+    num_tasks, size = rows.shape
+    width = max(1, _CHUNK // num_tasks)
+    chunks = size // width
+
+    def add_chunk(index: jax.Array, total: jax.Array) -> jax.Array:
+        chunk = jax.lax.dynamic_slice_in_dim(rows, index * width, width, axis=1)
+        return total + products(chunk)
+
+    total = products(rows[:, chunks * width :])
+    return jax.lax.fori_loop(0, chunks, add_chunk, total) if chunks else total
 
 
 def _few_long_rows(leaf: jax.Array) -> bool:

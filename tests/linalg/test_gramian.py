@@ -74,3 +74,26 @@ def test_nan_stays_visible():
     found = np.isnan(linalg.gramian(rows))
     np.testing.assert_array_equal(found, [[True, True], [True, False]])
     np.testing.assert_array_equal(np.isnan(linalg.row_norms(rows)), [True, False])
+
+
+@pytest.mark.parametrize("chunk", [2**18, 5 * EDGE, 64], ids=["whole", "some", "many"])
+def test_gramian_of_rotated_rows(monkeypatch, chunk):
+    """`B^T G B` with the digits that rounding of `G` has lost, whatever the chunks.
+
+    The rows are a common one and 1e-4 of their own: `G` knows their differences to
+    1e-7 / 1e-8, the rotated rows to 1e-3.
+    """
+    monkeypatch.setattr(linalg, "_CHUNK", chunk)
+    random = np.random.default_rng(0)
+    shapes = [(1, 7, EDGE // 7), (1, 3)]
+    rows = [
+        np.float32(
+            random.normal(size=shape) + 1e-4 * random.normal(size=(3, *shape[1:]))
+        )
+        for shape in shapes
+    ]
+    basis = np.float32([[1, 1, 0], [-1, 0, 1], [0, -1, 1]])
+    found = jax.jit(linalg.gramian)(rows, basis)
+    exact = basis.T @ in_float64(rows) @ basis
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_allclose(found, exact, atol=1e-3 * exact[0, 0], rtol=1e-5)
