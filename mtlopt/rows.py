@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from mtlopt._jaxprs import convolves
 from mtlopt.labels import STACKED, Partition
 from mtlopt.linalg import gramian as linalg
+from mtlopt.linalg.normalise import ScaledGramian
 from mtlopt.linalg.products import diagonal, dot
 
 Leaves = list[jax.Array]
@@ -39,6 +40,14 @@ class Rows(Protocol):
           basis: `B` `[tasks, tasks]`, to take those of the rotated rows `B^T J`. They
             have digits that rounding of the plain ones loses, if the rows nearly
             depend on each other and `products_only` is False.
+        """
+        ...
+
+    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
+        """Returns the inner products of rows of any norms, see `ScaledGramian`.
+
+        Args:
+          present: Tasks to look at, bool `[tasks]`; None for all.
         """
         ...
 
@@ -78,6 +87,11 @@ class MaterialRows:
         if not self.values:
             return jnp.zeros((self.num_tasks, self.num_tasks))
         return linalg.gramian(self.values, basis)
+
+    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
+        if not self.values:
+            return ScaledGramian(self.gramian(), jnp.ones(self.num_tasks))
+        return linalg.scaled_gramian(self.values, present)
 
     def norms(self) -> jax.Array:
         if not self.values:
@@ -133,6 +147,18 @@ class StreamedRows:
         total = jax.lax.map(column, jnp.arange(len(rows[0])))
         return (total + total.T) / 2
 
+    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
+        def largest(cotangent: Leaves) -> jax.Array:
+            row = [leaf[None] for leaf in self.pull(cotangent)]
+            return linalg.largest_entries(row)[0]
+
+        return linalg.scale_if_needed(
+            self.gramian,
+            lambda: jax.lax.map(largest, self.latent),
+            self.latent,
+            present,
+        )
+
     def norms(self) -> jax.Array:
         def norm(cotangent: Leaves) -> jax.Array:
             return linalg.row_norms([leaf[None] for leaf in self.pull(cotangent)])[0]
@@ -166,6 +192,15 @@ class SummedRows:
         if basis is None:
             return self.products
         return dot(basis.T, dot(self.products, basis))
+
+    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
+        del present
+        # The rows cannot be looked at again. Entries' squares that were flushed would
+        # let cosines contradict each other, so what is so short counts as zero.
+        squares, info = diagonal(self.products), jnp.finfo(self.products.dtype)
+        is_lost = squares < float(info.tiny / info.eps)
+        kept = jnp.where(is_lost[:, None] | is_lost[None], 0, self.products)
+        return ScaledGramian(kept, jnp.ones_like(squares))
 
     def norms(self) -> jax.Array:
         return jnp.sqrt(jnp.maximum(diagonal(self.products), 0))

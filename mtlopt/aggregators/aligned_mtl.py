@@ -9,6 +9,7 @@ from mtlopt._checks import as_task_vector, check_choice
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.gramian import unit_triangular
+from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.procrustes import (
     Axes,
     Scale,
@@ -22,7 +23,7 @@ from mtlopt.rows import Rows
 
 
 def aligned_mtl_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     preference: jax.Array | None = None,
     *,
     scale: Scale = "min",
@@ -134,7 +135,7 @@ def aligned_mtl(
             factor = factor_triangular(*unit_triangular(rows.leaves()), present)
             axes = graded_svd(factor)
         else:
-            axes = principal_axes(rows.gramian(), present)
+            axes = principal_axes(rows.scaled_gramian(present), present)
         return _weights(axes, preference, scale, present)
 
     return aggregate_by_weights(num_tasks, weights)

@@ -16,7 +16,7 @@ from mtlopt.linalg.equiangular import (
     equiangular_ray,
 )
 from mtlopt.linalg.gramian import unit_triangular
-from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.normalise import Gramian, safe_divide
 from mtlopt.rows import Rows
 
 
@@ -29,12 +29,12 @@ def unit_rows(rows: Rows, present: jax.Array | None, solver: Solver) -> UnitRows
       solver: `"gramian"` or `"qr"`.
     """
     if solver == "gramian":
-        return axes_of_gramian(rows.gramian(), present)
+        return axes_of_gramian(rows.scaled_gramian(present), present)
     return axes_of_triangle(*unit_triangular(rows.leaves()), present)
 
 
 def conflict_free_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     preference: jax.Array | None = None,
     *,
     present: jax.Array | None = None,

@@ -91,7 +91,7 @@ def cr_mogm(
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
         rows, present = grads.rows(), grads.present
-        found = weights(rows.gramian(), present)
+        found = weights(rows.scaled_gramian(present), present)
         if found.shape != (num_tasks,):
             raise ValueError(
                 f"`weights` must return one weight per task, shape ({num_tasks},), got "

@@ -8,10 +8,11 @@ import optax
 from mtlopt._checks import check_positive
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.bargaining import bargain
+from mtlopt.linalg.normalise import Gramian
 
 
 def fairgrad_weights(
-    gramian: jax.Array, alpha: Any = 1.0, present: jax.Array | None = None
+    gramian: Gramian, alpha: Any = 1.0, present: jax.Array | None = None
 ) -> jax.Array:
     r"""Weights of FairGrad: the alpha-fair solution.
 
@@ -95,5 +96,7 @@ def fairgrad(num_tasks: int, alpha: Any = 1.0) -> optax.GradientTransformationEx
     check_positive("alpha", alpha)
     return aggregate_by_weights(
         num_tasks,
-        lambda rows, present: fairgrad_weights(rows.gramian(), alpha, present),
+        lambda rows, present: fairgrad_weights(
+            rows.scaled_gramian(present), alpha, present
+        ),
     )

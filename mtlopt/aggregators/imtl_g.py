@@ -13,11 +13,11 @@ from mtlopt.linalg.equiangular import (
     axes_of_gramian,
     equiangular_ray,
 )
-from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.normalise import Gramian, safe_divide
 from mtlopt.linalg.reductions import reduce_each
 
 
-def imtl_g_weights(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
+def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
     r"""Weights of IMTL-G: a sum of one, and equal projections on the unit gradients.
 
     .. math:: w = \frac{G^{-1} n}{1^T G^{-1} n}, \qquad n_i = |g_i|

@@ -8,14 +8,14 @@ import optax
 
 from mtlopt._checks import check_choice, check_num_tasks
 from mtlopt.aggregators.by_weights import aggregate_by_weights
-from mtlopt.linalg.normalise import nan_unless_finite, normalise
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise
 from mtlopt.rows import Rows
 
 Distance = Literal["squared", "plain"]
 
 
 def krum_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     num_byzantine: int = 1,
     num_selected: int = 1,
     *,
@@ -160,7 +160,7 @@ def krum(
 
     def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
         return krum_weights(
-            rows.gramian(),
+            rows.scaled_gramian(present),
             num_byzantine,
             num_selected,
             distance=distance,

@@ -9,6 +9,7 @@ import optax
 from mtlopt._checks import check_num_tasks, check_range
 from mtlopt.linalg.bargaining import bargain
 from mtlopt.linalg.gramian import solver_dtype
+from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.reductions import reduce_each
 from mtlopt.rows import Leaves
 from mtlopt.task_grads import TaskGrads, check_task_grads
@@ -28,7 +29,7 @@ class NashMtlState(NamedTuple):
     count: jax.Array
 
 
-def nash_mtl_weights(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
+def nash_mtl_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
     r"""Weights of Nash-MTL: the Nash bargaining solution.
 
     .. math:: G w = 1 / w, \quad w > 0
@@ -165,7 +166,7 @@ def nash_mtl(
 def _solve(grads: TaskGrads, solution: jax.Array) -> tuple[jax.Array, Leaves]:
     """New weights, and the direction from the rows that they were found with."""
     rows = grads.rows()
-    weights = nash_mtl_weights(rows.gramian(), grads.present)
+    weights = nash_mtl_weights(rows.scaled_gramian(grads.present), grads.present)
     return weights.astype(solution.dtype), rows.combine(weights)
 
 

@@ -9,9 +9,8 @@ import optax
 from mtlopt._checks import as_task_vector, check_num_tasks, check_positive, check_range
 from mtlopt.aggregators.modo import batch_products
 from mtlopt.aggregators.sums import mean_weights
-from mtlopt.linalg.gramian import present_products
-from mtlopt.linalg.normalise import safe_divide
-from mtlopt.linalg.products import dot
+from mtlopt.linalg.normalise import Gramian, common_scale, safe_divide
+from mtlopt.linalg.products import dot, present_products
 from mtlopt.linalg.simplex import (
     project_to_simplex,
     share_out,
@@ -43,7 +42,7 @@ class _Descent(NamedTuple):
 
 
 def sdmgrad_weights(
-    products: jax.Array,
+    products: Gramian,
     start: jax.Array,
     preference: Any = None,
     regularization: Any = 0.3,
@@ -194,7 +193,7 @@ def sdmgrad(
         rows, products, both = batch_products(grads, second, params)
         dtype = state.shares.dtype
         moved = _descend(
-            products.astype(dtype),
+            products,
             state.shares,
             preference,
             regularization,
@@ -221,7 +220,7 @@ def _pull(
 
 
 def _descend(
-    products: jax.Array,
+    products: Gramian,
     start: jax.Array,
     preference: Any,
     regularization: Any,
@@ -231,7 +230,8 @@ def _descend(
     present: jax.Array | None,
 ) -> jax.Array:
     """Returns `w` after `num_steps` steps."""
-    products = present_products(products, present)
+    products = present_products(common_scale(products, present)[0], present)
+    products = products.astype(start.dtype)
     # At least the spectral radius for any matrix, and no squares that underflow.
     bound = jnp.max(jnp.sum(jnp.abs(products), axis=1))
     matrix = safe_divide(products, bound)

@@ -10,10 +10,11 @@ from mtlopt._checks import as_task_vector
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.dual_cone import project_dual_cone
+from mtlopt.linalg.normalise import Gramian
 
 
 def upgrad_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     preference: jax.Array | None = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
@@ -104,5 +105,7 @@ def upgrad(
         as_task_vector("preference", preference, num_tasks)
     return aggregate_by_weights(
         num_tasks,
-        lambda rows, present: upgrad_weights(rows.gramian(), preference, present),
+        lambda rows, present: upgrad_weights(
+            rows.scaled_gramian(present), preference, present
+        ),
     )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
 
@@ -44,7 +44,7 @@ class _State(NamedTuple):
 
 @jax.jit
 def bargain(
-    gramian: jax.Array, alpha: Any = 1.0, present: jax.Array | None = None
+    gramian: Gramian, alpha: Any = 1.0, present: jax.Array | None = None
 ) -> Bargain:
     r"""Solves the equation of alpha-fair bargaining between the tasks.
 

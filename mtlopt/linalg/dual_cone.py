@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.nonnegative import minimise_nonnegative
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 
 
@@ -25,7 +25,7 @@ class ConeProjection(NamedTuple):
 
 
 def project_dual_cone(
-    gramian: jax.Array, lower: jax.Array, present: jax.Array | None = None
+    gramian: Gramian, lower: jax.Array, present: jax.Array | None = None
 ) -> ConeProjection:
     r"""Projects combinations of the task gradients on the cone without conflict.
 

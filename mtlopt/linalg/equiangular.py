@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
 
@@ -41,7 +41,7 @@ class Ray(NamedTuple):
     cosines: jax.Array
 
 
-def axes_of_gramian(gramian: jax.Array, present: jax.Array | None = None) -> UnitRows:
+def axes_of_gramian(gramian: Gramian, present: jax.Array | None = None) -> UnitRows:
     """Finds the axes from the cosines; rank is decided as in `factor_gramian`."""
     cosines, norms = normalise(gramian, present)
     values, axes = jnp.linalg.eigh(cosines, symmetrize_input=False)

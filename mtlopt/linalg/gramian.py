@@ -6,14 +6,20 @@ copy, is several times slower, and would gather sharded leaves.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
-from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.normalise import (
+    ScaledGramian,
+    keeps_squares,
+    safe_divide,
+    scale_of,
+)
+from mtlopt.linalg.products import diagonal
 
 # A few long rows are multiplied pair by pair on one CPU device: a matmul with so small
 # a result is slow there. Milliseconds for [tasks, numbers] on one Zen 3 core, matmul /
@@ -75,6 +81,73 @@ def gramian(rows: Sequence[jax.Array], basis: jax.Array | None = None) -> jax.Ar
         else:
             total += _inner_products(leaf, leaf, dtype)
     return (total + total.T) / 2
+
+
+@jax.jit
+def scaled_gramian(
+    rows: Sequence[jax.Array], present: jax.Array | None = None
+) -> ScaledGramian:
+    """Returns the Gramian of rows of any norms.
+
+    Where a square would overflow or be flushed, it is that of rows scaled by powers of
+    two, one a row. Else it costs what the Gramian costs. A row much shorter than the
+    longest one (1e-31 of it in float32) counts as zero.
+
+    Args:
+      rows: leaves `[tasks, ...]`.
+      present: Tasks to look at, bool `[tasks]`; None for all.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> found = scaled_gramian([jnp.array([[1e30, 0.0], [3.0, 4.0]])])
+      >>> print(jnp.sqrt(jnp.diagonal(found.matrix)) / found.scales)
+      [1.e+30 5.e+00]
+    """
+    return scale_if_needed(
+        functools.partial(gramian, rows), lambda: largest_entries(rows), rows, present
+    )
+
+
+def scale_if_needed(
+    products_of: Callable[..., jax.Array],
+    largest_of: Callable[[], jax.Array],
+    rows: Sequence[jax.Array],
+    present: jax.Array | None,
+) -> ScaledGramian:
+    """Returns the Gramian as it is, or that of scaled rows.
+
+    Args:
+      products_of: returns the Gramian, or that of the rows in a basis.
+      largest_of: returns the largest absolute value in each row, `[tasks]`.
+      rows: leaves `[tasks, ...]`, for their size.
+      present: Tasks to look at, bool `[tasks]`; None for all.
+    """
+    products = products_of()
+    squares, size = diagonal(products), sum(leaf[0].size for leaf in rows)
+
+    def as_it_is() -> ScaledGramian:
+        return ScaledGramian(products, jnp.ones_like(squares))
+
+    def rescale() -> ScaledGramian:
+        scales = scale_of(largest_of())
+        matrix = products_of(jnp.diag(scales))
+        norms, info = jnp.sqrt(diagonal(matrix)) / scales, jnp.finfo(matrix.dtype)
+        # Weights are as large as ratios of norms, which must be numbers.
+        is_zero = norms < float(info.tiny / info.eps) * jnp.max(norms)
+        matrix = jnp.where(is_zero[:, None] | is_zero[None], 0, matrix)
+        return ScaledGramian(matrix, scales)
+
+    return jax.lax.cond(keeps_squares(squares, size, present), as_it_is, rescale)
+
+
+def largest_entries(rows: Sequence[jax.Array]) -> jax.Array:
+    """Returns the largest absolute value in each row, `[tasks]`."""
+    dtype = solver_dtype(rows)
+    each = [
+        jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim)), initial=0).astype(dtype)
+        for leaf in rows
+    ]
+    return functools.reduce(jnp.maximum, each)
 
 
 def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
@@ -185,6 +258,7 @@ def sum_entries(leaf: jax.Array) -> jax.Array:
     return jnp.sum(leaf, axis=tuple(range(1, leaf.ndim)))
 
 
+@jax.jit
 def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
     """Returns the norms of the rows, without the products of different ones.
 
@@ -195,36 +269,21 @@ def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
       Array `[tasks]`, accumulated in float32 or wider.
     """
     dtype = solver_dtype(rows)
-    squares = (sum_entries(jnp.square(leaf.astype(dtype))) for leaf in rows)
-    return jnp.sqrt(functools.reduce(jnp.add, squares))
+    wide = [leaf.astype(dtype) for leaf in rows]
 
-
-def present_products(products: jax.Array, present: jax.Array | None) -> jax.Array:
-    """Returns inner products `[tasks, tasks]` with zeros for absent tasks.
-
-    Args:
-      products: what `gramian` or `cross_gramian` returns.
-      present: Tasks to look at, bool `[tasks]`; None for all.
-
-    Raises:
-      ValueError: If `products` is not square or `present` does not fit it.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> present_products(jnp.ones((2, 2)), jnp.array([True, False]))
-      Array([[1., 0.],
-             [0., 0.]], dtype=float32)
-    """
-    products = jnp.asarray(products)
-    if products.ndim != 2 or products.shape[0] != products.shape[1]:
-        raise ValueError(f"`products` must be square, got shape {products.shape}.")
-    if present is None:
-        return products
-    if present.shape != products.shape[:1]:
-        raise ValueError(
-            f"`present` must have shape {products.shape[:1]}, got {present.shape}."
+    def sum_squares(rows: Sequence[jax.Array]) -> jax.Array:
+        return functools.reduce(
+            jnp.add, (sum_entries(jnp.square(leaf)) for leaf in rows)
         )
-    return jnp.where(present[:, None] & present[None], products, 0)
+
+    def rescale() -> jax.Array:
+        scales = scale_of(largest_entries(wide))
+        scaled = [jax.vmap(jnp.multiply)(leaf, scales) for leaf in wide]
+        return jnp.sqrt(sum_squares(scaled)) / scales
+
+    squares, size = sum_squares(wide), sum(leaf[0].size for leaf in rows)
+    is_right = keeps_squares(squares, size)
+    return jax.lax.cond(is_right, lambda: jnp.sqrt(squares), rescale)
 
 
 def moving_average(

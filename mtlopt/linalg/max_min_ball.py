@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.pivots import pick_row, sweep
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.linalg.reductions import argmax_and_sums, reduce_each
@@ -39,7 +39,7 @@ class _State(NamedTuple):
 
 
 def max_min_direction(
-    gramian: jax.Array, radius: Any, present: jax.Array | None = None
+    gramian: Gramian, radius: Any, present: jax.Array | None = None
 ) -> MaxMinDirection:
     r"""Maximises the smallest inner product with the rows over a ball at their mean.
 

@@ -1,5 +1,7 @@
 """Row scales out first: unit rows, their cosines and their norms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -19,8 +21,82 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return jnp.where(is_zero, jnp.zeros_like(quotient), quotient)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScaledGramian:
+    r"""A Gramian of rows whose squares may be no numbers of their dtype.
+
+    .. math:: G = S^{-1} M S^{-1}, \qquad S = \mathrm{diag}(s)
+
+    Attributes:
+      matrix: `M`, the Gramian of the rows times their scales, `[tasks, tasks]`.
+      scales: `s`, powers of two, `[tasks]`; ones in the ordinary range.
+    """
+
+    matrix: jax.Array
+    scales: jax.Array
+
+    def __len__(self) -> int:
+        """The number of tasks, as that of a matrix."""
+        return len(self.scales)
+
+
+Gramian = jax.Array | ScaledGramian
+
+
+def keeps_squares(
+    squares: jax.Array, size: int, present: jax.Array | None = None
+) -> jax.Array:
+    """Returns whether squared norms are right as they are, a bool scalar.
+
+    They are not if one overflows, or if the entries' squares below the smallest normal
+    number, which are flushed to zero, may be more than rounding together. A row of
+    zeros cannot be told from one whose squares are all flushed.
+
+    Args:
+      squares: of the rows' norms, `[tasks]`.
+      size: number of entries of a row.
+      present: Tasks to look at, bool `[tasks]`; `None` means all.
+    """
+    info = jnp.finfo(squares.dtype)
+    is_safe = (squares >= size * float(info.tiny / info.eps)) & (squares <= info.max)
+    return jnp.all(is_safe if present is None else is_safe | ~present)
+
+
+def scale_of(largest: jax.Array) -> jax.Array:
+    """Returns powers of two that bring the largest entries of rows to about one.
+
+    Args:
+      largest: absolute values, `[tasks]`.
+    """
+    info = jnp.finfo(largest.dtype)
+    largest = jnp.clip(largest, float(info.tiny), float(1 / info.tiny))
+    return 1 / jax.lax.reduce_precision(largest, info.nexp, 0)
+
+
+def common_scale(
+    gramian: Gramian, present: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the Gramian of rows times one power of two, and that number.
+
+    It is the scale of the longest row, so nothing overflows; one in the ordinary range,
+    where the Gramian is returned as it is. What is much shorter than the longest row
+    may flush to zero.
+
+    Args:
+      gramian: `G`, `[tasks, tasks]`.
+      present: Tasks to look at, bool `[tasks]`; `None` means all.
+    """
+    if not isinstance(gramian, ScaledGramian):
+        return gramian, jnp.ones([], gramian.dtype)
+    matrix, scales = gramian.matrix, gramian.scales
+    common = jnp.min(scales, where=present, initial=float(jnp.finfo(scales.dtype).max))
+    shares = jnp.minimum(common / scales, 1)
+    return matrix * shares[:, None] * shares[None], common
+
+
 def normalise(
-    gramian: jax.Array, present: jax.Array | None = None
+    gramian: Gramian, present: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     r"""Splits a Gramian into the cosines between its rows and the row norms.
 
@@ -28,14 +104,16 @@ def normalise(
 
     Everything that decides (rank, conflict, optimality) is decided on `C`, so a
     task's scale never decides it. Exact up to one rounding per entry for norms whose
-    squares neither overflow nor underflow; no absolute threshold.
+    squares neither overflow nor underflow; no absolute threshold. A `ScaledGramian`,
+    as the rows of a `TaskGrads` give it, is exact for all norms that are numbers.
 
     A zero row gives a zero row and column of `C`; every other diagonal entry is
     exactly 1 and every cosine lies in [-1, 1]. NaN and infinite entries of the
     Gramian give NaN in `C`. Differentiable away from zero rows.
 
     Args:
-      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
+      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`, or what
+        `Rows.scaled_gramian` returns.
       present: Tasks to look at, bool `[tasks]`; the others are made zero rows,
         whatever their entries hold. `None` means all.
 
@@ -52,6 +130,9 @@ def normalise(
       [[ 1.  -0.5]
        [-0.5  1. ]] [2. 3.]
     """
+    scales = None
+    if isinstance(gramian, ScaledGramian):
+        gramian, scales = gramian.matrix, gramian.scales
     gramian = jnp.asarray(gramian)
     if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
         raise ValueError(f"`gramian` must be square, got shape {gramian.shape}.")
@@ -62,9 +143,10 @@ def normalise(
                 f"`present` must have shape {gramian.shape[:1]}, got {present.shape}."
             )
         gramian = jnp.where(present[:, None] & present[None], gramian, 0)
-    norms = jnp.sqrt(diagonal(gramian))
+    divisors = jnp.sqrt(diagonal(gramian))
+    norms = divisors if scales is None else divisors / scales
     is_zero = norms == 0
-    divisors = jnp.where(is_zero, 1, norms)
+    divisors = jnp.where(is_zero, 1, divisors)
     # One norm at a time: the product of two small norms may underflow.
     cosines = gramian / divisors[:, None] / divisors[None]
     # Clipping would hide an infinity, a new diagonal a NaN: 0 * inf is NaN.

@@ -7,8 +7,15 @@ import jax.numpy as jnp
 
 from mtlopt._checks import check_choice
 from mtlopt.linalg.jacobi import rotate_columns
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
-from mtlopt.linalg.products import diagonal, dot
+from mtlopt.linalg.normalise import (
+    Gramian,
+    common_scale,
+    nan_unless_finite,
+    normalise,
+    safe_divide,
+    scale_of,
+)
+from mtlopt.linalg.products import diagonal, dot, present_products
 
 Scale = Literal["min", "median", "rmse"]
 
@@ -45,7 +52,7 @@ class Axes(NamedTuple):
     rank: jax.Array
 
 
-def principal_axes(gramian: jax.Array, present: jax.Array | None = None) -> Axes:
+def principal_axes(gramian: Gramian, present: jax.Array | None = None) -> Axes:
     r"""The principal axes of the rows, from their Gramian.
 
     `graded_svd(factor_gramian(gramian, present))`, right for all ratios of row scales.
@@ -67,12 +74,12 @@ def principal_axes(gramian: jax.Array, present: jax.Array | None = None) -> Axes
       >>> print(axes.singular, axes.rank)
       [2. 1.] 2
     """
-    if present is not None:
-        gramian = jnp.where(jnp.outer(present, present), gramian, 0)
     # In units of the longest row: no eigenvalue overflows that no entry does.
-    largest = jnp.max(jnp.abs(diagonal(gramian)))
+    matrix, scale = common_scale(gramian, present)
+    matrix = present_products(matrix, present)
+    largest = jnp.max(jnp.abs(diagonal(matrix)))
     values, vectors = jnp.linalg.eigh(
-        safe_divide(gramian, largest), symmetrize_input=False
+        safe_divide(matrix, largest), symmetrize_input=False
     )
     limit = jnp.finfo(values.dtype).eps ** 0.3
     return jax.lax.cond(
@@ -80,31 +87,32 @@ def principal_axes(gramian: jax.Array, present: jax.Array | None = None) -> Axes
         _direct,
         _graded,
         gramian,
-        largest,
+        jnp.sqrt(largest) / scale,
         values,
         vectors,
     )
 
 
 def _direct(
-    _gramian: jax.Array, largest: jax.Array, values: jax.Array, vectors: jax.Array
+    _gramian: Gramian, longest: jax.Array, values: jax.Array, vectors: jax.Array
 ) -> Axes:
     return Axes(
-        (jnp.sqrt(values) * jnp.sqrt(largest))[::-1],
+        (jnp.sqrt(values) * longest)[::-1],
         vectors[:, ::-1],
         jnp.full([], len(values), jnp.int32),
     )
 
 
 def _graded(
-    gramian: jax.Array, _largest: jax.Array, values: jax.Array, _vectors: jax.Array
+    gramian: Gramian, _longest: jax.Array, values: jax.Array, _vectors: jax.Array
 ) -> Axes:
     # After the other decomposition. Under `vmap` both are made, and two batched ones of
     # jaxlib at a time can each hold a thread that the other waits for, for ever.
-    return graded_svd(factor_gramian(gramian + 0 * values[0]))
+    after = jax.tree.map(lambda leaf: leaf + 0 * values[0], gramian)
+    return graded_svd(factor_gramian(after))
 
 
-def factor_gramian(gramian: jax.Array, present: jax.Array | None = None) -> Factor:
+def factor_gramian(gramian: Gramian, present: jax.Array | None = None) -> Factor:
     r"""Factorises a Gramian with the row scales divided out first.
 
     .. math:: G = M^T M, \qquad M = \Lambda^{1/2} V^T D, \qquad
@@ -215,6 +223,8 @@ def graded_svd(factor: Factor) -> Axes:
       [3.e+00 1.e-06]
     """
     matrix, rank = factor
+    scale = scale_of(jnp.max(jnp.abs(matrix)))  # no square overflows
+    matrix *= scale
     ones = jnp.ones(len(matrix), matrix.dtype)
     norms = jnp.sqrt(dot(ones, matrix**2))
     indices = jnp.arange(len(norms), dtype=jnp.int32)
@@ -228,7 +238,7 @@ def graded_svd(factor: Factor) -> Axes:
     right, singular = _left_axes(triangle.T)
     kept = indices < rank
     # A rank of zero would hide the NaN of a lone task.
-    singular = nan_unless_finite(jnp.where(kept, singular, 0), matrix)
+    singular = nan_unless_finite(jnp.where(kept, singular / scale, 0), matrix)
     return Axes(singular, dot(sort.T, right), rank)
 
 

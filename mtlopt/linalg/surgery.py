@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import diagonal
 
 
 def project_conflicts(
-    gramian: jax.Array, order: jax.Array, present: jax.Array | None = None
+    gramian: Gramian, order: jax.Array, present: jax.Array | None = None
 ) -> jax.Array:
     r"""Projects every task gradient off the gradients that it conflicts with.
 
@@ -124,7 +124,7 @@ class Vaccinated(NamedTuple):
 
 
 def raise_cosines(
-    gramian: jax.Array,
+    gramian: Gramian,
     targets: jax.Array,
     order: jax.Array,
     present: jax.Array | None = None,

@@ -100,8 +100,10 @@ def weight_by_excess(
         weights = state.task_weights
         squares, excess = list(state.squares), jnp.zeros_like(weights)
         for index, row in enumerate(rows):  # absent rows are zero
-            new = jnp.square(row.astype(squares[index].dtype))
-            squares[index] += new
+            dtype = squares[index].dtype
+            most = float(jnp.finfo(dtype).max) / 4
+            new = jnp.minimum(jnp.square(row.astype(dtype)), most)
+            squares[index] = jnp.minimum(squares[index] + new, most)
             risk = safe_divide(new, jnp.sqrt(squares[index]))
             excess += sum_entries(risk).astype(excess.dtype)
         initial = jnp.where(there & (state.initial == 0), excess, state.initial)
