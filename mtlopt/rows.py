@@ -37,9 +37,9 @@ class Rows(Protocol):
         """Returns the inner products of the rows, `[tasks, tasks]`.
 
         Args:
-          basis: `B` `[tasks, tasks]`, to take those of the rotated rows `B^T J`. They
-            have digits that rounding of the plain ones loses, if the rows nearly
-            depend on each other and `products_only` is False.
+          basis: `B` `[tasks, tasks]`, or the diagonal of one `[tasks]`, to take those
+            of the rotated rows `B^T J`. They have digits that rounding of the plain ones
+            loses, if the rows nearly depend on each other and `products_only` is False.
         """
         ...
 
@@ -128,9 +128,10 @@ class StreamedRows:
         rows = [linalg.flat_rows(leaf) for leaf in self.latent]
 
         def column(task: jax.Array) -> jax.Array:
-            if basis is None:
-                flat = [row[task] for row in rows]
-            else:
+            flat = [row[task] for row in rows]
+            if basis is not None and basis.ndim == 1:
+                flat = [row * basis[task].astype(row.dtype) for row in flat]
+            elif basis is not None:
                 flat = linalg.combine(basis[:, task], rows)
             cotangent = [
                 row.reshape(leaf.shape[1:])
@@ -142,20 +143,28 @@ class StreamedRows:
                 for row, leaf in zip(rows, image, strict=True)
             ]
             products = inner_products(rows, image)
-            return products if basis is None else dot(products, basis)
+            if basis is None:
+                return products
+            return products * basis if basis.ndim == 1 else dot(products, basis)
 
         total = jax.lax.map(column, jnp.arange(len(rows[0])))
         return (total + total.T) / 2
 
     def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
-        def largest(cotangent: Leaves) -> jax.Array:
+        rows = [linalg.flat_rows(leaf) for leaf in self.latent]  # see `gramian`
+
+        def largest(task: jax.Array) -> jax.Array:
+            cotangent = [
+                row[task].reshape(leaf.shape[1:])
+                for row, leaf in zip(rows, self.latent, strict=True)
+            ]
             row = [leaf[None] for leaf in self.pull(cotangent)]
             return linalg.largest_entries(row)[0]
 
         return linalg.scale_if_needed(
             self.gramian,
-            lambda: jax.lax.map(largest, self.latent),
-            self.latent,
+            lambda: jax.lax.map(largest, jnp.arange(len(rows[0]))),
+            rows,
             present,
         )
 
@@ -191,6 +200,8 @@ class SummedRows:
     def gramian(self, basis: jax.Array | None = None) -> jax.Array:
         if basis is None:
             return self.products
+        if basis.ndim == 1:
+            return basis[:, None] * self.products * basis[None]
         return dot(basis.T, dot(self.products, basis))
 
     def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:

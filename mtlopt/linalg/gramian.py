@@ -31,8 +31,8 @@ from mtlopt.linalg.products import diagonal
 # pairs gains nothing: an optimizer with moments reads the rows again for each of them.
 _FEW_TASKS = 4
 _LONG_ROW = 2**14
-# Numbers of a leaf that are rotated at a time on one CPU device: 1 MiB of float32.
-_CHUNK = 2**18
+# Numbers of a leaf that are rotated at a time on one CPU device: half a MiB of float32.
+_CHUNK = 2**17
 
 
 def solver_dtype(leaves: Sequence[Any]) -> jnp.dtype:
@@ -50,7 +50,10 @@ def replicated(leaf: jax.Array) -> NamedSharding | None:
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
 
 
-def gramian(rows: Sequence[jax.Array], basis: jax.Array | None = None) -> jax.Array:
+Leaf = jax.Array | tuple[jax.Array, ...]  # rows together, or `apart`
+
+
+def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
     r"""Returns the symmetric matrix of inner products of the rows.
 
     .. math:: G_{ij} = \sum_{\text{leaf}} \langle g_i, g_j \rangle
@@ -60,7 +63,8 @@ def gramian(rows: Sequence[jax.Array], basis: jax.Array | None = None) -> jax.Ar
 
     Args:
       rows: leaves `[tasks, ...]`, the rows of `J`.
-      basis: `B`, `[tasks, tasks]`; None for the rows as they are.
+      basis: `B`, `[tasks, tasks]`, or the diagonal of one, `[tasks]`; None for the rows
+        as they are.
 
     Returns:
       Array `[tasks, tasks]`, accumulated in float32 or wider at the highest precision.
@@ -71,7 +75,7 @@ def gramian(rows: Sequence[jax.Array], basis: jax.Array | None = None) -> jax.Ar
       Array([[2., 1.],
              [1., 5.]], dtype=float32)
     """
-    dtype = solver_dtype(rows)
+    dtype = solver_dtype(jax.tree.leaves(rows))
     total = jnp.zeros([], dtype)
     for leaf in rows:
         if basis is not None:
@@ -103,8 +107,12 @@ def scaled_gramian(
       >>> print(jnp.sqrt(jnp.diagonal(found.matrix)) / found.scales)
       [1.e+30 5.e+00]
     """
+    parts = [apart(leaf) for leaf in rows]
     return scale_if_needed(
-        functools.partial(gramian, rows), lambda: largest_entries(rows), rows, present
+        functools.partial(gramian, parts),
+        lambda: largest_entries(parts),
+        rows,
+        present,
     )
 
 
@@ -130,7 +138,7 @@ def scale_if_needed(
 
     def rescale() -> ScaledGramian:
         scales = scale_of(largest_of())
-        matrix = products_of(jnp.diag(scales))
+        matrix = products_of(scales)
         norms, info = jnp.sqrt(diagonal(matrix)) / scales, jnp.finfo(matrix.dtype)
         # Weights are as large as ratios of norms, which must be numbers.
         is_zero = norms < float(info.tiny / info.eps) * jnp.max(norms)
@@ -140,14 +148,16 @@ def scale_if_needed(
     return jax.lax.cond(keeps_squares(squares, size, present), as_it_is, rescale)
 
 
-def largest_entries(rows: Sequence[jax.Array]) -> jax.Array:
+def largest_entries(rows: Sequence[Leaf]) -> jax.Array:
     """Returns the largest absolute value in each row, `[tasks]`."""
-    dtype = solver_dtype(rows)
-    each = [
-        jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim)), initial=0).astype(dtype)
-        for leaf in rows
-    ]
-    return functools.reduce(jnp.maximum, each)
+
+    def largest(leaf: Leaf) -> jax.Array:
+        if isinstance(leaf, tuple):
+            return jnp.concatenate([largest(row[None]) for row in leaf])
+        return jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim)), initial=0)
+
+    dtype = solver_dtype(jax.tree.leaves(rows))
+    return functools.reduce(jnp.maximum, [largest(leaf).astype(dtype) for leaf in rows])
 
 
 def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
@@ -194,7 +204,7 @@ def _inner_products(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
     )
 
 
-def _products_of_pairs(leaf: jax.Array, dtype: Any) -> jax.Array:
+def _products_of_pairs(leaf: Leaf, dtype: Any) -> jax.Array:
     """The same of a leaf's rows with each other."""
     tasks = range(len(leaf))
     rows = [leaf[i].astype(dtype) for i in tasks]
@@ -203,34 +213,51 @@ def _products_of_pairs(leaf: jax.Array, dtype: Any) -> jax.Array:
     return jnp.stack(entries).reshape(len(leaf), len(leaf))
 
 
-def _rotated_products(leaf: jax.Array, basis: jax.Array) -> jax.Array:
+def _rotated_products(leaf: Leaf, basis: jax.Array) -> jax.Array:
     """The same of the rows `basis^T leaf`."""
 
     def products(rows: jax.Array) -> jax.Array:
-        turned = jnp.tensordot(
-            basis.T,
-            rows.astype(basis.dtype),
-            axes=1,
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        wide = rows.astype(basis.dtype)
+        if basis.ndim == 1:
+            turned = jax.vmap(jnp.multiply)(wide, basis)
+        else:
+            turned = jnp.tensordot(
+                basis.T, wide, axes=1, precision=jax.lax.Precision.HIGHEST
+            )
         return _inner_products(turned, turned, basis.dtype)
 
-    if not _alone():
+    if isinstance(leaf, tuple):
+        parts = [row.reshape(1, -1) for row in leaf]
+    elif _alone():
+        parts = [flat_rows(leaf)]
+    else:
         return products(leaf)
-    rows = flat_rows(leaf)
-    num_tasks, size = rows.shape
-    width = max(1, _CHUNK // num_tasks)
+    size = parts[0].shape[1]
+    width = max(1, _CHUNK // len(leaf))
     chunks = size // width
 
-    def add_chunk(index: jax.Array, total: jax.Array) -> jax.Array:
-        chunk = jax.lax.dynamic_slice_in_dim(rows, index * width, width, axis=1)
-        return total + products(chunk)
+    def chunk(start: jax.Array | int, width: int) -> jax.Array:
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, axis=1)
+        return jnp.concatenate([cut(part, start, width) for part in parts])
 
-    total = products(rows[:, chunks * width :])
+    def add_chunk(index: jax.Array, total: jax.Array) -> jax.Array:
+        return total + products(chunk(index * width, width))
+
+    total = products(chunk(chunks * width, size - chunks * width))
     return jax.lax.fori_loop(0, chunks, add_chunk, total) if chunks else total
 
 
-def _few_long_rows(leaf: jax.Array) -> bool:
+def apart(leaf: jax.Array) -> Leaf:
+    """Returns few long rows one by one, for the branches of a `lax.cond`.
+
+    Where they are multiplied pair by pair, their stack need not exist.
+    """
+    if not _few_long_rows(leaf):
+        return leaf
+    return tuple(leaf[task] for task in range(len(leaf)))
+
+
+def _few_long_rows(leaf: Leaf) -> bool:
     return _alone() and len(leaf) <= _FEW_TASKS and leaf[0].size >= _LONG_ROW
 
 
@@ -258,7 +285,6 @@ def sum_entries(leaf: jax.Array) -> jax.Array:
     return jnp.sum(leaf, axis=tuple(range(1, leaf.ndim)))
 
 
-@jax.jit
 def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
     """Returns the norms of the rows, without the products of different ones.
 
@@ -266,24 +292,13 @@ def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
       rows: leaves `[tasks, ...]`.
 
     Returns:
-      Array `[tasks]`, accumulated in float32 or wider.
+      Array `[tasks]`, accumulated in float32 or wider. Where squares are no numbers,
+      in float32 above 1e19 and below 1e-19, the largest number and zero.
     """
     dtype = solver_dtype(rows)
-    wide = [leaf.astype(dtype) for leaf in rows]
-
-    def sum_squares(rows: Sequence[jax.Array]) -> jax.Array:
-        return functools.reduce(
-            jnp.add, (sum_entries(jnp.square(leaf)) for leaf in rows)
-        )
-
-    def rescale() -> jax.Array:
-        scales = scale_of(largest_entries(wide))
-        scaled = [jax.vmap(jnp.multiply)(leaf, scales) for leaf in wide]
-        return jnp.sqrt(sum_squares(scaled)) / scales
-
-    squares, size = sum_squares(wide), sum(leaf[0].size for leaf in rows)
-    is_right = keeps_squares(squares, size)
-    return jax.lax.cond(is_right, lambda: jnp.sqrt(squares), rescale)
+    squares = (sum_entries(jnp.square(leaf.astype(dtype))) for leaf in rows)
+    total = functools.reduce(jnp.add, squares)
+    return jnp.sqrt(jnp.minimum(total, jnp.finfo(dtype).max))
 
 
 def moving_average(
