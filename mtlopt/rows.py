@@ -38,8 +38,9 @@ class Rows(Protocol):
 
         Args:
           basis: `B` `[tasks, tasks]`, or the diagonal of one `[tasks]`, to take those
-            of the rotated rows `B^T J`. They have digits that rounding of the plain ones
-            loses, if the rows nearly depend on each other and `products_only` is False.
+            of the rotated rows `B^T J`. They have digits that rounding of the plain
+            ones loses, if the rows nearly depend on each other and `products_only` is
+            False.
         """
         ...
 

@@ -88,6 +88,7 @@ def common_scale(
       present: Tasks to look at, bool `[tasks]`; `None` means all.
     """
     if not isinstance(gramian, ScaledGramian):
+        gramian = jnp.asarray(gramian)
         return gramian, jnp.ones([], gramian.dtype)
     matrix, scales = gramian.matrix, gramian.scales
     common = jnp.min(scales, where=present, initial=float(jnp.finfo(scales.dtype).max))

@@ -45,6 +45,7 @@ def present_products(products: jax.Array, present: jax.Array | None) -> jax.Arra
         raise ValueError(f"`products` must be square, got shape {products.shape}.")
     if present is None:
         return products
+    present = jnp.asarray(present, bool)
     if present.shape != products.shape[:1]:
         raise ValueError(
             f"`present` must have shape {products.shape[:1]}, got {present.shape}."
