@@ -7,6 +7,7 @@ and whether they exist at all is decided here, so that no method has to know.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
 
@@ -124,9 +125,34 @@ class StreamedRows:
     products_only: ClassVar[bool] = False
 
     def gramian(self, basis: jax.Array | None = None) -> jax.Array:
+        return self._products(self._flat(), basis)
+
+    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
+        rows = self._flat()
+
+        def largest(task: jax.Array) -> jax.Array:
+            pulled = self.pull(self._cotangent([row[task] for row in rows]))
+            return linalg.largest_entries([leaf[None] for leaf in pulled])[0]
+
+        return linalg.scale_if_needed(
+            functools.partial(self._products, rows),
+            lambda: jax.lax.map(largest, jnp.arange(len(rows[0]))),
+            rows,
+            present,
+        )
+
+    def _flat(self) -> Leaves:
+        """One copy of the rows, for all loops and the products in them to read."""
+        return [linalg.flat_rows(leaf) for leaf in self.latent]
+
+    def _cotangent(self, row: Leaves) -> Leaves:
+        return [
+            flat.reshape(leaf.shape[1:])
+            for flat, leaf in zip(row, self.latent, strict=True)
+        ]
+
+    def _products(self, rows: Leaves, basis: jax.Array | None = None) -> jax.Array:
         push = pushforward(self.pull, self.latent)
-        # The loop and the products in it read one and the same copy of the rows.
-        rows = [linalg.flat_rows(leaf) for leaf in self.latent]
 
         def column(task: jax.Array) -> jax.Array:
             flat = [row[task] for row in rows]
@@ -134,11 +160,7 @@ class StreamedRows:
                 flat = [row * basis[task].astype(row.dtype) for row in flat]
             elif basis is not None:
                 flat = linalg.combine(basis[:, task], rows)
-            cotangent = [
-                row.reshape(leaf.shape[1:])
-                for row, leaf in zip(flat, self.latent, strict=True)
-            ]
-            image = push(self.pull(cotangent))
+            image = push(self.pull(self._cotangent(flat)))
             image = [
                 leaf.reshape(row.shape[1:])
                 for row, leaf in zip(rows, image, strict=True)
@@ -150,24 +172,6 @@ class StreamedRows:
 
         total = jax.lax.map(column, jnp.arange(len(rows[0])))
         return (total + total.T) / 2
-
-    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
-        rows = [linalg.flat_rows(leaf) for leaf in self.latent]  # see `gramian`
-
-        def largest(task: jax.Array) -> jax.Array:
-            cotangent = [
-                row[task].reshape(leaf.shape[1:])
-                for row, leaf in zip(rows, self.latent, strict=True)
-            ]
-            row = [leaf[None] for leaf in self.pull(cotangent)]
-            return linalg.largest_entries(row)[0]
-
-        return linalg.scale_if_needed(
-            self.gramian,
-            lambda: jax.lax.map(largest, jnp.arange(len(rows[0]))),
-            rows,
-            present,
-        )
 
     def norms(self) -> jax.Array:
         def norm(cotangent: Leaves) -> jax.Array:

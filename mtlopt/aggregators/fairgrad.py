@@ -58,7 +58,8 @@ def fairgrad(num_tasks: int, alpha: Any = 1.0) -> optax.GradientTransformationEx
 
     `-d` decreases every loss to first order, where any direction does: unless zero is
     in the convex hull of the gradients. Then the tasks whose gradients cancel
-    contribute next to nothing, and the others share what is orthogonal to them.
+    contribute what rounding leaves of zero, in a direction that changes with their
+    scale, and the others share what is orthogonal to them.
     A task with a zero gradient is left out.
 
     Of degree `(1 - alpha) / (1 + alpha)` in the gradients: for `alpha = 1` the length

@@ -75,7 +75,7 @@ def modo_weights(
       Chen et al., *Three-Way Trade-Off in Multi-Objective Learning*, NeurIPS 2023,
       Algorithm 1.
     """
-    products, scale = common_scale(products, present)
+    products, scale = common_scale(products)
     products = present_products(products, present)
     weights = shares_of(weights, present)
     # XLA makes one division of two; the square of the unit may be no number.
@@ -110,7 +110,8 @@ def modo(
 
     The step is on the scale of the gradients, as in the paper: losses ten times as
     large need a learning rate a hundred times smaller, and there is no length that `d`
-    is proportional to.
+    is proportional to. Squared norms must be numbers of their dtype: steps by others
+    are zero or end in a corner.
 
     A step moves weight between the tasks that are present in both batches; all others
     keep theirs. The direction has the weights of the first batch's tasks, divided by

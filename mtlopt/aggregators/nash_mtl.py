@@ -78,8 +78,10 @@ def nash_mtl(
     length is `sqrt(T)`, then clipped to `max_norm`, as the authors do: with the default
     always 1, however small the gradients are, so a schedule has to end the training.
     Only where zero is in the convex hull of the gradients it is shorter: the tasks that
-    cancel contribute next to nothing. A task with a zero gradient is left out. On T
-    equal gradients g it returns `g / |g|`, and `sqrt(T) g / |g|` without clipping.
+    cancel contribute what rounding leaves of zero, up to a few hundredths of `sqrt(T)`
+    in float32, in a direction that changes with the scale of the gradients. A task with
+    a zero gradient is left out. On T equal gradients g it returns `g / |g|`, and
+    `sqrt(T) g / |g|` without clipping.
 
     Costs one backward pass per task on every `update_every`-th update, and one in all
     on the others, which reuse the weights. A task that is absent when the weights are

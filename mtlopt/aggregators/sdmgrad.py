@@ -230,7 +230,7 @@ def _descend(
     present: jax.Array | None,
 ) -> jax.Array:
     """Returns `w` after `num_steps` steps."""
-    products = present_products(common_scale(products, present)[0], present)
+    products = present_products(common_scale(products)[0], present)
     products = products.astype(start.dtype)
     # At least the spectral radius for any matrix, and no squares that underflow.
     bound = jnp.max(jnp.sum(jnp.abs(products), axis=1))

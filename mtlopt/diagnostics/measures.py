@@ -33,7 +33,7 @@ def dominance_rate(gramian: Gramian, present: jax.Array | None = None) -> jax.Ar
       Aligned-MTL (see `aligned_mtl`), definition 1, equation 2.
     """
     singular, _, rank = principal_axes(gramian, present)
-    num_tasks = gramian.shape[0] if present is None else jnp.sum(present)
+    num_tasks = len(gramian) if present is None else jnp.sum(present)
     rate = safe_divide(singular[0], singular[num_tasks - 1])
     deficient = jnp.where(singular[0] > 0, jnp.inf, jnp.nan)
     return jnp.where(rank < num_tasks, deficient, rate)
@@ -80,6 +80,6 @@ def conflict_rate(gramian: Gramian, present: jax.Array | None = None) -> jax.Arr
       Array(1., dtype=float32)
     """
     cosines, _ = normalise(gramian, present)
-    num_tasks = gramian.shape[0] if present is None else jnp.sum(present)
+    num_tasks = len(gramian) if present is None else jnp.sum(present)
     ordered_pairs = jnp.maximum(1, num_tasks * (num_tasks - 1))
     return nan_unless_finite(jnp.sum(cosines < 0) / ordered_pairs, cosines)

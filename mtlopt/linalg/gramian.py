@@ -80,7 +80,7 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
     for leaf in rows:
         if basis is not None:
             total += _rotated_products(leaf, basis.astype(dtype))
-        elif _few_long_rows(leaf):
+        elif isinstance(leaf, tuple) or _few_long_rows(leaf):
             total += _products_of_pairs(leaf, dtype)
         else:
             total += _inner_products(leaf, leaf, dtype)
@@ -141,7 +141,8 @@ def scale_if_needed(
         matrix = products_of(scales)
         norms, info = jnp.sqrt(diagonal(matrix)) / scales, jnp.finfo(matrix.dtype)
         # Weights are as large as ratios of norms, which must be numbers.
-        is_zero = norms < float(info.tiny / info.eps) * jnp.max(norms)
+        longest = jnp.max(norms, where=jnp.isfinite(norms), initial=0)
+        is_zero = norms < float(info.tiny / info.eps) * longest
         matrix = jnp.where(is_zero[:, None] | is_zero[None], 0, matrix)
         return ScaledGramian(matrix, scales)
 
@@ -257,7 +258,7 @@ def apart(leaf: jax.Array) -> Leaf:
     return tuple(leaf[task] for task in range(len(leaf)))
 
 
-def _few_long_rows(leaf: Leaf) -> bool:
+def _few_long_rows(leaf: jax.Array) -> bool:
     return _alone() and len(leaf) <= _FEW_TASKS and leaf[0].size >= _LONG_ROW
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.products import diagonal
+from mtlopt.linalg.products import diagonal, present_products
 from mtlopt.linalg.reductions import reduce_each
 
 
@@ -74,9 +74,15 @@ def scale_of(largest: jax.Array) -> jax.Array:
     return 1 / jax.lax.reduce_precision(largest, info.nexp, 0)
 
 
-def common_scale(
-    gramian: Gramian, present: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+def only_present(gramian: Gramian, present: jax.Array | None) -> Gramian:
+    """Returns the Gramian with zeros for absent tasks, see `present_products`."""
+    if not isinstance(gramian, ScaledGramian):
+        return present_products(gramian, present)
+    matrix = present_products(gramian.matrix, present)
+    return ScaledGramian(matrix, gramian.scales)
+
+
+def common_scale(gramian: Gramian) -> tuple[jax.Array, jax.Array]:
     """Returns the Gramian of rows times one power of two, and that number.
 
     It is the scale of the longest row, so nothing overflows; one in the ordinary range,
@@ -85,14 +91,13 @@ def common_scale(
 
     Args:
       gramian: `G`, `[tasks, tasks]`.
-      present: Tasks to look at, bool `[tasks]`; `None` means all.
     """
     if not isinstance(gramian, ScaledGramian):
         gramian = jnp.asarray(gramian)
         return gramian, jnp.ones([], gramian.dtype)
     matrix, scales = gramian.matrix, gramian.scales
-    common = jnp.min(scales, where=present, initial=float(jnp.finfo(scales.dtype).max))
-    shares = jnp.minimum(common / scales, 1)
+    common = jnp.min(scales)
+    shares = common / scales
     return matrix * shares[:, None] * shares[None], common
 
 

@@ -12,10 +12,11 @@ from mtlopt.linalg.normalise import (
     common_scale,
     nan_unless_finite,
     normalise,
+    only_present,
     safe_divide,
     scale_of,
 )
-from mtlopt.linalg.products import diagonal, dot, present_products
+from mtlopt.linalg.products import diagonal, dot
 
 Scale = Literal["min", "median", "rmse"]
 
@@ -75,8 +76,8 @@ def principal_axes(gramian: Gramian, present: jax.Array | None = None) -> Axes:
       [2. 1.] 2
     """
     # In units of the longest row: no eigenvalue overflows that no entry does.
-    matrix, scale = common_scale(gramian, present)
-    matrix = present_products(matrix, present)
+    gramian = only_present(gramian, present)
+    matrix, scale = common_scale(gramian)
     largest = jnp.max(jnp.abs(diagonal(matrix)))
     values, vectors = jnp.linalg.eigh(
         safe_divide(matrix, largest), symmetrize_input=False

@@ -44,6 +44,7 @@ def weight_by_excess(
     same weights. At the first update all weights are 1, so on T equal gradients it is
     the summed loss; the weights sum to T. An element that was never moved counts as
     zero, and a task whose gradient has always been zero as one that has not changed.
+    Squares that are no numbers count as zero, or as the largest number.
     Scales the losses, so heads too.
 
     Absent tasks keep their weight, and the present ones share what they had. Costs one
