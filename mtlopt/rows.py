@@ -235,6 +235,11 @@ class SummedRows:
         raise ValueError("latent rows of several microbatches cannot be pulled back.")
 
 
+def rotated_gramian(rows: Rows) -> Callable[[jax.Array], jax.Array] | None:
+    """Returns `rows.gramian` as a function of the basis, if it has more digits."""
+    return None if rows.products_only else rows.gramian
+
+
 def pushforward(
     pull: Callable[[Leaves], Leaves], rows: Leaves
 ) -> Callable[[Leaves], Leaves]:

@@ -1,6 +1,6 @@
 """Aligned-MTL: alignment of principal components (Senushkin et al., CVPR 2023)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
@@ -8,18 +8,10 @@ import optax
 from mtlopt._checks import as_task_vector, check_choice
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
-from mtlopt.linalg.gramian import unit_triangular
 from mtlopt.linalg.normalise import Gramian
-from mtlopt.linalg.procrustes import (
-    Axes,
-    Scale,
-    aligned_matrix,
-    factor_triangular,
-    graded_svd,
-    principal_axes,
-)
+from mtlopt.linalg.procrustes import Axes, Scale, aligned_matrix, principal_axes
 from mtlopt.linalg.products import dot
-from mtlopt.rows import Rows
+from mtlopt.rows import Rows, rotated_gramian
 
 
 def aligned_mtl_weights(
@@ -79,7 +71,6 @@ def aligned_mtl(
     preference: Any = None,
     *,
     scale: Scale = "min",
-    solver: Literal["gramian", "qr"] = "gramian",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Aligns the principal components of the task gradients: Aligned-MTL.
 
@@ -99,11 +90,6 @@ def aligned_mtl(
       preference: `w` `[tasks]`, used as it is; None for 1/T.
       scale: length of the aligned components: `"min"` (the paper) the smallest singular
         value, `"median"` the (lower) median one, `"rmse"` their root mean square.
-      solver: `"gramian"` works on the T x T Gramian with the rows' norms divided out:
-        right for any ratio of norms, while no gradient is nearly a combination of the
-        others (row-normalised condition of the Gramian below 1e4 in float32).
-        `"qr"` factorises the rows themselves: right there too, for a QR decomposition
-        of the rows.
 
     Returns:
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
@@ -126,16 +112,12 @@ def aligned_mtl(
       preference of ones) and decides the rank on the unscaled Gramian.
     """
     check_choice("scale", scale, ("min", "median", "rmse"))
-    check_choice("solver", solver, ("gramian", "qr"))
     if preference is not None:
         as_task_vector("preference", preference, num_tasks)
 
     def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
-        if solver == "qr":
-            factor = factor_triangular(*unit_triangular(rows.leaves()), present)
-            axes = graded_svd(factor)
-        else:
-            axes = principal_axes(rows.scaled_gramian(present), present)
+        gramian = rows.scaled_gramian(present)
+        axes = principal_axes(gramian, present, rotated_gramian(rows))
         return _weights(axes, preference, scale, present)
 
     return aggregate_by_weights(num_tasks, weights)

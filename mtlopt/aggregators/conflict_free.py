@@ -6,31 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector, check_choice
+from mtlopt._checks import as_task_vector
 from mtlopt.aggregators.by_weights import aggregate_by_weights
-from mtlopt.linalg.equiangular import (
-    Solver,
-    UnitRows,
-    axes_of_gramian,
-    axes_of_triangle,
-    equiangular_ray,
-)
-from mtlopt.linalg.gramian import unit_triangular
+from mtlopt.linalg.equiangular import equiangular_ray
 from mtlopt.linalg.normalise import Gramian, safe_divide
-from mtlopt.rows import Rows
-
-
-def unit_rows(rows: Rows, present: jax.Array | None, solver: Solver) -> UnitRows:
-    """Finds the axes of the unit rows by their Gramian or by a QR decomposition.
-
-    Args:
-      rows: the task rows.
-      present: tasks that take part, bool `[tasks]`; None for all.
-      solver: `"gramian"` or `"qr"`.
-    """
-    if solver == "gramian":
-        return axes_of_gramian(rows.scaled_gramian(present), present)
-    return axes_of_triangle(*unit_triangular(rows.leaves()), present)
+from mtlopt.linalg.unit_rows import UnitRows, unit_rows
+from mtlopt.rows import Rows, rotated_gramian
 
 
 def conflict_free_weights(
@@ -73,7 +54,7 @@ def conflict_free_weights(
       Liu, Chu and Thuerey, *ConFIG: Towards Conflict-free Training of Physics Informed
       Neural Networks*, arXiv 2408.11104, 2024, equation 2.
     """
-    return _weights(axes_of_gramian(gramian, present), preference)
+    return _weights(unit_rows(gramian, present), preference)
 
 
 def _weights(units: UnitRows, preference: Any) -> jax.Array:
@@ -85,7 +66,7 @@ def _weights(units: UnitRows, preference: Any) -> jax.Array:
 
 
 def conflict_free(
-    num_tasks: int, preference: Any = None, *, solver: Solver = "gramian"
+    num_tasks: int, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Has the same cosine with every task gradient: ConFIG.
 
@@ -106,17 +87,12 @@ def conflict_free(
       num_tasks: number of tasks T.
       preference: `p` `[tasks]`, used as it is, but only its direction matters; None for
         equal.
-      solver: `"gramian"` works on the T x T Gramian with the rows' norms divided out:
-        right for any ratio of norms, while no gradient is nearly a combination of the
-        others (row-normalised condition of the Gramian below 1e4 in float32).
-        `"qr"` factorises the rows themselves: right there too, for a QR decomposition
-        of the rows.
 
     Returns:
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
-      ValueError: if `solver` is unknown or `preference` has not one entry per task.
+      ValueError: if `preference` has not one entry per task.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -133,10 +109,11 @@ def conflict_free(
       `torch.linalg.lstsq`, which is wrong for missing rank on CPU; this is the
       pseudo-inverse, as in TorchJD, with the rank decided in the dtype's precision.
     """
-    check_choice("solver", solver, ("gramian", "qr"))
     if preference is not None:
         as_task_vector("preference", preference, num_tasks)
-    return aggregate_by_weights(
-        num_tasks,
-        lambda rows, present: _weights(unit_rows(rows, present, solver), preference),
-    )
+
+    def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
+        units = unit_rows(rows.scaled_gramian(present), present, rotated_gramian(rows))
+        return _weights(units, preference)
+
+    return aggregate_by_weights(num_tasks, weights)

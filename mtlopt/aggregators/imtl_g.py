@@ -4,17 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_choice
 from mtlopt.aggregators.by_weights import aggregate_by_weights
-from mtlopt.aggregators.conflict_free import unit_rows
-from mtlopt.linalg.equiangular import (
-    Solver,
-    UnitRows,
-    axes_of_gramian,
-    equiangular_ray,
-)
+from mtlopt.linalg.equiangular import equal_projections, equiangular_ray
 from mtlopt.linalg.normalise import Gramian, safe_divide
 from mtlopt.linalg.reductions import reduce_each
+from mtlopt.linalg.unit_rows import UnitRows, unit_rows
+from mtlopt.rows import Rows, rotated_gramian
 
 
 def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
@@ -52,10 +47,16 @@ def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Ar
     References:
       Liu et al., *Towards Impartial Multi-task Learning*, ICLR 2021, equations 5 and 6.
     """
-    return _weights(axes_of_gramian(gramian, present))
+    return _weights(unit_rows(gramian, present))
 
 
-def _weights(units: UnitRows) -> jax.Array:
+def _refined_weights(units: UnitRows) -> jax.Array:
+    """The same if the rows nearly are dependent; sums need more digits there."""
+    return _weights(units, equal_projections(units))
+
+
+def _weights(units: UnitRows, weights: jax.Array | None = None) -> jax.Array:
+    """Returns the weights, from those of any sum if they are given."""
     norms = units.norms
     ray = equiangular_ray(units)
     eps = jnp.finfo(norms.dtype).eps
@@ -63,8 +64,9 @@ def _weights(units: UnitRows) -> jax.Array:
     count, minus_shortest = reduce_each(
         sums=[there.astype(norms.dtype)], maxima=[jnp.where(there, -norms, -jnp.inf)]
     )
-    lengths = safe_divide(-minus_shortest, norms)
-    weights = ray.coefficients * jnp.where(there, lengths, 0)
+    if weights is None:
+        lengths = safe_divide(-minus_shortest, norms)
+        weights = ray.coefficients * jnp.where(there, lengths, 0)
     total, size, cosines, highest, minus_lowest = reduce_each(
         sums=[weights, jnp.abs(weights), ray.cosines],
         maxima=[jnp.where(there, c, -jnp.inf) for c in (ray.cosines, -ray.cosines)],
@@ -76,9 +78,7 @@ def _weights(units: UnitRows) -> jax.Array:
     return jnp.where(cancelled | unequal, 0 * ray.cosines, safe_divide(weights, total))
 
 
-def imtl_g(
-    num_tasks: int, *, solver: Solver = "gramian"
-) -> optax.GradientTransformationExtraArgs:
+def imtl_g(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     r"""Has equal projections on every task gradient: IMTL-G.
 
     .. math:: d = \sum_i w_i g_i, \qquad \sum_i w_i = 1, \qquad
@@ -97,17 +97,9 @@ def imtl_g(
 
     Args:
       num_tasks: number of tasks T.
-      solver: `"gramian"` works on the T x T Gramian with the rows' norms divided out:
-        right for any ratio of norms, while no gradient is nearly a combination of the
-        others (row-normalised condition of the Gramian below 1e4 in float32).
-        `"qr"` factorises the rows themselves: right there too, for a QR decomposition
-        of the rows.
 
     Returns:
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
-
-    Raises:
-      ValueError: if `solver` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -124,8 +116,9 @@ def imtl_g(
       is taken. TorchJD takes the pseudo-inverse of `G` in the formula for `w`: at
       missing rank its projections are not equal. Its rank depends on the tasks' scales.
     """
-    check_choice("solver", solver, ("gramian", "qr"))
-    return aggregate_by_weights(
-        num_tasks,
-        lambda rows, present: _weights(unit_rows(rows, present, solver)),
-    )
+
+    def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
+        units = unit_rows(rows.scaled_gramian(present), present, rotated_gramian(rows))
+        return jax.lax.cond(units.refined, _refined_weights, _weights, units)
+
+    return aggregate_by_weights(num_tasks, weights)

@@ -1,32 +1,16 @@
 """The direction at equal, or chosen, angles to all rows."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg import two_floats
+from mtlopt.linalg.normalise import nan_unless_finite, safe_divide
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
-
-Solver = Literal["gramian", "qr"]
-
-# See `linalg/procrustes.py`: rounding of a Gramian, relative to its largest eigenvalue.
-_RTOL = 512
-
-
-class UnitRows(NamedTuple):
-    """The unit rows `U` in their principal axes, `U = Q Sigma P^T`.
-
-    Attributes:
-      singular: `Sigma`, `[tasks]`, zero from the rank on.
-      axes: `Q`, `[tasks, tasks]`.
-      norms: the row norms, `[tasks]`; zero for absent tasks.
-    """
-
-    singular: jax.Array
-    axes: jax.Array
-    norms: jax.Array
+from mtlopt.linalg.two_floats import exactly
+from mtlopt.linalg.unit_rows import GRAMIAN_RTOL, UnitRows, rounding
 
 
 class Ray(NamedTuple):
@@ -41,31 +25,6 @@ class Ray(NamedTuple):
     cosines: jax.Array
 
 
-def axes_of_gramian(gramian: Gramian, present: jax.Array | None = None) -> UnitRows:
-    """Finds the axes from the cosines; rank is decided as in `factor_gramian`."""
-    cosines, norms = normalise(gramian, present)
-    values, axes = jnp.linalg.eigh(cosines, symmetrize_input=False)
-    kept = values > _RTOL * jnp.finfo(values.dtype).eps * values[-1]
-    singular = jnp.sqrt(jnp.where(kept, values, 0))
-    return UnitRows(nan_unless_finite(singular, cosines), axes, norms)
-
-
-def axes_of_triangle(
-    triangle: jax.Array, norms: jax.Array, present: jax.Array | None = None
-) -> UnitRows:
-    """Finds the axes from a QR decomposition of the unit rows, see `unit_triangular`.
-
-    Sees near-duplicate rows that no Gramian shows, as in `factor_triangular`.
-    """
-    if present is not None:
-        norms = jnp.where(present, norms, 0)
-    triangle = jnp.where(norms == 0, 0, triangle)
-    _, singular, axes = jnp.linalg.svd(triangle)
-    rtol = (16 + len(norms)) * jnp.finfo(singular.dtype).eps
-    singular = jnp.where(singular > rtol * singular[0], singular, 0)
-    return UnitRows(nan_unless_finite(singular, triangle), axes.T, norms)
-
-
 def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray:
     r"""The direction whose cosines with the rows are as the preference says.
 
@@ -78,7 +37,7 @@ def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray
       units: the unit rows `U`.
       preference: `p`, `[tasks]`; None for ones. Its length does not matter.
     """
-    singular, axes, norms = units
+    singular, axes, norms = units[:3]
     there = (norms != 0).astype(axes.dtype)
     target = there if preference is None else there * preference.astype(axes.dtype)
     kept = jnp.where(singular == 0, 0, dot(axes.T, target))
@@ -87,10 +46,50 @@ def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray
         sums=[kept**2, target**2, stretched**2, singular]
     )
     # The same tolerance as the rank rule, which decides what the rows' space is.
-    is_orthogonal = inside <= _RTOL * jnp.finfo(axes.dtype).eps * size
+    is_orthogonal = inside <= GRAMIAN_RTOL * jnp.finfo(axes.dtype).eps * size
     length = jnp.where(is_orthogonal, 0, jnp.sqrt(square))
     ray = Ray(
         coefficients=safe_divide(dot(axes, safe_divide(stretched, singular)), length),
         cosines=safe_divide(dot(axes, kept), length),
     )
     return jax.tree.map(lambda x: nan_unless_finite(x, total), ray)
+
+
+def equal_projections(units: UnitRows) -> jax.Array:
+    r"""`G^+ n`, `n_i = |g_i|`, with the digits that its sum needs.
+
+    .. math:: G^{-1} n = B (L C' L)^{-1} B^T n, \qquad
+        n_i^2 = (B^{-T} L C' L B^{-1})_{ii}
+
+    with the rotated rows `B^T J` of `unit_rows`. If the rows nearly are dependent, the
+    sum of these weights depends on the rounding of `n`: along a short rotated row,
+    `B^T n` is a small difference of large terms. So `n` is computed anew, as the
+    rotated rows have it, and the difference taken, in two floats.
+
+    Args:
+      units: the unit rows.
+
+    Returns:
+      `[tasks]`, up to a positive factor; zero for zero rows.
+    """
+    info = jnp.finfo(units.norms.dtype)
+    # A power of two, which rounds nothing, makes the longest row about one long.
+    scale = jax.lax.reduce_precision(jnp.max(units.norms), info.nexp, 0)
+    norms, basis = safe_divide(units.norms, scale), units.basis * scale
+    # The inverse of the basis, by one step of Newton from the one without rounding.
+    near = basis.T * norms * norms
+    unit = jnp.diag((norms > 0).astype(norms.dtype))
+    product, error = two_floats.matmul(exactly(basis), exactly(near))
+    inverse = near, dot(near, (unit - product) - error)
+
+    rows = two_floats.multiply(exactly(units.lengths[:, None]), inverse)
+    products = two_floats.matmul(exactly(units.cosines), rows)
+    ones = exactly(jnp.ones_like(norms)[None])
+    squares = two_floats.matmul(ones, two_floats.multiply(rows, products))
+    high, low = two_floats.matmul(two_floats.sqrt(squares), exactly(basis))
+
+    values, turn = jnp.linalg.eigh(units.cosines, symmetrize_input=False)
+    kept = values > rounding(turn) * values[-1]
+    target = dot(turn.T, safe_divide(high + low, units.lengths)[0])
+    solved = dot(turn, jnp.where(kept, safe_divide(target, values), 0))
+    return dot(basis, safe_divide(solved, units.lengths))

@@ -11,14 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec, reshard
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mtlopt.linalg.normalise import (
-    ScaledGramian,
-    keeps_squares,
-    safe_divide,
-    scale_of,
-)
+from mtlopt.linalg.normalise import ScaledGramian, keeps_squares, scale_of
 from mtlopt.linalg.products import diagonal
 
 # A few long rows are multiplied pair by pair on one CPU device: a matmul with so small
@@ -366,38 +361,3 @@ def combine(weights: jax.Array, rows: Sequence[jax.Array]) -> list[jax.Array]:
         ).astype(leaf.dtype)
         for leaf in rows
     ]
-
-
-def unit_triangular(
-    rows: Sequence[jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """Factorises the unit rows without forming their Gramian, by QR leaf by leaf.
-
-    Rounding enters the Gramian squared: directions that differ by less than the square
-    root of the precision are lost in it, but not in `R`.
-
-    Args:
-      rows: leaves `[tasks, ...]`.
-
-    Returns:
-      `R` `[tasks, tasks]`, upper triangular, whose columns' inner products are the
-      cosines of the rows, and the rows' norms `[tasks]`. Zero rows give zero columns.
-    """
-    dtype = solver_dtype(rows)
-    # Every device needs whole rows. XLA gathers them unasked.
-    wholes = [
-        leaf if replicated(leaf) is None else reshard(leaf, replicated(leaf))
-        for leaf in rows
-    ]
-    flats = [leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in wholes]
-    norms = jnp.sqrt(sum(jnp.sum(flat * flat, axis=1) for flat in flats))
-    blocks = [
-        jnp.linalg.qr(safe_divide(flat, norms[:, None]).T, mode="r") for flat in flats
-    ]
-    return jnp.linalg.qr(_pad_square(jnp.concatenate(blocks)), mode="r"), norms
-
-
-def _pad_square(matrix: jax.Array) -> jax.Array:
-    """Adds zero rows until there are as many rows as columns."""
-    missing = max(0, matrix.shape[1] - matrix.shape[0])
-    return jnp.pad(matrix, ((0, missing), (0, 0)))

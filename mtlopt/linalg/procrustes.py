@@ -11,20 +11,14 @@ from mtlopt.linalg.normalise import (
     Gramian,
     common_scale,
     nan_unless_finite,
-    normalise,
     only_present,
     safe_divide,
     scale_of,
 )
 from mtlopt.linalg.products import diagonal, dot
+from mtlopt.linalg.unit_rows import Rotated, rounding, unit_rows
 
 Scale = Literal["min", "median", "rmse"]
-
-# Rounding in the cosines grows with the number of params that they sum over, not
-# with the number of tasks: up to 4e-5 of the largest eigenvalue was measured in
-# float32 (10^5 params). 512 eps is 6e-5 there, so any Gramian whose rows have
-# condition below 1e4 keeps its rank, and 1e-13 in float64.
-_RANK_RTOL_GRAMIAN = 512
 
 
 class Factor(NamedTuple):
@@ -53,11 +47,15 @@ class Axes(NamedTuple):
     rank: jax.Array
 
 
-def principal_axes(gramian: Gramian, present: jax.Array | None = None) -> Axes:
+def principal_axes(
+    gramian: Gramian,
+    present: jax.Array | None = None,
+    rotated: Rotated | None = None,
+) -> Axes:
     r"""The principal axes of the rows, from their Gramian.
 
-    `graded_svd(factor_gramian(gramian, present))`, right for all ratios of row scales.
-    But where all tasks are present and the Gramian itself has a condition below
+    `graded_svd(factor_gramian(gramian, present, rotated))`, right for all ratios of row
+    scales. But if all tasks are present and the Gramian itself has a condition below
     `eps^-0.3` (120 in float32), its eigenvalues are right to `eps^0.7` (1e-5) as they
     are, and are taken: a fifth of the time for a hundred tasks on CPU. Under `vmap`
     both ways are computed.
@@ -65,6 +63,7 @@ def principal_axes(gramian: Gramian, present: jax.Array | None = None) -> Axes:
     Args:
       gramian: `G`, `[tasks, tasks]`.
       present: Tasks to look at, bool `[tasks]`; the others have no part in any axis.
+      rotated: see `unit_rows`.
 
     Returns:
       The axes. NaN or infinity in gives NaN out.
@@ -75,55 +74,50 @@ def principal_axes(gramian: Gramian, present: jax.Array | None = None) -> Axes:
       >>> print(axes.singular, axes.rank)
       [2. 1.] 2
     """
-    # In units of the longest row: no eigenvalue overflows that no entry does.
     gramian = only_present(gramian, present)
+    # In units of the longest row: no eigenvalue overflows that no entry does.
     matrix, scale = common_scale(gramian)
     largest = jnp.max(jnp.abs(diagonal(matrix)))
     values, vectors = jnp.linalg.eigh(
         safe_divide(matrix, largest), symmetrize_input=False
     )
+
+    def direct(gramian: Gramian, values: jax.Array, vectors: jax.Array) -> Axes:
+        del gramian
+        return Axes(
+            (jnp.sqrt(values) * (jnp.sqrt(largest) / scale))[::-1],
+            vectors[:, ::-1],
+            jnp.full([], len(values), jnp.int32),
+        )
+
+    def graded(gramian: Gramian, values: jax.Array, vectors: jax.Array) -> Axes:
+        del vectors
+        # After the other decomposition. Under `vmap` both are made, and two batched
+        # ones of jaxlib at a time can each hold a thread that the other waits for, for
+        # ever.
+        after = jax.tree.map(lambda leaf: leaf + 0 * values[0], gramian)
+        return graded_svd(factor_gramian(after, rotated=rotated))
+
     limit = jnp.finfo(values.dtype).eps ** 0.3
     return jax.lax.cond(
-        values[0] > limit * values[-1],
-        _direct,
-        _graded,
-        gramian,
-        jnp.sqrt(largest) / scale,
-        values,
-        vectors,
+        values[0] > limit * values[-1], direct, graded, gramian, values, vectors
     )
 
 
-def _direct(
-    _gramian: Gramian, longest: jax.Array, values: jax.Array, vectors: jax.Array
-) -> Axes:
-    return Axes(
-        (jnp.sqrt(values) * longest)[::-1],
-        vectors[:, ::-1],
-        jnp.full([], len(values), jnp.int32),
-    )
-
-
-def _graded(
-    gramian: Gramian, _longest: jax.Array, values: jax.Array, _vectors: jax.Array
-) -> Axes:
-    # After the other decomposition. Under `vmap` both are made, and two batched ones of
-    # jaxlib at a time can each hold a thread that the other waits for, for ever.
-    after = jax.tree.map(lambda leaf: leaf + 0 * values[0], gramian)
-    return graded_svd(factor_gramian(after))
-
-
-def factor_gramian(gramian: Gramian, present: jax.Array | None = None) -> Factor:
+def factor_gramian(
+    gramian: Gramian,
+    present: jax.Array | None = None,
+    rotated: Rotated | None = None,
+) -> Factor:
     r"""Factorises a Gramian with the row scales divided out first.
 
-    .. math:: G = M^T M, \qquad M = \Lambda^{1/2} V^T D, \qquad
-        D^{-1} G D^{-1} = V \Lambda V^T
+    .. math:: G = M^T M, \qquad M = \Sigma Q^T D, \qquad
+        D^{-1} G D^{-1} = Q \Sigma^2 Q^T
 
-    `D = diag(|g_i|)`. The rank is the number of eigenvalues of `C = D^-1 G D^-1`
-    above `512 eps` times the largest; the others are set to zero. Because that is
-    decided on `C`, no ratio of row scales loses rank: only directions do, namely
-    near-duplicate ones with a row-normalised condition above 1e4 in float32 (1e12 in
-    float64). Use `factor_triangular` for those.
+    `D = diag(|g_i|)`. The rank is that of the unit rows, see `unit_rows`: no ratio of
+    row scales loses rank. Only directions do: near-duplicates with a row-normalised
+    condition of the Gramian above 1e4 in float32 (1e12 in float64), unless `rotated` is
+    given.
 
     Zero rows, duplicate rows and rows that sum to zero cost rank; the zero matrix has
     rank 0. NaN or infinity in gives NaN out. Not differentiable where eigenvalues
@@ -132,6 +126,7 @@ def factor_gramian(gramian: Gramian, present: jax.Array | None = None) -> Factor
     Args:
       gramian: `G`, `[tasks, tasks]`.
       present: Tasks to look at, bool `[tasks]`; the columns of the others are zero.
+      rotated: see `unit_rows`.
 
     Returns:
       The factor; its rows are in no particular order.
@@ -147,54 +142,9 @@ def factor_gramian(gramian: Gramian, present: jax.Array | None = None) -> Factor
       Senushkin et al., *Independent Component Alignment for Multi-Task Learning*,
       CVPR 2023, Algorithm 1 (which takes the eigenvalues of `G` itself).
     """
-    cosines, norms = normalise(gramian, present)
-    values, vectors = jnp.linalg.eigh(cosines, symmetrize_input=False)
-    rtol = _RANK_RTOL_GRAMIAN * jnp.finfo(cosines.dtype).eps
-    kept = values > rtol * values[-1]
-    matrix = jnp.sqrt(jnp.where(kept, values, 0))[:, None] * vectors.T * norms[None]
-    return Factor(nan_unless_finite(matrix, cosines), _count(kept))
-
-
-def factor_triangular(
-    triangle: jax.Array, norms: jax.Array, present: jax.Array | None = None
-) -> Factor:
-    r"""The factor of a Gramian from a QR decomposition of the unit rows.
-
-    .. math:: M = R D, \qquad U^T = Q R, \qquad g_i = d_i u_i
-
-    Never squares a condition number, so it sees near-duplicate directions that no
-    Gramian shows: row-normalised conditions up to 1e10 in float32. The rank is the
-    number of singular values of `R` above `(16 + tasks) eps` times the largest; the
-    directions of the others are projected out.
-
-    Zero, rank-deficient and NaN input as `factor_gramian`. Not differentiable where
-    singular values repeat.
-
-    Args:
-      triangle: `R`, `[tasks, tasks]`, with `R^T R` the cosines between the tasks.
-      norms: `d`, the row norms, `[tasks]`.
-      present: Tasks to look at, bool `[tasks]`; the columns of the others are zero.
-
-    Returns:
-      The factor.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> triangle = jnp.array([[1.0, 1.0], [0.0, 1e-5]])
-      >>> factor = factor_triangular(triangle, jnp.array([3.0, 2.0]))
-      >>> print(factor.rank, factor.matrix)
-      2 [[3.e+00 2.e+00]
-       [0.e+00 2.e-05]]
-    """
-    if present is not None:
-        triangle = jnp.where(present, triangle, 0)
-        norms = jnp.where(present, norms, 0)
-    triangle = jnp.where(norms == 0, 0, triangle)
-    _, singular, right = jnp.linalg.svd(triangle)
-    kept = singular > _rounding(triangle) * singular[0]
-    dropped = jnp.where(kept[:, None], 0, right)
-    matrix = (triangle - dot(dot(triangle, dropped.T), dropped)) * norms
-    return Factor(nan_unless_finite(matrix, triangle), _count(kept))
+    singular, axes, norms, *_ = unit_rows(gramian, present, rotated)
+    matrix = singular[:, None] * axes.T * norms[None]
+    return Factor(matrix, jnp.sum(singular > 0, dtype=jnp.int32))
 
 
 def graded_svd(factor: Factor) -> Axes:
@@ -234,7 +184,7 @@ def graded_svd(factor: Factor) -> Axes:
     sort = (indices[None] == order[:, None]).astype(matrix.dtype)
     triangle = jnp.linalg.qr(dot(matrix, sort.T), mode="r")
     # Rounding of a long column may be longer than a short column: it must go.
-    noise = -_rounding(matrix) * minus_norms
+    noise = -rounding(matrix) * minus_norms
     triangle = jnp.where(jnp.abs(triangle) <= noise[None], 0, triangle)
     right, singular = _left_axes(triangle.T)
     kept = indices < rank
@@ -306,12 +256,3 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
         target = jnp.sqrt(mean_square) * singular[0]
     stretch = safe_divide(target, singular)  # sqrt(s) / sigma
     return nan_unless_finite(dot(right * stretch[None], right.T), singular)
-
-
-def _rounding(matrix: jax.Array) -> float:
-    """A bound on the relative rounding error of an orthogonal transformation."""
-    return (16 + matrix.shape[0]) * float(jnp.finfo(matrix.dtype).eps)
-
-
-def _count(kept: jax.Array) -> jax.Array:
-    return jnp.sum(kept, dtype=jnp.int32)

@@ -1,0 +1,115 @@
+"""The unit rows in their principal axes, right also if they nearly are dependent."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.products import dot
+
+# Rounding in the cosines grows with the number of params that they sum over, not
+# with the number of tasks: up to 4e-5 of the largest eigenvalue was measured in
+# float32 (10^5 params). 512 eps is 6e-5 there.
+GRAMIAN_RTOL = 512
+# Power of eps: eigenvalues of the cosines that are a smaller part of the largest one
+# (8e-3 in float32) are worth another look at the rows.
+_WELL_CONDITIONED = 0.3
+
+Rotated = Callable[[jax.Array], jax.Array]
+
+
+class UnitRows(NamedTuple):
+    """The unit rows `U` in their principal axes, `U = Q Sigma P^T`.
+
+    They were seen as rotated rows `B^T J`, whose Gramian is `L C' L`.
+
+    Attributes:
+      singular: `Sigma`, `[tasks]`, in no particular order; zero where there is no rank.
+      axes: `Q`, `[tasks, tasks]`.
+      norms: the row norms, `[tasks]`; zero for absent tasks.
+      refined: whether the rows were rotated, bool; else `L = Sigma` and `C' = 1`.
+      basis: `B`, the axes of the cosines over the norms, `[tasks, tasks]`.
+      lengths: `L`, `[tasks]`.
+      cosines: `C'`, `[tasks, tasks]`.
+    """
+
+    singular: jax.Array
+    axes: jax.Array
+    norms: jax.Array
+    refined: jax.Array
+    basis: jax.Array
+    lengths: jax.Array
+    cosines: jax.Array
+
+
+def unit_rows(
+    gramian: Gramian,
+    present: jax.Array | None = None,
+    rotated: Rotated | None = None,
+) -> UnitRows:
+    r"""Finds the principal axes of the rows, with the row norms divided out first.
+
+    .. math:: D^{-1} G D^{-1} = C = Q \Sigma^2 Q^T, \qquad D = \mathrm{diag}(|g_i|)
+
+    A Gramian squares conditions: directions that differ by less than the square root
+    of the precision are lost in it. If C nearly is singular, and the rows can be looked
+    at again, their differences are: those in the axes of C,
+
+    .. math:: W = Q^T D^{-1} J, \qquad W W^T = L C' L, \qquad C' = Q' \Lambda' Q'^T,
+
+    have lengths L that say how small they are and, measured in these lengths, cosines
+    C' that are far from singular. `U` then has the root
+    `\sqrt{\Lambda'} Q'^T L Q^T`, right to rounding of its largest singular value.
+
+    Zero rows and duplicates cost rank, as do directions below rounding: eigenvalues of
+    C under `512 eps` of the largest, or singular values of the root under
+    `(16 + tasks) eps`. NaN or infinity in gives NaN out.
+
+    Args:
+      gramian: `G`, `[tasks, tasks]`.
+      present: tasks to look at, bool `[tasks]`; the norms of the others are zero.
+      rotated: from a basis `B` `[tasks, tasks]` to the Gramian of `B^T J`; None if only
+        the Gramian is known. It is called in one branch of a `lax.cond`.
+    """
+    cosines, norms = normalise(gramian, present)
+    values, axes = jnp.linalg.eigh(cosines, symmetrize_input=False)
+    eps = jnp.finfo(values.dtype).eps
+    kept = values > GRAMIAN_RTOL * eps * values[-1]
+    singular = jnp.sqrt(jnp.where(kept, values, 0))
+    basis = safe_divide(axes, norms[:, None])
+
+    def as_they_are(singular: jax.Array, axes: jax.Array) -> tuple[jax.Array, ...]:
+        unit = jnp.eye(len(norms), dtype=axes.dtype)
+        return singular, axes, jnp.array(False), singular, unit
+
+    def refine(_: jax.Array, axes: jax.Array) -> tuple[jax.Array, ...]:
+        assert rotated is not None
+        inner, lengths = normalise(rotated(basis).astype(axes.dtype))
+        limit = rounding(axes) * jnp.max(lengths)
+        lengths = jnp.where(lengths > limit, lengths, 0)
+        values, turn = jnp.linalg.eigh(inner, symmetrize_input=False)
+        root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * dot(
+            turn.T, lengths[:, None] * axes.T
+        )
+        _, singular, right = jnp.linalg.svd(root)
+        singular = jnp.where(singular > rounding(root) * singular[0], singular, 0)
+        return singular, right.T, jnp.array(True), lengths, inner
+
+    if rotated is None:
+        found = as_they_are(singular, axes)
+    else:
+        # Zero rows have an eigenvalue of zero each, which says nothing of the others.
+        rest = jnp.arange(len(norms)) >= jnp.sum(norms == 0)
+        smallest = jnp.min(jnp.where(rest, values, values[-1]))
+        well = smallest > eps**_WELL_CONDITIONED * values[-1]
+        found = jax.lax.cond(well, as_they_are, refine, singular, axes)
+    singular, axes, refined, lengths, inner = found
+    singular = nan_unless_finite(singular, cosines)
+    return UnitRows(singular, axes, norms, refined, basis, lengths, inner)
+
+
+def rounding(matrix: jax.Array) -> float:
+    """A bound on the relative rounding error of an orthogonal transformation."""
+    return (16 + matrix.shape[0]) * float(jnp.finfo(matrix.dtype).eps)
