@@ -77,7 +77,7 @@ def equal_projections(units: UnitRows) -> jax.Array:
     scale = jax.lax.reduce_precision(jnp.max(units.norms), info.nexp, 0)
     norms, basis = safe_divide(units.norms, scale), units.basis * scale
     # The inverse of the basis, by one step of Newton from the one without rounding.
-    near = basis.T * norms * norms
+    near = basis.T * norms[None] * norms[None]
     unit = jnp.diag((norms > 0).astype(norms.dtype))
     product, error = two_floats.matmul(exactly(basis), exactly(near))
     inverse = near, dot(near, (unit - product) - error)
@@ -90,6 +90,6 @@ def equal_projections(units: UnitRows) -> jax.Array:
 
     values, turn = jnp.linalg.eigh(units.cosines, symmetrize_input=False)
     kept = values > rounding(turn) * values[-1]
-    target = dot(turn.T, safe_divide(high + low, units.lengths)[0])
+    target = dot(turn.T, safe_divide((high + low)[0], units.lengths))
     solved = dot(turn, jnp.where(kept, safe_divide(target, values), 0))
     return dot(basis, safe_divide(solved, units.lengths))
