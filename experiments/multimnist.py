@@ -306,9 +306,11 @@ def make_optimizer(
         learning_rate = optax.exponential_decay(
             settings.learning_rate, 10 * steps_per_epoch, 0.85, staircase=True
         )
+    # Both losses are cross-entropies.
+    options = {"kind": "classification"} if method == "uncertainty" else {}
     return optax.chain(
         mtlopt.METHODS[method].make(
-            len(TASKS), labels=LABELS, steps_per_epoch=steps_per_epoch
+            len(TASKS), labels=LABELS, steps_per_epoch=steps_per_epoch, **options
         ),
         optax.adam(learning_rate),
     )

@@ -65,12 +65,19 @@ def make_methods(
     """
     num_tasks, labels = problem.oracle.num_tasks, problem.labels
 
-    def named(method: Any) -> Callable[[], Method]:
+    own_options = {"uncertainty": {"kind": problem.kinds}}
+
+    def named(name: str, method: Any) -> Callable[[], Method]:
+        options = {
+            "labels": labels,
+            "steps_per_epoch": steps_per_epoch,
+            **own_options.get(name, {}),
+        }
         return lambda: _chained(
             problem,
             method.title,
             lambda rate: optax.chain(
-                method.make(num_tasks, labels=labels, steps_per_epoch=steps_per_epoch),
+                method.make(num_tasks, **options),
                 mtlopt.per_label(optax.adam(rate), labels),
             ),
         )
@@ -79,7 +86,7 @@ def make_methods(
         return lambda: _in_turns(problem, num_groups, individual)
 
     methods = {
-        name: named(method)
+        name: named(name, method)
         for name, method in mtlopt.METHODS.items()
         if method.min_tasks <= num_tasks
     }

@@ -44,6 +44,8 @@ class Tasks:
       draw: by the title of an image, from the outputs to what there is to see: classes
         `[batch, height, width]` or quantities `[..., channels]`. A title that is no
         task stands for all tasks, the classes of one map.
+      classified: names of the tasks whose loss is a cross-entropy; those of the others
+        are errors.
     """
 
     losses: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]
@@ -53,6 +55,7 @@ class Tasks:
     draw: Mapping[str, Callable[[ByTask], jax.Array]] = dataclasses.field(
         default_factory=dict
     )
+    classified: Sequence[str] = ()
 
 
 def total(parts: Sequence[PyTree]) -> PyTree:
@@ -88,6 +91,15 @@ class Problem:
     def names(self) -> tuple[str, ...]:
         """Names of the tasks."""
         return self.oracle.tasks
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each task's loss, for `mtlopt.weight_by_uncertainty`."""
+        classified = self.tasks.classified
+        return tuple(
+            "classification" if name in classified else "regression"
+            for name in self.names
+        )
 
     def present(self, batch: PyTree) -> jax.Array:
         """Returns which tasks have a label in a batch, bool `[tasks]`."""

@@ -63,6 +63,7 @@ def room_tasks(num_classes: int) -> Tasks:
 
     return Tasks(
         losses={"segmentation": cross_entropy, "depth": l1, "normals": cosine_loss},
+        classified=("segmentation",),
         count=count,
         scores=scores,
         metrics=(
@@ -102,6 +103,7 @@ def category_tasks(names: Sequence[str]) -> Tasks:
 
     return Tasks(
         losses=dict.fromkeys(names, _binary),
+        classified=names,
         count=count,
         scores=lambda parts: segmentation_scores(total(parts))._asdict(),
         metrics=SEGMENTATION_METRICS,
@@ -144,6 +146,7 @@ def attribute_tasks(
 
     return Tasks(
         losses=dict.fromkeys(names, cross_entropy if outputs == 2 else _binary),
+        classified=names,
         count=count,
         scores=scores,
         metrics=metrics,
@@ -185,6 +188,7 @@ def street_tasks(num_classes: int) -> Tasks:
             "instances": scaled("instances"),
             "disparity": scaled("disparity"),
         },
+        classified=("segmentation",),
         count=count,
         scores=scores,
         metrics=(

@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import optax
 
@@ -70,7 +71,7 @@ class Method:
 
     Attributes:
       title: the name that the field uses.
-      factory: `factory(num_tasks, labels, steps_per_epoch)`.
+      factory: `factory(num_tasks, labels, steps_per_epoch, **options)`.
       public: the public names that it is made of.
       equal: length of the first update on T equal gradients of length 1 and losses 1.
       backward: backward passes of the encoder a step: `"1"` or `"T"`.
@@ -82,7 +83,7 @@ class Method:
     """
 
     title: str
-    factory: Callable[[int, Rules, int], Aggregator]
+    factory: Callable[..., Aggregator]
     public: tuple[str, ...]
     equal: Callable[[int], float]
     backward: str
@@ -93,26 +94,44 @@ class Method:
     properties: frozenset[str] = frozenset()
 
     def make(
-        self, num_tasks: int, *, labels: Rules = "shared", steps_per_epoch: int = 1
+        self,
+        num_tasks: int,
+        *,
+        labels: Rules = "shared",
+        steps_per_epoch: int = 1,
+        **options: Any,
     ) -> Aggregator:
-        """Returns the transform, with the defaults of the library.
+        """Returns the transform, by default with the defaults of the library.
 
         Args:
           num_tasks: number of tasks.
           labels: who owns which leaf, for methods that remember gradients.
           steps_per_epoch: for methods that count epochs.
+          **options: further arguments of the public function that makes the method,
+            such as `kind=["regression", "classification"]` of `weight_by_uncertainty`;
+            for DB-MTL those of `balance_norms`.
+
+        Raises:
+          TypeError: if that function does not have an argument of this name.
         """
-        return self.factory(num_tasks, labels, steps_per_epoch)
+        return self.factory(num_tasks, labels, steps_per_epoch, **options)
 
 
-def _simple(make: Callable[[int], Aggregator]) -> Callable[..., Aggregator]:
-    """A factory that needs the number of tasks only."""
-    return lambda num_tasks, *_: make(num_tasks)
+def _simple(make: Callable[..., Aggregator]) -> Callable[..., Aggregator]:
+    """A factory that needs the number of tasks and the method's options only."""
+    return lambda num_tasks, _labels, _steps, **options: make(num_tasks, **options)
 
 
-def _summed(make: Callable[[int], Aggregator]) -> Callable[..., Aggregator]:
+def _latent(make: Callable[..., Aggregator]) -> Callable[..., Aggregator]:
+    """An aggregator of the latent rows."""
+    return _simple(lambda *args, **options: in_latent_space(make(*args, **options)))
+
+
+def _summed(make: Callable[..., Aggregator]) -> Callable[..., Aggregator]:
     """A weighting, chained before the sum."""
-    return _simple(lambda num_tasks: optax.chain(make(num_tasks), sum_tasks(num_tasks)))
+    return lambda num_tasks, *args, **options: optax.chain(
+        make(num_tasks, *args, **options), sum_tasks(num_tasks)
+    )
 
 
 _SYMMETRIC = frozenset({"deterministic", "permutation_equivariant", "in_span"})
@@ -172,7 +191,7 @@ METHODS: dict[str, Method] = _Registry(
         # Weightings, chained before the sum.
         "uncertainty": Method(
             "Uncertainty",
-            _summed(weight_by_uncertainty),
+            _summed(_simple(weight_by_uncertainty)),
             ("weight_by_uncertainty", "sum_tasks"),
             lambda num_tasks: num_tasks / 2,
             "1",
@@ -180,9 +199,10 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "dwa": Method(
             "DWA",
-            lambda num_tasks, _labels, steps_per_epoch: optax.chain(
-                weight_by_dwa(num_tasks, steps_per_epoch=steps_per_epoch),
-                sum_tasks(num_tasks),
+            _summed(
+                lambda num_tasks, _, steps_per_epoch, **options: weight_by_dwa(
+                    num_tasks, steps_per_epoch=steps_per_epoch, **options
+                )
             ),
             ("weight_by_dwa", "sum_tasks"),
             float,
@@ -191,7 +211,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "gradnorm": Method(
             "GradNorm",
-            _summed(weight_by_gradnorm),
+            _summed(_simple(weight_by_gradnorm)),
             ("weight_by_gradnorm", "sum_tasks"),
             float,
             "1",
@@ -199,7 +219,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "imtl_l": Method(
             "IMTL-L",
-            _summed(weight_by_imtl_l),
+            _summed(_simple(weight_by_imtl_l)),
             ("weight_by_imtl_l", "sum_tasks"),
             float,
             "1",
@@ -207,7 +227,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "famo": Method(
             "FAMO",
-            _summed(weight_by_famo),
+            _summed(_simple(weight_by_famo)),
             ("weight_by_famo", "sum_tasks"),
             _one,
             "1",
@@ -215,7 +235,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "stch": Method(
             "STCH",
-            _summed(weight_by_stch),
+            _summed(_simple(weight_by_stch)),
             ("weight_by_stch", "sum_tasks"),
             lambda num_tasks: 1 / num_tasks,
             "1",
@@ -223,9 +243,10 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "log_stch": Method(
             "STCH (log-losses)",
-            lambda num_tasks, _labels, steps_per_epoch: optax.chain(
-                weight_by_log_stch(num_tasks, warmup_steps=steps_per_epoch),
-                sum_tasks(num_tasks),
+            _summed(
+                lambda num_tasks, _, steps_per_epoch, **options: weight_by_log_stch(
+                    num_tasks, **{"warmup_steps": steps_per_epoch, **options}
+                )
             ),
             ("weight_by_log_stch", "sum_tasks"),
             float,
@@ -234,7 +255,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "geometric_mean": Method(
             "GLS",
-            _summed(weight_by_geometric_mean),
+            _summed(_simple(weight_by_geometric_mean)),
             ("weight_by_geometric_mean", "sum_tasks"),
             _one,
             "1",
@@ -242,7 +263,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "rlw": Method(
             "RLW",
-            _summed(weight_by_random),
+            _summed(_simple(weight_by_random)),
             ("weight_by_random", "sum_tasks"),
             _one,
             "1",
@@ -250,8 +271,10 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "excess_mtl": Method(
             "ExcessMTL",
-            lambda num_tasks, labels, _: optax.chain(
-                weight_by_excess(num_tasks, labels), sum_tasks(num_tasks)
+            _summed(
+                lambda num_tasks, labels, _, **options: weight_by_excess(
+                    num_tasks, labels, **options
+                )
             ),
             ("weight_by_excess", "sum_tasks"),
             float,
@@ -261,7 +284,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "chebyshev": Method(
             "Chebyshev",
-            _summed(weight_by_chebyshev),
+            _summed(_simple(weight_by_chebyshev)),
             ("weight_by_chebyshev", "sum_tasks"),
             lambda num_tasks: 1 / num_tasks,
             "1",
@@ -269,7 +292,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "pbi": Method(
             "PBI",
-            _summed(weight_by_pbi),
+            _summed(_simple(weight_by_pbi)),
             ("weight_by_pbi", "sum_tasks"),
             math.sqrt,
             "1",
@@ -277,7 +300,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "cosmos": Method(
             "COSMOS",
-            _summed(weight_by_cosmos),
+            _summed(_simple(weight_by_cosmos)),
             ("weight_by_cosmos", "sum_tasks"),
             _one,
             "1",
@@ -294,7 +317,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "mgda_ub": Method(
             "MGDA-UB",
-            _simple(lambda num_tasks: in_latent_space(mgda(num_tasks))),
+            _latent(mgda),
             ("in_latent_space", "mgda"),
             _one,
             "1",
@@ -303,7 +326,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "mgda_l2": Method(
             "MGDA (l2)",
-            _simple(lambda num_tasks: mgda(num_tasks, "l2")),
+            _simple(functools.partial(mgda, normalisation="l2")),
             ("mgda",),
             _one,
             "T",
@@ -429,10 +452,10 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "db_mtl": Method(
             "DB-MTL",
-            _simple(
-                lambda num_tasks: optax.chain(
-                    weight_by_log(num_tasks), balance_norms(num_tasks)
-                )
+            # Averages, if a `decay` is given, have the shapes of the shared leaves.
+            lambda num_tasks, labels, _, **options: optax.chain(
+                weight_by_log(num_tasks),
+                balance_norms(num_tasks, labels if options else None, **options),
             ),
             ("weight_by_log", "balance_norms"),
             float,
@@ -466,7 +489,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "moco": Method(
             "MoCo",
-            lambda num_tasks, labels, _: moco(num_tasks, labels),
+            lambda num_tasks, labels, _, **options: moco(num_tasks, labels, **options),
             ("moco",),
             _one,
             "T",
@@ -484,7 +507,7 @@ METHODS: dict[str, Method] = _Registry(
         ),
         "aligned_mtl_ub": Method(
             "Aligned-MTL (Z-aligned)",
-            _simple(lambda num_tasks: in_latent_space(aligned_mtl(num_tasks))),
+            _latent(aligned_mtl),
             ("in_latent_space", "aligned_mtl"),
             _one,
             "1",

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mtlopt._checks import check_num_tasks
 from mtlopt._jaxprs import used_leaves
 from mtlopt.labels import Partition
+from mtlopt.linalg.gramian import solver_dtype
 from mtlopt.rows import STATIC, Leaves
 
 PyTree = Any
@@ -136,7 +137,7 @@ def as_loss(value: Any, task: str) -> jax.Array:
             f"the loss of task {task!r} must be floating point, got "
             f"{jnp.result_type(value)}."
         )
-    return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
+    return jnp.asarray(value, solver_dtype([value]))
 
 
 def _stack(values: list[jax.Array]) -> jax.Array:

@@ -23,6 +23,7 @@ from mtlopt.heads import (
 )
 from mtlopt.labels import SHARED
 from mtlopt.latent_leaves import linearize
+from mtlopt.linalg.gramian import solver_dtype
 from mtlopt.rows import Batching, Leaves, Linearization
 
 PyTree = Any
@@ -348,7 +349,7 @@ class VectorProblem:
                 f"`losses` must return {self.num_tasks} losses, one for each of "
                 f"`tasks`, got an array of shape {jnp.shape(out)}."
             )
-        return out.astype(jnp.promote_types(out.dtype, jnp.float32)), aux
+        return out.astype(solver_dtype([out])), aux
 
     def _vector(
         self, inputs: Inputs, shared: Leaves, heads: Leaves, members: Any

@@ -7,6 +7,7 @@ and whether they exist at all is decided here, so that no method has to know.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
 
@@ -17,6 +18,7 @@ import numpy as np
 from mtlopt._jaxprs import convolves
 from mtlopt.labels import STACKED, Partition
 from mtlopt.linalg import gramian as linalg
+from mtlopt.linalg.normalise import ScaledGramian
 from mtlopt.linalg.products import diagonal, dot
 
 Leaves = list[jax.Array]
@@ -77,9 +79,18 @@ class Rows(Protocol):
         """Returns the inner products of the rows, `[tasks, tasks]`.
 
         Args:
-          basis: `B` `[tasks, tasks]`, to take those of the rotated rows `B^T J`. They
-            have digits that rounding of the plain ones loses, if the rows nearly
-            depend on each other and `products_only` is False.
+          basis: `B` `[tasks, tasks]`, or the diagonal of one `[tasks]`, to take those
+            of the rotated rows `B^T J`. They have digits that rounding of the plain
+            ones loses, if the rows nearly depend on each other and `products_only` is
+            False.
+        """
+        ...
+
+    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
+        """Returns the inner products of rows of any norms, see `ScaledGramian`.
+
+        Args:
+          present: Tasks to look at, bool `[tasks]`; None for all.
         """
         ...
 
@@ -120,6 +131,11 @@ class MaterialRows:
             return jnp.zeros((self.num_tasks, self.num_tasks))
         return linalg.gramian(self.values, basis)
 
+    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
+        if not self.values:
+            return ScaledGramian(self.gramian(), jnp.ones(self.num_tasks))
+        return linalg.scaled_gramian(self.values, present)
+
     def norms(self) -> jax.Array:
         if not self.values:
             return jnp.zeros(self.num_tasks)
@@ -150,26 +166,50 @@ class StreamedRows:
     products_only: ClassVar[bool] = False
 
     def gramian(self, basis: jax.Array | None = None) -> jax.Array:
+        return self._products(self._flat(), basis)
+
+    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
+        rows = self._flat()
+
+        def largest(task: jax.Array) -> jax.Array:
+            pulled = self.pull(self._cotangent([row[task] for row in rows]))
+            return linalg.largest_entries([leaf[None] for leaf in pulled])[0]
+
+        return linalg.scale_if_needed(
+            functools.partial(self._products, rows),
+            lambda: jax.lax.map(largest, jnp.arange(len(rows[0]))),
+            rows,
+            present,
+        )
+
+    def _flat(self) -> Leaves:
+        """One copy of the rows, for all loops and the products in them to read."""
+        return [linalg.flat_rows(leaf) for leaf in self.latent]
+
+    def _cotangent(self, row: Leaves) -> Leaves:
+        return [
+            flat.reshape(leaf.shape[1:])
+            for flat, leaf in zip(row, self.latent, strict=True)
+        ]
+
+    def _products(self, rows: Leaves, basis: jax.Array | None = None) -> jax.Array:
         push = pushforward(self.pull, self.latent)
-        # The loop and the products in it read one and the same copy of the rows.
-        rows = [linalg.flat_rows(leaf) for leaf in self.latent]
 
         def column(task: jax.Array) -> jax.Array:
-            if basis is None:
-                flat = [row[task] for row in rows]
-            else:
+            flat = [row[task] for row in rows]
+            if basis is not None and basis.ndim == 1:
+                flat = [row * basis[task].astype(row.dtype) for row in flat]
+            elif basis is not None:
                 flat = linalg.combine(basis[:, task], rows)
-            cotangent = [
-                row.reshape(leaf.shape[1:])
-                for row, leaf in zip(flat, self.latent, strict=True)
-            ]
-            image = push(self.pull(cotangent))
+            image = push(self.pull(self._cotangent(flat)))
             image = [
                 leaf.reshape(row.shape[1:])
                 for row, leaf in zip(rows, image, strict=True)
             ]
             products = inner_products(rows, image)
-            return products if basis is None else dot(products, basis)
+            if basis is None:
+                return products
+            return products * basis if basis.ndim == 1 else dot(products, basis)
 
         total = jax.lax.map(column, jnp.arange(len(rows[0])))
         return (total + total.T) / 2
@@ -206,7 +246,18 @@ class SummedRows:
     def gramian(self, basis: jax.Array | None = None) -> jax.Array:
         if basis is None:
             return self.products
+        if basis.ndim == 1:
+            return basis[:, None] * self.products * basis[None]
         return dot(basis.T, dot(self.products, basis))
+
+    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
+        del present
+        # The rows cannot be looked at again. Entries' squares that were flushed would
+        # let cosines contradict each other, so what is so short counts as zero.
+        squares, info = diagonal(self.products), jnp.finfo(self.products.dtype)
+        is_lost = squares < float(info.tiny / info.eps)
+        kept = jnp.where(is_lost[:, None] | is_lost[None], 0, self.products)
+        return ScaledGramian(kept, jnp.ones_like(squares))
 
     def norms(self) -> jax.Array:
         return jnp.sqrt(jnp.maximum(diagonal(self.products), 0))

@@ -22,6 +22,7 @@ from mtlopt.labels import (
     partition_params,
     path_string,
 )
+from mtlopt.linalg.gramian import solver_dtype
 from mtlopt.rows import (
     STATIC,
     Leaves,
@@ -160,7 +161,7 @@ class TaskGrads:
             params, labels, names, stacked=stacked, headless=names
         )
         shared, of_heads, frozen = partition.split(treedef.unflatten(values))
-        dtype = jnp.result_type(jnp.float32, *shared, *of_heads)
+        dtype = solver_dtype([jnp.float32, *shared, *of_heads])
         if losses is None:
             losses = jnp.zeros(num_tasks, dtype)
         if present is not None:

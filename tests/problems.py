@@ -73,7 +73,7 @@ def first(batches):
 
 
 def encode(params, x, y, mask):
-    return jnp.tanh(x @ params["encoder"]["w"] + params["encoder"]["b"])
+    return jnp.tanh(x @ params["encoder"]["w"] + params["encoder"]["b"][None])
 
 
 def squared_error(head, z, y):

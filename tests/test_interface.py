@@ -137,21 +137,6 @@ def test_one_program_for_all_steps_with_donation():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
 
 
-@methods
-def test_no_implicit_promotion(name):
-    """Our own functions do not mix dtypes, in float32."""
-    tx = METHODS[name].make(NUM_TASKS)
-    rows, losses = jnp.ones((NUM_TASKS, SIZE)), jnp.ones(NUM_TASKS)
-    params = jnp.zeros(SIZE)
-    oracle = matrix_oracle(NUM_TASKS)
-    if name in ("uncertainty", "imtl_l", "famo"):
-        pytest.skip("optax.adam does not pass this itself")
-    with jax.numpy_dtype_promotion("strict"):
-        jax.eval_shape(
-            lambda: tx.update(oracle(params, rows, losses), tx.init(params), params)
-        )
-
-
 # Numbers, on Jacobians that are given. One program a method for all of them.
 
 
@@ -254,6 +239,23 @@ def test_bfloat16_is_float32_rounded():
 
 
 # The registry.
+
+
+@methods
+def test_make_passes_options_on(name):
+    """An unknown one is an error that names the function that lacks it."""
+    parts = "|".join(METHODS[name].public)
+    with pytest.raises(TypeError, match=rf"({parts})\(\) got an unexpected .*'kinds'"):
+        METHODS[name].make(4, kinds="regression")
+
+
+def test_options_of_methods():
+    """The kind of a loss; averages of DB-MTL, whose labels are passed on then."""
+    kinds = ["regression", "classification"]
+    state = METHODS["uncertainty"].make(2, kind=kinds).init(None)
+    np.testing.assert_array_equal(mtlopt.task_weights(state), [0.5, 1.0])
+    state = METHODS["db_mtl"].make(2, decay=0.9).init(np.zeros(3))
+    assert state[1].average[0].shape == (2, 3)
 
 
 # EDM is IMTL-G where all its weights are positive, as they are on this problem.

@@ -132,8 +132,8 @@ def _page(name: str, entries: list[str]) -> str:
         f'   tx = optax.chain(mtlopt.METHODS["{name}"].make({_arguments(name)}),'
         " optax.adam(1e-3))",
         "",
-        "With the defaults of the library, as is the table; see :doc:`/methods`. For",
-        "other options, build it from its parts.",
+        "With the defaults of the library, as is the table; see :doc:`/methods`. Other",
+        "options are further arguments of `make`.",
         "",
         ".. list-table::",
         "   :widths: 70 30",

@@ -8,13 +8,14 @@ import optax
 from mtlopt._checks import check_choice, preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
+from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.procrustes import Axes, Scale, aligned_matrix, principal_axes
 from mtlopt.linalg.products import dot
 from mtlopt.rows import Rows, rotated_gramian
 
 
 def aligned_mtl_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     preference: jax.Array | None = None,
     *,
     scale: Scale = "min",
@@ -120,7 +121,8 @@ def aligned_mtl(
     read = preference_argument(preference, num_tasks)
 
     def weights(rows: Rows, present: jax.Array | None, preference: Any) -> jax.Array:
-        axes = principal_axes(rows.gramian(), present, rotated_gramian(rows))
+        gramian = rows.scaled_gramian(present)
+        axes = principal_axes(gramian, present, rotated_gramian(rows))
         return _weights(axes, preference, scale, present)
 
     return aggregate_by_weights(num_tasks, weights, preference=read)

@@ -11,7 +11,7 @@ from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.row_state import check_row_state, zero_rows
 from mtlopt.labels import Rules
 from mtlopt.linalg.gramian import moving_average
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.rows import Leaves, MaterialRows
 from mtlopt.task_grads import check_task_grads
 
@@ -31,7 +31,7 @@ class BalanceNormsState(NamedTuple):
 
 
 def balance_norms_weights(
-    gramian: jax.Array, present: jax.Array | None = None
+    gramian: Gramian, present: jax.Array | None = None
 ) -> jax.Array:
     r"""Weights that bring all task gradients to the largest norm.
 
@@ -119,7 +119,9 @@ def balance_norms(
             )
         return aggregate_by_weights(
             num_tasks,
-            lambda rows, present: balance_norms_weights(rows.gramian(), present),
+            lambda rows, present: balance_norms_weights(
+                rows.scaled_gramian(present), present
+            ),
         )
 
     def init_fn(params: Any) -> BalanceNormsState:
@@ -138,7 +140,9 @@ def balance_norms(
         check_row_state(state.average, rows)
         kept = moving_average(state.average, rows, state.seen, decay, grads.present)
         average = MaterialRows(num_tasks, kept)
-        weights = balance_norms_weights(average.gramian(), grads.present)
+        weights = balance_norms_weights(
+            average.scaled_gramian(grads.present), grads.present
+        )
         direction = [
             leaf.astype(row.dtype)
             for leaf, row in zip(average.combine(weights), rows, strict=True)

@@ -8,12 +8,13 @@ import optax
 from mtlopt._checks import check_range
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.max_min_ball import max_min_direction
+from mtlopt.linalg.normalise import Gramian
 
 Rescale = Literal[0, 1, 2]
 
 
 def cagrad_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     c: Any = 0.4,
     rescale: Rescale = 0,
     present: jax.Array | None = None,
@@ -108,7 +109,9 @@ def cagrad(
     _check(c, rescale)
     return aggregate_by_weights(
         num_tasks,
-        lambda rows, present: cagrad_weights(rows.gramian(), c, rescale, present),
+        lambda rows, present: cagrad_weights(
+            rows.scaled_gramian(present), c, rescale, present
+        ),
     )
 
 

@@ -9,13 +9,13 @@ import optax
 from mtlopt._checks import as_task_vector, preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.equiangular import equiangular_ray
-from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.normalise import Gramian, safe_divide
 from mtlopt.linalg.unit_rows import UnitRows, unit_rows
 from mtlopt.rows import Rows, rotated_gramian
 
 
 def conflict_free_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     preference: jax.Array | None = None,
     *,
     present: jax.Array | None = None,
@@ -112,7 +112,7 @@ def conflict_free(
     """
 
     def weights(rows: Rows, present: jax.Array | None, preference: Any) -> jax.Array:
-        units = unit_rows(rows.gramian(), present, rotated_gramian(rows))
+        units = unit_rows(rows.scaled_gramian(present), present, rotated_gramian(rows))
         return _weights(units, preference)
 
     read = preference_argument(preference, num_tasks)

@@ -91,7 +91,10 @@ def cr_mogm(
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
         rows, present = grads.rows(), grads.present
-        found = weights(rows.gramian(), present)
+        # A function of the user's takes a matrix.
+        own = weights is mgda_weights
+        gramian = rows.scaled_gramian(present) if own else rows.gramian()
+        found = weights(gramian, present)
         if found.shape != (num_tasks,):
             raise ValueError(
                 f"`weights` must return one weight per task, shape ({num_tasks},), got "

@@ -9,11 +9,12 @@ from mtlopt._checks import preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.dual_cone import project_dual_cone
+from mtlopt.linalg.normalise import Gramian
 from mtlopt.rows import Rows
 
 
 def dualproj_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     preference: jax.Array | None = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
@@ -96,7 +97,7 @@ def dualproj(
     """
 
     def weights(rows: Rows, present: Any, preference: Any) -> jax.Array:
-        return dualproj_weights(rows.gramian(), preference, present)
+        return dualproj_weights(rows.scaled_gramian(present), preference, present)
 
     read = preference_argument(preference, num_tasks)
     return aggregate_by_weights(num_tasks, weights, preference=read)

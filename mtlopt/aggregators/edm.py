@@ -6,10 +6,10 @@ import optax
 
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.min_norm import min_norm_point
-from mtlopt.linalg.normalise import normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, normalise, safe_divide
 
 
-def edm_weights(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
+def edm_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
     r"""Weights of the equiangular direction method, EDM.
 
     .. math:: w_i = \gamma \, \alpha_i / |g_i|, \qquad \gamma = 1 / \sum_i
@@ -95,5 +95,6 @@ def edm(num_tasks: int) -> optax.GradientTransformationExtraArgs:
       Frank-Wolfe for more; this is the exact point.
     """
     return aggregate_by_weights(
-        num_tasks, lambda rows, present: edm_weights(rows.gramian(), present)
+        num_tasks,
+        lambda rows, present: edm_weights(rows.scaled_gramian(present), present),
     )

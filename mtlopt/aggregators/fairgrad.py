@@ -8,10 +8,11 @@ import optax
 from mtlopt._checks import check_positive
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.bargaining import bargain
+from mtlopt.linalg.normalise import Gramian
 
 
 def fairgrad_weights(
-    gramian: jax.Array, alpha: Any = 1.0, present: jax.Array | None = None
+    gramian: Gramian, alpha: Any = 1.0, present: jax.Array | None = None
 ) -> jax.Array:
     r"""Weights of FairGrad: the alpha-fair solution.
 
@@ -57,7 +58,8 @@ def fairgrad(num_tasks: int, alpha: Any = 1.0) -> optax.GradientTransformationEx
 
     `-d` decreases every loss to first order, where any direction does: unless zero is
     in the convex hull of the gradients. Then the tasks whose gradients cancel
-    contribute next to nothing, and the others share what is orthogonal to them.
+    contribute what rounding leaves of zero, in a direction that changes with their
+    scale, and the others share what is orthogonal to them.
     A task with a zero gradient is left out.
 
     Of degree `(1 - alpha) / (1 + alpha)` in the gradients: for `alpha = 1` the length
@@ -95,5 +97,7 @@ def fairgrad(num_tasks: int, alpha: Any = 1.0) -> optax.GradientTransformationEx
     check_positive("alpha", alpha)
     return aggregate_by_weights(
         num_tasks,
-        lambda rows, present: fairgrad_weights(rows.gramian(), alpha, present),
+        lambda rows, present: fairgrad_weights(
+            rows.scaled_gramian(present), alpha, present
+        ),
     )

@@ -96,7 +96,7 @@ def drop_signs(
     totals, weights = scan(weigh, nothing, (rows, present, leak))
     # Under jit a product with a 0 is a select, which drops a NaN.
     totals = [
-        jnp.where(jnp.isfinite(size), total, jnp.nan)
+        jnp.where(jnp.isfinite(size), total, 0 * size)
         for total, size in zip(totals, sizes, strict=True)
     ]
     return totals, weights

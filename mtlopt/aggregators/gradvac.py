@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_key, check_num_tasks
+from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.surgery import raise_cosines, random_orders
 from mtlopt.task_grads import check_task_grads
 
@@ -26,7 +27,7 @@ class GradvacState(NamedTuple):
 
 
 def gradvac_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     targets: jax.Array,
     order: jax.Array,
     decay: Any = 0.5,
@@ -157,7 +158,11 @@ def gradvac(
         key, order = random_orders(state.key, num_tasks)
         rows = grads.rows()
         weights, targets = gradvac_weights(
-            rows.gramian(), state.targets, order, decay, grads.present
+            rows.scaled_gramian(grads.present),
+            state.targets,
+            order,
+            decay,
+            grads.present,
         )
         dtype = state.targets.dtype
         state = GradvacState(weights.astype(dtype), targets.astype(dtype), key)

@@ -6,13 +6,13 @@ import optax
 
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.equiangular import equiangular_ray
-from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.normalise import Gramian, safe_divide
 from mtlopt.linalg.reductions import reduce_each
 from mtlopt.linalg.unit_rows import UnitRows, unit_rows
 from mtlopt.rows import Rows, rotated_gramian
 
 
-def imtl_g_weights(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
+def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
     r"""Weights of IMTL-G: a sum of one, and equal projections on the unit gradients.
 
     .. math:: w = \frac{G^{-1} n}{1^T G^{-1} n}, \qquad n_i = |g_i|
@@ -111,7 +111,7 @@ def imtl_g(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     """
 
     def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
-        units = unit_rows(rows.gramian(), present, rotated_gramian(rows))
+        units = unit_rows(rows.scaled_gramian(present), present, rotated_gramian(rows))
         return _weights(units)
 
     return aggregate_by_weights(num_tasks, weights)

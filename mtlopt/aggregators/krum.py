@@ -8,14 +8,14 @@ import optax
 
 from mtlopt._checks import check_choice, check_num_tasks
 from mtlopt.aggregators.by_weights import aggregate_by_weights
-from mtlopt.linalg.normalise import nan_unless_finite, normalise
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise
 from mtlopt.rows import Rows
 
 Distance = Literal["squared", "plain"]
 
 
 def krum_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     num_byzantine: int = 1,
     num_selected: int = 1,
     *,
@@ -71,10 +71,10 @@ def krum_weights(
     # Twice the product of two norms may overflow where a norm's square does not.
     size = jnp.max(norms)
     relative = norms / jnp.where(size == 0, 1, size)
-    squares = (relative[:, None] - relative) ** 2
-    squares += 2 * relative[:, None] * relative * (1 - cosines)
+    squares = (relative[:, None] - relative[None]) ** 2
+    squares += 2 * relative[:, None] * relative[None] * (1 - cosines)
     distances = jnp.sqrt(squares) if distance == "plain" else squares
-    others = there[:, None] & there & ~jnp.eye(num_tasks, dtype=bool)
+    others = there[:, None] & there[None] & ~jnp.eye(num_tasks, dtype=bool)
     # Without the f + 1 farthest: they are few, and a sort of all is slow.
     _, farthest = jax.lax.top_k(jnp.where(others, distances, -1), num_byzantine + 1)
     is_far = jax.nn.one_hot(farthest, num_tasks, axis=1, dtype=bool).any(axis=2)
@@ -160,7 +160,7 @@ def krum(
 
     def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
         return krum_weights(
-            rows.gramian(),
+            rows.scaled_gramian(present),
             num_byzantine,
             num_selected,
             distance=distance,

@@ -9,7 +9,7 @@ import optax
 from mtlopt._checks import as_task_vector, check_choice, check_num_tasks
 from mtlopt.aggregators.by_weights import TaskWeightsState
 from mtlopt.linalg.min_norm import min_norm_point
-from mtlopt.linalg.normalise import normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, normalise, safe_divide
 from mtlopt.linalg.products import diagonal
 from mtlopt.task_grads import check_task_grads
 
@@ -17,7 +17,7 @@ Normalisation = Literal["l2", "loss", "loss+"]
 
 
 def mgda_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     present: jax.Array | None = None,
     *,
     normalisation: Normalisation | None = None,
@@ -87,7 +87,7 @@ def mgda_weights(
     solved = (sizes == 0) & (norms > 0)
     lengths = safe_divide(lengths, sizes)
     lengths = safe_divide(lengths, jnp.max(lengths))  # or their squares overflow
-    scaled = lengths[:, None] * cosines * lengths
+    scaled = lengths[:, None] * cosines * lengths[None]
     return min_norm_point(scaled, present & ~solved).weights
 
 
@@ -155,7 +155,7 @@ def mgda(
         grads = check_task_grads(updates, num_tasks, params)
         rows = grads.rows()
         weights = mgda_weights(
-            rows.gramian(),
+            rows.scaled_gramian(grads.present),
             grads.present,
             normalisation=normalisation,
             # Rows are gradients of the scaled losses.

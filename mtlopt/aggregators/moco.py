@@ -116,7 +116,7 @@ def moco(
         tracked = MaterialRows(num_tasks, kept)
         dtype = state.shares.dtype
         moved = modo_weights(
-            tracked.gramian().astype(dtype),
+            tracked.scaled_gramian(grads.present),
             state.shares,
             learning_rate,
             regularization,

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks, check_positive, check_range
-from mtlopt.linalg.gramian import cross_gramian, present_products
-from mtlopt.linalg.products import dot
+from mtlopt.linalg.gramian import cross_gramian
+from mtlopt.linalg.normalise import Gramian, common_scale
+from mtlopt.linalg.products import dot, present_products
 from mtlopt.linalg.simplex import (
     project_to_simplex,
     share_out,
@@ -16,6 +17,8 @@ from mtlopt.linalg.simplex import (
 )
 from mtlopt.rows import Rows
 from mtlopt.task_grads import TaskGrads, check_task_grads
+
+_LONGEST = 1e30  # step of a weight
 
 
 class ModoState(NamedTuple):
@@ -31,7 +34,7 @@ class ModoState(NamedTuple):
 
 
 def modo_weights(
-    products: jax.Array,
+    products: Gramian,
     weights: jax.Array,
     learning_rate: Any = 0.1,
     regularization: Any = 0.0,
@@ -72,11 +75,16 @@ def modo_weights(
       Chen et al., *Three-Way Trade-Off in Multi-Objective Learning*, NeurIPS 2023,
       Algorithm 1.
     """
+    products, scale = common_scale(products)
     products = present_products(products, present)
     weights = shares_of(weights, present)
-    pull = dot(products, weights)
+    # XLA makes one division of two; the square of the unit may be no number.
+    unit = 1 / scale
+    pull = dot(products, weights) * unit * unit
     slope = pull + regularization * weights
-    return project_to_simplex(weights - learning_rate * slope, present)
+    # So long a step ends in a corner of the simplex; infinite ones cannot be compared.
+    step = jnp.clip(learning_rate * slope, -_LONGEST, _LONGEST)
+    return project_to_simplex(weights - step, present)
 
 
 def modo(
@@ -102,7 +110,8 @@ def modo(
 
     The step is on the scale of the gradients, as in the paper: losses ten times as
     large need a learning rate a hundred times smaller, and there is no length that `d`
-    is proportional to.
+    is proportional to. Squared norms must be numbers of their dtype: steps by others
+    are zero or end in a corner.
 
     A step moves weight between the tasks that are present in both batches; all others
     keep theirs. The direction has the weights of the first batch's tasks, divided by
@@ -163,7 +172,7 @@ def modo(
         rows, products, both = batch_products(grads, second, params)
         dtype = state.shares.dtype
         moved = modo_weights(
-            products.astype(dtype), state.shares, learning_rate, regularization, both
+            products, state.shares, learning_rate, regularization, both
         )
         shares = share_out(moved.astype(dtype), state.shares, 1.0, both)
         weights = shares_of(shares, grads.present)
@@ -174,7 +183,7 @@ def modo(
 
 def batch_products(
     grads: TaskGrads, second: TaskGrads | None, params: Any = None
-) -> tuple[Rows, jax.Array, jax.Array | None]:
+) -> tuple[Rows, Gramian, jax.Array | None]:
     """Returns the inner products of the rows of two batches.
 
     Args:
@@ -193,7 +202,7 @@ def batch_products(
     """
     rows = grads.rows()
     if second is None:
-        return rows, rows.gramian(), grads.present
+        return rows, rows.scaled_gramian(grads.present), grads.present
     try:
         second = check_task_grads(second, grads.num_tasks, params)
     except (TypeError, ValueError) as error:

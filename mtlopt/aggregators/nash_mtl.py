@@ -8,6 +8,8 @@ import optax
 
 from mtlopt._checks import check_num_tasks, check_range
 from mtlopt.linalg.bargaining import bargain
+from mtlopt.linalg.gramian import solver_dtype
+from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.reductions import reduce_each
 from mtlopt.rows import Leaves
 from mtlopt.task_grads import TaskGrads, check_task_grads
@@ -27,7 +29,7 @@ class NashMtlState(NamedTuple):
     count: jax.Array
 
 
-def nash_mtl_weights(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
+def nash_mtl_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
     r"""Weights of Nash-MTL: the Nash bargaining solution.
 
     .. math:: G w = 1 / w, \quad w > 0
@@ -76,8 +78,10 @@ def nash_mtl(
     length is `sqrt(T)`, then clipped to `max_norm`, as the authors do: with the default
     always 1, however small the gradients are, so a schedule has to end the training.
     Only where zero is in the convex hull of the gradients it is shorter: the tasks that
-    cancel contribute next to nothing. A task with a zero gradient is left out. On T
-    equal gradients g it returns `g / |g|`, and `sqrt(T) g / |g|` without clipping.
+    cancel contribute what rounding leaves of zero, up to a few hundredths of `sqrt(T)`
+    in float32, in a direction that changes with the scale of the gradients. A task with
+    a zero gradient is left out. On T equal gradients g it returns `g / |g|`, and
+    `sqrt(T) g / |g|` without clipping.
 
     Costs one backward pass per task on every `update_every`-th update, and one in all
     on the others, which reuse the weights. A task that is absent when the weights are
@@ -164,7 +168,7 @@ def nash_mtl(
 def _solve(grads: TaskGrads, solution: jax.Array) -> tuple[jax.Array, Leaves]:
     """New weights, and the direction from the rows that they were found with."""
     rows = grads.rows()
-    weights = nash_mtl_weights(rows.gramian(), grads.present)
+    weights = nash_mtl_weights(rows.scaled_gramian(grads.present), grads.present)
     return weights.astype(solution.dtype), rows.combine(weights)
 
 
@@ -177,5 +181,5 @@ def _reuse(grads: TaskGrads, solution: jax.Array) -> tuple[jax.Array, Leaves]:
 
 
 def _length(leaves: Leaves) -> jax.Array:
-    wide = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+    wide = [leaf.astype(solver_dtype([leaf])) for leaf in leaves]
     return jnp.asarray(optax.tree.norm(wide))

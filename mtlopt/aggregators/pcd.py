@@ -8,8 +8,8 @@ import optax
 
 from mtlopt._checks import check_num_tasks
 from mtlopt.linalg.nonnegative import least_distance
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
-from mtlopt.linalg.products import diagonal, dot
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
 from mtlopt.task_grads import check_task_grads
 
@@ -19,17 +19,18 @@ class PcdState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update.
-      square_norms: `[tasks]`, moving averages of the squared gradient norms, from 0.
+      norms: `[tasks]`, roots of the moving averages of the squared gradient norms,
+        which start at 0.
       totals: `[tasks]`, likewise of ones: what to divide by to correct the bias.
     """
 
     task_weights: jax.Array
-    square_norms: jax.Array
+    norms: jax.Array
     totals: jax.Array
 
 
 def pcd_weights(
-    gramian: jax.Array,
+    gramian: Gramian,
     tau: Any = 0.02,
     mean_norms: jax.Array | None = None,
     present: jax.Array | None = None,
@@ -85,7 +86,7 @@ def pcd_weights(
     eligible = ~first & (lengths > 0)
     size = jnp.max(jnp.abs(target), where=eligible, initial=0)
     unit_target = jnp.where(eligible, safe_divide(target, size), 0)
-    constraints = jnp.where(first | first[:, None], 0, cosines)
+    constraints = jnp.where(first[None] | first[:, None], 0, cosines)
     shares, slack = least_distance(constraints, unit_target)
     # Contradictory constraints leave coefficients that cancel.
     is_found = _length(cosines, shares) > 0
@@ -186,29 +187,27 @@ def pcd(
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
         rows = grads.rows()
-        gramian = rows.gramian()
-        dtype = state.square_norms.dtype
-        squares = diagonal(gramian).astype(dtype)
-        seen = jnp.all(jnp.isfinite(_mask(gramian, grads.present)))
+        gramian = rows.scaled_gramian(grads.present)
+        cosines, norms = normalise(gramian, grads.present)
+        dtype = state.norms.dtype
+        seen = jnp.all(jnp.isfinite(cosines))
         if grads.present is not None:
             seen &= grads.present
 
         def average(last: jax.Array, value: jax.Array) -> jax.Array:
-            moved = decay * last + (1 - decay) * value
-            return jnp.where(seen, moved, last).astype(dtype)
+            return decay * last + (1 - decay) * value
 
-        square_norms = average(state.square_norms, squares)
-        totals = average(state.totals, jnp.ones(num_tasks, dtype))
-        mean_norms = jnp.sqrt(safe_divide(square_norms, totals))
+        # Relative to the longer one, so that no square overflows.
+        norms = norms.astype(dtype)
+        longer = jnp.maximum(norms, state.norms)
+        shares = safe_divide(state.norms, longer), safe_divide(norms, longer)
+        moved = longer * jnp.sqrt(average(*map(jnp.square, shares)))
+        norms = jnp.where(seen, moved, state.norms).astype(dtype)
+        totals = average(state.totals, jnp.ones_like(norms))
+        totals = jnp.where(seen, totals, state.totals).astype(dtype)
+        mean_norms = safe_divide(norms, jnp.sqrt(totals))
         weights = pcd_weights(gramian, tau, mean_norms, grads.present)
-        state = PcdState(weights.astype(state.task_weights.dtype), square_norms, totals)
+        state = PcdState(weights.astype(state.task_weights.dtype), norms, totals)
         return grads.updates(rows.combine(weights)), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _mask(gramian: jax.Array, present: jax.Array | None) -> jax.Array:
-    """Returns the Gramian with zeros for absent tasks, whose rows may hold NaN."""
-    if present is None:
-        return gramian
-    return jnp.where(present[:, None] & present, gramian, 0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_key, check_num_tasks
+from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.surgery import project_conflicts, random_orders
 from mtlopt.task_grads import check_task_grads
 
@@ -24,7 +25,7 @@ class PcgradState(NamedTuple):
 
 
 def pcgrad_weights(
-    gramian: jax.Array, order: jax.Array, present: jax.Array | None = None
+    gramian: Gramian, order: jax.Array, present: jax.Array | None = None
 ) -> jax.Array:
     r"""Weights of PCGrad for a given order of projections.
 
@@ -115,7 +116,9 @@ def pcgrad(
         grads = check_task_grads(updates, num_tasks, params)
         key, order = random_orders(state.key, num_tasks)
         rows = grads.rows()
-        weights = pcgrad_weights(rows.gramian(), order, grads.present)
+        weights = pcgrad_weights(
+            rows.scaled_gramian(grads.present), order, grads.present
+        )
         state = PcgradState(weights.astype(state.task_weights.dtype), key)
         return grads.updates(rows.combine(weights)), state
 

@@ -14,9 +14,8 @@ from mtlopt._checks import (
 )
 from mtlopt.aggregators.modo import batch_products
 from mtlopt.aggregators.sums import mean_weights
-from mtlopt.linalg.gramian import present_products
-from mtlopt.linalg.normalise import safe_divide
-from mtlopt.linalg.products import dot
+from mtlopt.linalg.normalise import Gramian, common_scale, safe_divide
+from mtlopt.linalg.products import dot, present_products
 from mtlopt.linalg.simplex import (
     project_to_simplex,
     share_out,
@@ -48,7 +47,7 @@ class _Descent(NamedTuple):
 
 
 def sdmgrad_weights(
-    products: jax.Array,
+    products: Gramian,
     start: jax.Array,
     preference: Any = None,
     regularization: Any = 0.3,
@@ -199,7 +198,7 @@ def sdmgrad(
         rows, products, both = batch_products(grads, second, params)
         dtype, preferred = state.shares.dtype, read(grads.tasks)
         moved = _descend(
-            products.astype(dtype),
+            products,
             state.shares,
             preferred,
             regularization,
@@ -226,7 +225,7 @@ def _pull(
 
 
 def _descend(
-    products: jax.Array,
+    products: Gramian,
     start: jax.Array,
     preference: Any,
     regularization: Any,
@@ -236,7 +235,8 @@ def _descend(
     present: jax.Array | None,
 ) -> jax.Array:
     """Returns `w` after `num_steps` steps."""
-    products = present_products(products, present)
+    products = present_products(common_scale(products)[0], present)
+    products = products.astype(start.dtype)
     # At least the spectral radius for any matrix, and no squares that underflow.
     bound = jnp.max(jnp.sum(jnp.abs(products), axis=1))
     matrix = safe_divide(products, bound)

@@ -44,13 +44,14 @@ def trim_entries(
     values = jnp.where(there.reshape(column), values, jnp.inf)
     ordered = jnp.sort(values, axis=0)
     last = count - 1 - lost
-    place = jnp.arange(num_tasks).reshape(column)
+    place = jnp.arange(num_tasks, dtype=jnp.int32).reshape(column)
     total = jnp.sum(ordered, axis=0, where=(place >= lost) & (place <= last))
     left = jnp.maximum(count - 2 * lost, 1).astype(values.dtype)
-    # The sort puts NaN among the largest, where it would be dropped unseen.
-    mean = jnp.where(jnp.any(jnp.isnan(values), axis=0), jnp.nan, total / left)
+    # The sort puts NaN last, where it would be dropped unseen.
+    mean = jnp.where(jnp.isnan(ordered[-1]), ordered[-1], total / left)
 
-    kept = there.reshape(column) & (values >= ordered[lost]) & (values <= ordered[last])
+    low, high = ordered[lost][None], ordered[last][None]
+    kept = there.reshape(column) & (values >= low) & (values <= high)
     kept = kept.astype(values.dtype)
     return mean, safe_divide(kept, jnp.sum(kept, axis=0, keepdims=True))
 

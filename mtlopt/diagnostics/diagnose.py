@@ -96,8 +96,8 @@ def diagnose(grads: TaskGrads) -> Diagnosis:
             f"`grads` must be a mtlopt.TaskGrads, got {type(grads).__name__}. Compute "
             "it with mtlopt.task_grad."
         )
-    gramian = grads.rows().gramian()
     present = grads.present
+    gramian = grads.rows().scaled_gramian(present)
     there = jnp.ones(grads.num_tasks, bool) if present is None else present
     cosines, norms = normalise(gramian, present)
     gap = min_norm_point(gramian, present).norm

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt.labels import SHARED, Rules, label_params
+from mtlopt.linalg.gramian import solver_dtype
 
 
 class TrackDistanceState(NamedTuple):
@@ -100,10 +101,6 @@ def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
 def _differences(left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:
     """Returns `left - right` in float32 or wider."""
     return [
-        a.astype(_wide(a)) - b.astype(_wide(b))
+        a.astype(solver_dtype([a])) - b.astype(solver_dtype([b]))
         for a, b in zip(left, right, strict=True)
     ]
-
-
-def _wide(leaf: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(leaf.dtype, jnp.float32)

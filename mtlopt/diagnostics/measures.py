@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.procrustes import principal_axes
 
 
-def dominance_rate(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
+def dominance_rate(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
     r"""Returns the condition number of the matrix of task gradients.
 
     .. math:: D = \sigma_{\max} / \sigma_{\min}
@@ -33,15 +33,13 @@ def dominance_rate(gramian: jax.Array, present: jax.Array | None = None) -> jax.
       Aligned-MTL (see `aligned_mtl`), definition 1, equation 2.
     """
     singular, _, rank = principal_axes(gramian, present)
-    num_tasks = gramian.shape[0] if present is None else jnp.sum(present)
+    num_tasks = len(gramian) if present is None else jnp.sum(present)
     rate = safe_divide(singular[0], singular[num_tasks - 1])
     deficient = jnp.where(singular[0] > 0, jnp.inf, jnp.nan)
     return jnp.where(rank < num_tasks, deficient, rate)
 
 
-def cosine_similarity(
-    gramian: jax.Array, present: jax.Array | None = None
-) -> jax.Array:
+def cosine_similarity(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
     r"""Returns the cosines between all pairs of task gradients.
 
     .. math:: C_{ij} = \langle g_i, g_j \rangle / (|g_i| |g_j|)
@@ -63,7 +61,7 @@ def cosine_similarity(
     return normalise(gramian, present)[0]
 
 
-def conflict_rate(gramian: jax.Array, present: jax.Array | None = None) -> jax.Array:
+def conflict_rate(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
     """Returns the share of pairs of tasks whose gradients conflict.
 
     Two gradients conflict if their inner product is negative (Yu et al., PCGrad,
@@ -82,6 +80,6 @@ def conflict_rate(gramian: jax.Array, present: jax.Array | None = None) -> jax.A
       Array(1., dtype=float32)
     """
     cosines, _ = normalise(gramian, present)
-    num_tasks = gramian.shape[0] if present is None else jnp.sum(present)
+    num_tasks = len(gramian) if present is None else jnp.sum(present)
     ordered_pairs = jnp.maximum(1, num_tasks * (num_tasks - 1))
     return nan_unless_finite(jnp.sum(cosines < 0) / ordered_pairs, cosines)

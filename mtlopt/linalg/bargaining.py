@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
 
@@ -44,7 +44,7 @@ class _State(NamedTuple):
 
 @jax.jit
 def bargain(
-    gramian: jax.Array, alpha: Any = 1.0, present: jax.Array | None = None
+    gramian: Gramian, alpha: Any = 1.0, present: jax.Array | None = None
 ) -> Bargain:
     r"""Solves the equation of alpha-fair bargaining between the tasks.
 
@@ -109,7 +109,7 @@ def bargain(
     relative = jnp.where(counts, safe_divide(norms, largest), 1)
     units = relative**exponent
     # Rows that do not count are tasks alone: y = 1, and cut off from the others.
-    matrix = jnp.where(on_diagonal & ~counts, 1, cosines)
+    matrix = jnp.where(on_diagonal & ~counts[None], 1, cosines)
 
     # The best multiple of y = 1. A NaN in `C` is one in its energy; that of a lone task
     # is on the diagonal only, and in its norm.
@@ -155,7 +155,7 @@ def _step(problem: _Problem, state: _State) -> _State:
     ratio = jnp.where(is_over, safe_divide(wanted, found), 1)
     slope = jnp.where(is_over, found * jnp.log(ratio), wanted - found)
     stiffness = (power + damping) * jnp.where(is_over, found, wanted) / points
-    hessian = cosines + jnp.where(on_diagonal, ridge + stiffness, 0)
+    hessian = cosines + jnp.where(on_diagonal, (ridge + stiffness)[None], 0)
     factor = jnp.linalg.cholesky(hessian, symmetrize_input=False)
     shift = jax.scipy.linalg.cho_solve((factor, True), slope)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.nonnegative import minimise_nonnegative
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 
 
@@ -25,7 +25,7 @@ class ConeProjection(NamedTuple):
 
 
 def project_dual_cone(
-    gramian: jax.Array, lower: jax.Array, present: jax.Array | None = None
+    gramian: Gramian, lower: jax.Array, present: jax.Array | None = None
 ) -> ConeProjection:
     r"""Projects combinations of the task gradients on the cone without conflict.
 
@@ -72,14 +72,14 @@ def project_dual_cone(
         )
     lower = lower.astype(norms.dtype)
     if present is not None:
-        lower = jnp.where(present, lower, 0)
-    lengths = lower * norms
+        lower = jnp.where(present[None], lower, 0)
+    lengths = lower * norms[None]
     size = jnp.sum(jnp.abs(lengths), axis=1, keepdims=True)
     unit = safe_divide(lengths, size)
     minimise = jax.vmap(minimise_nonnegative, in_axes=(None, 0))
     solution, residual = minimise(cosines, dot(unit, cosines))
     # At least `lower`, exactly: what is added is not negative.
-    weights = lower + safe_divide(solution * size, norms)
+    weights = lower + safe_divide(solution * size, norms[None])
     projection = ConeProjection(weights, residual)
     # A NaN in `C` is one in the residual of every problem.
     return jax.tree.map(lambda x: nan_unless_finite(x, residual[0]), projection)

@@ -85,7 +85,7 @@ def _solve_precisely(units: UnitRows, target: jax.Array) -> tuple[jax.Array, jax
     scale = jax.lax.reduce_precision(jnp.max(units.norms), info.nexp, 0)
     norms, basis = safe_divide(units.norms, scale), units.basis * scale
     # The inverse of the basis, by one step of Newton from the one without rounding.
-    near = basis.T * norms * norms
+    near = basis.T * norms[None] * norms[None]
     unit = jnp.diag((norms > 0).astype(norms.dtype))
     product, error = two_floats.matmul(exactly(basis), exactly(near))
     inverse = near, dot(near, (unit - product) - error)
@@ -99,7 +99,7 @@ def _solve_precisely(units: UnitRows, target: jax.Array) -> tuple[jax.Array, jax
 
     values, turn = jnp.linalg.eigh(units.cosines, symmetrize_input=False)
     kept = values > rounding(turn) * values[-1]
-    wanted = dot(turn.T, safe_divide(high + low, units.lengths)[0])
+    wanted = dot(turn.T, safe_divide((high + low)[0], units.lengths))
     solved = jnp.where(kept, safe_divide(wanted, values), 0)
     weights = dot(basis, safe_divide(dot(turn, solved), units.lengths))
     return norms * weights, dot(wanted, solved)

@@ -6,12 +6,15 @@ copy, is several times slower, and would gather sharded leaves.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+
+from mtlopt.linalg.normalise import ScaledGramian, keeps_squares, scale_of
+from mtlopt.linalg.products import diagonal
 
 # A few long rows are multiplied pair by pair on one CPU device: a matmul with so small
 # a result is slow there. Milliseconds for [tasks, numbers] on one Zen 3 core, matmul /
@@ -23,13 +26,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 # pairs gains nothing: an optimizer with moments reads the rows again for each of them.
 _FEW_TASKS = 4
 _LONG_ROW = 2**14
-# Numbers of a leaf that are rotated at a time on one CPU device: 1 MiB of float32.
-_CHUNK = 2**18
+# Numbers of a leaf that are rotated at a time on one CPU device: half a MiB of float32.
+_CHUNK = 2**17
 
 
-def solver_dtype(leaves: Sequence[jax.Array]) -> jnp.dtype:
+def solver_dtype(leaves: Sequence[Any]) -> jnp.dtype:
     """Returns the dtype of small matrices: float32 or wider, whatever the rows are."""
-    return jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # it is meant, also if "strict" is set
+        return jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
 
 
 def replicated(leaf: jax.Array) -> NamedSharding | None:
@@ -41,7 +45,10 @@ def replicated(leaf: jax.Array) -> NamedSharding | None:
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
 
 
-def gramian(rows: Sequence[jax.Array], basis: jax.Array | None = None) -> jax.Array:
+Leaf = jax.Array | tuple[jax.Array, ...]  # rows together, or `apart`
+
+
+def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
     r"""Returns the symmetric matrix of inner products of the rows.
 
     .. math:: G_{ij} = \sum_{\text{leaf}} \langle g_i, g_j \rangle
@@ -51,7 +58,8 @@ def gramian(rows: Sequence[jax.Array], basis: jax.Array | None = None) -> jax.Ar
 
     Args:
       rows: leaves `[tasks, ...]`, the rows of `J`.
-      basis: `B`, `[tasks, tasks]`; None for the rows as they are.
+      basis: `B`, `[tasks, tasks]`, or the diagonal of one, `[tasks]`; None for the rows
+        as they are.
 
     Returns:
       Array `[tasks, tasks]`, accumulated in float32 or wider at the highest precision.
@@ -62,16 +70,90 @@ def gramian(rows: Sequence[jax.Array], basis: jax.Array | None = None) -> jax.Ar
       Array([[2., 1.],
              [1., 5.]], dtype=float32)
     """
-    dtype = solver_dtype(rows)
+    dtype = solver_dtype(jax.tree.leaves(rows))
     total = jnp.zeros([], dtype)
     for leaf in rows:
         if basis is not None:
             total += _rotated_products(leaf, basis.astype(dtype))
-        elif _few_long_rows(leaf):
+        elif isinstance(leaf, tuple) or _few_long_rows(leaf):
             total += _products_of_pairs(leaf, dtype)
         else:
             total += _inner_products(leaf, leaf, dtype)
     return (total + total.T) / 2
+
+
+@jax.jit
+def scaled_gramian(
+    rows: Sequence[jax.Array], present: jax.Array | None = None
+) -> ScaledGramian:
+    """Returns the Gramian of rows of any norms.
+
+    Where a square would overflow or be flushed, it is that of rows scaled by powers of
+    two, one a row. Else it costs what the Gramian costs. A row much shorter than the
+    longest one (1e-31 of it in float32) counts as zero.
+
+    Args:
+      rows: leaves `[tasks, ...]`.
+      present: Tasks to look at, bool `[tasks]`; None for all.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> found = scaled_gramian([jnp.array([[1e30, 0.0], [3.0, 4.0]])])
+      >>> print(jnp.sqrt(jnp.diagonal(found.matrix)) / found.scales)
+      [1.e+30 5.e+00]
+    """
+    parts = [apart(leaf) for leaf in rows]
+    return scale_if_needed(
+        functools.partial(gramian, parts),
+        lambda: largest_entries(parts),
+        rows,
+        present,
+    )
+
+
+def scale_if_needed(
+    products_of: Callable[..., jax.Array],
+    largest_of: Callable[[], jax.Array],
+    rows: Sequence[jax.Array],
+    present: jax.Array | None,
+) -> ScaledGramian:
+    """Returns the Gramian as it is, or that of scaled rows.
+
+    Args:
+      products_of: returns the Gramian, or that of the rows in a basis.
+      largest_of: returns the largest absolute value in each row, `[tasks]`.
+      rows: leaves `[tasks, ...]`, for their size.
+      present: Tasks to look at, bool `[tasks]`; None for all.
+    """
+    products = products_of()
+    squares, size = diagonal(products), sum(leaf[0].size for leaf in rows)
+
+    def as_it_is() -> ScaledGramian:
+        return ScaledGramian(products, jnp.ones_like(squares))
+
+    def rescale() -> ScaledGramian:
+        scales = scale_of(largest_of())
+        matrix = products_of(scales)
+        norms, info = jnp.sqrt(diagonal(matrix)) / scales, jnp.finfo(matrix.dtype)
+        # Weights are as large as ratios of norms, which must be numbers.
+        longest = jnp.max(norms, where=jnp.isfinite(norms), initial=0)
+        is_zero = norms < float(info.tiny / info.eps) * longest
+        matrix = jnp.where(is_zero[:, None] | is_zero[None], 0, matrix)
+        return ScaledGramian(matrix, scales)
+
+    return jax.lax.cond(keeps_squares(squares, size, present), as_it_is, rescale)
+
+
+def largest_entries(rows: Sequence[Leaf]) -> jax.Array:
+    """Returns the largest absolute value in each row, `[tasks]`."""
+
+    def largest(leaf: Leaf) -> jax.Array:
+        if isinstance(leaf, tuple):
+            return jnp.concatenate([largest(row[None]) for row in leaf])
+        return jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim)), initial=0)
+
+    dtype = solver_dtype(jax.tree.leaves(rows))
+    return functools.reduce(jnp.maximum, [largest(leaf).astype(dtype) for leaf in rows])
 
 
 def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
@@ -118,7 +200,7 @@ def _inner_products(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
     )
 
 
-def _products_of_pairs(leaf: jax.Array, dtype: Any) -> jax.Array:
+def _products_of_pairs(leaf: Leaf, dtype: Any) -> jax.Array:
     """The same of a leaf's rows with each other."""
     tasks = range(len(leaf))
     rows = [leaf[i].astype(dtype) for i in tasks]
@@ -127,31 +209,48 @@ def _products_of_pairs(leaf: jax.Array, dtype: Any) -> jax.Array:
     return jnp.stack(entries).reshape(len(leaf), len(leaf))
 
 
-def _rotated_products(leaf: jax.Array, basis: jax.Array) -> jax.Array:
+def _rotated_products(leaf: Leaf, basis: jax.Array) -> jax.Array:
     """The same of the rows `basis^T leaf`."""
 
     def products(rows: jax.Array) -> jax.Array:
-        turned = jnp.tensordot(
-            basis.T,
-            rows.astype(basis.dtype),
-            axes=1,
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        wide = rows.astype(basis.dtype)
+        if basis.ndim == 1:
+            turned = jax.vmap(jnp.multiply)(wide, basis)
+        else:
+            turned = jnp.tensordot(
+                basis.T, wide, axes=1, precision=jax.lax.Precision.HIGHEST
+            )
         return _inner_products(turned, turned, basis.dtype)
 
-    if not _alone():
+    if isinstance(leaf, tuple):
+        parts = [row.reshape(1, -1) for row in leaf]
+    elif _alone():
+        parts = [flat_rows(leaf)]
+    else:
         return products(leaf)
-    rows = flat_rows(leaf)
-    num_tasks, size = rows.shape
-    width = max(1, _CHUNK // num_tasks)
+    size = parts[0].shape[1]
+    width = max(1, _CHUNK // len(leaf))
     chunks = size // width
 
-    def add_chunk(index: jax.Array, total: jax.Array) -> jax.Array:
-        chunk = jax.lax.dynamic_slice_in_dim(rows, index * width, width, axis=1)
-        return total + products(chunk)
+    def chunk(start: jax.Array | int, width: int) -> jax.Array:
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, axis=1)
+        return jnp.concatenate([cut(part, start, width) for part in parts])
 
-    total = products(rows[:, chunks * width :])
+    def add_chunk(index: jax.Array, total: jax.Array) -> jax.Array:
+        return total + products(chunk(index * width, width))
+
+    total = products(chunk(chunks * width, size - chunks * width))
     return jax.lax.fori_loop(0, chunks, add_chunk, total) if chunks else total
+
+
+def apart(leaf: jax.Array) -> Leaf:
+    """Returns few long rows one by one, for the branches of a `lax.cond`.
+
+    Where they are multiplied pair by pair, their stack need not exist.
+    """
+    if not _few_long_rows(leaf):
+        return leaf
+    return tuple(leaf[task] for task in range(len(leaf)))
 
 
 def _few_long_rows(leaf: jax.Array) -> bool:
@@ -189,39 +288,13 @@ def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
       rows: leaves `[tasks, ...]`.
 
     Returns:
-      Array `[tasks]`, accumulated in float32 or wider.
+      Array `[tasks]`, accumulated in float32 or wider. Where squares are no numbers,
+      in float32 above 1e19 and below 1e-19, the largest number and zero.
     """
     dtype = solver_dtype(rows)
     squares = (sum_entries(jnp.square(leaf.astype(dtype))) for leaf in rows)
-    return jnp.sqrt(functools.reduce(jnp.add, squares))
-
-
-def present_products(products: jax.Array, present: jax.Array | None) -> jax.Array:
-    """Returns inner products `[tasks, tasks]` with zeros for absent tasks.
-
-    Args:
-      products: what `gramian` or `cross_gramian` returns.
-      present: Tasks to look at, bool `[tasks]`; None for all.
-
-    Raises:
-      ValueError: If `products` is not square or `present` does not fit it.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> present_products(jnp.ones((2, 2)), jnp.array([True, False]))
-      Array([[1., 0.],
-             [0., 0.]], dtype=float32)
-    """
-    products = jnp.asarray(products)
-    if products.ndim != 2 or products.shape[0] != products.shape[1]:
-        raise ValueError(f"`products` must be square, got shape {products.shape}.")
-    if present is None:
-        return products
-    if present.shape != products.shape[:1]:
-        raise ValueError(
-            f"`present` must have shape {products.shape[:1]}, got {present.shape}."
-        )
-    return jnp.where(present[:, None] & present, products, 0)
+    total = functools.reduce(jnp.add, squares)
+    return jnp.sqrt(jnp.minimum(total, jnp.finfo(dtype).max))
 
 
 def moving_average(

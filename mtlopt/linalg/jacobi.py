@@ -69,7 +69,7 @@ def rotate_columns(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     singular = jnp.sqrt(jnp.sum(columns**2, axis=0))
     order = jnp.argsort(-singular)[: len(matrix)]
     columns, singular = columns[:, order], singular[order]
-    return safe_divide(columns, singular), singular * largest
+    return safe_divide(columns, singular[None]), singular * largest
 
 
 def _round(_: int, carry):
@@ -84,8 +84,8 @@ def _round(_: int, carry):
     sign = jnp.where(cotangent >= 0, 1, -1)
     tangent = sign / (jnp.abs(cotangent) + jnp.sqrt(1 + cotangent**2))
     tangent = jnp.where(turns, tangent, 0)
-    cosine = 1 / jnp.sqrt(1 + tangent**2)
-    sine = cosine * tangent
+    cosine = (1 / jnp.sqrt(1 + tangent**2))[None]
+    sine = cosine * tangent[None]
     left, right = cosine * left - sine * right, sine * left + cosine * right
     if left.shape[1] > 1:
         # The first stays, the others move on by one seat around the table.

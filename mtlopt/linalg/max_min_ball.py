@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.pivots import pick_row, sweep
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.linalg.reductions import argmax_and_sums, reduce_each
@@ -39,7 +39,7 @@ class _State(NamedTuple):
 
 
 def max_min_direction(
-    gramian: jax.Array, radius: Any, present: jax.Array | None = None
+    gramian: Gramian, radius: Any, present: jax.Array | None = None
 ) -> MaxMinDirection:
     r"""Maximises the smallest inner product with the rows over a ball at their mean.
 
@@ -113,7 +113,7 @@ def max_min_direction(
     mean = jnp.sqrt(jnp.where(has_mean, square, 1))
     radius = jnp.where(has_mean, jnp.asarray(radius, dtype), 0)
     offsets = jnp.where(eligible, products / mean, 0)
-    lowest = -lowest / mean
+    lowest = jnp.where(largest > 0, -lowest / mean, 0)
     highest = jnp.where(num_zero > 0, 0, jnp.inf).astype(dtype)
     state = _State(
         tableau=jnp.concatenate([cosines, rates[:, None], offsets[:, None]], axis=1),
@@ -154,7 +154,7 @@ def _pivot(state: _State) -> _State:
     """
     tableau, eligible, _, _, passive, entering, level, *_ = state
     eps = jnp.finfo(tableau.dtype).eps
-    tasks = jnp.arange(len(passive))
+    tasks = jnp.arange(len(passive), dtype=jnp.int32)
     fresh = entering < 0
 
     # Up to the kink, y = level * slope - base on the passive set, and off it the
@@ -189,8 +189,9 @@ def _pivot(state: _State) -> _State:
     moves = leaves | enters
     is_chosen = tasks == jnp.where(moves, entering, blocking)
     pivot = jnp.where(moves, curvature, pivot)
-    swept = sweep(tableau, is_chosen, pivot, inside=leaves | ~enters)
     stop = ends | stuck
+    pivot = jnp.where(stop, 1, pivot)
+    swept = sweep(tableau, is_chosen, pivot, inside=leaves | ~enters)
     return state._replace(
         tableau=jnp.where(stop, tableau, swept),
         passive=passive ^ (is_chosen & ~stop),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.nonnegative import least_distance
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
 
@@ -27,9 +27,7 @@ class MinNormPoint(NamedTuple):
     residual: jax.Array
 
 
-def min_norm_point(
-    gramian: jax.Array, present: jax.Array | None = None
-) -> MinNormPoint:
+def min_norm_point(gramian: Gramian, present: jax.Array | None = None) -> MinNormPoint:
     r"""Finds the exact min-norm point of the convex hull of the task gradients.
 
     .. math:: \min_w w^T G w \quad \text{subject to} \quad w \ge 0, \; 1^T w = 1
@@ -78,7 +76,7 @@ def min_norm_point(
         sums=[is_zero.astype(norms.dtype)],
         maxima=[jnp.where(eligible, -norms, -jnp.inf)],
     )
-    smallest = -smallest
+    smallest = jnp.where(jnp.isinf(smallest), 0, -smallest)
     target = jnp.where(eligible, safe_divide(smallest, norms), 0)  # a
     solution = least_distance(cosines, target).coefficients  # y
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.pivots import minimise_by_pivots
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
@@ -97,7 +98,9 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
         image = dot(matrix, direction)
         square, curvature, descent, minus_end = reduce_each(
             sums=[direction * direction, direction * image, direction * left],
-            maxima=[jnp.where(direction > 0, -solution / direction, -jnp.inf)],
+            maxima=[
+                jnp.where(direction > 0, -safe_divide(solution, direction), -jnp.inf)
+            ],
         )
         # Never so flat that rounding alone gives a long step.
         curvature = jnp.maximum(curvature, eps * square + tiny)
@@ -178,5 +181,7 @@ def least_distance(cosines: jax.Array, bounds: jax.Array) -> LeastDistance:
     # `d` is as long as it.
     root = len(bounds) ** 0.5
     scaled = bounds / root
-    solution, _ = minimise_nonnegative(cosines + scaled[:, None] * scaled, -scaled)
+    solution, _ = minimise_nonnegative(
+        cosines + scaled[:, None] * scaled[None], -scaled
+    )
     return LeastDistance(solution, (1 - dot(scaled, solution)) / root)

@@ -1,9 +1,11 @@
 """Row scales out first: unit rows, their cosines and their norms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.products import diagonal
+from mtlopt.linalg.products import diagonal, present_products
 from mtlopt.linalg.reductions import reduce_each
 
 
@@ -19,8 +21,88 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return jnp.where(is_zero, jnp.zeros_like(quotient), quotient)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScaledGramian:
+    r"""A Gramian of rows whose squares may be no numbers of their dtype.
+
+    .. math:: G = S^{-1} M S^{-1}, \qquad S = \mathrm{diag}(s)
+
+    Attributes:
+      matrix: `M`, the Gramian of the rows times their scales, `[tasks, tasks]`.
+      scales: `s`, powers of two, `[tasks]`; ones in the ordinary range.
+    """
+
+    matrix: jax.Array
+    scales: jax.Array
+
+    def __len__(self) -> int:
+        """The number of tasks, as that of a matrix."""
+        return len(self.scales)
+
+
+Gramian = jax.Array | ScaledGramian
+
+
+def keeps_squares(
+    squares: jax.Array, size: int, present: jax.Array | None = None
+) -> jax.Array:
+    """Returns whether squared norms are right as they are, a bool scalar.
+
+    They are not if one overflows, or if the entries' squares below the smallest normal
+    number, which are flushed to zero, may be more than rounding together. A row of
+    zeros cannot be told from one whose squares are all flushed.
+
+    Args:
+      squares: of the rows' norms, `[tasks]`.
+      size: number of entries of a row.
+      present: Tasks to look at, bool `[tasks]`; `None` means all.
+    """
+    info = jnp.finfo(squares.dtype)
+    is_safe = (squares >= size * float(info.tiny / info.eps)) & (squares <= info.max)
+    return jnp.all(is_safe if present is None else is_safe | ~present)
+
+
+def scale_of(largest: jax.Array) -> jax.Array:
+    """Returns powers of two that bring the largest entries of rows to about one.
+
+    Args:
+      largest: absolute values, `[tasks]`.
+    """
+    info = jnp.finfo(largest.dtype)
+    largest = jnp.clip(largest, float(info.tiny), float(1 / info.tiny))
+    return 1 / jax.lax.reduce_precision(largest, info.nexp, 0)
+
+
+def only_present(gramian: Gramian, present: jax.Array | None) -> Gramian:
+    """Returns the Gramian with zeros for absent tasks, see `present_products`."""
+    if not isinstance(gramian, ScaledGramian):
+        return present_products(gramian, present)
+    matrix = present_products(gramian.matrix, present)
+    return ScaledGramian(matrix, gramian.scales)
+
+
+def common_scale(gramian: Gramian) -> tuple[jax.Array, jax.Array]:
+    """Returns the Gramian of rows times one power of two, and that number.
+
+    It is the scale of the longest row, so nothing overflows; one in the ordinary range,
+    where the Gramian is returned as it is. What is much shorter than the longest row
+    may flush to zero.
+
+    Args:
+      gramian: `G`, `[tasks, tasks]`.
+    """
+    if not isinstance(gramian, ScaledGramian):
+        gramian = jnp.asarray(gramian)
+        return gramian, jnp.ones([], gramian.dtype)
+    matrix, scales = gramian.matrix, gramian.scales
+    common = jnp.min(scales)
+    shares = common / scales
+    return matrix * shares[:, None] * shares[None], common
+
+
 def normalise(
-    gramian: jax.Array, present: jax.Array | None = None
+    gramian: Gramian, present: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     r"""Splits a Gramian into the cosines between its rows and the row norms.
 
@@ -28,14 +110,16 @@ def normalise(
 
     Everything that decides (rank, conflict, optimality) is decided on `C`, so a
     task's scale never decides it. Exact up to one rounding per entry for norms whose
-    squares neither overflow nor underflow; no absolute threshold.
+    squares neither overflow nor underflow; no absolute threshold. A `ScaledGramian`,
+    as the rows of a `TaskGrads` give it, is exact for all norms that are numbers.
 
     A zero row gives a zero row and column of `C`; every other diagonal entry is
     exactly 1 and every cosine lies in [-1, 1]. NaN and infinite entries of the
     Gramian give NaN in `C`. Differentiable away from zero rows.
 
     Args:
-      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
+      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`, or what
+        `Rows.scaled_gramian` returns.
       present: Tasks to look at, bool `[tasks]`; the others are made zero rows,
         whatever their entries hold. `None` means all.
 
@@ -52,6 +136,9 @@ def normalise(
       [[ 1.  -0.5]
        [-0.5  1. ]] [2. 3.]
     """
+    scales = None
+    if isinstance(gramian, ScaledGramian):
+        gramian, scales = gramian.matrix, gramian.scales
     gramian = jnp.asarray(gramian)
     if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
         raise ValueError(f"`gramian` must be square, got shape {gramian.shape}.")
@@ -61,15 +148,16 @@ def normalise(
             raise ValueError(
                 f"`present` must have shape {gramian.shape[:1]}, got {present.shape}."
             )
-        gramian = jnp.where(present[:, None] & present, gramian, 0)
-    norms = jnp.sqrt(diagonal(gramian))
+        gramian = jnp.where(present[:, None] & present[None], gramian, 0)
+    divisors = jnp.sqrt(diagonal(gramian))
+    norms = divisors if scales is None else divisors / scales
     is_zero = norms == 0
-    divisors = jnp.where(is_zero, 1, norms)
+    divisors = jnp.where(is_zero, 1, divisors)
     # One norm at a time: the product of two small norms may underflow.
-    cosines = gramian / divisors[:, None] / divisors
+    cosines = gramian / divisors[:, None] / divisors[None]
     # Clipping would hide an infinity, a new diagonal a NaN: 0 * inf is NaN.
     cosines = jnp.clip(cosines, -1, 1) + 0 * cosines
-    cosines = jnp.where(is_zero[:, None] | is_zero, 0, cosines)
+    cosines = jnp.where(is_zero[:, None] | is_zero[None], 0, cosines)
     unit = jnp.where(is_zero, 0, 1 + 0 * norms)
     return jnp.where(jnp.eye(len(norms), dtype=bool), unit, cosines), norms
 
@@ -81,5 +169,6 @@ def nan_unless_finite(result: jax.Array, source: jax.Array) -> jax.Array:
     """
     source = jax.lax.stop_gradient(source)
     largest, minus_smallest = reduce_each(maxima=[source, -source])
-    is_finite = jnp.isfinite(largest) & jnp.isfinite(minus_smallest)
-    return jnp.where(is_finite, result, jnp.nan)
+    # Zero or NaN. A literal NaN would stop `jax_debug_nans` on healthy numbers.
+    zero = (0 * largest + 0 * minus_smallest).astype(result.dtype)
+    return jnp.where(zero == 0, result, zero)

@@ -72,7 +72,7 @@ def _pivot(state: _State) -> _State:
     """The entering task becomes passive, or the task that blocks it leaves."""
     tableau, passive, entering, _, pivots = state
     eps = jnp.finfo(tableau.dtype).eps
-    tasks = jnp.arange(len(passive))
+    tasks = jnp.arange(len(passive), dtype=jnp.int32)
 
     # The solution on the passive set and the slack -q - Cy off it.
     right = tableau[:, -1]
@@ -101,7 +101,7 @@ def _pivot(state: _State) -> _State:
     stops = is_optimal | (is_flat & jnp.isinf(nearest))
 
     is_chosen = tasks == jnp.where(enters, entering, blocking)
-    pivot = jnp.where(enters, curvature, pivot)
+    pivot = jnp.where(stops, 1, jnp.where(enters, curvature, pivot))
     return _State(
         tableau=jnp.where(stops, tableau, sweep(tableau, is_chosen, pivot, ~enters)),
         passive=passive ^ (is_chosen & ~stops),
@@ -140,5 +140,5 @@ def sweep(
     row = jnp.where(is_column, sign, pick_row(tableau, is_chosen))
     # (a b) / c and not a (b / c): what is symmetric stays so to the last digit, and the
     # row is the column.
-    change = row[:num_tasks, None] * row / pivot
-    return jnp.where(is_chosen[:, None] | is_column, 0, tableau) - change
+    change = row[:num_tasks, None] * row[None] / pivot
+    return jnp.where(is_chosen[:, None] | is_column[None], 0, tableau) - change

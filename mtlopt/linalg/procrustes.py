@@ -7,7 +7,14 @@ import jax.numpy as jnp
 
 from mtlopt._checks import check_choice
 from mtlopt.linalg.jacobi import rotate_columns
-from mtlopt.linalg.normalise import nan_unless_finite, safe_divide
+from mtlopt.linalg.normalise import (
+    Gramian,
+    common_scale,
+    nan_unless_finite,
+    only_present,
+    safe_divide,
+    scale_of,
+)
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.linalg.unit_rows import Rotated, rounding, unit_rows
 
@@ -41,7 +48,7 @@ class Axes(NamedTuple):
 
 
 def principal_axes(
-    gramian: jax.Array,
+    gramian: Gramian,
     present: jax.Array | None = None,
     rotated: Rotated | None = None,
 ) -> Axes:
@@ -67,28 +74,29 @@ def principal_axes(
       >>> print(axes.singular, axes.rank)
       [2. 1.] 2
     """
-    if present is not None:
-        gramian = jnp.where(jnp.outer(present, present), gramian, 0)
+    gramian = only_present(gramian, present)
     # In units of the longest row: no eigenvalue overflows that no entry does.
-    largest = jnp.max(jnp.abs(diagonal(gramian)))
+    matrix, scale = common_scale(gramian)
+    largest = jnp.max(jnp.abs(diagonal(matrix)))
     values, vectors = jnp.linalg.eigh(
-        safe_divide(gramian, largest), symmetrize_input=False
+        safe_divide(matrix, largest), symmetrize_input=False
     )
 
-    def direct(gramian: jax.Array, values: jax.Array, vectors: jax.Array) -> Axes:
+    def direct(gramian: Gramian, values: jax.Array, vectors: jax.Array) -> Axes:
         del gramian
         return Axes(
-            (jnp.sqrt(values) * jnp.sqrt(largest))[::-1],
+            (jnp.sqrt(values) * (jnp.sqrt(largest) / scale))[::-1],
             vectors[:, ::-1],
             jnp.full([], len(values), jnp.int32),
         )
 
-    def graded(gramian: jax.Array, values: jax.Array, vectors: jax.Array) -> Axes:
+    def graded(gramian: Gramian, values: jax.Array, vectors: jax.Array) -> Axes:
         del vectors
         # After the other decomposition. Under `vmap` both are made, and two batched
         # ones of jaxlib at a time can each hold a thread that the other waits for, for
         # ever.
-        return graded_svd(factor_gramian(gramian + 0 * values[0], rotated=rotated))
+        after = jax.tree.map(lambda leaf: leaf + 0 * values[0], gramian)
+        return graded_svd(factor_gramian(after, rotated=rotated))
 
     limit = jnp.finfo(values.dtype).eps ** 0.3
     return jax.lax.cond(
@@ -97,7 +105,7 @@ def principal_axes(
 
 
 def factor_gramian(
-    gramian: jax.Array,
+    gramian: Gramian,
     present: jax.Array | None = None,
     rotated: Rotated | None = None,
 ) -> Factor:
@@ -135,7 +143,7 @@ def factor_gramian(
       CVPR 2023, Algorithm 1 (which takes the eigenvalues of `G` itself).
     """
     singular, axes, norms, *_ = unit_rows(gramian, present, rotated)
-    matrix = singular[:, None] * axes.T * norms
+    matrix = singular[:, None] * axes.T * norms[None]
     return Factor(matrix, jnp.sum(singular > 0, dtype=jnp.int32))
 
 
@@ -166,20 +174,22 @@ def graded_svd(factor: Factor) -> Axes:
       [3.e+00 1.e-06]
     """
     matrix, rank = factor
+    scale = scale_of(jnp.max(jnp.abs(matrix)))  # no square overflows
+    matrix *= scale
     ones = jnp.ones(len(matrix), matrix.dtype)
     norms = jnp.sqrt(dot(ones, matrix**2))
-    indices = jnp.arange(len(norms))
+    indices = jnp.arange(len(norms), dtype=jnp.int32)
     minus_norms, order = jax.lax.sort((-norms, indices), num_keys=1)
     # As a product with a permutation matrix: gather and scatter are slow to compile.
-    sort = (indices == order[:, None]).astype(matrix.dtype)
+    sort = (indices[None] == order[:, None]).astype(matrix.dtype)
     triangle = jnp.linalg.qr(dot(matrix, sort.T), mode="r")
     # Rounding of a long column may be longer than a short column: it must go.
     noise = -rounding(matrix) * minus_norms
-    triangle = jnp.where(jnp.abs(triangle) <= noise, 0, triangle)
+    triangle = jnp.where(jnp.abs(triangle) <= noise[None], 0, triangle)
     right, singular = _left_axes(triangle.T)
     kept = indices < rank
     # A rank of zero would hide the NaN of a lone task.
-    singular = nan_unless_finite(jnp.where(kept, singular, 0), matrix)
+    singular = nan_unless_finite(jnp.where(kept, singular / scale, 0), matrix)
     return Axes(singular, dot(sort.T, right), rank)
 
 
@@ -245,4 +255,4 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
         mean_square = safe_divide(jnp.sum(relative**2), rank.astype(singular.dtype))
         target = jnp.sqrt(mean_square) * singular[0]
     stretch = safe_divide(target, singular)  # sqrt(s) / sigma
-    return nan_unless_finite(dot(right * stretch, right.T), singular)
+    return nan_unless_finite(dot(right * stretch[None], right.T), singular)

@@ -22,3 +22,32 @@ def diagonal(matrix: jax.Array) -> jax.Array:
     rows, columns = matrix.shape
     last = (rows - 1) * (columns + 1)
     return jax.lax.slice(matrix.reshape(-1), [0], [last + 1], [columns + 1])
+
+
+def present_products(products: jax.Array, present: jax.Array | None) -> jax.Array:
+    """Returns inner products `[tasks, tasks]` with zeros for absent tasks.
+
+    Args:
+      products: of rows, `[tasks, tasks]`.
+      present: Tasks to look at, bool `[tasks]`; None for all.
+
+    Raises:
+      ValueError: If `products` is not square or `present` does not fit it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> present_products(jnp.ones((2, 2)), jnp.array([True, False]))
+      Array([[1., 0.],
+             [0., 0.]], dtype=float32)
+    """
+    products = jnp.asarray(products)
+    if products.ndim != 2 or products.shape[0] != products.shape[1]:
+        raise ValueError(f"`products` must be square, got shape {products.shape}.")
+    if present is None:
+        return products
+    present = jnp.asarray(present, bool)
+    if present.shape != products.shape[:1]:
+        raise ValueError(
+            f"`present` must have shape {products.shape[:1]}, got {present.shape}."
+        )
+    return jnp.where(present[:, None] & present[None], products, 0)

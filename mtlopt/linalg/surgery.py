@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import diagonal
 
 
 def project_conflicts(
-    gramian: jax.Array, order: jax.Array, present: jax.Array | None = None
+    gramian: Gramian, order: jax.Array, present: jax.Array | None = None
 ) -> jax.Array:
     r"""Projects every task gradient off the gradients that it conflicts with.
 
@@ -73,7 +73,7 @@ def _total_weights(
 ) -> jax.Array:
     """The weights of `sum_i p_i`; `added` is what p_i gained in units of |g_i|."""
     # p_i gained added |g_i| u_j, which is added |g_i| / |g_j| of g_j.
-    gained = jnp.zeros_like(norms).at[order.T].add(added * norms)
+    gained = jnp.zeros_like(norms).at[order.T].add(added * norms[None])
     weights = 1 + safe_divide(gained, norms)
     if present is not None:
         weights = jnp.where(present, weights, 0)
@@ -124,7 +124,7 @@ class Vaccinated(NamedTuple):
 
 
 def raise_cosines(
-    gramian: jax.Array,
+    gramian: Gramian,
     targets: jax.Array,
     order: jax.Array,
     present: jax.Array | None = None,

@@ -34,7 +34,7 @@ def _rounded(number: jax.Array) -> jax.Array:
     If `number` is a product they would add its unrounded value to one term (by an FMA)
     and its rounded value to another, and the error of a sum would be lost.
     """
-    return jnp.where(jnp.abs(number) <= jnp.inf, number, jnp.nan)
+    return jnp.where(jnp.abs(number) <= jnp.inf, number, 0 * number)
 
 
 def _halves(number: jax.Array) -> Pair:

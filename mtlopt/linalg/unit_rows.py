@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 
 # Rounding in the cosines grows with the number of params that they sum over, not
@@ -46,7 +46,7 @@ class UnitRows(NamedTuple):
 
 
 def unit_rows(
-    gramian: jax.Array,
+    gramian: Gramian,
     present: jax.Array | None = None,
     rotated: Rotated | None = None,
 ) -> UnitRows:

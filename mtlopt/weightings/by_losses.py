@@ -53,6 +53,27 @@ def everyone(losses: jax.Array, present: jax.Array | None) -> jax.Array:
     return jnp.ones(losses.shape, bool) if present is None else present
 
 
+STEEPEST = 1e3
+
+
+def bounded_slope(slope: jax.Array) -> jax.Array:
+    """Returns the slope of a learned log-weight, at most `STEEPEST` in size.
+
+    Weighted losses are about 1 where log-weights are at rest, so a larger slope says no
+    more than its sign; Adam keeps its square, which overflows from losses of 1e19. NaN
+    stays NaN.
+    """
+    return jnp.clip(slope, -STEEPEST, STEEPEST)
+
+
+def only_there(logits: jax.Array, there: jax.Array) -> jax.Array:
+    """Returns the logits of a softmax over the tasks that are there: -inf for others.
+
+    Zeros if nobody is there, as -inf less -inf is NaN.
+    """
+    return jnp.where(there, logits, jnp.where(jnp.any(there), -jnp.inf, 0))
+
+
 def preference_of(
     losses: jax.Array, preference: Any, present: jax.Array | None
 ) -> jax.Array:

@@ -44,6 +44,7 @@ def weight_by_excess(
     same weights. At the first update all weights are 1, so on T equal gradients it is
     the summed loss; the weights sum to T. An element that was never moved counts as
     zero, and a task whose gradient has always been zero as one that has not changed.
+    Squares that are no numbers count as zero, or as the largest number.
     Scales the losses, so heads too.
 
     Absent tasks keep their weight, and the present ones share what they had. Costs one
@@ -100,8 +101,10 @@ def weight_by_excess(
         weights = state.task_weights
         squares, excess = list(state.squares), jnp.zeros_like(weights)
         for index, row in enumerate(rows):  # absent rows are zero
-            new = jnp.square(row.astype(squares[index].dtype))
-            squares[index] += new
+            dtype = squares[index].dtype
+            most = float(jnp.finfo(dtype).max) / 4
+            new = jnp.minimum(jnp.square(row.astype(dtype)), most)
+            squares[index] = jnp.minimum(squares[index] + new, most)
             risk = safe_divide(new, jnp.sqrt(squares[index]))
             excess += sum_entries(risk).astype(excess.dtype)
         initial = jnp.where(there & (state.initial == 0), excess, state.initial)

@@ -13,6 +13,7 @@ from mtlopt.task_grads import check_task_grads
 from mtlopt.weightings.by_losses import (
     above_reference,
     everyone,
+    only_there,
 )
 
 
@@ -35,7 +36,7 @@ class WeightByFamoState(NamedTuple):
 
 
 def _softmax(logits: jax.Array, there: jax.Array) -> jax.Array:
-    return jnp.where(there, jax.nn.softmax(jnp.where(there, logits, -jnp.inf)), 0)
+    return jnp.where(there, jax.nn.softmax(only_there(logits, there)), 0)
 
 
 def famo_weights(
@@ -179,7 +180,8 @@ def weight_by_famo(
         after = above_reference(after, lowest, both)
         # A loss of zero has no rate. NaN is not zero and stays visible.
         both = both & (before != 0) & (after != 0)
-        fall = jnp.where(both, jnp.log(before) - jnp.log(after), 0)
+        before, after = jnp.where(both, before, 1), jnp.where(both, after, 1)
+        fall = jnp.log(before) - jnp.log(after)
         shares = _softmax(state.logits, both)
         slope = shares * (fall - jnp.sum(shares * fall)) + gamma * state.logits
         steps, inner_state = jax.vmap(functools.partial(advance, inner))(

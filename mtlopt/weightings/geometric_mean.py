@@ -29,8 +29,9 @@ def geometric_mean_weights(
     number = jnp.maximum(jnp.sum(there, dtype=losses.dtype), 1)
     # In logarithms, so that no product overflows or underflows.
     logs = jnp.where(there, jnp.log(losses), 0)
-    weights = jnp.exp(jnp.sum(logs) / number - logs) / number
-    return jnp.where(there & (losses != 0), weights, 0)
+    own = jnp.where(losses == 0, 0, logs)  # else -inf less -inf: then all weights are 0
+    weights = jnp.exp(jnp.sum(logs) / number - own) / number
+    return jnp.where(there, weights, 0)
 
 
 def weight_by_geometric_mean(num_tasks: int) -> optax.GradientTransformationExtraArgs:

@@ -10,7 +10,7 @@ import optax
 from mtlopt._checks import check_num_tasks
 from mtlopt.per_label import advance
 from mtlopt.task_grads import check_task_grads
-from mtlopt.weightings.by_losses import everyone
+from mtlopt.weightings.by_losses import bounded_slope, everyone
 
 
 class WeightByImtlLState(NamedTuple):
@@ -42,13 +42,16 @@ def weight_by_imtl_l(
     equal gradients g returns `T g`. It is twice `weight_by_uncertainty` of regression
     losses at `-s`.
 
-    Losses must be positive: the scale of one that stays zero grows without bound. With
-    `imtl_g` behind it, this is IMTL. Scales the losses, so heads too.
+    Losses must be positive: the scale of one that stays zero grows without bound. The
+    slope of `s_i` is at most 1e3 in size, so that one huge or infinite loss does not
+    fill the optimizer's moments for good; that of a NaN loss is NaN, and so is `s_i`
+    from then on, see `skip_not_finite`. With `imtl_g` behind it, this is IMTL. Scales
+    the losses, so heads too.
 
     Args:
       num_tasks: number of tasks T.
       optimizer: any Optax optimizer for `s`. Default: `optax.adam(1e-2)`. With plain
-        SGD the step of `s_i` grows with the unit of `L_i`.
+        SGD the step of `s_i` grows with the unit of `L_i`, up to slopes of 1e3.
 
     Returns:
       A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
@@ -83,7 +86,7 @@ def weight_by_imtl_l(
         del extra_args
         grads = check_task_grads(updates, num_tasks, params)
         scales = jnp.exp(state.log_scale)
-        slope = scales * grads.losses.astype(scales.dtype) - 1
+        slope = bounded_slope(scales * grads.losses.astype(scales.dtype) - 1)
         steps, inner_state = jax.vmap(functools.partial(advance, inner))(
             slope, state.inner_state, state.log_scale, grads.present
         )

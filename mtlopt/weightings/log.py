@@ -28,7 +28,8 @@ def log_weights(losses: jax.Array, present: jax.Array | None = None) -> jax.Arra
       >>> log_weights(jnp.array([0.5, 4.0, 0.0]))
       Array([2.  , 0.25, 0.  ], dtype=float32)
     """
-    weights = jnp.where(losses < 0, jnp.nan, safe_divide(jnp.ones_like(losses), losses))
+    weights = safe_divide(jnp.ones_like(losses), losses)
+    weights = jnp.where(losses < 0, jnp.sqrt(losses), weights)  # NaN
     return weights if present is None else jnp.where(present, weights, 0)
 
 

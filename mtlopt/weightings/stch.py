@@ -17,6 +17,7 @@ from mtlopt.task_grads import check_task_grads
 from mtlopt.weightings.by_losses import (
     above_reference,
     everyone,
+    only_there,
     preference_of,
     weight_by_losses,
 )
@@ -25,7 +26,7 @@ from mtlopt.weightings.log import log_weights
 
 def _shares(values: jax.Array, mu: Any, there: jax.Array) -> jax.Array:
     """Softmax of `values / mu` over the tasks that are there."""
-    values = jnp.where(there, values, -jnp.inf)
+    values = only_there(values, there)
     largest = jnp.max(values)
     # The largest comes off first, so that no quotient by a small `mu` overflows. It is
     # told by comparison: compiled as a fused multiply-add, a large product less its own
@@ -166,7 +167,9 @@ def log_stch_weights(
     nadir = jnp.asarray(nadir, losses.dtype)
     there = everyone(losses, present)
     ratio_known = there & (losses != 0) & (nadir != 0)
-    shares = _shares(jnp.log(losses) - jnp.log(nadir), mu, ratio_known)
+    logs = jnp.log(jnp.where(ratio_known, losses, 1))
+    logs -= jnp.log(jnp.where(ratio_known, nadir, 1))
+    shares = _shares(logs, mu, ratio_known)
     number = jnp.sum(there, dtype=losses.dtype)
     return jnp.where(ratio_known, safe_divide(number * shares, losses), 0)
 

@@ -11,6 +11,7 @@ import optax
 from mtlopt._checks import check_choice, check_num_tasks, in_order
 from mtlopt.per_label import advance
 from mtlopt.task_grads import check_task_grads
+from mtlopt.weightings.by_losses import bounded_slope
 
 LossKind = Literal["regression", "classification"]
 
@@ -44,12 +45,17 @@ def weight_by_uncertainty(
     never touches it; an absent task's `s` and its optimizer state stand still. The
     combined loss may be negative, which is normal: watch `TaskGrads.losses`.
 
+    The slope of `s_i` is at most 1e3 in size, so that one huge or infinite loss does
+    not fill the optimizer's moments for good. The slope of a NaN loss is NaN, and so is
+    `s_i` from then on; `skip_not_finite` round the whole chain forgets such a batch.
+
     Scales the losses, so heads too.
 
     Args:
       num_tasks: number of tasks T.
       kind: `"regression"` or `"classification"`, for all tasks or one per task, in
-        their order or by their names.
+        their order or by their names. An absolute error counts as regression: it is
+        so with `s` the log-scale of a Laplace distribution.
       optimizer: any Optax optimizer for `s`. Default: `optax.adam(1e-2)`.
 
     Returns:
@@ -111,7 +117,7 @@ def weight_by_uncertainty(
         dtype = state.log_variance.dtype
         weights = jnp.asarray(factors(grads.tasks), dtype)
         weights *= jnp.exp(-state.log_variance)
-        slope = 0.5 - weights * grads.losses.astype(dtype)
+        slope = bounded_slope(0.5 - weights * grads.losses.astype(dtype))
 
         steps, inner_state = jax.vmap(functools.partial(advance, inner))(
             slope, state.inner_state, state.log_variance, grads.present

