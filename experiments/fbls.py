@@ -22,6 +22,11 @@ PyTree = Any
 # four values of beta, the first of which is that of all other figures.
 RATES = tuple(10 ** (-3 + 2 * i / 7) for i in range(8))
 BETAS = (0.1, 0.2, 0.3, 0.4)
+SEARCH_STATES = (
+    mtlopt.LineSearchState,
+    mtlopt.FastLineSearchState,
+    mtlopt.SafeLineSearchState,
+)
 DIRECTIONS = {"mgda": mtlopt.mgda, "edm": mtlopt.edm, "pcgrad": mtlopt.pcgrad}
 
 
@@ -202,7 +207,7 @@ def make_step(problem: Problem, method: Method) -> Step:
         params = optax.apply_updates(params, updates)
         stats = stats if grads.aux is None else grads.aux.encode
         did = {}
-        if isinstance(opt_state, mtlopt.LineSearchState):
+        if isinstance(opt_state, SEARCH_STATES):
             did = {
                 "trials": opt_state.trials,
                 "step_size": opt_state.step_size,

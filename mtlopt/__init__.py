@@ -144,9 +144,13 @@ from mtlopt.heads import stacked
 from mtlopt.labels import label_params
 from mtlopt.latent import in_latent_space
 from mtlopt.leave_out import leave_out
-from mtlopt.linesearch.armijo import LineSearchState
 from mtlopt.linesearch.backtracking import backtracking
 from mtlopt.linesearch.fast_backtracking import fast_backtracking
+from mtlopt.linesearch.states import (
+    FastLineSearchState,
+    LineSearchState,
+    SafeLineSearchState,
+)
 from mtlopt.oracle import Grad, Oracle, task_grad
 from mtlopt.ownership import infer_labels
 from mtlopt.per_label import PerLabelState, per_label
@@ -223,6 +227,7 @@ __all__ = [
     "BalanceNormsState",
     "CrMogmState",
     "Diagnosis",
+    "FastLineSearchState",
     "Grad",
     "GraddropState",
     "GradvacState",
@@ -238,6 +243,7 @@ __all__ = [
     "PcdState",
     "PcgradState",
     "PerLabelState",
+    "SafeLineSearchState",
     "SdmgradState",
     "SkipNotFiniteState",
     "Stepped",

@@ -67,6 +67,36 @@ def dependent_outputs(
     return depends, jax.tree.leaves(shapes)
 
 
+def remembered_leaves(
+    function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    inputs: PyTree,
+    state: PyTree,
+) -> list[bool]:
+    """Returns, per leaf of `state`, whether it carries `inputs` to the next result.
+
+    Args:
+      function: from inputs and state to a result and the next state.
+      inputs: its first argument, or shapes.
+      state: its second argument.
+    """
+    program, shapes = jax.make_jaxpr(function, return_shape=True)(inputs, state)
+    num_inputs, num_results = (
+        len(jax.tree.leaves(inputs)),
+        len(jax.tree.leaves(shapes[0])),
+    )
+    num_outputs = len(program.jaxpr.outvars)
+
+    def needed(first: int, last: int) -> list[bool]:
+        outputs = [first <= i < last for i in range(num_outputs)]
+        return _used_inputs(program.jaxpr, outputs)
+
+    read = needed(0, num_results)[num_inputs:]
+    written = [
+        any(needed(i, i + 1)[:num_inputs]) for i in range(num_results, num_outputs)
+    ]
+    return [a and b for a, b in zip(read, written, strict=True)]
+
+
 def _used_inputs(program: core.Jaxpr, outputs: list[bool]) -> list[bool]:
     # Nothing depends on an effect without a result, such as `jax.debug.print`.
     eqns = [eqn for eqn in program.eqns if eqn.outvars]

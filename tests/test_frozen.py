@@ -198,9 +198,16 @@ def test_weight_decay_outside_moves_it(float64):
     assert np.abs(params["frozen"]["base"] - FROZEN["base"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("search", ["backtracking", "fast_backtracking"])
+SAFE = functools.partial(mtlopt.fast_backtracking, safeguard=True)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [mtlopt.backtracking, mtlopt.fast_backtracking, SAFE],
+    ids=["BLS", "FBLS", "safe"],
+)
 def test_line_search(search, float64):
-    tx = getattr(mtlopt, search)(mtlopt.mgda(2))
+    tx = search(mtlopt.mgda(2))
     params, state = train(tx, make_oracle("separate"), ALL)
     assert_untouched(params)
     expected, other = train(tx, make_oracle("separate", FROZEN), MOVING)
@@ -238,7 +245,7 @@ def test_heads_alone_where_nothing_is_shared(float64):
         name: mtlopt.METHODS[name].make(2)
         for name in ("sum_tasks", "mgda", "mgda_ub", "graddrop")
     }
-    methods["search"] = mtlopt.fast_backtracking(mtlopt.mgda(2))
+    methods["search"] = SAFE(mtlopt.mgda(2))
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def run(params):
@@ -259,7 +266,7 @@ def test_heads_alone_where_nothing_is_shared(float64):
     _, state = found.pop("search")
     for updates, _ in found.values():
         assert_close(without_frozen(updates), expected, 1e-12)
-    np.testing.assert_allclose(np.min(lowered), state[3], rtol=1e-9)
+    np.testing.assert_allclose(np.min(lowered), state.decrease, rtol=1e-9)
 
 
 def test_a_task_whose_leaves_are_all_frozen():

@@ -1,4 +1,4 @@
-"""Backtracking until every task meets Armijo's condition."""
+"""Shrinking a step until every task's loss has fallen enough."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,26 +8,25 @@ import jax.numpy as jnp
 
 from mtlopt._checks import check_fraction, check_positive
 
+Evaluate = Callable[[jax.Array], jax.Array]
 
-class LineSearchState(NamedTuple):
-    """State of `backtracking` and `fast_backtracking`.
+
+class Found(NamedTuple):
+    """Result of a search.
 
     Attributes:
-      count: steps so far, int32: the argument of a schedule of the upper bound.
-      step_size: of the last step.
-      trials: step sizes tried in the last step, int32; none where the direction was not
-        a descent direction of every task.
-      decrease: by how much the accepted trial lowered each loss at least; 0 without.
-      hit_floor: whether no trial was accepted, so that the step size is the floor.
-      direction_state: state of the direction finder.
+      step_size: the accepted trial; below the floor if none was.
+      trials: step sizes tried, int32.
+      accepted: whether the last trial was accepted.
+      decrease: by how much it lowered each present loss at least; 0 if none was.
+      gained: whether it lowered any present loss.
     """
 
-    count: jax.Array
     step_size: jax.Array
     trials: jax.Array
+    accepted: jax.Array
     decrease: jax.Array
-    hit_floor: jax.Array
-    direction_state: Any
+    gained: jax.Array
 
 
 class Search(NamedTuple):
@@ -61,51 +60,106 @@ class Search(NamedTuple):
                 f"`floor` must be at most `upper`, {self.upper}, got {self.floor}."
             )
 
-    def init(self, direction_state: Any) -> LineSearchState:
-        """Returns the state before the first step."""
-        return LineSearchState(
-            count=jnp.zeros([], jnp.int32),
-            step_size=jnp.asarray(self._upper(jnp.zeros([], jnp.int32)), float),
-            trials=jnp.zeros([], jnp.int32),
-            decrease=jnp.zeros([]),
-            hit_floor=jnp.array(False),
-            direction_state=direction_state,
-        )
+    def initial(self, direction_state: Any) -> dict[str, Any]:
+        """Returns what all states have in common, before the first step."""
+        return {
+            "count": jnp.zeros([], jnp.int32),
+            "step_size": jnp.asarray(self._upper(jnp.zeros([], jnp.int32)), float),
+            "trials": jnp.zeros([], jnp.int32),
+            "hit_floor": jnp.array(False),
+            "direction_state": direction_state,
+        }
+
+    def after(
+        self, state: Any, found: Found, otherwise: Any, direction_state: Any
+    ) -> dict[str, Any]:
+        """Returns what all states have in common, after a step.
+
+        Args:
+          state: before the step.
+          found: result of the search.
+          otherwise: the step size if no trial was accepted.
+          direction_state: state of the direction finder.
+        """
+        return {
+            "count": state.count + 1,
+            "step_size": jnp.where(found.accepted, found.step_size, otherwise),
+            "trials": found.trials,
+            "hit_floor": ~found.accepted,
+            "direction_state": direction_state,
+        }
+
+    def bounds(self, state: Any) -> tuple[jax.Array, jax.Array]:
+        """Returns the upper bound of a step and the floor.
+
+        Args:
+          state: of the line search, before the step.
+        """
+        dtype = state.step_size.dtype
+        upper = jnp.asarray(self._upper(state.count), dtype)
+        return upper, jnp.minimum(jnp.asarray(self.floor, dtype), upper)
+
+    def first(self, state: Any, upper: jax.Array, fresh: Any = False) -> jax.Array:
+        """Returns the first trial of a step.
+
+        Args:
+          state: of the line search, before the step.
+          upper: the upper bound.
+          fresh: whether the last step size says nothing, bool. It says nothing in any
+            case if no trial was accepted, or before the first step.
+        """
+        if not self.warm_start:
+            return upper
+        last = (state.step_size / self.shrink).astype(upper.dtype)
+        fresh = fresh | state.hit_floor | (state.count == 0)
+        return jnp.where(fresh, upper, jnp.minimum(upper, last))
 
     def _upper(self, count: jax.Array) -> Any:
         return self.upper(count) if callable(self.upper) else self.upper
 
-    def run(
+    def armijo(
         self,
-        evaluate: Callable[[jax.Array], jax.Array],
+        evaluate: Evaluate,
         slopes: jax.Array,
-        descends: jax.Array,
-        state: LineSearchState,
-        direction_state: Any,
+        first: jax.Array,
+        floor: jax.Array,
         present: jax.Array | None,
-    ) -> LineSearchState:
-        """Finds the first trial that meets Armijo's condition for all present tasks.
+    ) -> Found:
+        """Finds the first trial after which every present loss has fallen enough.
 
         Args:
           evaluate: from a step size to the losses `[tasks]` after such a step. Those
             before it are at zero: from another program they may differ in the last
             digit, which near the end of a descent is more than it gains.
           slopes: by how much a unit step lowers them to first order, `[tasks]`.
-          descends: whether the direction lowers all of them, bool.
-          state: the state before.
-          direction_state: to be put into the state after.
+          first: the first trial; below `floor` for none.
+          floor: the smallest trial.
           present: the tasks that count; None for all.
-
-        Returns:
-          The state after, with the step size.
         """
-        dtype = state.step_size.dtype
-        losses = evaluate(jnp.zeros([], dtype))
-        counted = jnp.ones_like(descends) if present is None else present
+        losses = evaluate(jnp.zeros_like(first))
         wanted = jnp.asarray(self.beta, losses.dtype) * slopes.astype(losses.dtype)
+        return self.shrink_until(evaluate, losses, wanted, first, floor, present)
 
-        upper = jnp.asarray(self._upper(state.count), dtype)
-        floor = jnp.minimum(jnp.asarray(self.floor, dtype), upper)
+    def shrink_until(
+        self,
+        evaluate: Evaluate,
+        losses: jax.Array,
+        wanted: jax.Array,
+        first: jax.Array,
+        floor: jax.Array,
+        present: jax.Array | None,
+    ) -> Found:
+        """Finds the first trial after which no present loss is above a line.
+
+        Args:
+          evaluate: as in `armijo`.
+          losses: before the step, `[tasks]`.
+          wanted: by how much a unit step must lower them, `[tasks]`.
+          first: the first trial; below `floor` for none.
+          floor: the smallest trial.
+          present: the tasks that count; None for all.
+        """
+        counted = jnp.ones(losses.shape, bool) if present is None else present
 
         def unfinished(trial: _Trial) -> jax.Array:
             return ~trial.accepted & (trial.step_size >= floor)
@@ -116,7 +170,7 @@ class Search(NamedTuple):
             # NaN and infinity fail, also as a fall to minus infinity.
             fits = jnp.isfinite(after) & (after <= losses - step_size * wanted)
             accepted = jnp.all(fits | ~counted)
-            smaller = (trial.step_size * self.shrink).astype(dtype)
+            smaller = (trial.step_size * self.shrink).astype(first.dtype)
             return _Trial(
                 jnp.where(accepted, trial.step_size, smaller),
                 trial.number + 1,
@@ -124,28 +178,16 @@ class Search(NamedTuple):
                 accepted,
             )
 
-        first = upper
-        if self.warm_start:
-            last = (state.step_size / self.shrink).astype(dtype)
-            # After a step at the floor, or before any, there is nothing to go by.
-            fresh = state.hit_floor | (state.count == 0)
-            first = jnp.where(fresh, first, jnp.minimum(first, last))
-        start = _Trial(
-            jnp.where(descends, first, 0),
-            jnp.zeros([], jnp.int32),
-            losses,
-            jnp.array(False),
-        )
+        start = _Trial(first, jnp.zeros([], jnp.int32), losses, jnp.array(False))
         end = jax.lax.while_loop(unfinished, attempt, start)
-        lowered = jnp.min(losses - end.losses, where=counted, initial=jnp.inf)
-        lowered = jnp.where(end.accepted & jnp.isfinite(lowered), lowered, 0)
-        return LineSearchState(
-            count=state.count + 1,
-            step_size=jnp.where(end.accepted, end.step_size, floor),
+        fallen = losses - end.losses
+        least = jnp.min(fallen, where=counted, initial=jnp.inf)
+        return Found(
+            step_size=end.step_size,
             trials=end.number,
-            decrease=lowered.astype(state.decrease.dtype),
-            hit_floor=~end.accepted,
-            direction_state=direction_state,
+            accepted=end.accepted,
+            decrease=jnp.where(end.accepted & jnp.isfinite(least), least, 0),
+            gained=end.accepted & jnp.any(counted & (fallen > 0)),
         )
 
 

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt.linesearch.armijo import LineSearchState, Search
+from mtlopt.linesearch.armijo import Search
 from mtlopt.linesearch.slopes import slopes
+from mtlopt.linesearch.states import LineSearchState
+from mtlopt.rows import Leaves
 from mtlopt.task_grads import TaskGrads
 
 
@@ -83,7 +85,8 @@ def backtracking(
     finder = as_finder(direction)
 
     def init_fn(params: Any) -> LineSearchState:
-        return search.init(finder.init(params))
+        common = search.initial(finder.init(params))
+        return LineSearchState(**common, decrease=jnp.zeros([]))
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -94,15 +97,20 @@ def backtracking(
         )
         check_direction(found, grads)
         slope = slopes(grads, found)
-        state = search.run(
-            lambda step: grads.losses_at(move(params, found, step)),
-            slope.shared + slope.heads,
-            slope.descends(),
-            state,
-            direction_state,
+        upper, floor = search.bounds(state)
+        shared, heads, _ = grads.partition.split(found)
+        trial = search.armijo(
+            lambda step: grads.losses_at(moved_by(grads, params, shared, heads, step)),
+            slope.total,
+            jnp.where(slope.descends(), search.first(state, upper), 0),
+            floor,
             grads.present,
         )
-        return scale(found, state.step_size), state
+        state = LineSearchState(
+            **search.after(state, trial, floor, direction_state),
+            decrease=trial.decrease.astype(state.decrease.dtype),
+        )
+        return update_by(grads, shared, heads, state.step_size), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -143,17 +151,42 @@ def check_searchable(updates: Any, params: Any) -> TaskGrads:
     return updates
 
 
-def scale(direction: Any, step_size: jax.Array) -> Any:
-    """Returns the step down a direction, in its dtypes."""
-
-    def down(leaf: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf  # of a frozen leaf, zero
-        return -step_size.astype(leaf.dtype) * leaf
-
-    return jax.tree.map(down, direction)
+def update_by(
+    grads: TaskGrads, shared: Leaves, heads: Leaves, step_size: jax.Array
+) -> Any:
+    """Returns the update of a step down a direction of shared and heads' leaves."""
+    steps = _scale(shared, step_size), _scale(heads, step_size)
+    return grads.partition.update(*steps, grads.frozen)
 
 
-def move(point: Any, direction: Any, step_size: jax.Array) -> Any:
-    """Returns the point after that step."""
-    return optax.apply_updates(point, scale(direction, step_size))
+def moved_by(
+    grads: TaskGrads, params: Any, shared: Leaves, heads: Leaves, step_size: jax.Array
+) -> Any:
+    """Returns the parameters after that step; the frozen ones are not copied."""
+    trunk, own, frozen = grads.partition.split(params)
+    moved = move(trunk, shared, step_size), move(own, heads, step_size)
+    return grads.partition.merge(*moved, frozen)
+
+
+def move(point: Leaves, direction: Leaves, step_size: jax.Array) -> Leaves:
+    """Returns the point after a step down a direction, to the last digit."""
+    moved: Any = optax.apply_updates(point, _scale(direction, step_size))
+    return [_stored(leaf) for leaf in moved]
+
+
+def _scale(direction: Leaves, step_size: jax.Array) -> Leaves:
+    return [
+        _stored(-_stored(step_size.astype(leaf.dtype)) * _stored(leaf))
+        for leaf in direction
+    ]
+
+
+def _stored(leaf: jax.Array) -> jax.Array:
+    """Rounds a leaf of half precision: XLA may compute with more digits than it keeps.
+
+    A trial would then see losses of parameters that no step reaches.
+    """
+    dtype = jnp.finfo(leaf.dtype)
+    if dtype.bits >= 32:
+        return leaf
+    return jax.lax.reduce_precision(leaf, dtype.nexp, dtype.nmant)

@@ -11,15 +11,22 @@ from mtlopt._checks import check_choice
 from mtlopt.labels import SHARED, Partition
 from mtlopt.latent_leaves import split_latent
 from mtlopt.linalg.normalise import safe_divide
-from mtlopt.linesearch.armijo import LineSearchState, Search
+from mtlopt.linesearch.armijo import Found, Search
 from mtlopt.linesearch.backtracking import (
     as_finder,
     check_direction,
     check_searchable,
     move,
-    scale,
+    update_by,
+)
+from mtlopt.linesearch.safeguard import (
+    Direction,
+    check_forgets,
+    num_tasks_of,
+    safeguarded,
 )
 from mtlopt.linesearch.slopes import Slopes, slopes
+from mtlopt.linesearch.states import FastLineSearchState, SafeLineSearchState
 from mtlopt.rows import Leaves, Linearization
 from mtlopt.task_grads import TaskGrads
 
@@ -31,6 +38,7 @@ def fast_backtracking(
     *,
     armijo: Armijo = "full",
     calibrate: bool = False,
+    safeguard: bool = False,
     beta: Any = 0.1,
     shrink: Any = 0.5,
     upper: Any = 1.0,
@@ -62,6 +70,20 @@ def fast_backtracking(
     linearised encoder. If `q` would raise some loss, which `d_z` does not, the trials
     go along `d_z`, as far as the encoder at least: `q = d_z |q|^2 / <d_z, q>`.
 
+    In both cases a trial says by how much the losses fall on a latent that is moved by
+    hand. The step itself may raise a loss, even on the same batch. With
+    `safeguard=True` it raises none: the losses are evaluated at the moved parameters,
+    and the step shrinks until no present task's loss is above that before the step. If
+    nothing is gained along `J^T d_z`, because it raises a loss to first order or no
+    step size passes, then the direction is found among the gradients of the parameters,
+    as in `backtracking`, and the trials move the latent by `J d`. If no step passes
+    there either, the update is zero.
+
+    The safeguard costs one forward-mode product of the encoder a step, and a forward
+    pass for each check. A step that falls back adds a backward pass per task and
+    another product; memory for these gradients is reserved in every step, and under
+    `vmap` they are computed in every step.
+
     Everything else is as in `backtracking`: failed trials, the floor, partial labels.
 
     Args:
@@ -71,6 +93,9 @@ def fast_backtracking(
       armijo: which decrease is asked for: `"full"` as above, `"heads"` without the term
         of the latent, `"latent"` without that of the heads.
       calibrate: see above. Off by default, as published.
+      safeguard: see above. Off by default, as published. `direction` then needs
+        `task_weights` in its state, and no memory of gradients. With `calibrate` as
+        well, fewer checks fail.
       beta: share of the linear decrease that is asked for, between 0 and 1.
       shrink: factor between two trials, between 0 and 1.
       upper: first trial; a number, or a schedule of the step count.
@@ -79,12 +104,13 @@ def fast_backtracking(
 
     Returns:
       A transform from `TaskGrads` to the step; its `update` needs `params`. Its state
-      is a `LineSearchState`.
+      is a `FastLineSearchState`, with `safeguard` a `SafeLineSearchState`.
 
     Raises:
       ValueError: if an argument is out of range; at the first update, if the gradients
-        come from a problem without `encode` or from several microbatches, or if the
-        latent is narrower than float32, where trials would be rounded away.
+        come from a problem without `encode` or from several microbatches, if the latent
+        is narrower than float32, where trials would be rounded away, or if `direction`
+        remembers gradients, as `moco` does, and there is a safeguard.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -95,12 +121,13 @@ def fast_backtracking(
       ...     encode=lambda p: 10 * p["w"],
       ... )
       >>> params = {"w": jnp.array(0.3)}
-      >>> for calibrate in (False, True):
-      ...     tx = mtlopt.fast_backtracking(mtlopt.mgda(2), calibrate=calibrate)
+      >>> for options in ({}, {"calibrate": True}, {"safeguard": True}):
+      ...     tx = mtlopt.fast_backtracking(mtlopt.mgda(2), **options)
       ...     updates, state = tx.update(oracle(params), tx.init(params), params)
       ...     z = 10 * (params["w"] + updates["w"])
       ...     print(state.step_size, round(float(z), 4))
       0.5 -197.0
+      0.0078125 -0.125
       0.0078125 -0.125
 
     References:
@@ -115,45 +142,82 @@ def fast_backtracking(
     check_choice("armijo", armijo, ("full", "heads", "latent"))
     finder = as_finder(direction)
 
-    def init_fn(params: Any) -> LineSearchState:
-        return search.init(finder.init(params))
+    def init_fn(params: Any) -> FastLineSearchState | SafeLineSearchState:
+        direction_state = finder.init(params)
+        common = search.initial(direction_state)
+        if not safeguard:
+            return FastLineSearchState(**common, trial_decrease=jnp.zeros([]))
+        return SafeLineSearchState(
+            **common,
+            trial_decrease=jnp.zeros([]),
+            decrease=jnp.zeros([]),
+            checks=jnp.zeros([], jnp.int32),
+            descends=jnp.zeros(num_tasks_of(direction_state), bool),
+            fell_back=jnp.array(False),
+        )
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, LineSearchState]:
+    ) -> tuple[Any, FastLineSearchState | SafeLineSearchState]:
         grads = check_searchable(updates, params)
         linear = grads.linear
         at_latent = with_latent_as_parameters(grads)
         assert isinstance(linear, Linearization)
         moving, rest = split_latent(grads.z, linear.moves)
         _check_wide(moving)
+        if safeguard:
+            check_forgets(finder, grads, state.direction_state, params, extra_args)
         found: tuple[Leaves, Leaves]
-        found, direction_state = finder.update(  # pyright: ignore[reportAssignmentType]
+        found, finder_state = finder.update(  # pyright: ignore[reportAssignmentType]
             at_latent, state.direction_state, None, **extra_args
         )
         check_direction(found, at_latent)
         latent, heads = found
         shared = linear.pull(latent)
+        pushed = linear.seen(shared)[1] if calibrate or safeguard else latent
         if calibrate:
-            latent, slope = _calibrated(at_latent, found, linear.seen(shared)[1])
+            latent, slope = _calibrated(at_latent, found, pushed)
         else:
             slope = slopes(at_latent, found)
+        direction = Direction(shared, heads, latent, slope, finder_state)
         unmoved, own, frozen = grads.partition.split(params)
+        upper, floor = search.bounds(state)
 
-        def evaluate(step: jax.Array) -> jax.Array:
-            moved = grads.partition.merge(unmoved, move(own, heads, step), frozen)
-            return grads.losses_at(moved, rest.join(move(moving, latent, step)))
+        def trials(direction: Direction, first: jax.Array) -> Found:
+            def evaluate(step: jax.Array) -> jax.Array:
+                moved = move(own, direction.heads, step)
+                return grads.losses_at(
+                    grads.partition.merge(unmoved, moved, frozen),
+                    rest.join(move(moving, direction.latent, step)),
+                )
 
-        state = search.run(
-            evaluate,
-            _wanted(slope, armijo),
-            slope.descends(),
-            state,
-            direction_state,
-            grads.present,
+            wanted = _wanted(direction.slope, armijo)
+            return search.armijo(evaluate, wanted, first, floor, grads.present)
+
+        if not safeguard:
+            first = jnp.where(slope.descends(), search.first(state, upper), 0)
+            trial = trials(direction, first)
+            state = FastLineSearchState(
+                **search.after(state, trial, floor, finder_state),
+                trial_decrease=trial.decrease.astype(state.trial_decrease.dtype),
+            )
+            return update_by(grads, shared, heads, state.step_size), state
+
+        def over_parameters() -> Direction:
+            found, finder_state = finder.update(
+                grads, state.direction_state, params, **extra_args
+            )
+            shared, heads, _ = grads.partition.split(found)
+            pushed = linear.seen(shared)[1]
+            slope = slopes(at_latent, (pushed, heads))
+            return Direction(shared, heads, pushed, slope, finder_state)
+
+        descends = slopes(at_latent, (pushed, heads)).total > 0
+        if grads.present is not None:
+            descends |= ~grads.present
+        return safeguarded(
+            search, grads, params, state, trials, direction, descends, over_parameters
         )
-        whole = grads.partition.update(shared, heads, grads.frozen)
-        return scale(whole, state.step_size), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

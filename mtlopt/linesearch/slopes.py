@@ -25,10 +25,15 @@ class Slopes(NamedTuple):
     heads: jax.Array
     scale: jax.Array
 
+    @property
+    def total(self) -> jax.Array:
+        """`<dL_i, d>`, `[tasks]`."""
+        return self.shared + self.heads
+
     def descends(self) -> jax.Array:
         """Whether no loss rises along the direction, but for rounding; bool."""
         rounding = jnp.sqrt(jnp.finfo(self.shared.dtype).eps) * self.scale
-        return jnp.all(self.shared + self.heads >= -rounding)
+        return jnp.all(self.total >= -rounding)
 
 
 def slopes(grads: TaskGrads, update: Any) -> Slopes:

@@ -1,0 +1,183 @@
+"""Checks of a step by the real losses, for a search whose trials are on the latent."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._jaxprs import remembered_leaves
+from mtlopt.diagnostics.task_weights import task_weights
+from mtlopt.labels import path_string
+from mtlopt.linesearch.armijo import Found, Search
+from mtlopt.linesearch.backtracking import moved_by, update_by
+from mtlopt.linesearch.slopes import Slopes
+from mtlopt.linesearch.states import SafeLineSearchState
+from mtlopt.rows import Leaves, Linearization
+from mtlopt.task_grads import TaskGrads
+
+
+class Direction(NamedTuple):
+    """A direction, and how trials on the latent go along it.
+
+    Attributes:
+      shared: of the shared leaves.
+      heads: of the heads' leaves.
+      latent: of the latent, in trials.
+      slope: of the losses along `latent` and `heads`.
+      finder_state: state of the finder after finding it.
+    """
+
+    shared: Leaves
+    heads: Leaves
+    latent: Leaves
+    slope: Slopes
+    finder_state: Any
+
+
+class _Checked(NamedTuple):
+    """A step that the losses were checked for, with both searches for its size."""
+
+    shared: Leaves
+    heads: Leaves
+    finder_state: Any
+    trial: Found
+    check: Found
+
+
+def safeguarded(
+    search: Search,
+    grads: TaskGrads,
+    params: Any,
+    state: SafeLineSearchState,
+    trials: Callable[[Direction, jax.Array], Found],
+    encoders: Direction,
+    descends: jax.Array,
+    over_parameters: Callable[[], Direction],
+) -> tuple[Any, SafeLineSearchState]:
+    """Steps as far as the trials allow and no present loss has risen.
+
+    Args:
+      search: which step sizes to try.
+      grads: gradients of the tasks.
+      params: parameters they were computed at.
+      state: before the step.
+      trials: the search on the latent, from a direction and the first trial.
+      encoders: the direction of the encoder.
+      descends: whether it lowers the tasks' losses to first order, `[tasks]`.
+      over_parameters: finds another direction; traced as a branch, which runs if there
+        is nothing to be gained along the encoder's.
+
+    Returns:
+      The update, and the state after the step.
+    """
+    upper, floor = search.bounds(state)
+    losses = grads.losses_at(params)
+
+    def attempt(
+        direction: Direction, first: jax.Array, descends: jax.Array
+    ) -> tuple[Found, Found]:
+        parts = direction.shared, direction.heads
+        useful = descends & direction.slope.descends()
+        trial = trials(direction, jnp.where(useful, first, 0))
+        # If the latent allows no step, its trials say nothing about the parameters.
+        start = jnp.where(trial.accepted, trial.step_size, first)
+        check = search.shrink_until(
+            lambda step: grads.losses_at(moved_by(grads, params, *parts, step)),
+            losses,
+            jnp.zeros_like(losses),
+            jnp.where(descends, start, 0),
+            floor,
+            grads.present,
+        )
+        return trial, check
+
+    # A step over the parameters says nothing about one along the encoder's direction.
+    first = search.first(state, upper, fresh=state.fell_back)
+    trial, check = attempt(encoders, first, jnp.all(descends))
+
+    def keep() -> _Checked:
+        own = encoders
+        return _Checked(own.shared, own.heads, own.finder_state, trial, check)
+
+    def fall_back() -> _Checked:
+        other = over_parameters()
+        its_trial, its_check = attempt(other, upper, other.slope.descends())
+        return _Checked(
+            _like(encoders.shared, other.shared),
+            _like(encoders.heads, other.heads),
+            other.finder_state,
+            its_trial._replace(trials=trial.trials + its_trial.trials),
+            its_check._replace(trials=check.trials + its_check.trials),
+        )
+
+    # A check is also passed by a step that is too short to change any loss.
+    step = jax.lax.cond(check.gained, keep, fall_back)
+    state = SafeLineSearchState(
+        count=state.count + 1,
+        step_size=jnp.where(step.check.accepted, step.check.step_size, 0),
+        trials=step.trial.trials,
+        hit_floor=~step.check.accepted,
+        direction_state=step.finder_state,
+        trial_decrease=step.trial.decrease.astype(state.trial_decrease.dtype),
+        decrease=step.check.decrease.astype(state.decrease.dtype),
+        checks=step.check.trials,
+        descends=descends,
+        fell_back=~check.gained,
+    )
+    update = update_by(grads, step.shared, step.heads, state.step_size)
+    # Zero, even along a direction that is not finite.
+    return jax.tree.map(lambda u: jnp.where(step.check.accepted, u, 0), update), state
+
+
+def _like(leaves: Leaves, values: Leaves) -> Leaves:
+    pairs = zip(leaves, values, strict=True)
+    return [value.astype(leaf.dtype) for leaf, value in pairs]
+
+
+def num_tasks_of(direction_state: Any) -> int:
+    """Returns the number of tasks that a direction finder was built for."""
+    try:
+        return task_weights(direction_state).shape[0]
+    except ValueError as error:
+        raise ValueError(
+            "`direction` must keep `task_weights` in its state with `safeguard=True`, "
+            "as all aggregators of mtlopt do: their length is that of `descends`."
+        ) from error
+
+
+def check_forgets(
+    finder: optax.GradientTransformationExtraArgs,
+    grads: TaskGrads,
+    state: Any,
+    params: Any,
+    extra_args: dict[str, Any],
+) -> None:
+    """Raises if a direction finder carries gradients from one step to the next.
+
+    It is run on those of the latent and, in some steps, on those of the parameters. The
+    finder is only traced, on rows of the shared leaves.
+    """
+    rows = [
+        jax.ShapeDtypeStruct((grads.num_tasks, *jnp.shape(leaf)), jnp.result_type(leaf))
+        for leaf in grads.partition.split(params)[0]
+    ]
+
+    def find(rows: Leaves, state: Any) -> tuple[Any, Any]:
+        linear = Linearization(rows, None, "auto", False, has_latent=True)
+        seen = dataclasses.replace(grads, linear=linear)
+        return finder.update(seen, state, params, **extra_args)
+
+    paths = [path_string(path) for path, _ in jax.tree.leaves_with_path(state)]
+    for path, remembered in zip(
+        paths, remembered_leaves(find, rows, state), strict=True
+    ):
+        if remembered:
+            raise ValueError(
+                "`direction` must not remember gradients with `safeguard=True`, got "
+                f"one that keeps them in its state `{path}`: those of the latent would "
+                "mix with those of the parameters. Take one without memory, such as "
+                "mgda or upgrad."
+            )
