@@ -21,6 +21,22 @@ def check_num_tasks(num_tasks: int) -> None:
         raise ValueError(f"`num_tasks` must be at least 1, got {num_tasks}.")
 
 
+def check_state_tasks(name: str, found: Any, num_tasks: int) -> None:
+    """Raises if the state of a transform has been made for other tasks.
+
+    Args:
+      name: of the transform.
+      found: number of tasks of its state.
+      num_tasks: number of tasks that the transform was built for.
+    """
+    if found != num_tasks:
+        raise ValueError(
+            f"`state` must be that of `{name}` for {num_tasks} tasks, got one for "
+            f"{found}. Make it by `init` of the transform whose `update` takes it; a "
+            "checkpoint of another number of tasks does not fit."
+        )
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raises if `value` is a Python number that is not positive."""
     if isinstance(value, int | float) and not value > 0:

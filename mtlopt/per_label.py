@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtlopt._checks import check_state_tasks
 from mtlopt.labels import STACKED, Rules, label_params
 from mtlopt.task_grads import TaskGrads
 
@@ -126,6 +127,7 @@ def per_label(
                 "Chain an aggregator before `per_label`."
             )
         names = label_params(updates, labels)
+        _check_state(state, updates, names)
         active = active or {}
         for label in active:
             if label not in state.inner_states:
@@ -151,6 +153,21 @@ def per_label(
         return join(updates, names, moved), PerLabelState(states)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_state(state: PerLabelState, updates: PyTree, names: PyTree) -> None:
+    """Raises unless there is a state of each label, and of each stacked head."""
+    found, expected = set(state.inner_states), set(jax.tree.leaves(names))
+    if found != expected:
+        raise ValueError(
+            f"`state` must be that of `per_label` for the labels {sorted(expected)}, "
+            f"got one for {sorted(found)}. Make it by `init` with the same labels; a "
+            "checkpoint of other tasks does not fit."
+        )
+    if STACKED in found:
+        num_tasks = len(jax.tree.leaves(select(updates, names, STACKED))[0])
+        for leaf in jax.tree.leaves(state.inner_states[STACKED]):
+            check_state_tasks("per_label", jnp.shape(leaf)[0], num_tasks)
 
 
 def _as_flag(label: str, flag: Any, own: PyTree) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import jax
 import jax.numpy as jnp
 
-from mtlopt._checks import as_task_vector
+from mtlopt._checks import as_task_vector, check_state_tasks
 from mtlopt._guard import make_guard
 from mtlopt.labels import SHARED, STACKED, Partition, path_string
 from mtlopt.rows import (
@@ -261,7 +261,11 @@ class TaskGrads:
 
 
 def check_task_grads(
-    updates: Any, num_tasks: int, params: PyTree | None = None
+    updates: Any,
+    num_tasks: int,
+    params: PyTree | None = None,
+    state: Any = None,
+    name: str = "",
 ) -> TaskGrads:
     """Returns `updates` if they are the gradients of `num_tasks` tasks, or raises.
 
@@ -269,10 +273,12 @@ def check_task_grads(
       updates: what the transform was given.
       num_tasks: number of tasks that the transform was built for.
       params: parameters, if the transform was given them.
+      state: state of the transform, whose `task_weights` are `[tasks]`.
+      name: name of the transform; without it the state is not looked at.
 
     Raises:
-      TypeError: if `updates` is not a `TaskGrads`.
-      ValueError: if the number of tasks, or the structure of `params`, differs.
+      TypeError: if `updates` is not a `TaskGrads`, or `state` is of another transform.
+      ValueError: if a number of tasks, or the structure of `params`, differs.
     """
     if not isinstance(updates, TaskGrads):
         raise TypeError(
@@ -292,4 +298,12 @@ def check_task_grads(
                 "`params` must have the structure of the parameters that the gradients "
                 f"were computed at, {updates.partition.treedef}, got {structure}."
             )
+    if name:
+        weights = getattr(state, "task_weights", None)
+        if weights is None:
+            raise TypeError(
+                f"`state` must be that of `{name}`, as its `init` returns it, got "
+                f"{type(state).__name__}."
+            )
+        check_state_tasks(name, jnp.size(weights), num_tasks)
     return updates

@@ -134,7 +134,7 @@ def nash_mtl(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, NashMtlState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "nash_mtl")
         if update_every == 1:
             weights, direction = _solve(grads, state.solution)
         else:

@@ -190,7 +190,7 @@ def sdmgrad(
         **extra_args: Any,
     ) -> tuple[Any, SdmgradState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "sdmgrad")
         rows, products, both = batch_products(grads, second, params)
         dtype = state.shares.dtype
         moved = _descend(

@@ -124,7 +124,7 @@ def trimmed_mean(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "trimmed_mean")
         rows = grads.rows()
         leaves = rows.leaves()
         trimmed = [trim_entries(leaf, trim, grads.present) for leaf in leaves]

@@ -10,7 +10,13 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from mtlopt._checks import as_key, as_mask, as_task_vector, check_num_tasks
+from mtlopt._checks import (
+    as_key,
+    as_mask,
+    as_task_vector,
+    check_num_tasks,
+    check_state_tasks,
+)
 from mtlopt.alternation.blocks import Stepped, only_state
 from mtlopt.alternation.per_task import PerTask, scan_turns
 from mtlopt.heads import SeparateHeads, StackedHeads
@@ -126,6 +132,9 @@ def individual_optimizers(
         if partition is not None:
             check_same_labels(labels, updates, partition)
         names = label_params(updates, labels)
+        if isinstance(state.shared, PerTask):
+            for leaf in jax.tree.leaves(state.shared):
+                check_state_tasks("individual_optimizers", len(leaf), num_tasks)
         kept = state.shared if share_state else state.shared.take(task)
         moved, kept = advance(
             inner,

@@ -30,6 +30,7 @@ def weight_by_losses(
       A weighting whose state is a `TaskWeightsState`.
     """
     check_num_tasks(num_tasks)
+    method = weights.__qualname__.partition(".")[0]  # the factory that defines it
     for name, value in vectors.items():
         if value is not None:
             as_task_vector(name, value, num_tasks)
@@ -42,7 +43,7 @@ def weight_by_losses(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, method)
         losses = jax.lax.stop_gradient(grads.losses).astype(state.task_weights.dtype)
         found = weights(losses, grads.present)
         return grads.scale_by(found), TaskWeightsState(found)

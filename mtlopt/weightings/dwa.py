@@ -116,7 +116,7 @@ def weight_by_dwa(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, WeightByDwaState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "weight_by_dwa")
         there = jnp.ones(num_tasks, bool) if grads.present is None else grads.present
         dtype = state.total.dtype
         weights = jnp.where(

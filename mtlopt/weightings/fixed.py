@@ -52,10 +52,12 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
-        del state, extra_args
+        del extra_args
         if isinstance(updates, TaskGrads):
             as_task_vector("weights", factors, updates.num_tasks)
-        grads = check_task_grads(updates, len(factors), params)
+        grads = check_task_grads(
+            updates, len(factors), params, state, "weight_by_fixed"
+        )
         used = factors.astype(float)
         if grads.present is not None:
             used = jnp.where(grads.present, used, 0)

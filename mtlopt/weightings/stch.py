@@ -237,7 +237,9 @@ def weight_by_log_stch(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, WeightByLogStchState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(
+            updates, num_tasks, params, state, "weight_by_log_stch"
+        )
         losses = jax.lax.stop_gradient(grads.losses).astype(state.nadir.dtype)
         there = everyone(losses, grads.present)
         warm = state.count < warmup_steps
