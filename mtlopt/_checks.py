@@ -5,6 +5,7 @@ Only Python numbers are compared: arrays and tracers pass, so that
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def is_int(value: Any) -> bool:
+    """Whether a value is an int of Python or NumPy; a bool is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def as_int(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """Returns an int as one of Python, or raises unless it is in its range.
+
+    Args:
+      name: of the argument.
+      value: of Python or NumPy.
+      low: the least, 0 or 1.
+      high: the greatest; None for any.
+    """
+    if is_int(value) and low <= value and (high is None or value <= high):
+        return operator.index(value)
+    wanted = "a positive int" if low else "an int that is not negative"
+    wanted = wanted if high is None else f"an int from {low} to {high}"
+    raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
+
+
 def check_num_tasks(num_tasks: int) -> None:
-    """Raises unless `num_tasks` is a positive Python int."""
-    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int):
+    """Raises unless `num_tasks` is a positive int of Python or NumPy."""
+    if not is_int(num_tasks):
         raise TypeError(f"`num_tasks` must be an int, got {type(num_tasks).__name__}.")
     if num_tasks < 1:
         raise ValueError(f"`num_tasks` must be at least 1, got {num_tasks}.")

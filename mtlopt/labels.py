@@ -261,6 +261,12 @@ def partition_params(
     for path, label, (_, leaf) in zip(paths, names, leaves, strict=True):
         number = hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
         kind = jnp.result_type(leaf) if number else type(leaf).__name__
+        if number and jnp.issubdtype(kind, jnp.complexfloating):
+            raise ValueError(
+                f"the parameter `{path}` must be real, got {kind}. Keep its real and "
+                "its imaginary part as two parameters, and join them by "
+                "jax.lax.complex in your functions."
+            )
         if not number or not jnp.issubdtype(kind, jnp.floating):
             raise ValueError(
                 f"the parameter `{path}` must be floating point, got {kind}. Split off "

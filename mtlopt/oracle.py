@@ -13,13 +13,13 @@ and T rows in it.
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from mtlopt._checks import as_mask, as_task_vector, check_choice
+from mtlopt._checks import as_int, as_mask, as_task_vector, check_choice
 from mtlopt._guard import make_guard
 from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
 from mtlopt.labels import SHARED, STACKED, Partition, Rules, partition_params
@@ -27,23 +27,9 @@ from mtlopt.microbatches import Microbatches, cut_part
 from mtlopt.ownership import check_ownership
 from mtlopt.problems import Inputs, LatentProblem, Problem, make_problem
 from mtlopt.rows import Batching
-from mtlopt.task_grads import TaskGrads
+from mtlopt.task_grads import Grad, TaskGrads
 
 PyTree = Any
-
-
-class Grad(NamedTuple):
-    """Losses and an ordinary gradient.
-
-    Attributes:
-      losses: `[tasks]`, or a scalar where one task was asked for.
-      grad: pytree with the structure of the parameters, zero where not asked for.
-      aux: an `Aux`, or None without `has_aux`.
-    """
-
-    losses: jax.Array
-    grad: PyTree
-    aux: Any
 
 
 def task_grad(
@@ -124,10 +110,9 @@ def task_grad(
     """
     if isinstance(batching, str):
         check_choice("batching", batching, ("auto", "unroll", "vmap", "map"))
-    elif not isinstance(batching, int) or batching < 1:
-        raise ValueError(f"`batching` must be a positive int, got {batching!r}.")
-    if not isinstance(microbatches, int) or microbatches < 1:
-        raise ValueError(f"`microbatches` must be a positive int, got {microbatches}.")
+    else:
+        batching = as_int("batching", batching)
+    microbatches = as_int("microbatches", microbatches)
     if streaming and microbatches > 1:
         raise ValueError(
             "`streaming` must be False with several microbatches, got True: rows are "

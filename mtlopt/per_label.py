@@ -10,7 +10,7 @@ import optax
 
 from mtlopt._checks import check_state_tasks
 from mtlopt.labels import STACKED, Rules, label_params
-from mtlopt.task_grads import TaskGrads
+from mtlopt.task_grads import check_updates
 
 PyTree = Any
 
@@ -121,11 +121,7 @@ def per_label(
         active: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PerLabelState]:
-        if isinstance(updates, TaskGrads):
-            raise TypeError(
-                "`updates` must have the structure of the parameters, got TaskGrads. "
-                "Chain an aggregator before `per_label`."
-            )
+        check_updates(updates, "per_label")
         names = label_params(updates, labels)
         _check_state(state, updates, names)
         active = active or {}

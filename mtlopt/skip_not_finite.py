@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt.task_grads import TaskGrads
+from mtlopt.task_grads import TaskGrads, check_no_grad
 
 PyTree = Any
 
@@ -72,6 +72,7 @@ def skip_not_finite(
     def update_fn(
         updates: Any, state: Any, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, SkipNotFiniteState]:
+        check_no_grad(updates, "skip_not_finite")
         old = state.inner_state
         moved, new = inner.update(updates, old, params, **extra_args)
         if isinstance(moved, TaskGrads):

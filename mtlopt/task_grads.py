@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -260,6 +260,22 @@ class TaskGrads:
         return self.partition.merge(rows, [None] * len(self.heads))
 
 
+class Grad(NamedTuple):
+    """Losses and an ordinary gradient, from `task`, `block` and `heads` of an oracle.
+
+    An optimizer takes its `grad`.
+
+    Attributes:
+      losses: `[tasks]`, or a scalar where one task was asked for.
+      grad: pytree with the structure of the parameters, zero where not asked for.
+      aux: an `Aux`, or None without `has_aux`.
+    """
+
+    losses: jax.Array
+    grad: PyTree
+    aux: Any
+
+
 def check_task_grads(
     updates: Any,
     num_tasks: int,
@@ -280,6 +296,12 @@ def check_task_grads(
       TypeError: if `updates` is not a `TaskGrads`, or `state` is of another transform.
       ValueError: if a number of tasks, or the structure of `params`, differs.
     """
+    if isinstance(updates, Grad):
+        raise TypeError(
+            "`updates` must be a mtlopt.TaskGrads, got Grad, which has one gradient "
+            "only: there is nothing to weigh or to combine. Pass its `.grad` to an "
+            "Optax optimizer without a method before it."
+        )
     if not isinstance(updates, TaskGrads):
         raise TypeError(
             f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. "
@@ -307,3 +329,21 @@ def check_task_grads(
             )
         check_state_tasks(name, jnp.size(weights), num_tasks)
     return updates
+
+
+def check_updates(updates: Any, name: str) -> None:
+    """Raises if what the transform `name` was given cannot update parameters."""
+    if isinstance(updates, TaskGrads):
+        raise TypeError(
+            "`updates` must have the structure of the parameters, got TaskGrads. "
+            f"Chain an aggregator before `{name}`."
+        )
+    check_no_grad(updates, name)
+
+
+def check_no_grad(updates: Any, name: str) -> None:
+    """Raises if the transform `name` was given a `Grad`."""
+    if isinstance(updates, Grad):
+        raise TypeError(
+            f"`updates` must not be a Grad, got one. Pass its `.grad` to `{name}`."
+        )

@@ -38,7 +38,7 @@ X = jnp.ones(2)
     [
         (
             {"a": lambda p, z, x: loss_a(p, z, x) + p["w"][0]},
-            "the loss of task 'a' reads `w`, which is labelled 'shared'",
+            "the loss of task 'a' reads the shared leaf `w`",
         ),
         (
             {"a": lambda p, z, x: loss_a(p, z, x) + p["heads"]["b"][0]},
@@ -225,7 +225,7 @@ def test_stacked_head_may_not_read_shared_leaves():
         {"w": "shared", "heads": "stacked"},
         encode=lambda p: p["w"],
     )
-    with pytest.raises(ValueError, match="reads `w`, which is labelled 'shared'"):
+    with pytest.raises(ValueError, match="reads the shared leaf `w`"):
         oracle({"w": jnp.ones(2), "heads": jnp.ones((2, 2))})
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_num_tasks, check_range
+from mtlopt._checks import as_int, check_num_tasks, check_range
 from mtlopt.linalg.bargaining import bargain
 from mtlopt.linalg.reductions import reduce_each
 from mtlopt.rows import Leaves
@@ -113,10 +113,7 @@ def nash_mtl(
       clipping and reuse as in the authors' code.
     """
     check_num_tasks(num_tasks)
-    if not isinstance(update_every, int) or update_every < 1:
-        raise ValueError(
-            f"`update_every` must be a positive int, got {update_every!r}."
-        )
+    update_every = as_int("update_every", update_every)
     check_range("max_norm", max_norm)
     clips = max_norm is not None and not (
         isinstance(max_norm, int | float) and max_norm == 0

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector, check_num_tasks, check_positive, check_range
+from mtlopt._checks import (
+    as_int,
+    as_task_vector,
+    check_num_tasks,
+    check_positive,
+    check_range,
+)
 from mtlopt.aggregators.modo import batch_products
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.gramian import present_products
@@ -170,8 +176,7 @@ def sdmgrad(
     check_range("regularization", regularization)
     check_positive("learning_rate", learning_rate)
     check_range("momentum", momentum, below=1)
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"`num_steps` must be a positive int, got {num_steps!r}.")
+    num_steps = as_int("num_steps", num_steps)
     if preference is not None:
         as_task_vector("preference", preference, num_tasks)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt.labels import SHARED, Rules, label_params
+from mtlopt.task_grads import check_updates
 
 
 class TrackDistanceState(NamedTuple):
@@ -82,6 +83,7 @@ def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
         **extra_args: Any,
     ) -> tuple[Any, TrackDistanceState]:
         del extra_args
+        check_updates(updates, "track_distance")
         if params is None:
             raise ValueError(
                 "`params` must be given to the update of track_distance, got None."
