@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt._checks import as_task_vector, check_state_tasks
-from mtlopt._guard import make_guard
+from mtlopt._guard import WHAT_TO_DO, SaysWhatToDo, make_guard
 from mtlopt.labels import SHARED, STACKED, Partition, path_string
 from mtlopt.rows import (
     STATIC,
@@ -24,7 +24,7 @@ PyTree = Any
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
-class TaskGrads:
+class TaskGrads(metaclass=SaysWhatToDo):
     """Losses of all tasks and their gradients, linearised once.
 
     What a `task_grad` oracle returns, what weightings take and return, and what an
@@ -53,6 +53,8 @@ class TaskGrads:
       partition: which leaf belongs to whom.
       in_latent: whether rows are those of the latent.
     """
+
+    what_to_do = WHAT_TO_DO
 
     losses: jax.Array
     scales: jax.Array
@@ -260,7 +262,13 @@ class TaskGrads:
         return self.partition.merge(rows, [None] * len(self.heads))
 
 
-class Grad(NamedTuple):
+class _GradFields(NamedTuple):
+    losses: jax.Array
+    grad: PyTree
+    aux: Any
+
+
+class Grad(_GradFields, metaclass=SaysWhatToDo):
     """Losses and an ordinary gradient, from `task`, `block` and `heads` of an oracle.
 
     An optimizer takes its `grad`.
@@ -271,9 +279,8 @@ class Grad(NamedTuple):
       aux: an `Aux`, or None without `has_aux`.
     """
 
-    losses: jax.Array
-    grad: PyTree
-    aux: Any
+    __slots__ = ()
+    what_to_do = "pass its `.grad`"
 
 
 def check_task_grads(

@@ -109,6 +109,100 @@ def test_complex_parameters():
         ORACLE(PARAMS | {"w": jnp.ones(2, complex)})
 
 
+# Optax's own errors, which quote a class and a leaf.
+
+
+def fails_from_the_second_step(inner):
+    return optax.conditionally_mask(inner, lambda step: step < 1)
+
+
+TRUNK = {"w": True, "a": False, "b": False}
+AROUND = {
+    "conditionally_mask": fails_from_the_second_step,
+    "masked": lambda inner: optax.masked(inner, TRUNK),
+    "MultiSteps": lambda inner: optax.MultiSteps(inner, 2).gradient_transformation(),
+    "apply_if_finite": lambda inner: optax.apply_if_finite(inner, 3),
+    "flatten": optax.flatten,
+    "partition": lambda inner: optax.partition({True: inner, False: inner}, TRUNK),
+}
+BEFORE = {
+    "zero_nans": optax.zero_nans(),
+    "set_to_zero": optax.set_to_zero(),
+    "clip": optax.clip(1.0),
+    "clip_by_global_norm": optax.clip_by_global_norm(1.0),
+    "scale": optax.scale(0.5),
+    "trace": optax.trace(0.9),
+    "adam": optax.scale_by_adam(),
+    "masked": optax.masked(optax.clip(1.0), TRUNK),
+    "lbfgs": optax.scale_by_lbfgs(),
+}
+DWA, MGDA = mtlopt.weight_by_dwa(2), mtlopt.mgda(2)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        *(optax.chain(wrap(DWA), MGDA) for wrap in AROUND.values()),
+        *(wrap(optax.chain(MGDA, optax.sgd(0.1))) for wrap in AROUND.values()),
+        *(optax.chain(before, MGDA) for before in BEFORE.values()),
+        optax.chain(DWA, optax.sgd(0.1)),
+        DWA,
+    ],
+    ids=[
+        *(f"{name} around the weighting" for name in AROUND),
+        *(f"{name} around the chain" for name in AROUND),
+        *(f"{name} before the aggregator" for name in BEFORE),
+        "no aggregator",
+        "a weighting alone",
+    ],
+)
+def test_misplaced_transforms(tx):
+    def step(state):
+        updates, state = tx.update(ORACLE(PARAMS), state, PARAMS)
+        return optax.apply_updates(PARAMS, updates), state
+
+    with pytest.raises((TypeError, ValueError), match="an aggregator before this tran"):
+        jax.eval_shape(step, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize("name", ["zero_nans", "set_to_zero"])
+def test_zeros_are_refused_op_by_op(name):
+    with pytest.raises(
+        TypeError, match=r"replace gradients of the tasks by zeros\. Put"
+    ):
+        BEFORE[name].update(ORACLE(PARAMS), BEFORE[name].init(PARAMS), PARAMS)
+
+
+def test_a_weighting_that_ends_is_no_mistake():
+    """Where the condition fails, the gradients pass unchanged: the plain sum."""
+    weighting = mtlopt.weight_by_fixed([1.0, 5.0])
+    tx = optax.chain(
+        optax.conditionally_transform(weighting, lambda step: step < 1),
+        mtlopt.sum_tasks(2),
+    )
+
+    @jax.jit
+    def update(state):
+        return tx.update(ORACLE(PARAMS), state, PARAMS)
+
+    first, state = update(tx.init(PARAMS))
+    second, _ = update(state)
+    np.testing.assert_allclose(first["w"], PARAMS["a"] + 5 * PARAMS["b"])
+    np.testing.assert_allclose(second["w"], PARAMS["a"] + PARAMS["b"])
+    assert update._cache_size() == 1
+
+
+def test_a_grad_in_optax():
+    """JAX names the class, and what to do."""
+    grad, adam = ORACLE.block("task", PARAMS), optax.adam(0.1)
+    for update in (
+        lambda: adam.update(grad, adam.init(PARAMS), PARAMS),
+        lambda: optax.apply_updates(PARAMS, grad),
+    ):
+        with pytest.raises(ValueError, match=r"mtlopt\.Grad': pass its `\.grad`"):
+            update()
+
+
 # NumPy's numbers, as `len` of an array or a configuration gives them.
 
 

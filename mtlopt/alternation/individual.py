@@ -126,8 +126,8 @@ def individual_optimizers(
         **extra_args: Any,
     ) -> tuple[PyTree, IndividualOptimizersState]:
         check_updates(updates, "individual_optimizers")
-        wrong = task is None or isinstance(task, bool)
-        if wrong or (is_int(task) and not 0 <= task < num_tasks):
+        is_index = task is not None and not isinstance(task, bool)
+        if not is_index or (is_int(task) and task not in range(num_tasks)):
             raise ValueError(
                 f"`task` must be the index of a task, between 0 and {num_tasks - 1}, "
                 f"got {task!r}."
