@@ -204,6 +204,36 @@ class TaskGrads(metaclass=SaysWhatToDo):
             linear = linear.keep_latent()
         return dataclasses.replace(self, linear=linear)
 
+    def finite_tasks(self) -> jax.Array:
+        """Returns which tasks are present and have finite numbers only, `[tasks]` bool.
+
+        Those are its loss, the gradient of its head, and the norm of its row (in latent
+        space that of the latent).
+        """
+        finite = jnp.isfinite(self.losses) & self.finite_heads()
+        finite &= jnp.isfinite(self.rows().norms())
+        return finite if self.present is None else finite & self.present
+
+    def finite_heads(self) -> jax.Array:
+        """Returns which tasks' heads have a finite gradient, `[tasks]` bool."""
+        finite = jnp.ones(self.num_tasks, bool)
+        for label, leaf in zip(self.partition.head_labels, self.heads, strict=True):
+            if label == STACKED:
+                finite &= jnp.isfinite(leaf).all(axis=range(1, leaf.ndim))
+            else:
+                task = self.tasks.index(label)
+                finite = finite.at[task].min(jnp.isfinite(leaf).all())
+        return finite
+
+    def leave_out_not_finite(self) -> Self:
+        """Returns the gradients with those tasks present that `finite_tasks` names.
+
+        Over the shared leaves it makes the rows, one backward pass a task, which
+        aggregators that look at rows need too; in latent space it costs nothing.
+        """
+        grads = self.keep_rows()
+        return dataclasses.replace(grads, present=grads.finite_tasks())
+
     def total(self) -> PyTree:
         """Returns the update `sum_i scales[i] g_i`: the gradient of one weighted loss.
 
