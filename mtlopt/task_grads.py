@@ -132,12 +132,16 @@ class TaskGrads(metaclass=SaysWhatToDo):
         )
 
     def __repr__(self) -> str:
-        """Returns the tasks and how many leaves there are: JAX's errors quote it."""
+        """Returns the tasks and how many leaves there are, and what JAX's errors quote.
+
+        They do so where an update is expected.
+        """
         owners = self.partition.labels
         shared = owners.count(SHARED)
         return (
             f"TaskGrads(tasks={self.tasks}, shared_leaves={shared}, "
-            f"head_leaves={len(owners) - shared}, in_latent={self.in_latent})"
+            f"head_leaves={len(owners) - shared}, in_latent={self.in_latent}: no "
+            f"update, {WHAT_TO_DO})"
         )
 
     if TYPE_CHECKING:  # Optax's type of an update admits containers only

@@ -472,7 +472,8 @@ def test_repr_is_short():
     """JAX's errors quote the argument that they do not like."""
     grads = mtlopt.TaskGrads.from_rows({"w": jnp.ones((2, 300)), "b": jnp.ones((2, 3))})
     assert repr(grads) == (
-        "TaskGrads(tasks=('0', '1'), shared_leaves=2, head_leaves=0, in_latent=False)"
+        "TaskGrads(tasks=('0', '1'), shared_leaves=2, head_leaves=0, in_latent=False: "
+        "no update, chain an aggregator before this transform)"
     )
 
 
