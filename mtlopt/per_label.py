@@ -73,7 +73,10 @@ def per_label(
     or None for all. `TaskGrads.active` is that mapping for a batch with absent tasks.
     What a Python `False` stops is left out of the compiled program.
     The optimizer runs on each label apart, so what it computes over all its leaves
-    (such as a global norm) is over one label's.
+    (such as a global norm) is over one label's. A schedule inside counts the steps of
+    one label: while a task is absent, its learning rate stands still. For the rate of
+    the global step, chain the schedule after this wrapper, as in
+    `chain(per_label(scale_by_adam(), labels), scale_by_learning_rate(schedule))`.
 
     Args:
       inner: any Optax optimizer, or a function from label to one.
