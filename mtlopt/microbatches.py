@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt._checks import as_task_vector
+from mtlopt._shards import check_whole
 from mtlopt.labels import path_string
 from mtlopt.linalg.gramian import gramian
 from mtlopt.linalg.normalise import safe_divide
@@ -50,6 +51,7 @@ class Microbatches:
             whole, pieces = [], []
             for leaf, is_whole in zip(out.linear.latent, batch_free, strict=False):
                 (whole if is_whole else pieces).append(leaf)
+            check_whole(pieces, out.losses)
             products = _gramian(pieces, out.losses)
             return (out.losses, out.heads, rows, products, whole), out.aux
 

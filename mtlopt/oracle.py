@@ -21,6 +21,7 @@ from jax.core import Tracer
 
 from mtlopt._checks import as_int, as_mask, as_task_vector, check_choice
 from mtlopt._guard import make_guard
+from mtlopt._shards import check_losses
 from mtlopt.heads import SeparateHeads, Stacked, StackedHeads
 from mtlopt.labels import SHARED, STACKED, Partition, Rules, partition_params
 from mtlopt.microbatches import Microbatches, cut_part
@@ -288,6 +289,7 @@ class Oracle:
         problem = self._latent_problem()
         inputs = self._inputs(params, args, z)
         out = problem.heads_at(inputs, z)
+        check_losses(out.losses, (inputs.shared, inputs.heads))
         zeros = [jnp.zeros_like(leaf) for leaf in inputs.shared]
         return Grad(out.losses, inputs.partition.merge(zeros, out.heads), out.aux)
 
@@ -347,9 +349,11 @@ class Oracle:
         """Returns losses, aux, z, the heads' gradients and the linearization."""
         if self.microbatches == 1:
             out = self.problem.evaluate(inputs, None, members)
+            check_losses(out.losses, (inputs.shared, inputs.heads))
             return out.losses, out.aux, out.z, out.heads, out.linear
         parts = Microbatches(self.problem, self.microbatches, self.label_counts)
         losses, aux, heads, linear = parts.evaluate(inputs, members)
+        check_losses(losses, (inputs.shared, inputs.heads))
         return losses, aux, None, heads, linear
 
 

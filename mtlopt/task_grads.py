@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mtlopt._checks import as_task_vector, check_state_tasks
 from mtlopt._guard import WHAT_TO_DO, SaysWhatToDo, make_guard
+from mtlopt._shards import check_whole
 from mtlopt.labels import SHARED, STACKED, Partition, path_string
 from mtlopt.rows import (
     STATIC,
@@ -190,7 +191,9 @@ class TaskGrads(metaclass=SaysWhatToDo):
         space it is free.
         """
         make = self.linear.latent_rows if self.in_latent else self.linear.rows
-        return make(self.scales, self.present)
+        rows = make(self.scales, self.present)
+        check_whole(vars(rows), self.losses)
+        return rows
 
     def keep_rows(self) -> Self:
         """Returns the same gradients with their rows made, to be used more than once.

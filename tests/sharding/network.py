@@ -43,12 +43,18 @@ def make_batches(seed=1):
     return list(zip(x, y, strict=True))
 
 
-def make_oracle(constrain=lambda array: array, whole=lambda leaf: leaf, **options):
+def make_oracle(
+    constrain=lambda array: array,
+    whole=lambda leaf: leaf,
+    reduce=lambda loss: loss,
+    **options,
+):
     """Returns the oracle.
 
     Args:
       constrain: applied to the activations.
       whole: applied to the encoder's leaves before they are used.
+      reduce: applied to the losses.
       **options: of `task_grad`.
     """
 
@@ -59,8 +65,8 @@ def make_oracle(constrain=lambda array: array, whole=lambda leaf: leaf, **option
 
     def make_loss(task):
         index = TASKS.index(task)
-        return lambda params, z, batch: jnp.mean(
-            (z @ params["heads"][task] - batch[1][:, index]) ** 2
+        return lambda params, z, batch: reduce(
+            jnp.mean((z @ params["heads"][task] - batch[1][:, index]) ** 2)
         )
 
     losses = {task: make_loss(task) for task in TASKS}

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import AxisType, PartitionSpec, reshard
 
 import mtlopt
+from tests.problems import QUICK
 from tests.sharding import comparison, network
 
 
@@ -59,6 +60,28 @@ def other_options(expected):
     return found
 
 
+def shard_map(expected):
+    """Errors of methods inside `jax.shard_map`, with losses of all shards."""
+    mesh, batch = network.make_mesh(), PartitionSpec(network.AXIS)
+    oracle = network.make_oracle(reduce=lambda loss: jax.lax.pmean(loss, network.AXIS))
+    everything = comparison.all_methods()
+    some = {name: everything[name] for name in ("sum_tasks", "mgda", "pcgrad", "moco")}
+    step = jax.jit(
+        jax.shard_map(
+            comparison.make_step(oracle, some),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), batch),
+            out_specs=PartitionSpec(),
+        ),
+        compiler_options=QUICK,
+    )
+    params = network.make_params()
+    states = comparison.init_states(params, some)
+    for one in network.make_batches():
+        updates, states = step(states, params, one)
+    return {"errors": comparison.errors(jax.device_get(updates), expected)}
+
+
 def explicit_specs():
     """Specs of the updates on a mesh with explicit axes: traced only."""
     mesh = network.make_mesh(AxisType.Explicit)
@@ -88,6 +111,7 @@ def main():
         # The pullbacks as on accelerators.
         "fully": run(expected, fully=True, batching="vmap"),
         "explicit": explicit_specs(),
+        "shard_map": shard_map(expected),
         **other_options(expected),
     }
     print(json.dumps(found))

@@ -116,7 +116,7 @@ def test_replicated_parameters_need_no_gather(found):
     assert found["data"]["all-gather"] == []
 
 
-@pytest.mark.parametrize("kind", ["microbatches", "qr"])
+@pytest.mark.parametrize("kind", ["microbatches", "qr", "shard_map"])
 def test_other_options_equal_one_device(found, kind):
     errors = found[kind]["errors"]
     assert errors
