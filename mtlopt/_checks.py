@@ -5,6 +5,7 @@ that `optax.inject_hyperparams` can inject every non-structural argument.
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +18,49 @@ from jax.core import Tracer
 Reader = Callable[[Sequence[str]], Any]
 
 
+def is_int(value: Any) -> bool:
+    """Whether a value is an int of Python or NumPy; a bool is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def as_int(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """Returns an int as one of Python, or raises unless it is in its range.
+
+    Args:
+      name: of the argument.
+      value: of Python or NumPy.
+      low: the least, 0 or 1.
+      high: the greatest; None for any.
+    """
+    if is_int(value) and low <= value and (high is None or value <= high):
+        return operator.index(value)
+    wanted = "a positive int" if low else "an int that is not negative"
+    wanted = wanted if high is None else f"an int from {low} to {high}"
+    raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
+
+
 def check_num_tasks(num_tasks: int) -> None:
-    """Raises unless `num_tasks` is a positive Python int."""
-    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int):
+    """Raises unless `num_tasks` is a positive int of Python or NumPy."""
+    if not is_int(num_tasks):
         raise TypeError(f"`num_tasks` must be an int, got {type(num_tasks).__name__}.")
     if num_tasks < 1:
         raise ValueError(f"`num_tasks` must be at least 1, got {num_tasks}.")
+
+
+def check_state_tasks(name: str, found: Any, num_tasks: int) -> None:
+    """Raises if the state of a transform has been made for other tasks.
+
+    Args:
+      name: of the transform.
+      found: number of tasks of its state.
+      num_tasks: number of tasks that the transform was built for.
+    """
+    if found != num_tasks:
+        raise ValueError(
+            f"`state` must be that of `{name}` for {num_tasks} tasks, got one for "
+            f"{found}. Make it by `init` of the transform whose `update` takes it; a "
+            "checkpoint of another number of tasks does not fit."
+        )
 
 
 def check_positive(name: str, value: Any) -> None:

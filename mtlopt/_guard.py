@@ -1,15 +1,56 @@
-"""A pytree leaf on which the arithmetic of an ordinary optimizer raises.
+"""What raises if gradients of tasks are taken for an update of parameters.
 
-A PRNG key takes part in no arithmetic, but passes through `jit`, `vmap`, `scan` and
-`cond` like an array. This kind of key draws no numbers; its name is the message that
-the user reads in JAX's error.
+A pytree leaf on which the arithmetic of an ordinary optimizer raises: a PRNG key takes
+part in no arithmetic, but passes through `jit`, `vmap`, `scan` and `cond` like an
+array. This kind of key draws no numbers; its name is the message that the user reads in
+JAX's error. JAX would make zeros like any key, for transforms that replace gradients
+instead of computing with them; the shape of this one refuses. And a class whose name,
+which JAX quotes if two structures differ, says what to do.
 """
 
+import sys
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 from jax.extend import random
+
+WHAT_TO_DO = "chain an aggregator before this transform"
+_TAG = f"mtlopt.TaskGrads: {WHAT_TO_DO}"
+
+
+class SaysWhatToDo(type):
+    """Metaclass of pytrees that are no update: their name says what to do."""
+
+    what_to_do = ""
+
+    def __repr__(cls) -> str:
+        return f"<class 'mtlopt.{cls.__name__}': {cls.what_to_do}>"
+
+
+class _KeyShape(tuple[int, ...]):
+    """Shape of a key's data, which JAX compares whenever it makes a key of some data.
+
+    If it does so to fill an array, somebody asked for zeros.
+    """
+
+    __slots__ = ()
+    __hash__ = tuple.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        frame = sys._getframe(1)
+        for _ in range(3):  # the comparison, `random_wrap`, and who calls it
+            if frame is not None and frame.f_code.co_name == "full":
+                raise TypeError(
+                    f"{_TAG}. It would replace gradients of the tasks by zeros. Put "
+                    "what does (optax.zero_nans, set_to_zero, conditionally_mask, "
+                    "apply_if_finite) after the aggregator."
+                )
+            frame = frame and frame.f_back
+        return not self == other
 
 
 def _no_randomness(*args: Any, **kwargs: Any) -> NoReturn:
@@ -18,13 +59,13 @@ def _no_randomness(*args: Any, **kwargs: Any) -> NoReturn:
 
 
 _IMPL = random.define_prng_impl(
-    key_shape=(1,),
+    key_shape=_KeyShape((1,)),
     seed=_no_randomness,
     split=_no_randomness,
     random_bits=_no_randomness,
     fold_in=_no_randomness,
     name="mtlopt_guard",
-    tag="mtlopt.TaskGrads: chain an aggregator before this transform",
+    tag=_TAG,
 )
 
 

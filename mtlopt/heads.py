@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtlopt._checks import check_num_tasks
 from mtlopt._jaxprs import used_leaves
@@ -311,7 +312,7 @@ class StackedHeads:
                 )
             ]
             task = self._indices()[0]
-            out = self.head(treedef.unflatten(leaves), *z, task, *args)
+            out = self.head(treedef.unflatten(leaves), *z, task, *_as_jax(args))
             return as_loss(split_aux(out, has_aux)[0], _STACKED_NAME)
 
         used = used_leaves(loss, treedef.unflatten(leaves), *z)
@@ -328,5 +329,17 @@ class StackedHeads:
         return [jnp.asarray(leaf)[indices] for leaf in heads], indices
 
     def _run(self, call: HeadCall, heads: Leaves, latent: Leaves, task: Any) -> Any:
+        inputs = dataclasses.replace(call.inputs, args=_as_jax(call.inputs.args))
+        call = dataclasses.replace(call, inputs=inputs)
         value, aux = call.run(self.head, heads, latent, task)
         return as_loss(value, _STACKED_NAME), aux
+
+
+def _as_jax(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Makes JAX arrays of NumPy's, which a traced index of a task cannot index."""
+
+    def convert(leaf: Any) -> Any:
+        is_numeric = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
+        return jnp.asarray(leaf) if is_numeric else leaf
+
+    return jax.tree.map(convert, args)

@@ -309,6 +309,12 @@ def partition_params(
     for path, label, (_, leaf) in zip(paths, names, leaves, strict=True):
         number = hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
         kind = jnp.result_type(leaf) if number else type(leaf).__name__
+        if number and label != FROZEN and jnp.issubdtype(kind, jnp.complexfloating):
+            raise ValueError(
+                f"the parameter `{path}` must be real, got {kind}. Keep its real and "
+                "its imaginary part as two parameters, and join them by "
+                "jax.lax.complex in your functions."
+            )
         if not number or jnp.issubdtype(kind, jax.dtypes.extended):
             raise ValueError(
                 f"the parameter `{path}` must be an array of numbers, got {kind}. "

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mtlopt._checks import named_vector
 from mtlopt._jaxprs import dependent_outputs
+from mtlopt._shards import check_whole
 from mtlopt.heads import Inputs
 from mtlopt.labels import path_string
 from mtlopt.linalg.gramian import gramian
@@ -54,6 +55,7 @@ class Microbatches:
             kinds = itertools.compress(batch_free, out.linear.moves)
             for leaf, is_whole in zip(out.linear.latent, kinds, strict=False):
                 (whole if is_whole else pieces).append(leaf)
+            check_whole(pieces, out.losses)
             products = _gramian(pieces, out.losses)
             return (out.losses, out.heads, rows, products, whole), out.aux
 

@@ -13,15 +13,23 @@ and T rows in it.
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mtlopt._checks import as_mask, as_task_vector, by_task, check_choice, named_vector
+from mtlopt._checks import (
+    as_int,
+    as_mask,
+    as_task_vector,
+    by_task,
+    check_choice,
+    named_vector,
+)
 from mtlopt._guard import make_guard
+from mtlopt._shards import check_losses
 from mtlopt.heads import Inputs, SeparateHeads, Stacked, StackedHeads
 from mtlopt.labels import Partition, Rules, check_task_names, partition_params
 from mtlopt.make_problem import make_problem
@@ -29,23 +37,9 @@ from mtlopt.microbatches import Microbatches, cut_part
 from mtlopt.ownership import check_ownership
 from mtlopt.problems import LatentProblem, Problem
 from mtlopt.rows import Batching, Members
-from mtlopt.task_grads import TaskGrads
+from mtlopt.task_grads import Grad, TaskGrads
 
 PyTree = Any
-
-
-class Grad(NamedTuple):
-    """Losses and an ordinary gradient.
-
-    Attributes:
-      losses: `[tasks]`, or a scalar where one task was asked for.
-      grad: pytree with the structure of the parameters, zero where not asked for.
-      aux: an `Aux`, or None without `has_aux`.
-    """
-
-    losses: jax.Array
-    grad: PyTree
-    aux: Any
 
 
 def task_grad(
@@ -129,10 +123,9 @@ def task_grad(
     """
     if isinstance(batching, str):
         check_choice("batching", batching, ("auto", "unroll", "vmap", "map"))
-    elif not isinstance(batching, int) or batching < 1:
-        raise ValueError(f"`batching` must be a positive int, got {batching!r}.")
-    if not isinstance(microbatches, int) or microbatches < 1:
-        raise ValueError(f"`microbatches` must be a positive int, got {microbatches}.")
+    else:
+        batching = as_int("batching", batching)
+    microbatches = as_int("microbatches", microbatches)
     if streaming and microbatches > 1:
         raise ValueError(
             "`streaming` must be False with several microbatches, got True: rows are "
@@ -319,6 +312,7 @@ class Oracle:
         problem = self._latent_problem()
         inputs = self._inputs(params, args, z)
         losses, aux, heads = problem.heads_at(inputs, z)
+        check_losses(losses, (inputs.shared, inputs.heads))
         zeros = [jnp.zeros_like(leaf) for leaf in inputs.shared]
         return Grad(losses, inputs.update(zeros, heads), aux)
 
@@ -400,9 +394,11 @@ class Oracle:
         """Returns losses, aux, z, the heads' gradients and the linearization."""
         if self.microbatches == 1:
             out = self.problem.evaluate(inputs, None, members)
+            check_losses(out.losses, (inputs.shared, inputs.heads))
             return out.losses, out.aux, out.z, out.heads, out.linear
         parts = Microbatches(self.problem, self.microbatches, self.label_counts)
         losses, aux, heads, linear = parts.evaluate(inputs, members)
+        check_losses(losses, (inputs.shared, inputs.heads))
         return losses, aux, None, heads, linear
 
 

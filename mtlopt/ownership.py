@@ -71,6 +71,12 @@ def check_ownership(
             if label == SHARED and reads.encode is None:
                 continue
             readers = [name for name, reading in reads.tasks.items() if reading[i]]
+            if label == SHARED:
+                raise ValueError(
+                    f"the loss of task {task!r} reads the shared leaf `{path}`, whose "
+                    "gradient would miss that part. Let encode return it as part of "
+                    "z, and read it from there."
+                )
             raise ValueError(
                 f"the loss of task {task!r} reads `{path}`, which is labelled "
                 f"{label!r}. {_advice(reads, readers, i, members is None)}"

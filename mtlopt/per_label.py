@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtlopt._checks import check_state_tasks
 from mtlopt.labels import FROZEN, STACKED, Rules, label_params
-from mtlopt.task_grads import TaskGrads
+from mtlopt.task_grads import check_updates
 
 PyTree = Any
 
@@ -73,7 +74,10 @@ def per_label(
     or None for all. `TaskGrads.active` is that mapping for a batch with absent tasks.
     What a Python `False` stops is left out of the compiled program.
     The optimizer runs on each label apart, so what it computes over all its leaves
-    (such as a global norm) is over one label's.
+    (such as a global norm) is over one label's. A schedule inside counts the steps of
+    one label: while a task is absent, its learning rate stands still. For the rate of
+    the global step, chain the schedule after this wrapper, as in
+    `chain(per_label(scale_by_adam(), labels), scale_by_learning_rate(schedule))`.
 
     Args:
       inner: any Optax optimizer, or a function from label to one.
@@ -121,12 +125,9 @@ def per_label(
         active: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PerLabelState]:
-        if isinstance(updates, TaskGrads):
-            raise TypeError(
-                "`updates` must have the structure of the parameters, got TaskGrads. "
-                "Chain an aggregator before `per_label`."
-            )
+        check_updates(updates, "per_label")
         names = label_params(updates, labels)
+        _check_state(state, updates, names)
         active = active or {}
         for label in active:
             if label not in state.inner_states:
@@ -153,6 +154,21 @@ def per_label(
         return join(updates, names, moved), PerLabelState(states)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_state(state: PerLabelState, updates: PyTree, names: PyTree) -> None:
+    """Raises unless there is a state of each label, and of each stacked head."""
+    found, expected = set(state.inner_states), set(jax.tree.leaves(names))
+    if found != expected:
+        raise ValueError(
+            f"`state` must be that of `per_label` for the labels {sorted(expected)}, "
+            f"got one for {sorted(found)}. Make it by `init` with the same labels; a "
+            "checkpoint of other tasks does not fit."
+        )
+    if STACKED in found:
+        num_tasks = len(jax.tree.leaves(select(updates, names, STACKED))[0])
+        for leaf in jax.tree.leaves(state.inner_states[STACKED]):
+            check_state_tasks("per_label", jnp.shape(leaf)[0], num_tasks)
 
 
 def _as_flag(label: str, flag: Any, own: PyTree) -> jax.Array:

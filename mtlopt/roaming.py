@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_key, check_num_tasks
+from mtlopt._checks import as_int, as_key, check_num_tasks, is_int
 
 PyTree = Any
 
@@ -197,7 +197,7 @@ def task_masks(masks: PyTree, task: Any) -> PyTree:
       {'layer': Array([ True, False], dtype=bool)}
     """
     num_tasks = len(jax.tree.leaves(masks)[0])
-    if isinstance(task, int) and not 0 <= task < num_tasks:
+    if is_int(task) and not 0 <= task < num_tasks:
         raise ValueError(f"`task` must be between 0 and {num_tasks - 1}, got {task}.")
     return jax.tree.map(lambda leaf: leaf[task], masks)
 
@@ -207,11 +207,7 @@ def _check_widths(widths: PyTree) -> None:
     if not leaves:
         raise ValueError(f"`widths` must have at least one layer, got {widths}.")
     for path, size in leaves:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(
-                f"`widths{jax.tree_util.keystr(path)}` must be a positive int, got "
-                f"{size!r}."
-            )
+        as_int(f"widths{jax.tree_util.keystr(path)}", size)
 
 
 def _first_mask(noise: jax.Array, used: int) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt.task_grads import TaskGrads
+from mtlopt.task_grads import TaskGrads, check_no_grad
 
 PyTree = Any
 
@@ -17,14 +17,18 @@ class SkipNotFiniteState(NamedTuple):
     Attributes:
       inner_state: that of the chain inside, from the last update that was taken.
       num_skipped: number of updates that were not, int32.
+      num_left_out: number of tasks that were left out, over all updates, int32.
     """
 
     inner_state: Any
     num_skipped: jax.Array
+    num_left_out: jax.Array
 
 
 def skip_not_finite(
     inner: optax.GradientTransformation,
+    *,
+    per_task: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Takes no step, and forgets it, where its numbers are not finite.
 
@@ -35,9 +39,18 @@ def skip_not_finite(
     not have, the update is zero and the state stays as it was, bit for bit: the batch
     might as well not have been there.
 
+    With `per_task`, a task whose loss, row or head's gradient is not finite is absent
+    from the update, and the others go on: see `TaskGrads.leave_out_not_finite`, which
+    makes the rows. If the method works in latent space, put `in_latent_space` around
+    this wrapper: then only the latent's rows are looked at, at no cost. The transforms
+    inside get `active` accordingly, so that the head of a left-out task stands still if
+    `per_label` is among them. If no task is left, the whole update is skipped.
+
     Args:
       inner: a transform that returns updates of parameters: weightings, an aggregator
         and an optimizer, chained; the last may be missing, or come alone.
+      per_task: whether single tasks are left out; `inner` then begins with a weighting
+        or an aggregator.
 
     Returns:
       A transform of the same input and output. Its state counts what was skipped; if
@@ -45,7 +58,8 @@ def skip_not_finite(
       learning rate is too high.
 
     Raises:
-      TypeError: at the update, if `inner` has weightings but no aggregator.
+      TypeError: at the update, if `inner` has weightings but no aggregator, or if
+        `per_task` is given anything but the gradients of tasks.
 
     Examples:
       >>> import mtlopt
@@ -67,11 +81,24 @@ def skip_not_finite(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: PyTree) -> SkipNotFiniteState:
-        return SkipNotFiniteState(inner.init(params), jnp.zeros([], jnp.int32))
+        counts = [jnp.zeros([], jnp.int32) for _ in range(2)]
+        return SkipNotFiniteState(inner.init(params), *counts)
 
     def update_fn(
         updates: Any, state: Any, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, SkipNotFiniteState]:
+        check_no_grad(updates, "skip_not_finite")
+        spoilt, left_out = [], 0
+        if per_task:
+            there = _present(updates)
+            updates = updates.leave_out_not_finite()
+            active = extra_args.get("active") or {}
+            extra_args["active"] = active | {
+                label: flag & active.get(label, True)
+                for label, flag in updates.active.items()
+            }
+            left_out = jnp.sum(there & ~updates.present, dtype=jnp.int32)
+            spoilt = [jnp.any(there) & ~jnp.any(updates.present)]
         old = state.inner_state
         moved, new = inner.update(updates, old, params, **extra_args)
         if isinstance(moved, TaskGrads):
@@ -79,7 +106,7 @@ def skip_not_finite(
                 "`inner` must end in updates of the parameters, got TaskGrads. Chain "
                 "an aggregator behind the weightings, inside of `skip_not_finite`."
             )
-        spoilt = [jnp.any(~_finite(leaf)) for leaf in jax.tree.leaves(moved)]
+        spoilt += [jnp.any(~_finite(leaf)) for leaf in jax.tree.leaves(moved)]
         spoilt += [
             # What starts from infinity, as the lowest loss so far, may stay there.
             jnp.any(_finite(before) & ~_finite(after))
@@ -90,9 +117,23 @@ def skip_not_finite(
         skip = jnp.any(jnp.stack(spoilt)) if spoilt else jnp.asarray(False)
         moved = jax.tree.map(lambda leaf: jnp.where(skip, 0, leaf), moved)
         kept = jax.tree.map(lambda b, a: jnp.where(skip, b, a), old, new)
-        return moved, SkipNotFiniteState(kept, state.num_skipped + skip)
+        return moved, SkipNotFiniteState(
+            kept, state.num_skipped + skip, state.num_left_out + left_out
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _present(updates: Any) -> jax.Array:
+    """Returns which tasks are present, or raises unless there are tasks."""
+    if not isinstance(updates, TaskGrads):
+        raise TypeError(
+            "`per_task` must be False for a transform without weightings or an "
+            f"aggregator, got True and updates of type {type(updates).__name__}."
+        )
+    if updates.present is None:
+        return jnp.ones(updates.num_tasks, bool)
+    return updates.present
 
 
 def _finite(leaf: Any) -> jax.Array:

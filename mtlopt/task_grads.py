@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mtlopt._checks import as_mask, by_task, named_vector
-from mtlopt._guard import make_guard
+from mtlopt._checks import as_mask, by_task, check_state_tasks, named_vector
+from mtlopt._guard import WHAT_TO_DO, SaysWhatToDo, make_guard
+from mtlopt._shards import check_whole
 from mtlopt.labels import (
     FROZEN,
     SHARED,
@@ -38,7 +39,7 @@ PyTree = Any
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
-class TaskGrads:
+class TaskGrads(metaclass=SaysWhatToDo):
     """Losses of all tasks and their gradients, linearised once.
 
     What a `task_grad` oracle returns, what weightings take and return, and what an
@@ -71,6 +72,8 @@ class TaskGrads:
         some of them from methods; None for those that are present.
       members: the tasks whose heads move, if they are known at trace time.
     """
+
+    what_to_do = WHAT_TO_DO
 
     losses: jax.Array
     scales: jax.Array
@@ -181,11 +184,15 @@ class TaskGrads:
         )
 
     def __repr__(self) -> str:
-        """Returns the tasks and how many leaves there are: JAX's errors quote it."""
+        """Returns the tasks and how many leaves there are, and what JAX's errors quote.
+
+        They do so where an update is expected.
+        """
         shared = self.partition.labels.count(SHARED)
         return (
             f"TaskGrads(tasks={self.tasks}, shared_leaves={shared}, "
-            f"head_leaves={len(self.heads)}, in_latent={self.in_latent})"
+            f"head_leaves={len(self.heads)}, in_latent={self.in_latent}: no "
+            f"update, {WHAT_TO_DO})"
         )
 
     if TYPE_CHECKING:  # Optax's type of an update admits containers only
@@ -263,7 +270,9 @@ class TaskGrads:
         space it is free.
         """
         make = self.linear.latent_rows if self.in_latent else self.linear.rows
-        return make(self.scales, self.present)
+        rows = make(self.scales, self.present)
+        check_whole(vars(rows), self.losses)
+        return rows
 
     def keep_rows(self) -> Self:
         """Returns the same gradients with their rows made, to be used more than once.
@@ -280,6 +289,41 @@ class TaskGrads:
         elif STACKED not in self.partition.head_labels:
             linear = linear.keep_latent()
         return dataclasses.replace(self, linear=linear)
+
+    def finite_tasks(self) -> jax.Array:
+        """Returns which tasks are present and have finite numbers only, `[tasks]` bool.
+
+        Those are its loss, the gradient of its head, and the norm of its row (in latent
+        space that of the latent).
+        """
+        finite = jnp.isfinite(self.losses) & self.finite_heads()
+        finite &= jnp.isfinite(self.rows().norms())
+        return finite if self.present is None else finite & self.present
+
+    def finite_heads(self) -> jax.Array:
+        """Returns which tasks' heads have a finite gradient, `[tasks]` bool."""
+        finite = jnp.ones(self.num_tasks, bool)
+        for label, leaf in zip(self.partition.head_labels, self.heads, strict=True):
+            if label == STACKED:
+                finite &= jnp.isfinite(leaf).all(axis=range(1, leaf.ndim))
+            else:
+                task = self.tasks.index(label)
+                finite = finite.at[task].min(jnp.isfinite(leaf).all())
+        return finite
+
+    def leave_out_not_finite(self) -> Self:
+        """Returns the gradients with those tasks present that `finite_tasks` names.
+
+        Over the shared leaves it makes the rows, one backward pass a task, which
+        aggregators that look at rows need too; in latent space it costs nothing.
+        """
+        grads = self.keep_rows()
+        moving = self.moving
+        if moving is not None:
+            moving &= jnp.isfinite(self.losses) & self.finite_heads()
+        return dataclasses.replace(
+            grads, present=grads.finite_tasks(), moving=moving, members=None
+        )
 
     def total(self) -> PyTree:
         """Returns the update `sum_i scales[i] g_i`: the gradient of one weighted loss.
@@ -366,8 +410,33 @@ def _own_rows(rows: Leaves, partition: Partition) -> Leaves:
     return heads
 
 
+class _GradFields(NamedTuple):
+    losses: jax.Array
+    grad: PyTree
+    aux: Any
+
+
+class Grad(_GradFields, metaclass=SaysWhatToDo):
+    """Losses and an ordinary gradient, from `task`, `block` and `heads` of an oracle.
+
+    An optimizer takes its `grad`.
+
+    Attributes:
+      losses: `[tasks]`, or a scalar where one task was asked for.
+      grad: pytree with the structure of the parameters, zero where not asked for.
+      aux: an `Aux`, or None without `has_aux`.
+    """
+
+    __slots__ = ()
+    what_to_do = "pass its `.grad`"
+
+
 def check_task_grads(
-    updates: Any, num_tasks: int, params: PyTree | None = None
+    updates: Any,
+    num_tasks: int,
+    params: PyTree | None = None,
+    state: Any = None,
+    name: str = "",
 ) -> TaskGrads:
     """Returns `updates` if they are the gradients of `num_tasks` tasks, or raises.
 
@@ -375,11 +444,19 @@ def check_task_grads(
       updates: what the transform was given.
       num_tasks: number of tasks that the transform was built for.
       params: parameters, if the transform was given them.
+      state: state of the transform, whose `task_weights` are `[tasks]`.
+      name: name of the transform; without it the state is not looked at.
 
     Raises:
-      TypeError: if `updates` is not a `TaskGrads`.
-      ValueError: if the number of tasks, or the structure of `params`, differs.
+      TypeError: if `updates` is not a `TaskGrads`, or `state` is of another transform.
+      ValueError: if a number of tasks, or the structure of `params`, differs.
     """
+    if isinstance(updates, Grad):
+        raise TypeError(
+            "`updates` must be a mtlopt.TaskGrads, got Grad, which has one gradient "
+            "only: there is nothing to weigh or to combine. Pass its `.grad` to an "
+            "Optax optimizer without a method before it."
+        )
     if not isinstance(updates, TaskGrads):
         raise TypeError(
             f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. "
@@ -398,4 +475,30 @@ def check_task_grads(
                 "`params` must have the structure of the parameters that the gradients "
                 f"were computed at, {updates.partition.treedef}, got {structure}."
             )
+    if name:
+        weights = getattr(state, "task_weights", None)
+        if weights is None:
+            raise TypeError(
+                f"`state` must be that of `{name}`, as its `init` returns it, got "
+                f"{type(state).__name__}."
+            )
+        check_state_tasks(name, jnp.size(weights), num_tasks)
     return updates
+
+
+def check_updates(updates: Any, name: str) -> None:
+    """Raises if what the transform `name` was given cannot update parameters."""
+    if isinstance(updates, TaskGrads):
+        raise TypeError(
+            "`updates` must have the structure of the parameters, got TaskGrads. "
+            f"Chain an aggregator before `{name}`."
+        )
+    check_no_grad(updates, name)
+
+
+def check_no_grad(updates: Any, name: str) -> None:
+    """Raises if the transform `name` was given a `Grad`."""
+    if isinstance(updates, Grad):
+        raise TypeError(
+            f"`updates` must not be a Grad, got one. Pass its `.grad` to `{name}`."
+        )

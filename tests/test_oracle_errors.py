@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import mtlopt
-from tests.problems import methods_of
+from tests.problems import matrix_oracle, methods_of
 
 PARAMS = {"w": jnp.ones(2), "heads": {"a": jnp.ones(2), "b": jnp.ones(2)}}
 LABELS = {"w": "shared", "heads/a": "a", "heads/b": "b"}
@@ -38,7 +38,7 @@ X = jnp.ones(2)
     [
         (
             {"a": lambda p, z, x: loss_a(p, z, x) + p["w"][0]},
-            "the loss of task 'a' reads `w`, which is labelled 'shared'",
+            "the loss of task 'a' reads the shared leaf `w`",
         ),
         (
             {"a": lambda p, z, x: loss_a(p, z, x) + p["heads"]["b"][0]},
@@ -225,7 +225,7 @@ def test_stacked_head_may_not_read_shared_leaves():
         {"w": "shared", "heads": "stacked"},
         encode=lambda p: p["w"],
     )
-    with pytest.raises(ValueError, match="reads `w`, which is labelled 'shared'"):
+    with pytest.raises(ValueError, match="reads the shared leaf `w`"):
         oracle({"w": jnp.ones(2), "heads": jnp.ones((2, 2))})
 
 
@@ -487,7 +487,8 @@ def test_repr_is_short():
     """JAX's errors quote the argument that they do not like."""
     grads = mtlopt.TaskGrads.from_rows({"w": jnp.ones((2, 300)), "b": jnp.ones((2, 3))})
     assert repr(grads) == (
-        "TaskGrads(tasks=('0', '1'), shared_leaves=2, head_leaves=0, in_latent=False)"
+        "TaskGrads(tasks=('0', '1'), shared_leaves=2, head_leaves=0, in_latent=False: "
+        "no update, chain an aggregator before this transform)"
     )
 
 
@@ -506,3 +507,53 @@ def test_misspelt_names_are_hinted_at():
         _ = mtlopt.famo
     with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
         _ = mtlopt.nothing
+
+
+@pytest.mark.parametrize("name", mtlopt.METHODS)
+def test_state_of_another_number_of_tasks(name):
+    """One sentence, also where a state of one task would broadcast."""
+    method = mtlopt.METHODS[name]
+    num_tasks = method.min_tasks + 1
+    oracle, params = matrix_oracle(num_tasks), jnp.zeros(3)
+    rows, losses = jnp.ones((num_tasks, 3)), jnp.ones(num_tasks)
+    tx = method.make(num_tasks)
+    last = (
+        method.public[0] if method.public[0] != "in_latent_space" else method.public[1]
+    )
+    for other in (num_tasks - 1, num_tasks + 1):
+        state = method.make(other).init(params)
+        message = (
+            f"`state` must be that of `{last}` for {num_tasks} tasks, got .* {other}"
+        )
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(
+                lambda state: tx.update(oracle(params, rows, losses), state, params),
+                state,
+            )
+
+
+def test_states_of_other_heads_and_turns():
+    """The same of transforms that keep a state per head or per turn."""
+    params = {"w": jnp.ones(2), "heads": jnp.ones((3, 2))}
+    labels = {"w": "shared", "heads": "stacked"}
+    fewer = params | {"heads": jnp.ones((1, 2))}
+    tx = mtlopt.per_label(optax.adam(0.1), labels)
+    with pytest.raises(ValueError, match=r"that of `per_label` for 3 tasks, got .* 1"):
+        tx.update(params, tx.init(fewer), params)
+    with pytest.raises(
+        ValueError, match=r"for the labels \['shared', 'stacked'\], got"
+    ):
+        tx.update(params, mtlopt.per_label(optax.adam(0.1), "shared").init(params))
+    turns = [
+        mtlopt.individual_optimizers(optax.adam(0.1), num_turns, labels)
+        for num_turns in (2, 3)
+    ]
+    message = "that of `individual_optimizers` for 3 tasks, got one for 2"
+    with pytest.raises(ValueError, match=message):
+        turns[1].update(params, turns[0].init(params), params, task=2)
+
+
+def test_state_of_another_method():
+    tx = mtlopt.mgda(2)
+    with pytest.raises(TypeError, match=r"`state` must be that of `mgda`.*got tuple"):
+        tx.update(GRADS, optax.chain(tx).init(WEIGHTS), WEIGHTS)

@@ -148,3 +148,149 @@ def test_weights_are_found_in_the_state():
     tx = skip_not_finite(METHODS["mgda"].make(3))
     state = tx.init(make_params())
     assert mtlopt.task_weights(state).shape == (3,)
+
+
+# Single tasks are left out.
+
+TASKS, DEFECTS = ("a", "b", "c"), ("loss", "row", "head")
+PARAMS = {"w": jnp.array([0.5, -1.0]), **{t: jnp.array([1.0, 2.0]) for t in TASKS}}
+OWNERS = {"w": "shared", **{task: task for task in TASKS}}
+
+
+def defect(here, value):
+    """Zero; its derivative is NaN if `here`, because that of the root is infinite."""
+    return jnp.sqrt(jnp.where(here, 0.0, 1.0) + 0 * jnp.sum(value)) - ~here
+
+
+def with_defects(task):
+    index = TASKS.index(task)
+
+    def loss(params, z, x, bad):
+        loss, row, head = bad[:, index]
+        value = jnp.mean((z @ params[task] - x[:, 0] * index) ** 2)
+        value += jnp.where(loss, jnp.nan, 0.0) + defect(row, z)
+        return value + defect(head, params[task])
+
+    return loss
+
+
+def encode(params, x, bad):
+    return jnp.tanh(x * params["w"])
+
+
+DEFECTIVE = mtlopt.task_grad({t: with_defects(t) for t in TASKS}, OWNERS, encode=encode)
+X = jnp.arange(8.0).reshape(4, 2) / 8
+CHAINS = {
+    "weights": lambda: optax.chain(
+        mtlopt.weight_by_uncertainty(3), mtlopt.sum_tasks(3), ADAM
+    ),
+    "rows": lambda: optax.chain(mtlopt.mgda(3), ADAM),
+}
+ADAM = mtlopt.per_label(optax.adam(0.1), OWNERS)
+
+
+def bad_at(*places):
+    """`[defects, tasks]`, from pairs of a defect and a task."""
+    bad = np.zeros((len(DEFECTS), len(TASKS)), bool)
+    for kind, task in places:
+        bad[DEFECTS.index(kind), TASKS.index(task)] = True
+    return bad
+
+
+@pytest.mark.parametrize("space", ["parameters", "latent"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_one_task_is_left_out(chain, space):
+    """As if its absence had been known, whatever is not finite; under vmap."""
+    tx = CHAINS[chain]()
+    skipping = skip_not_finite(tx, per_task=True)
+    if space == "latent":
+        tx, skipping = map(mtlopt.in_latent_space, (tx, skipping))
+
+    def two_steps(bad):
+        """The first is without defects, so that Adam has a momentum."""
+        state = skipping.init(PARAMS)
+        for now in (jnp.zeros_like(bad), bad):
+            updates, state = skipping.update(DEFECTIVE(PARAMS, X, now), state, PARAMS)
+        return updates, state
+
+    def known(present):
+        state, good = tx.init(PARAMS), jnp.zeros((len(DEFECTS), len(TASKS)), bool)
+        for now in (jnp.ones_like(present), present):
+            grads = DEFECTIVE(PARAMS, X, good, present=now)
+            updates, state = tx.update(grads, state, PARAMS, active=grads.active)
+        return updates, state
+
+    cases = [(), *((kind, "b") for kind in DEFECTS)]
+    bad = jnp.stack([bad_at(*([case] if case else [])) for case in cases])
+    present = ~bad.any(axis=1)
+    updates, state = jax.jit(jax.vmap(two_steps), compiler_options=QUICK)(bad)
+    expected = jax.jit(jax.vmap(known), compiler_options=QUICK)(present)
+    for left, right in zip(
+        *map(jax.tree.leaves, ((updates, state.inner_state), expected)), strict=True
+    ):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+    assert not np.any(updates["b"][1:])
+    assert np.all(np.abs(updates["b"][0]) > 1e-3)
+    np.testing.assert_array_equal(state.num_left_out, [0, 1, 1, 1])
+    np.testing.assert_array_equal(state.num_skipped, 0)
+
+
+def test_if_all_tasks_are_left_out_the_step_is_skipped():
+    """Also the last one of a batch in which others are absent."""
+    tx = skip_not_finite(CHAINS["rows"](), per_task=True)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def update(state, bad, present):
+        return tx.update(DEFECTIVE(PARAMS, X, bad, present=present), state, PARAMS)
+
+    everyone = jnp.ones(3, bool)
+    _, before = update(tx.init(PARAMS), bad_at(), everyone)
+    for bad, present in (
+        (bad_at(("loss", "a"), ("row", "b"), ("head", "c")), everyone),
+        (bad_at(("row", "b")), everyone.at[0].set(False).at[2].set(False)),
+    ):
+        updates, after = update(before, bad, present)
+        assert all(not np.any(leaf) for leaf in jax.tree.leaves(updates))
+        assert_same(after.inner_state, before.inner_state)
+        assert (int(after.num_skipped), int(after.num_left_out)) == (1, present.sum())
+
+
+def test_one_stacked_head_is_left_out():
+    """And one that the caller keeps still."""
+    labels = {"w": "shared", "heads": "stacked"}
+
+    def head(params, z, task, bad):
+        root = defect(bad[task], params["heads"])
+        return jnp.vdot(params["heads"], z) + root
+
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(head, 3), labels, encode=lambda params, bad: params["w"]
+    )
+    params = {"w": jnp.ones(2), "heads": jnp.ones((3, 2))}
+    tx = skip_not_finite(
+        optax.chain(mtlopt.sum_tasks(3), mtlopt.per_label(optax.sgd(1.0), labels)),
+        per_task=True,
+    )
+    grads = oracle(params, jnp.array([False, True, False]))
+    np.testing.assert_array_equal(grads.finite_tasks(), [True, False, True])
+    active = {"stacked": jnp.array([True, True, False])}
+    updates, _ = tx.update(grads, tx.init(params), params, active=active)
+    np.testing.assert_array_equal(updates["heads"], [[-1, -1], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(updates["w"], [-2, -2])
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_one_task_alone(broken):
+    oracle = mtlopt.task_grad(
+        {"a": lambda p, here: jnp.sum(p) + defect(here, p)}, "shared"
+    )
+    tx, params = skip_not_finite(mtlopt.sum_tasks(1), per_task=True), jnp.ones(2)
+    updates, state = tx.update(oracle(params, broken), tx.init(params), params)
+    np.testing.assert_array_equal(updates, 0.0 if broken else 1.0)
+    assert state.num_skipped == broken
+
+
+def test_tasks_are_left_out_of_gradients_of_tasks_only():
+    tx = skip_not_finite(optax.sgd(0.1), per_task=True)
+    with pytest.raises(TypeError, match="`per_task` must be False for a transform"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)

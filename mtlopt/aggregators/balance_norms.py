@@ -135,7 +135,7 @@ def balance_norms(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, BalanceNormsState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "balance_norms")
         rows = grads.rows().leaves()
         check_row_state(state.average, rows)
         kept = moving_average(state.average, rows, state.seen, decay, grads.present)

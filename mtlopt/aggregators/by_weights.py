@@ -41,6 +41,7 @@ def aggregate_by_weights(
       An aggregator whose state is a `TaskWeightsState`.
     """
     check_num_tasks(num_tasks)
+    method = weights.__qualname__.partition(".")[0]  # the factory that defines it
 
     def init_fn(params: Any) -> TaskWeightsState:
         del params
@@ -50,7 +51,7 @@ def aggregate_by_weights(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, method)
         rows = grads.rows()
         vectors = {name: read(grads.tasks) for name, read in arguments.items()}
         found = weights(rows, grads.present, **vectors)

@@ -89,7 +89,7 @@ def cr_mogm(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, CrMogmState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "cr_mogm")
         rows, present = grads.rows(), grads.present
         # A function of the user's takes a matrix.
         own = weights is mgda_weights

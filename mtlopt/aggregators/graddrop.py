@@ -167,7 +167,7 @@ def graddrop(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, GraddropState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "graddrop")
         rows = grads.rows()
         leaves = rows.leaves()
         key, *draws = jax.random.split(state.key, 1 + len(leaves))

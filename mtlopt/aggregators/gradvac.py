@@ -154,7 +154,7 @@ def gradvac(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, GradvacState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "gradvac")
         key, order = random_orders(state.key, num_tasks)
         rows = grads.rows()
         weights, targets = gradvac_weights(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_choice, check_num_tasks
+from mtlopt._checks import as_int, check_choice, check_num_tasks
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise
 from mtlopt.rows import Rows
@@ -93,16 +93,8 @@ def _check(
     num_tasks: int, num_byzantine: int, num_selected: int, distance: str
 ) -> None:
     check_choice("distance", distance, ("squared", "plain"))
-    if not isinstance(num_byzantine, int) or num_byzantine < 0:
-        raise ValueError(
-            f"`num_byzantine` must be an int that is not negative, got "
-            f"{num_byzantine!r}."
-        )
-    if not isinstance(num_selected, int) or not 1 <= num_selected <= num_tasks:
-        raise ValueError(
-            f"`num_selected` must be an int from 1 to the number of tasks, "
-            f"{num_tasks}, got {num_selected!r}."
-        )
+    as_int("num_byzantine", num_byzantine, low=0)
+    as_int("num_selected", num_selected, high=num_tasks)  # as many as there are tasks
     if num_tasks < num_byzantine + 3:
         raise ValueError(
             f"`num_tasks` must be at least num_byzantine + 3 = {num_byzantine + 3} for "

@@ -152,7 +152,7 @@ def mgda(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "mgda")
         rows = grads.rows()
         weights = mgda_weights(
             rows.scaled_gramian(grads.present),

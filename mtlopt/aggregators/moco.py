@@ -109,7 +109,7 @@ def moco(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, MocoState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "moco")
         rows = grads.rows().leaves()
         check_row_state(state.tracked, rows)
         kept = moving_average(state.tracked, rows, state.seen, decay, grads.present)

@@ -168,7 +168,7 @@ def modo(
         **extra_args: Any,
     ) -> tuple[Any, ModoState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "modo")
         rows, products, both = batch_products(grads, second, params)
         dtype = state.shares.dtype
         moved = modo_weights(

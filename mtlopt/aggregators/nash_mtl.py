@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_num_tasks, check_range
+from mtlopt._checks import as_int, check_num_tasks, check_range
 from mtlopt.linalg.bargaining import bargain
 from mtlopt.linalg.gramian import solver_dtype
 from mtlopt.linalg.normalise import Gramian
@@ -117,10 +117,7 @@ def nash_mtl(
       clipping and reuse as in the authors' code.
     """
     check_num_tasks(num_tasks)
-    if not isinstance(update_every, int) or update_every < 1:
-        raise ValueError(
-            f"`update_every` must be a positive int, got {update_every!r}."
-        )
+    update_every = as_int("update_every", update_every)
     check_range("max_norm", max_norm)
     clips = max_norm is not None and not (
         isinstance(max_norm, int | float) and max_norm == 0
@@ -138,7 +135,7 @@ def nash_mtl(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, NashMtlState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "nash_mtl")
         if update_every == 1:
             weights, direction = _solve(grads, state.solution)
         else:

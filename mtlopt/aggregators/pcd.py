@@ -185,7 +185,7 @@ def pcd(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, PcdState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "pcd")
         rows = grads.rows()
         gramian = rows.scaled_gramian(grads.present)
         cosines, norms = normalise(gramian, grads.present)

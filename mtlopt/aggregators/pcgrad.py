@@ -113,7 +113,7 @@ def pcgrad(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, PcgradState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "pcgrad")
         key, order = random_orders(state.key, num_tasks)
         rows = grads.rows()
         weights = pcgrad_weights(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import (
+    as_int,
     check_num_tasks,
     check_positive,
     check_range,
@@ -175,8 +176,7 @@ def sdmgrad(
     check_range("regularization", regularization)
     check_positive("learning_rate", learning_rate)
     check_range("momentum", momentum, below=1)
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"`num_steps` must be a positive int, got {num_steps!r}.")
+    num_steps = as_int("num_steps", num_steps)
     read = preference_argument(preference, num_tasks)
 
     def init_fn(params: Any) -> SdmgradState:
@@ -194,7 +194,7 @@ def sdmgrad(
         **extra_args: Any,
     ) -> tuple[Any, SdmgradState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "sdmgrad")
         rows, products, both = batch_products(grads, second, params)
         dtype, preferred = state.shares.dtype, read(grads.tasks)
         moved = _descend(

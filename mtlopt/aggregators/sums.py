@@ -44,8 +44,8 @@ def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
-        del state, extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params, state, "sum_tasks")
         weights = jnp.ones(num_tasks, float)
         if grads.present is not None:
             weights = jnp.where(grads.present, weights, 0)
@@ -120,7 +120,7 @@ def mean_tasks(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "mean_tasks")
         weights = mean_weights(num_tasks, read(grads.tasks), grads.present)
         weights = weights.astype(state.task_weights.dtype)
         return grads.combine(weights), TaskWeightsState(weights)

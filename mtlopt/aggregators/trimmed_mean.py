@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_num_tasks
+from mtlopt._checks import as_int, check_num_tasks
 from mtlopt.aggregators.by_weights import TaskWeightsState
 from mtlopt.linalg.gramian import solver_dtype, sum_entries
 from mtlopt.linalg.normalise import safe_divide
@@ -109,8 +109,7 @@ def trimmed_mean(
       Towards Optimal Statistical Rates*, ICML 2018, definition 2.
     """
     check_num_tasks(num_tasks)
-    if not isinstance(trim, int) or trim < 0:
-        raise ValueError(f"`trim` must be an int that is not negative, got {trim!r}.")
+    trim = as_int("trim", trim, low=0)
     if num_tasks < 2 * trim + 1:
         raise ValueError(
             f"`num_tasks` must be at least 2 trim + 1 = {2 * trim + 1} for the trimmed "
@@ -125,7 +124,7 @@ def trimmed_mean(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "trimmed_mean")
         rows = grads.rows()
         leaves = rows.leaves()
         trimmed = [trim_entries(leaf, trim, grads.present) for leaf in leaves]

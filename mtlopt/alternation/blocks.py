@@ -1,15 +1,13 @@
 """Alternate training of shared and task-specific parameters (SAT, ATE)."""
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from mtlopt._checks import check_choice
+from mtlopt._checks import as_int, check_choice
 from mtlopt.labels import (
     FROZEN,
     SHARED,
@@ -18,8 +16,9 @@ from mtlopt.labels import (
     check_same_labels,
     label_params,
 )
-from mtlopt.oracle import Grad, Oracle
+from mtlopt.oracle import Oracle
 from mtlopt.per_label import per_label
+from mtlopt.task_grads import Grad, check_updates
 
 PyTree = Any
 Block = Literal["shared", "task"]
@@ -139,8 +138,8 @@ def alternate_blocks(
       Bellavia, Della Santa and Papini, *ATE-SG: alternate through the epochs stochastic
       gradient for multi-task neural networks*, 2026, Algorithms 3.1, 3.2 and A.1.
     """
-    shared_steps = _as_length("shared_steps", shared_steps)
-    task_steps = _as_length("task_steps", task_steps)
+    shared_steps = as_int("shared_steps", shared_steps)
+    task_steps = as_int("task_steps", task_steps)
     both = per_label(lambda label: shared if label == SHARED else task, labels)
     cycle = shared_steps + task_steps
 
@@ -165,6 +164,7 @@ def alternate_blocks(
         partition: Partition | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, AlternateBlocksState]:
+        check_updates(updates, "alternate_blocks")
         if block is not None:
             check_choice("block", block, BLOCKS)
         if partition is not None:
@@ -187,14 +187,6 @@ def alternate_blocks(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _as_length(name: str, steps: Any) -> int:
-    """Returns a number of steps as an int, also of a NumPy one, or raises."""
-    is_int = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
-    if not is_int or steps < 1:
-        raise ValueError(f"`{name}` must be a positive int, got {steps!r}.")
-    return operator.index(steps)
 
 
 def _moves(
@@ -295,7 +287,18 @@ def block_step(
 
 
 def only_state(opt_state: PyTree, kind: type, name: str) -> Any:
-    """Returns the state of a kind in an optimizer's, or raises unless there is one."""
+    """Returns the state of a kind in an optimizer's, or raises unless there is one.
+
+    Raises:
+      ValueError: also if there is a weighting or an aggregator in the optimizer.
+    """
+    if optax.tree.get_all_with_path(opt_state, "task_weights"):
+        raise ValueError(
+            f"`optimizer` must be `{name}` without a weighting or an aggregator, got "
+            "one with `task_weights` in its state: this step takes gradients of "
+            "losses, or of their sum. Leave the method out, or call "
+            "optimizer.update(oracle(params, ...), ...) in a step of your own."
+        )
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
     found = [node for node in nodes if isinstance(node, kind)]
     if len(found) != 1:

@@ -10,13 +10,23 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from mtlopt._checks import as_key, as_mask, check_choice, check_num_tasks, named_vector
+from mtlopt._checks import (
+    as_int,
+    as_key,
+    as_mask,
+    check_choice,
+    check_num_tasks,
+    check_state_tasks,
+    is_int,
+    named_vector,
+)
 from mtlopt.alternation.blocks import Stepped, only_state
 from mtlopt.alternation.per_task import PerTask, scan_turns
 from mtlopt.heads import SeparateHeads, StackedHeads
 from mtlopt.labels import SHARED, Partition, Rules, check_same_labels, label_params
-from mtlopt.oracle import Grad, Oracle
+from mtlopt.oracle import Oracle
 from mtlopt.per_label import advance, join, per_label, select
+from mtlopt.task_grads import Grad, check_updates
 
 PyTree = Any
 
@@ -118,11 +128,11 @@ def individual_optimizers(
         partition: Partition | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, IndividualOptimizersState]:
+        check_updates(updates, "individual_optimizers")
         if isinstance(task, str):
             task, active = _by_name(task, active, partition, num_tasks)
-        is_known = isinstance(task, int | np.integer)
-        is_bool = isinstance(task, bool)
-        if task is None or is_bool or (is_known and not 0 <= task < num_tasks):
+        is_index = task is not None and not isinstance(task, bool)
+        if not is_index or (is_int(task) and task not in range(num_tasks)):
             raise ValueError(
                 f"`task` must be the index of a task, between 0 and {num_tasks - 1}, "
                 f"got {task!r}."
@@ -130,6 +140,9 @@ def individual_optimizers(
         if partition is not None:
             check_same_labels(labels, updates, partition)
         names = label_params(updates, labels)
+        if isinstance(state.shared, PerTask):
+            for leaf in jax.tree.leaves(state.shared):
+                check_state_tasks("individual_optimizers", len(leaf), num_tasks)
         kept = state.shared if share_state else state.shared.take(task)
         moved, kept = advance(
             inner,
@@ -176,11 +189,7 @@ def random_groups(key: int | jax.Array, num_tasks: int, num_groups: int) -> jax.
       2021, section 3.4.
     """
     check_num_tasks(num_tasks)
-    if not isinstance(num_groups, int) or not 1 <= num_groups <= num_tasks:
-        raise ValueError(
-            f"`num_groups` must be between 1 and {num_tasks}, the number of tasks, got "
-            f"{num_groups!r}."
-        )
+    num_groups = as_int("num_groups", num_groups, high=num_tasks)
     dealt = jnp.arange(num_tasks, dtype=jnp.int32) % num_groups
     return jax.random.permutation(as_key(key), dealt)
 
@@ -252,11 +261,8 @@ def individual_step(
       2021, equations 4, 7 and 8.
     """
     num_tasks = oracle.num_tasks
-    if num_groups is not None and not 1 <= num_groups <= num_tasks:
-        raise ValueError(
-            f"`num_groups` must be between 1 and {num_tasks}, the number of tasks, got "
-            f"{num_groups!r}."
-        )
+    if num_groups is not None:
+        num_groups = as_int("num_groups", num_groups, high=num_tasks)
     optimizer = optax.with_extra_args_support(optimizer)
     turns = num_tasks if num_groups is None else num_groups
     heads = getattr(oracle.problem, "heads", None)

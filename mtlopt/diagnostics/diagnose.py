@@ -32,6 +32,9 @@ class Diagnosis(NamedTuple):
       condition: condition number of the row-normalised Gramian, that is of `cosines`;
         infinite if the directions are linearly dependent to its precision.
       present: `[tasks]` bool, the tasks that were looked at.
+      finite_losses: `[tasks]` bool, whether the loss is finite; True if absent.
+      finite_gradients: `[tasks]` bool, the same of the gradient, that of the task's
+        head included.
       tasks: names of the tasks.
     """
 
@@ -44,6 +47,8 @@ class Diagnosis(NamedTuple):
     relative_gap: jax.Array
     condition: jax.Array
     present: jax.Array
+    finite_losses: jax.Array
+    finite_gradients: jax.Array
     tasks: TaskNames
 
 
@@ -63,8 +68,9 @@ def diagnose(grads: TaskGrads) -> Diagnosis:
     Absent tasks are left out of every number; their norms and cosines are zero. A
     Gramian shows the gap only down to `sqrt(eps)` times the norms (3e-4 in float32).
     NaN or infinity in a gradient makes every scalar NaN, and its own norm and cosines
-    show it. If all gradients are zero, so is the gap, and nothing that compares their
-    lengths is a number. With no task present no number has a meaning.
+    show it. A NaN in a loss, or in the gradient of a head, is shown by the last two
+    fields only. If all gradients are zero, so is the gap, and nothing that compares
+    their lengths is a number. With no task present no number has a meaning.
 
     Args:
       grads: gradients of the tasks, from a `task_grad` oracle.
@@ -114,5 +120,7 @@ def diagnose(grads: TaskGrads) -> Diagnosis:
         relative_gap=jnp.where(total == 0, gap, gap * jnp.sum(there) / total),
         condition=jnp.square(dominance_rate(cosines, present)),
         present=there,
+        finite_losses=jnp.isfinite(grads.losses) | ~there,
+        finite_gradients=(jnp.isfinite(norms) & grads.finite_heads()) | ~there,
         tasks=TaskNames(grads.tasks),
     )

@@ -8,6 +8,7 @@ import optax
 
 from mtlopt.labels import SHARED, Rules, label_params
 from mtlopt.linalg.gramian import solver_dtype
+from mtlopt.task_grads import check_updates
 
 
 class TrackDistanceState(NamedTuple):
@@ -83,6 +84,7 @@ def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
         **extra_args: Any,
     ) -> tuple[Any, TrackDistanceState]:
         del extra_args
+        check_updates(updates, "track_distance")
         if params is None:
             raise ValueError(
                 "`params` must be given to the update of track_distance, got None."

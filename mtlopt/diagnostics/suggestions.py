@@ -77,16 +77,9 @@ def suggestions(diagnosis: Diagnosis, tasks: Sequence[str] | None = None) -> lis
         raise ValueError(
             f"`tasks` must have one name per task, {num_tasks}, got {len(names)}."
         )
-    norms = np.asarray(diagnosis.norms).reshape(-1, num_tasks)
-    finite = np.all(np.isfinite(norms), axis=0).tolist()
-    if not (all(finite) and np.isfinite(diagnosis.cosines).all()):
-        broken = [name for name, ok in zip(names, finite, strict=True) if not ok]
-        whose = f"The gradient of {', '.join(broken)}" if broken else "A cosine"
-        return [
-            f"{whose} is not finite: find the loss that breaks, lower the learning "
-            "rate, leave the task out where its loss is not finite (`present`), or "
-            "skip such steps by skip_not_finite."
-        ]
+    broken = _not_finite(diagnosis, names)
+    if broken:
+        return broken
     if np.sum(diagnosis.present, axis=-1).max() < 2:
         return ["No batch has two tasks: there is nothing to balance."]
     summary = _summarize(diagnosis, names)
@@ -94,6 +87,25 @@ def suggestions(diagnosis: Diagnosis, tasks: Sequence[str] | None = None) -> lis
     return found or [
         "Nothing is conspicuous: a summed loss (sum_tasks) with a tuned learning rate "
         "is hard to beat."
+    ]
+
+
+def _not_finite(diagnosis: Diagnosis, names: list[str]) -> list[str]:
+    """Says whose numbers are not finite, in any of the measurements."""
+    whose = []
+    for what, finite in (
+        ("loss", diagnosis.finite_losses),
+        ("gradient", diagnosis.finite_gradients),
+    ):
+        everywhere = np.all(np.reshape(finite, (-1, len(names))), axis=0).tolist()
+        broken = [name for name, ok in zip(names, everywhere, strict=True) if not ok]
+        whose += [f"The {what} of {', '.join(broken)}"] if broken else []
+    if not whose and not np.isfinite(diagnosis.cosines).all():
+        whose = ["A cosine"]
+    return [
+        f"{one} is not finite: find the function that breaks, or lower the learning "
+        "rate. skip_not_finite leaves such steps out, with per_task=True such tasks."
+        for one in whose
     ]
 
 

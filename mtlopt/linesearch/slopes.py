@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtlopt._shards import check_whole
 from mtlopt.labels import STACKED
 from mtlopt.linalg.gramian import sum_entries
 from mtlopt.rows import inner_products, scale_rows
@@ -59,6 +60,7 @@ def slopes(grads: TaskGrads, update: Any) -> Slopes:
     if not shared:
         return Slopes(jnp.zeros_like(own), own, jnp.zeros_like(own))
     rows, direction = grads.linear.seen(shared)
+    check_whole(rows, grads.losses)
     rows = scale_rows(rows, jnp.ones(num_tasks, own.dtype), present)
     along = inner_products(rows, direction)
     lengths = jnp.sqrt(sum(sum_entries(_squares(leaf, along)) for leaf in rows))

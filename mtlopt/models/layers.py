@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from mtlopt._checks import check_choice, check_fraction, check_positive
+from mtlopt._checks import as_int, check_choice, check_fraction, check_positive
 from mtlopt.models._formulations import (
     Padding,
     at_least_float32,
@@ -142,8 +142,8 @@ def max_pool(
     """
     stride = window if stride is None else stride
     _check_images(x)
-    _check_size("window", window)
-    _check_size("stride", stride)
+    as_int("window", window)
+    as_int("stride", stride)
     pads = _pads(x, padding, (window, window), stride)
     _check_fits("window", (window, window), "the padded image", x, pads)
     return on_platform(
@@ -388,9 +388,9 @@ def _conv_pool(
             f"`bias` must have shape {kernel.shape[3:]}, one number for each feature "
             f"of `kernel`, got shape {bias.shape}."
         )
-    _check_size("stride", stride)
-    _check_size("dilation", dilation)
-    _check_size("window", pool)
+    as_int("stride", stride)
+    as_int("dilation", dilation)
+    as_int("window", pool)
     rows, columns = kernel.shape[:2]
     size = dilated_size(rows, dilation), dilated_size(columns, dilation)
     pads = _pads(x, padding, size, stride)
@@ -444,11 +444,6 @@ def _check_images(x: jax.Array) -> None:
             "`x` must be a float array of shape [batch, height, width, channels], got "
             f"{x.dtype} of shape {x.shape}."
         )
-
-
-def _check_size(name: str, size: int) -> None:
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"`{name}` must be a positive int, got {size!r}.")
 
 
 def _check_fits(

@@ -30,6 +30,7 @@ def weight_by_losses(
       A weighting whose state is a `TaskWeightsState`.
     """
     check_num_tasks(num_tasks)
+    method = weights.__qualname__.partition(".")[0]  # the factory that defines it
 
     def init_fn(params: Any) -> TaskWeightsState:
         del params
@@ -39,7 +40,7 @@ def weight_by_losses(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, method)
         losses = jax.lax.stop_gradient(grads.losses).astype(state.task_weights.dtype)
         vectors = {name: read(grads.tasks) for name, read in arguments.items()}
         found = weights(losses, grads.present, **vectors)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_num_tasks, check_positive
+from mtlopt._checks import as_int, check_num_tasks, check_positive
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.task_grads import check_task_grads
 
@@ -101,10 +101,7 @@ def weight_by_dwa(
     """
     check_num_tasks(num_tasks)
     check_positive("temperature", temperature)
-    if not isinstance(steps_per_epoch, int) or steps_per_epoch < 1:
-        raise ValueError(
-            f"`steps_per_epoch` must be a positive int, got {steps_per_epoch!r}."
-        )
+    steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch)
 
     def init_fn(params: Any) -> WeightByDwaState:
         del params
@@ -116,7 +113,7 @@ def weight_by_dwa(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, WeightByDwaState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "weight_by_dwa")
         there = jnp.ones(num_tasks, bool) if grads.present is None else grads.present
         dtype = state.total.dtype
         weights = jnp.where(

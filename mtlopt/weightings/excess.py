@@ -94,7 +94,9 @@ def weight_by_excess(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, WeightByExcessState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params).keep_rows()
+        grads = check_task_grads(
+            updates, num_tasks, params, state, "weight_by_excess"
+        ).keep_rows()
         rows = grads.rows().leaves()
         check_row_state(state.squares, rows)
         there = jnp.ones(num_tasks, bool) if grads.present is None else grads.present

@@ -165,7 +165,7 @@ def weight_by_famo(
         **extra_args: Any,
     ) -> tuple[Any, WeightByFamoState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "weight_by_famo")
         dtype = state.logits.dtype
         losses = jax.lax.stop_gradient(grads.losses).astype(dtype)
         there = everyone(losses, grads.present)

@@ -58,10 +58,10 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
-        del state, extra_args
+        del extra_args
         if isinstance(updates, TaskGrads):
             read(updates.tasks)  # its error names the weights
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "weight_by_fixed")
         factors = read(grads.tasks)
         used = factors.astype(float)
         if grads.present is not None:

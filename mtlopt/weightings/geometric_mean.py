@@ -68,4 +68,8 @@ def weight_by_geometric_mean(num_tasks: int) -> optax.GradientTransformationExtr
       Loss Strategy for Multi-Task Learning*, CVPR Workshops 2019. LibMTL descends the
       same `S`; the weights that it reports are not the derivatives.
     """
-    return weight_by_losses(num_tasks, geometric_mean_weights)
+
+    def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:
+        return geometric_mean_weights(losses, present)
+
+    return weight_by_losses(num_tasks, weights)

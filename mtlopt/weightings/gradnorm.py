@@ -111,7 +111,9 @@ def weight_by_gradnorm(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, WeightByGradnormState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(
+            updates, num_tasks, params, state, "weight_by_gradnorm"
+        )
         weights = state.learned
         there = jnp.ones(num_tasks, bool) if grads.present is None else grads.present
         losses = jnp.where(there, grads.losses.astype(weights.dtype), 0)

@@ -84,7 +84,7 @@ def weight_by_imtl_l(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, WeightByImtlLState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "weight_by_imtl_l")
         scales = jnp.exp(state.log_scale)
         slope = bounded_slope(scales * grads.losses.astype(scales.dtype) - 1)
         steps, inner_state = jax.vmap(functools.partial(advance, inner))(

@@ -62,4 +62,8 @@ def weight_by_log(num_tasks: int) -> optax.GradientTransformationExtraArgs:
       Lin et al., *Dual-Balancing for Multi-Task Learning*, arXiv 2308.12029, 2023,
       section 3.1. LibMTL adds 1e-8 to the losses.
     """
-    return weight_by_losses(num_tasks, log_weights)
+
+    def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:
+        return log_weights(losses, present)
+
+    return weight_by_losses(num_tasks, weights)

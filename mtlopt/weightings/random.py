@@ -75,7 +75,7 @@ def weight_by_random(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, WeightByRandomState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(updates, num_tasks, params, state, "weight_by_random")
         key, draw_key = jax.random.split(state.key)
         dtype = state.task_weights.dtype
         if distribution == "normal":

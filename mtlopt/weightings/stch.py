@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import (
+    as_int,
     check_num_tasks,
     check_positive,
     preference_argument,
@@ -226,16 +227,10 @@ def weight_by_log_stch(
     """
     check_num_tasks(num_tasks)
     check_positive("mu", mu)
-    if not isinstance(warmup_steps, int) or warmup_steps < 1:
-        raise ValueError(
-            f"`warmup_steps` must be a positive int, got {warmup_steps!r}."
-        )
-    averaged = warmup_steps if nadir_steps is None else nadir_steps
-    if not isinstance(averaged, int) or not 1 <= averaged <= warmup_steps:
-        raise ValueError(
-            f"`nadir_steps` must be an int from 1 to {warmup_steps}, the number of "
-            f"warm-up steps, got {nadir_steps!r}."
-        )
+    warmup_steps = as_int("warmup_steps", warmup_steps)
+    averaged = warmup_steps  # of which the last ones
+    if nadir_steps is not None:
+        averaged = as_int("nadir_steps", nadir_steps, high=warmup_steps)
 
     def init_fn(params: Any) -> WeightByLogStchState:
         del params
@@ -251,7 +246,9 @@ def weight_by_log_stch(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, WeightByLogStchState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(
+            updates, num_tasks, params, state, "weight_by_log_stch"
+        )
         losses = jax.lax.stop_gradient(grads.losses).astype(state.nadir.dtype)
         there = everyone(losses, grads.present)
         warm = state.count < warmup_steps

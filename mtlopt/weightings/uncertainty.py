@@ -113,7 +113,9 @@ def weight_by_uncertainty(
         **extra_args: Any,
     ) -> tuple[Any, WeightByUncertaintyState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params)
+        grads = check_task_grads(
+            updates, num_tasks, params, state, "weight_by_uncertainty"
+        )
         dtype = state.log_variance.dtype
         weights = jnp.asarray(factors(grads.tasks), dtype)
         weights *= jnp.exp(-state.log_variance)

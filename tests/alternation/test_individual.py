@@ -354,9 +354,9 @@ def test_bad_arguments():
         tx.update(params, state, params)
     with pytest.raises(ValueError, match=r"`task` must be.*between 0 and 2, got 3"):
         tx.update(params, state, params, task=3)
-    with pytest.raises(ValueError, match="`num_groups` must be between 1 and 3"):
+    with pytest.raises(ValueError, match="`num_groups` must be an int from 1 to 3"):
         mtlopt.individual_step(oracle, tx, 4)
-    with pytest.raises(ValueError, match="`num_groups` must be between 1 and 3"):
+    with pytest.raises(ValueError, match="`num_groups` must be an int from 1 to 3"):
         mtlopt.random_groups(0, 3, 0)
     with pytest.raises(ValueError, match="`groups` must be passed"):
         mtlopt.individual_step(oracle, tx, 2)(params, state, *batch(0))

@@ -146,9 +146,42 @@ def test_names_are_public():
     rows = [over for over, _ in SIDES.values()]
     rows += [jnp.eye(2), jnp.full((2, 2), jnp.nan)]
     text = " ".join(sentence for each in rows for sentence in said(each))
-    names = set(re.findall(r"\b[a-z]+_[a-z_]+\b", text)) - {"weight_by_"}
+    names = set(re.findall(r"\b[a-z]+_[a-z_]+\b", text)) - {"weight_by_", "per_task"}
     names |= {"pcgrad", "cagrad", "upgrad", "dualproj", "mgda"} & set(text.split())
     assert len(names) > 5
     for name in names:
         assert hasattr(mtlopt, name) or hasattr(optax, name)
     assert any(name.startswith("weight_by_") for name in mtlopt.__all__)
+
+
+def test_losses_and_heads_that_are_not_finite():
+    """Of both, the gradient over the shared parameters may be finite."""
+    oracle = mtlopt.task_grad(
+        {
+            "left": lambda p, z, nan: p["left"] * z + nan[0],
+            "right": lambda p, z, nan: p["right"] * z + jnp.sqrt(nan[1] * p["right"]),
+        },
+        {"w": "shared", "left": "left", "right": "right"},
+        encode=lambda p, nan: p["w"],
+    )
+    params = dict.fromkeys(("w", "left", "right"), jnp.ones(()))
+
+    @jax.jit
+    def look(nan, present):
+        return mtlopt.diagnose(oracle(params, nan, present=present))
+
+    both = jnp.ones(2, bool)
+    for nan, present, broken in (
+        ([jnp.nan, 1.0], both, ["The loss of left is"]),
+        ([0.0, 0.0], both, ["The gradient of right is"]),  # the loss is 1
+        ([jnp.inf, 0.0], both, ["The loss of left is", "The gradient of right is"]),
+        ([jnp.nan, 1.0], jnp.array([False, True]), []),
+        ([0.0, 1.0], both, []),
+    ):
+        found = look(jnp.array(nan), present)
+        assert np.isfinite(found.norms).all()
+        said = mtlopt.suggestions(found, TASKS)
+        not_finite = [one for one in said if "not finite" in one]
+        assert len(not_finite) == len(broken)
+        for sentence, start in zip(not_finite, broken, strict=True):
+            assert sentence.startswith(start)

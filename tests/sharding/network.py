@@ -45,13 +45,18 @@ def make_batches(seed=1):
 
 
 def make_oracle(
-    constrain=lambda array: array, whole=lambda leaf: leaf, labels=LABELS, **options
+    constrain=lambda array: array,
+    whole=lambda leaf: leaf,
+    reduce=lambda loss: loss,
+    labels=LABELS,
+    **options,
 ):
     """Returns the oracle.
 
     Args:
       constrain: applied to the activations.
       whole: applied to the encoder's leaves before they are used.
+      reduce: applied to the losses.
       labels: who owns which leaf.
       **options: of `task_grad`.
     """
@@ -63,8 +68,8 @@ def make_oracle(
 
     def make_loss(task):
         index = TASKS.index(task)
-        return lambda params, z, batch: jnp.mean(
-            (z @ params["heads"][task] - batch[1][:, index]) ** 2
+        return lambda params, z, batch: reduce(
+            jnp.mean((z @ params["heads"][task] - batch[1][:, index]) ** 2)
         )
 
     losses = {task: make_loss(task) for task in TASKS}

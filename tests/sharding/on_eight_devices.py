@@ -13,6 +13,7 @@ import optax
 from jax.sharding import AxisType, PartitionSpec, reshard
 
 import mtlopt
+from tests.problems import QUICK
 from tests.sharding import comparison, network
 
 
@@ -51,6 +52,28 @@ def microbatches(expected):
         "errors": comparison.errors(jax.device_get(updates), expected),
         "all-gather": comparison.collectives(text, "all-gather"),
     }
+
+
+def shard_map(expected):
+    """Errors of methods inside `jax.shard_map`, with losses of all shards."""
+    mesh, batch = network.make_mesh(), PartitionSpec(network.AXIS)
+    oracle = network.make_oracle(reduce=lambda loss: jax.lax.pmean(loss, network.AXIS))
+    everything = comparison.all_methods()
+    some = {name: everything[name] for name in ("sum_tasks", "mgda", "pcgrad", "moco")}
+    step = jax.jit(
+        jax.shard_map(
+            comparison.make_step(oracle, some),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), batch),
+            out_specs=PartitionSpec(),
+        ),
+        compiler_options=QUICK,
+    )
+    params = network.make_params()
+    states = comparison.init_states(params, some)
+    for one in network.make_batches():
+        updates, states = step(states, params, one)
+    return {"errors": comparison.errors(jax.device_get(updates), expected)}
 
 
 def frozen_leaf():
@@ -97,6 +120,7 @@ def main():
         "explicit": explicit_specs(comparison.all_methods(), network.LABELS),
         "frozen": frozen_leaf(),
         "microbatches": microbatches(expected),
+        "shard_map": shard_map(expected),
     }
     print(json.dumps(found))
 

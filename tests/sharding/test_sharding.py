@@ -116,8 +116,9 @@ def test_replicated_parameters_need_no_gather(found):
     assert found["data"]["all-gather"] == []
 
 
-def test_microbatches_equal_one_device(found):
-    errors = found["microbatches"]["errors"]
+@pytest.mark.parametrize("kind", ["microbatches", "shard_map"])
+def test_other_options_equal_one_device(found, kind):
+    errors = found[kind]["errors"]
     assert errors
     assert max(errors.values()) <= RTOL
 

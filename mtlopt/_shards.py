@@ -1,0 +1,79 @@
+"""Inside `jax.shard_map`: what lies in parts on the shards of a mesh axis.
+
+There a program sees its own shard only. JAX keeps in the type of every array over which
+axes it differs between shards; gradients of what does not differ it adds up by itself.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+_INSTEAD = " Or let jax.jit shard the step instead of jax.shard_map."
+
+
+def _manual_axes() -> tuple[str, ...]:
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _varying(tree: Any) -> set[str]:
+    """Returns the axes over which some array of a tree differs between shards."""
+    axes = set()
+    for leaf in jax.tree.leaves(tree):
+        if hasattr(leaf, "dtype"):
+            aval = jax.typeof(leaf)
+            axes |= aval.vma if hasattr(aval, "vma") else aval.mat.varying
+    return axes
+
+
+def _listed(axes: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(axes)))
+
+
+def check_losses(losses: jax.Array, params: Any) -> None:
+    """Raises unless losses are those of all shards that have the same parameters.
+
+    Args:
+      losses: `[tasks]`.
+      params: parameters.
+
+    Raises:
+      ValueError: names the mesh axes.
+    """
+    manual = _manual_axes()
+    if not manual:
+        return
+    if not _varying(jax.lax.axis_index(manual[0])):
+        raise ValueError(
+            "`check_vma` of jax.shard_map must be True around an oracle, got False: "
+            "JAX would not add up the gradients of the shards." + _INSTEAD
+        )
+    for leaf in jax.tree.leaves(params):
+        alone = _varying(losses) - _varying(leaf)
+        if alone:
+            raise ValueError(
+                f"the losses differ between the shards of the mesh axis "
+                f"{_listed(alone)}, which have parameters in common. Return "
+                f"jax.lax.pmean(loss, {_listed(alone)}) from every loss." + _INSTEAD
+            )
+
+
+def check_whole(rows: Any, losses: jax.Array) -> None:
+    """Raises if rows are split between shards: inner products would miss the others.
+
+    Args:
+      rows: arrays that rows are made of.
+      losses: `[tasks]`, which are of as many shards as the inner products are to be.
+
+    Raises:
+      ValueError: names the mesh axes.
+    """
+    split = _varying(rows) - _varying(losses) if _manual_axes() else ()
+    if split:
+        raise ValueError(
+            f"the rows must be whole on every shard, got a part on each shard of the "
+            f"mesh axis {_listed(split)}: inner products would miss the other parts. "
+            "Let jax.jit shard the step instead of jax.shard_map. Inside of it, "
+            "in_latent_space, GradNorm without `layer`, line searches, streaming, "
+            "microbatches and sharded parameters do not work."
+        )

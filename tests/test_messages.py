@@ -1,0 +1,259 @@
+"""One thing in the place of another: it works, or a sentence says what to do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtlopt
+from mtlopt import METHODS
+from tests.problems import ROUTES, assert_close, matrix_oracle
+
+LABELS = {"w": "shared", "a": "a", "b": "b"}
+PARAMS = {"w": jnp.ones(2), "a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0, 1.0])}
+ORACLE = mtlopt.task_grad(
+    {name: lambda p, name=name: jnp.vdot(p[name], p["w"]) for name in ("a", "b")},
+    LABELS,
+)
+
+
+def test_what_a_loss_may_not_read_of_the_encoder():
+    """The advice is not to label it as it is labelled."""
+    oracle = mtlopt.task_grad(
+        {"a": lambda p, z: jnp.vdot(p["a"], z) + p["w"][0]},
+        {"w": "shared", "a": "a"},
+        encode=lambda p: p["w"],
+    )
+    with pytest.raises(ValueError, match="reads the shared leaf `w`") as error:
+        oracle({"w": PARAMS["w"], "a": PARAMS["a"]})
+    assert "Let encode return it as part of z" in str(error.value)
+    assert "abel" not in str(error.value)
+
+
+def test_numpy_batches_with_stacked_heads():
+    """A head indexes the batch by a traced task, also op by op."""
+
+    def head(params, z, task, x, y, names):
+        assert names == ["a name"]
+        return jnp.mean((x @ params["heads"] * z - y[:, task]) ** 2)
+
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(head, 3),
+        {"w": "shared", "heads": "stacked"},
+        encode=lambda params, *_: jnp.sum(params["w"]),
+    )
+    params = {"w": jnp.ones(2), "heads": jnp.arange(6.0).reshape(3, 2)}
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 2)), rng.normal(size=(4, 3))
+    outputs = 2 * x @ np.asarray(params["heads"]).T
+    grads = oracle(params, x, y, ["a name"])
+    expected = np.mean((outputs - y) ** 2, axis=0)
+    np.testing.assert_allclose(grads.losses, expected, rtol=1e-5)
+    after = grads.losses_at(params)
+    np.testing.assert_allclose(after, expected, rtol=1e-5)
+    np.testing.assert_allclose(oracle.losses(params, x, y, ["a name"]), expected, 1e-5)
+    alone = oracle.task(1, params, x, y, ["a name"])
+    np.testing.assert_allclose(alone.losses, expected[1], rtol=1e-5)
+    residual = 2 * (outputs - y)[:, 1] @ (2 * x) / 4
+    np.testing.assert_allclose(alone.grad["heads"][1], residual, rtol=1e-5)
+
+
+TAKES_UPDATES = {
+    "per_label": mtlopt.per_label(optax.sgd(0.1), LABELS),
+    "alternate_blocks": mtlopt.alternate_blocks(optax.sgd(0.1), optax.sgd(0.1), LABELS),
+    "individual_optimizers": mtlopt.individual_optimizers(optax.sgd(0.1), 2, LABELS),
+    "track_distance": mtlopt.track_distance(LABELS),
+    "skip_not_finite": mtlopt.skip_not_finite(optax.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", TAKES_UPDATES)
+def test_a_grad_where_its_gradient_is_meant(name):
+    tx = TAKES_UPDATES[name]
+    grad = ORACLE.block("shared", PARAMS)
+    with pytest.raises(TypeError, match=f"not be a Grad.*Pass its `.grad` to `{name}`"):
+        tx.update(grad, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("tx", [mtlopt.mgda(2), mtlopt.weight_by_dwa(2)])
+def test_a_grad_where_those_of_all_tasks_are_meant(tx):
+    grad = ORACLE.task("a", PARAMS)
+    with pytest.raises(TypeError, match=r"got Grad, which has one.*Pass its `\.grad`"):
+        tx.update(grad, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("name", sorted(TAKES_UPDATES.keys() - {"skip_not_finite"}))
+def test_task_gradients_where_updates_are_meant(name):
+    tx = TAKES_UPDATES[name]
+    with pytest.raises(TypeError, match=f"Chain an aggregator before `{name}`"):
+        tx.update(ORACLE(PARAMS), tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (mtlopt.block_step, "alternate_blocks"),
+        (mtlopt.individual_step, "individual_optimizers"),
+    ],
+)
+@pytest.mark.parametrize("method", [mtlopt.mgda(2), mtlopt.weight_by_famo(2)])
+def test_a_method_in_a_step_on_plain_losses(step, name, method):
+    tx = optax.chain(method, TAKES_UPDATES[name])
+    with pytest.raises(ValueError, match=f"`{name}` without a weighting or an aggreg"):
+        step(ORACLE, tx)(PARAMS, tx.init(PARAMS))
+
+
+def test_complex_parameters():
+    with pytest.raises(ValueError, match=r"parameter `w` must be real, got complex64"):
+        ORACLE(PARAMS | {"w": jnp.ones(2, complex)})
+
+
+# Optax's own errors, which quote a class and a leaf.
+
+
+def fails_from_the_second_step(inner):
+    return optax.conditionally_mask(inner, lambda step: step < 1)
+
+
+TRUNK = {"w": True, "a": False, "b": False}
+AROUND = {
+    "conditionally_mask": fails_from_the_second_step,
+    "masked": lambda inner: optax.masked(inner, TRUNK),
+    "MultiSteps": lambda inner: optax.MultiSteps(inner, 2).gradient_transformation(),
+    "apply_if_finite": lambda inner: optax.apply_if_finite(inner, 3),
+    "flatten": optax.flatten,
+    "partition": lambda inner: optax.partition({True: inner, False: inner}, TRUNK),
+}
+BEFORE = {
+    "zero_nans": optax.zero_nans(),
+    "set_to_zero": optax.set_to_zero(),
+    "clip": optax.clip(1.0),
+    "clip_by_global_norm": optax.clip_by_global_norm(1.0),
+    "scale": optax.scale(0.5),
+    "trace": optax.trace(0.9),
+    "adam": optax.scale_by_adam(),
+    "masked": optax.masked(optax.clip(1.0), TRUNK),
+    "lbfgs": optax.scale_by_lbfgs(),
+}
+DWA, MGDA = mtlopt.weight_by_dwa(2), mtlopt.mgda(2)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        *(optax.chain(wrap(DWA), MGDA) for wrap in AROUND.values()),
+        *(wrap(optax.chain(MGDA, optax.sgd(0.1))) for wrap in AROUND.values()),
+        *(optax.chain(before, MGDA) for before in BEFORE.values()),
+        optax.chain(DWA, optax.sgd(0.1)),
+        DWA,
+    ],
+    ids=[
+        *(f"{name} around the weighting" for name in AROUND),
+        *(f"{name} around the chain" for name in AROUND),
+        *(f"{name} before the aggregator" for name in BEFORE),
+        "no aggregator",
+        "a weighting alone",
+    ],
+)
+def test_misplaced_transforms(tx):
+    def step(state):
+        updates, state = tx.update(ORACLE(PARAMS), state, PARAMS)
+        return optax.apply_updates(PARAMS, updates), state
+
+    with pytest.raises((TypeError, ValueError), match="an aggregator before this tran"):
+        jax.eval_shape(step, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize("name", ["zero_nans", "set_to_zero"])
+def test_zeros_are_refused_op_by_op(name):
+    with pytest.raises(
+        TypeError, match=r"replace gradients of the tasks by zeros\. Put"
+    ):
+        BEFORE[name].update(ORACLE(PARAMS), BEFORE[name].init(PARAMS), PARAMS)
+
+
+def test_a_weighting_that_ends_is_no_mistake():
+    """Where the condition fails, the gradients pass unchanged: the plain sum."""
+    weighting = mtlopt.weight_by_fixed([1.0, 5.0])
+    tx = optax.chain(
+        optax.conditionally_transform(weighting, lambda step: step < 1),
+        mtlopt.sum_tasks(2),
+    )
+
+    @jax.jit
+    def update(state):
+        return tx.update(ORACLE(PARAMS), state, PARAMS)
+
+    first, state = update(tx.init(PARAMS))
+    second, _ = update(state)
+    np.testing.assert_allclose(first["w"], PARAMS["a"] + 5 * PARAMS["b"])
+    np.testing.assert_allclose(second["w"], PARAMS["a"] + PARAMS["b"])
+    assert update._cache_size() == 1
+
+
+def test_a_grad_in_optax():
+    """JAX names the class, in whose name newer versions read what to do."""
+    assert repr(mtlopt.Grad) == "<class 'mtlopt.Grad': pass its `.grad`>"
+    grad, adam = ORACLE.block("task", PARAMS), optax.adam(0.1)
+    for update in (
+        lambda: adam.update(grad, adam.init(PARAMS), PARAMS),
+        lambda: optax.apply_updates(PARAMS, grad),
+    ):
+        with pytest.raises(ValueError, match=r"Grad|Expected named tuple"):
+            update()
+
+
+# NumPy's numbers, as `len` of an array or a configuration gives them.
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_numbers_of_tasks_of_numpy(name):
+    """All types are those of a Python int, also in double precision."""
+    oracle = matrix_oracle(4)
+    txs = [METHODS[name].make(number) for number in (np.int64(4), 4)]
+
+    def types(tx):
+        state = jax.eval_shape(tx.init, jnp.zeros(6))
+        out = jax.eval_shape(
+            lambda state: tx.update(
+                oracle(jnp.zeros(6), jnp.ones((4, 6)), jnp.ones(4)), state
+            ),
+            state,
+        )
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, out))
+
+    with jax.enable_x64(True):
+        found, expected = map(types, txs)
+    assert found == expected
+
+
+def test_other_ints_of_numpy():
+    two = np.int64(2)
+    groups = mtlopt.random_groups(0, np.int32(4), two)
+    assert jnp.bincount(groups).tolist() == [2, 2]
+    for make in (
+        lambda n: mtlopt.nash_mtl(4, update_every=n),
+        lambda n: mtlopt.sdmgrad(4, num_steps=n),
+        lambda n: mtlopt.krum(6, num_byzantine=n, num_selected=n),
+        lambda n: mtlopt.trimmed_mean(5, trim=n),
+        lambda n: mtlopt.weight_by_dwa(4, steps_per_epoch=n),
+        lambda n: mtlopt.weight_by_log_stch(4, warmup_steps=n, nadir_steps=n),
+        lambda n: mtlopt.maximum_roaming(n, {"a": n}, 0.5, 4),
+        lambda n: mtlopt.task_grad({"a": jnp.sum}, "shared", batching=n),
+        lambda n: mtlopt.task_grad({"a": jnp.sum}, "shared", microbatches=n),
+        lambda n: mtlopt.individual_step(ORACLE, optax.sgd(0.1), num_groups=n),
+    ):
+        make(two)
+        for wrong in (two.astype(float), np.int64(-1), True):
+            with pytest.raises((ValueError, TypeError), match=r"must be a|from 1 to"):
+                make(wrong)
+    tx = mtlopt.nash_mtl(2, update_every=two)
+    with jax.enable_x64(True):
+        rows = mtlopt.TaskGrads.from_rows(jnp.eye(2))
+        state = jax.eval_shape(lambda s: tx.update(rows, s)[1], tx.init(jnp.zeros(2)))
+        assert state.count.dtype == jnp.int32
+    masks = {"layer": jnp.eye(2, dtype=bool)}
+    assert_close(mtlopt.task_masks(masks, np.int64(1)), mtlopt.task_masks(masks, 1))
+    with pytest.raises(ValueError, match="`task` must be between 0 and 1"):
+        mtlopt.task_masks(masks, two)
