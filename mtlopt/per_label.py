@@ -158,7 +158,8 @@ def per_label(
 
 def _check_state(state: PerLabelState, updates: PyTree, names: PyTree) -> None:
     """Raises unless there is a state of each label, and of each stacked head."""
-    found, expected = set(state.inner_states), set(jax.tree.leaves(names))
+    found = set(state.inner_states)
+    expected = set(jax.tree.leaves(names)) - {FROZEN}
     if found != expected:
         raise ValueError(
             f"`state` must be that of `per_label` for the labels {sorted(expected)}, "

@@ -87,10 +87,19 @@ def test_weighting_costs_a_plain_step():
     assert step(mtlopt.mean_tasks(8)) <= 1.01 * plain_step()
 
 
+@pytest.fixture
+def ordinary(monkeypatch):
+    """Without the branches that look at the rows again, of which XLA counts both.
+
+    They run if squares are no numbers, or if rows nearly depend on each other.
+    """
+    monkeypatch.setattr(jax.lax, "cond", lambda _, usual, again, *args: usual(*args))
+
+
+@pytest.mark.usefixtures("ordinary")
 @pytest.mark.parametrize("name", ["mgda_ub", "aligned_mtl_ub"])
 def test_latent_space_costs_a_plain_step(name):
-    """XLA counts the Gramian twice: its `cond` scales the rows if squares are lost."""
-    assert step(mtlopt.METHODS[name].make(8)) <= 1.08 * plain_step()
+    assert step(mtlopt.METHODS[name].make(8)) <= 1.04 * plain_step()
 
 
 def test_parameter_space_costs_a_pullback_per_task():
@@ -98,6 +107,7 @@ def test_parameter_space_costs_a_pullback_per_task():
     assert step(mtlopt.aligned_mtl(8)) > 4 * plain_step()
 
 
+@pytest.mark.usefixtures("ordinary")
 def test_tasks_that_are_left_out_cost_no_pullback():
     """Two of eight are seen: two backward passes over the trunk instead of eight."""
     tx = mtlopt.leave_out(mtlopt.mgda(8), TASKS[2:])
@@ -113,12 +123,14 @@ def test_rows_that_a_weighting_reads_are_made_once(behind, present):
     assert step(tx, present) <= 1.09 * step(mtlopt.aligned_mtl(8), present)
 
 
+@pytest.mark.usefixtures("ordinary")
 def test_gradnorm_costs_a_plain_step():
     """With norms in the latent: heads of one task each go backward once."""
     tx = optax.chain(mtlopt.weight_by_gradnorm(8), mtlopt.sum_tasks(8))
     assert step(tx) <= 1.01 * plain_step()
 
 
+@pytest.mark.usefixtures("ordinary")
 def test_gradnorm_costs_a_plain_step_with_stacked_heads():
     """Norms need no inner products of different rows."""
     params = {"trunk": PARAMS["trunk"], "heads": jnp.zeros((40, WIDTH))}

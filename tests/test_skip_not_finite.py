@@ -294,3 +294,10 @@ def test_tasks_are_left_out_of_gradients_of_tasks_only():
     tx = skip_not_finite(optax.sgd(0.1), per_task=True)
     with pytest.raises(TypeError, match="`per_task` must be False for a transform"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+def test_long_gradients_are_finite_and_infinite_ones_are_not():
+    """The square of 1e25 is no float32; it is a gradient all the same."""
+    rows = jnp.array([[jnp.inf, 0.0], [1e25, 0.0], [jnp.nan, 1.0], [0.0, 0.0]])
+    finite = mtlopt.TaskGrads.from_rows(rows).finite_tasks()
+    np.testing.assert_array_equal(finite, [False, True, False, True])

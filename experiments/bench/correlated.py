@@ -73,7 +73,7 @@ def make_rows(
 @functools.cache
 def make_update(
     method: str, num_tasks: int, streaming: bool = False
-) -> Callable[[Any], jax.Array]:
+) -> Callable[[Any], Any]:
     """Returns a compiled function from rows to the update of their method."""
     transform: optax.GradientTransformation = mtlopt.METHODS[method].make(num_tasks)
 
@@ -87,7 +87,7 @@ def make_update(
         streaming=True,
     )
 
-    def update(rows: jax.Array) -> jax.Array:
+    def update(rows: jax.Array) -> Any:
         params = jnp.zeros(rows.shape[1], rows.dtype)
         streamed = oracle(params, rows)
         grads = streamed if streaming else mtlopt.TaskGrads.from_rows(rows)

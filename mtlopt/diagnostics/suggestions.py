@@ -195,6 +195,7 @@ def _directions(summary: _Summary) -> list[str]:
         found.append(
             "The directions are linearly dependent, or nearly: make one task of tasks "
             "that say the same. aligned_mtl takes short steps here, because it gives "
-            "all components the length of the shortest."
+            "all components the length of the shortest; imtl_g and conflict_free "
+            "follow what little is different."
         )
     return found

@@ -94,7 +94,7 @@ def _solve_precisely(units: UnitRows, target: jax.Array) -> tuple[jax.Array, jax
     products = two_floats.matmul(exactly(units.cosines), rows)
     ones = exactly(jnp.ones_like(norms)[None])
     squares = two_floats.matmul(ones, two_floats.multiply(rows, products))
-    lengths = two_floats.multiply(two_floats.sqrt(squares), exactly(target))
+    lengths = two_floats.multiply(two_floats.sqrt(squares), exactly(target[None]))
     high, low = two_floats.matmul(lengths, exactly(basis))
 
     values, turn = jnp.linalg.eigh(units.cosines, symmetrize_input=False)

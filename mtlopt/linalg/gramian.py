@@ -288,13 +288,23 @@ def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
       rows: leaves `[tasks, ...]`.
 
     Returns:
-      Array `[tasks]`, accumulated in float32 or wider. Where squares are no numbers,
-      in float32 above 1e19 and below 1e-19, the largest number and zero.
+      Array `[tasks]`, accumulated in float32 or wider; right for all norms that are
+      numbers of that dtype, and infinite for an infinite entry.
     """
     dtype = solver_dtype(rows)
-    squares = (sum_entries(jnp.square(leaf.astype(dtype))) for leaf in rows)
-    total = functools.reduce(jnp.add, squares)
-    return jnp.sqrt(jnp.minimum(total, jnp.finfo(dtype).max))
+
+    def sum_squares(scales: jax.Array) -> jax.Array:
+        scaled = [jax.vmap(jnp.multiply)(leaf.astype(dtype), scales) for leaf in rows]
+        squares = (sum_entries(jnp.square(leaf)) for leaf in scaled)
+        return functools.reduce(jnp.add, squares)
+
+    def rescale() -> jax.Array:
+        scales = scale_of(largest_entries(rows))
+        return jnp.sqrt(sum_squares(scales)) / scales
+
+    plain = sum_squares(jnp.ones(len(rows[0]), dtype))
+    size = sum(leaf[0].size for leaf in rows)
+    return jax.lax.cond(keeps_squares(plain, size), lambda: jnp.sqrt(plain), rescale)
 
 
 def moving_average(

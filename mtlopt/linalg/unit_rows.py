@@ -90,7 +90,7 @@ def unit_rows(
         inner, lengths = normalise(rotated(basis).astype(axes.dtype))
         there = lengths > rounding(axes) * jnp.max(lengths)
         lengths = jnp.where(there, lengths, 0)
-        inner = jnp.where(there[:, None] & there, inner, 0)
+        inner = jnp.where(there[:, None] & there[None], inner, 0)
         values, turn = jnp.linalg.eigh(inner, symmetrize_input=False)
         root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * dot(
             turn.T, lengths[:, None] * axes.T

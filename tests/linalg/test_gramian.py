@@ -97,3 +97,14 @@ def test_gramian_of_rotated_rows(monkeypatch, chunk):
     exact = basis.T @ in_float64(rows) @ basis
     np.testing.assert_array_equal(found, found.T)
     np.testing.assert_allclose(found, exact, atol=1e-3 * exact[0, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_norms_whose_squares_are_no_numbers(norm):
+    """Right, beside a row of zeros and one that has an infinite entry."""
+    row = np.random.default_rng(0).normal(size=300)
+    row *= norm / np.linalg.norm(row)
+    rows = np.float32(np.stack([row, 0 * row, row]))
+    rows[2, 0] = np.inf
+    found = jax.jit(linalg.row_norms)([rows[:, :7], rows[:, 7:]])
+    np.testing.assert_allclose(found, [norm, 0, np.inf], rtol=1e-5)
