@@ -129,12 +129,16 @@ class MaterialRows:
     def gramian(self, basis: jax.Array | None = None) -> jax.Array:
         if not self.values:
             return jnp.zeros((self.num_tasks, self.num_tasks))
-        return linalg.gramian(self.values, basis)
+        return linalg.gramian(self._parts, basis)
 
     def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
         if not self.values:
             return ScaledGramian(self.gramian(), jnp.ones(self.num_tasks))
-        return linalg.scaled_gramian(self.values, present)
+        return linalg.scaled_gramian(self._parts, present)
+
+    @functools.cached_property
+    def _parts(self) -> list[linalg.Leaf]:
+        return linalg.parts_of(self.values)
 
     def norms(self) -> jax.Array:
         if not self.values:
@@ -166,10 +170,10 @@ class StreamedRows:
     products_only: ClassVar[bool] = False
 
     def gramian(self, basis: jax.Array | None = None) -> jax.Array:
-        return self._products(self._flat(), basis)
+        return self._products(self._flat, basis)
 
     def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
-        rows = self._flat()
+        rows = self._flat
 
         def largest(task: jax.Array) -> jax.Array:
             pulled = self.pull(self._cotangent([row[task] for row in rows]))
@@ -182,6 +186,7 @@ class StreamedRows:
             present,
         )
 
+    @functools.cached_property
     def _flat(self) -> Leaves:
         """One copy of the rows, for all loops and the products in them to read."""
         return [linalg.flat_rows(leaf) for leaf in self.latent]

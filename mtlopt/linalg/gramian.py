@@ -13,7 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mtlopt.linalg.normalise import ScaledGramian, keeps_squares, scale_of
+from mtlopt.linalg.normalise import (
+    ScaledGramian,
+    keeps_squares,
+    safe_divide,
+    scale_of,
+)
 from mtlopt.linalg.products import diagonal
 
 # A few long rows are multiplied pair by pair on one CPU device: a matmul with so small
@@ -45,7 +50,7 @@ def replicated(leaf: jax.Array) -> NamedSharding | None:
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
 
 
-Leaf = jax.Array | tuple[jax.Array, ...]  # rows together, or `apart`
+Leaf = jax.Array | tuple[jax.Array, ...]  # rows together, or one by one
 
 
 def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
@@ -84,7 +89,7 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
 
 @jax.jit
 def scaled_gramian(
-    rows: Sequence[jax.Array], present: jax.Array | None = None
+    rows: Sequence[Leaf], present: jax.Array | None = None
 ) -> ScaledGramian:
     """Returns the Gramian of rows of any norms.
 
@@ -102,10 +107,9 @@ def scaled_gramian(
       >>> print(jnp.sqrt(jnp.diagonal(found.matrix)) / found.scales)
       [1.e+30 5.e+00]
     """
-    parts = [apart(leaf) for leaf in rows]
     return scale_if_needed(
-        functools.partial(gramian, parts),
-        lambda: largest_entries(parts),
+        functools.partial(gramian, rows),
+        lambda: largest_entries(rows),
         rows,
         present,
     )
@@ -243,14 +247,18 @@ def _rotated_products(leaf: Leaf, basis: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, chunks, add_chunk, total) if chunks else total
 
 
-def apart(leaf: jax.Array) -> Leaf:
-    """Returns few long rows one by one, for the branches of a `lax.cond`.
+def parts_of(rows: Sequence[jax.Array]) -> list[Leaf]:
+    """Returns the rows in the one form that products of them read.
 
-    Where they are multiplied pair by pair, their stack need not exist.
+    Whatever reads the same form reads the same copy, also the branches of a `lax.cond`:
+    few long rows one by one, so that their stack need not exist, others as matrices.
     """
-    if not _few_long_rows(leaf):
-        return leaf
-    return tuple(leaf[task] for task in range(len(leaf)))
+    return [
+        tuple(leaf[task] for task in range(len(leaf)))
+        if _few_long_rows(leaf)
+        else flat_rows(leaf)
+        for leaf in rows
+    ]
 
 
 def _few_long_rows(leaf: jax.Array) -> bool:
@@ -281,8 +289,13 @@ def sum_entries(leaf: jax.Array) -> jax.Array:
     return jnp.sum(leaf, axis=tuple(range(1, leaf.ndim)))
 
 
+@jax.custom_jvp
 def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
     """Returns the norms of the rows, without the products of different ones.
+
+    Squares are summed in three units (Blue, *A portable Fortran program to find the
+    Euclidean norm of a vector*, 1978), in one pass: one of them neither overflows nor
+    flushes.
 
     Args:
       rows: leaves `[tasks, ...]`.
@@ -292,19 +305,40 @@ def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
       numbers of that dtype, and infinite for an infinite entry.
     """
     dtype = solver_dtype(rows)
-
-    def sum_squares(scales: jax.Array) -> jax.Array:
-        scaled = [jax.vmap(jnp.multiply)(leaf.astype(dtype), scales) for leaf in rows]
-        squares = (sum_entries(jnp.square(leaf)) for leaf in scaled)
-        return functools.reduce(jnp.add, squares)
-
-    def rescale() -> jax.Array:
-        scales = scale_of(largest_entries(rows))
-        return jnp.sqrt(sum_squares(scales)) / scales
-
-    plain = sum_squares(jnp.ones(len(rows[0]), dtype))
+    info = jnp.finfo(dtype)
     size = sum(leaf[0].size for leaf in rows)
-    return jax.lax.cond(keeps_squares(plain, size), lambda: jnp.sqrt(plain), rescale)
+    # A power of two whose square is about the square root of the largest number.
+    units = [jnp.asarray(2.0 ** (i * (info.maxexp // 2)), dtype) for i in (0, 1, -1)]
+    sums = [_sum_squares(leaf.astype(dtype), units) for leaf in rows]
+    squares = [functools.reduce(jnp.add, each) for each in zip(*sums, strict=True)]
+    plain, short, long = (
+        jnp.sqrt(each) / unit for each, unit in zip(squares, units, strict=True)
+    )
+    exact = jnp.where(squares[0] < size * float(info.tiny / info.eps), short, plain)
+    return jnp.where(jnp.isinf(squares[0]), long, exact)
+
+
+@row_norms.defjvp
+def _row_norms_jvp(
+    primals: tuple[Sequence[jax.Array]], tangents: tuple[Sequence[jax.Array]]
+) -> tuple[jax.Array, jax.Array]:
+    """Units that overflow would make NaN of a derivative; zero at a row of zeros."""
+    (rows,), (steps,) = primals, tangents
+    norms = row_norms(rows)
+    pairs = zip(rows, steps, strict=True)
+    along = [sum_entries((row * step).astype(norms.dtype)) for row, step in pairs]
+    return norms, safe_divide(functools.reduce(jnp.add, along), norms)
+
+
+def _sum_squares(leaf: jax.Array, units: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """Returns the sums of the squares of each row in each unit, by one reduction."""
+
+    def add(left: Sequence[Any], right: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(map(jax.lax.add, left, right))
+
+    zeros = (jnp.zeros([], leaf.dtype),) * len(units)
+    operands = tuple(jnp.square(leaf * unit) for unit in units)
+    return jax.lax.reduce(operands, zeros, add, list(range(1, leaf.ndim)))
 
 
 def moving_average(

@@ -108,3 +108,20 @@ def test_norms_whose_squares_are_no_numbers(norm):
     rows[2, 0] = np.inf
     found = jax.jit(linalg.row_norms)([rows[:, :7], rows[:, 7:]])
     np.testing.assert_allclose(found, [norm, 0, np.inf], rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [1e-15, 1.0, 1e15])
+def test_derivatives_of_norms(norm):
+    """The unit rows; zero for a row of zeros."""
+    rows = np.random.default_rng(0).normal(size=(3, 5))
+    rows *= norm / np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[1] = 0
+    rows = jnp.float32(rows)
+
+    def total(rows):
+        return jnp.sum(linalg.row_norms([rows[:, :2], rows[:, 2:]]))
+
+    expected = np.asarray(rows) / norm
+    np.testing.assert_allclose(jax.grad(total)(rows), expected, atol=1e-6)
+    along = jax.jvp(total, (rows,), (rows,))[1]
+    np.testing.assert_allclose(along, 2 * norm, rtol=1e-6)
