@@ -283,6 +283,8 @@ class SummedRows:
 
 def rotated_gramian(rows: Rows) -> Callable[[jax.Array], jax.Array] | None:
     """Returns `rows.gramian` as a function of the basis, if it has more digits."""
+    if isinstance(rows, MaterialRows) and rows.values:
+        return jax.tree_util.Partial(linalg.gramian, rows._parts)
     return None if rows.products_only else rows.gramian
 
 

@@ -49,8 +49,12 @@ def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray
     if units.refined is not None:
         coefficients, square = jax.lax.cond(
             units.refined,
-            lambda: _solve_precisely(units, target),
-            lambda: (coefficients, square),
+            _solve_precisely,
+            _solved,
+            units,
+            target,
+            coefficients,
+            square,
         )
     # The same tolerance as the rank rule, which decides what the rows' space is.
     is_orthogonal = inside <= GRAMIAN_RTOL * jnp.finfo(axes.dtype).eps * size
@@ -62,7 +66,15 @@ def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray
     return jax.tree.map(lambda x: nan_unless_finite(x, total), ray)
 
 
-def _solve_precisely(units: UnitRows, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _solved(
+    _units: UnitRows, _target: jax.Array, coefficients: jax.Array, square: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return coefficients, square
+
+
+def _solve_precisely(
+    units: UnitRows, target: jax.Array, *_: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     r"""Solves `C y = p` for rows that nearly are dependent.
 
     .. math:: y = D B (L C' L)^{-1} B^T N p, \qquad

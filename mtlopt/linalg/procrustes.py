@@ -16,7 +16,7 @@ from mtlopt.linalg.normalise import (
     scale_of,
 )
 from mtlopt.linalg.products import diagonal, dot
-from mtlopt.linalg.unit_rows import Rotated, rounding, unit_rows
+from mtlopt.linalg.unit_rows import Rotated, look_again, rounding, unit_rows
 
 Scale = Literal["min", "median", "rmse"]
 
@@ -82,26 +82,38 @@ def principal_axes(
         safe_divide(matrix, largest), symmetrize_input=False
     )
 
-    def direct(gramian: Gramian, values: jax.Array, vectors: jax.Array) -> Axes:
-        del gramian
-        return Axes(
-            (jnp.sqrt(values) * (jnp.sqrt(largest) / scale))[::-1],
-            vectors[:, ::-1],
-            jnp.full([], len(values), jnp.int32),
-        )
-
-    def graded(gramian: Gramian, values: jax.Array, vectors: jax.Array) -> Axes:
-        del vectors
-        # After the other decomposition. Under `vmap` both are made, and two batched
-        # ones of jaxlib at a time can each hold a thread that the other waits for, for
-        # ever.
-        after = jax.tree.map(lambda leaf: leaf + 0 * values[0], gramian)
-        return graded_svd(factor_gramian(after, rotated=rotated))
-
+    unit = jnp.sqrt(largest) / scale
     limit = jnp.finfo(values.dtype).eps ** 0.3
-    return jax.lax.cond(
-        values[0] > limit * values[-1], direct, graded, gramian, values, vectors
+    is_enough = values[0] > limit * values[-1]
+    return look_again(
+        is_enough, _direct, _graded, rotated, gramian, values, vectors, unit
     )
+
+
+def _direct(
+    gramian: Gramian,
+    values: jax.Array,
+    vectors: jax.Array,
+    unit: jax.Array,
+    rotated: Rotated | None,
+) -> Axes:
+    del gramian, rotated
+    rank = jnp.full([], len(values), jnp.int32)
+    return Axes((jnp.sqrt(values) * unit)[::-1], vectors[:, ::-1], rank)
+
+
+def _graded(
+    gramian: Gramian,
+    values: jax.Array,
+    vectors: jax.Array,
+    unit: jax.Array,
+    rotated: Rotated | None,
+) -> Axes:
+    del vectors, unit
+    # After the other decomposition. Under `vmap` both are made, and two batched ones of
+    # jaxlib at a time can each hold a thread that the other waits for, for ever.
+    after = jax.tree.map(lambda leaf: leaf + 0 * values[0], gramian)
+    return graded_svd(factor_gramian(after, rotated=rotated))
 
 
 def factor_gramian(

@@ -1,7 +1,8 @@
 """The unit rows in their principal axes, right also if they nearly are dependent."""
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,37 +81,63 @@ def unit_rows(
     kept = values > GRAMIAN_RTOL * eps * values[-1]
     singular = jnp.sqrt(jnp.where(kept, values, 0))
     basis = safe_divide(axes, norms[:, None])
-
-    def as_they_are(singular: jax.Array, axes: jax.Array) -> tuple[jax.Array, ...]:
-        unit = jnp.eye(len(norms), dtype=axes.dtype)
-        return singular, axes, jnp.array(False), singular, unit
-
-    def refine(_: jax.Array, axes: jax.Array) -> tuple[jax.Array, ...]:
-        assert rotated is not None
-        inner, lengths = normalise(rotated(basis).astype(axes.dtype))
-        there = lengths > rounding(axes) * jnp.max(lengths)
-        lengths = jnp.where(there, lengths, 0)
-        inner = jnp.where(there[:, None] & there[None], inner, 0)
-        values, turn = jnp.linalg.eigh(inner, symmetrize_input=False)
-        root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * dot(
-            turn.T, lengths[:, None] * axes.T
-        )
-        _, singular, right = jnp.linalg.svd(root)
-        singular = jnp.where(singular > rounding(root) * singular[0], singular, 0)
-        return singular, right.T, jnp.array(True), lengths, inner
-
     if rotated is None:
-        found = as_they_are(singular, axes)
+        found = _as_they_are(singular, axes, basis, rotated)
     else:
         # Zero rows have an eigenvalue of zero each, which says nothing of the others.
         rest = jnp.arange(len(norms)) >= jnp.sum(norms == 0)
         smallest = jnp.min(jnp.where(rest, values, values[-1]))
         well = smallest > eps**_WELL_CONDITIONED * values[-1]
-        found = jax.lax.cond(well, as_they_are, refine, singular, axes)
+        found = look_again(well, _as_they_are, _refine, rotated, singular, axes, basis)
     singular, axes, refined, lengths, inner = found
     singular = nan_unless_finite(singular, cosines)
     refined = None if rotated is None else refined
     return UnitRows(singular, axes, norms, refined, basis, lengths, inner)
+
+
+def _as_they_are(
+    singular: jax.Array, axes: jax.Array, basis: jax.Array, rotated: Rotated | None
+) -> tuple[jax.Array, ...]:
+    del basis, rotated
+    unit = jnp.eye(len(singular), dtype=axes.dtype)
+    return singular, axes, jnp.array(False), singular, unit
+
+
+def _refine(
+    singular: jax.Array, axes: jax.Array, basis: jax.Array, rotated: Rotated
+) -> tuple[jax.Array, ...]:
+    del singular
+    inner, lengths = normalise(rotated(basis).astype(axes.dtype))
+    there = lengths > rounding(axes) * jnp.max(lengths)
+    lengths = jnp.where(there, lengths, 0)
+    inner = jnp.where(there[:, None] & there[None], inner, 0)
+    values, turn = jnp.linalg.eigh(inner, symmetrize_input=False)
+    root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * dot(
+        turn.T, lengths[:, None] * axes.T
+    )
+    _, singular, right = jnp.linalg.svd(root)
+    singular = jnp.where(singular > rounding(root) * singular[0], singular, 0)
+    return singular, right.T, jnp.array(True), lengths, inner
+
+
+def look_again(
+    is_enough: jax.Array,
+    usual: Callable[..., Any],
+    again: Callable[..., Any],
+    rotated: Rotated | None,
+    *operands: jax.Array,
+) -> Any:
+    """Returns `usual(*operands, rotated)` or, if it is not enough, the same of `again`.
+
+    A `Partial` holds its arrays as a pytree, so that op by op the branches are compiled
+    once for all rows of a shape. Other functions close over theirs.
+    """
+    if rotated is None or isinstance(rotated, jax.tree_util.Partial):
+        return jax.lax.cond(is_enough, usual, again, *operands, rotated)
+    usual, again = (
+        functools.partial(branch, rotated=rotated) for branch in (usual, again)
+    )
+    return jax.lax.cond(is_enough, usual, again, *operands)
 
 
 def rounding(matrix: jax.Array) -> float:
