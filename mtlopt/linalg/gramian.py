@@ -331,14 +331,20 @@ def _row_norms_jvp(
 
 
 def _sum_squares(leaf: jax.Array, units: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    """Returns the sums of the squares of each row in each unit, by one reduction."""
+    """Returns the sums of the squares of each row in each unit.
+
+    On one CPU device by one reduction, so that the leaf need not exist. On several
+    devices XLA would gather the parts of such a reduction.
+    """
+    squares = tuple(jnp.square(leaf * unit) for unit in units)
+    if not _alone():
+        return tuple(map(sum_entries, squares))
 
     def add(left: Sequence[Any], right: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(map(jax.lax.add, left, right))
 
     zeros = (jnp.zeros([], leaf.dtype),) * len(units)
-    operands = tuple(jnp.square(leaf * unit) for unit in units)
-    return jax.lax.reduce(operands, zeros, add, list(range(1, leaf.ndim)))
+    return jax.lax.reduce(squares, zeros, add, list(range(1, leaf.ndim)))
 
 
 def moving_average(
