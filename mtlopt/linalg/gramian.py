@@ -336,14 +336,14 @@ def _sum_squares(leaf: jax.Array, units: Sequence[jax.Array]) -> Sequence[jax.Ar
     On one CPU device by one reduction, so that the leaf need not exist. On several
     devices XLA would gather the parts of such a reduction.
     """
-    squares = tuple(jnp.square(leaf * unit) for unit in units)
+    squares: Any = tuple(jnp.square(leaf * unit) for unit in units)
     if not _alone():
         return tuple(map(sum_entries, squares))
 
     def add(left: Sequence[Any], right: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(map(jax.lax.add, left, right))
 
-    zeros = (jnp.zeros([], leaf.dtype),) * len(units)
+    zeros: Any = (jnp.zeros([], leaf.dtype),) * len(units)
     return jax.lax.reduce(squares, zeros, add, list(range(1, leaf.ndim)))
 
 

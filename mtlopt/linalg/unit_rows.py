@@ -125,7 +125,7 @@ def look_again(
     usual: Callable[..., Any],
     again: Callable[..., Any],
     rotated: Rotated | None,
-    *operands: jax.Array,
+    *operands: Any,
 ) -> Any:
     """Returns `usual(*operands, rotated)` or, if it is not enough, the same of `again`.
 
