@@ -118,7 +118,7 @@ def scaled_gramian(
 def scale_if_needed(
     products_of: Callable[..., jax.Array],
     largest_of: Callable[[], jax.Array],
-    rows: Sequence[jax.Array],
+    rows: Sequence[Leaf],
     present: jax.Array | None,
 ) -> ScaledGramian:
     """Returns the Gramian as it is, or that of scaled rows.
@@ -336,14 +336,14 @@ def _sum_squares(leaf: jax.Array, units: Sequence[jax.Array]) -> Sequence[jax.Ar
     On one CPU device by one reduction, so that the leaf need not exist. On several
     devices XLA would gather the parts of such a reduction.
     """
-    squares: Any = tuple(jnp.square(leaf * unit) for unit in units)
+    squares = tuple(jnp.square(leaf * unit) for unit in units)
     if not _alone():
         return tuple(map(sum_entries, squares))
 
     def add(left: Sequence[Any], right: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(map(jax.lax.add, left, right))
 
-    zeros: Any = (jnp.zeros([], leaf.dtype),) * len(units)
+    zeros = (jnp.zeros([], leaf.dtype),) * len(units)
     return jax.lax.reduce(squares, zeros, add, list(range(1, leaf.ndim)))
 
 

@@ -1,4 +1,4 @@
-"""The unit rows in their principal axes, right also if they nearly are dependent."""
+"""The principal axes of unit rows, also of rows that nearly depend on each other."""
 
 import functools
 from collections.abc import Callable
@@ -55,15 +55,15 @@ def unit_rows(
 
     .. math:: D^{-1} G D^{-1} = C = Q \Sigma^2 Q^T, \qquad D = \mathrm{diag}(|g_i|)
 
-    A Gramian squares conditions: directions that differ by less than the square root
-    of the precision are lost in it. If C nearly is singular, and the rows can be looked
-    at again, their differences are: those in the axes of C,
+    A Gramian squares conditions: it loses directions that differ by less than the
+    square root of the precision. If C is nearly singular and the rows can be read
+    again, the Gramian of the rotated rows has the lost digits:
 
-    .. math:: W = Q^T D^{-1} J, \qquad W W^T = L C' L, \qquad C' = Q' \Lambda' Q'^T,
+    .. math:: W = Q^T D^{-1} J, \qquad W W^T = L C' L, \qquad C' = Q' \Lambda' Q'^T.
 
-    have lengths L that say how small they are and, measured in these lengths, cosines
-    C' that are far from singular. `U` then has the root
-    `\sqrt{\Lambda'} Q'^T L Q^T`, right to rounding of its largest singular value.
+    Each row of W is the part of the unit rows along one axis. Its length in L may be
+    small, but the cosines C' are far from singular. So `\sqrt{\Lambda'} Q'^T L Q^T` is
+    a root of C that is right to rounding of its largest singular value.
 
     Zero rows and duplicates cost rank, as do directions below rounding: eigenvalues of
     C under `512 eps` of the largest, or singular values of the root under
