@@ -1,4 +1,4 @@
-"""What raises if gradients of tasks are taken for an update of parameters.
+"""Raises if gradients of tasks are used as an update of parameters.
 
 A pytree leaf on which the arithmetic of an ordinary optimizer raises: a PRNG key takes
 part in no arithmetic, but passes through `jit`, `vmap`, `scan` and `cond` like an

@@ -20,24 +20,25 @@ def leave_out(
 
     For a probe: a head on `jax.lax.stop_gradient(z)`, which watches what the latent
     holds. Its gradient over the shared parameters is zero, so that MGDA, MGDA-UB and
-    EDM, whose direction opposes no task, would stop them. Also for a task that shall
-    use the shared parameters, but not shape them.
+    EDM, whose direction opposes no task, would stop them. It also serves a task that
+    may use the shared parameters but not shape them.
 
     To the aggregator the tasks are absent, as with `present`: it is built for all
     tasks, and its weights for these are zero. Weightings before it still scale their
-    losses. It goes inside or outside of `in_latent_space`.
+    losses. It goes inside or outside of `in_latent_space`. No backward pass is made for
+    hidden tasks, unless rows are streamed.
 
     Args:
-      aggregator: an aggregator of this library, or weightings chained with one.
+      aggregator: an aggregator of this library.
       tasks: names or indices of the tasks.
 
     Returns:
       An aggregator with the same state.
 
     Raises:
-      TypeError: if `aggregator` is no transform, or at the update returns no update.
+      TypeError: if `aggregator` is no transform.
       ValueError: if `tasks` is empty; at the first update, if it names an unknown task
-        or leaves none.
+        or leaves none, or if there is a weighting inside.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -75,13 +76,7 @@ def leave_out(
     ) -> tuple[Any, Any]:
         if isinstance(updates, TaskGrads):
             updates = updates.without_rows(_members(tasks, updates.tasks))
-        moved, state = inner.update(updates, state, params, **extra_args)
-        if isinstance(moved, TaskGrads):
-            raise TypeError(
-                "`aggregator` must return an update of the parameters, got TaskGrads. "
-                "Chain an aggregator after the weightings, inside of `leave_out`."
-            )
-        return moved, state
+        return inner.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 

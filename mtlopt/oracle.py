@@ -244,6 +244,10 @@ class Oracle:
             check_choice("task", task, self.tasks)
             task = self.tasks.index(task)
         elif jnp.ndim(task) == 0 and not isinstance(task, Tracer):
+            if not jnp.issubdtype(jnp.result_type(task), jnp.integer):
+                raise TypeError(
+                    f"`task` must be a name, an index or weights [tasks], got {task!r}."
+                )
             task = operator.index(task)
         if jnp.ndim(task) == 1:
             weights = as_task_vector("task", task, self.num_tasks)

@@ -285,6 +285,8 @@ def rotated_gramian(rows: Rows) -> Callable[[jax.Array], jax.Array] | None:
     """Returns `rows.gramian` as a function of the basis, if it has more digits."""
     if isinstance(rows, MaterialRows) and rows.values:
         return jax.tree_util.Partial(linalg.gramian, rows._parts)
+    if isinstance(rows, StreamedRows):
+        _ = rows._flat  # made here, not in the branch that may read it first
     return None if rows.products_only else rows.gramian
 
 

@@ -30,21 +30,20 @@ def skip_not_finite(
     *,
     per_task: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Takes no step, and forgets it, where its numbers are not finite.
+    """Skips an update that is not finite, and leaves the state as it was.
 
     A weighting that learns from losses, and an aggregator that remembers gradients,
     keep the NaN of one bad batch and return it ever after. `optax.apply_if_finite`
-    behind them protects the parameters only; this wrapper goes round the whole chain.
-    Where an update has a number that is not finite, or the state gets one that it did
-    not have, the update is zero and the state stays as it was, bit for bit: the batch
-    might as well not have been there.
+    after the aggregator protects the parameters only; put this wrapper around the whole
+    chain. If an update has a number that is not finite, or the state gets one that it
+    did not have, the update is zero and the state stays as it was, bit for bit.
 
     With `per_task`, a task whose loss, row or head's gradient is not finite is absent
     from the update, and the others go on: see `TaskGrads.leave_out_not_finite`, which
     makes the rows. If the method works in latent space, put `in_latent_space` around
     this wrapper: then only the latent's rows are looked at, at no cost. The transforms
-    inside get `active` accordingly, so that the head of a left-out task stands still if
-    `per_label` is among them. If no task is left, the whole update is skipped.
+    inside get `active` accordingly: if `per_label` is among them, the head of a
+    left-out task does not move. If no task is left, the whole update is skipped.
 
     Args:
       inner: a transform that returns updates of parameters: weightings, an aggregator
@@ -104,7 +103,7 @@ def skip_not_finite(
         if isinstance(moved, TaskGrads):
             raise TypeError(
                 "`inner` must end in updates of the parameters, got TaskGrads. Chain "
-                "an aggregator behind the weightings, inside of `skip_not_finite`."
+                "an aggregator after the weightings, inside `skip_not_finite`."
             )
         spoilt += [jnp.any(~_finite(leaf)) for leaf in jax.tree.leaves(moved)]
         spoilt += [

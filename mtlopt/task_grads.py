@@ -56,8 +56,9 @@ class TaskGrads(metaclass=SaysWhatToDo):
     Attributes:
       losses: `[tasks]`, as the loss functions returned them.
       scales: `[tasks]`, factors of the losses, written by weightings.
-      present: `[tasks]` bool, the tasks with labels in this batch; None for all.
-      aux: what the functions returned beside, an `Aux`; None without `has_aux`.
+      present: `[tasks]` bool, the tasks with labels in this batch; None for all. Other
+        fields depend on it: pass it to the oracle, or use `leave_out_not_finite`.
+      aux: second values of the functions, an `Aux`; None without `has_aux`.
       z: the latent, as `encode` returned it; None without `encode` or with several
         microbatches.
       heads: gradients of the heads' leaves, each of its own task's unscaled loss.
@@ -234,7 +235,16 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return by_task(self.tasks, values, axis)
 
     def scale_by(self, factors: jax.Array) -> Self:
-        """Returns the gradients of the losses times `factors`, `[tasks]`."""
+        """Returns the gradients of the losses times `factors`, `[tasks]`.
+
+        Raises:
+          ValueError: inside `leave_out`, where a weighting would not see all tasks.
+        """
+        if self.moving is not None:
+            raise ValueError(
+                "weightings must be chained before `leave_out`, not inside: the losses "
+                "of hidden tasks would get no weight, and their heads would not move."
+            )
         scales = self.scales * factors.astype(self.scales.dtype)
         return dataclasses.replace(self, scales=scales)
 
@@ -277,9 +287,9 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def keep_rows(self) -> Self:
         """Returns the same gradients with their rows made, to be used more than once.
 
-        For a weighting that looks at `rows()`: without it, what comes behind makes a
-        backward pass of its own. Where that is the less work it still does: stacked
-        heads pull one sum back to the latent sooner than they combine T rows there.
+        A weighting that reads `rows()` calls it; otherwise the aggregator would run a
+        second backward pass. With stacked heads in latent space it does so anyway,
+        because that costs less than combining T rows.
         """
         linear = self.linear
         if not isinstance(linear, Linearization):
@@ -318,12 +328,13 @@ class TaskGrads(metaclass=SaysWhatToDo):
         aggregators that look at rows need too; in latent space it costs nothing.
         """
         grads = self.keep_rows()
-        moving = self.moving
-        if moving is not None:
-            moving &= jnp.isfinite(self.losses) & self.finite_heads()
-        return dataclasses.replace(
-            grads, present=grads.finite_tasks(), moving=moving, members=None
-        )
+        finite, moving = grads.finite_tasks(), self.moving
+        if moving is not None:  # heads of hidden tasks move, if they can
+            assert self.present is not None
+            hidden = moving & ~self.present
+            moving = hidden & jnp.isfinite(self.losses) & self.finite_heads()
+            moving |= finite
+        return dataclasses.replace(grads, present=finite, moving=moving, members=None)
 
     def total(self) -> PyTree:
         """Returns the update `sum_i scales[i] g_i`: the gradient of one weighted loss.

@@ -93,7 +93,10 @@ def ordinary(monkeypatch):
 
     They run if squares are no numbers, or if rows nearly depend on each other.
     """
+    jax.clear_caches()  # of programs with both branches, and below of those without
     monkeypatch.setattr(jax.lax, "cond", lambda _, usual, again, *args: usual(*args))
+    yield
+    jax.clear_caches()
 
 
 @pytest.mark.usefixtures("ordinary")

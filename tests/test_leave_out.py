@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import mtlopt
+from mtlopt import METHODS
 from tests.problems import (
     LABELS,
     LOSSES,
@@ -124,7 +125,8 @@ def test_seeds(float64):
         (mtlopt.mgda(3), ["x"], ValueError, "`tasks` must be one of 'a', 'b', 'c'"),
         (mtlopt.mgda(3), [3], ValueError, "between 0 and 2, got 3"),
         (mtlopt.mgda(3), ["a", 1, 2], ValueError, "leave at least one task"),
-        (mtlopt.weight_by_dwa(3), ["a"], TypeError, "an update of the parameters"),
+        (mtlopt.weight_by_dwa(3), ["a"], ValueError, "chained before `leave_out`"),
+        (METHODS["db_mtl"].make(3), ["a"], ValueError, "chained before `leave_out`"),
     ],
 )
 def test_errors(aggregator, tasks, error, message):

@@ -133,7 +133,9 @@ def test_ordinary_rows_are_not_scaled():
     np.testing.assert_array_equal(
         scaled_gramian([absent], jnp.array([False, True, True])).scales, 1
     )
-    assert np.all(scaled_gramian([absent]).scales != 1)
+    scales = scaled_gramian([absent]).scales
+    assert scales[0] == 1
+    assert np.all(scales[1:] != 1)
 
 
 def problem(scale):
@@ -180,6 +182,21 @@ def test_rows_of_an_encoder(name, options, scale):
     found = trunk_update(name, scale, **options)
     expected = trunk_update(name, scale, np.float64)
     assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("kind", [jnp.float16, jnp.bfloat16])
+def test_streamed_rows_in_half_precision_beside_a_row_of_zeros(kind):
+    """The scale of a row must be a number of its type: the mean of the other two."""
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(lambda params, z, task, x: jnp.sum(x[task] * z), 2),
+        "shared",
+        encode=lambda params, x: params,
+        streaming=True,
+    )
+    tx, params = mtlopt.upgrad(2), jnp.ones(3, kind)
+    grads = oracle(params, jnp.array([[0, 0, 0], [1, 2, 4]], kind))
+    found, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(np.asarray(found, float), [0.5, 1, 2])
 
 
 def test_short_latent_rows_of_microbatches_count_as_zero():

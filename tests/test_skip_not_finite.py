@@ -301,3 +301,27 @@ def test_long_gradients_are_finite_and_infinite_ones_are_not():
     rows = jnp.array([[jnp.inf, 0.0], [1e25, 0.0], [jnp.nan, 1.0], [0.0, 0.0]])
     finite = mtlopt.TaskGrads.from_rows(rows).finite_tasks()
     np.testing.assert_array_equal(finite, [False, True, False, True])
+
+
+@pytest.mark.parametrize("outside", ["leave_out", "skip_not_finite"])
+def test_hidden_tasks_and_tasks_that_are_not_finite(outside):
+    """Hidden "a" moves its head only, "b" with a NaN row nothing, and "c" both."""
+    params = {"w": jnp.array(2.0), **dict.fromkeys("abc", jnp.array(3.0))}
+    oracle = mtlopt.task_grad(
+        {
+            "a": lambda p, z: p["a"] * z,
+            "b": lambda p, z: p["b"] ** 2 + jnp.sqrt(0 * z),
+            "c": lambda p, z: 5 * p["c"] * z,
+        },
+        {"w": "shared", "a": "a", "b": "b", "c": "c"},
+        encode=lambda p: p["w"],
+    )
+    tx = mtlopt.mgda(3)
+    if outside == "leave_out":
+        tx = mtlopt.leave_out(skip_not_finite(tx, per_task=True), ["a"])
+    else:
+        tx = skip_not_finite(mtlopt.leave_out(tx, ["a"]), per_task=True)
+    updates, _ = tx.update(oracle(params), tx.init(params), params)
+    expected = {"w": 15.0, "a": 2.0, "b": 0.0, "c": 10.0}
+    for name, update in updates.items():
+        np.testing.assert_allclose(update, expected[name], rtol=1e-6)

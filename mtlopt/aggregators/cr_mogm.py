@@ -10,6 +10,7 @@ import optax
 from mtlopt._checks import check_num_tasks, check_range
 from mtlopt.aggregators.mgda import mgda_weights
 from mtlopt.linalg.gramian import moving_average
+from mtlopt.linalg.normalise import common_scale
 from mtlopt.task_grads import check_task_grads
 
 
@@ -91,9 +92,9 @@ def cr_mogm(
         del extra_args
         grads = check_task_grads(updates, num_tasks, params, state, "cr_mogm")
         rows, present = grads.rows(), grads.present
-        # A function of the user's takes a matrix.
-        own = weights is mgda_weights
-        gramian = rows.scaled_gramian(present) if own else rows.gramian()
+        gramian = rows.scaled_gramian(present)
+        if weights is not mgda_weights:  # a function of the user's takes a matrix
+            gramian, _ = common_scale(gramian)
         found = weights(gramian, present)
         if found.shape != (num_tasks,):
             raise ValueError(

@@ -93,8 +93,8 @@ def scaled_gramian(
 ) -> ScaledGramian:
     """Returns the Gramian of rows of any norms.
 
-    Where a square would overflow or be flushed, it is that of rows scaled by powers of
-    two, one a row. Else it costs what the Gramian costs. A row much shorter than the
+    If a square would overflow or be flushed to zero, each row is scaled by a power of
+    two first. Otherwise this costs what `gramian` costs. A row much shorter than the
     longest one (1e-31 of it in float32) counts as zero.
 
     Args:
@@ -136,7 +136,10 @@ def scale_if_needed(
         return ScaledGramian(products, jnp.ones_like(squares))
 
     def rescale() -> ScaledGramian:
-        scales = scale_of(largest_of())
+        # Streamed rows are scaled in their own type, which may be half precision.
+        kinds = [jnp.finfo(leaf.dtype) for leaf in jax.tree.leaves(rows)]
+        limit = 2.0 ** (min(kind.maxexp for kind in kinds) - 1)
+        scales = jnp.minimum(scale_of(largest_of()), limit)
         matrix = products_of(scales)
         norms, info = jnp.sqrt(diagonal(matrix)) / scales, jnp.finfo(matrix.dtype)
         # Weights are as large as ratios of norms, which must be numbers.
@@ -322,11 +325,17 @@ def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
 def _row_norms_jvp(
     primals: tuple[Sequence[jax.Array]], tangents: tuple[Sequence[jax.Array]]
 ) -> tuple[jax.Array, jax.Array]:
-    """Units that overflow would make NaN of a derivative; zero at a row of zeros."""
+    """Differentiates the plain formula: the scaled squares may overflow.
+
+    The derivative at a row of zeros is zero.
+    """
     (rows,), (steps,) = primals, tangents
     norms = row_norms(rows)
     pairs = zip(rows, steps, strict=True)
-    along = [sum_entries((row * step).astype(norms.dtype)) for row, step in pairs]
+    along = [
+        sum_entries(row.astype(norms.dtype) * step.astype(norms.dtype))
+        for row, step in pairs
+    ]
     return norms, safe_divide(functools.reduce(jnp.add, along), norms)
 
 

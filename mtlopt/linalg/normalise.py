@@ -49,9 +49,9 @@ def keeps_squares(
 ) -> jax.Array:
     """Returns whether squared norms are right as they are, a bool scalar.
 
-    They are not if one overflows, or if the entries' squares below the smallest normal
-    number, which are flushed to zero, may be more than rounding together. A row of
-    zeros cannot be told from one whose squares are all flushed.
+    They are not if one nearly overflows, or if the entries' squares below the smallest
+    normal number, which are flushed to zero, may be more than rounding together. A row
+    of zeros cannot be told from one whose squares are all flushed.
 
     Args:
       squares: of the rows' norms, `[tasks]`.
@@ -59,7 +59,9 @@ def keeps_squares(
       present: Tasks to look at, bool `[tasks]`; `None` means all.
     """
     info = jnp.finfo(squares.dtype)
-    is_safe = (squares >= size * float(info.tiny / info.eps)) & (squares <= info.max)
+    # Sums and products of squares with ordinary numbers must not overflow either.
+    largest = float(info.max * info.eps)
+    is_safe = (squares >= size * float(info.tiny / info.eps)) & (squares <= largest)
     return jnp.all(is_safe if present is None else is_safe | ~present)
 
 
@@ -70,8 +72,10 @@ def scale_of(largest: jax.Array) -> jax.Array:
       largest: absolute values, `[tasks]`.
     """
     info = jnp.finfo(largest.dtype)
-    largest = jnp.clip(largest, float(info.tiny), float(1 / info.tiny))
-    return 1 / jax.lax.reduce_precision(largest, info.nexp, 0)
+    inside = jnp.clip(largest, float(info.tiny), float(1 / info.tiny))
+    return jnp.where(
+        largest == 0, 1, 1 / jax.lax.reduce_precision(inside, info.nexp, 0)
+    )
 
 
 def only_present(gramian: Gramian, present: jax.Array | None) -> Gramian:

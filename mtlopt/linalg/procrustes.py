@@ -16,7 +16,13 @@ from mtlopt.linalg.normalise import (
     scale_of,
 )
 from mtlopt.linalg.products import diagonal, dot
-from mtlopt.linalg.unit_rows import Rotated, look_again, rounding, unit_rows
+from mtlopt.linalg.unit_rows import (
+    WELL_CONDITIONED,
+    Rotated,
+    look_again,
+    rounding,
+    unit_rows,
+)
 
 Scale = Literal["min", "median", "rmse"]
 
@@ -83,7 +89,7 @@ def principal_axes(
     )
 
     unit = jnp.sqrt(largest) / scale
-    limit = jnp.finfo(values.dtype).eps ** 0.3
+    limit = jnp.finfo(values.dtype).eps ** WELL_CONDITIONED
     is_enough = values[0] > limit * values[-1]
     return look_again(
         is_enough, _direct, _graded, rotated, gramian, values, vectors, unit

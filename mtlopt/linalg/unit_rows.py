@@ -14,9 +14,9 @@ from mtlopt.linalg.products import dot
 # with the number of tasks: up to 4e-5 of the largest eigenvalue was measured in
 # float32 (10^5 params). 512 eps is 6e-5 there.
 GRAMIAN_RTOL = 512
-# Power of eps: eigenvalues of the cosines that are a smaller part of the largest one
-# (8e-3 in float32) are worth another look at the rows.
-_WELL_CONDITIONED = 0.3
+# Power of eps: if the smallest eigenvalue is a larger part of the largest one (8e-3 in
+# float32), rounding of a Gramian leaves it right to eps^0.7 (1e-5).
+WELL_CONDITIONED = 0.3
 
 Rotated = Callable[[jax.Array], jax.Array]
 
@@ -87,7 +87,7 @@ def unit_rows(
         # Zero rows have an eigenvalue of zero each, which says nothing of the others.
         rest = jnp.arange(len(norms)) >= jnp.sum(norms == 0)
         smallest = jnp.min(jnp.where(rest, values, values[-1]))
-        well = smallest > eps**_WELL_CONDITIONED * values[-1]
+        well = smallest > eps**WELL_CONDITIONED * values[-1]
         found = look_again(well, _as_they_are, _refine, rotated, singular, axes, basis)
     singular, axes, refined, lengths, inner = found
     singular = nan_unless_finite(singular, cosines)
@@ -141,5 +141,8 @@ def look_again(
 
 
 def rounding(matrix: jax.Array) -> float:
-    """A bound on the relative rounding error of an orthogonal transformation."""
+    """A bound on the relative rounding error of an orthogonal transformation.
+
+    It grows with the size; 16 covers the constant of small ones.
+    """
     return (16 + matrix.shape[0]) * float(jnp.finfo(matrix.dtype).eps)

@@ -392,8 +392,12 @@ def test_costs_in_forward_passes(monkeypatch):
                 return usual(*args)
             return take(predicate, usual, other, *args)
 
-        monkeypatch.setattr(jax.lax, "cond", chosen)
-        return passes(search(safeguard=True))
+        with monkeypatch.context() as patch:
+            patch.setattr(jax.lax, "cond", chosen)
+            jax.clear_caches()
+            found = passes(search(safeguard=True))
+        jax.clear_caches()
+        return found
 
     both = branch(cond)
     kept = branch(lambda _, usual, other: usual())
