@@ -93,9 +93,9 @@ def _solve_precisely(
       `y` and `|x|^2 = y^T C y`.
     """
     info = jnp.finfo(units.norms.dtype)
-    # A power of two, which rounds nothing, makes the longest row about one long.
-    scale = jax.lax.reduce_precision(jnp.max(units.norms), info.nexp, 0)
-    norms, basis = safe_divide(units.norms, scale), units.basis * scale
+    # Powers of two, which round nothing, make every row about one long.
+    scales = jax.lax.reduce_precision(units.norms, info.nexp, 0)
+    norms, basis = safe_divide(units.norms, scales), units.basis * scales[:, None]
     # The inverse of the basis, by one step of Newton from the one without rounding.
     near = basis.T * norms[None] * norms[None]
     unit = jnp.diag((norms > 0).astype(norms.dtype))

@@ -76,9 +76,8 @@ def test_hand_written_steps_are_the_library_s(name):
     stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *shared)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
     jax.tree.map(close, stacked, grads.jacobian()["encoder"])
-    updates, _ = mtlopt.sum_tasks(workload.oracle.num_tasks).update(
-        grads, optax.EmptyState()
-    )
+    tx = mtlopt.sum_tasks(workload.oracle.num_tasks)
+    updates, _ = tx.update(grads, tx.init(params))
     jax.tree.map(close, heads["heads"], updates["heads"])
 
 
