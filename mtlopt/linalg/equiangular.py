@@ -47,8 +47,10 @@ def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray
     )
     coefficients = dot(axes, safe_divide(stretched, singular))
     if units.refined is not None:
+        # At missing rank no norm decides, and rotated rows may have a rank of noise.
+        is_full = jnp.sum(singular > 0) == jnp.sum(norms > 0)
         coefficients, square = jax.lax.cond(
-            units.refined,
+            units.refined & is_full,
             _solve_precisely,
             _solved,
             units,

@@ -133,10 +133,19 @@ def test_updates_are_continuous_in_the_angle(method, batch):
     assert np.all(steps <= 2 * exact_steps)
 
 
-def test_rank_that_is_missing():
-    """ConFIG of four rows in three dimensions."""
-    rows = np.float32(np.random.default_rng(0).normal(size=(4, 3)))
-    assert error("conflict_free", rows)[0] <= 1e-4
+@pytest.mark.parametrize("num_tasks", [4, 5])
+@pytest.mark.parametrize("apart", [0.5, 0.03, 1e-3])
+def test_rank_that_is_missing(num_tasks, apart):
+    """Four or five correlated rows in three dimensions."""
+    bound = 1e-4 if apart > 0.01 else 1e-3  # as conditions allow
+    for seed in range(12):
+        rows = bundle(seed, num_tasks, 3, apart)
+        assert error("conflict_free", rows)[0] <= bound, seed
+        update = make_update("aligned_mtl", num_tasks)(jnp.float32(rows))
+        left, singular, right = np.linalg.svd(rows, full_matrices=False)
+        expected = singular[2] * left.mean(axis=0) @ right
+        size = np.linalg.norm(expected)
+        assert np.linalg.norm(update - expected) <= bound * size, seed
 
 
 def test_several_microbatches_in_latent_space_keep_products_only():
