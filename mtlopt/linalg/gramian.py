@@ -27,8 +27,8 @@ from mtlopt.linalg.products import diagonal
 #   2, 262144   0.76 / 0.15       4,  262144   0.76 / 0.54
 #   3, 262144   0.86 / 0.35       8,  262144   2.75 / 2.09
 #   3,  65536   0.22 / 0.10       3, 1048576   5.16 / 1.09
-# Eight tasks have 36 pairs of each leaf to compile, and gain little. A combination by
-# pairs gains nothing: an optimizer with moments reads the rows again for each of them.
+# Eight tasks have 36 pairs of each leaf to compile, and gain little. A combination of
+# few long rows adds them one by one, so that no stack of them is made.
 _FEW_TASKS = 4
 _LONG_ROW = 2**14
 # Numbers of a leaf that are rotated at a time on one CPU device: half a MiB of float32.
@@ -411,12 +411,18 @@ def combine(weights: jax.Array, rows: Sequence[jax.Array]) -> list[jax.Array]:
     Returns:
       Leaves without the task axis.
     """
-    return [
-        jnp.tensordot(
-            weights.astype(solver_dtype([leaf])),
-            leaf.astype(solver_dtype([leaf])),
-            axes=1,
-            precision=jax.lax.Precision.HIGHEST,
-        ).astype(leaf.dtype)
-        for leaf in rows
-    ]
+
+    def of_leaf(leaf: jax.Array) -> jax.Array:
+        dtype = solver_dtype([leaf])
+        factors, wide = weights.astype(dtype), leaf.astype(dtype)
+        if _few_long_rows(leaf):  # their stack need not exist
+            total = functools.reduce(
+                jnp.add, [factors[task] * wide[task] for task in range(len(leaf))]
+            )
+        else:
+            total = jnp.tensordot(
+                factors, wide, axes=1, precision=jax.lax.Precision.HIGHEST
+            )
+        return total.astype(leaf.dtype)
+
+    return [of_leaf(leaf) for leaf in rows]

@@ -125,3 +125,16 @@ def test_derivatives_of_norms(norm):
     np.testing.assert_allclose(jax.grad(total)(rows), expected, atol=1e-6)
     along = jax.jvp(total, (rows,), (rows,))[1]
     np.testing.assert_allclose(along, 2 * norm, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 4, 5])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_combination_of_few_long_rows(num_tasks, dtype):
+    """By sums or by a product: the weighted sum, in the rows' type."""
+    rows = leaves(num_tasks, EDGE, dtype)
+    weights = np.linspace(-1, 2, num_tasks, dtype=np.float32)
+    for found, leaf in zip(linalg.combine(weights, rows), rows, strict=True):
+        assert found.dtype == dtype
+        expected = np.tensordot(weights, np.asarray(leaf, np.float64), 1)
+        error = np.abs(np.asarray(found, np.float64) - expected)
+        assert error.max() <= float(jnp.finfo(dtype).eps) * 4 * np.abs(expected).max()
