@@ -265,7 +265,8 @@ def parts_of(rows: Sequence[jax.Array]) -> list[Leaf]:
 
 
 def _few_long_rows(leaf: jax.Array) -> bool:
-    return _alone() and len(leaf) <= _FEW_TASKS and leaf[0].size >= _LONG_ROW
+    few = 0 < len(leaf) <= _FEW_TASKS
+    return few and _alone() and leaf[0].size >= _LONG_ROW
 
 
 def _alone() -> bool:
