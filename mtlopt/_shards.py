@@ -4,7 +4,7 @@ There a program sees its own shard only. JAX keeps in the type of every array ov
 axes it differs between shards; gradients of what does not differ it adds up by itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -58,17 +58,17 @@ def check_losses(losses: jax.Array, params: Any) -> None:
             )
 
 
-def check_whole(rows: Any, losses: jax.Array) -> None:
+def check_whole(rows: Callable[[], Any], losses: jax.Array) -> None:
     """Raises if rows are split between shards: inner products would miss the others.
 
     Args:
-      rows: arrays that rows are made of.
+      rows: returns the arrays that rows are made of; called inside `shard_map` only.
       losses: `[tasks]`, which are of as many shards as the inner products are to be.
 
     Raises:
       ValueError: names the mesh axes.
     """
-    split = _varying(rows) - _varying(losses) if _manual_axes() else ()
+    split = _varying(rows()) - _varying(losses) if _manual_axes() else ()
     if split:
         raise ValueError(
             f"the rows must be whole on every shard, got a part on each shard of the "

@@ -1,7 +1,7 @@
 """From a latent to T losses: one function per task, or one for all stacked heads."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,8 @@ import numpy as np
 from mtlopt._checks import check_num_tasks
 from mtlopt._jaxprs import used_leaves
 from mtlopt.labels import Partition
-from mtlopt.linalg.gramian import solver_dtype
-from mtlopt.rows import STATIC, Leaves
+from mtlopt.linalg.dtypes import solver_dtype
+from mtlopt.rows.protocol import STATIC, Leaves
 
 PyTree = Any
 
@@ -64,21 +64,21 @@ def stacked(head: Callable[..., Any], num_tasks: int) -> Stacked:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a problem is evaluated at: parameters, cut by label, and arguments."""
+    """Parameters, cut by label, and arguments: the point to evaluate a problem at."""
 
     shared: Leaves
-    heads: Leaves
+    head_params: Leaves
     frozen: Leaves
     args: tuple[Any, ...]
     partition: Partition = dataclasses.field(metadata=STATIC)
 
-    def params(self, shared: Leaves, heads: Leaves) -> PyTree:
-        """Returns the parameters, with other values of what moves."""
-        return self.partition.merge(shared, heads, self.frozen)
+    def params(self, shared: Leaves, head_params: Leaves) -> PyTree:
+        """Returns the parameters, with other values of all that moves."""
+        return self.partition.merge(shared, head_params, self.frozen)
 
-    def update(self, shared: Leaves, heads: Leaves) -> PyTree:
+    def update(self, shared: Leaves, head_grads: Leaves) -> PyTree:
         """Returns an update of the parameters."""
-        return self.partition.update(shared, heads, self.frozen)
+        return self.partition.update(shared, head_grads, self.frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +97,19 @@ class HeadCall:
     has_aux: bool
 
     def run(
-        self, head: Callable[..., Any], heads: Leaves, latent: Leaves, *extra: Any
+        self,
+        head_fn: Callable[..., Any],
+        head_params: Leaves,
+        latent: Leaves,
+        *extra: Any,
     ) -> tuple[jax.Array, Any]:
         """Returns one task's loss and aux."""
         inputs = self.inputs
         if self.rebuild is None:
-            out = head(inputs.params(latent, heads), *extra, *inputs.args)
+            out = head_fn(inputs.params(latent, head_params), *extra, *inputs.args)
         else:
-            params = inputs.params(inputs.shared, heads)
-            out = head(params, self.rebuild(latent), *extra, *inputs.args)
+            params = inputs.params(inputs.shared, head_params)
+            out = head_fn(params, self.rebuild(latent), *extra, *inputs.args)
         return split_aux(out, self.has_aux)
 
 
@@ -145,27 +149,34 @@ def _stack(values: list[jax.Array]) -> jax.Array:
     return jnp.stack(values) if values else jnp.zeros(0)
 
 
-class SeparateHeads:
+class SeparateHeadFns:
     """One loss function per task."""
 
-    def __init__(self, functions: dict[str, Callable[..., Any]]) -> None:
-        self.functions = functions
-        self.tasks = tuple(functions)
+    stacked = False
+
+    def __init__(self, head_fns: dict[str, Callable[..., Any]]) -> None:
+        self.head_fns = head_fns
+        self.tasks = tuple(head_fns)
 
     def losses(
-        self, call: HeadCall, heads: Leaves, latent: Leaves, members: Any = None
+        self, call: HeadCall, head_params: Leaves, latent: Leaves, members: Any = None
     ) -> jax.Array:
         """Returns the losses `[tasks]`, or those of `members`."""
         tasks = [self.tasks[i] for i in self._chosen(members)]
         return _stack(
             [
-                as_loss(call.run(self.functions[task], heads, latent)[0], task)
+                as_loss(call.run(self.head_fns[task], head_params, latent)[0], task)
                 for task in tasks
             ]
         )
 
     def gradients(
-        self, call: HeadCall, heads: Leaves, latent: Leaves, factors: Any, members: Any
+        self,
+        call: HeadCall,
+        head_params: Leaves,
+        latent: Leaves,
+        factors: Any,
+        members: Any,
     ) -> tuple[jax.Array, Any, Leaves, Leaves]:
         """Returns losses, aux, the heads' gradients and the latent rows.
 
@@ -174,7 +185,7 @@ class SeparateHeads:
         in `Problem.evaluate`; members are Python ints, others' gradients are zero.
         """
         labels = call.inputs.partition.head_labels
-        grads = [jnp.zeros_like(leaf) for leaf in heads]
+        grads = [jnp.zeros_like(leaf) for leaf in head_params]
         values, aux, rows = [], {}, []
         for i in self._chosen(members):
             task = self.tasks[i]
@@ -183,16 +194,16 @@ class SeparateHeads:
             def loss(
                 own_leaves: Leaves, latent: Leaves, i=i, task=task, own=own
             ) -> Any:
-                moved = list(heads)
+                moved = list(head_params)
                 for j, leaf in zip(own, own_leaves, strict=True):
                     moved[j] = leaf
-                value, extra = call.run(self.functions[task], moved, latent)
+                value, extra = call.run(self.head_fns[task], moved, latent)
                 value = as_loss(value, task)
                 return value if factors is None else factors[i] * value, extra
 
             (value, aux[task]), (own_grads, row) = jax.value_and_grad(
                 loss, argnums=(0, 1), has_aux=True
-            )([heads[j] for j in own], latent)
+            )([head_params[j] for j in own], latent)
             for j, grad in zip(own, own_grads, strict=True):
                 grads[j] = grad
             values.append(value)
@@ -228,7 +239,7 @@ class SeparateHeads:
         del stacked
         reads = {}
         for task in [self.tasks[i] for i in self._chosen(members)]:
-            function = self.functions[task]
+            function = self.head_fns[task]
 
             def loss(
                 params: PyTree,
@@ -242,30 +253,37 @@ class SeparateHeads:
         return reads
 
 
-class StackedHeads:
+class StackedHeadFns:
     """One head function, vmapped over the leading task axis of the stacked leaves."""
 
-    def __init__(self, heads: Stacked, tasks: Sequence[str] | None = None) -> None:
-        self.head = heads.head
-        self.tasks = tuple(tasks or map(str, range(heads.num_tasks)))
-        if len(self.tasks) != heads.num_tasks:
+    stacked = True
+
+    def __init__(self, stacked: Stacked, tasks: Sequence[str] | None = None) -> None:
+        self.head_fn = stacked.head
+        self.tasks = tuple(tasks or map(str, range(stacked.num_tasks)))
+        if len(self.tasks) != stacked.num_tasks:
             raise ValueError(
-                f"`tasks` must name the {heads.num_tasks} stacked tasks, got "
+                f"`tasks` must name the {stacked.num_tasks} stacked tasks, got "
                 f"{len(self.tasks)} names."
             )
 
     def losses(
-        self, call: HeadCall, heads: Leaves, latent: Leaves, members: Any = None
+        self, call: HeadCall, head_params: Leaves, latent: Leaves, members: Any = None
     ) -> jax.Array:
         """Returns the losses `[tasks]`, or those of `members`."""
 
         def one(leaves: Leaves, task: jax.Array) -> jax.Array:
             return self._run(call, leaves, latent, task)[0]
 
-        return jax.vmap(one)(*self._chosen(heads, members))
+        return jax.vmap(one)(*self._chosen(head_params, members))
 
     def gradients(
-        self, call: HeadCall, heads: Leaves, latent: Leaves, factors: Any, members: Any
+        self,
+        call: HeadCall,
+        head_params: Leaves,
+        latent: Leaves,
+        factors: Any,
+        members: Any,
     ) -> tuple[jax.Array, Any, Leaves, Leaves]:
         """Returns losses, aux, the heads' gradients and the latent rows.
 
@@ -280,14 +298,14 @@ class StackedHeads:
             differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
             return differentiate(leaves, latent)
 
-        chosen, indices = self._chosen(heads, members)
+        chosen, indices = self._chosen(head_params, members)
         if members is not None and factors is not None:
             factors = factors[indices]
         (losses, aux), (grads, rows) = jax.vmap(one)(chosen, indices, factors)
         if members is not None:
             grads = [
                 jnp.zeros_like(leaf).at[indices].set(grad)
-                for leaf, grad in zip(heads, grads, strict=True)
+                for leaf, grad in zip(head_params, grads, strict=True)
             ]
         return losses, aux, grads, rows
 
@@ -312,7 +330,7 @@ class StackedHeads:
                 )
             ]
             task = self._indices()[0]
-            out = self.head(treedef.unflatten(leaves), *z, task, *_as_jax(args))
+            out = self.head_fn(treedef.unflatten(leaves), *z, task, *_as_jax(args))
             return as_loss(split_aux(out, has_aux)[0], _STACKED_NAME)
 
         used = used_leaves(loss, treedef.unflatten(leaves), *z)
@@ -321,17 +339,19 @@ class StackedHeads:
     def _indices(self) -> jax.Array:
         return jnp.arange(len(self.tasks), dtype=jnp.int32)
 
-    def _chosen(self, heads: Leaves, members: Any) -> tuple[Leaves, jax.Array]:
+    def _chosen(self, head_params: Leaves, members: Any) -> tuple[Leaves, jax.Array]:
         """Returns the heads of some tasks, and their indices."""
         if members is None:
-            return heads, self._indices()
+            return head_params, self._indices()
         indices = jnp.asarray(members, jnp.int32)
-        return [jnp.asarray(leaf)[indices] for leaf in heads], indices
+        return [jnp.asarray(leaf)[indices] for leaf in head_params], indices
 
-    def _run(self, call: HeadCall, heads: Leaves, latent: Leaves, task: Any) -> Any:
+    def _run(
+        self, call: HeadCall, head_params: Leaves, latent: Leaves, task: Any
+    ) -> Any:
         inputs = dataclasses.replace(call.inputs, args=_as_jax(call.inputs.args))
         call = dataclasses.replace(call, inputs=inputs)
-        value, aux = call.run(self.head, heads, latent, task)
+        value, aux = call.run(self.head_fn, head_params, latent, task)
         return as_loss(value, _STACKED_NAME), aux
 
 
@@ -343,3 +363,31 @@ def _as_jax(args: tuple[Any, ...]) -> tuple[Any, ...]:
         return jnp.asarray(leaf) if is_numeric else leaf
 
     return jax.tree.map(convert, args)
+
+
+HeadFns = SeparateHeadFns | StackedHeadFns
+
+
+def make_head_fns(losses: Any, tasks: Sequence[str] | None) -> HeadFns | None:
+    """Returns the head functions of a user's losses; None for one function of all.
+
+    Args:
+      losses: see `task_grad`.
+      tasks: names of the tasks, if they are given.
+    """
+    if isinstance(losses, Stacked):
+        return StackedHeadFns(losses, tasks)
+    if not isinstance(losses, Mapping):
+        return None
+    if not losses:
+        raise ValueError("`losses` must name at least one task, got none.")
+    for task, function in losses.items():
+        if not callable(function):
+            raise TypeError(
+                f"`losses[{task!r}]` must be callable, got {type(function).__name__}."
+            )
+    if tasks is not None and tuple(tasks) != tuple(losses):
+        raise ValueError(
+            f"`tasks` must be {tuple(losses)} as in `losses`, or left out, got {tasks}."
+        )
+    return SeparateHeadFns(dict(losses))

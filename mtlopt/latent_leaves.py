@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt._jaxprs import used_leaves
-from mtlopt.rows import STATIC, Leaves
+from mtlopt.rows.protocol import STATIC, Leaves
 
 PyTree = Any
 Pullback = Callable[[Leaves], tuple[Leaves]]

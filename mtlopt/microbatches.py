@@ -18,17 +18,19 @@ from mtlopt._jaxprs import dependent_outputs
 from mtlopt._shards import check_whole
 from mtlopt.heads import Inputs
 from mtlopt.labels import path_string
-from mtlopt.linalg.gramian import gramian
 from mtlopt.linalg.normalise import safe_divide
-from mtlopt.problems import Evaluation, LatentProblem, Problem
-from mtlopt.rows import Leaves, SummedLinearization, scale_heads, scale_rows
+from mtlopt.linearization import PullbackLinearization, SummedLinearization
+from mtlopt.problems import Evaluation, Problem, Reads
+from mtlopt.rows.arithmetic import scale_head_grads
+from mtlopt.rows.products import gramian
+from mtlopt.rows.protocol import Leaves
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Microbatches:
-    """A problem evaluated in parts.
+    """A problem, evaluated in parts; losses on a given latent are of the whole batch.
 
     Attributes:
       problem: the problem.
@@ -36,74 +38,111 @@ class Microbatches:
       label_counts: from the arguments of a part to its labels per task, `[tasks]`.
     """
 
-    problem: Problem
+    problem: Problem[PullbackLinearization]
     parts: int
     label_counts: Callable[..., Any] | None
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.problem.tasks
+
+    @property
+    def has_latent(self) -> bool:
+        return self.problem.has_latent
+
+    @property
+    def stacked(self) -> bool:
+        return self.problem.stacked
+
+    @property
+    def takes_traced_task(self) -> bool:
+        return self.problem.takes_traced_task
+
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
+        return self.problem.losses(inputs, z, members)
+
+    def heads_at(self, inputs: Inputs, z: PyTree) -> tuple[jax.Array, Any, Leaves]:
+        return self.problem.heads_at(inputs, z)
+
+    def latent(self, inputs: Inputs) -> PyTree:
+        return self.problem.latent(inputs)
+
+    def reads(
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
+    ) -> Reads:
+        first = args if z is not None else cut_part(args, 0, self.parts)
+        return self.problem.reads(params, stacked, first, z, members)
+
     def evaluate(
-        self, inputs: Inputs, members: Any
-    ) -> tuple[jax.Array, Any, Leaves, SummedLinearization]:
-        """Returns losses, aux (stacked), the heads' gradients and the linearization."""
-        factors = self._factors(inputs.args)
+        self, inputs: Inputs, factors: Any, members: Any
+    ) -> Evaluation[SummedLinearization]:
+        """Returns sums over the parts; aux is stacked, and no latent is kept."""
+        assert factors is None  # parts are not cut into parts
+        shares = self._shares(inputs.args)
         batch_free = self._batch_free(inputs)
 
         def sums(index: jax.Array) -> tuple[Any, Any]:
-            out = self._evaluate_part(inputs, members, factors, index)
+            out = self._evaluate_part(inputs, members, shares, index)
             everyone = jnp.ones_like(out.losses)
             rows = out.linear.rows(everyone, None).leaves()
             whole, pieces = [], []
             kinds = itertools.compress(batch_free, out.linear.moves)
-            for leaf, is_whole in zip(out.linear.latent, kinds, strict=False):
+            for leaf, is_whole in zip(out.linear.latent_grads, kinds, strict=False):
                 (whole if is_whole else pieces).append(leaf)
-            check_whole(pieces, out.losses)
+            check_whole(lambda: pieces, out.losses)
             products = _gramian(pieces, out.losses)
-            return (out.losses, out.heads, rows, products, whole), out.aux
+            return (out.losses, out.head_grads, rows, products, whole), out.aux
 
-        (losses, heads, rows, products, whole), aux = _sum_parts(sums, self.parts)
+        (losses, head_grads, rows, products, whole), aux = _sum_parts(sums, self.parts)
         linear = SummedLinearization(
             rows,
             products + _gramian(whole, losses),
-            jax.tree_util.Partial(self._recombine, inputs, members, factors),
-            isinstance(self.problem, LatentProblem),
+            jax.tree_util.Partial(self._recombine, inputs, members, shares),
+            self.problem.has_latent,
         )
-        return losses, aux, heads, linear
+        return Evaluation(losses, aux, None, head_grads, linear)
 
     def _evaluate_part(
-        self, inputs: Inputs, members: Any, factors: jax.Array, index: Any
-    ) -> Evaluation:
+        self, inputs: Inputs, members: Any, shares: jax.Array, index: Any
+    ) -> Evaluation[PullbackLinearization]:
         args = cut_part(inputs.args, index, self.parts)
         inputs = dataclasses.replace(inputs, args=args)
-        factors = factors[index]
-        out = self.problem.evaluate(inputs, factors, members)
+        shares = shares[index]
+        out = self.problem.evaluate(inputs, shares, members)
         if self.label_counts is None:
             return out
         # A mean over no labels is not a number, and so is its product with zero.
-        seen = factors != 0
-        heads = scale_heads(
-            inputs.partition, out.heads, jnp.ones_like(factors), present=seen
+        seen = shares != 0
+        head_grads = scale_head_grads(
+            inputs.partition, out.head_grads, jnp.ones_like(shares), present=seen
         )
         seen = seen if members is None else seen[jnp.asarray(members, jnp.int32)]
-        latent = scale_rows(out.linear.latent, jnp.ones_like(out.losses), seen)
         return out._replace(
             losses=jnp.where(seen, out.losses, 0),
-            heads=heads,
-            linear=dataclasses.replace(out.linear, latent=latent),
+            head_grads=head_grads,
+            linear=out.linear.masked(seen),
         )
 
     def _recombine(
-        self, inputs: Inputs, members: Any, factors: jax.Array, weights: jax.Array
+        self, inputs: Inputs, members: Any, shares: jax.Array, weights: jax.Array
     ) -> Leaves:
         """Returns the weighted sum of the rows, by evaluating every part again."""
 
         def combined(index: jax.Array) -> tuple[Leaves, None]:
-            linear = self._evaluate_part(inputs, members, factors, index).linear
+            linear = self._evaluate_part(inputs, members, shares, index).linear
             # Where a weight is zero the task may be absent and its row not finite.
-            rows = linear.latent_rows(weights, weights != 0)
-            return rows.combine(jnp.ones_like(weights)), None
+            return linear.combine(jnp.ones_like(weights), weights, weights != 0), None
 
         return _sum_parts(combined, self.parts)[0]
 
-    def _factors(self, args: tuple[Any, ...]) -> jax.Array:
+    def _shares(self, args: tuple[Any, ...]) -> jax.Array:
         """Returns `[parts, tasks]`: by how much each part's mean counts for a task."""
         shape = (self.parts, len(self.problem.tasks))
         if self.label_counts is None:
@@ -127,7 +166,7 @@ class Microbatches:
         common latent, whose Gramian nobody may ask for.
         """
         problem = self.problem
-        if not isinstance(problem, LatentProblem):
+        if not problem.has_latent:
             return []
         first, *others = cut_part(inputs.args, 0, self.parts)
 

@@ -1,7 +1,7 @@
 """`task_grad`: from loss functions to an oracle of per-task gradients.
 
 All three problem shapes become one: a latent, a pullback from it to the shared leaves,
-and T rows in it.
+and T gradients with respect to it.
 
 1. `encode` and one head per task: the latent is what `encode` returns.
 2. One function that returns all losses: the latent is the vector of losses, its rows
@@ -30,14 +30,16 @@ from mtlopt._checks import (
 )
 from mtlopt._guard import make_guard
 from mtlopt._shards import check_losses
-from mtlopt.heads import Inputs, SeparateHeads, Stacked, StackedHeads
+from mtlopt.grad import Grad
+from mtlopt.heads import Inputs, Stacked
 from mtlopt.labels import Partition, Rules, check_task_names, partition_params
-from mtlopt.make_problem import make_problem
-from mtlopt.microbatches import Microbatches, cut_part
+from mtlopt.linearization import RowOptions
+from mtlopt.microbatches import Microbatches
 from mtlopt.ownership import check_ownership
-from mtlopt.problems import LatentProblem, Problem
-from mtlopt.rows import Batching, Members
-from mtlopt.task_grads import Grad, TaskGrads
+from mtlopt.problems import NO_LATENT, Evaluation, Problem, make_problem
+from mtlopt.rows.map_tasks import Batching
+from mtlopt.rows.members import Members
+from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
 
@@ -131,17 +133,14 @@ def task_grad(
             "`streaming` must be False with several microbatches, got True: rows are "
             "summed over the parts and must be kept. Methods in latent space need none."
         )
-    problem = make_problem(losses, encode, tasks, has_aux, batching, streaming)
+    options = RowOptions(batching, streaming)
+    problem: Problem[Any] = make_problem(losses, encode, tasks, has_aux, options)
     check_task_names(problem.tasks)
     for name in headless:
         check_choice("headless", name, problem.tasks)
-    return Oracle(
-        problem=problem,
-        labels=labels,
-        headless=tuple(headless),
-        microbatches=microbatches,
-        label_counts=label_counts,
-    )
+    if microbatches > 1:
+        problem = Microbatches(problem, microbatches, label_counts)
+    return Oracle(problem=problem, labels=labels, headless=tuple(headless))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,11 +151,9 @@ class Oracle:
     is meant to run inside `jax.jit`, where what nobody reads costs nothing.
     """
 
-    problem: Problem
+    problem: Problem[Any]
     labels: Rules
     headless: tuple[str, ...]
-    microbatches: int
-    label_counts: Callable[..., Any] | None
     # Signatures at which labels and functions were found to agree: eager calls need
     # not trace the functions again for it.
     checked: set[Any] = dataclasses.field(default_factory=set, repr=False)
@@ -196,19 +193,17 @@ class Oracle:
                 members = Members.of(present)
             present = jnp.asarray(present)
         inputs = self._inputs(params, args, members=members)
-        if members is None:
-            losses, aux, z, heads, linear = self._evaluate(inputs, None)
-        else:
-            out = self._evaluate(inputs, members.indices)
-            losses, aux, z, heads, linear = out
+        out = self._evaluate(inputs, None if members is None else members.indices)
+        losses, linear = out.losses, out.linear
+        if members is not None:
             losses, linear = members.spread(losses), linear.spread(members)
         return TaskGrads(
             losses=losses,
-            scales=jnp.ones_like(losses),
+            loss_scales=jnp.ones_like(losses),
             present=present,
-            aux=aux,
-            z=z,
-            heads=heads,
+            aux=out.aux,
+            z=out.z,
+            head_grads=out.head_grads,
             linear=linear,
             losses_at=jax.tree_util.Partial(self._losses_at, members, args),
             guard=make_guard(),
@@ -257,8 +252,7 @@ class Oracle:
             raise ValueError(
                 f"`task` must be between 0 and {self.num_tasks - 1}, got {task}."
             )
-        separate = isinstance(getattr(self.problem, "heads", None), SeparateHeads)
-        if not isinstance(task, int) and separate:
+        if not isinstance(task, int) and not self.problem.takes_traced_task:
             raise ValueError(
                 "`task` must be a Python int, a name, or weights [tasks] unless heads "
                 "are stacked, got a traced index. Choose the task in Python, or write "
@@ -266,10 +260,10 @@ class Oracle:
             )
         one = Members((task,), self.num_tasks) if isinstance(task, int) else None
         inputs = self._inputs(params, args, members=one)
-        losses, aux, _, heads, linear = self._evaluate(inputs, [task])
-        one = jnp.ones_like(losses)
-        shared = linear.latent_rows(one, None).combine(one)
-        return Grad(losses[0], inputs.update(shared, heads), aux)
+        out = self._evaluate(inputs, [task])
+        one = jnp.ones_like(out.losses)
+        direction = out.linear.combine(one, one, None)
+        return Grad(out.losses[0], inputs.update(direction, out.head_grads), out.aux)
 
     def block(
         self, block: str, params: PyTree, *args: Any, present: Any = None
@@ -290,12 +284,12 @@ class Oracle:
         """
         check_choice("block", block, ("shared", "task"))
         grads = self(params, *args, present=present)
-        shared, heads, _ = grads.partition.split(params)
+        shared, head_params, _ = grads.partition.split(params)
         if block == "task":
             zeros = [jnp.zeros_like(leaf) for leaf in shared]
             return Grad(grads.losses, grads.updates(zeros), grads.aux)
         moving, _, frozen = grads.partition.split(grads.total())
-        still = [jnp.zeros_like(leaf) for leaf in heads]
+        still = [jnp.zeros_like(leaf) for leaf in head_params]
         update = grads.partition.merge(moving, still, frozen)
         return Grad(grads.losses, update, grads.aux)
 
@@ -313,12 +307,12 @@ class Oracle:
         Raises:
           ValueError: if the oracle has no `encode`.
         """
-        problem = self._latent_problem()
+        self._check_latent()
         inputs = self._inputs(params, args, z)
-        losses, aux, heads = problem.heads_at(inputs, z)
-        check_losses(losses, (inputs.shared, inputs.heads))
+        losses, aux, head_grads = self.problem.heads_at(inputs, z)
+        check_losses(losses, (inputs.shared, inputs.head_params))
         zeros = [jnp.zeros_like(leaf) for leaf in inputs.shared]
-        return Grad(losses, inputs.update(zeros, heads), aux)
+        return Grad(losses, inputs.update(zeros, head_grads), aux)
 
     def active(self, params: PyTree, members: Any) -> dict[str, Any]:
         """Returns which labels a step of some of the tasks moves, for `per_label`.
@@ -349,14 +343,13 @@ class Oracle:
             params,
             self.labels,
             self.tasks,
-            stacked=isinstance(getattr(self.problem, "heads", None), StackedHeads),
+            stacked=self.problem.stacked,
             headless=self.headless,
         )
 
-    def _latent_problem(self) -> LatentProblem:
-        if not isinstance(self.problem, LatentProblem):
-            raise ValueError("a given latent needs an oracle built with `encode`.")
-        return self.problem
+    def _check_latent(self) -> None:
+        if not self.problem.has_latent:
+            raise ValueError(NO_LATENT)
 
     def _losses_at(
         self,
@@ -365,11 +358,12 @@ class Oracle:
         params: PyTree,
         z: PyTree = None,
     ) -> jax.Array:
-        problem = self.problem if z is None else self._latent_problem()
+        if z is not None:
+            self._check_latent()
         inputs = self._inputs(params, args, z, members)
         if members is None:
-            return problem.losses(inputs, z)
-        return members.spread(problem.losses(inputs, z, members.indices))
+            return self.problem.losses(inputs, z)
+        return members.spread(self.problem.losses(inputs, z, members.indices))
 
     def _inputs(
         self,
@@ -387,23 +381,15 @@ class Oracle:
         inputs = Inputs(*partition.split(params), args, partition)
         signature = (partition, _avals(params), _avals(args), _avals(z))
         if self.checked.isdisjoint({(*signature, None), (*signature, members)}):
-            whole = self.microbatches == 1 or z is not None
-            first = args if whole else cut_part(args, 0, self.microbatches)
             some = None if members is None else members.indices
-            check_ownership(self.problem, partition, params, first, z, some)
+            check_ownership(self.problem, partition, params, args, z, some)
             self.checked.add((*signature, members))
         return inputs
 
-    def _evaluate(self, inputs: Inputs, members: Any) -> tuple[Any, ...]:
-        """Returns losses, aux, z, the heads' gradients and the linearization."""
-        if self.microbatches == 1:
-            out = self.problem.evaluate(inputs, None, members)
-            check_losses(out.losses, (inputs.shared, inputs.heads))
-            return out.losses, out.aux, out.z, out.heads, out.linear
-        parts = Microbatches(self.problem, self.microbatches, self.label_counts)
-        losses, aux, heads, linear = parts.evaluate(inputs, members)
-        check_losses(losses, (inputs.shared, inputs.heads))
-        return losses, aux, None, heads, linear
+    def _evaluate(self, inputs: Inputs, members: Any) -> Evaluation[Any]:
+        out = self.problem.evaluate(inputs, None, members)
+        check_losses(out.losses, (inputs.shared, inputs.head_params))
+        return out
 
 
 def _avals(tree: PyTree) -> tuple[Any, ...]:

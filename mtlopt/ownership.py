@@ -8,14 +8,13 @@ import jax.numpy as jnp
 
 from mtlopt.heads import Stacked
 from mtlopt.labels import FROZEN, SHARED, STACKED, Partition, path_string
-from mtlopt.make_problem import make_problem
-from mtlopt.problems import Problem, Reads
+from mtlopt.problems import Problem, Reads, make_problem
 
 PyTree = Any
 
 
 def check_ownership(
-    problem: Problem,
+    problem: Problem[Any],
     partition: Partition,
     params: PyTree,
     args: tuple[Any, ...],
@@ -136,7 +135,7 @@ def infer_labels(
       {'down': 'down', 'trunk': 'shared', 'up': 'up'}
     """
     problem = make_problem(losses, encode, tasks, has_aux)
-    if isinstance(losses, Stacked) and encode is None:
+    if problem.stacked and encode is None:
         raise ValueError(
             "`encode` must be given to infer the labels of stacked heads: without it a "
             "stacked leaf looks like a shared one. Use label_params."
@@ -155,7 +154,7 @@ def infer_labels(
             continue
         readers = [task for task, used in reads.tasks.items() if used[i]]
         encoded = reads.encode is not None and reads.encode[i]
-        several = len(readers) > 1 and not isinstance(losses, Stacked)
+        several = len(readers) > 1 and not problem.stacked
         if reads.encode is not None and readers and (encoded or several):
             raise ValueError(
                 f"the loss of task {readers[0]!r} reads `{path_string(path)}`, which "
@@ -168,14 +167,14 @@ def infer_labels(
                 f"no function reads the leaf `{path_string(path)}`. Remove it from "
                 "`params`, or label it by hand with label_params."
             )
-        elif isinstance(losses, Stacked):
+        elif problem.stacked:
             labels.append(STACKED)
         else:
             labels.append(readers[0] if len(readers) == 1 else SHARED)
     return jax.tree.unflatten(treedef, labels)
 
 
-def _trace_reads(problem: Problem, params: PyTree, args: tuple[Any, ...]) -> Reads:
+def _trace_reads(problem: Problem[Any], params: PyTree, args: tuple[Any, ...]) -> Reads:
     """Runs `problem.reads` on shapes; what is not an array stays as it is."""
     leaves, treedef = jax.tree.flatten(args)
     is_array = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_state_tasks
+from mtlopt.grad import check_updates
 from mtlopt.labels import FROZEN, STACKED, Rules, label_params
-from mtlopt.task_grads import check_updates
 
 PyTree = Any
 

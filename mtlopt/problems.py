@@ -1,32 +1,31 @@
-"""The three shapes of a multi-task problem, each reduced to a `Linearization`.
+"""The shapes of a multi-task problem, each reduced to a `Linearization`.
 
-`LatentProblem`: an encoder and heads on its latent (hard parameter sharing).
+`HeadProblem`: heads on the latent of one encoder (hard parameter sharing), or without
+an encoder one function per task, each with its own use of the shared leaves.
 `VectorProblem`: one function that returns all losses.
-`IndependentProblem`: one function per task, each with its own use of the shared leaves.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from mtlopt._jaxprs import used_leaves, used_leaves_of_entries
-from mtlopt.heads import (
-    HeadCall,
-    Inputs,
-    SeparateHeads,
-    StackedHeads,
-    as_loss,
-    split_aux,
-)
+from mtlopt.heads import HeadCall, HeadFns, Inputs, as_loss, make_head_fns, split_aux
 from mtlopt.labels import SHARED
 from mtlopt.latent_leaves import linearize
-from mtlopt.linalg.gramian import solver_dtype
-from mtlopt.rows import Batching, Leaves, Linearization
+from mtlopt.linalg.dtypes import solver_dtype
+from mtlopt.linearization import Linearization, PullbackLinearization, RowOptions
+from mtlopt.rows.protocol import Leaves
 
 PyTree = Any
+
+Linear = TypeVar("Linear", bound=Linearization, covariant=True)
+
+DEFAULTS = RowOptions()
+NO_LATENT = "a given latent needs an oracle built with `encode`."
 
 
 class Aux(NamedTuple):
@@ -43,14 +42,14 @@ class Aux(NamedTuple):
     tasks: Any
 
 
-class Evaluation(NamedTuple):
+class Evaluation(NamedTuple, Generic[Linear]):
     """Losses `[members]` and their linearization, at one batch."""
 
     losses: jax.Array
-    aux: Aux | None
+    aux: Any
     z: PyTree
-    heads: Leaves
-    linear: Linearization
+    head_grads: Leaves
+    linear: Linear
 
 
 class Reads(NamedTuple):
@@ -66,13 +65,27 @@ class Reads(NamedTuple):
     tasks: dict[str, list[bool]] | None
 
 
-class Problem(Protocol):
-    """A problem shape."""
+class Problem(Protocol[Linear]):
+    """A problem shape.
+
+    Attributes:
+      tasks: names of the tasks, in the order of the losses.
+      has_latent: whether the tasks meet in one latent.
+      stacked: whether the heads of all tasks are stacked along a leading axis.
+      takes_traced_task: whether the index of a task may be traced.
+    """
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks, in the order of the losses."""
-        ...
+    def tasks(self) -> tuple[str, ...]: ...
+
+    @property
+    def has_latent(self) -> bool: ...
+
+    @property
+    def stacked(self) -> bool: ...
+
+    @property
+    def takes_traced_task(self) -> bool: ...
 
     def losses(
         self, inputs: Inputs, z: PyTree = None, members: Any = None
@@ -80,7 +93,9 @@ class Problem(Protocol):
         """Returns the losses `[members]`, on a given latent if there is one."""
         ...
 
-    def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
+    def evaluate(
+        self, inputs: Inputs, factors: Any, members: Any
+    ) -> Evaluation[Linear]:
         """Returns losses and gradients.
 
         Args:
@@ -88,6 +103,14 @@ class Problem(Protocol):
           factors: `[tasks]`, factors of all losses and gradients; None for one.
           members: indices of the tasks to evaluate; None for all.
         """
+        ...
+
+    def heads_at(self, inputs: Inputs, z: PyTree) -> tuple[jax.Array, Any, Leaves]:
+        """Returns losses, aux and the heads' gradients on a given latent."""
+        ...
+
+    def latent(self, inputs: Inputs) -> PyTree:
+        """Returns the latent, without aux; raises if there is none."""
         ...
 
     def reads(
@@ -112,136 +135,118 @@ class Problem(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LatentProblem:
-    """Losses of heads on the latent of one encoder."""
-
-    encode: Callable[..., Any]
-    heads: SeparateHeads | StackedHeads
-    has_aux: bool
-    batching: Batching
-    streaming: bool
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return self.heads.tasks
-
-    def losses(
-        self, inputs: Inputs, z: PyTree = None, members: Any = None
-    ) -> jax.Array:
-        if z is None:
-            z = self.latent(inputs)
-        call = self._call(inputs, lambda _: z)
-        return self.heads.losses(call, inputs.heads, [], members)
-
-    def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
-        latent, rest, pullback, encode_aux = linearize(
-            lambda shared: self._encode(inputs, shared), inputs.shared
-        )
-        if inputs.shared and not latent:
+def make_problem(
+    losses: Any,
+    encode: Callable[..., Any] | None,
+    tasks: Sequence[str] | None,
+    has_aux: bool,
+    options: RowOptions = DEFAULTS,
+) -> Problem[PullbackLinearization]:
+    """Chooses the shape of a problem from the form of its losses: see `task_grad`."""
+    head_fns = make_head_fns(losses, tasks)
+    if head_fns is not None:
+        if encode is None and options.streaming:
             raise ValueError(
-                "`encode` must return at least one floating-point leaf that depends on "
-                f"a leaf labelled {SHARED!r}, got none, so that "
-                f"`{inputs.partition.shared_paths[0]}` would never move."
+                "`streaming` must be False for losses without `encode`, got True: "
+                "without a common latent there is no pullback to run again."
             )
-        call = self._call(inputs, rest.join)
-        losses, aux, heads, rows = self.heads.gradients(
-            call, inputs.heads, latent, factors, members
+        return HeadProblem(encode, head_fns, has_aux, options)
+    if not callable(losses):
+        raise TypeError(
+            "`losses` must be a mapping from task to function, mtlopt.stacked(...), or "
+            f"a function, got {type(losses).__name__}."
         )
-        linear = Linearization(
-            rows,
-            pullback,
-            self.batching,
-            self.streaming,
-            has_latent=True,
-            backward=_backward(self.heads, call, inputs, latent, members),
-            moves=rest.moves,
+    if encode is not None:
+        raise ValueError(
+            "`losses` must be a mapping from task to loss, or mtlopt.stacked(...), "
+            "when `encode` is given, got one function."
         )
-        aux = Aux(encode_aux, aux) if self.has_aux else None
-        return Evaluation(losses, aux, rest.join(latent), heads, linear)
-
-    def heads_at(
-        self, inputs: Inputs, z: PyTree
-    ) -> tuple[jax.Array, Aux | None, Leaves]:
-        """Returns losses, aux and the heads' gradients on a given latent."""
-        call = self._call(inputs, lambda _: z)
-        losses, aux, heads, _ = self.heads.gradients(call, inputs.heads, [], None, None)
-        return losses, Aux(None, aux) if self.has_aux else None, heads
-
-    def reads(
-        self,
-        params: PyTree,
-        stacked: list[bool] | None,
-        args: Any,
-        z: PyTree = None,
-        members: Any = None,
-    ) -> Reads:
-        if z is not None:
-            assert stacked is not None
-            reads = self.heads.reads(params, stacked, (z,), args, self.has_aux, members)
-            return Reads([], reads)
-
-        def encode(params: PyTree) -> PyTree:
-            return split_aux(self.encode(params, *args), self.has_aux)[0]
-
-        z = jax.eval_shape(encode, params)
-        used = used_leaves(encode, params)
-        if stacked is None:
-            stacked = [
-                not read and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
-                for leaf, read in zip(jax.tree.leaves(params), used, strict=True)
-            ]
-        reads = self.heads.reads(params, stacked, (z,), args, self.has_aux, members)
-        return Reads(used, reads)
-
-    def latent(self, inputs: Inputs) -> PyTree:
-        """Returns what `encode` returns, without aux."""
-        return self._encode(inputs, inputs.shared)[0]
-
-    def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[PyTree, Any]:
-        params = inputs.params(shared, inputs.heads)
-        return split_aux(self.encode(params, *inputs.args), self.has_aux)
-
-    def _call(self, inputs: Inputs, rebuild: Callable[[Leaves], PyTree]) -> HeadCall:
-        return HeadCall(inputs, rebuild, self.has_aux)
+    if not tasks or isinstance(tasks, str):
+        raise ValueError(
+            "`tasks` must be a sequence with the names of the tasks when `losses` "
+            f"is one function, got {tasks!r}."
+        )
+    return VectorProblem(losses, tuple(tasks), has_aux, options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class IndependentProblem:
-    """Losses that share parameters but no latent.
+class HeadProblem:
+    """Losses of heads on a latent.
 
-    Each task gets its own copy of the shared leaves, whose cotangents are the rows.
+    Without `encode` the latent is the shared leaves themselves: each task gets its own
+    copy of them, whose cotangents are the rows.
     """
 
-    heads: SeparateHeads | StackedHeads
+    encode: Callable[..., Any] | None
+    head_fns: HeadFns
     has_aux: bool
+    options: RowOptions
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return self.heads.tasks
+        return self.head_fns.tasks
+
+    @property
+    def has_latent(self) -> bool:
+        return self.encode is not None
+
+    @property
+    def stacked(self) -> bool:
+        return self.head_fns.stacked
+
+    @property
+    def takes_traced_task(self) -> bool:
+        return self.head_fns.stacked
 
     def losses(
         self, inputs: Inputs, z: PyTree = None, members: Any = None
     ) -> jax.Array:
-        del z
-        call = self._call(inputs)
-        return self.heads.losses(call, inputs.heads, inputs.shared, members)
+        call, latent = HeadCall(inputs, None, self.has_aux), inputs.shared
+        if self.encode is not None:
+            z = self.latent(inputs) if z is None else z
+            call, latent = HeadCall(inputs, lambda _: z, self.has_aux), []
+        return self.head_fns.losses(call, inputs.head_params, latent, members)
 
-    def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
-        call = self._call(inputs)
-        losses, aux, heads, rows = self.heads.gradients(
-            call, inputs.heads, inputs.shared, factors, members
+    def evaluate(
+        self, inputs: Inputs, factors: Any, members: Any
+    ) -> Evaluation[PullbackLinearization]:
+        if self.encode is None:
+            latent, rest, pullback, encode_aux = inputs.shared, None, None, None
+        else:
+            latent, rest, pullback, encode_aux = linearize(
+                lambda shared: self._encode(inputs, shared), inputs.shared
+            )
+            if inputs.shared and not latent:
+                raise ValueError(
+                    "`encode` must return at least one floating-point leaf that "
+                    f"depends on a leaf labelled {SHARED!r}, got none, so that "
+                    f"`{inputs.partition.shared_paths[0]}` would never move."
+                )
+        call = HeadCall(inputs, None if rest is None else rest.join, self.has_aux)
+        losses, aux, head_grads, latent_grads = self.head_fns.gradients(
+            call, inputs.head_params, latent, factors, members
         )
-        linear = Linearization(
-            rows,
-            None,
-            "auto",
-            False,
-            has_latent=False,
-            backward=_backward(self.heads, call, inputs, inputs.shared, members),
+        linear = PullbackLinearization(
+            latent_grads,
+            pullback,
+            self.options,
+            has_latent=self.has_latent,
+            backward=self._backward(call, latent, members),
+            moves=() if rest is None else rest.moves,
         )
-        aux = Aux(None, aux) if self.has_aux else None
-        return Evaluation(losses, aux, None, heads, linear)
+        aux = Aux(encode_aux, aux) if self.has_aux else None
+        z = None if rest is None else rest.join(latent)
+        return Evaluation(losses, aux, z, head_grads, linear)
+
+    def heads_at(self, inputs: Inputs, z: PyTree) -> tuple[jax.Array, Any, Leaves]:
+        call = HeadCall(inputs, lambda _: z, self.has_aux)
+        losses, aux, head_grads, _ = self.head_fns.gradients(
+            call, inputs.head_params, [], None, None
+        )
+        return losses, Aux(None, aux) if self.has_aux else None, head_grads
+
+    def latent(self, inputs: Inputs) -> PyTree:
+        return self._encode(inputs, inputs.shared)[0]
 
     def reads(
         self,
@@ -251,13 +256,51 @@ class IndependentProblem:
         z: PyTree = None,
         members: Any = None,
     ) -> Reads:
-        del z
-        stacked = stacked or [False] * len(jax.tree.leaves(params))
-        reads = self.heads.reads(params, stacked, (), args, self.has_aux, members)
-        return Reads(None, reads)
+        def encode(params: PyTree) -> PyTree:
+            assert self.encode is not None
+            return split_aux(self.encode(params, *args), self.has_aux)[0]
 
-    def _call(self, inputs: Inputs) -> HeadCall:
-        return HeadCall(inputs, None, self.has_aux)
+        used, latent = None, ()
+        if z is not None:
+            used, latent = [], (z,)
+        elif self.encode is not None:
+            used, latent = (
+                used_leaves(encode, params),
+                (jax.eval_shape(encode, params),),
+            )
+        if stacked is None:
+            kinds = map(jnp.result_type, jax.tree.leaves(params))
+            moves = [bool(jnp.issubdtype(kind, jnp.floating)) for kind in kinds]
+            stacked = [
+                used is not None and moving and not read
+                for moving, read in zip(moves, used or moves, strict=True)
+            ]
+        reads = self.head_fns.reads(
+            params, stacked, latent, args, self.has_aux, members
+        )
+        return Reads(used, reads)
+
+    def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[PyTree, Any]:
+        assert self.encode is not None
+        params = inputs.params(shared, inputs.head_params)
+        return split_aux(self.encode(params, *inputs.args), self.has_aux)
+
+    def _backward(
+        self, call: HeadCall, latent: Leaves, members: Any
+    ) -> Callable[[jax.Array], tuple[Leaves, Leaves]] | None:
+        """Returns the pullback of the losses to the heads' leaves and the latent.
+
+        Unlike the rows it never separates the tasks' gradients of the latent: for
+        stacked heads those are T times the latent's size. Some of the tasks have none:
+        it would run the functions of all.
+        """
+        if members is not None:
+            return None
+        return jax.vjp(
+            lambda leaves, latent: self.head_fns.losses(call, leaves, latent),
+            call.inputs.head_params,
+            latent,
+        )[1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -270,20 +313,26 @@ class VectorProblem:
     function: Callable[..., Any]
     tasks: tuple[str, ...]
     has_aux: bool
-    batching: Batching
-    streaming: bool
+    options: RowOptions
+    has_latent = False
+    stacked = False
+    takes_traced_task = True
 
     def losses(
         self, inputs: Inputs, z: PyTree = None, members: Any = None
     ) -> jax.Array:
         del z
-        return self._vector(inputs, inputs.shared, inputs.heads, members)[0]
+        return self._vector(inputs, inputs.shared, inputs.head_params, members)[0]
 
-    def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation:
+    def evaluate(
+        self, inputs: Inputs, factors: Any, members: Any
+    ) -> Evaluation[PullbackLinearization]:
         losses, pullback, aux = jax.vjp(
-            lambda shared, heads: self._vector(inputs, shared, heads, members),
+            lambda shared, head_params: self._vector(
+                inputs, shared, head_params, members
+            ),
             inputs.shared,
-            inputs.heads,
+            inputs.head_params,
             has_aux=True,
         )
         if factors is None:
@@ -294,17 +343,26 @@ class VectorProblem:
         losses = losses * factors
         # Only its own task's loss reads a head's leaf (see `check_ownership`), so one
         # pullback of all rows gives every head its own gradient.
-        heads = pullback(jnp.sum(rows, axis=0))[1]
-        linear = Linearization(
+        head_grads = pullback(jnp.sum(rows, axis=0))[1]
+        options = self.options
+        if not inputs.shared:
+            options = dataclasses.replace(options, streaming=False)
+        linear = PullbackLinearization(
             [rows],
             jax.tree_util.Partial(_pull_vector, pullback),
-            self.batching,
-            self.streaming and bool(inputs.shared),
-            has_latent=False,
+            options,
             backward=jax.tree_util.Partial(_backward_vector, pullback),
         )
         aux = Aux(aux, None) if self.has_aux else None
-        return Evaluation(losses, aux, None, heads, linear)
+        return Evaluation(losses, aux, None, head_grads, linear)
+
+    def heads_at(self, inputs: Inputs, z: PyTree) -> NoReturn:
+        del inputs, z
+        raise ValueError(NO_LATENT)
+
+    def latent(self, inputs: Inputs) -> NoReturn:
+        del inputs
+        raise ValueError(NO_LATENT)
 
     def reads(
         self,
@@ -352,9 +410,9 @@ class VectorProblem:
         return out.astype(solver_dtype([out])), aux
 
     def _vector(
-        self, inputs: Inputs, shared: Leaves, heads: Leaves, members: Any
+        self, inputs: Inputs, shared: Leaves, head_params: Leaves, members: Any
     ) -> tuple[jax.Array, Any]:
-        params = inputs.params(shared, heads)
+        params = inputs.params(shared, head_params)
         values, aux = self._values(params, inputs.args)
         if members is None:
             return jnp.stack(values) if isinstance(values, list) else values, aux
@@ -363,26 +421,6 @@ class VectorProblem:
             some = [values[i] for i in members]
             return jnp.stack(some) if some else jnp.zeros(0), aux
         return jnp.asarray(values)[jnp.asarray(members, jnp.int32)], aux
-
-
-def _backward(
-    heads: SeparateHeads | StackedHeads,
-    call: HeadCall,
-    inputs: Inputs,
-    latent: Leaves,
-    members: Any,
-) -> Callable[[jax.Array], tuple[Leaves, Leaves]] | None:
-    """Returns the pullback of the losses to the heads' leaves and the latent.
-
-    Unlike the rows it never separates the tasks' gradients of the latent: for stacked
-    heads those are T times the latent's size. Some of the tasks have none: it would
-    run the functions of all.
-    """
-    if members is not None:
-        return None
-    return jax.vjp(
-        lambda leaves, latent: heads.losses(call, leaves, latent), inputs.heads, latent
-    )[1]
 
 
 def _backward_vector(

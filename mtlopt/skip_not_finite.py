@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt.task_grads import TaskGrads, check_no_grad
+from mtlopt.grad import check_no_grad
+from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mtlopt._checks import as_mask, by_task, check_state_tasks, named_vector
+from mtlopt._checks import as_mask, by_task, named_vector
 from mtlopt._guard import WHAT_TO_DO, SaysWhatToDo, make_guard
 from mtlopt._shards import check_whole
 from mtlopt.labels import (
@@ -23,16 +23,11 @@ from mtlopt.labels import (
     partition_params,
     path_string,
 )
-from mtlopt.linalg.gramian import solver_dtype
-from mtlopt.rows import (
-    STATIC,
-    Leaves,
-    Linearization,
-    Members,
-    Rows,
-    SummedLinearization,
-    scale_heads,
-)
+from mtlopt.linalg.dtypes import solver_dtype
+from mtlopt.linearization import Linearization, PullbackLinearization
+from mtlopt.rows.arithmetic import scale_head_grads
+from mtlopt.rows.members import Members
+from mtlopt.rows.protocol import STATIC, Leaves, Rows
 
 PyTree = Any
 
@@ -55,13 +50,14 @@ class TaskGrads(metaclass=SaysWhatToDo):
 
     Attributes:
       losses: `[tasks]`, as the loss functions returned them.
-      scales: `[tasks]`, factors of the losses, written by weightings.
+      loss_scales: `[tasks]`, factors of the losses, written by weightings.
       present: `[tasks]` bool, the tasks with labels in this batch; None for all. Other
         fields depend on it: pass it to the oracle, or use `leave_out_not_finite`.
       aux: second values of the functions, an `Aux`; None without `has_aux`.
       z: the latent, as `encode` returned it; None without `encode` or with several
         microbatches.
-      heads: gradients of the heads' leaves, each of its own task's unscaled loss.
+      head_grads: gradients of the heads' leaves, each of its own task's unscaled
+        loss.
       linear: the linearised shared part.
       losses_at: function from `(params, z=None)` to the losses `[tasks]` on the same
         batch, at other parameters or another latent; None without an oracle.
@@ -77,12 +73,12 @@ class TaskGrads(metaclass=SaysWhatToDo):
     what_to_do = WHAT_TO_DO
 
     losses: jax.Array
-    scales: jax.Array
+    loss_scales: jax.Array
     present: jax.Array | None
     aux: Any
     z: PyTree
-    heads: Leaves
-    linear: Linearization | SummedLinearization
+    head_grads: Leaves
+    linear: Linearization
     losses_at: Any
     guard: jax.Array
     partition: Partition = dataclasses.field(metadata=STATIC)
@@ -172,12 +168,12 @@ class TaskGrads(metaclass=SaysWhatToDo):
             present = jnp.asarray(as_mask("present", present, names))
         return cls(
             losses=named_vector("losses", losses, names),
-            scales=jnp.ones(num_tasks, dtype),
+            loss_scales=jnp.ones(num_tasks, dtype),
             present=present,
             aux=None,
             z=None,
-            heads=_own_rows(of_heads, partition),
-            linear=Linearization(shared, None, "auto", False, has_latent=False),
+            head_grads=_own_rows(of_heads, partition),
+            linear=PullbackLinearization(shared),
             losses_at=None,
             guard=make_guard(),
             partition=partition,
@@ -192,7 +188,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         shared = self.partition.labels.count(SHARED)
         return (
             f"TaskGrads(tasks={self.tasks}, shared_leaves={shared}, "
-            f"head_leaves={len(self.heads)}, in_latent={self.in_latent}: no "
+            f"head_leaves={len(self.head_grads)}, in_latent={self.in_latent}: no "
             f"update, {WHAT_TO_DO})"
         )
 
@@ -245,8 +241,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
                 "weightings must be chained before `leave_out`, not inside: the losses "
                 "of hidden tasks would get no weight, and their heads would not move."
             )
-        scales = self.scales * factors.astype(self.scales.dtype)
-        return dataclasses.replace(self, scales=scales)
+        loss_scales = self.loss_scales * factors.astype(self.loss_scales.dtype)
+        return dataclasses.replace(self, loss_scales=loss_scales)
 
     def in_latent_space(self) -> Self:
         """Returns the same gradients, with rows taken in the latent."""
@@ -266,11 +262,11 @@ class TaskGrads(metaclass=SaysWhatToDo):
         """
         there = jnp.ones(self.num_tasks, bool) if self.present is None else self.present
         moving = there if self.moving is None else self.moving
-        linear = self.linear
-        if isinstance(linear, Linearization):
-            linear = linear.without(members)
         return dataclasses.replace(
-            self, present=there & ~members, moving=moving, linear=linear
+            self,
+            present=there & ~members,
+            moving=moving,
+            linear=self.linear.without(members),
         )
 
     def rows(self) -> Rows:
@@ -280,8 +276,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
         space it is free.
         """
         make = self.linear.latent_rows if self.in_latent else self.linear.rows
-        rows = make(self.scales, self.present)
-        check_whole(vars(rows), self.losses)
+        rows = make(self.loss_scales, self.present)
+        check_whole(rows.held, self.losses)
         return rows
 
     def keep_rows(self) -> Self:
@@ -291,13 +287,12 @@ class TaskGrads(metaclass=SaysWhatToDo):
         second backward pass. With stacked heads in latent space it does so anyway,
         because that costs less than combining T rows.
         """
-        linear = self.linear
-        if not isinstance(linear, Linearization):
-            return self
         if not self.in_latent:
-            linear = linear.keep_rows(self.present)
+            linear = self.linear.keep_rows(self.present)
         elif STACKED not in self.partition.head_labels:
-            linear = linear.keep_latent()
+            linear = self.linear.keep_latent()
+        else:
+            return self
         return dataclasses.replace(self, linear=linear)
 
     def finite_tasks(self) -> jax.Array:
@@ -313,7 +308,9 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def finite_heads(self) -> jax.Array:
         """Returns which tasks' heads have a finite gradient, `[tasks]` bool."""
         finite = jnp.ones(self.num_tasks, bool)
-        for label, leaf in zip(self.partition.head_labels, self.heads, strict=True):
+        for label, leaf in zip(
+            self.partition.head_labels, self.head_grads, strict=True
+        ):
             if label == STACKED:
                 finite &= jnp.isfinite(leaf).all(axis=range(1, leaf.ndim))
             else:
@@ -337,7 +334,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return dataclasses.replace(grads, present=finite, moving=moving, members=None)
 
     def total(self) -> PyTree:
-        """Returns the update `sum_i scales[i] g_i`: the gradient of one weighted loss.
+        """Returns the update `sum_i loss_scales[i] g_i`: the gradient of one sum.
 
         One ordinary backward pass, in which the tasks are never told apart. With absent
         tasks, several microbatches or rows that are kept it is `combine` with ones.
@@ -345,21 +342,18 @@ class TaskGrads(metaclass=SaysWhatToDo):
         Returns:
           A pytree with the structure and dtypes of the parameters.
         """
-        linear = self.linear
-        if not isinstance(linear, Linearization) or linear.backward is None:
-            return self.combine(jnp.ones_like(self.scales))
-        # Rows of absent tasks may not be finite; those that are kept need no pass.
-        if self.present is not None or linear.kept is not None:
-            return self.combine(jnp.ones_like(self.scales))
-        factors = self.scales.astype(self.losses.dtype)
-        return self.partition.update(*linear.total(factors), self.frozen)
+        factors = self.loss_scales.astype(self.losses.dtype)
+        found = self.linear.total(factors, self.present)
+        if found is None:
+            return self.combine(jnp.ones_like(self.loss_scales))
+        return self.partition.update(*found, self.frozen)
 
     def combine(self, weights: jax.Array) -> PyTree:
-        """Returns the update `sum_i weights[i] scales[i] g_i`, by a single pullback.
+        """Returns the update `sum_i weights[i] loss_scales[i] g_i`, by one pullback.
 
         The rows over the shared leaves are not made for it, and if `keep_rows` made
-        them there is no pullback. Methods that asked for `rows()` combine those
-        instead, see `updates`.
+        them there is no pullback. A method that asked something of `rows()` combines
+        those instead: `updates(rows.combine(weights))`.
 
         Args:
           weights: `[tasks]`, factors of the shared gradients only.
@@ -367,31 +361,32 @@ class TaskGrads(metaclass=SaysWhatToDo):
         Returns:
           A pytree with the structure and dtypes of the parameters.
         """
-        linear = self.linear
-        kept = isinstance(linear, Linearization) and linear.kept is not None
-        make = linear.rows if kept else linear.latent_rows
-        return self.updates(make(self.scales, self.present).combine(weights))
+        return self.updates(
+            self.linear.combine(weights, self.loss_scales, self.present)
+        )
 
-    def updates(self, shared: Leaves) -> PyTree:
+    def updates(self, direction: Leaves) -> PyTree:
         """Returns the update made of a shared direction and each head's own gradient.
 
         Args:
-          shared: direction over the shared leaves, as `Rows.combine` returns it.
+          direction: over the shared leaves, as `Rows.combine` returns it.
 
         Returns:
           A pytree with the structure and dtypes of the parameters. A head moves by the
           gradient of its own loss times that loss's scale; absent heads get zeros.
         """
-        heads = scale_heads(self.partition, self.heads, self.scales, self._moving)
-        return self.partition.update(shared, heads, self.frozen)
+        head_grads = scale_head_grads(
+            self.partition, self.head_grads, self.loss_scales, self._moving
+        )
+        return self.partition.update(direction, head_grads, self.frozen)
 
     def jacobian(self) -> PyTree:
         """Returns the rows over the shared leaves, `[tasks, ...]`; None elsewhere.
 
         For inspection: it holds as many gradients as there are tasks.
         """
-        rows = self.linear.rows(self.scales, self.present).leaves()
-        heads, frozen = ([None] * len(part) for part in (self.heads, self.frozen))
+        rows = self.linear.rows(self.loss_scales, self.present).leaves()
+        heads, frozen = ([None] * len(part) for part in (self.head_grads, self.frozen))
         return self.partition.merge(rows, heads, frozen)
 
 
@@ -419,97 +414,3 @@ def _own_rows(rows: Leaves, partition: Partition) -> Leaves:
             )
         heads.append(own)
     return heads
-
-
-class _GradFields(NamedTuple):
-    losses: jax.Array
-    grad: PyTree
-    aux: Any
-
-
-class Grad(_GradFields, metaclass=SaysWhatToDo):
-    """Losses and an ordinary gradient, from `task`, `block` and `heads` of an oracle.
-
-    An optimizer takes its `grad`.
-
-    Attributes:
-      losses: `[tasks]`, or a scalar where one task was asked for.
-      grad: pytree with the structure of the parameters, zero where not asked for.
-      aux: an `Aux`, or None without `has_aux`.
-    """
-
-    __slots__ = ()
-    what_to_do = "pass its `.grad`"
-
-
-def check_task_grads(
-    updates: Any,
-    num_tasks: int,
-    params: PyTree | None = None,
-    state: Any = None,
-    name: str = "",
-) -> TaskGrads:
-    """Returns `updates` if they are the gradients of `num_tasks` tasks, or raises.
-
-    Args:
-      updates: what the transform was given.
-      num_tasks: number of tasks that the transform was built for.
-      params: parameters, if the transform was given them.
-      state: state of the transform, whose `task_weights` are `[tasks]`.
-      name: name of the transform; without it the state is not looked at.
-
-    Raises:
-      TypeError: if `updates` is not a `TaskGrads`, or `state` is of another transform.
-      ValueError: if a number of tasks, or the structure of `params`, differs.
-    """
-    if isinstance(updates, Grad):
-        raise TypeError(
-            "`updates` must be a mtlopt.TaskGrads, got Grad, which has one gradient "
-            "only: there is nothing to weigh or to combine. Pass its `.grad` to an "
-            "Optax optimizer without a method before it."
-        )
-    if not isinstance(updates, TaskGrads):
-        raise TypeError(
-            f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. "
-            "Compute it with mtlopt.task_grad, and place weightings first, then one "
-            "aggregator, then ordinary Optax transforms."
-        )
-    if updates.num_tasks != num_tasks:
-        raise ValueError(
-            f"`num_tasks` must be {updates.num_tasks}, the number of tasks of the "
-            f"gradients, got {num_tasks}."
-        )
-    if params is not None:
-        structure = jax.tree.structure(params)
-        if structure != updates.partition.treedef:
-            raise ValueError(
-                "`params` must have the structure of the parameters that the gradients "
-                f"were computed at, {updates.partition.treedef}, got {structure}."
-            )
-    if name:
-        weights = getattr(state, "task_weights", None)
-        if weights is None:
-            raise TypeError(
-                f"`state` must be that of `{name}`, as its `init` returns it, got "
-                f"{type(state).__name__}."
-            )
-        check_state_tasks(name, jnp.size(weights), num_tasks)
-    return updates
-
-
-def check_updates(updates: Any, name: str) -> None:
-    """Raises if what the transform `name` was given cannot update parameters."""
-    if isinstance(updates, TaskGrads):
-        raise TypeError(
-            "`updates` must have the structure of the parameters, got TaskGrads. "
-            f"Chain an aggregator before `{name}`."
-        )
-    check_no_grad(updates, name)
-
-
-def check_no_grad(updates: Any, name: str) -> None:
-    """Raises if the transform `name` was given a `Grad`."""
-    if isinstance(updates, Grad):
-        raise TypeError(
-            f"`updates` must not be a Grad, got one. Pass its `.grad` to `{name}`."
-        )

@@ -104,7 +104,7 @@ def everything(oracle, params, names):
             "elsewhere": grads.losses_at(params),
             "rows": grads.rows().gramian(),
         }
-        if oracle.microbatches == 1 and grads.z is not None:
+        if grads.z is not None:
             found["given latent"] = oracle.heads(params, grads.z, X).grad
         for name in names:
             tx = mtlopt.METHODS[name].make(2, labels=oracle.labels)
@@ -237,7 +237,7 @@ def test_heads_alone_where_nothing_is_shared(float64):
     """A frozen trunk: no rows, and a line search does not move the latent."""
     labels = LABELS | {"lora": "frozen"}
     oracle = mtlopt.task_grad(
-        make_oracle("separate").problem.heads.functions,
+        make_oracle("separate").problem.head_fns.head_fns,
         labels,
         encode=lambda p, x: encode(p, p["frozen"], x),
     )
@@ -271,7 +271,7 @@ def test_heads_alone_where_nothing_is_shared(float64):
 
 def test_a_task_whose_leaves_are_all_frozen():
     oracle = mtlopt.task_grad(
-        make_oracle("separate").problem.heads.functions,
+        make_oracle("separate").problem.head_fns.head_fns,
         LABELS | {"b": "frozen"},
         encode=lambda p, x: encode(p, p["frozen"], x),
     )

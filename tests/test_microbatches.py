@@ -85,9 +85,9 @@ def test_label_counts_are_relative(float64):
     oracle = make_cut_oracle(4, masked=True)
     batch = jax.tree.map(lambda leaf: leaf[0], BATCHES)
     small = mtlopt.task_grad(
-        oracle.problem.heads.functions,
+        oracle.problem.problem.head_fns.head_fns,
         LABELS,
-        encode=oracle.problem.encode,
+        encode=oracle.problem.problem.encode,
         microbatches=4,
         label_counts=lambda batch: 1e-3 * jnp.sum(batch[2], axis=0),
     )

@@ -91,7 +91,7 @@ def test_what_methods_compute_with_is_float32(dtype):
             grads.rows().gramian(),
             grads.in_latent_space().rows().gramian(),
         ]
-        return grads.z, (grads.losses, grads.scales, gramians)
+        return grads.z, (grads.losses, grads.loss_scales, gramians)
 
     z, others = jax.eval_shape(look, PARAMS)
     assert z.dtype == dtype

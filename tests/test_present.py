@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 import mtlopt
 from mtlopt import METHODS
 from mtlopt.linesearch.slopes import slopes
-from mtlopt.rows import Members
+from mtlopt.rows.members import Members
 from tests.problems import (
     LABELS,
     LOSSES,

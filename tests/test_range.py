@@ -13,7 +13,7 @@ import pytest
 
 import mtlopt
 from mtlopt import METHODS
-from mtlopt.linalg.gramian import gramian, scaled_gramian
+from mtlopt.rows.products import gramian, scaled_gramian
 from tests.problems import QUICK, ROUTES, matrix_oracle, methods_of
 
 # Steps or sums on the scale of squared gradients: right where squares are numbers.

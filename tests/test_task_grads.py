@@ -79,7 +79,7 @@ def test_rows_of_frozen_leaves_are_not_read():
     rows, labels = ROWS | {"frozen": frozen}, {"frozen": "frozen", "*": "shared"}
     grads, bare = TaskGrads.from_rows(rows, labels=labels), TaskGrads.from_rows(ROWS)
     assert_close(grads.rows().gramian(), bare.rows().gramian())
-    assert grads.scales.dtype == jnp.float32
+    assert grads.loss_scales.dtype == jnp.float32
     update = grads.total()
     for name, still in update.pop("frozen").items():
         assert still.dtype == frozen[name].dtype
@@ -104,7 +104,7 @@ def test_scales_multiply():
     """Two weightings in a chain are the product of their factors."""
     grads = TaskGrads.from_rows(ROWS).scale_by(jnp.array([2.0, 3.0]))
     twice = grads.scale_by(jnp.array([0.5, -1.0]))
-    assert_close(twice.scales, jnp.array([1.0, -3.0]))
+    assert_close(twice.loss_scales, jnp.array([1.0, -3.0]))
     assert_close(twice.total()["b"], jnp.array(3.0 - 15.0))
     assert_close(grads.jacobian()["b"], jnp.array([6.0, 15.0]))
     assert_close(twice.losses, grads.losses)

@@ -58,7 +58,7 @@ def gradients(tasks=NAMES):
 def update_of(tx, grads):
     """The update, or the scales of a weighting, and the state."""
     found, state = tx.update(grads, tx.init(jnp.zeros(3)), jnp.zeros(3))
-    return getattr(found, "scales", found), state
+    return getattr(found, "loss_scales", found), state
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

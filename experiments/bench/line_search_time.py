@@ -214,7 +214,8 @@ def count_steps(workload: Workload, direction: str = "mgda") -> dict[str, Count]
     oracle = problem.oracle
     # One copy of the pullback for each task, for BLS, where a loop counts once.
     inner: Any = oracle.problem
-    inner = dataclasses.replace(inner, batching="unroll")
+    options = dataclasses.replace(inner.options, batching="unroll")
+    inner = dataclasses.replace(inner, options=options)
     unrolled = dataclasses.replace(oracle, problem=inner)
     unrolled_problem = dataclasses.replace(problem, oracle=unrolled)
     z = jax.eval_shape(lambda params: oracle(params, batch, stats).z, params)

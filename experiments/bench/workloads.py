@@ -333,7 +333,9 @@ def floor_step(workload: Workload) -> tuple[Step, Any]:
 def with_options(workload: Workload, **options: Any) -> Workload:
     """The same with other options of `mtlopt.task_grad`: `batching`, `streaming`."""
     oracle = workload.oracle
-    problem = dataclasses.replace(cast(Any, oracle.problem), **options)
+    problem = cast(Any, oracle.problem)
+    changed = dataclasses.replace(problem.options, **options)
+    problem = dataclasses.replace(problem, options=changed)
     return dataclasses.replace(
         workload, oracle=dataclasses.replace(oracle, problem=problem)
     )

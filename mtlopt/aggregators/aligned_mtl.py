@@ -11,7 +11,7 @@ from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.procrustes import Axes, Scale, aligned_matrix, principal_axes
 from mtlopt.linalg.products import dot
-from mtlopt.rows import Rows, rotated_gramian
+from mtlopt.rows.protocol import Rows
 
 
 def aligned_mtl_weights(
@@ -122,7 +122,7 @@ def aligned_mtl(
 
     def weights(rows: Rows, present: jax.Array | None, preference: Any) -> jax.Array:
         gramian = rows.scaled_gramian(present)
-        axes = principal_axes(gramian, present, rotated_gramian(rows))
+        axes = principal_axes(gramian, present, rows.rotated())
         return _weights(axes, preference, scale, present)
 
     return aggregate_by_weights(num_tasks, weights, preference=read)

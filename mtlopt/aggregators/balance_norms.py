@@ -9,11 +9,12 @@ import optax
 from mtlopt._checks import check_num_tasks, check_range
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.row_state import check_row_state, zero_rows
+from mtlopt.grad import check_task_grads
 from mtlopt.labels import Rules
-from mtlopt.linalg.gramian import moving_average
 from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
-from mtlopt.rows import Leaves, MaterialRows
-from mtlopt.task_grads import check_task_grads
+from mtlopt.rows.arithmetic import moving_average
+from mtlopt.rows.material import MaterialRows
+from mtlopt.rows.protocol import Leaves
 
 
 class BalanceNormsState(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import Reader, check_num_tasks
-from mtlopt.task_grads import check_task_grads
+from mtlopt.grad import check_task_grads
 
 
 class TaskWeightsState(NamedTuple):

@@ -11,7 +11,7 @@ from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.equiangular import equiangular_ray
 from mtlopt.linalg.normalise import Gramian, safe_divide
 from mtlopt.linalg.unit_rows import UnitRows, unit_rows
-from mtlopt.rows import Rows, rotated_gramian
+from mtlopt.rows.protocol import Rows
 
 
 def conflict_free_weights(
@@ -112,7 +112,7 @@ def conflict_free(
     """
 
     def weights(rows: Rows, present: jax.Array | None, preference: Any) -> jax.Array:
-        units = unit_rows(rows.scaled_gramian(present), present, rotated_gramian(rows))
+        units = unit_rows(rows.scaled_gramian(present), present, rows.rotated())
         return _weights(units, preference)
 
     read = preference_argument(preference, num_tasks)

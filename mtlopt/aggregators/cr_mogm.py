@@ -9,9 +9,9 @@ import optax
 
 from mtlopt._checks import check_num_tasks, check_range
 from mtlopt.aggregators.mgda import mgda_weights
-from mtlopt.linalg.gramian import moving_average
+from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import common_scale
-from mtlopt.task_grads import check_task_grads
+from mtlopt.rows.arithmetic import moving_average
 
 
 class CrMogmState(NamedTuple):

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 
 from mtlopt._checks import as_key, check_num_tasks, task_argument
-from mtlopt.linalg.gramian import solver_dtype
+from mtlopt.grad import check_task_grads
+from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
-from mtlopt.rows import Leaves
-from mtlopt.task_grads import check_task_grads
+from mtlopt.rows.protocol import Leaves
 
 _FEW_TASKS = 8  # up to which the loop over tasks is written out
 

@@ -9,7 +9,7 @@ from mtlopt.linalg.equiangular import equiangular_ray
 from mtlopt.linalg.normalise import Gramian, safe_divide
 from mtlopt.linalg.reductions import reduce_each
 from mtlopt.linalg.unit_rows import UnitRows, unit_rows
-from mtlopt.rows import Rows, rotated_gramian
+from mtlopt.rows.protocol import Rows
 
 
 def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
@@ -111,7 +111,7 @@ def imtl_g(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     """
 
     def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
-        units = unit_rows(rows.scaled_gramian(present), present, rotated_gramian(rows))
+        units = unit_rows(rows.scaled_gramian(present), present, rows.rotated())
         return _weights(units)
 
     return aggregate_by_weights(num_tasks, weights)

@@ -9,7 +9,7 @@ import optax
 from mtlopt._checks import as_int, check_choice, check_num_tasks
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise
-from mtlopt.rows import Rows
+from mtlopt.rows.protocol import Rows
 
 Distance = Literal["squared", "plain"]
 

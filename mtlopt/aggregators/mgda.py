@@ -8,10 +8,10 @@ import optax
 
 from mtlopt._checks import as_task_vector, check_choice, check_num_tasks
 from mtlopt.aggregators.by_weights import TaskWeightsState
+from mtlopt.grad import check_task_grads
 from mtlopt.linalg.min_norm import min_norm_point
 from mtlopt.linalg.normalise import Gramian, normalise, safe_divide
 from mtlopt.linalg.products import diagonal
-from mtlopt.task_grads import check_task_grads
 
 Normalisation = Literal["l2", "loss", "loss+"]
 
@@ -159,7 +159,7 @@ def mgda(
             grads.present,
             normalisation=normalisation,
             # Rows are gradients of the scaled losses.
-            losses=grads.scales * grads.losses.astype(grads.scales.dtype),
+            losses=grads.loss_scales * grads.losses.astype(grads.loss_scales.dtype),
         )
         state = TaskWeightsState(weights.astype(state.task_weights.dtype))
         return grads.updates(rows.combine(weights)), state

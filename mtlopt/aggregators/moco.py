@@ -9,11 +9,12 @@ import optax
 from mtlopt._checks import check_num_tasks, check_positive, check_range
 from mtlopt.aggregators.modo import modo_weights
 from mtlopt.aggregators.row_state import check_row_state, zero_rows
+from mtlopt.grad import check_task_grads
 from mtlopt.labels import Rules
-from mtlopt.linalg.gramian import moving_average
 from mtlopt.linalg.simplex import share_out, shares_of
-from mtlopt.rows import Leaves, MaterialRows
-from mtlopt.task_grads import check_task_grads
+from mtlopt.rows.arithmetic import moving_average
+from mtlopt.rows.material import MaterialRows
+from mtlopt.rows.protocol import Leaves
 
 
 class MocoState(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks, check_positive, check_range
-from mtlopt.linalg.gramian import cross_gramian
+from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import Gramian, common_scale
 from mtlopt.linalg.products import dot, present_products
 from mtlopt.linalg.simplex import (
@@ -15,8 +15,9 @@ from mtlopt.linalg.simplex import (
     share_out,
     shares_of,
 )
-from mtlopt.rows import Rows
-from mtlopt.task_grads import TaskGrads, check_task_grads
+from mtlopt.rows.products import cross_gramian
+from mtlopt.rows.protocol import Rows
+from mtlopt.task_grads import TaskGrads
 
 _LONGEST = 1e30  # step of a weight
 
@@ -215,7 +216,7 @@ def batch_products(
         )
     if grads.in_latent:
         second = second.in_latent_space()
-    left, right = rows.leaves(), second.scale_by(grads.scales).rows().leaves()
+    left, right = rows.leaves(), second.scale_by(grads.loss_scales).rows().leaves()
     expected, shapes = [leaf.shape for leaf in left], [leaf.shape for leaf in right]
     if shapes != expected:
         raise ValueError(

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_int, check_num_tasks, check_range
+from mtlopt.grad import check_task_grads
 from mtlopt.linalg.bargaining import bargain
-from mtlopt.linalg.gramian import solver_dtype
+from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.reductions import reduce_each
-from mtlopt.rows import Leaves
-from mtlopt.task_grads import TaskGrads, check_task_grads
+from mtlopt.rows.protocol import Leaves
+from mtlopt.task_grads import TaskGrads
 
 
 class NashMtlState(NamedTuple):
@@ -173,8 +174,7 @@ def _reuse(grads: TaskGrads, solution: jax.Array) -> tuple[jax.Array, Leaves]:
     """Old weights, and the direction by a single pullback."""
     if grads.present is not None:
         solution = jnp.where(grads.present, solution, 0)
-    rows = grads.linear.latent_rows(grads.scales, grads.present)
-    return solution, rows.combine(solution)
+    return solution, grads.rows().combine(solution)
 
 
 def _length(leaves: Leaves) -> jax.Array:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks
+from mtlopt.grad import check_task_grads
 from mtlopt.linalg.nonnegative import least_distance
 from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
-from mtlopt.task_grads import check_task_grads
 
 
 class PcdState(NamedTuple):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_key, check_num_tasks
+from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.surgery import project_conflicts, random_orders
-from mtlopt.task_grads import check_task_grads
 
 
 class PcgradState(NamedTuple):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.labels import SHARED, Rules, label_params
-from mtlopt.linalg.gramian import solver_dtype
-from mtlopt.rows import Leaves
+from mtlopt.linalg.dtypes import solver_dtype
+from mtlopt.rows.protocol import Leaves
 
 
 def zero_rows(params: Any, labels: Rules, num_tasks: int) -> Leaves:

@@ -15,6 +15,7 @@ from mtlopt._checks import (
 )
 from mtlopt.aggregators.modo import batch_products
 from mtlopt.aggregators.sums import mean_weights
+from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import Gramian, common_scale, safe_divide
 from mtlopt.linalg.products import dot, present_products
 from mtlopt.linalg.simplex import (
@@ -22,7 +23,7 @@ from mtlopt.linalg.simplex import (
     share_out,
     shares_of,
 )
-from mtlopt.task_grads import TaskGrads, check_task_grads
+from mtlopt.task_grads import TaskGrads
 
 
 class SdmgradState(NamedTuple):

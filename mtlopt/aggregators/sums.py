@@ -8,7 +8,7 @@ import optax
 
 from mtlopt._checks import as_task_vector, check_num_tasks, preference_argument
 from mtlopt.aggregators.by_weights import TaskWeightsState
-from mtlopt.task_grads import check_task_grads
+from mtlopt.grad import check_task_grads
 
 
 def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:

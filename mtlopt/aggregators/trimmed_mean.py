@@ -8,10 +8,11 @@ import optax
 
 from mtlopt._checks import as_int, check_num_tasks
 from mtlopt.aggregators.by_weights import TaskWeightsState
-from mtlopt.linalg.gramian import solver_dtype, sum_entries
+from mtlopt.grad import check_task_grads
+from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
-from mtlopt.rows import Leaves
-from mtlopt.task_grads import check_task_grads
+from mtlopt.rows.arithmetic import sum_entries
+from mtlopt.rows.protocol import Leaves
 
 
 def trim_entries(

@@ -11,7 +11,7 @@ from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.dual_cone import project_dual_cone
 from mtlopt.linalg.normalise import Gramian
-from mtlopt.rows import Rows
+from mtlopt.rows.protocol import Rows
 
 
 def upgrad_weights(

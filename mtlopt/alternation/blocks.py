@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_int, check_choice
+from mtlopt.grad import Grad, check_updates
 from mtlopt.labels import (
     FROZEN,
     SHARED,
@@ -18,7 +19,6 @@ from mtlopt.labels import (
 )
 from mtlopt.oracle import Oracle
 from mtlopt.per_label import per_label
-from mtlopt.task_grads import Grad, check_updates
 
 PyTree = Any
 Block = Literal["shared", "task"]

@@ -22,11 +22,10 @@ from mtlopt._checks import (
 )
 from mtlopt.alternation.blocks import Stepped, only_state
 from mtlopt.alternation.per_task import PerTask, scan_turns
-from mtlopt.heads import SeparateHeads, StackedHeads
+from mtlopt.grad import Grad, check_updates
 from mtlopt.labels import SHARED, Partition, Rules, check_same_labels, label_params
 from mtlopt.oracle import Oracle
 from mtlopt.per_label import advance, join, per_label, select
-from mtlopt.task_grads import Grad, check_updates
 
 PyTree = Any
 
@@ -265,9 +264,8 @@ def individual_step(
         num_groups = as_int("num_groups", num_groups, high=num_tasks)
     optimizer = optax.with_extra_args_support(optimizer)
     turns = num_tasks if num_groups is None else num_groups
-    heads = getattr(oracle.problem, "heads", None)
-    separate = isinstance(heads, SeparateHeads)
-    unroll = not shuffle and not isinstance(heads, StackedHeads)
+    separate = not oracle.problem.takes_traced_task
+    unroll = not shuffle and not oracle.problem.stacked
 
     def step(
         params: PyTree,

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtlopt.grad import check_updates
 from mtlopt.labels import SHARED, Rules, label_params
-from mtlopt.linalg.gramian import solver_dtype
-from mtlopt.task_grads import check_updates
+from mtlopt.linalg.dtypes import solver_dtype
 
 
 class TrackDistanceState(NamedTuple):

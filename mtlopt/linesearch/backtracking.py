@@ -9,7 +9,7 @@ import optax
 from mtlopt.linesearch.armijo import Search
 from mtlopt.linesearch.slopes import slopes
 from mtlopt.linesearch.states import LineSearchState
-from mtlopt.rows import Leaves
+from mtlopt.rows.protocol import Leaves
 from mtlopt.task_grads import TaskGrads
 
 

@@ -27,7 +27,7 @@ from mtlopt.linesearch.safeguard import (
 )
 from mtlopt.linesearch.slopes import Slopes, slopes
 from mtlopt.linesearch.states import FastLineSearchState, SafeLineSearchState
-from mtlopt.rows import Leaves, Linearization
+from mtlopt.rows.protocol import Leaves
 from mtlopt.task_grads import TaskGrads
 
 Armijo = Literal["full", "heads", "latent"]
@@ -161,9 +161,8 @@ def fast_backtracking(
     ) -> tuple[Any, FastLineSearchState | SafeLineSearchState]:
         grads = check_searchable(updates, params)
         linear = grads.linear
-        at_latent = with_latent_as_parameters(grads)
-        assert isinstance(linear, Linearization)
-        moving, rest = split_latent(grads.z, linear.moves)
+        at_latent, moves = with_latent_as_parameters(grads)
+        moving, rest = split_latent(grads.z, moves)
         _check_wide(moving)
         if safeguard:
             check_forgets(finder, grads, state.direction_state, params, extra_args)
@@ -173,7 +172,7 @@ def fast_backtracking(
         )
         check_direction(found, at_latent)
         latent, heads = found
-        shared = linear.pull(latent)
+        shared = grads.in_latent_space().rows().pull(latent)
         pushed = linear.seen(shared)[1] if calibrate or safeguard else latent
         if calibrate:
             latent, slope = _calibrated(at_latent, found, pushed)
@@ -222,22 +221,17 @@ def fast_backtracking(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def with_latent_as_parameters(grads: TaskGrads) -> TaskGrads:
+def with_latent_as_parameters(grads: TaskGrads) -> tuple[TaskGrads, tuple[bool, ...]]:
     """Returns the same gradients with the latent in the place of the shared leaves.
 
     An update of these is a pair `(latent leaves, heads' leaves)`: a direction that is
-    not pulled back yet.
+    not pulled back yet. The second value tells which leaves of `z` these are.
     """
-    linear = grads.in_latent_space().linear
-    if not isinstance(linear, Linearization):
-        raise ValueError(
-            "`microbatches` must be 1 for a method that moves the latent, which is not "
-            "kept of several."
-        )
-    rows, own = linear.latent, grads.partition
+    linear = grads.in_latent_space().linear.with_latent_as_parameters()
+    rows, own = linear.latent_grads, grads.partition
     _, paths, _ = own.split(own.treedef.unflatten(own.paths))
     partition = Partition(
-        jax.tree.structure((rows, grads.heads)),
+        jax.tree.structure((rows, grads.head_grads)),
         (
             *(f"z/{i}" for i in range(len(rows))),
             *paths,
@@ -245,8 +239,10 @@ def with_latent_as_parameters(grads: TaskGrads) -> TaskGrads:
         (SHARED,) * len(rows) + tuple(own.head_labels),
         own.tasks,
     )
-    linear = Linearization(rows, None, "auto", False, has_latent=True)
-    return dataclasses.replace(grads, linear=linear, partition=partition, frozen=[])
+    at_latent = dataclasses.replace(
+        grads, linear=linear, partition=partition, frozen=[]
+    )
+    return at_latent, linear.moves
 
 
 def _wanted(slope: Slopes, armijo: Armijo) -> jax.Array:

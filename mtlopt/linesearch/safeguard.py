@@ -11,11 +11,12 @@ import optax
 from mtlopt._jaxprs import remembered_leaves
 from mtlopt.diagnostics.task_weights import task_weights
 from mtlopt.labels import path_string
+from mtlopt.linearization import PullbackLinearization
 from mtlopt.linesearch.armijo import Found, Search
 from mtlopt.linesearch.backtracking import moved_by, update_by
 from mtlopt.linesearch.slopes import Slopes
 from mtlopt.linesearch.states import SafeLineSearchState
-from mtlopt.rows import Leaves, Linearization
+from mtlopt.rows.protocol import Leaves
 from mtlopt.task_grads import TaskGrads
 
 
@@ -166,7 +167,7 @@ def check_forgets(
     ]
 
     def find(rows: Leaves, state: Any) -> tuple[Any, Any]:
-        linear = Linearization(rows, None, "auto", False, has_latent=True)
+        linear = PullbackLinearization(rows, has_latent=True)
         seen = dataclasses.replace(grads, linear=linear)
         return finder.update(seen, state, params, **extra_args)
 

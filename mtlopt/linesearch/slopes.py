@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from mtlopt._shards import check_whole
 from mtlopt.labels import STACKED
-from mtlopt.linalg.gramian import sum_entries
-from mtlopt.rows import inner_products, scale_rows
+from mtlopt.rows.arithmetic import inner_products, scale_rows, sum_entries
 from mtlopt.task_grads import TaskGrads
 
 
@@ -48,7 +47,7 @@ def slopes(grads: TaskGrads, update: Any) -> Slopes:
     num_tasks, present = grads.num_tasks, grads.present
     own = jnp.zeros(num_tasks, grads.losses.dtype)
     for label, gradient, step in zip(
-        grads.partition.head_labels, grads.heads, heads, strict=True
+        grads.partition.head_labels, grads.head_grads, heads, strict=True
     ):
         product = gradient.astype(own.dtype) * step.astype(own.dtype)
         if label == STACKED:
@@ -60,7 +59,7 @@ def slopes(grads: TaskGrads, update: Any) -> Slopes:
     if not shared:
         return Slopes(jnp.zeros_like(own), own, jnp.zeros_like(own))
     rows, direction = grads.linear.seen(shared)
-    check_whole(rows, grads.losses)
+    check_whole(lambda: rows, grads.losses)
     rows = scale_rows(rows, jnp.ones(num_tasks, own.dtype), present)
     along = inner_products(rows, direction)
     lengths = jnp.sqrt(sum(sum_entries(_squares(leaf, along)) for leaf in rows))

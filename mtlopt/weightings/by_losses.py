@@ -10,7 +10,7 @@ import optax
 from mtlopt._checks import Reader, check_num_tasks
 from mtlopt.aggregators.by_weights import TaskWeightsState
 from mtlopt.aggregators.sums import mean_weights
-from mtlopt.task_grads import check_task_grads
+from mtlopt.grad import check_task_grads
 
 
 def weight_by_losses(

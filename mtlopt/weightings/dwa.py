@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_int, check_num_tasks, check_positive
+from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
-from mtlopt.task_grads import check_task_grads
 
 
 class WeightByDwaState(NamedTuple):

@@ -8,12 +8,12 @@ import optax
 
 from mtlopt._checks import check_num_tasks, check_positive
 from mtlopt.aggregators.row_state import check_row_state, zero_rows
+from mtlopt.grad import check_task_grads
 from mtlopt.labels import Rules
-from mtlopt.linalg.gramian import sum_entries
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.simplex import share_out
-from mtlopt.rows import Leaves
-from mtlopt.task_grads import check_task_grads
+from mtlopt.rows.arithmetic import sum_entries
+from mtlopt.rows.protocol import Leaves
 
 
 class WeightByExcessState(NamedTuple):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks, check_range, named_vector, task_argument
+from mtlopt.grad import check_task_grads
 from mtlopt.per_label import advance
-from mtlopt.task_grads import check_task_grads
 from mtlopt.weightings.by_losses import (
     above_reference,
     everyone,

@@ -8,7 +8,8 @@ import optax
 
 from mtlopt._checks import task_argument
 from mtlopt.aggregators.by_weights import TaskWeightsState
-from mtlopt.task_grads import TaskGrads, check_task_grads
+from mtlopt.grad import check_task_grads
+from mtlopt.task_grads import TaskGrads
 
 
 def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:

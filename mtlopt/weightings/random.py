@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_key, check_choice, check_num_tasks
-from mtlopt.task_grads import check_task_grads
+from mtlopt.grad import check_task_grads
 
 Distribution = Literal["normal", "dirichlet"]
 

@@ -13,8 +13,8 @@ from mtlopt._checks import (
     preference_argument,
     task_argument,
 )
+from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
-from mtlopt.task_grads import check_task_grads
 from mtlopt.weightings.by_losses import (
     above_reference,
     everyone,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_choice, check_num_tasks, in_order
+from mtlopt.grad import check_task_grads
 from mtlopt.per_label import advance
-from mtlopt.task_grads import check_task_grads
 from mtlopt.weightings.by_losses import bounded_slope
 
 LossKind = Literal["regression", "classification"]

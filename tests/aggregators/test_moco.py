@@ -9,7 +9,7 @@ import mtlopt
 from mtlopt import TaskGrads
 from mtlopt.aggregators.moco import moco
 from mtlopt.aggregators.modo import modo
-from mtlopt.linalg.gramian import moving_average
+from mtlopt.rows.arithmetic import moving_average
 from tests.aggregators.test_modo import project
 from tests.linalg.matrices import random_rows
 

@@ -11,7 +11,7 @@ import mtlopt
 from mtlopt import TaskGrads
 from mtlopt.aggregators.mgda import mgda_weights
 from mtlopt.aggregators.modo import modo, modo_weights
-from mtlopt.linalg.gramian import cross_gramian, gramian
+from mtlopt.rows.products import cross_gramian, gramian
 from tests.linalg.matrices import random_rows
 from tests.problems import matrix_oracle
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from mtlopt.aggregators.aligned_mtl import aligned_mtl_weights
-from mtlopt.linalg import gramian as linalg
 from mtlopt.linalg.procrustes import (
     Factor,
     aligned_matrix,
@@ -19,6 +18,7 @@ from mtlopt.linalg.procrustes import (
     graded_svd,
     principal_axes,
 )
+from mtlopt.rows import products as linalg
 from tests import reference
 from tests.linalg.matrices import gramian, padded_gramian, random_rows, structured
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mtlopt.linalg.equiangular import equiangular_ray
-from mtlopt.linalg.gramian import gramian
 from mtlopt.linalg.unit_rows import unit_rows
+from mtlopt.rows.products import gramian
 from tests.linalg.matrices import bundle
 
 

@@ -31,8 +31,8 @@ def run(weighting, losses, present=None, **per_step):
         mask = None if present is None else jnp.asarray(present[i])
         keywords = {name: jnp.asarray(values[i]) for name, values in per_step.items()}
         grads, state = step(jnp.asarray(row), mask, state, keywords)
-        np.testing.assert_array_equal(grads.scales, state.task_weights)
-        weights.append(np.asarray(grads.scales))
+        np.testing.assert_array_equal(grads.loss_scales, state.task_weights)
+        weights.append(np.asarray(grads.loss_scales))
         states.append(state)
     return np.stack(weights), states
 

@@ -85,7 +85,7 @@ def test_preference_may_be_injected():
     grads, state = TaskGrads.from_rows(jnp.eye(2), [1.0, 1.0]), tx.init(jnp.zeros(2))
     for expected in ([0, 3], [1, 0]):
         scaled, state = tx.update(grads, state)
-        np.testing.assert_array_equal(scaled.scales, expected)
+        np.testing.assert_array_equal(scaled.loss_scales, expected)
 
 
 @pytest.mark.parametrize("name", ["preference", "reference"])

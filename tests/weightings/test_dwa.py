@@ -21,8 +21,8 @@ def weights_over(weighting, losses, present=None):
     for step, row in enumerate(losses):
         mask = None if present is None else jnp.asarray(present[step])
         grads, state = update(jnp.asarray(row), mask, state)
-        np.testing.assert_array_equal(grads.scales, state.task_weights)
-        weights.append(np.asarray(grads.scales))
+        np.testing.assert_array_equal(grads.loss_scales, state.task_weights)
+        weights.append(np.asarray(grads.loss_scales))
     return np.stack(weights)
 
 

@@ -21,8 +21,8 @@ def run(weighting, batches, presents=None):
     for i, rows in enumerate(batches):
         present = None if presents is None else jnp.asarray(presents[i])
         grads, state = update(jnp.asarray(rows), present, state)
-        np.testing.assert_array_equal(grads.scales, state.task_weights)
-        weights.append(np.asarray(grads.scales))
+        np.testing.assert_array_equal(grads.loss_scales, state.task_weights)
+        weights.append(np.asarray(grads.loss_scales))
     return np.stack(weights), state
 
 

@@ -37,7 +37,7 @@ def test_weights_may_be_injected():
     state = tx.init(jnp.zeros(2))
     for count in range(3):
         scaled, state = tx.update(grads, state)
-        np.testing.assert_array_equal(scaled.scales, [count, count])
+        np.testing.assert_array_equal(scaled.loss_scales, [count, count])
 
 
 @pytest.mark.parametrize("weights", [1.0, [], [[1.0, 2.0]]])

@@ -34,8 +34,8 @@ def run(weighting, jacobians, losses, presents=None):
     for step, (rows, row) in enumerate(zip(jacobians, losses, strict=True)):
         present = None if presents is None else jnp.asarray(presents[step])
         grads, state = update(jnp.asarray(rows), jnp.asarray(row), present, state)
-        np.testing.assert_array_equal(grads.scales, state.task_weights)
-        weights.append(np.asarray(grads.scales))
+        np.testing.assert_array_equal(grads.loss_scales, state.task_weights)
+        weights.append(np.asarray(grads.loss_scales))
         states.append(state)
     return np.stack(weights), states
 

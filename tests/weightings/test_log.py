@@ -53,7 +53,7 @@ def test_absent_tasks_have_finite_weights():
     weighting = weight_by_log(4)
     grads = TaskGrads.from_rows(jnp.eye(4), losses=losses, present=present)
     grads, state = weighting.update(grads, weighting.init(jnp.zeros(4)))
-    np.testing.assert_array_equal(grads.scales, [0.25, 0, 0, 0])
+    np.testing.assert_array_equal(grads.loss_scales, [0.25, 0, 0, 0])
     np.testing.assert_array_equal(state.task_weights, [0.25, 0, 0, 0])
 
 

@@ -15,7 +15,7 @@ def draw(weighting, num_tasks, steps, present=None):
     def step(state, _):
         grads = TaskGrads.from_rows(jnp.eye(num_tasks), present=present)
         grads, state = weighting.update(grads, state)
-        return state, (grads.scales, state.task_weights)
+        return state, (grads.loss_scales, state.task_weights)
 
     init = weighting.init(jnp.zeros(num_tasks))
     scales, weights = jax.lax.scan(step, init, length=steps)[1]

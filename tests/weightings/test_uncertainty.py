@@ -22,7 +22,7 @@ def run(weighting, losses, present=None):
     for step, row in enumerate(losses):
         mask = None if present is None else jnp.asarray(present[step])
         grads, state = update(jnp.asarray(row), mask, state)
-        weights.append(np.asarray(grads.scales))
+        weights.append(np.asarray(grads.loss_scales))
         states.append(state)
     return np.stack(weights), states
 

@@ -1,4 +1,4 @@
-"""Inner products and combinations of task rows, leaf by leaf.
+"""Inner products of task rows, leaf by leaf.
 
 Rows are a list of arrays `[tasks, ...]`, one for each leaf: together the rows of the
 Jacobian. They are never concatenated to one `[tasks, params]` matrix, which costs a
@@ -13,12 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mtlopt.linalg.normalise import (
-    ScaledGramian,
-    keeps_squares,
-    safe_divide,
-    scale_of,
-)
+from mtlopt.linalg.dtypes import solver_dtype
+from mtlopt.linalg.normalise import ScaledGramian, keeps_squares, scale_of
 from mtlopt.linalg.products import diagonal
 
 # A few long rows are multiplied pair by pair on one CPU device: a matmul with so small
@@ -33,12 +29,6 @@ _FEW_TASKS = 4
 _LONG_ROW = 2**14
 # Numbers of a leaf that are rotated at a time on one CPU device: half a MiB of float32.
 _CHUNK = 2**17
-
-
-def solver_dtype(leaves: Sequence[Any]) -> jnp.dtype:
-    """Returns the dtype of small matrices: float32 or wider, whatever the rows are."""
-    with jax.numpy_dtype_promotion("standard"):  # it is meant, also if "strict" is set
-        return jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
 
 
 def replicated(leaf: jax.Array) -> NamedSharding | None:
@@ -80,7 +70,7 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
     for leaf in rows:
         if basis is not None:
             total += _rotated_products(leaf, basis.astype(dtype))
-        elif isinstance(leaf, tuple) or _few_long_rows(leaf):
+        elif isinstance(leaf, tuple) or few_long_rows(leaf):
             total += _products_of_pairs(leaf, dtype)
         else:
             total += _inner_products(leaf, leaf, dtype)
@@ -231,7 +221,7 @@ def _rotated_products(leaf: Leaf, basis: jax.Array) -> jax.Array:
 
     if isinstance(leaf, tuple):
         parts = [row.reshape(1, -1) for row in leaf]
-    elif _alone():
+    elif alone():
         parts = [flat_rows(leaf)]
     else:
         return products(leaf)
@@ -258,18 +248,19 @@ def parts_of(rows: Sequence[jax.Array]) -> list[Leaf]:
     """
     return [
         tuple(leaf[task] for task in range(len(leaf)))
-        if _few_long_rows(leaf)
+        if few_long_rows(leaf)
         else flat_rows(leaf)
         for leaf in rows
     ]
 
 
-def _few_long_rows(leaf: jax.Array) -> bool:
+def few_long_rows(leaf: jax.Array) -> bool:
+    """Returns whether the rows are so few and long that they are read one by one."""
     few = 0 < len(leaf) <= _FEW_TASKS
-    return few and _alone() and leaf[0].size >= _LONG_ROW
+    return few and alone() and leaf[0].size >= _LONG_ROW
 
 
-def _alone() -> bool:
+def alone() -> bool:
     """Whether all there is is one CPU device, on which nothing is sharded."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
@@ -281,149 +272,4 @@ def flat_rows(leaf: jax.Array) -> jax.Array:
     flattened axes. On one CPU device flattening saves the transposed copy that a
     contraction makes there, half of its time.
     """
-    return leaf.reshape(leaf.shape[0], -1) if _alone() else leaf
-
-
-def sum_entries(leaf: jax.Array) -> jax.Array:
-    """Returns the sum over all axes but the first, `[tasks]`, without flattening them.
-
-    Args:
-      leaf: `[tasks, ...]`.
-    """
-    return jnp.sum(leaf, axis=tuple(range(1, leaf.ndim)))
-
-
-@jax.custom_jvp
-def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
-    """Returns the norms of the rows, without the products of different ones.
-
-    Squares are summed in three units (Blue, *A portable Fortran program to find the
-    Euclidean norm of a vector*, 1978), in one pass: one of them neither overflows nor
-    flushes.
-
-    Args:
-      rows: leaves `[tasks, ...]`.
-
-    Returns:
-      Array `[tasks]`, accumulated in float32 or wider; right for all norms that are
-      numbers of that dtype, and infinite for an infinite entry.
-    """
-    dtype = solver_dtype(rows)
-    info = jnp.finfo(dtype)
-    size = sum(leaf[0].size for leaf in rows)
-    # A power of two whose square is about the square root of the largest number.
-    units = [jnp.asarray(2.0 ** (i * (info.maxexp // 2)), dtype) for i in (0, 1, -1)]
-    sums = [_sum_squares(leaf.astype(dtype), units) for leaf in rows]
-    squares = [functools.reduce(jnp.add, each) for each in zip(*sums, strict=True)]
-    plain, short, long = (
-        jnp.sqrt(each) / unit for each, unit in zip(squares, units, strict=True)
-    )
-    exact = jnp.where(squares[0] < size * float(info.tiny / info.eps), short, plain)
-    return jnp.where(jnp.isinf(squares[0]), long, exact)
-
-
-@row_norms.defjvp
-def _row_norms_jvp(
-    primals: tuple[Sequence[jax.Array]], tangents: tuple[Sequence[jax.Array]]
-) -> tuple[jax.Array, jax.Array]:
-    """Differentiates the plain formula: the scaled squares may overflow.
-
-    The derivative at a row of zeros is zero.
-    """
-    (rows,), (steps,) = primals, tangents
-    norms = row_norms(rows)
-    pairs = zip(rows, steps, strict=True)
-    along = [
-        sum_entries(row.astype(norms.dtype) * step.astype(norms.dtype))
-        for row, step in pairs
-    ]
-    return norms, safe_divide(functools.reduce(jnp.add, along), norms)
-
-
-def _sum_squares(leaf: jax.Array, units: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    """Returns the sums of the squares of each row in each unit.
-
-    On one CPU device by one reduction, so that the leaf need not exist. On several
-    devices XLA would gather the parts of such a reduction.
-    """
-    squares = tuple(jnp.square(leaf * unit) for unit in units)
-    if not _alone():
-        return tuple(map(sum_entries, squares))
-
-    def add(left: Sequence[Any], right: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(map(jax.lax.add, left, right))
-
-    zeros = (jnp.zeros([], leaf.dtype),) * len(units)
-    return jax.lax.reduce(squares, zeros, add, list(range(1, leaf.ndim)))
-
-
-def moving_average(
-    kept: Sequence[jax.Array],
-    rows: Sequence[jax.Array],
-    seen: jax.Array,
-    decay: Any,
-    present: jax.Array | None = None,
-) -> list[jax.Array]:
-    r"""Returns the exponential average of rows that arrive one step at a time.
-
-    .. math:: y_i \leftarrow \beta \, y_i + (1 - \beta) \, g_i
-
-    The average starts at the first row that a task has, so it is not pulled towards
-    zero at the start; absent tasks keep theirs bit for bit.
-
-    Args:
-      kept: the average `y`, leaves `[tasks, ...]`.
-      rows: the rows `g`, leaves of the same shapes.
-      seen: Tasks that had a row before, bool `[tasks]`.
-      decay: `beta`, a number from 0 (no memory) to 1.
-      present: Tasks that have a row now, bool `[tasks]`; None for all.
-
-    Returns:
-      Leaves in the dtypes of `kept`.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> rows, seen = jnp.array([[4.0], [4.0]]), jnp.array([True, False])
-      >>> moving_average([jnp.zeros((2, 1))], [rows], seen, 0.75)
-      [Array([[1.],
-             [4.]], dtype=float32)]
-    """
-    there = jnp.ones(seen.shape, bool) if present is None else present
-    decays = jnp.where(seen, decay, 0.0)
-
-    def blend(old: jax.Array, new: jax.Array, decay: jax.Array, there: jax.Array):
-        decay = decay.astype(old.dtype)
-        mixed = decay * old + (1 - decay) * new.astype(old.dtype)
-        return jnp.where(there, mixed, old)
-
-    return [
-        jax.vmap(blend)(old, new, decays, there)
-        for old, new in zip(kept, rows, strict=True)
-    ]
-
-
-def combine(weights: jax.Array, rows: Sequence[jax.Array]) -> list[jax.Array]:
-    """Returns the combination of the rows, `sum_i weights[i] g_i`, in their dtype.
-
-    Args:
-      weights: `[tasks]`.
-      rows: leaves `[tasks, ...]`.
-
-    Returns:
-      Leaves without the task axis.
-    """
-
-    def of_leaf(leaf: jax.Array) -> jax.Array:
-        dtype = solver_dtype([leaf])
-        factors, wide = weights.astype(dtype), leaf.astype(dtype)
-        if _few_long_rows(leaf):  # their stack need not exist
-            total = functools.reduce(
-                jnp.add, [factors[task] * wide[task] for task in range(len(leaf))]
-            )
-        else:
-            total = jnp.tensordot(
-                factors, wide, axes=1, precision=jax.lax.Precision.HIGHEST
-            )
-        return total.astype(leaf.dtype)
-
-    return [of_leaf(leaf) for leaf in rows]
+    return leaf.reshape(leaf.shape[0], -1) if alone() else leaf

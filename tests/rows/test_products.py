@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtlopt.linalg import gramian as linalg
+from mtlopt.rows import products as linalg
 from tests.marks import cpu_only
 
 EDGE = linalg._LONG_ROW

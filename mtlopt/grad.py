@@ -1,0 +1,106 @@
+"""One ordinary gradient, and checks of what a transform was given."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt._checks import check_state_tasks
+from mtlopt._guard import SaysWhatToDo
+from mtlopt.task_grads import TaskGrads
+
+PyTree = Any
+
+
+class _GradFields(NamedTuple):
+    losses: jax.Array
+    grad: PyTree
+    aux: Any
+
+
+class Grad(_GradFields, metaclass=SaysWhatToDo):
+    """Losses and an ordinary gradient, from `task`, `block` and `heads` of an oracle.
+
+    An optimizer takes its `grad`.
+
+    Attributes:
+      losses: `[tasks]`, or a scalar where one task was asked for.
+      grad: pytree with the structure of the parameters, zero where not asked for.
+      aux: an `Aux`, or None without `has_aux`.
+    """
+
+    __slots__ = ()
+    what_to_do = "pass its `.grad`"
+
+
+def check_task_grads(
+    updates: Any,
+    num_tasks: int,
+    params: PyTree | None = None,
+    state: Any = None,
+    name: str = "",
+) -> TaskGrads:
+    """Returns `updates` if they are the gradients of `num_tasks` tasks, or raises.
+
+    Args:
+      updates: what the transform was given.
+      num_tasks: number of tasks that the transform was built for.
+      params: parameters, if the transform was given them.
+      state: state of the transform, whose `task_weights` are `[tasks]`.
+      name: name of the transform; without it the state is not looked at.
+
+    Raises:
+      TypeError: if `updates` is not a `TaskGrads`, or `state` is of another transform.
+      ValueError: if a number of tasks, or the structure of `params`, differs.
+    """
+    if isinstance(updates, Grad):
+        raise TypeError(
+            "`updates` must be a mtlopt.TaskGrads, got Grad, which has one gradient "
+            "only: there is nothing to weigh or to combine. Pass its `.grad` to an "
+            "Optax optimizer without a method before it."
+        )
+    if not isinstance(updates, TaskGrads):
+        raise TypeError(
+            f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. "
+            "Compute it with mtlopt.task_grad, and place weightings first, then one "
+            "aggregator, then ordinary Optax transforms."
+        )
+    if updates.num_tasks != num_tasks:
+        raise ValueError(
+            f"`num_tasks` must be {updates.num_tasks}, the number of tasks of the "
+            f"gradients, got {num_tasks}."
+        )
+    if params is not None:
+        structure = jax.tree.structure(params)
+        if structure != updates.partition.treedef:
+            raise ValueError(
+                "`params` must have the structure of the parameters that the gradients "
+                f"were computed at, {updates.partition.treedef}, got {structure}."
+            )
+    if name:
+        weights = getattr(state, "task_weights", None)
+        if weights is None:
+            raise TypeError(
+                f"`state` must be that of `{name}`, as its `init` returns it, got "
+                f"{type(state).__name__}."
+            )
+        check_state_tasks(name, jnp.size(weights), num_tasks)
+    return updates
+
+
+def check_updates(updates: Any, name: str) -> None:
+    """Raises if what the transform `name` was given cannot update parameters."""
+    if isinstance(updates, TaskGrads):
+        raise TypeError(
+            "`updates` must have the structure of the parameters, got TaskGrads. "
+            f"Chain an aggregator before `{name}`."
+        )
+    check_no_grad(updates, name)
+
+
+def check_no_grad(updates: Any, name: str) -> None:
+    """Raises if the transform `name` was given a `Grad`."""
+    if isinstance(updates, Grad):
+        raise TypeError(
+            f"`updates` must not be a Grad, got one. Pass its `.grad` to `{name}`."
+        )

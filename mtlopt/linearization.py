@@ -1,0 +1,295 @@
+"""The losses, linearised in the shared leaves.
+
+The choice between rows that exist and one backward pass of a weighted sum is made here
+and in `rows`, not by the author of a method.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtlopt.rows.arithmetic import scale_rows
+from mtlopt.rows.map_tasks import Batching, map_tasks
+from mtlopt.rows.material import MaterialRows, PulledRows
+from mtlopt.rows.members import Members
+from mtlopt.rows.protocol import STATIC, Leaves, Rows
+from mtlopt.rows.streamed import StreamedRows, pushforward
+from mtlopt.rows.summed import SummedRows
+
+
+class Linearization(Protocol):
+    """What a `TaskGrads` knows of the shared leaves.
+
+    `loss_scales` `[tasks]` are factors of the losses and their gradients, `present`
+    `[tasks]` bool the tasks that count, None for all.
+
+    Attributes:
+      has_latent: whether the tasks meet in one latent that methods may work in.
+    """
+
+    @property
+    def has_latent(self) -> bool: ...
+
+    def rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
+        """Returns the rows over the shared leaves."""
+        ...
+
+    def latent_rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
+        """Returns the rows in latent space."""
+        ...
+
+    def combine(
+        self, weights: jax.Array, loss_scales: jax.Array, present: jax.Array | None
+    ) -> Leaves:
+        """Returns a combination over the shared leaves, of which no row was asked."""
+        ...
+
+    def total(
+        self, loss_scales: jax.Array, present: jax.Array | None
+    ) -> tuple[Leaves, Leaves] | None:
+        """Returns the gradient of the weighted sum of the losses, by one backward pass.
+
+        That is over the shared leaves and the heads'. None if `combine` is less work.
+        """
+        ...
+
+    def keep_rows(self, present: jax.Array | None) -> Self:
+        """Makes the rows over the shared leaves for all who ask from here on."""
+        ...
+
+    def keep_latent(self) -> Self:
+        """Lets sums combine the latent rows, instead of one more backward pass."""
+        ...
+
+    def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
+        """Returns rows and a shared direction in a space that has their products."""
+        ...
+
+    def spread(self, members: Members) -> Self:
+        """Returns the linearization of all tasks from that of some: zero rows."""
+        ...
+
+    def without(self, hidden: np.ndarray) -> Self:
+        """Returns the same, with no work for tasks that `present` leaves out.
+
+        Args:
+          hidden: `[tasks]` bool.
+        """
+        ...
+
+    def with_latent_as_parameters(self) -> "PullbackLinearization":
+        """Returns the same with the latent in the place of the shared leaves."""
+        ...
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class RowOptions:
+    """How rows over the shared leaves are made, see `task_grad`.
+
+    Attributes:
+      batching: how the pullbacks of the tasks are run, see `map_tasks`.
+      streaming: whether rows are recomputed instead of kept.
+    """
+
+    batching: Batching = "auto"
+    streaming: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PullbackLinearization:
+    """Gradients of the losses with respect to the latent, and the encoder's pullback.
+
+    Attributes:
+      latent_grads: leaves `[tasks, ...]`.
+      pullback: from a latent cotangent to a 1-tuple of shared leaves; None where the
+        latent gradients already are those of the shared leaves.
+      options: how rows are made.
+      has_latent: see `Linearization`.
+      backward: from factors of the losses `[tasks]` to the gradients of the weighted
+        sum with respect to the heads' leaves and the latent; None where the latent rows
+        are to be combined instead.
+      kept: rows over the shared leaves, if they were made already, see `keep_rows`.
+      moves: per leaf of what `encode` returned, whether it is one of the latent's
+        leaves here: see `latent_leaves`. Empty in problems without `encode`.
+      members: the tasks whose rows are pulled back: those of the others are zero, or
+        masked by `present`. None for all.
+    """
+
+    latent_grads: Leaves
+    pullback: Callable[[Leaves], tuple[Leaves]] | None = None
+    options: RowOptions = dataclasses.field(default=RowOptions(), metadata=STATIC)
+    has_latent: bool = dataclasses.field(default=False, metadata=STATIC)
+    backward: Callable[[jax.Array], tuple[Leaves, Leaves]] | None = None
+    kept: Leaves | None = None
+    moves: tuple[bool, ...] = dataclasses.field(default=(), metadata=STATIC)
+    members: Members | None = dataclasses.field(default=None, metadata=STATIC)
+
+    def spread(self, members: Members) -> "PullbackLinearization":
+        return dataclasses.replace(
+            self,
+            latent_grads=[members.spread(leaf) for leaf in self.latent_grads],
+            backward=None,
+            members=members,
+        )
+
+    def without(self, hidden: np.ndarray) -> "PullbackLinearization":
+        seen = ~hidden if self.members is None else self.members.mask & ~hidden
+        return dataclasses.replace(self, members=Members.of(seen))
+
+    def masked(self, seen: jax.Array) -> "PullbackLinearization":
+        """Returns the same with zero rows for tasks that are not seen, `[tasks]`."""
+        latent_grads = scale_rows(self.latent_grads, jnp.ones(len(seen)), seen)
+        return dataclasses.replace(self, latent_grads=latent_grads, backward=None)
+
+    def keep_rows(self, present: jax.Array | None) -> "PullbackLinearization":
+        if self.pullback is None:
+            return self.keep_latent()
+        if self.options.streaming or self.kept is not None:
+            return self
+        ones = jnp.ones(len(self.latent_grads[0]))
+        return dataclasses.replace(self, kept=self.rows(ones, present).leaves())
+
+    def keep_latent(self) -> "PullbackLinearization":
+        return dataclasses.replace(self, backward=None)
+
+    def total(
+        self, loss_scales: jax.Array, present: jax.Array | None
+    ) -> tuple[Leaves, Leaves] | None:
+        # Rows of absent tasks may not be finite; those that are kept need no pass.
+        if self.backward is None or present is not None or self.kept is not None:
+            return None
+        heads, latent = self.backward(loss_scales)
+        return self.pull(latent), heads
+
+    def pull(self, cotangent: Leaves) -> Leaves:
+        """Maps a cotangent of the latent to the shared leaves."""
+        return cotangent if self.pullback is None else self.pullback(cotangent)[0]
+
+    def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
+        """Returns rows and direction in the latent.
+
+        `<J^T g_i, d> = <g_i, J d>`: one pushforward instead of a pullback per task.
+        """
+        if self.pullback is None:
+            return self.latent_grads, direction
+        push = pushforward(self.pull, self.latent_grads)
+        return self.latent_grads, push(direction)
+
+    def latent_rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
+        latent_grads = scale_rows(self.latent_grads, loss_scales, present)
+        return MaterialRows(len(loss_scales), latent_grads, self.pull)
+
+    def rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
+        count = len(loss_scales)
+        if self.kept is not None:
+            return MaterialRows(count, scale_rows(self.kept, loss_scales, present))
+        latent_grads = scale_rows(self.latent_grads, loss_scales, present)
+        if self.pullback is None:
+            return MaterialRows(count, latent_grads)
+        if self.options.streaming:
+            return StreamedRows(latent_grads, self.pull)
+        return PulledRows(
+            latent_grads, self.pull, lambda: self._pull_rows(latent_grads)
+        )
+
+    def combine(
+        self, weights: jax.Array, loss_scales: jax.Array, present: jax.Array | None
+    ) -> Leaves:
+        return self.rows(loss_scales, present).combine(weights)
+
+    def _pull_rows(self, latent_grads: Leaves) -> Leaves:
+        """Maps the latent rows to the shared leaves; zero rows need no pullback."""
+        batching = self.options.batching
+        if self.members is None:
+            return map_tasks(self.pull, latent_grads, batching)
+        some = [self.members.take(leaf) for leaf in latent_grads]
+        pulled = map_tasks(self.pull, some, batching)
+        return [self.members.spread(leaf) for leaf in pulled]
+
+    def with_latent_as_parameters(self) -> "PullbackLinearization":
+        return PullbackLinearization(
+            self.latent_grads, has_latent=True, moves=self.moves
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SummedLinearization:
+    """The same over several microbatches.
+
+    Attributes:
+      values: rows over the shared leaves `[tasks, ...]`, summed.
+      products: Gramian of the latent rows, summed.
+      recombine: see `SummedRows`.
+      has_latent: see `Linearization`.
+    """
+
+    values: Leaves
+    products: jax.Array
+    recombine: Callable[[jax.Array], Leaves]
+    has_latent: bool = dataclasses.field(metadata=STATIC)
+
+    def spread(self, members: Members) -> "SummedLinearization":
+        return dataclasses.replace(
+            self,
+            values=[members.spread(leaf) for leaf in self.values],
+            products=members.spread(members.spread(self.products).T),
+            recombine=jax.tree_util.Partial(_recombine_some, self.recombine, members),
+        )
+
+    def without(self, hidden: np.ndarray) -> "SummedLinearization":
+        del hidden  # their rows are sums with those of the others
+        return self
+
+    def keep_rows(self, present: jax.Array | None) -> "SummedLinearization":
+        del present  # they are kept
+        return self
+
+    def keep_latent(self) -> "SummedLinearization":
+        return self
+
+    def total(self, loss_scales: jax.Array, present: jax.Array | None) -> None:
+        del loss_scales, present
+
+    def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
+        """Returns rows and direction over the shared leaves."""
+        return self.values, direction
+
+    def latent_rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
+        factor = loss_scales if present is None else jnp.where(present, loss_scales, 0)
+
+        def recombine(weights: jax.Array) -> Leaves:
+            return self.recombine(weights * factor)
+
+        products = jnp.where(
+            jnp.outer(factor, factor) == 0, 0, jnp.outer(factor, factor) * self.products
+        )
+        return SummedRows(products, recombine)
+
+    def rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
+        values = scale_rows(self.values, loss_scales, present)
+        return MaterialRows(len(loss_scales), values)
+
+    def combine(
+        self, weights: jax.Array, loss_scales: jax.Array, present: jax.Array | None
+    ) -> Leaves:
+        return self.latent_rows(loss_scales, present).combine(weights)
+
+    def with_latent_as_parameters(self) -> PullbackLinearization:
+        raise ValueError(
+            "`microbatches` must be 1 for a method that moves the latent, which is not "
+            "kept of several."
+        )
+
+
+def _recombine_some(
+    recombine: Callable[[jax.Array], Leaves], members: Members, weights: jax.Array
+) -> Leaves:
+    """Combines the rows of some tasks by the weights of all."""
+    return recombine(members.take(weights))

@@ -1,0 +1,62 @@
+"""Latent rows of several microbatches."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.linalg.normalise import ScaledGramian
+from mtlopt.linalg.products import diagonal, dot
+from mtlopt.rows.protocol import Leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class SummedRows:
+    """Latent rows of several microbatches: only their inner products were kept.
+
+    Attributes:
+      products: Gramian, summed over the microbatches.
+      recombine: runs the encoder again and pulls the weighted latent rows back.
+    """
+
+    products: jax.Array
+    recombine: Callable[[jax.Array], Leaves]
+
+    def gramian(self, basis: jax.Array | None = None) -> jax.Array:
+        if basis is None:
+            return self.products
+        if basis.ndim == 1:
+            return basis[:, None] * self.products * basis[None]
+        return dot(basis.T, dot(self.products, basis))
+
+    def rotated(self) -> None:
+        return None
+
+    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
+        del present
+        # The rows cannot be looked at again. Entries' squares that were flushed would
+        # let cosines contradict each other, so what is so short counts as zero.
+        squares, info = diagonal(self.products), jnp.finfo(self.products.dtype)
+        is_lost = squares < float(info.tiny / info.eps)
+        kept = jnp.where(is_lost[:, None] | is_lost[None], 0, self.products)
+        return ScaledGramian(kept, jnp.ones_like(squares))
+
+    def norms(self) -> jax.Array:
+        return jnp.sqrt(jnp.maximum(diagonal(self.products), 0))
+
+    def combine(self, weights: jax.Array) -> Leaves:
+        return self.recombine(weights)
+
+    def leaves(self) -> Leaves:
+        raise ValueError(
+            "`microbatches` must be 1 for a method that needs more of the latent rows "
+            "than their Gramian: nothing else is kept of them."
+        )
+
+    def pull(self, direction: Leaves, /) -> Leaves:
+        del direction
+        raise ValueError("latent rows of several microbatches cannot be pulled back.")
+
+    def held(self) -> jax.Array:
+        return self.products
