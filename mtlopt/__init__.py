@@ -140,6 +140,7 @@ from mtlopt.diagnostics.measures import (
 )
 from mtlopt.diagnostics.suggestions import suggestions
 from mtlopt.diagnostics.task_weights import task_weights
+from mtlopt.diagnostics.would_rise import would_rise
 from mtlopt.heads import stacked
 from mtlopt.labels import label_params
 from mtlopt.latent import in_latent_space
@@ -348,6 +349,7 @@ __all__ = [
     "weight_by_random",
     "weight_by_stch",
     "weight_by_uncertainty",
+    "would_rise",
 ]
 
 if not TYPE_CHECKING:  # where it would hide misspelt names

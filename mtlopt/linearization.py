@@ -17,7 +17,8 @@ from mtlopt.rows.map_tasks import Batching, map_tasks
 from mtlopt.rows.material import MaterialRows, PulledRows
 from mtlopt.rows.members import Members
 from mtlopt.rows.protocol import STATIC, Leaves, Rows
-from mtlopt.rows.streamed import StreamedRows, pushforward
+from mtlopt.rows.pushforward import pushforward
+from mtlopt.rows.streamed import StreamedRows
 from mtlopt.rows.summed import SummedRows
 
 

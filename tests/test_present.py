@@ -10,8 +10,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 import mtlopt
 from mtlopt import METHODS
-from mtlopt.linesearch.slopes import slopes
 from mtlopt.rows.members import Members
+from mtlopt.slopes import slopes
 from tests.problems import (
     LABELS,
     LOSSES,

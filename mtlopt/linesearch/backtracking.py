@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt.linesearch.armijo import Search
-from mtlopt.linesearch.slopes import slopes
 from mtlopt.linesearch.states import LineSearchState
 from mtlopt.rows.protocol import Leaves
+from mtlopt.slopes import slopes
 from mtlopt.task_grads import TaskGrads
 
 

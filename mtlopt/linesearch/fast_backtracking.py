@@ -25,9 +25,9 @@ from mtlopt.linesearch.safeguard import (
     num_tasks_of,
     safeguarded,
 )
-from mtlopt.linesearch.slopes import Slopes, slopes
 from mtlopt.linesearch.states import FastLineSearchState, SafeLineSearchState
 from mtlopt.rows.protocol import Leaves
+from mtlopt.slopes import Slopes, slopes
 from mtlopt.task_grads import TaskGrads
 
 Armijo = Literal["full", "heads", "latent"]

@@ -14,9 +14,9 @@ from mtlopt.labels import path_string
 from mtlopt.linearization import PullbackLinearization
 from mtlopt.linesearch.armijo import Found, Search
 from mtlopt.linesearch.backtracking import moved_by, update_by
-from mtlopt.linesearch.slopes import Slopes
 from mtlopt.linesearch.states import SafeLineSearchState
 from mtlopt.rows.protocol import Leaves
+from mtlopt.slopes import Slopes
 from mtlopt.task_grads import TaskGrads
 
 

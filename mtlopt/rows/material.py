@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import ScaledGramian
 from mtlopt.rows import arithmetic, products
-from mtlopt.rows.protocol import Leaves
+from mtlopt.rows.protocol import Leaves, OwnSpace
+from mtlopt.rows.pushforward import pushforward
 
 
 @dataclasses.dataclass(frozen=True)
-class MaterialRows:
+class MaterialRows(OwnSpace):
     """Rows that exist as arrays.
 
     Attributes:
@@ -50,8 +51,13 @@ class MaterialRows:
             return jnp.zeros(self.num_tasks)
         return arithmetic.row_norms(self.values)
 
-    def combine(self, weights: jax.Array) -> Leaves:
-        return self.pull(arithmetic.combine(weights, self.values))
+    def mix(self, weights: jax.Array) -> Leaves:
+        return arithmetic.combine(weights, self.values)
+
+    def along(self, direction: Leaves) -> jax.Array:
+        if not self.values:
+            return jnp.zeros(self.num_tasks)
+        return arithmetic.inner_products(self.values, direction)
 
     def leaves(self) -> Leaves:
         return self.values
@@ -61,7 +67,7 @@ class MaterialRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class PulledRows:
+class PulledRows(OwnSpace):
     """Rows over the shared leaves, made by one pullback a task when they are needed.
 
     Attributes:
@@ -92,10 +98,16 @@ class PulledRows:
     def norms(self) -> jax.Array:
         return self.made.norms()
 
-    def combine(self, weights: jax.Array) -> Leaves:
+    def mix(self, weights: jax.Array) -> Leaves:
         if "made" in vars(self):
-            return self.made.combine(weights)
+            return self.made.mix(weights)
         return self.pull_latent(arithmetic.combine(weights, self.latent_grads))
+
+    def along(self, direction: Leaves) -> jax.Array:
+        if "made" in vars(self):
+            return self.made.along(direction)
+        push = pushforward(self.pull_latent, self.latent_grads)
+        return arithmetic.inner_products(self.latent_grads, push(direction))
 
     def leaves(self) -> Leaves:
         return self.made.values

@@ -49,12 +49,27 @@ class Rows(Protocol):
         """Returns the norms of the rows, `[tasks]`: less work than their Gramian."""
         ...
 
-    def combine(self, weights: jax.Array) -> Leaves:
-        """Returns `sum_i weights[i] g_i` over the shared leaves.
+    def mix(self, weights: jax.Array) -> Leaves:
+        """Returns `sum_i weights[i] g_i` in the rows' own space.
 
         Rows that something was asked of are combined as they are; otherwise one
         backward pass of the weighted sum costs less than one for each task.
         """
+        ...
+
+    def combine(self, weights: jax.Array) -> Leaves:
+        """Returns `sum_i weights[i] g_i` over the shared leaves."""
+        ...
+
+    def along(self, direction: Leaves) -> jax.Array:
+        """Returns the inner products of the rows with a direction in their own space.
+
+        `[tasks]`. Over the shared leaves it is one pushforward, whatever T.
+        """
+        ...
+
+    def product(self, weights: jax.Array) -> jax.Array:
+        """Returns `G w` `[tasks]`, by one pullback and one pushforward."""
         ...
 
     def leaves(self) -> Leaves:
@@ -68,3 +83,13 @@ class Rows(Protocol):
     def held(self) -> Any:
         """Returns the arrays whose inner products are those of the rows."""
         ...
+
+
+class OwnSpace:
+    """Operations that follow from `mix`, `along` and `pull`."""
+
+    def combine(self: Rows, weights: jax.Array) -> Leaves:
+        return self.pull(self.mix(weights))
+
+    def product(self: Rows, weights: jax.Array) -> jax.Array:
+        return self.along(self.mix(weights))

@@ -11,11 +11,12 @@ from mtlopt.linalg.normalise import ScaledGramian
 from mtlopt.linalg.products import dot
 from mtlopt.rows import products
 from mtlopt.rows.arithmetic import combine, inner_products, row_norms
-from mtlopt.rows.protocol import Leaves
+from mtlopt.rows.protocol import Leaves, OwnSpace
+from mtlopt.rows.pushforward import pushforward
 
 
 @dataclasses.dataclass(frozen=True)
-class StreamedRows:
+class StreamedRows(OwnSpace):
     """Rows that are made one at a time and never kept: memory O(params).
 
     Column `j` of the Gramian is `<g_i, J (J^T g_j)>` for latent gradients `g`: one
@@ -91,8 +92,12 @@ class StreamedRows:
 
         return jax.lax.map(norm, self.latent_grads)
 
-    def combine(self, weights: jax.Array) -> Leaves:
+    def mix(self, weights: jax.Array) -> Leaves:
         return self.pull_latent(combine(weights, self.latent_grads))
+
+    def along(self, direction: Leaves) -> jax.Array:
+        push = pushforward(self.pull_latent, self.latent_grads)
+        return inner_products(self.latent_grads, push(direction))
 
     def leaves(self) -> Leaves:
         raise ValueError(
@@ -102,16 +107,3 @@ class StreamedRows:
 
     def held(self) -> Leaves:
         return self.latent_grads
-
-
-def pushforward(
-    pull: Callable[[Leaves], Leaves], rows: Leaves
-) -> Callable[[Leaves], Leaves]:
-    """Returns the transpose of a pullback: from a shared direction to the latent's.
-
-    Args:
-      pull: from one latent cotangent to the shared leaves.
-      rows: latent rows `[tasks, ...]`, for their shapes.
-    """
-    push = jax.linear_transpose(pull, [leaf[0] for leaf in rows])
-    return lambda direction: push(direction)[0]

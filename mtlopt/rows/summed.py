@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,11 @@ import jax.numpy as jnp
 from mtlopt.linalg.normalise import ScaledGramian
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.rows.protocol import Leaves
+
+_NOT_KEPT = (
+    "`microbatches` must be 1 for a method that needs more of the latent rows than "
+    "their Gramian: nothing else is kept of them."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +51,26 @@ class SummedRows:
     def norms(self) -> jax.Array:
         return jnp.sqrt(jnp.maximum(diagonal(self.products), 0))
 
+    def mix(self, weights: jax.Array) -> NoReturn:
+        del weights
+        raise ValueError(_NOT_KEPT)
+
     def combine(self, weights: jax.Array) -> Leaves:
         return self.recombine(weights)
 
-    def leaves(self) -> Leaves:
-        raise ValueError(
-            "`microbatches` must be 1 for a method that needs more of the latent rows "
-            "than their Gramian: nothing else is kept of them."
-        )
-
-    def pull(self, direction: Leaves, /) -> Leaves:
+    def along(self, direction: Leaves) -> NoReturn:
         del direction
-        raise ValueError("latent rows of several microbatches cannot be pulled back.")
+        raise ValueError(_NOT_KEPT)
+
+    def product(self, weights: jax.Array) -> jax.Array:
+        return dot(self.products, weights)
+
+    def leaves(self) -> NoReturn:
+        raise ValueError(_NOT_KEPT)
+
+    def pull(self, direction: Leaves, /) -> NoReturn:
+        del direction
+        raise ValueError(_NOT_KEPT)
 
     def held(self) -> jax.Array:
         return self.products

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtlopt.rows import products as linalg
+from mtlopt.rows import arithmetic, products
 from tests.marks import cpu_only
 
-EDGE = linalg._LONG_ROW
+EDGE = products._LONG_ROW
 
 
 def leaves(num_tasks, size, dtype=np.float32):
@@ -32,7 +32,7 @@ def in_float64(rows):
 def test_gramian_of_few_long_rows(num_tasks, size, dtype):
     """Symmetric, and right to a few roundings of each pair's norms."""
     rows = leaves(num_tasks, size, dtype)
-    found, expected = jax.jit(linalg.gramian)(rows), in_float64(rows)
+    found, expected = jax.jit(products.gramian)(rows), in_float64(rows)
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, found.T)
     norms = np.sqrt(np.diag(expected))
@@ -40,7 +40,7 @@ def test_gramian_of_few_long_rows(num_tasks, size, dtype):
     # The matrix units of a GPU sum products of bfloat16 to less than float32.
     exact = jax.default_backend() == "cpu" or dtype == np.float32
     assert error.max() < (1e-5 if exact else 1e-4)
-    np.testing.assert_allclose(linalg.row_norms(rows), norms, rtol=1e-5)
+    np.testing.assert_allclose(arithmetic.row_norms(rows), norms, rtol=1e-5)
 
 
 @cpu_only
@@ -49,20 +49,20 @@ def test_both_routes_agree(monkeypatch):
     rows = leaves(3, EDGE)
 
     def number(rows):
-        return jnp.sum(jnp.sin(linalg.gramian(rows) / EDGE))
+        return jnp.sum(jnp.sin(products.gramian(rows) / EDGE))
 
     def numbers():
         batch = [jnp.stack([leaf, 2 * leaf]) for leaf in rows]
-        return jax.vmap(linalg.gramian)(batch), jax.grad(number)(rows)
+        return jax.vmap(products.gramian)(batch), jax.grad(number)(rows)
 
     def has_matmul():
         return "dot_general" in str(
-            jax.make_jaxpr(lambda *rows: linalg.gramian(rows))(rows[1])
+            jax.make_jaxpr(lambda *rows: products.gramian(rows))(rows[1])
         )
 
     assert not has_matmul()
     pairs = numbers()
-    monkeypatch.setattr(linalg, "_few_long_rows", lambda leaf: False)
+    monkeypatch.setattr(products, "few_long_rows", lambda leaf: False)
     assert has_matmul()
     for a, b in zip(jax.tree.leaves(pairs), jax.tree.leaves(numbers()), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
@@ -71,9 +71,9 @@ def test_both_routes_agree(monkeypatch):
 def test_nan_stays_visible():
     """In the row that has it, and no other."""
     rows = [leaf.at[0, 0].set(jnp.nan) for leaf in leaves(2, EDGE)]
-    found = np.isnan(linalg.gramian(rows))
+    found = np.isnan(products.gramian(rows))
     np.testing.assert_array_equal(found, [[True, True], [True, False]])
-    np.testing.assert_array_equal(np.isnan(linalg.row_norms(rows)), [True, False])
+    np.testing.assert_array_equal(np.isnan(arithmetic.row_norms(rows)), [True, False])
 
 
 @pytest.mark.parametrize("chunk", [2**18, 5 * EDGE, 64], ids=["whole", "some", "many"])
@@ -83,7 +83,7 @@ def test_gramian_of_rotated_rows(monkeypatch, chunk):
     The rows are a common one and 1e-4 of their own: `G` knows their differences to
     1e-7 / 1e-8, the rotated rows to 1e-3.
     """
-    monkeypatch.setattr(linalg, "_CHUNK", chunk)
+    monkeypatch.setattr(products, "_CHUNK", chunk)
     random = np.random.default_rng(0)
     shapes = [(1, 7, EDGE // 7), (1, 3)]
     rows = [
@@ -93,7 +93,7 @@ def test_gramian_of_rotated_rows(monkeypatch, chunk):
         for shape in shapes
     ]
     basis = np.float32([[1, 1, 0], [-1, 0, 1], [0, -1, 1]])
-    found = jax.jit(linalg.gramian)(rows, basis)
+    found = jax.jit(products.gramian)(rows, basis)
     exact = basis.T @ in_float64(rows) @ basis
     np.testing.assert_array_equal(found, found.T)
     np.testing.assert_allclose(found, exact, atol=1e-3 * exact[0, 0], rtol=1e-5)
@@ -106,7 +106,7 @@ def test_norms_whose_squares_are_no_numbers(norm):
     row *= norm / np.linalg.norm(row)
     rows = np.float32(np.stack([row, 0 * row, row]))
     rows[2, 0] = np.inf
-    found = jax.jit(linalg.row_norms)([rows[:, :7], rows[:, 7:]])
+    found = jax.jit(arithmetic.row_norms)([rows[:, :7], rows[:, 7:]])
     np.testing.assert_allclose(found, [norm, 0, np.inf], rtol=1e-5)
 
 
@@ -119,7 +119,7 @@ def test_derivatives_of_norms(norm):
     rows = jnp.float32(rows)
 
     def total(rows):
-        return jnp.sum(linalg.row_norms([rows[:, :2], rows[:, 2:]]))
+        return jnp.sum(arithmetic.row_norms([rows[:, :2], rows[:, 2:]]))
 
     expected = np.asarray(rows) / norm
     np.testing.assert_allclose(jax.grad(total)(rows), expected, atol=1e-6)
@@ -133,7 +133,7 @@ def test_combination_of_few_long_rows(num_tasks, dtype):
     """By sums or by a product: the weighted sum, in the rows' type."""
     rows = leaves(num_tasks, EDGE, dtype)
     weights = np.linspace(-1, 2, num_tasks, dtype=np.float32)
-    for found, leaf in zip(linalg.combine(weights, rows), rows, strict=True):
+    for found, leaf in zip(arithmetic.combine(weights, rows), rows, strict=True):
         assert found.dtype == dtype
         expected = np.tensordot(weights, np.asarray(leaf, np.float64), 1)
         error = np.abs(np.asarray(found, np.float64) - expected)

@@ -1,0 +1,46 @@
+"""Which losses a step would raise, to first order."""
+
+from typing import Any
+
+import jax
+
+from mtlopt.grad import check_task_grads
+from mtlopt.slopes import slopes
+
+
+def would_rise(grads: Any, direction: Any) -> jax.Array:
+    r"""Returns which losses rise to first order if the parameters move by `-direction`.
+
+    .. math:: \langle \nabla L_i, d \rangle < 0
+
+    One pushforward for all tasks: no row is made, so it costs about a forward pass
+    whatever the number of tasks.
+
+    Args:
+      grads: a `TaskGrads`. Factors that weightings wrote do not count.
+      direction: a pytree with the structure of the parameters, as an aggregator or
+        `grads.total()` returns it: a gradient, which an optimizer subtracts. Of what
+        an optimizer returns, which is added, pass the negative.
+
+    Returns:
+      `[tasks]` bool; False for absent tasks.
+
+    Raises:
+      TypeError: if `grads` is not a `TaskGrads`.
+      ValueError: if `direction` has another structure than the parameters.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [-2.0, 1.0]]))
+      >>> mtlopt.would_rise(grads, grads.total())
+      Array([ True, False], dtype=bool)
+    """
+    grads = check_task_grads(grads, getattr(grads, "num_tasks", 0))
+    structure = jax.tree.structure(direction)
+    if structure != grads.partition.treedef:
+        raise ValueError(
+            "`direction` must have the structure of the parameters, "
+            f"{grads.partition.treedef}, got {structure}."
+        )
+    return slopes(grads, direction).total < 0

@@ -1,0 +1,20 @@
+"""The transpose of a pullback."""
+
+from collections.abc import Callable
+
+import jax
+
+from mtlopt.rows.protocol import Leaves
+
+
+def pushforward(
+    pull: Callable[[Leaves], Leaves], rows: Leaves
+) -> Callable[[Leaves], Leaves]:
+    """Returns the transpose of a pullback: from a shared direction to the latent's.
+
+    Args:
+      pull: from one latent cotangent to the shared leaves.
+      rows: latent rows `[tasks, ...]`, for their shapes.
+    """
+    push = jax.linear_transpose(pull, [leaf[0] for leaf in rows])
+    return lambda direction: push(direction)[0]
