@@ -1,7 +1,16 @@
 """Multi-task optimization in JAX: every method is an Optax transform.
 
-An oracle computes the gradients of all tasks; weightings and one aggregator, chained
-before any Optax optimizer, turn them into one update.
+A step has three stages, and every method is one of them::
+
+    params, batch
+       |  oracle(params, batch)      losses and per-task gradients, linearised once
+       v
+    TaskGrads --> weightings --> aggregator --> any Optax transform --> updates
+                  weight_by_dwa  aligned_mtl    adam, clipping, schedules
+
+Weightings and one aggregator, chained before any Optax optimizer, turn the gradients of
+all tasks into one update. They exist only if a method asks for them: under `jit`, XLA
+deletes all that nobody reads.
 
 >>> import jax, jax.numpy as jnp, mtlopt, optax
 >>> params = {"trunk": jnp.ones((3, 2)), "left": jnp.ones(2), "right": jnp.ones(2)}

@@ -9,7 +9,10 @@ import optax
 
 from mtlopt._checks import check_num_tasks, check_range, named_vector, task_argument
 from mtlopt.grad import check_task_grads
+from mtlopt.linalg.normalise import safe_divide
 from mtlopt.per_label import advance
+from mtlopt.slopes import slopes
+from mtlopt.task_grads import TaskGrads
 from mtlopt.weightings.by_losses import (
     above_reference,
     everyone,
@@ -69,6 +72,7 @@ def weight_by_famo(
     gamma: Any = 1e-3,
     optimizer: optax.GradientTransformation | None = None,
     min_losses: Any = None,
+    exact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lets all losses fall at the same rate, from the losses alone: FAMO.
 
@@ -97,6 +101,16 @@ def weight_by_famo(
     same; else `delta` also holds the difference between two batches. At the first
     update nothing is learned and `losses_after` is not looked at.
 
+    With `exact` no second losses are needed: `delta` is what the difference approaches
+    for short steps along this update `d`, for a learning rate of one,
+
+    .. math:: \delta_i = \langle \nabla \log D_i, d \rangle, \qquad
+        d = \sum_i w_i \nabla L_i
+
+    by one backward pass (that of `sum_tasks`, if it follows) and one pushforward, and
+    the logits move at once. `gamma` then counts as much as one divided by the learning
+    rate would make it in the difference.
+
     Weights sum to one, so on T equal gradients g it returns g; one task is untouched.
     Multiplying one loss by a constant changes the length of the step but not its
     direction, nor what is learned. `x` has its own optimizer, so that a weight decay of
@@ -115,13 +129,14 @@ def weight_by_famo(
         `famo.py` 1e-2.
       optimizer: any Optax optimizer for `x`. Default: `optax.adam(0.025)`.
       min_losses: lower bounds `b` of the losses, `[tasks]` or by name; None for zero.
+      exact: whether `delta` is a derivative instead of a difference of losses.
 
     Returns:
       A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
 
     Raises:
-      ValueError: if `gamma` is negative, or `min_losses` or `losses_after` has not one
-        entry per task.
+      ValueError: if `gamma` is negative, `min_losses` or `losses_after` has not one
+        entry per task, or `losses_after` is given with `exact`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -170,28 +185,50 @@ def weight_by_famo(
         losses = jax.lax.stop_gradient(grads.losses).astype(dtype)
         there = everyone(losses, grads.present)
         lowest = read_min_losses(grads.tasks)
-        if losses_after is None:
-            after, both = losses, state.seen & there
+        current = above_reference(losses, lowest, there)
+        logits, inner_state = state.logits, state.inner_state
+        weights = famo_weights(current, logits, there)
+        if exact:
+            if losses_after is not None:
+                raise ValueError(
+                    "`losses_after` must be left out with `exact=True`, got losses."
+                )
+            both = there & (current != 0)
+            along = slopes(grads, grads.scale_by(weights).total()).total
+            fall = safe_divide(along.astype(dtype), current)
         else:
-            after = named_vector("losses_after", losses_after, grads.tasks)
-            after, both = after.astype(dtype), state.seen
-
-        before = above_reference(state.losses, lowest, both)
-        after = above_reference(after, lowest, both)
-        # A loss of zero has no rate. NaN is not zero and stays visible.
-        both = both & (before != 0) & (after != 0)
-        before, after = jnp.where(both, before, 1), jnp.where(both, after, 1)
-        fall = jnp.log(before) - jnp.log(after)
-        shares = _softmax(state.logits, both)
-        slope = shares * (fall - jnp.sum(shares * fall)) + gamma * state.logits
+            fall, both = _fall(state, losses, losses_after, grads, lowest)
+        shares = _softmax(logits, both)
+        slope = shares * (fall - jnp.sum(shares * fall)) + gamma * logits
         steps, inner_state = jax.vmap(functools.partial(advance, inner))(
-            slope, state.inner_state, state.logits, both
+            slope, inner_state, logits, both
         )
-        logits = state.logits + steps
-
-        weights = famo_weights(above_reference(losses, lowest, there), logits, there)
+        logits = logits + steps
+        if not exact:  # what was learned of the last step counts for this one
+            weights = famo_weights(current, logits, there)
         return grads.scale_by(weights), WeightByFamoState(
             weights, logits, inner_state, jnp.where(there, losses, 0), there
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _fall(
+    state: WeightByFamoState,
+    losses: jax.Array,
+    losses_after: Any,
+    grads: TaskGrads,
+    lowest: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns how far `log D` fell in the last step, and of which tasks."""
+    if losses_after is None:
+        after, both = losses, state.seen & everyone(losses, grads.present)
+    else:
+        after = named_vector("losses_after", losses_after, grads.tasks)
+        after, both = after.astype(losses.dtype), state.seen
+    before = above_reference(state.losses, lowest, both)
+    after = above_reference(after, lowest, both)
+    # A loss of zero has no rate. NaN is not zero and stays visible.
+    both = both & (before != 0) & (after != 0)
+    before, after = jnp.where(both, before, 1), jnp.where(both, after, 1)
+    return jnp.log(before) - jnp.log(after), both

@@ -10,7 +10,7 @@ import mtlopt
 from mtlopt import TaskGrads
 from mtlopt.weightings.famo import famo_weights, weight_by_famo
 from tests import reference
-from tests.problems import make_batches, make_oracle, make_params
+from tests.problems import make_batches, make_forty_heads, make_oracle, make_params
 from tests.weightings import scalarizations
 
 
@@ -203,3 +203,49 @@ def test_bad_arguments():
     grads = TaskGrads.from_rows(jnp.eye(2), [1.0, 1.0])
     with pytest.raises(ValueError, match="`losses_after` must have one entry per task"):
         weighting.update(grads, weighting.init(jnp.zeros(2)), losses_after=[1.0])
+
+
+def test_exact_is_the_limit_of_the_difference(float64):
+    """Logits of the two forms, for short steps: the difference per learning rate."""
+    oracle, params, rate = make_oracle(), make_params(), 1e-6
+    args = jax.tree.map(lambda leaf: leaf[0], make_batches())
+    exact = weight_by_famo(3, 0.0, optax.sgd(0.3), exact=True)
+    difference = weight_by_famo(3, 0.0, optax.sgd(0.3 / rate))
+    sum_tasks = mtlopt.sum_tasks(3)
+
+    @jax.jit
+    def step(params, states, after):
+        grads = oracle(params, *args)
+        learned, first = exact.update(grads, states[0], params)
+        other, second = difference.update(grads, states[1], params, losses_after=after)
+        update, _ = sum_tasks.update(learned, sum_tasks.init(params), params)
+        params = jax.tree.map(lambda x, d: x - rate * d, params, update)
+        losses = oracle.losses(params, *args)
+        return params, (first, second), losses, (learned.loss_scales, other.loss_scales)
+
+    states = exact.init(params), difference.init(params)
+    after, spread = jnp.zeros(3), 0.0
+    for _ in range(4):
+        params, states, after, weights = step(params, states, after)
+        np.testing.assert_allclose(*weights, rtol=1e-5)
+        spread = np.ptp(weights[0])
+    assert spread > 0.05
+
+
+def test_exact_costs_a_pushforward():
+    """And forty latent rows, in operations; the backward pass is that of the sum."""
+    params, _, oracle, x = make_forty_heads()
+
+    def flops(**options):
+        tx = optax.chain(weight_by_famo(40, **options), mtlopt.sum_tasks(40))
+        step = jax.jit(lambda params: tx.update(oracle(params, x), tx.init(params)))
+        return step.lower(params).compile().cost_analysis()["flops"]
+
+    assert flops(exact=True) < 2 * flops()
+
+
+def test_exact_needs_no_second_losses():
+    weighting = weight_by_famo(2, exact=True)
+    grads = TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 2.0])
+    with pytest.raises(ValueError, match="`losses_after` must be left out"):
+        weighting.update(grads, weighting.init(jnp.ones(2)), losses_after=[1.0, 1.0])
