@@ -299,6 +299,7 @@ HELPERS = {
     "task_grad",
     "track_distance",
     "weight_by_fixed",
+    "would_rise",
 }
 
 
