@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,12 @@ from mtlopt._checks import check_num_tasks
 from mtlopt._jaxprs import used_leaves
 from mtlopt.labels import Partition
 from mtlopt.linalg.dtypes import solver_dtype
+from mtlopt.rows.head_products import (
+    HeadProducts,
+    if_it_pays,
+    pull_with_products,
+    stack_products,
+)
 from mtlopt.rows.protocol import STATIC, Leaves
 
 PyTree = Any
@@ -149,6 +155,24 @@ def _stack(values: list[jax.Array]) -> jax.Array:
     return jnp.stack(values) if values else jnp.zeros(0)
 
 
+class HeadGradients(NamedTuple):
+    """Losses `[members]` and their gradients.
+
+    Attributes:
+      losses: `[members]`.
+      aux: second values of the losses.
+      head_grads: gradients of the heads' leaves, each of its own task.
+      latent_grads: those of the latent's leaves, `[members, ...]`.
+      latent_products: by leaf of the latent the products that these are, or None.
+    """
+
+    losses: jax.Array
+    aux: Any
+    head_grads: Leaves
+    latent_grads: Leaves
+    latent_products: list[HeadProducts | None]
+
+
 class SeparateHeadFns:
     """One loss function per task."""
 
@@ -177,8 +201,8 @@ class SeparateHeadFns:
         latent: Leaves,
         factors: Any,
         members: Any,
-    ) -> tuple[jax.Array, Any, Leaves, Leaves]:
-        """Returns losses, aux, the heads' gradients and the latent rows.
+    ) -> HeadGradients:
+        """Returns losses and gradients.
 
         Each loss is differentiated by its own leaves and its own copy of the latent, so
         the heads run backward once for all tasks together. `factors` and `members` as
@@ -186,7 +210,7 @@ class SeparateHeadFns:
         """
         labels = call.inputs.partition.head_labels
         grads = [jnp.zeros_like(leaf) for leaf in head_params]
-        values, aux, rows = [], {}, []
+        values, aux, rows, products = [], {}, [], []
         for i in self._chosen(members):
             task = self.tasks[i]
             own = [j for j, label in enumerate(labels) if label == task]
@@ -201,18 +225,24 @@ class SeparateHeadFns:
                 value = as_loss(value, task)
                 return value if factors is None else factors[i] * value, extra
 
-            (value, aux[task]), (own_grads, row) = jax.value_and_grad(
-                loss, argnums=(0, 1), has_aux=True
-            )([head_params[j] for j in own], latent)
+            value, pull, aux[task] = jax.vjp(
+                loss, [head_params[j] for j in own], latent, has_aux=True
+            )
+            (own_grads, row), *found = pull_with_products(pull, jnp.ones_like(value))
             for j, grad in zip(own, own_grads, strict=True):
                 grads[j] = grad
             values.append(value)
             rows.append(row)
-        stacked_rows = [
-            jnp.stack([row[j] for row in rows]) if rows else leaf[None][:0]
-            for j, leaf in enumerate(latent)
-        ]
-        return _stack(values), aux, grads, stacked_rows
+            products.append([of_leaves[len(own) :] for of_leaves in found])
+        stacked_rows, stacked_products = [], []
+        for j, leaf in enumerate(latent):
+            stacked_rows.append(
+                jnp.stack([row[j] for row in rows]) if rows else leaf[None][:0]
+            )
+            layouts = [of_task[0][j] for of_task in products]
+            factors = [of_task[1][j] for of_task in products]
+            stacked_products.append(stack_products(layouts, factors))
+        return HeadGradients(_stack(values), aux, grads, stacked_rows, stacked_products)
 
     def _chosen(self, members: Any) -> Sequence[int]:
         return range(len(self.tasks)) if members is None else members
@@ -284,30 +314,38 @@ class StackedHeadFns:
         latent: Leaves,
         factors: Any,
         members: Any,
-    ) -> tuple[jax.Array, Any, Leaves, Leaves]:
-        """Returns losses, aux, the heads' gradients and the latent rows.
+    ) -> HeadGradients:
+        """Returns losses and gradients.
 
         `factors` and `members` as in `Problem.evaluate`; members may be traced.
         """
+        layouts: list[Any] = []
 
         def one(leaves: Leaves, task: jax.Array, factor: Any) -> Any:
             def loss(leaves: Leaves, latent: Leaves) -> Any:
                 value, aux = self._run(call, leaves, latent, task)
                 return value if factor is None else factor * value, aux
 
-            differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-            return differentiate(leaves, latent)
+            value, pull, aux = jax.vjp(loss, leaves, latent, has_aux=True)
+            found, kinds, pairs = pull_with_products(pull, jnp.ones_like(value))
+            layouts[:] = kinds[len(leaves) :]
+            return value, aux, *found, pairs[len(leaves) :]
 
         chosen, indices = self._chosen(head_params, members)
         if members is not None and factors is not None:
             factors = factors[indices]
-        (losses, aux), (grads, rows) = jax.vmap(one)(chosen, indices, factors)
+        out = jax.vmap(one)(chosen, indices, factors)
+        losses, aux, grads, rows, pairs = out
         if members is not None:
             grads = [
                 jnp.zeros_like(leaf).at[indices].set(grad)
                 for leaf, grad in zip(head_params, grads, strict=True)
             ]
-        return losses, aux, grads, rows
+        products = [
+            None if pair is None else if_it_pays(layout, *pair)
+            for layout, pair in zip(layouts, pairs, strict=True)
+        ]
+        return HeadGradients(losses, aux, grads, rows, products)
 
     def reads(
         self,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtlopt.rows.arithmetic import scale_rows
+from mtlopt.rows.head_products import HeadProductRows, HeadProducts
 from mtlopt.rows.map_tasks import Batching, map_tasks
 from mtlopt.rows.material import MaterialRows, PulledRows
 from mtlopt.rows.members import Members
@@ -120,6 +121,8 @@ class PullbackLinearization:
         leaves here: see `latent_leaves`. Empty in problems without `encode`.
       members: the tasks whose rows are pulled back: those of the others are zero, or
         masked by `present`. None for all.
+      latent_products: by leaf the products that latent gradients are, or None; empty
+        if there are none.
     """
 
     latent_grads: Leaves
@@ -130,11 +133,15 @@ class PullbackLinearization:
     kept: Leaves | None = None
     moves: tuple[bool, ...] = dataclasses.field(default=(), metadata=STATIC)
     members: Members | None = dataclasses.field(default=None, metadata=STATIC)
+    latent_products: list[HeadProducts | None] = dataclasses.field(default_factory=list)
 
     def spread(self, members: Members) -> "PullbackLinearization":
         return dataclasses.replace(
             self,
             latent_grads=[members.spread(leaf) for leaf in self.latent_grads],
+            latent_products=[
+                found and found.spread(members) for found in self.latent_products
+            ],
             backward=None,
             members=members,
         )
@@ -146,7 +153,9 @@ class PullbackLinearization:
     def masked(self, seen: jax.Array) -> "PullbackLinearization":
         """Returns the same with zero rows for tasks that are not seen, `[tasks]`."""
         latent_grads = scale_rows(self.latent_grads, jnp.ones(len(seen)), seen)
-        return dataclasses.replace(self, latent_grads=latent_grads, backward=None)
+        return dataclasses.replace(
+            self, latent_grads=latent_grads, backward=None, latent_products=[]
+        )
 
     def keep_rows(self, present: jax.Array | None) -> "PullbackLinearization":
         if self.pullback is None:
@@ -184,15 +193,21 @@ class PullbackLinearization:
 
     def latent_rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
         latent_grads = scale_rows(self.latent_grads, loss_scales, present)
+        if any(self.latent_products):
+            products = [
+                found and found.scale(loss_scales, present)
+                for found in self.latent_products
+            ]
+            return HeadProductRows(latent_grads, products, self.pull)
         return MaterialRows(len(loss_scales), latent_grads, self.pull)
 
     def rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
         count = len(loss_scales)
         if self.kept is not None:
             return MaterialRows(count, scale_rows(self.kept, loss_scales, present))
-        latent_grads = scale_rows(self.latent_grads, loss_scales, present)
         if self.pullback is None:
-            return MaterialRows(count, latent_grads)
+            return self.latent_rows(loss_scales, present)
+        latent_grads = scale_rows(self.latent_grads, loss_scales, present)
         if self.options.streaming:
             return StreamedRows(latent_grads, self.pull)
         return PulledRows(

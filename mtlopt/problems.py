@@ -223,27 +223,27 @@ class HeadProblem:
                     f"`{inputs.partition.shared_paths[0]}` would never move."
                 )
         call = HeadCall(inputs, None if rest is None else rest.join, self.has_aux)
-        losses, aux, head_grads, latent_grads = self.head_fns.gradients(
+        found = self.head_fns.gradients(
             call, inputs.head_params, latent, factors, members
         )
         linear = PullbackLinearization(
-            latent_grads,
+            found.latent_grads,
             pullback,
             self.options,
             has_latent=self.has_latent,
             backward=self._backward(call, latent, members),
             moves=() if rest is None else rest.moves,
+            latent_products=found.latent_products,
         )
-        aux = Aux(encode_aux, aux) if self.has_aux else None
+        aux = Aux(encode_aux, found.aux) if self.has_aux else None
         z = None if rest is None else rest.join(latent)
-        return Evaluation(losses, aux, z, head_grads, linear)
+        return Evaluation(found.losses, aux, z, found.head_grads, linear)
 
     def heads_at(self, inputs: Inputs, z: PyTree) -> tuple[jax.Array, Any, Leaves]:
         call = HeadCall(inputs, lambda _: z, self.has_aux)
-        losses, aux, head_grads, _ = self.head_fns.gradients(
-            call, inputs.head_params, [], None, None
-        )
-        return losses, Aux(None, aux) if self.has_aux else None, head_grads
+        found = self.head_fns.gradients(call, inputs.head_params, [], None, None)
+        aux = Aux(None, found.aux) if self.has_aux else None
+        return found.losses, aux, found.head_grads
 
     def latent(self, inputs: Inputs) -> PyTree:
         return self._encode(inputs, inputs.shared)[0]
