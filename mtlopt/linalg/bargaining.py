@@ -1,6 +1,7 @@
 """Bargaining: weights whose reciprocal powers are the tasks' gains."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,20 @@ from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
 
 _MAX_STEPS = 100  # about ten are usual
+_PAIR_STEPS = 6  # measured for alpha from 0.01 to 100 and norms up to 1e30 apart
+# The ridge is this many eps at first. `C x` is rounding if it is this many eps of `x`:
+# then the ridge doubles, up to so many eps. If `C` is indefinite it grows faster.
+_RIDGE, _NOISE, _GROWTH = 2, 64, 8
+# Steps are in log x where a gain is this many times what is wanted.
+_OVER = 3
+# Relative to x, downwards: the longest step, and from where on steps are in log x.
+_LONGEST, _LONG = 5, 0.5
+# A step this short lowers the potential, whatever rounding says; if it is shorter by
+# the square root of eps too, what it leaves is below rounding.
+_SHORT = 1e-2
+_LOG_RANGE = 0.9  # of log y and log y^-q, relative to the largest number's
+# Damping grows by the first, shrinks by the second and ends below the third.
+_MORE, _LESS, _LEAST = 4, 8, 0.1
 
 
 class Bargain(NamedTuple):
@@ -76,7 +91,11 @@ def bargain(
 
     Zero rows get weight zero and do not count: no weight gives such a task a gain.
     Duplicate rows get equal weights, one task alone `|g|^(-2/(q+1))`. NaN in gives NaN
-    out and ends at once. Not reverse-differentiable (`while_loop`; JAX raises).
+    out and ends at once. Differentiable, but for the residual; where there is no
+    solution the derivative is that of the equation with its ridge.
+
+    For two tasks and `alpha = 1` it is `w_i = 1 / (|g_i| sqrt(1 + C_12))`; for other
+    `alpha` six steps of Newton's method for one number, the ratio of the two `x`.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -111,29 +130,121 @@ def bargain(
     # Rows that do not count are tasks alone: y = 1, and cut off from the others.
     matrix = jnp.where(on_diagonal & ~counts[None], 1, cosines)
 
-    # The best multiple of y = 1. A NaN in `C` is one in its energy; that of a lone task
-    # is on the diagonal only, and in its norm.
-    ridge = jnp.asarray(2 * jnp.finfo(dtype).eps, dtype)
+    # A NaN in `C` is one in its energy; that of a lone task is on the diagonal only,
+    # and in its norm.
     size, energy = reduce_each(sums=[units * units, units * dot(matrix, units)])
-    energy = jnp.maximum(energy, 32 * ridge * size) + 0 * largest
-    stretch = jnp.log(size / energy) / (1 + power)
-    state = _State(
-        logs=jnp.full_like(norms, stretch),
-        ridge=ridge,
-        damping=jnp.zeros([], dtype),
-        done=jnp.isnan(energy),
-        steps=jnp.zeros([], jnp.int32),
-    )
-    step = functools.partial(_step, _Problem(matrix, on_diagonal, units, power))
-    state = jax.lax.while_loop(_unfinished, step, state)
-    points = units * jnp.exp(state.logs)
-    gained, wanted = dot(cosines, points), units * jnp.exp(-power * state.logs)
+    energy += 0 * largest
+    logs, _ = _solve(matrix, units, power, energy / size)
+    points = units * jnp.exp(logs)
+    gained, wanted = dot(cosines, points), units * jnp.exp(-power * logs)
     missed = jnp.abs(wanted - gained) / jnp.maximum(jnp.abs(gained), wanted)
-    residual = jnp.max(jnp.where(counts, missed, 0), initial=0)
+    residual = jax.lax.stop_gradient(jnp.max(jnp.where(counts, missed, 0), initial=0))
     weights = jnp.where(counts, safe_divide(points, norms), 0)
     weights = weights * jnp.where(largest > 0, largest, 1) ** exponent
     found = Bargain(weights, residual)
     return jax.tree.map(lambda x: nan_unless_finite(x, energy), found)
+
+
+@jax.custom_jvp
+def _solve(
+    cosines: jax.Array, units: jax.Array, power: jax.Array, gain: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Solves `C x + ridge x = s y^-q`.
+
+    Args:
+      cosines: `C`, with a unit diagonal, `[tasks, tasks]`.
+      units: `s`, `[tasks]`.
+      power: `q`.
+      gain: `s' C s / s's`.
+
+    Returns:
+      `log y`, `[tasks]`, and the ridge that it took.
+    """
+    eps = jnp.finfo(units.dtype).eps
+    if len(units) == 2:
+        return _solve_pair(cosines[0, 1], units, power)
+    # The best multiple of y = 1.
+    start = -jnp.log(jnp.maximum(gain, _NOISE * eps)) / (1 + power)
+    state = _State(
+        logs=jnp.full_like(units, start),
+        ridge=jnp.asarray(_RIDGE * eps, units.dtype),
+        damping=jnp.zeros([], units.dtype),
+        done=jnp.isnan(gain),
+        steps=jnp.zeros([], jnp.int32),
+    )
+    on_diagonal = jnp.eye(len(units), dtype=bool)
+    step = functools.partial(_step, _Problem(cosines, on_diagonal, units, power))
+    state = jax.lax.while_loop(_unfinished, step, state)
+    return state.logs, state.ridge
+
+
+@_solve.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """`(C + ridge + diag(q s y^-q / x)) dx` is minus what the equation misses."""
+    logs, ridge = _solve(*primals)
+
+    def missed(cosines: Any, units: Any, power: Any, _: Any) -> jax.Array:
+        points = units * jnp.exp(logs)
+        gained = dot(cosines, points) + ridge * points
+        return gained - units * jnp.exp(-power * logs)
+
+    moved = jax.jvp(missed, primals, tangents)[1]
+    cosines, units, power, _ = primals
+    points, wanted = units * jnp.exp(logs), units * jnp.exp(-power * logs)
+    on_diagonal = jnp.eye(len(units), dtype=bool)
+    hessian = cosines + jnp.where(on_diagonal, ridge + power * wanted / points, 0)
+    factor = jax.scipy.linalg.cho_factor(hessian)
+    shift = -jax.scipy.linalg.cho_solve(factor, moved) / points
+    return (logs, ridge), (shift, jnp.zeros_like(ridge))
+
+
+def _solve_pair(
+    cosine: jax.Array, units: jax.Array, power: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    r"""Solves for two tasks, as `_solve` returns it.
+
+    Let `E <= 1` be the ratio of the two `x`, that of the smaller `s` over the other.
+    Then their gains, in units of the larger `x`, are `A = C_12 + E` and
+    `B = 1 + C_12 E`, and the equation is
+
+    .. math:: -q \log E + \log B - \log A = (1 + q) |\log (s_1 / s_2)|,
+        \qquad y = (B^{-1 / (1 + q)}, (E / A)^{1 / (1 + q)})
+
+    Both sides are zero for `E = 1`. Else Newton's method finds `log E` if `C_12` is
+    positive, `log A` if it is negative: either is nearly linear all the way to its
+    end, and no digit cancels.
+    """
+    eps = jnp.finfo(units.dtype).eps
+    least = jnp.maximum(1 + cosine, _NOISE * eps)
+    diagonal = least - cosine  # with the ridge, if the rows are opposed
+    above, below = jnp.maximum(cosine, 0), jnp.maximum(-cosine, 0)
+    highest = least - above
+    logs = jnp.log(units)
+    wanted = (1 + power) * jnp.abs(logs[0] - logs[1])
+
+    def parts(point: jax.Array) -> tuple[jax.Array, ...]:
+        """From `r = A - max(C_12, 0)` to `E` and `A`, as logs all three, and `B`."""
+        share = jnp.logaddexp(point, jnp.log(below)) - jnp.log(diagonal)
+        gain = jnp.logaddexp(point, jnp.log(above))
+        return share, gain, least - cosine * (highest - jnp.exp(point)) / diagonal
+
+    point = jnp.log(highest) - wanted / (1 + power)
+    for _ in range(_PAIR_STEPS):
+        share, gain, other = parts(point)
+        missed = -power * share + jnp.log(other) - gain - wanted
+        log_change = point - jnp.log(diagonal)  # of E
+        slope = cosine * jnp.exp(log_change) / other - jnp.exp(point - gain)
+        point -= missed / (slope - power * jnp.exp(log_change - share))
+    share, gain, other = parts(point)
+    first, second = (share - gain) / (1 + power), -jnp.log(other) / (1 + power)
+    # Few are out of range, and only for a large alpha.
+    limit = _range(units.dtype)
+    found = jnp.where(logs < logs[::-1], first, second)
+    return jnp.clip(found, -limit, limit), diagonal - 1
+
+
+def _range(dtype: jnp.dtype) -> float:
+    return _LOG_RANGE * math.log(jnp.finfo(dtype).max)
 
 
 def _unfinished(state: _State) -> jax.Array:
@@ -151,7 +262,7 @@ def _step(problem: _Problem, state: _State) -> _State:
 
     # Newton's step in x; where the gain is far too large, as in log x, as if the gain
     # were constant: the Hessian is too small there, and the step would leave x > 0.
-    is_over = found > 3 * wanted
+    is_over = found > _OVER * wanted
     ratio = jnp.where(is_over, safe_divide(wanted, found), 1)
     slope = jnp.where(is_over, found * jnp.log(ratio), wanted - found)
     stiffness = (power + damping) * jnp.where(is_over, found, wanted) / points
@@ -160,10 +271,10 @@ def _step(problem: _Problem, state: _State) -> _State:
     shift = jax.scipy.linalg.cho_solve((factor, True), slope)
 
     # x (1 + move), or from a half downwards x exp(move), made continuous.
-    moves = jnp.maximum(shift / points, -5)
-    is_low = moves < -0.5
-    moves = jnp.where(is_low, 0.5 * jnp.exp(moves + 0.5) - 1, moves)
-    limit = 60 / jnp.maximum(power, 1)  # of log y, that y^-q does not overflow
+    moves = jnp.maximum(shift / points, -_LONGEST)
+    is_low = moves < -_LONG
+    moves = jnp.where(is_low, (1 - _LONG) * jnp.exp(moves + _LONG) - 1, moves)
+    limit = _range(logs.dtype) / jnp.maximum(power, 1)
     log_moves = jnp.clip(logs + jnp.log1p(moves), -limit, limit) - logs
 
     # The change of the potential, without cancellation between its two values.
@@ -179,23 +290,23 @@ def _step(problem: _Problem, state: _State) -> _State:
         sums=[loss - gain, jnp.abs(loss) + jnp.abs(gain)],
         maxima=[
             jnp.abs(wanted - found) - 2 * eps * dot(jnp.abs(cosines), points),
-            64 * eps * points - jnp.maximum(wanted, jnp.abs(found)),
+            _NOISE * eps * points - jnp.maximum(wanted, jnp.abs(found)),
             jnp.abs(moves),
         ],
     )
     done = open_by <= 0
     is_definite = jnp.isfinite(largest_move)  # NaN of the factorisation is here too
-    is_better = is_definite & ((rise < 2 * eps * size) | (largest_move < 1e-2))
+    is_better = is_definite & ((rise < 2 * eps * size) | (largest_move < _SHORT))
 
     logs = jnp.where(is_better & ~done, logs + log_moves, logs)
-    # A step this short leaves an error of its square.
-    done |= is_better & (largest_move < 1e-2 * jnp.sqrt(eps))
-    more = jnp.maximum(4 * damping, 1)
-    less = jnp.where(damping < 0.1, 0, damping / 8)
+    # A step leaves an error of its square.
+    done |= is_better & (largest_move < _SHORT * jnp.sqrt(eps))
+    more = jnp.maximum(_MORE * damping, 1)
+    less = jnp.where(damping < _LEAST, 0, damping / _LESS)
     # Where tasks cancel, x grows until C x is made of rounding errors, and the steps
     # of nothing else; a larger ridge stops it before.
-    is_noise = (noise_by > 0) & (ridge < 64 * eps)
-    growth = jnp.where(is_definite, jnp.where(is_noise, 2, 1), 8)
+    is_noise = (noise_by > 0) & (ridge < _NOISE * eps)
+    growth = jnp.where(is_definite, jnp.where(is_noise, 2, 1), _GROWTH)
     return _State(
         logs=logs,
         ridge=jnp.minimum(ridge * growth.astype(ridge.dtype), 1),

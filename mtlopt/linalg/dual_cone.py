@@ -39,7 +39,7 @@ def project_dual_cone(
     Feasible by construction: `v >= u` exactly. `d` is unique; `v` is not where rows
     depend on each other. A zero row keeps `v = u`; opposed rows leave nothing of their
     common line in `d`; of duplicates any share. NaN or infinity in gives NaN out and
-    ends at once. Not reverse-differentiable (`while_loop`; JAX raises).
+    ends at once. Differentiable as `minimise_nonnegative` is.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

@@ -1,14 +1,28 @@
 """The direction in a ball whose smallest inner product with the rows is largest."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.implicit import solve_among
+from mtlopt.linalg.normalise import (
+    Gramian,
+    nan_unless_finite,
+    normalise,
+    safe_divide,
+    safe_root,
+)
 from mtlopt.linalg.pivots import pick_row, sweep
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.linalg.reductions import argmax_and_sums, reduce_each
+
+# In eps, relative to the sizes of what they are made of: rows whose part off the others
+# is shorter depend on them; a mean is zero if its square is; a row that takes the place
+# of another needs a larger part along it.
+_DEPENDENT, _NO_MEAN, _EXCHANGED = 4, 64, 32
+_MAX_PIVOTS_A_TASK = 10  # about one is usual
 
 
 class MaxMinDirection(NamedTuple):
@@ -22,6 +36,19 @@ class MaxMinDirection(NamedTuple):
 
     weights: jax.Array
     residual: jax.Array
+
+
+class _Problem(NamedTuple):
+    cosines: jax.Array  # C, [tasks, tasks]
+    rates: jax.Array  # a, [tasks]: the shortest norm over each, zero for zero rows
+    mean: jax.Array  # e, [tasks]: the mean over its length is sum_i e_i u_i
+    radius: jax.Array  # c, scalar
+
+
+class _Limits(NamedTuple):
+    lowest: jax.Array  # scalar: the level that the mean has
+    highest: jax.Array  # scalar: what the level may grow to
+    eligible: jax.Array  # bool [tasks]: rows that are there and not zero
 
 
 class _State(NamedTuple):
@@ -64,8 +91,10 @@ def max_min_direction(
     no other inner product be negative, and the answer is `g_0` if none is.
     A mean that is zero to within rounding of `G` has no direction: the answer is `g_0`
     itself. One row alone gives `(1 + c) g`, and so do equal rows. Rows that are
-    dependent to 4 eps count as dependent. NaN in gives NaN out and ends at once. Not
-    reverse-differentiable (`while_loop`; JAX raises).
+    dependent to 4 eps count as dependent. NaN in gives NaN out and ends at once.
+
+    Two tasks have a closed form. Differentiable, but for the residual, where the set of
+    tight constraints does not change.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -109,41 +138,120 @@ def max_min_direction(
         sums=[lengths * products, lengths * lengths],
         maxima=[jnp.where(eligible, -safe_divide(products, rates), -jnp.inf)],
     )
-    has_mean = square > 64 * eps * size
+    has_mean = square > _NO_MEAN * eps * size
     mean = jnp.sqrt(jnp.where(has_mean, square, 1))
     radius = jnp.where(has_mean, jnp.asarray(radius, dtype), 0)
-    offsets = jnp.where(eligible, products / mean, 0)
     lowest = jnp.where(largest > 0, -lowest / mean, 0)
     highest = jnp.where(num_zero > 0, 0, jnp.inf).astype(dtype)
-    state = _State(
-        tableau=jnp.concatenate([cosines, rates[:, None], offsets[:, None]], axis=1),
-        eligible=eligible,
-        rates=rates,
-        offsets=offsets,
-        passive=jnp.zeros_like(eligible),
-        entering=jnp.full([], -1, jnp.int32),
-        level=lowest,
-        highest=highest,
-        radius=radius,
-        done=(lowest >= highest) | ~(radius > 0),
-        pivots=jnp.zeros([], jnp.int32),
-    )
-    state = jax.lax.while_loop(_unfinished, _pivot, state)
-    solution = _refine(cosines, state)  # y
+    problem = _Problem(cosines, rates, lengths / mean, radius)
+    solution, level = _solve(problem, _Limits(lowest, highest, eligible))
 
-    reached = dot(cosines, solution) + offsets
-    slack = reached - jnp.minimum(state.level, highest) * rates  # <u_i, d> - mu / |g_i|
+    reached = dot(cosines, solution + problem.mean)
+    slack = reached - jnp.minimum(level, highest) * rates  # <u_i, d> - mu / |g_i|
     slack = jnp.where(solution > 0, jnp.abs(slack), -slack)
     residual = jnp.max(jnp.where(eligible & (radius > 0), slack, 0), initial=0)
 
     extra = mean * safe_divide(solution, safe_divide(norms, largest))
     weights = jnp.where(there, 1 / count + extra, 0)
-    found = MaxMinDirection(weights, residual)
+    found = MaxMinDirection(weights, jax.lax.stop_gradient(residual))
     return jax.tree.map(lambda x: nan_unless_finite(x, square), found)
 
 
+@jax.custom_jvp
+def _solve(problem: _Problem, limits: _Limits) -> tuple[jax.Array, jax.Array]:
+    """Raises the level until the edge of the ball: `y`, and the level."""
+    if len(problem.rates) == 2:
+        return _solve_pair(problem, limits)
+    cosines, rates, mean, radius = problem
+    offsets = dot(cosines, mean)
+    state = _State(
+        tableau=jnp.concatenate([cosines, rates[:, None], offsets[:, None]], axis=1),
+        eligible=limits.eligible,
+        rates=rates,
+        offsets=offsets,
+        passive=jnp.zeros_like(limits.eligible),
+        entering=jnp.full([], -1, jnp.int32),
+        level=limits.lowest,
+        highest=limits.highest,
+        radius=radius,
+        done=(limits.lowest >= limits.highest) | ~(radius > 0),
+        pivots=jnp.zeros([], jnp.int32),
+    )
+    state = jax.lax.while_loop(_unfinished, _pivot, state)
+    return _refine(cosines, state), state.level
+
+
+@_solve.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    r"""Of `C y = \mu a - C e` among the tight constraints, and `y' C y = c^2`.
+
+    Before the edge of the ball the level stays, as it is zero there.
+    """
+    problem, limits = primals
+    solution, level = _solve(problem, limits)
+
+    def missed(problem: _Problem) -> tuple[jax.Array, jax.Array]:
+        cosines, rates, mean, radius = problem
+        tight = dot(cosines, solution + mean) - level * rates
+        return tight, dot(solution, dot(cosines, solution)) - radius**2
+
+    (_, excess), (tight, edge) = jax.jvp(missed, (problem,), (tangents[0],))
+    among = functools.partial(solve_among, problem.cosines, solution > 0)
+    stays, rises = among(tight), among(problem.rates)  # dy = rise * rises - stays
+    along = 2 * dot(problem.cosines, solution)
+    rise = safe_divide(dot(along, stays) - edge, dot(along, rises))
+    # Rounding of `y' C y` is well below the root of eps.
+    is_inside = excess < -jnp.sqrt(jnp.finfo(level.dtype).eps) * problem.radius**2
+    rise = jnp.where(is_inside | (level >= limits.highest), 0, rise)
+    return (solution, level), (rise * rises - stays, rise)
+
+
+def _solve_pair(problem: _Problem, limits: _Limits) -> tuple[jax.Array, jax.Array]:
+    r"""Two tasks: both constraints are tight, or the one of the worse task.
+
+    In units of `|g_0|`, both rows are as far along one direction as `g_0` is, by `p`,
+    and the best point on it is `p + sqrt(p^2 + c^2 - 1)` away: with `a` and `e` of
+    `_Problem`
+
+    .. math:: y = \frac{a^T e}{\alpha} \Big( 1 + \frac{\sqrt{p^2 + c^2 - 1}}{p} \Big)
+        \mathrm{adj}(C) \, a - e, \quad \alpha = a^T \mathrm{adj}(C) \, a, \quad
+        p^2 = (a^T e)^2 \det C / \alpha
+
+    if that is positive. Else `y_i = c` where this makes the least level.
+    """
+    cosines, rates, mean, radius = problem
+    eps, cosine = jnp.finfo(rates.dtype).eps, cosines[0, 1]
+    offsets, difference = dot(cosines, mean), rates - rates[::-1]
+    # If rows are nearly equal, differences come first, so that no digits are lost.
+    apart = 1 - cosine
+    determinant = apart * (1 + cosine)
+    near, far = difference + apart * rates[::-1], rates - cosine * rates[::-1]
+    adjoint = jnp.where(2 * cosine > 1, near, far)
+    alpha = difference[0] ** 2 + 2 * rates[0] * rates[1] * apart
+    along = dot(rates, mean)
+    square = along**2 * safe_divide(determinant, alpha)
+    left = radius**2 * square + (radius - 1) * (radius + 1) * (1 - square)
+    step = safe_divide(safe_root(left), safe_root(square))
+    both = safe_divide(along, alpha) * (1 + step) * adjoint - mean
+    is_free = determinant > 2 * _DEPENDENT * eps
+    has_both = is_free & (radius > 0) & (left >= 0) & (both[0] > 0) & (both[1] > 0)
+    level = safe_divide(along, alpha) * (1 + step) * determinant
+
+    # Opposed rows end where the direction is zero.
+    limit = jnp.where(is_free | (cosine > 0), jnp.inf, -offsets)
+    alone = jnp.maximum(jnp.minimum(radius, limit), 0)
+    alone = jnp.where(limits.highest > 0, alone, 0)
+    levels = jnp.where(limits.eligible, safe_divide(alone + offsets, rates), jnp.inf)
+    is_worse = levels <= levels[::-1]  # both, if they are equal: they share
+    alone = jnp.where(is_worse & limits.eligible, alone, 0)
+    return (
+        jnp.where(has_both, both, alone / jnp.where(is_worse[::-1], 2, 1)),
+        jnp.where(has_both, level, jnp.minimum(jnp.min(levels), limits.highest)),
+    )
+
+
 def _unfinished(state: _State) -> jax.Array:
-    return ~state.done & (state.pivots < 10 * state.passive.shape[0] + 10)
+    return ~state.done & (state.pivots < _MAX_PIVOTS_A_TASK * (len(state.passive) + 1))
 
 
 def _pivot(state: _State) -> _State:
@@ -161,7 +269,7 @@ def _pivot(state: _State) -> _State:
     # constraints are missed by as much.
     slope, base = tableau[:, -2], tableau[:, -1]
     edge, size = _edge(state, slope, base)
-    turns = jnp.where(passive, slope < 0, eligible & (slope > 4 * eps * size))
+    turns = jnp.where(passive, slope < 0, eligible & (slope > _DEPENDENT * eps * size))
     kinks = jnp.where(turns, jnp.maximum(safe_divide(base, slope), level), jnp.inf)
     kink, next_kink, was_passive = argmax_and_sums(-kinks, passive)
     kink = jnp.minimum(-kink, state.highest)
@@ -179,11 +287,14 @@ def _pivot(state: _State) -> _State:
         sums=[jnp.where(is_entering, column, 0), jnp.where(passive, column**2, 0)]
     )
     length = 1 + length
-    falls = passive & (column > 32 * eps * length)
+    falls = passive & (column > _EXCHANGED * eps * length)
     blocks = jnp.where(falls, -safe_divide(level * slope - base, column), -jnp.inf)
     nearest, blocking, pivot = argmax_and_sums(blocks, diagonal(tableau))
-    stationary = safe_divide(level * row[-2] - row[-1], curvature)
-    enters = (curvature > 4 * eps * length) & (stationary <= -nearest)
+    # It misses nothing at its own kink, where rounding must not make others leave.
+    missing = level * row[-2] - row[-1]
+    is_rounding = missing <= _DEPENDENT * eps * (1 + jnp.abs(level) * size)
+    stationary = safe_divide(jnp.where(is_rounding, 0, missing), curvature)
+    enters = (curvature > _DEPENDENT * eps * length) & (stationary <= -nearest)
     stuck = ~leaves & ~enters & jnp.isinf(nearest)
 
     moves = leaves | enters
@@ -230,7 +341,7 @@ def _edge(
     # ends, which exchanges of dependent constraints would not see for rounding.
     square = 1 + along + level * half
     eps = jnp.finfo(level.dtype).eps
-    return jnp.where(square <= 4 * eps * (1 + size), level, edge), slope_size
+    return jnp.where(square <= _DEPENDENT * eps * (1 + size), level, edge), slope_size
 
 
 def _refine(cosines: jax.Array, state: _State) -> jax.Array:

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.nonnegative import least_distance
-from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import (
+    Gramian,
+    nan_unless_finite,
+    normalise,
+    safe_divide,
+    safe_root,
+)
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
 
@@ -44,8 +50,8 @@ def min_norm_point(gramian: Gramian, present: jax.Array | None = None) -> MinNor
 
     Zero rows share all the weight. If zero is in the hull, `d` is zero to rounding
     and the weights are one of the possible choices.
-    NaN or infinity in gives NaN out and ends at once. Not reverse-differentiable
-    (`while_loop`; JAX raises).
+    NaN or infinity in gives NaN out and ends at once. Differentiable, except for the
+    residual, where the set of rows with a weight does not change.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -86,12 +92,12 @@ def min_norm_point(gramian: Gramian, present: jax.Array | None = None) -> MinNor
         sums=[scaled, solution * gradient], maxima=[gradient]
     )
     # |d| in units of the smallest norm, and <u_i, d> likewise.
-    relative_norm = safe_divide(jnp.sqrt(jnp.maximum(square, 0)), total)
+    relative_norm = safe_divide(safe_root(square), total)
     slack = relative_norm * target - safe_divide(
         safe_divide(gradient, total), relative_norm
     )
     residual = jnp.max(jnp.where(eligible, slack, 0), initial=0)
-    residual = jnp.minimum(residual, relative_norm)
+    residual = jax.lax.stop_gradient(jnp.minimum(residual, relative_norm))
 
     any_zero = num_zero > 0
     shared = is_zero.astype(norms.dtype) / jnp.maximum(num_zero, 1)

@@ -1,13 +1,14 @@
 """Quadratic programs over non-negative vectors."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mtlopt.linalg.implicit import solve_among
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.pivots import minimise_by_pivots
-from mtlopt.linalg.products import dot
+from mtlopt.linalg.products import diagonal, dot
 from mtlopt.linalg.reductions import reduce_each
 
 
@@ -44,6 +45,17 @@ class _State(NamedTuple):
     steps: jax.Array  # int32: how many so far
 
 
+# Optimality conditions hold to this many eps, relative to `1 + sum_i y_i`.
+_TOLERANCE = 4
+# Nearly dependent rows take steps like the root of a condition number: float32 has no
+# conditions that take more. In float64 some multiple of the tasks, then pivots.
+_MAX_STEPS, _MAX_STEPS_A_TASK = 10_000, 10
+# A step along the gradient of a matrix with a norm of at most `tasks` may be up to 2
+# over that; a little shorter is safe from rounding.
+_PUSH = 1.9
+
+
+@jax.custom_jvp
 @jax.jit
 def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMinimum:
     r"""Minimises a quadratic function over non-negative vectors.
@@ -54,14 +66,15 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
     the first zero and goes on with a short projected one along the gradient; after it
     the directions start afresh. Zeros are released once the gradient on them outweighs
     the rest. Each step is two products of `C` with a vector. Ends when the optimality
-    conditions hold to rounding, at once for NaN.
+    conditions hold to rounding, at once for NaN. Two tasks have a closed form.
 
     Nearly dependent rows take steps like the root of a condition number: some hundreds
     in float32, which has no larger conditions (at most 10,000). In float64 what is open
     after `10 tasks` steps is solved by `minimise_by_pivots`.
 
     There must be a minimum: `q` in the range of `C`, say. See `least_distance` for
-    constraints that may have no solution.
+    constraints that may have no solution. Differentiable where no `y_i` and its
+    gradient are both zero; if rows depend on each other, their combination is.
 
     Args:
       matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.
@@ -79,19 +92,73 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
     References:
       Dostál, *Optimal Quadratic Programming Algorithms*, 2009, chapter 5 (MPRGP).
     """
+    if len(linear) == 2:
+        return _minimum(matrix, linear, _minimise_pair(matrix, linear))
+    found = _minimise_by_gradients(matrix, linear)
+    if linear.dtype != jnp.float64:
+        return found
+    # Nothing to do, and one pivot, where all is solved.
+    eps = jnp.finfo(linear.dtype).eps
+    unsolved = jnp.where(found.residual > _TOLERANCE * eps, linear, 0)
+    other = _minimum(matrix, linear, minimise_by_pivots(matrix, unsolved))
+    is_better = other.residual < found.residual
+    return jax.tree.map(lambda a, b: jnp.where(is_better, a, b), other, found)
+
+
+@minimise_nonnegative.defjvp
+def _(primals: Any, tangents: Any) -> tuple[NonnegativeMinimum, NonnegativeMinimum]:
+    """`C_FF dy_F = -(dC y + dq)_F` among the positive `y`, F; the others stay zero."""
+    (matrix, _), (turned, pushed) = primals, tangents
+    found = minimise_nonnegative(*primals)
+    right = -(dot(turned, found.solution) + pushed)
+    moved = solve_among(matrix, found.solution > 0, right)
+    return found, NonnegativeMinimum(moved, jnp.zeros_like(found.residual))
+
+
+def _minimise_pair(matrix: jax.Array, linear: jax.Array) -> jax.Array:
+    """The minimum for two tasks: both positive by Cramer's rule, or the better alone.
+
+    Differences come first in both determinants, so that rows which nearly depend on
+    each other lose no digits.
+    """
+    squares, product = diagonal(matrix), matrix[0, 1]
+    size, across = jnp.abs(product), jnp.sign(product) * linear[::-1]
+    apart = squares - size
+    determinant = apart[0] * apart[1] + size * (apart[0] + apart[1])
+    both = -apart[::-1] * linear - size * (linear - across)
+    has_both = (both[0] > 0) & (both[1] > 0) & (determinant > 0)
+
+    alone = jnp.maximum(-safe_divide(linear, squares), 0)
+    fall = -alone * linear
+    is_best = fall >= fall[::-1]  # both, if they are equal: they share
+    alone = jnp.where(is_best, alone, 0) / jnp.where(is_best[::-1], 2, 1)
+    return jnp.where(has_both, both / jnp.where(has_both, determinant, 1), alone)
+
+
+def _minimum(
+    matrix: jax.Array, linear: jax.Array, solution: jax.Array
+) -> NonnegativeMinimum:
+    """A solution with its residual."""
+    left = _left_to_reduce(dot(matrix, solution) + linear, solution > 0)
+    total, largest = reduce_each(sums=[solution], maxima=[jnp.abs(left)])
+    return NonnegativeMinimum(solution, largest / (1 + total))
+
+
+def _left_to_reduce(gradient: jax.Array, positive: jax.Array) -> jax.Array:
+    """All of it on positive `y`, on the others what would raise them.
+
+    The residual is made of it, and its product with a step is the gradient's.
+    """
+    return jnp.where(positive, gradient, jnp.minimum(gradient, 0))
+
+
+def _minimise_by_gradients(matrix: jax.Array, linear: jax.Array) -> NonnegativeMinimum:
     eps, tiny = jnp.finfo(linear.dtype).eps, jnp.finfo(linear.dtype).tiny
     is_double = linear.dtype == jnp.float64
-    most_steps = 10 * len(linear) if is_double else 10_000
-
-    def left_to_reduce(gradient: jax.Array, positive: jax.Array) -> jax.Array:
-        """All of it on positive `y`, on the others what would raise them.
-
-        The residual is made of it, and its product with a step is the gradient's.
-        """
-        return jnp.where(positive, gradient, jnp.minimum(gradient, 0))
+    most_steps = _MAX_STEPS_A_TASK * len(linear) if is_double else _MAX_STEPS
 
     def unfinished(state: _State) -> jax.Array:
-        return (state.residual > 4 * eps) & (state.steps < most_steps)
+        return (state.residual > _TOLERANCE * eps) & (state.steps < most_steps)
 
     def step(state: _State) -> _State:
         solution, left, direction, _, steps = state
@@ -107,13 +174,13 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
         length = descent / curvature
         is_cut = length > -minus_end
         length = jnp.minimum(length, -minus_end)
-        push = jnp.where(is_cut, 1.9 / len(linear), 0)  # below 2 / |C|
+        push = jnp.where(is_cut, _PUSH / len(linear), 0)
         pushed = solution - length * direction
         pushed -= push * jnp.where(solution > 0, left - length * image, 0)
         solution = jnp.maximum(pushed, 0)
 
         positive = solution > 0
-        left = left_to_reduce(dot(matrix, solution) + linear, positive)
+        left = _left_to_reduce(dot(matrix, solution) + linear, positive)
         free, fixed = jnp.where(positive, left, 0), jnp.where(positive, 0, left)
         total, on_free, on_fixed, overlap, largest = reduce_each(
             sums=[solution, free * free, fixed * fixed, free * image],
@@ -125,7 +192,7 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
         direction = jnp.where(positive ^ releases, conjugate, 0)
         return _State(solution, left, direction, largest / (1 + total), steps + 1)
 
-    left = left_to_reduce(linear, jnp.zeros_like(linear, bool))
+    left = _left_to_reduce(linear, jnp.zeros_like(linear, bool))
     state = _State(
         solution=jnp.zeros_like(linear),
         left=left,
@@ -134,18 +201,7 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
         steps=jnp.zeros([], jnp.int32),
     )
     state = jax.lax.while_loop(unfinished, step, state)
-    found = NonnegativeMinimum(state.solution, state.residual)
-    if not is_double:
-        return found
-
-    # Nothing to do, and one pivot, where all is solved.
-    unsolved = jnp.where(found.residual > 4 * eps, linear, 0)
-    exact = minimise_by_pivots(matrix, unsolved)
-    left = left_to_reduce(linear + dot(matrix, exact), exact > 0)
-    total, largest = reduce_each(sums=[exact], maxima=[jnp.abs(left)])
-    other = NonnegativeMinimum(exact, largest / (1 + total))
-    is_better = other.residual < found.residual
-    return jax.tree.map(lambda a, b: jnp.where(is_better, a, b), other, found)
+    return NonnegativeMinimum(state.solution, state.residual)
 
 
 def least_distance(cosines: jax.Array, bounds: jax.Array) -> LeastDistance:

@@ -21,6 +21,15 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return jnp.where(is_zero, jnp.zeros_like(quotient), quotient)
 
 
+def safe_root(square: jax.Array) -> jax.Array:
+    """Returns `sqrt(square)`; zero, and so is the derivative, where it is not positive.
+
+    NaN stays visible.
+    """
+    is_low = square <= 0
+    return jnp.where(is_low, 0, jnp.sqrt(jnp.where(is_low, 1, square)))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScaledGramian:
@@ -71,6 +80,7 @@ def scale_of(largest: jax.Array) -> jax.Array:
     Args:
       largest: absolute values, `[tasks]`.
     """
+    largest = jax.lax.stop_gradient(largest)
     info = jnp.finfo(largest.dtype)
     inside = jnp.clip(largest, float(info.tiny), float(1 / info.tiny))
     return jnp.where(
@@ -119,7 +129,7 @@ def normalise(
 
     A zero row gives a zero row and column of `C`; every other diagonal entry is
     exactly 1 and every cosine lies in [-1, 1]. NaN and infinite entries of the
-    Gramian give NaN in `C`. Differentiable away from zero rows.
+    Gramian give NaN in `C`. Differentiable; zero rows have a derivative of zero.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`, or what
@@ -143,20 +153,13 @@ def normalise(
     scales = None
     if isinstance(gramian, ScaledGramian):
         gramian, scales = gramian.matrix, gramian.scales
-    gramian = jnp.asarray(gramian)
-    if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
-        raise ValueError(f"`gramian` must be square, got shape {gramian.shape}.")
-    if present is not None:
-        present = jnp.asarray(present, dtype=bool)
-        if present.shape != gramian.shape[:1]:
-            raise ValueError(
-                f"`present` must have shape {gramian.shape[:1]}, got {present.shape}."
-            )
-        gramian = jnp.where(present[:, None] & present[None], gramian, 0)
-    divisors = jnp.sqrt(diagonal(gramian))
-    norms = divisors if scales is None else divisors / scales
+    gramian = present_products(gramian, present, "gramian")
+    squares = diagonal(gramian)
+    # Twice, because the derivative of the root at zero is infinite.
+    divisors = jnp.sqrt(jnp.where(squares == 0, 1, squares))
+    norms = jnp.where(squares == 0, 0, divisors)
+    norms = norms if scales is None else norms / scales
     is_zero = norms == 0
-    divisors = jnp.where(is_zero, 1, divisors)
     # One norm at a time: the product of two small norms may underflow.
     cosines = gramian / divisors[:, None] / divisors[None]
     # Clipping would hide an infinity, a new diagonal a NaN: 0 * inf is NaN.

@@ -24,12 +24,15 @@ def diagonal(matrix: jax.Array) -> jax.Array:
     return jax.lax.slice(matrix.reshape(-1), [0], [last + 1], [columns + 1])
 
 
-def present_products(products: jax.Array, present: jax.Array | None) -> jax.Array:
+def present_products(
+    products: jax.Array, present: jax.Array | None, name: str = "products"
+) -> jax.Array:
     """Returns inner products `[tasks, tasks]` with zeros for absent tasks.
 
     Args:
       products: of rows, `[tasks, tasks]`.
       present: Tasks to look at, bool `[tasks]`; None for all.
+      name: what the caller calls `products`, for the error.
 
     Raises:
       ValueError: If `products` is not square or `present` does not fit it.
@@ -42,7 +45,7 @@ def present_products(products: jax.Array, present: jax.Array | None) -> jax.Arra
     """
     products = jnp.asarray(products)
     if products.ndim != 2 or products.shape[0] != products.shape[1]:
-        raise ValueError(f"`products` must be square, got shape {products.shape}.")
+        raise ValueError(f"`{name}` must be square, got shape {products.shape}.")
     if present is None:
         return products
     present = jnp.asarray(present, bool)

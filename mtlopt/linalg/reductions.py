@@ -22,7 +22,8 @@ def reduce_each(
       maxima: floating-point arrays to take the maximum of, of that shape too.
 
     Returns:
-      The results, scalars, the sums first. NaN in, NaN out.
+      The results, scalars, the sums first. NaN in, NaN out. Differentiable; equal
+      largest entries share the derivative.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -31,6 +32,13 @@ def reduce_each(
       >>> print(square, largest)
       25.0 3.0
     """
+    return _reduce_each(tuple(sums), tuple(maxima))
+
+
+@jax.custom_jvp
+def _reduce_each(
+    sums: tuple[jax.Array, ...], maxima: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
     operands = (*sums, *maxima)
     initial = (
         *(jnp.zeros([], term.dtype) for term in sums),
@@ -44,6 +52,16 @@ def reduce_each(
 
     axes = list(range(operands[0].ndim))
     return tuple(jax.lax.reduce(operands, initial, combine, axes))
+
+
+@_reduce_each.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """JAX knows no derivative of one reduction of many operands."""
+
+    def one_by_one(sums: Any, maxima: Any) -> tuple[jax.Array, ...]:
+        return (*map(jnp.sum, sums), *map(jnp.max, maxima))
+
+    return _reduce_each(*primals), jax.jvp(one_by_one, primals, tangents)[1]
 
 
 def argmax_and_sums(

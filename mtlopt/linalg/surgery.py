@@ -5,7 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import (
+    Gramian,
+    nan_unless_finite,
+    normalise,
+    safe_divide,
+    safe_root,
+)
 from mtlopt.linalg.products import diagonal
 
 
@@ -24,7 +30,7 @@ def project_conflicts(
 
     A zero row changes nothing and is not changed. Rows that oppose each other give
     zero, duplicates give the same. NaN in, NaN out. Differentiable away from
-    `<p_i, g_j> = 0`.
+    `<p_i, g_j> = 0`. Two tasks meet once, whatever the order.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -51,8 +57,17 @@ def project_conflicts(
     cosines, norms = normalise(gramian, present)
     order = _check_square("order", order, cosines)
     # inner[i, j] is <p_i, u_j> / |g_i|.
-    _, added = jax.lax.scan(_meet, (cosines, cosines), order.T)  # [positions, tasks]
+    if len(norms) == 2:
+        _, added = _meet((cosines, cosines), _other_of_two())
+    else:
+        _, added = jax.lax.scan(
+            _meet, (cosines, cosines), order.T
+        )  # [positions, tasks]
     return _total_weights(added, order, cosines, norms, present)
+
+
+def _other_of_two() -> jax.Array:
+    return jnp.array([1, 0], jnp.int32)
 
 
 def _check_square(name: str, matrix: jax.Array, cosines: jax.Array) -> jax.Array:
@@ -71,9 +86,17 @@ def _total_weights(
     norms: jax.Array,
     present: jax.Array | None,
 ) -> jax.Array:
-    """The weights of `sum_i p_i`; `added` is what p_i gained in units of |g_i|."""
+    """The weights of `sum_i p_i`.
+
+    `added` is what p_i gained in units of |g_i|, `[positions, tasks]`, or `[tasks]` of
+    two tasks.
+    """
     # p_i gained added |g_i| u_j, which is added |g_i| / |g_j| of g_j.
-    gained = jnp.zeros_like(norms).at[order.T].add(added * norms[None])
+    gained = added * norms
+    if len(norms) == 2:
+        gained = gained[::-1]
+    else:
+        gained = jnp.zeros_like(norms).at[order.T].add(gained)
     weights = 1 + safe_divide(gained, norms)
     if present is not None:
         weights = jnp.where(present, weights, 0)
@@ -99,8 +122,11 @@ def random_orders(key: jax.Array, num_tasks: int) -> tuple[jax.Array, jax.Array]
       num_tasks: number of tasks T.
 
     Returns:
-      The next key, and the orders, int `[tasks, tasks]`, a row each.
+      The next key, and the orders, int `[tasks, tasks]`, a row each. Two tasks meet
+      once: nothing is drawn, and the key stays.
     """
+    if num_tasks == 2:
+        return key, jnp.array([[0, 1], [0, 1]])
     # A split makes random words and nothing else: in one call, for compile time, the
     # next key and all that are sorted.
     count = num_tasks**2
@@ -144,7 +170,7 @@ def raise_cosines(
 
     A zero row changes nothing and is not changed, and its pairs have no cosine; nor has
     a gradient that surgery has made zero. NaN in the Gramian gives NaN weights and no
-    cosines. Not differentiable where rows are parallel.
+    cosines. Differentiable, except where a cosine is its target or rows are parallel.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -173,14 +199,17 @@ def raise_cosines(
     cosines, norms = normalise(gramian, present)
     order = _check_square("order", order, cosines)
     targets = _check_square("targets", targets, cosines).astype(cosines.dtype)
-    wanted = jnp.take_along_axis(targets, order, axis=1)
     # inner as above, and lengths[i] is |p_i| / |g_i|.
-    lengths = diagonal(cosines)
-    _, (added, met) = jax.lax.scan(
-        _meet_target, (cosines, lengths, cosines), (order.T, wanted.T)
-    )
-    tasks = jnp.arange(len(norms))[:, None]
-    found = targets.at[tasks, order].set(met.T)
+    start = cosines, diagonal(cosines), cosines
+    if len(norms) == 2:
+        wanted = jnp.stack([targets[0, 1], targets[1, 0]])
+        _, (added, met) = _meet_target(start, (_other_of_two(), wanted))
+        found = jnp.where(jnp.eye(2, dtype=bool), targets, met[:, None])
+    else:
+        wanted = jnp.take_along_axis(targets, order, axis=1)
+        _, (added, met) = jax.lax.scan(_meet_target, start, (order.T, wanted.T))
+        tasks = jnp.arange(len(norms))[:, None]
+        found = targets.at[tasks, order].set(met.T)
     weights = _total_weights(added, order, cosines, norms, present)
     # One NaN in the Gramian is in all weights.
     return Vaccinated(weights, jnp.where(jnp.isnan(weights[0]), targets, found))
@@ -198,7 +227,7 @@ def _meet_target(
     across = jnp.where(across <= rounding * lengths**2, 0, across)
     meets = (other != jnp.arange(len(other))) & (diagonal(cosines)[other] > 0)
     # After it, p_i has the same part across u_j and the target's cosine with it.
-    length = jnp.sqrt(across / jnp.maximum(1 - target**2, rounding))
+    length = safe_root(across / jnp.maximum(1 - target**2, rounding))
     gain = jnp.maximum(target * length - along, 0)
     gain = jnp.where(meets & (along < target * lengths), gain, 0)
     cosine = jnp.clip(safe_divide(along, lengths), -1, 1)

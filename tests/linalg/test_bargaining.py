@@ -173,3 +173,41 @@ def test_a_lone_task_that_is_not_finite_stays_visible(bad, size):
     found = bargain(matrix, 1.0, np.arange(size) == 0)
     assert np.isnan(found.weights[0])
     assert np.isnan(found.residual)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 0.5, 1.0, 2.0, 10.0])
+def test_two_tasks(alpha, dtype):
+    """G w = w^(-1/alpha) to rounding of both sides, nearly opposed to nearly equal."""
+    eps = np.finfo(dtype).eps
+    largest = 15 if alpha <= 2 else 3  # or the solution is no number of float32
+    powers = [-largest, -3, -0.3, 0, 0.3, 3, largest]
+    apart = [100 * eps, 1e3 * eps, 1e-3, 0.1, 0.6]
+    cosines = [apart[0] - 1, *(a - 1 for a in apart), 0, *(1 - a for a in apart), 1]
+    norms = np.array([[1, 10.0**power] for power in powers for _ in cosines])
+    angles = np.array([[[1, c], [c, 1]] for _ in powers for c in cosines])
+    matrices = (angles * norms[:, :, None] * norms[:, None]).astype(dtype)
+    found = jax.jit(jax.vmap(bargain, (0, None)))(matrices, dtype(alpha)).weights
+    found = np.asarray(found, np.float64)[:, :, None]
+    gains = (np.asarray(matrices, np.float64) @ found)[:, :, 0]
+    terms = (np.abs(matrices) @ found)[:, :, 0]
+    wanted = found[:, :, 0] ** (-1 / alpha)
+    slack = terms + wanted * (1 + np.abs(np.log(found[:, :, 0])) / alpha)
+    assert np.all(np.abs(gains - wanted) <= 64 * eps * slack)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.5, 1.0, 10.0, 100.0])
+def test_two_tasks_are_finite(alpha):
+    """Also if the solution is hardly a number of float32, or there is none."""
+    norms = np.array([[1, s] for s in (0, 1e-15, 1, 10) for _ in range(5)])
+    angles = np.array([[[1, c], [c, 1]] for c in (-1, -0.5, 0, 0.5, 1)] * 4)
+    matrices = (angles * norms[:, :, None] * norms[:, None]).astype(np.float32)
+    found = jax.jit(jax.vmap(bargain, (0, None)))(matrices, alpha).weights
+    np.testing.assert_array_equal(np.isfinite(found) & (found > 0), norms > 0)
+
+
+def test_two_tasks_of_nash():
+    """w_i = 1 / (|g_i| sqrt(1 + cos)), at any norms."""
+    rows = np.array([[3e-14, 4e-14], [5e14, 0]], np.float32)
+    found = bargain(gramian(rows, np.float32)).weights
+    expected = 1 / (np.array([5e-14, 5e14]) * np.sqrt(1.6))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -80,6 +80,36 @@ def test_two_equally_long_rows(float64):
     np.testing.assert_allclose(found, 1.7 * mean, rtol=1e-12)
 
 
+@pytest.mark.parametrize("radius", [0.0, 0.1, 0.4, 0.99, 1.0, 1.5, 10.0])
+def test_two_tasks(radius, float64):
+    """The closed form is what the path of more tasks gives, of which one is absent."""
+    angles = [-1, -1 + 1e-6, -0.9, -0.3, 0, 0.2, 0.7, 0.99, 1 - 1e-4, 1]
+    norms = [1e-6, 1e-3, 0.3, 0.9, 0.9999, 1, 1.0001, 1.5, 30, 1e3, 1e6]
+    sine = np.sqrt(1 - np.square(angles))
+    units = np.stack([angles, sine], axis=1)
+    rows = np.array([[[1, 0], norm * unit] for norm in norms for unit in units])
+    rows = np.concatenate([rows, rows * [[1], [0]], rows * [[0], [1]], 0 * rows[:1]])
+    matrices = rows @ rows.transpose(0, 2, 1)
+    found = jax.jit(jax.vmap(max_min_direction, (0, None)))(matrices, radius)
+    many = jax.jit(jax.vmap(max_min_direction, (0, None, None)))
+    padded = np.pad(matrices, ((0, 0), (0, 1), (0, 1)))
+    expected = many(padded, radius, np.arange(3) < 2).weights[:, :2]
+    change = ((found.weights - expected)[:, :, None] * rows).sum(axis=1)
+    size = np.linalg.norm(rows.mean(axis=1), axis=1) * max(radius, 1)
+    assert np.all(np.linalg.norm(change, axis=1) <= 1e-9 * size)
+    assert np.all(found.residual <= 1e-11)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3])
+def test_nearly_equal_rows_of_equal_length(num_tasks, float64):
+    """A tie, in which constraints took each other's place for ever."""
+    rows = np.array([[1, 0], [0.9999, np.sqrt(1 - 0.9999**2)], [0.0, 0.0]])
+    there = np.arange(3) < 2
+    args = rows[:num_tasks] @ rows[:num_tasks].T, 0.1, there[:num_tasks]
+    expected = np.where(there, 0.55, 0)[:num_tasks]
+    np.testing.assert_allclose(solve(*args).weights, expected, rtol=1e-9)
+
+
 def test_beats_other_points_of_the_ball(float64):
     """min_i <g_i, d> is at least that of 10000 random points of the ball."""
     rng = np.random.default_rng(0)

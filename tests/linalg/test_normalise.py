@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import (
+    ScaledGramian,
+    nan_unless_finite,
+    normalise,
+    safe_divide,
+)
 from tests.linalg.matrices import gramian, structured
 
 
@@ -44,6 +49,37 @@ def test_safe_divide_has_a_finite_gradient():
     )
     assert value == 1
     np.testing.assert_array_equal(slope, 0)
+
+
+@pytest.mark.parametrize("scales", [None, [1.0, 1, 1, 1], [4.0, 0.5, 2**9, 1]])
+def test_derivatives_at_a_zero_row(float64, scales):
+    """Zero for the zero row, central differences for the others, in both modes."""
+    rows = np.random.default_rng(0).normal(size=(2, 4, 5))
+    rows[:, 1] = 0
+    scales = None if scales is None else np.array(scales)
+
+    @jax.jit
+    def split(rows):
+        if scales is None:
+            return normalise(rows @ rows.T)
+        scaled = scales[:, None] * rows
+        return normalise(ScaledGramian(scaled @ scaled.T, jnp.asarray(scales)))
+
+    rows, change = jnp.asarray(rows)
+    step = 1e-6
+    differences = jax.tree.map(
+        lambda a, b: (a - b) / (2 * step),
+        split(rows + step * change),
+        split(rows - step * change),
+    )
+    _, moved = jax.jvp(split, (rows,), (change,))
+    for found, expected in zip(moved, differences, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-8)
+    jacobian = jax.jit(jax.jacrev(split))(rows)
+    np.testing.assert_array_equal(jacobian[0][1], 0)
+    for found, expected in zip(jacobian, moved, strict=True):
+        product = jnp.tensordot(found, change, 2)
+        np.testing.assert_allclose(product, expected, atol=1e-12)
 
 
 def test_nan_unless_finite():

@@ -29,6 +29,21 @@ def test_not_finite_stays_in_its_own_result(bad):
     np.testing.assert_array_equal(largest, np.max(-x))
 
 
+def test_derivatives_are_those_of_the_single_ones(float64):
+    x, y, change = np.random.default_rng(0).normal(size=(3, 40))
+
+    def together(x):
+        return jnp.stack(reduce_each(sums=[x * y, x**2], maxima=[x * y, -x]))
+
+    def single(x):
+        return jnp.stack([jnp.sum(x * y), jnp.sum(x**2), jnp.max(x * y), jnp.max(-x)])
+
+    expected = jax.jacrev(single)(x)
+    np.testing.assert_allclose(jax.jacrev(together)(x), expected, rtol=1e-14)
+    _, moved = jax.jvp(together, (x,), (change,))
+    np.testing.assert_allclose(moved, expected @ change, rtol=1e-12)
+
+
 def test_first_of_equal_scores_and_what_is_there():
     scores = jnp.array([1.0, 3.0, 3.0, jnp.nan])
     values = jnp.array([True, False, True, True])

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from mtlopt.linalg.surgery import project_conflicts
+from mtlopt.linalg.surgery import project_conflicts, raise_cosines
 from tests.linalg.matrices import KINDS, gramian, padded_gramian, structured
 
 SIZE = 40
-project = jax.jit(project_conflicts)
+project, vaccinate = jax.jit(project_conflicts), jax.jit(raise_cosines)
 
 
 def plain_loop(rows, order):
@@ -118,3 +118,21 @@ def test_jit_vmap_and_eager_agree():
 def test_order_shape_is_checked():
     with pytest.raises(ValueError, match="`order` must have shape"):
         project_conflicts(np.eye(3), np.arange(3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_tasks_are_two_of_three(kind, dtype):
+    """The closed forms: as with a third task that is absent, in any order."""
+    rows = structured(kind, 2) * np.array([[1.0], [1e-3]])
+    matrix, targets = gramian(rows, dtype), np.array([[0.1, 0.6], [-0.2, 0.3]], dtype)
+    padded, present = np.pad(matrix, (0, 1)), np.arange(3) < 2
+    order, longer = (
+        np.array([[1, 0], [0, 1]]),
+        np.array([[2, 1, 0], [0, 2, 1], [0, 1, 2]]),
+    )
+    expected = project(padded, longer, present)[:2]
+    np.testing.assert_allclose(project(matrix, order), expected, rtol=1e-6)
+    found = vaccinate(matrix, targets, order)
+    expected = vaccinate(padded, np.pad(targets, (0, 1)), longer, present)
+    np.testing.assert_allclose(found.weights, expected.weights[:2], rtol=1e-6)
+    np.testing.assert_allclose(found.cosines, expected.cosines[:2, :2], rtol=1e-6)
