@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 import mtlopt
 from experiments.training import take
-from mtlopt.linalg.procrustes import aligned_matrix, principal_axes
+from mtlopt.linalg.principal_axes import principal_axes
+from mtlopt.linalg.procrustes import aligned_matrix
 
 PyTree = Any
 

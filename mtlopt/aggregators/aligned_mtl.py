@@ -9,8 +9,9 @@ from mtlopt._checks import check_choice, preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.aggregators.sums import mean_weights
 from mtlopt.linalg.normalise import Gramian
-from mtlopt.linalg.procrustes import Axes, Scale, aligned_matrix, principal_axes
+from mtlopt.linalg.procrustes import Scale, align
 from mtlopt.linalg.products import dot
+from mtlopt.linalg.unit_rows import Rotated
 from mtlopt.rows.protocol import Rows
 
 
@@ -30,8 +31,8 @@ def aligned_mtl_weights(
     no ratio of gradient norms costs accuracy. Duplicate rows, zero rows and rows that
     sum to zero cost rank and are otherwise handled as the paper's pseudo-inverse does.
     The zero matrix gives weights zero. On equal gradients `g` the direction is `g`
-    with the default preference, whatever the number of tasks. NaN in, NaN out. Not
-    reverse-differentiable.
+    with the default preference, whatever the number of tasks. NaN in, NaN out.
+    Differentiable where the rank does not change, see `align`.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -55,13 +56,18 @@ def aligned_mtl_weights(
       Senushkin et al., *Independent Component Alignment for Multi-Task Learning*,
       CVPR 2023, Algorithm 1.
     """
-    return _weights(principal_axes(gramian, present), preference, scale, present)
+    return _weights(gramian, preference, scale, present)
 
 
 def _weights(
-    axes: Axes, preference: Any, scale: Scale, present: jax.Array | None
+    gramian: Gramian,
+    preference: Any,
+    scale: Scale,
+    present: jax.Array | None,
+    rotated: Rotated | None = None,
 ) -> jax.Array:
-    matrix = aligned_matrix(axes, scale)
+    check_choice("scale", scale, ("min", "median", "rmse"))
+    matrix = align(gramian, present, rotated, scale)
     preference = mean_weights(matrix.shape[0], preference, present)
     return dot(matrix, preference.astype(matrix.dtype))
 
@@ -122,7 +128,6 @@ def aligned_mtl(
 
     def weights(rows: Rows, present: jax.Array | None, preference: Any) -> jax.Array:
         gramian = rows.scaled_gramian(present)
-        axes = principal_axes(gramian, present, rows.rotated())
-        return _weights(axes, preference, scale, present)
+        return _weights(gramian, preference, scale, present, rows.rotated())
 
     return aggregate_by_weights(num_tasks, weights, preference=read)

@@ -9,8 +9,8 @@ import optax
 from mtlopt._checks import as_task_vector, preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.equiangular import equiangular_ray
-from mtlopt.linalg.normalise import Gramian, safe_divide
-from mtlopt.linalg.unit_rows import UnitRows, unit_rows
+from mtlopt.linalg.normalise import Gramian, normalise, safe_divide
+from mtlopt.linalg.unit_rows import Rotated
 from mtlopt.rows.protocol import Rows
 
 
@@ -31,7 +31,7 @@ def conflict_free_weights(
     length factor may be negative; where `p` is at right angles to the rows' space
     (opposed rows) `d` is zero. On `T` equal gradients `g` the direction is `T g`;
     duplicates count each. A zero row has weight zero. One task has weight 1. NaN in,
-    NaN out. Not differentiable where eigenvalues repeat.
+    NaN out. Differentiable where the rank does not change.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -54,14 +54,19 @@ def conflict_free_weights(
       Liu, Chu and Thuerey, *ConFIG: Towards Conflict-free Training of Physics Informed
       Neural Networks*, arXiv 2408.11104, 2024, equation 2.
     """
-    return _weights(unit_rows(gramian, present), preference)
+    return _weights(gramian, preference, present)
 
 
-def _weights(units: UnitRows, preference: Any) -> jax.Array:
-    norms = units.norms
+def _weights(
+    gramian: Gramian,
+    preference: Any,
+    present: jax.Array | None,
+    rotated: Rotated | None = None,
+) -> jax.Array:
+    cosines, norms = normalise(gramian, present)
     if preference is not None:
         preference = as_task_vector("preference", preference, len(norms))
-    ray = equiangular_ray(units, preference)
+    ray = equiangular_ray(cosines, norms, preference, rotated)
     return safe_divide(ray.coefficients * jnp.sum(norms * ray.cosines), norms)
 
 
@@ -112,8 +117,8 @@ def conflict_free(
     """
 
     def weights(rows: Rows, present: jax.Array | None, preference: Any) -> jax.Array:
-        units = unit_rows(rows.scaled_gramian(present), present, rows.rotated())
-        return _weights(units, preference)
+        gramian = rows.scaled_gramian(present)
+        return _weights(gramian, preference, present, rows.rotated())
 
     read = preference_argument(preference, num_tasks)
     return aggregate_by_weights(num_tasks, weights, preference=read)

@@ -6,9 +6,9 @@ import optax
 
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.equiangular import equiangular_ray
-from mtlopt.linalg.normalise import Gramian, safe_divide
+from mtlopt.linalg.normalise import Gramian, normalise, safe_divide
 from mtlopt.linalg.reductions import reduce_each
-from mtlopt.linalg.unit_rows import UnitRows, unit_rows
+from mtlopt.linalg.unit_rows import GRAMIAN_RTOL, Rotated, rounding
 from mtlopt.rows.protocol import Rows
 
 
@@ -26,7 +26,7 @@ def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Ar
     is zero, more independent tasks than parameters) only the zero vector has, and all
     weights are zero: it is what the direction tends to as rank is lost. So they are if
     the sum is zero to rounding. On equal gradients `g` the direction is `g`. One task
-    has weight 1. NaN in, NaN out. Not differentiable where eigenvalues repeat.
+    has weight 1. NaN in, NaN out. Differentiable where the rank does not change.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -47,13 +47,14 @@ def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Ar
     References:
       Liu et al., *Towards Impartial Multi-task Learning*, ICLR 2021, equations 5 and 6.
     """
-    return _weights(unit_rows(gramian, present))
+    return _weights(gramian, present)
 
 
-def _weights(units: UnitRows) -> jax.Array:
-    norms = units.norms
-    ray = equiangular_ray(units)
-    eps = jnp.finfo(norms.dtype).eps
+def _weights(
+    gramian: Gramian, present: jax.Array | None, rotated: Rotated | None = None
+) -> jax.Array:
+    cosines, norms = normalise(gramian, present)
+    ray = equiangular_ray(cosines, norms, rotated=rotated)
     there = norms != 0
     count, minus_shortest = reduce_each(
         sums=[there.astype(norms.dtype)], maxima=[jnp.where(there, -norms, -jnp.inf)]
@@ -64,10 +65,12 @@ def _weights(units: UnitRows) -> jax.Array:
         sums=[weights, jnp.abs(weights), ray.cosines],
         maxima=[jnp.where(there, c, -jnp.inf) for c in (ray.cosines, -ray.cosines)],
     )
-    cancelled = jnp.abs(total) <= (16 + len(norms)) * eps * size
+    cancelled = jnp.abs(total) <= rounding(norms) * size
     mean = cosines / jnp.maximum(count, 1)
     spread = jnp.maximum(highest - mean, minus_lowest + mean)
-    unequal = spread > jnp.sqrt(512 * eps) * jnp.abs(mean)
+    # The cosines are roots of what the rank rule looks at.
+    tolerance = (GRAMIAN_RTOL * float(jnp.finfo(norms.dtype).eps)) ** 0.5
+    unequal = spread > tolerance * jnp.abs(mean)
     return jnp.where(cancelled | unequal, 0 * ray.cosines, safe_divide(weights, total))
 
 
@@ -111,7 +114,6 @@ def imtl_g(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     """
 
     def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
-        units = unit_rows(rows.scaled_gramian(present), present, rows.rotated())
-        return _weights(units)
+        return _weights(rows.scaled_gramian(present), present, rows.rotated())
 
     return aggregate_by_weights(num_tasks, weights)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
-from mtlopt.linalg.procrustes import principal_axes
+from mtlopt.linalg.principal_axes import principal_axes
 
 
 def dominance_rate(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:

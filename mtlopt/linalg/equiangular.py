@@ -1,16 +1,24 @@
 """The direction at equal, or chosen, angles to all rows."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg import two_floats
+from mtlopt.linalg.derivatives import constant, first_only
 from mtlopt.linalg.normalise import nan_unless_finite, safe_divide
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
 from mtlopt.linalg.two_floats import exactly
-from mtlopt.linalg.unit_rows import GRAMIAN_RTOL, UnitRows, rounding
+from mtlopt.linalg.unit_rows import (
+    GRAMIAN_RTOL,
+    Rotated,
+    SecondLook,
+    UnitRows,
+    rounding,
+    unit_rows,
+)
 
 
 class Ray(NamedTuple):
@@ -25,39 +33,57 @@ class Ray(NamedTuple):
     cosines: jax.Array
 
 
-def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray:
+def equiangular_ray(
+    cosines: jax.Array,
+    norms: jax.Array,
+    preference: jax.Array | None = None,
+    rotated: Rotated | None = None,
+) -> Ray:
     r"""The direction whose cosines with the rows are as the preference says.
 
     .. math:: x = U^+ p = U^T y, \qquad y = C^+ p, \qquad C = U U^T
 
     Least squares where the rows' space has no such direction, and zero where it is at
-    right angles to `p`, to within rounding.
+    right angles to `p`, to within rounding. Differentiable where the rank does not
+    change: neither a decomposition nor the second look is differentiated.
 
     Args:
-      units: the unit rows `U`.
+      cosines: `C`, `[tasks, tasks]`, as `normalise` returns them.
+      norms: `[tasks]`, likewise.
       preference: `p`, `[tasks]`; None for ones. Its length does not matter.
+      rotated: see `unit_rows`.
     """
-    singular, axes, norms = units.singular, units.axes, units.norms
-    there = (norms != 0).astype(axes.dtype)
-    target = there if preference is None else there * preference.astype(axes.dtype)
+    units = unit_rows(
+        *jax.lax.stop_gradient((cosines, norms)), rotated=constant(rotated)
+    )
+    there = (units.norms != 0).astype(cosines.dtype)
+    target = there if preference is None else there * preference.astype(cosines.dtype)
+    return _ray(cosines, target, units)
+
+
+@jax.custom_jvp
+def _ray(cosines: jax.Array, target: jax.Array, units: UnitRows) -> Ray:
+    """Returns the ray of unit rows; their cosines have the derivative."""
+    del cosines
+    singular, axes, norms, look = units
     kept = jnp.where(singular == 0, 0, dot(axes.T, target))
     stretched = safe_divide(kept, singular)
     inside, size, square, total = reduce_each(
         sums=[kept**2, target**2, stretched**2, singular]
     )
-    coefficients = dot(axes, safe_divide(stretched, singular))
-    if units.refined is not None:
+    found = dot(axes, safe_divide(stretched, singular)), square
+    if look is not None:
         # At missing rank no norm decides, and rotated rows may have a rank of noise.
         is_full = jnp.sum(singular > 0) == jnp.sum(norms > 0)
-        coefficients, square = jax.lax.cond(
-            units.refined & is_full,
-            _solve_precisely,
-            _solved,
-            units,
-            target,
-            coefficients,
-            square,
-        )
+        precisely = look.is_used & is_full
+        if len(norms) == 2:
+            solved = _solve_two(look, target)
+            found = jax.tree.map(lambda a, b: jnp.where(precisely, a, b), solved, found)
+        else:
+            found = jax.lax.cond(
+                precisely, _solve_precisely, lambda *_: found, look, norms, target
+            )
+    coefficients, square = found
     # The same tolerance as the rank rule, which decides what the rows' space is.
     is_orthogonal = inside <= GRAMIAN_RTOL * jnp.finfo(axes.dtype).eps * size
     length = jnp.where(is_orthogonal, 0, jnp.sqrt(square))
@@ -68,14 +94,65 @@ def equiangular_ray(units: UnitRows, preference: jax.Array | None = None) -> Ray
     return jax.tree.map(lambda x: nan_unless_finite(x, total), ray)
 
 
-def _solved(
-    _units: UnitRows, _target: jax.Array, coefficients: jax.Array, square: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    return coefficients, square
+@_ray.defjvp
+def _ray_jvp(primals: Any, tangents: Any) -> Any:
+    r"""Differentiates `y = C^+ p`, `P p = C C^+ p` and `|x|^2 = p^T y`.
+
+    .. math:: dy = C^+ (dp - dC \, y + C^+ dC \, N p) + N dC \, C^+ y, \qquad
+        d(Pp) = P \, dp + N dC \, y + C^+ dC \, N p, \qquad N = 1 - P
+
+    in the axes of C, and with p and y in units of `|x|`.
+    """
+    cosines, target, units = primals
+    ray = _ray(*primals)
+    axes, has_rank = units.axes, units.singular > 0
+    wanted, shift, solved, reached = (
+        dot(axes.T, x) for x in (target, tangents[1], ray.coefficients, ray.cosines)
+    )
+    change = dot(axes.T, dot(tangents[0], axes))
+    inverse = safe_divide(jnp.ones_like(wanted), units.singular**2)
+    inside = jnp.where(has_rank, wanted, 0)
+    length = safe_divide(jnp.sqrt(jnp.sum(inside**2)), jnp.sqrt(jnp.sum(reached**2)))
+    shift, outside = (safe_divide(x, length) for x in (shift, wanted - inside))
+
+    turned, lost = dot(change, solved), inverse * dot(change, outside)
+    around = dot(change, inverse * solved)
+    moved = jnp.where(has_rank, inverse * (shift - turned + lost), around)
+    image = jnp.where(has_rank, shift + lost, turned)
+    growth = jnp.sum(solved * (shift - turned / 2) + around * outside)
+    moved, image = moved - growth * solved, image - growth * reached
+
+    refused = first_only(cosines)
+    return ray, Ray(dot(axes, moved) + refused, dot(axes, image) + refused)
+
+
+def _solve_two(look: SecondLook, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    r"""Solves `C y = p` for two rows that nearly are parallel.
+
+    .. math:: y = Q (L C' L)^{-1} Q^T N p, \qquad N_{ii}^2 = (Q L C' L Q^T)_{ii}
+
+    as `_solve_precisely`. Here Q has the sum and the difference of two rows, so that
+    the difference of the norms N is the inner product of both, of which no digit is
+    lost.
+
+    Returns:
+      `y` and `|x|^2 = y^T C y`.
+    """
+    axes = 0.5**0.5 * jnp.sign(look.basis)  # Q, of which equal entries must be equal
+    (first, second), cosine = look.lengths, look.cosines[0, 1]
+    mean = jnp.sqrt((first**2 + second**2) / 2)
+    apart = axes[0, 0] * axes[0, 1] * cosine * first * second / mean
+    difference = apart * jnp.array([1, -1], axes.dtype) * target
+    wanted = mean * dot(axes.T, target) + dot(axes.T, difference)
+    wanted = safe_divide(wanted, look.lengths)
+    # The inverse of two cosines; they are one only without rank, where this is dropped.
+    solved = safe_divide(wanted - cosine * wanted[::-1], (1 - cosine) * (1 + cosine))
+    weights = dot(axes, safe_divide(solved, look.lengths))
+    return weights, dot(wanted, solved)
 
 
 def _solve_precisely(
-    units: UnitRows, target: jax.Array, *_: jax.Array
+    look: SecondLook, norms: jax.Array, target: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     r"""Solves `C y = p` for rows that nearly are dependent.
 
@@ -88,32 +165,33 @@ def _solve_precisely(
     taken, in two floats.
 
     Args:
-      units: the unit rows.
+      look: the rotated rows.
+      norms: `D`, `[tasks]`.
       target: `p`, `[tasks]`.
 
     Returns:
       `y` and `|x|^2 = y^T C y`.
     """
-    info = jnp.finfo(units.norms.dtype)
+    info = jnp.finfo(norms.dtype)
     # Powers of two, which round nothing, make every row about one long.
-    scales = jax.lax.reduce_precision(units.norms, info.nexp, 0)
-    norms, basis = safe_divide(units.norms, scales), units.basis * scales[:, None]
+    scales = jax.lax.reduce_precision(norms, info.nexp, 0)
+    mantissas, basis = safe_divide(norms, scales), look.basis * scales[:, None]
     # The inverse of the basis, by one step of Newton from the one without rounding.
-    near = basis.T * norms[None] * norms[None]
-    unit = jnp.diag((norms > 0).astype(norms.dtype))
+    near = basis.T * mantissas[None] * mantissas[None]
+    unit = jnp.diag((mantissas > 0).astype(mantissas.dtype))
     product, error = two_floats.matmul(exactly(basis), exactly(near))
     inverse = near, dot(near, (unit - product) - error)
 
-    rows = two_floats.multiply(exactly(units.lengths[:, None]), inverse)
-    products = two_floats.matmul(exactly(units.cosines), rows)
-    ones = exactly(jnp.ones_like(norms)[None])
+    rows = two_floats.multiply(exactly(look.lengths[:, None]), inverse)
+    products = two_floats.matmul(exactly(look.cosines), rows)
+    ones = exactly(jnp.ones_like(mantissas)[None])
     squares = two_floats.matmul(ones, two_floats.multiply(rows, products))
     lengths = two_floats.multiply(two_floats.sqrt(squares), exactly(target[None]))
     high, low = two_floats.matmul(lengths, exactly(basis))
 
-    values, turn = jnp.linalg.eigh(units.cosines, symmetrize_input=False)
+    values, turn = jnp.linalg.eigh(look.cosines, symmetrize_input=False)
     kept = values > rounding(turn) * values[-1]
-    wanted = dot(turn.T, safe_divide((high + low)[0], units.lengths))
+    wanted = dot(turn.T, safe_divide((high + low)[0], look.lengths))
     solved = jnp.where(kept, safe_divide(wanted, values), 0)
-    weights = dot(basis, safe_divide(dot(turn, solved), units.lengths))
-    return norms * weights, dot(wanted, solved)
+    weights = dot(basis, safe_divide(dot(turn, solved), look.lengths))
+    return mantissas * weights, dot(wanted, solved)

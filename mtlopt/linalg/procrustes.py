@@ -1,229 +1,97 @@
-"""Factors of a Gramian, and the Procrustes alignment of its principal axes."""
+"""The Procrustes alignment of the principal axes of the rows."""
 
-from typing import Literal, NamedTuple
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mtlopt._checks import check_choice
-from mtlopt.linalg.jacobi import rotate_columns
+from mtlopt.linalg.derivatives import constant, first_only
 from mtlopt.linalg.normalise import (
     Gramian,
     common_scale,
     nan_unless_finite,
     only_present,
     safe_divide,
-    scale_of,
 )
+from mtlopt.linalg.principal_axes import Axes, principal_axes
 from mtlopt.linalg.products import diagonal, dot
-from mtlopt.linalg.unit_rows import (
-    WELL_CONDITIONED,
-    Rotated,
-    look_again,
-    rounding,
-    unit_rows,
-)
+from mtlopt.linalg.unit_rows import Rotated
 
 Scale = Literal["min", "median", "rmse"]
 
 
-class Factor(NamedTuple):
-    """A square root of a Gramian.
-
-    Attributes:
-      matrix: `M` with `M^T M = G`, `[tasks, tasks]`.
-      rank: The rank of `M`, an int32 scalar.
-    """
-
-    matrix: jax.Array
-    rank: jax.Array
-
-
-class Axes(NamedTuple):
-    """Principal axes of the rows, `J^T = P Sigma Q^T`.
-
-    Attributes:
-      singular: `Sigma`, `[tasks]`, descending, zero from the rank on.
-      right: `Q`, `[tasks, tasks]`.
-      rank: How many are not zero, an int32 scalar.
-    """
-
-    singular: jax.Array
-    right: jax.Array
-    rank: jax.Array
-
-
-def principal_axes(
+def align(
     gramian: Gramian,
     present: jax.Array | None = None,
     rotated: Rotated | None = None,
-) -> Axes:
-    r"""The principal axes of the rows, from their Gramian.
+    scale: Scale = "min",
+) -> jax.Array:
+    """Returns the aligning matrix of a Gramian, see `aligned_matrix`.
 
-    `graded_svd(factor_gramian(gramian, present, rotated))`, right for all ratios of row
-    scales. But if all tasks are present and the Gramian itself has a condition below
-    `eps^-0.3` (120 in float32), its eigenvalues are right to `eps^0.7` (1e-5) as they
-    are, and are taken: a fifth of the time for a hundred tasks on CPU. Under `vmap`
-    both ways are computed.
+    Differentiable where the rank does not change, also where singular values repeat,
+    unless one of them is the target of `scale`. The derivative is that of the function
+    of the Gramian: neither a decomposition nor the second look is differentiated.
 
     Args:
       gramian: `G`, `[tasks, tasks]`.
-      present: Tasks to look at, bool `[tasks]`; the others have no part in any axis.
+      present: Tasks to look at, bool `[tasks]`.
       rotated: see `unit_rows`.
-
-    Returns:
-      The axes. NaN or infinity in gives NaN out.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> axes = principal_axes(jnp.diag(jnp.array([1.0, 4.0])))
-      >>> print(axes.singular, axes.rank)
-      [2. 1.] 2
+      scale: see `aligned_matrix`.
     """
     gramian = only_present(gramian, present)
-    # In units of the longest row: no eigenvalue overflows that no entry does.
-    matrix, scale = common_scale(gramian)
-    largest = jnp.max(jnp.abs(diagonal(matrix)))
-    values, vectors = jnp.linalg.eigh(
-        safe_divide(matrix, largest), symmetrize_input=False
-    )
-
-    unit = jnp.sqrt(largest) / scale
-    limit = jnp.finfo(values.dtype).eps ** WELL_CONDITIONED
-    is_enough = values[0] > limit * values[-1]
-    return look_again(
-        is_enough, _direct, _graded, rotated, gramian, values, vectors, unit
-    )
+    axes = principal_axes(jax.lax.stop_gradient(gramian), rotated=constant(rotated))
+    matrix, unit = common_scale(gramian)
+    largest = axes.singular[0] * unit
+    relative = safe_divide(safe_divide(matrix, largest), largest)
+    return _align(relative, axes, scale)
 
 
-def _direct(
-    gramian: Gramian,
-    values: jax.Array,
-    vectors: jax.Array,
-    unit: jax.Array,
-    rotated: Rotated | None,
-) -> Axes:
-    del gramian, rotated
-    rank = jnp.full([], len(values), jnp.int32)
-    return Axes((jnp.sqrt(values) * unit)[::-1], vectors[:, ::-1], rank)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _align(relative: jax.Array, axes: Axes, scale: Scale) -> jax.Array:
+    """Returns the aligned matrix of the axes of a Gramian, which has the derivative."""
+    del relative
+    return aligned_matrix(axes, scale)
 
 
-def _graded(
-    gramian: Gramian,
-    values: jax.Array,
-    vectors: jax.Array,
-    unit: jax.Array,
-    rotated: Rotated | None,
-) -> Axes:
-    del vectors, unit
-    # After the other decomposition. Under `vmap` both are made, and two batched ones of
-    # jaxlib at a time can each hold a thread that the other waits for, for ever.
-    after = jax.tree.map(lambda leaf: leaf + 0 * values[0], gramian)
-    return graded_svd(factor_gramian(after, rotated=rotated))
+@_align.defjvp
+def _align_jvp(scale: Scale, primals: Any, tangents: Any) -> Any:
+    r"""Differentiates `A = \sqrt{s} \, Q \Sigma^+ Q^T`.
 
+    .. math:: Q f(\Sigma) Q^T \to Q (S \circ K) Q^T, \qquad
+        K = \Sigma^{-1} Q^T \, dG \, Q \Sigma^{-1}, \qquad
+        S_{ij} = \sigma_i \sigma_j \frac{f_i - f_j}{\sigma_i^2 - \sigma_j^2}
 
-def factor_gramian(
-    gramian: Gramian,
-    present: jax.Array | None = None,
-    rotated: Rotated | None = None,
-) -> Factor:
-    r"""Factorises a Gramian with the row scales divided out first.
-
-    .. math:: G = M^T M, \qquad M = \Sigma Q^T D, \qquad
-        D^{-1} G D^{-1} = Q \Sigma^2 Q^T
-
-    `D = diag(|g_i|)`. The rank is that of the unit rows, see `unit_rows`: no ratio of
-    row scales loses rank. Only directions do: near-duplicates with a row-normalised
-    condition of the Gramian above 1e4 in float32 (1e12 in float64), unless `rotated` is
-    given.
-
-    Zero rows, duplicate rows and rows that sum to zero cost rank; the zero matrix has
-    rank 0. NaN or infinity in gives NaN out. Not differentiable where eigenvalues
-    repeat.
-
-    Args:
-      gramian: `G`, `[tasks, tasks]`.
-      present: Tasks to look at, bool `[tasks]`; the columns of the others are zero.
-      rotated: see `unit_rows`.
-
-    Returns:
-      The factor; its rows are in no particular order.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> factor = factor_gramian(jnp.array([[4.0, -2.0], [-2.0, 1.0]]))
-      >>> print(factor.rank, jnp.round(factor.matrix.T @ factor.matrix, 4))
-      1 [[ 4. -2.]
-       [-2.  1.]]
-
-    References:
-      Senushkin et al., *Independent Component Alignment for Multi-Task Learning*,
-      CVPR 2023, Algorithm 1 (which takes the eigenvalues of `G` itself).
+    The formula of Daletskii and Krein, which is right for repeated singular values too:
+    no difference is left in S if `f = \sqrt{s} / \sigma`. Singular values of zero are
+    taken to stay so, as those of duplicate rows do. Half of the diagonal of K is by how
+    much the others change, relatively.
     """
-    singular, axes, norms, *_ = unit_rows(gramian, present, rotated)
-    matrix = singular[:, None] * axes.T * norms[None]
-    return Factor(matrix, jnp.sum(singular > 0, dtype=jnp.int32))
+    relative, axes = primals
+    matrix = _align(*primals, scale)
+    singular, right, rank = axes
+    singular = safe_divide(singular, singular[0])
+    target = _target(Axes(singular, right, rank), scale)
 
+    divisors = jnp.where(singular > 0, singular, 1)
+    along = dot(right.T, dot(tangents[0], right))
+    along = along / divisors[:, None] / divisors[None]  # their product may underflow
+    edges = safe_divide(safe_divide(target, singular), singular)  # S if sigma_j = 0
+    is_zero = edges == 0
+    is_edge = is_zero[:, None] | is_zero[None]
+    inside = safe_divide(-target, singular[:, None] + singular[None])
+    both = is_zero[:, None] & is_zero[None]
+    slopes = jnp.where(is_edge, edges[:, None] + edges[None], inside)
+    slopes = jnp.where(both, 0, slopes)
+    moved = dot(right, dot(slopes * along, right.T))
 
-def graded_svd(factor: Factor) -> Axes:
-    r"""Singular values and right singular vectors of a factor, in descending order.
-
-    .. math:: M = P \Sigma Q^T
-
-    A factor's columns may differ in length by many powers of ten. `jnp.linalg.svd` of
-    such a matrix is only right to rounding of the *largest* singular value, unless the
-    large entries come first: so the columns are sorted by length, and `R` of a QR
-    decomposition takes the matrix's place. Measured in float32 against float64, with
-    row scales spread evenly from 1 to 1e-6: 3e-6 relative error of Aligned-MTL's
-    direction up to 128 tasks, where the plain `svd` is off by 4e-3 at 8 tasks. With
-    scales in two groups that far apart: 1e-6 up to 32 tasks, 2e-5 at 40, 3e-2 at 64;
-    by the rotations that other platforms than a CPU use, 2e-6 up to 128.
-
-    Args:
-      factor: `M` and its rank.
-
-    Returns:
-      The axes, `Sigma` and `Q`.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> factor = Factor(jnp.diag(jnp.array([1e-6, 3.0])), jnp.array(2))
-      >>> print(graded_svd(factor).singular)
-      [3.e+00 1.e-06]
-    """
-    matrix, rank = factor
-    scale = scale_of(jnp.max(jnp.abs(matrix)))  # no square overflows
-    matrix *= scale
-    ones = jnp.ones(len(matrix), matrix.dtype)
-    norms = jnp.sqrt(dot(ones, matrix**2))
-    indices = jnp.arange(len(norms), dtype=jnp.int32)
-    minus_norms, order = jax.lax.sort((-norms, indices), num_keys=1)
-    # As a product with a permutation matrix: gather and scatter are slow to compile.
-    sort = (indices[None] == order[:, None]).astype(matrix.dtype)
-    triangle = jnp.linalg.qr(dot(matrix, sort.T), mode="r")
-    # Rounding of a long column may be longer than a short column: it must go.
-    noise = -rounding(matrix) * minus_norms
-    triangle = jnp.where(jnp.abs(triangle) <= noise[None], 0, triangle)
-    right, singular = _left_axes(triangle.T)
-    kept = indices < rank
-    # A rank of zero would hide the NaN of a lone task.
-    singular = nan_unless_finite(jnp.where(kept, singular / scale, 0), matrix)
-    return Axes(singular, dot(sort.T, right), rank)
-
-
-def _left_axes(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Left singular vectors and singular values, right for unequal columns.
-
-    `jnp.linalg.svd` takes other algorithms than QR iteration on CPU from size 26 and on
-    GPU; and QR iteration there was off by 5 % where two rows were equal.
-    """
-
-    def by_qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-        algorithm = jax.lax.linalg.SvdAlgorithm.QR
-        left, singular, _ = jax.lax.linalg.svd(matrix, algorithm=algorithm)
-        return left, singular
-
-    return jax.lax.platform_dependent(matrix, cpu=by_qr, default=rotate_columns)
+    if scale == "rmse":
+        shares = singular**2
+    else:
+        shares = jnp.arange(len(singular)) == _target_index(rank, scale)
+    shares = shares.astype(singular.dtype)
+    rise = safe_divide(jnp.sum(shares * diagonal(along)), 2 * jnp.sum(shares))
+    return matrix, moved + rise * matrix + first_only(relative)
 
 
 def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
@@ -238,8 +106,7 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
     nothing is squared that could overflow.
 
     The zero matrix gives `A = 0`; zero and absent tasks have zero rows and columns;
-    duplicate rows share. NaN in, NaN out. Not differentiable where singular values
-    repeat.
+    duplicate rows share. NaN in, NaN out.
 
     Args:
       axes: `Sigma`, `Q` and the rank.
@@ -247,9 +114,6 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
 
     Returns:
       `A`, `[tasks, tasks]`, symmetric and positive semidefinite.
-
-    Raises:
-      ValueError: If `scale` is not one of the three.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -262,15 +126,21 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
       Senushkin et al., *Independent Component Alignment for Multi-Task Learning*,
       CVPR 2023, equations 14 to 16 and Algorithm 1.
     """
-    check_choice("scale", scale, ("min", "median", "rmse"))
-    singular, right, rank = axes
-    if scale == "min":
-        target = singular[jnp.maximum(rank - 1, 0)]
-    elif scale == "median":
-        target = singular[rank // 2]  # the lower one of an even count
-    else:
-        relative = safe_divide(singular, singular[0])
-        mean_square = safe_divide(jnp.sum(relative**2), rank.astype(singular.dtype))
-        target = jnp.sqrt(mean_square) * singular[0]
-    stretch = safe_divide(target, singular)  # sqrt(s) / sigma
-    return nan_unless_finite(dot(right * stretch[None], right.T), singular)
+    stretch = safe_divide(_target(axes, scale), axes.singular)  # sqrt(s) / sigma
+    matrix = dot(axes.right * stretch[None], axes.right.T)
+    return nan_unless_finite(matrix, axes.singular)
+
+
+def _target(axes: Axes, scale: Scale) -> jax.Array:
+    """Returns `sqrt(s)`."""
+    singular, _, rank = axes
+    if scale != "rmse":
+        return singular[_target_index(rank, scale)]
+    relative = safe_divide(singular, singular[0])
+    mean_square = safe_divide(jnp.sum(relative**2), rank.astype(singular.dtype))
+    return jnp.sqrt(mean_square) * singular[0]
+
+
+def _target_index(rank: jax.Array, scale: Scale) -> jax.Array:
+    """Returns which singular value it is; of an even count, the lower median."""
+    return jnp.maximum(rank - 1, 0) if scale == "min" else rank // 2

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.decompositions import axes_of_columns, axes_of_cosines
+from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 
 # Rounding in the cosines grows with the number of params that they sum over, not
@@ -17,39 +18,46 @@ GRAMIAN_RTOL = 512
 # Power of eps: if the smallest eigenvalue is a larger part of the largest one (8e-3 in
 # float32), rounding of a Gramian leaves it right to eps^0.7 (1e-5).
 WELL_CONDITIONED = 0.3
+# Units of rounding, whatever the size: it covers the constant of small matrices.
+_ROUNDING = 16
 
 Rotated = Callable[[jax.Array], jax.Array]
 
 
-class UnitRows(NamedTuple):
-    """The unit rows `U` in their principal axes, `U = Q Sigma P^T`.
-
-    They were seen as rotated rows `B^T J`, whose Gramian is `L C' L`.
+class SecondLook(NamedTuple):
+    """Rotated rows `B^T J`, whose Gramian is `L C' L`.
 
     Attributes:
-      singular: `Sigma`, `[tasks]`, in no particular order; zero where there is no rank.
-      axes: `Q`, `[tasks, tasks]`.
-      norms: the row norms, `[tasks]`; zero for absent tasks.
-      refined: whether the rows were rotated, bool, else `L = Sigma` and `C' = 1`; None
-        if only the Gramian is known.
+      is_used: whether the rows were rotated, bool; else `L = Sigma` and `C' = 1`.
       basis: `B`, the axes of the cosines over the norms, `[tasks, tasks]`.
       lengths: `L`, `[tasks]`.
       cosines: `C'`, `[tasks, tasks]`.
     """
 
-    singular: jax.Array
-    axes: jax.Array
-    norms: jax.Array
-    refined: jax.Array | None
+    is_used: jax.Array
     basis: jax.Array
     lengths: jax.Array
     cosines: jax.Array
 
 
+class UnitRows(NamedTuple):
+    """The unit rows `U` in their principal axes, `U = Q Sigma P^T`.
+
+    Attributes:
+      singular: `Sigma`, `[tasks]`, in no particular order; zero where there is no rank.
+      axes: `Q`, `[tasks, tasks]`.
+      norms: the row norms, `[tasks]`; zero for absent tasks.
+      look: the second look; None if only the Gramian is known.
+    """
+
+    singular: jax.Array
+    axes: jax.Array
+    norms: jax.Array
+    look: SecondLook | None
+
+
 def unit_rows(
-    gramian: Gramian,
-    present: jax.Array | None = None,
-    rotated: Rotated | None = None,
+    cosines: jax.Array, norms: jax.Array, rotated: Rotated | None = None
 ) -> UnitRows:
     r"""Finds the principal axes of the rows, with the row norms divided out first.
 
@@ -70,54 +78,50 @@ def unit_rows(
     `(16 + tasks) eps`. NaN or infinity in gives NaN out.
 
     Args:
-      gramian: `G`, `[tasks, tasks]`.
-      present: tasks to look at, bool `[tasks]`; the norms of the others are zero.
+      cosines: `C`, `[tasks, tasks]`, as `normalise` returns them.
+      norms: `[tasks]`, likewise.
       rotated: from a basis `B` `[tasks, tasks]` to the Gramian of `B^T J`; None if only
         the Gramian is known. It is called in one branch of a `lax.cond`.
     """
-    cosines, norms = normalise(gramian, present)
-    values, axes = jnp.linalg.eigh(cosines, symmetrize_input=False)
+    values, axes = axes_of_cosines(cosines)
     eps = jnp.finfo(values.dtype).eps
     kept = values > GRAMIAN_RTOL * eps * values[-1]
     singular = jnp.sqrt(jnp.where(kept, values, 0))
-    basis = safe_divide(axes, norms[:, None])
     if rotated is None:
-        found = _as_they_are(singular, axes, basis, rotated)
-    else:
-        # Zero rows have an eigenvalue of zero each, which says nothing of the others.
-        rest = jnp.arange(len(norms)) >= jnp.sum(norms == 0)
-        smallest = jnp.min(jnp.where(rest, values, values[-1]))
-        well = smallest > eps**WELL_CONDITIONED * values[-1]
-        found = look_again(well, _as_they_are, _refine, rotated, singular, axes, basis)
-    singular, axes, refined, lengths, inner = found
-    singular = nan_unless_finite(singular, cosines)
-    refined = None if rotated is None else refined
-    return UnitRows(singular, axes, norms, refined, basis, lengths, inner)
+        return UnitRows(nan_unless_finite(singular, cosines), axes, norms, None)
+    basis = safe_divide(axes, norms[:, None])
+    # Zero rows have an eigenvalue of zero each, which says nothing of the others.
+    rest = jnp.arange(len(norms)) >= jnp.sum(norms == 0)
+    smallest = jnp.min(jnp.where(rest, values, values[-1]))
+    well = smallest > eps**WELL_CONDITIONED * values[-1]
+    singular, axes, look = look_again(
+        well, _as_they_are, _refine, rotated, singular, axes, basis
+    )
+    return UnitRows(nan_unless_finite(singular, cosines), axes, norms, look)
 
 
 def _as_they_are(
     singular: jax.Array, axes: jax.Array, basis: jax.Array, rotated: Rotated | None
-) -> tuple[jax.Array, ...]:
-    del basis, rotated
+) -> tuple[jax.Array, jax.Array, SecondLook]:
+    del rotated
     unit = jnp.eye(len(singular), dtype=axes.dtype)
-    return singular, axes, jnp.array(False), singular, unit
+    return singular, axes, SecondLook(jnp.array(False), basis, singular, unit)
 
 
 def _refine(
     singular: jax.Array, axes: jax.Array, basis: jax.Array, rotated: Rotated
-) -> tuple[jax.Array, ...]:
+) -> tuple[jax.Array, jax.Array, SecondLook]:
     del singular
     inner, lengths = normalise(rotated(basis).astype(axes.dtype))
     there = lengths > rounding(axes) * jnp.max(lengths)
     lengths = jnp.where(there, lengths, 0)
     inner = jnp.where(there[:, None] & there[None], inner, 0)
-    values, turn = jnp.linalg.eigh(inner, symmetrize_input=False)
-    root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * dot(
-        turn.T, lengths[:, None] * axes.T
-    )
-    _, singular, right = jnp.linalg.svd(root)
+    values, turn = axes_of_cosines(inner)
+    root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * turn.T * lengths[None]
+    singular, right = axes_of_columns(root)
     singular = jnp.where(singular > rounding(root) * singular[0], singular, 0)
-    return singular, right.T, jnp.array(True), lengths, inner
+    look = SecondLook(jnp.array(True), basis, lengths, inner)
+    return singular, dot(axes, right), look
 
 
 def look_again(
@@ -143,6 +147,6 @@ def look_again(
 def rounding(matrix: jax.Array) -> float:
     """A bound on the relative rounding error of an orthogonal transformation.
 
-    It grows with the size; 16 covers the constant of small ones.
+    It grows with the size.
     """
-    return (16 + matrix.shape[0]) * float(jnp.finfo(matrix.dtype).eps)
+    return (_ROUNDING + matrix.shape[0]) * float(jnp.finfo(matrix.dtype).eps)

@@ -11,32 +11,37 @@ import numpy as np
 import pytest
 
 from mtlopt.aggregators.aligned_mtl import aligned_mtl_weights
-from mtlopt.linalg.procrustes import (
-    Factor,
-    aligned_matrix,
-    factor_gramian,
-    graded_svd,
-    principal_axes,
-)
+from mtlopt.linalg.normalise import normalise
+from mtlopt.linalg.principal_axes import axes_of_units, graded_svd, principal_axes
+from mtlopt.linalg.procrustes import aligned_matrix
+from mtlopt.linalg.unit_rows import unit_rows
 from mtlopt.rows import products as linalg
 from tests import reference
 from tests.linalg.matrices import gramian, padded_gramian, random_rows, structured
 
 SIZE = 40
-factor = jax.jit(factor_gramian)
+
+
+@jax.jit
+def units_of(gramian, present=None):
+    return unit_rows(*normalise(gramian, present))
+
+
+def rank_of(units):
+    return np.sum(units.singular > 0)
 
 
 @functools.partial(jax.jit, static_argnames="scale")
-def align(factor, scale="min"):
-    return aligned_matrix(graded_svd(factor), scale)
+def align(units, scale="min"):
+    return aligned_matrix(axes_of_units(units), scale)
 
 
 @functools.partial(jax.jit, static_argnames="scale")
-def align_elsewhere(factor, scale="min"):
+def align_elsewhere(units, scale="min"):
     """As on platforms other than a CPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.lax, "platform_dependent", lambda x, cpu, default: default(x))
-        return aligned_matrix(graded_svd(factor), scale)
+        return aligned_matrix(axes_of_units(units), scale)
 
 
 on_all_platforms = pytest.mark.parametrize("align", [align, align_elsewhere])
@@ -54,10 +59,10 @@ def exact(rows, scale="min", rank=None):
     return size * (left[:, :rank].sum(axis=0) / len(rows)) @ right[:rank]
 
 
-def direction(factored, rows, scale="min", align=align):
+def direction(units, rows, scale="min", align=align):
     """J^T A 1/T for rows that are the first of `SIZE` tasks."""
     num_tasks = len(rows)
-    matrix = np.asarray(align(factored, scale=scale), np.float64)[:num_tasks]
+    matrix = np.asarray(align(units, scale=scale), np.float64)[:num_tasks]
     return matrix[:, :num_tasks].mean(axis=1) @ rows
 
 
@@ -65,7 +70,7 @@ def test_rank_of_every_reference_case(dtype):
     """Duplicates and sums to zero are seen in float32; unequal rows cost nothing."""
     for case in reference.cases():
         rows = reference.jacobian(case)
-        found = factor(*padded_gramian(rows, dtype, SIZE)).rank
+        found = rank_of(units_of(*padded_gramian(rows, dtype, SIZE)))
         if case == "near_duplicate_m3" and np.dtype(dtype) == np.float32:
             continue  # condition 1e9: beyond a float32 Gramian
         assert found == reference.about(case)["rank"], case
@@ -83,14 +88,16 @@ def test_rank_is_kept_below_condition_1e4(condition, num_tasks):
         if np.linalg.cond(unit) ** 2 > 1e4:
             continue
         rows *= np.logspace(0, -6, num_tasks)[:, None]
-        assert factor(*padded_gramian(rows, np.float32, SIZE)).rank == num_tasks
+        units = units_of(*padded_gramian(rows, np.float32, SIZE))
+        assert rank_of(units) == num_tasks
 
 
-def test_factor_squares_to_the_gramian(dtype):
-    """M^T M = G, relative to the norms of its rows."""
+def test_units_square_to_the_gramian(dtype):
+    """D Q Sigma^2 Q^T D = G, relative to the norms of its rows."""
     rows = structured("random", 40) * np.logspace(-6, 0, 40)[:, None]
     matrix = gramian(rows, dtype)
-    root = factor(matrix).matrix
+    units = units_of(matrix)
+    root = units.singular[:, None] * units.axes.T * units.norms[None]
     norms = np.sqrt(np.diagonal(matrix))
     product = jnp.dot(root.T, root, precision=jax.lax.Precision.HIGHEST)
     error = np.abs(product - matrix) / norms / norms[:, None]
@@ -118,9 +125,9 @@ def test_float32_is_right_for_unequal_rows(num_tasks, scales, align):
             size = np.where(np.arange(num_tasks) % 2, 1e-6, 1)
         rows = random_rows(seed, num_tasks, 3 * num_tasks + 4) * size[:, None]
         rows = rows.astype(np.float32).astype(np.float64)
-        factored = factor(*padded_gramian(rows, np.float32, SIZE))
+        units = units_of(*padded_gramian(rows, np.float32, SIZE))
         expected = exact(rows)
-        error = np.linalg.norm(direction(factored, rows, align=align) - expected)
+        error = np.linalg.norm(direction(units, rows, align=align) - expected)
         assert error <= 1e-5 * np.linalg.norm(expected)
 
 
@@ -132,18 +139,17 @@ def test_duplicates_among_dominating_rows(scale, align):
     rows[1] = rows[0]
     rows *= np.array([1, 1, 1e-3, 1e-6])[:, None]
     rows = rows.astype(np.float32).astype(np.float64)
-    factored = factor(*padded_gramian(rows, np.float32, SIZE))
-    assert factored.rank == 3
+    units = units_of(*padded_gramian(rows, np.float32, SIZE))
+    assert rank_of(units) == 3
     expected = exact(rows, scale, rank=3)
-    error = np.linalg.norm(direction(factored, rows, scale, align) - expected)
+    error = np.linalg.norm(direction(units, rows, scale, align) - expected)
     assert error <= 1e-4 * np.linalg.norm(expected)
 
 
 @jax.jit
-def factor_of_rows(rows):
-    return factor_gramian(
-        linalg.gramian([rows]), rotated=lambda basis: linalg.gramian([rows], basis)
-    )
+def units_of_rows(rows):
+    gramian = functools.partial(linalg.gramian, [rows])
+    return unit_rows(*normalise(gramian()), rotated=gramian)
 
 
 @pytest.mark.parametrize("suffix", ["", "_pref"])
@@ -151,10 +157,10 @@ def test_near_duplicates(suffix, dtype):
     """A Gramian of condition 1e9, in float32 too, which rotated rows resolve."""
     case, method = "near_duplicate_m3", f"alignedmtl_min{suffix}"
     rows = reference.jacobian(case)
-    factored = factor_of_rows(rows.astype(dtype))
-    assert factored.rank == 3
+    units = units_of_rows(rows.astype(dtype))
+    assert rank_of(units) == 3
     preference = reference.preference(case) if suffix else np.full(3, 1 / 3)
-    matrix = np.asarray(align(factored, scale="min"), np.float64)
+    matrix = np.asarray(align(units, scale="min"), np.float64)
     error = reference.error(case, method, matrix @ preference @ rows)
     assert error <= (1e-2 if dtype == np.float32 else 1e-10)
 
@@ -164,12 +170,13 @@ def test_rotated_rows_have_the_rank_of_the_gramian(dtype):
     for case in ("dominate_1e6_m5", "duplicate_row_m5", "zero_row_m3"):
         rows = reference.jacobian(case)
         both = (
-            factor_of_rows(rows.astype(dtype)),
-            factor(*padded_gramian(rows, dtype, SIZE)),
+            units_of_rows(rows.astype(dtype)),
+            units_of(*padded_gramian(rows, dtype, SIZE)),
         )
-        assert both[0].rank == both[1].rank == reference.about(case)["rank"]
+        rank = reference.about(case)["rank"]
+        assert rank_of(both[0]) == rank_of(both[1]) == rank
         difference = direction(both[0], rows) - direction(both[1], rows)
-        size = np.linalg.norm(exact(rows, rank=int(both[0].rank)))
+        size = np.linalg.norm(exact(rows, rank=rank))
         assert np.linalg.norm(difference) <= size * (
             2e-5 if dtype == np.float32 else 1e-13
         )
@@ -179,7 +186,7 @@ def test_rotated_rows_have_the_rank_of_the_gramian(dtype):
 def test_alignment_equalises_the_singular_values(scale, float64):
     """J^T A has all singular values equal, and is the nearest such matrix."""
     rows = structured("aligned", 40)
-    aligned = np.asarray(align(factor(gramian(rows, float64)), scale=scale)) @ rows
+    aligned = np.asarray(align(units_of(gramian(rows, float64)), scale=scale)) @ rows
     singular = np.linalg.svd(aligned, compute_uv=False)
     np.testing.assert_allclose(singular, singular[0], rtol=1e-10)
     # Procrustes optimality: the alignment of J with its image is symmetric, >= 0.
@@ -194,9 +201,9 @@ def test_scale_equivariant(unit):
     rows = structured("random", 8) * np.logspace(0, -6, 8)[:, None]
     matrix, present = padded_gramian(rows, np.float32, SIZE)
     for scale in ("min", "median", "rmse"):
-        expected = align(factor(matrix, present), scale=scale)
+        expected = align(units_of(matrix, present), scale=scale)
         matrix_scaled, _ = padded_gramian(rows * unit, np.float32, SIZE)
-        scaled = align(factor(matrix_scaled, present), scale=scale)
+        scaled = align(units_of(matrix_scaled, present), scale=scale)
         largest = np.abs(expected).max(axis=1, keepdims=True)[:8]
         assert np.max(np.abs(scaled - expected)[:8] / largest) <= 1e-4
 
@@ -204,8 +211,8 @@ def test_scale_equivariant(unit):
 def test_permutation_equivariant(dtype):
     rows = structured("random", 8) * np.logspace(0, -6, 8)[:, None]
     order = np.random.default_rng(0).permutation(8)
-    first = direction(factor(*padded_gramian(rows, dtype, SIZE)), rows)
-    again = direction(factor(*padded_gramian(rows[order], dtype, SIZE)), rows[order])
+    first = direction(units_of(*padded_gramian(rows, dtype, SIZE)), rows)
+    again = direction(units_of(*padded_gramian(rows[order], dtype, SIZE)), rows[order])
     tol = 1e-5 if dtype == np.float32 else 1e-13
     assert np.linalg.norm(first - again) <= tol * np.linalg.norm(first)
 
@@ -235,9 +242,9 @@ def test_not_finite_stays_visible(bad):
     matrix = np.eye(SIZE, dtype=np.float32)
     matrix[3, 7] = matrix[7, 3] = bad
     present = np.ones(SIZE, bool)
-    assert np.all(np.isnan(align(factor(matrix, present), scale="min")))
+    assert np.all(np.isnan(align(units_of(matrix, present), scale="min")))
     present[7] = False
-    assert np.all(np.isfinite(align(factor(matrix, present), scale="min")))
+    assert np.all(np.isfinite(align(units_of(matrix, present), scale="min")))
 
 
 def test_jit_and_vmap_agree():
@@ -262,7 +269,7 @@ def test_graded_svd_is_relatively_accurate(dtype):
     scales = rng.permutation(np.logspace(0, smallest, 3))
     basis, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     matrix = (basis * scales).astype(dtype)  # its singular values are the scales
-    singular, right, _ = graded_svd(Factor(jnp.asarray(matrix), jnp.array(3)))
+    singular, right, _ = graded_svd(jnp.asarray(matrix), jnp.array(3))
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(singular, np.sort(scales)[::-1], rtol=20 * eps)
     np.testing.assert_allclose(
@@ -271,13 +278,13 @@ def test_graded_svd_is_relatively_accurate(dtype):
 
 
 @pytest.mark.parametrize("condition", [1.0, 10.0, 60.0, 300.0, 3000.0])
-def test_axes_of_a_gramian_are_those_of_its_factor(condition, dtype):
+def test_axes_of_a_gramian_are_those_of_its_root(condition, dtype):
     """On both sides of the condition up to which its own eigenvalues are taken."""
     rng = np.random.default_rng(0)
     left, right = (np.linalg.qr(rng.normal(size=(8, 8)))[0] for _ in range(2))
     rows = left * np.logspace(0, -np.log10(condition) / 2, 8) @ right
     gram = gramian(3e5 * rows, dtype)
-    axes, expected = principal_axes(gram), graded_svd(factor_gramian(gram))
+    axes, expected = principal_axes(gram), axes_of_units(units_of(gram))
     tolerance = 2e-5 if dtype == np.float32 else 1e-10
     np.testing.assert_allclose(axes.singular, expected.singular, rtol=tolerance)
     assert axes.rank == expected.rank == 8

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mtlopt.linalg.equiangular import equiangular_ray
+from mtlopt.linalg.normalise import normalise
 from mtlopt.linalg.unit_rows import unit_rows
 from mtlopt.rows.products import gramian
 from tests.linalg.matrices import bundle
@@ -18,7 +19,14 @@ def find(rows, present=None, products_only=False):
     if present is not None:  # as `Rows` has them: zeros, even from NaN
         rows = jnp.where(present[:, None], rows, 0)
     rotated = None if products_only else functools.partial(gramian, [rows])
-    return unit_rows(gramian([rows]), present, rotated)
+    return unit_rows(*normalise(gramian([rows]), present), rotated)
+
+
+@jax.jit
+def ray_of(rows, preference):
+    products = functools.partial(gramian, [rows])
+    cosines, norms = normalise(products())
+    return equiangular_ray(cosines, norms, preference, products)
 
 
 def exact(rows):
@@ -34,7 +42,9 @@ def test_singular_values_and_axes(num_tasks, apart, dtype):
     rows = bundle(0, num_tasks, 4 * num_tasks, apart).astype(dtype)
     units = find(rows)
     norms, (left, singular, _) = exact(rows)
-    assert units.refined == (singular[-1] < np.finfo(dtype).eps ** 0.15 * singular[0])
+    assert units.look.is_used == (
+        singular[-1] < np.finfo(dtype).eps ** 0.15 * singular[0]
+    )
     eps = np.finfo(dtype).eps * singular[0]
     np.testing.assert_allclose(np.sort(units.singular)[::-1], singular, atol=30 * eps)
     np.testing.assert_allclose(units.norms, norms, rtol=30 * eps)
@@ -48,12 +58,12 @@ def test_rotated_rows(apart, dtype):
     """`L C' L` is the Gramian of `B^T J`."""
     rows = bundle(1, 4, 9, apart).astype(dtype)
     units = find(rows)
-    turned = np.asarray(units.basis, np.float64).T @ rows
+    turned = np.asarray(units.look.basis, np.float64).T @ rows
     lengths = np.linalg.norm(turned, axis=1)
     tolerance = np.finfo(dtype).eps / np.sqrt(apart)
-    np.testing.assert_allclose(units.lengths, lengths, rtol=20 * tolerance)
+    np.testing.assert_allclose(units.look.lengths, lengths, rtol=20 * tolerance)
     cosines = turned @ turned.T / np.outer(lengths, lengths)
-    np.testing.assert_allclose(units.cosines, cosines, atol=50 * tolerance)
+    np.testing.assert_allclose(units.look.cosines, cosines, atol=50 * tolerance)
 
 
 def test_absent_and_zero_rows_take_no_part(dtype):
@@ -64,15 +74,15 @@ def test_absent_and_zero_rows_take_no_part(dtype):
     )
     there, some = [0, 2, 4], np.array([True, False, True, True, True])
     alone, among = find(rows), find(more, some)
-    assert alone.refined
-    assert among.refined
+    assert alone.look.is_used
+    assert among.look.is_used
     polar = [(u.axes * u.singular) @ u.axes.T for u in (alone, among)]
     tolerance = 100 * np.finfo(dtype).eps
     np.testing.assert_allclose(polar[1][np.ix_(there, there)], polar[0], atol=tolerance)
     np.testing.assert_allclose(polar[1][np.array([1, 3])], 0, atol=tolerance)
     np.testing.assert_array_equal(among.norms[np.array([1, 3])], 0)
     well = np.insert(np.eye(3), 1, 0, axis=0).astype(dtype)
-    assert not find(well).refined  # a zero row is no reason for another look
+    assert not find(well).look.is_used  # a zero row is no reason for another look
 
 
 def test_rank(dtype):
@@ -108,7 +118,7 @@ def test_equiangular_ray(apart, bundles):
     """Also where rounding of the norms decides: sums of its coefficients over them."""
     rows = np.float32(bundle(5, 8, 40, apart, bundles))
     preference = np.float32([1, 2, 3, 4, 1, 1, 1, 1])
-    ray = jax.jit(equiangular_ray)(find(rows), preference)
+    ray = ray_of(rows, preference)
     norms, _ = exact(rows)
     unit = np.float64(rows) / norms[:, None]
     x = np.linalg.pinv(unit) @ preference
