@@ -290,29 +290,32 @@ def make_problem(data: MultiMnist) -> Problem:
     return Problem(oracle, init, score, *splits)
 
 
-def make_optimizer(
-    settings: Settings, steps_per_epoch: int, method: str
-) -> optax.GradientTransformation:
-    """Returns the method, chained before Adam: all methods get the same."""
+def make_schedule(settings: Settings, steps_per_epoch: int) -> optax.Schedule:
+    """Returns the learning rate."""
     if settings.decay == "cosine":
         num_steps = settings.epochs * steps_per_epoch
-        learning_rate = optax.warmup_cosine_decay_schedule(
+        return optax.warmup_cosine_decay_schedule(
             init_value=0.0,
             peak_value=settings.learning_rate,
             warmup_steps=num_steps // 10,
             decay_steps=num_steps,
         )
-    else:
-        learning_rate = optax.exponential_decay(
-            settings.learning_rate, 10 * steps_per_epoch, 0.85, staircase=True
-        )
+    return optax.exponential_decay(
+        settings.learning_rate, 10 * steps_per_epoch, 0.85, staircase=True
+    )
+
+
+def make_optimizer(
+    settings: Settings, steps_per_epoch: int, method: str
+) -> optax.GradientTransformation:
+    """Returns the method, chained before Adam: all methods get the same."""
     # Both losses are cross-entropies.
     options = {"kind": "classification"} if method == "uncertainty" else {}
     return optax.chain(
         mtlopt.METHODS[method].make(
             len(TASKS), labels=LABELS, steps_per_epoch=steps_per_epoch, **options
         ),
-        optax.adam(learning_rate),
+        optax.adam(make_schedule(settings, steps_per_epoch)),
     )
 
 

@@ -47,7 +47,6 @@ from mtlopt.aggregators.balance_norms import (
     balance_norms,
     balance_norms_weights,
 )
-from mtlopt.aggregators.by_weights import TaskWeightsState
 from mtlopt.aggregators.cagrad import (
     cagrad,
     cagrad_weights,
@@ -99,11 +98,7 @@ from mtlopt.aggregators.modo import (
     modo,
     modo_weights,
 )
-from mtlopt.aggregators.nash_mtl import (
-    NashMtlState,
-    nash_mtl,
-    nash_mtl_weights,
-)
+from mtlopt.aggregators.nash_mtl import nash_mtl, nash_mtl_weights
 from mtlopt.aggregators.pcd import (
     PcdState,
     pcd,
@@ -115,11 +110,7 @@ from mtlopt.aggregators.sdmgrad import (
     sdmgrad,
     sdmgrad_weights,
 )
-from mtlopt.aggregators.sums import (
-    mean_tasks,
-    mean_weights,
-    sum_tasks,
-)
+from mtlopt.aggregators.sums import mean_tasks, sum_tasks
 from mtlopt.aggregators.trimmed_mean import (
     trimmed_mean,
 )
@@ -140,6 +131,7 @@ from mtlopt.alternation.individual import (
     individual_step,
     random_groups,
 )
+from mtlopt.common.task_weights import TaskWeightsState, mean_weights, task_weights
 from mtlopt.diagnostics.diagnose import Diagnosis, diagnose
 from mtlopt.diagnostics.distance import TrackDistanceState, track_distance
 from mtlopt.diagnostics.measures import (
@@ -148,8 +140,8 @@ from mtlopt.diagnostics.measures import (
     dominance_rate,
 )
 from mtlopt.diagnostics.suggestions import suggestions
-from mtlopt.diagnostics.task_weights import task_weights
 from mtlopt.diagnostics.would_rise import would_rise
+from mtlopt.every import EveryState, every
 from mtlopt.heads import stacked
 from mtlopt.labels import label_params
 from mtlopt.latent import in_latent_space
@@ -237,6 +229,7 @@ __all__ = [
     "BalanceNormsState",
     "CrMogmState",
     "Diagnosis",
+    "EveryState",
     "FastLineSearchState",
     "Grad",
     "GraddropState",
@@ -248,7 +241,6 @@ __all__ = [
     "Method",
     "MocoState",
     "ModoState",
-    "NashMtlState",
     "Oracle",
     "PcdState",
     "PcgradState",
@@ -292,6 +284,7 @@ __all__ = [
     "dwa_weights",
     "edm",
     "edm_weights",
+    "every",
     "fairgrad",
     "fairgrad_weights",
     "famo_weights",

@@ -28,10 +28,18 @@ class SaysWhatToDo(type):
         return f"<class 'mtlopt.{cls.__name__}': {cls.what_to_do}>"
 
 
+# From the comparison to `full`: the comparison, `random_wrap`, and who calls it.
+_CALLS_TO_FULL = 3
+
+
 class _KeyShape(tuple[int, ...]):
     """Shape of a key's data, which JAX compares whenever it makes a key of some data.
 
-    If it does so to fill an array, somebody asked for zeros.
+    If it does so to fill an array, somebody asked for zeros. The stack is looked at,
+    because nothing else tells: filling calls no function of a kind of key, the shape
+    and dtype are those of every other key, and values are not known under `jit`. If
+    another version of JAX fills in another way, zeros are not refused, and a test says
+    so; all other arithmetic is.
     """
 
     __slots__ = ()
@@ -42,7 +50,7 @@ class _KeyShape(tuple[int, ...]):
 
     def __ne__(self, other: object) -> bool:
         frame = sys._getframe(1)
-        for _ in range(3):  # the comparison, `random_wrap`, and who calls it
+        for _ in range(_CALLS_TO_FULL):
             if frame is not None and frame.f_code.co_name == "full":
                 raise TypeError(
                     f"{_TAG}. It would replace gradients of the tasks by zeros. Put "

@@ -1,14 +1,8 @@
 """The registry of methods: one list drives the tests, the docs and the experiments."""
 
-import dataclasses
-import difflib
-import functools
-import math
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
-import optax
-
+from mtlopt._method import CLAIMS, Length, Method, Registry, Transform
 from mtlopt.aggregators.aligned_mtl import aligned_mtl
 from mtlopt.aggregators.balance_norms import balance_norms
 from mtlopt.aggregators.cagrad import cagrad
@@ -32,7 +26,6 @@ from mtlopt.aggregators.sums import mean_tasks, sum_tasks
 from mtlopt.aggregators.trimmed_mean import trimmed_mean
 from mtlopt.aggregators.upgrad import upgrad
 from mtlopt.labels import Rules
-from mtlopt.latent import in_latent_space
 from mtlopt.weightings.chebyshev import weight_by_chebyshev
 from mtlopt.weightings.cosmos import weight_by_cosmos
 from mtlopt.weightings.dwa import weight_by_dwa
@@ -47,91 +40,12 @@ from mtlopt.weightings.random import weight_by_random
 from mtlopt.weightings.stch import weight_by_log_stch, weight_by_stch
 from mtlopt.weightings.uncertainty import weight_by_uncertainty
 
-Aggregator = optax.GradientTransformation
-
-# Claims about the aggregate A(J) that hold for every Jacobian J, as they are tested.
-# A Jacobian is strongly stationary if some positive weights make J^T w zero, weakly if
-# some non-negative ones do.
-CLAIMS = (
-    "deterministic",
-    "permutation_equivariant",  # the order of the tasks does not matter
-    "non_conflicting",  # no task's inner product with A(J) is negative
-    "linear_under_scaling",  # A(diag(c) J) is linear in c > 0
-    "task_scale_invariant",  # A(diag(c) J) = A(J) for c > 0
-    "zero_if_strongly_stationary",
-    "zero_if_weakly_stationary",
-    "zero_only_if_strongly_stationary",
-    "in_span",  # A(J) is a combination of the rows
-)
+__all__ = ["CLAIMS", "METHODS", "Method"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A complete method: what stands between a `task_grad` and a base optimizer.
-
-    Attributes:
-      title: the name that the field uses.
-      factory: `factory(num_tasks, labels, steps_per_epoch, **options)`.
-      public: the public names that it is made of.
-      equal: length of the first update on T equal gradients of length 1 and losses 1.
-      backward: backward passes of the encoder a step: `"1"` or `"T"`.
-      latent: whether it needs a problem with `encode`.
-      parameter_space: whether it cannot be used in latent space.
-      min_tasks: fewer tasks raise a `ValueError`.
-      degree: d such that `A(s J) = s^d A(J)` for s > 0; None where there is none.
-      properties: which of the claims below hold for every Jacobian; all are tested.
-    """
-
-    title: str
-    factory: Callable[..., Aggregator]
-    public: tuple[str, ...]
-    equal: Callable[[int], float]
-    backward: str
-    latent: bool = False
-    parameter_space: bool = False
-    min_tasks: int = 1
-    degree: float | None = 1.0
-    properties: frozenset[str] = frozenset()
-
-    def make(
-        self,
-        num_tasks: int,
-        *,
-        labels: Rules = "shared",
-        steps_per_epoch: int = 1,
-        **options: Any,
-    ) -> Aggregator:
-        """Returns the transform, by default with the defaults of the library.
-
-        Args:
-          num_tasks: number of tasks.
-          labels: who owns which leaf, for methods that remember gradients.
-          steps_per_epoch: for methods that count epochs.
-          **options: further arguments of the public function that makes the method,
-            such as `kind=["regression", "classification"]` of `weight_by_uncertainty`;
-            for DB-MTL those of `balance_norms`.
-
-        Raises:
-          TypeError: if that function does not have an argument of this name.
-        """
-        return self.factory(num_tasks, labels, steps_per_epoch, **options)
-
-
-def _simple(make: Callable[..., Aggregator]) -> Callable[..., Aggregator]:
-    """A factory that needs the number of tasks and the method's options only."""
-    return lambda num_tasks, _labels, _steps, **options: make(num_tasks, **options)
-
-
-def _latent(make: Callable[..., Aggregator]) -> Callable[..., Aggregator]:
-    """An aggregator of the latent rows."""
-    return _simple(lambda *args, **options: in_latent_space(make(*args, **options)))
-
-
-def _summed(make: Callable[..., Aggregator]) -> Callable[..., Aggregator]:
-    """A weighting, chained before the sum."""
-    return lambda num_tasks, *args, **options: optax.chain(
-        make(num_tasks, *args, **options), sum_tasks(num_tasks)
-    )
+def _balance_norms(num_tasks: int, labels: Rules, **options: Any) -> Transform:
+    """Averages, if a `decay` is given, have the shapes of the shared leaves."""
+    return balance_norms(num_tasks, labels if options else None, **options)
 
 
 _SYMMETRIC = frozenset({"deterministic", "permutation_equivariant", "in_span"})
@@ -156,361 +70,338 @@ _BARGAIN = _SYMMETRIC | {"task_scale_invariant", "zero_only_if_strongly_stationa
 _ALIGNED = _SYMMETRIC | {"zero_only_if_strongly_stationary"}
 
 
-def _one(_: int) -> float:
-    """The length of one gradient, whatever the number of tasks."""
-    return 1.0
-
-
-class _Registry(dict[str, Method]):
-    """A dict whose error says which names there are."""
-
-    def __missing__(self, name: str) -> NoReturn:
-        near = difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise KeyError(f"no method {name!r}. {hint}There are {', '.join(self)}.")
-
-
-METHODS: dict[str, Method] = _Registry(
+METHODS: dict[str, Method] = Registry(
     {
         "sum_tasks": Method(
-            "Summed loss",
-            _simple(sum_tasks),
-            ("sum_tasks",),
-            float,
-            "1",
+            title="Summed loss",
+            aggregator=sum_tasks,
+            public=("sum_tasks",),
+            equal=Length(power=1),
+            backward="1",
             properties=_SUM,
         ),
         "mean_tasks": Method(
-            "Uniform scaling",
-            _simple(mean_tasks),
-            ("mean_tasks",),
-            _one,
-            "1",
+            title="Uniform scaling",
+            aggregator=mean_tasks,
+            public=("mean_tasks",),
+            equal=Length(),
+            backward="1",
             properties=_SUM,
         ),
         # Weightings, chained before the sum.
         "uncertainty": Method(
-            "Uncertainty",
-            _summed(_simple(weight_by_uncertainty)),
-            ("weight_by_uncertainty", "sum_tasks"),
-            lambda num_tasks: num_tasks / 2,
-            "1",
+            title="Uncertainty",
+            weighting=weight_by_uncertainty,
+            public=("weight_by_uncertainty", "sum_tasks"),
+            equal=Length(factor=0.5, power=1),
+            backward="1",
             properties=_SUM,
         ),
         "dwa": Method(
-            "DWA",
-            _summed(
-                lambda num_tasks, _, steps_per_epoch, **options: weight_by_dwa(
-                    num_tasks, steps_per_epoch=steps_per_epoch, **options
-                )
-            ),
-            ("weight_by_dwa", "sum_tasks"),
-            float,
-            "1",
+            title="DWA",
+            weighting=weight_by_dwa,
+            needs={"steps_per_epoch": "steps_per_epoch"},
+            public=("weight_by_dwa", "sum_tasks"),
+            equal=Length(power=1),
+            backward="1",
             properties=_SUM,
         ),
         "gradnorm": Method(
-            "GradNorm",
-            _summed(_simple(weight_by_gradnorm)),
-            ("weight_by_gradnorm", "sum_tasks"),
-            float,
-            "1",
+            title="GradNorm",
+            weighting=weight_by_gradnorm,
+            public=("weight_by_gradnorm", "sum_tasks"),
+            equal=Length(power=1),
+            backward="1",
             properties=_SUM,
         ),
         "imtl_l": Method(
-            "IMTL-L",
-            _summed(_simple(weight_by_imtl_l)),
-            ("weight_by_imtl_l", "sum_tasks"),
-            float,
-            "1",
+            title="IMTL-L",
+            weighting=weight_by_imtl_l,
+            public=("weight_by_imtl_l", "sum_tasks"),
+            equal=Length(power=1),
+            backward="1",
             properties=_SUM,
         ),
         "famo": Method(
-            "FAMO",
-            _summed(_simple(weight_by_famo)),
-            ("weight_by_famo", "sum_tasks"),
-            _one,
-            "1",
+            title="FAMO",
+            weighting=weight_by_famo,
+            public=("weight_by_famo", "sum_tasks"),
+            equal=Length(),
+            backward="1",
             properties=_SUM,
         ),
         "stch": Method(
-            "STCH",
-            _summed(_simple(weight_by_stch)),
-            ("weight_by_stch", "sum_tasks"),
-            lambda num_tasks: 1 / num_tasks,
-            "1",
+            title="STCH",
+            weighting=weight_by_stch,
+            public=("weight_by_stch", "sum_tasks"),
+            equal=Length(power=-1),
+            backward="1",
             properties=_SUM,
         ),
         "log_stch": Method(
-            "STCH (log-losses)",
-            _summed(
-                lambda num_tasks, _, steps_per_epoch, **options: weight_by_log_stch(
-                    num_tasks, **{"warmup_steps": steps_per_epoch, **options}
-                )
-            ),
-            ("weight_by_log_stch", "sum_tasks"),
-            float,
-            "1",
+            title="STCH (log-losses)",
+            weighting=weight_by_log_stch,
+            needs={"warmup_steps": "steps_per_epoch"},
+            public=("weight_by_log_stch", "sum_tasks"),
+            equal=Length(power=1),
+            backward="1",
             properties=_SUM,
         ),
         "geometric_mean": Method(
-            "GLS",
-            _summed(_simple(weight_by_geometric_mean)),
-            ("weight_by_geometric_mean", "sum_tasks"),
-            _one,
-            "1",
+            title="GLS",
+            weighting=weight_by_geometric_mean,
+            public=("weight_by_geometric_mean", "sum_tasks"),
+            equal=Length(),
+            backward="1",
             properties=_SUM,
         ),
         "rlw": Method(
-            "RLW",
-            _summed(_simple(weight_by_random)),
-            ("weight_by_random", "sum_tasks"),
-            _one,
-            "1",
+            title="RLW",
+            weighting=weight_by_random,
+            public=("weight_by_random", "sum_tasks"),
+            equal=Length(),
+            backward="1",
             properties=_SUM - {"deterministic", "permutation_equivariant"},
         ),
         "excess_mtl": Method(
-            "ExcessMTL",
-            _summed(
-                lambda num_tasks, labels, _, **options: weight_by_excess(
-                    num_tasks, labels, **options
-                )
-            ),
-            ("weight_by_excess", "sum_tasks"),
-            float,
-            "T",
+            title="ExcessMTL",
+            weighting=weight_by_excess,
+            needs={"labels": "labels"},
+            public=("weight_by_excess", "sum_tasks"),
+            equal=Length(power=1),
+            backward="T",
             parameter_space=True,
             properties=_SUM,
         ),
         "chebyshev": Method(
-            "Chebyshev",
-            _summed(_simple(weight_by_chebyshev)),
-            ("weight_by_chebyshev", "sum_tasks"),
-            lambda num_tasks: 1 / num_tasks,
-            "1",
+            title="Chebyshev",
+            weighting=weight_by_chebyshev,
+            public=("weight_by_chebyshev", "sum_tasks"),
+            equal=Length(power=-1),
+            backward="1",
             properties=_FIXED,
         ),
         "pbi": Method(
-            "PBI",
-            _summed(_simple(weight_by_pbi)),
-            ("weight_by_pbi", "sum_tasks"),
-            math.sqrt,
-            "1",
+            title="PBI",
+            weighting=weight_by_pbi,
+            public=("weight_by_pbi", "sum_tasks"),
+            equal=Length(power=0.5),
+            backward="1",
             properties=_FIXED,
         ),
         "cosmos": Method(
-            "COSMOS",
-            _summed(_simple(weight_by_cosmos)),
-            ("weight_by_cosmos", "sum_tasks"),
-            _one,
-            "1",
+            title="COSMOS",
+            weighting=weight_by_cosmos,
+            public=("weight_by_cosmos", "sum_tasks"),
+            equal=Length(),
+            backward="1",
             properties=_FIXED,
         ),
         # Aggregators.
         "mgda": Method(
-            "MGDA",
-            _simple(mgda),
-            ("mgda",),
-            _one,
-            "T",
+            title="MGDA",
+            aggregator=mgda,
+            public=("mgda",),
+            equal=Length(),
+            backward="T",
             properties=_MGDA,
         ),
         "mgda_ub": Method(
-            "MGDA-UB",
-            _latent(mgda),
-            ("in_latent_space", "mgda"),
-            _one,
-            "1",
+            title="MGDA-UB",
+            aggregator=mgda,
+            public=("in_latent_space", "mgda"),
+            equal=Length(),
+            backward="1",
             latent=True,
             properties=_SYMMETRIC,
         ),
         "mgda_l2": Method(
-            "MGDA (l2)",
-            _simple(functools.partial(mgda, normalisation="l2")),
-            ("mgda",),
-            _one,
-            "T",
+            title="MGDA (l2)",
+            aggregator=mgda,
+            options={"normalisation": "l2"},
+            public=("mgda",),
+            equal=Length(),
+            backward="T",
             properties=_SYMMETRIC,
         ),
         "edm": Method(
-            "EDM",
-            _simple(edm),
-            ("edm",),
-            _one,
-            "T",
+            title="EDM",
+            aggregator=edm,
+            public=("edm",),
+            equal=Length(),
+            backward="T",
             properties=_MGDA,
         ),
         "pcgrad": Method(
-            "PCGrad",
-            _simple(pcgrad),
-            ("pcgrad",),
-            float,
-            "T",
+            title="PCGrad",
+            aggregator=pcgrad,
+            public=("pcgrad",),
+            equal=Length(power=1),
+            backward="T",
             properties=_SURGERY,
         ),
         "upgrad": Method(
-            "UPGrad",
-            _simple(upgrad),
-            ("upgrad",),
-            _one,
-            "T",
+            title="UPGrad",
+            aggregator=upgrad,
+            public=("upgrad",),
+            equal=Length(),
+            backward="T",
             properties=_DUAL_CONE | {"linear_under_scaling"},
         ),
         "dualproj": Method(
-            "DualProj",
-            _simple(dualproj),
-            ("dualproj",),
-            _one,
-            "T",
+            title="DualProj",
+            aggregator=dualproj,
+            public=("dualproj",),
+            equal=Length(),
+            backward="T",
             properties=_DUAL_CONE,
         ),
         "pcd": Method(
-            "PCD",
-            _simple(pcd),
-            ("pcd",),
-            _one,
-            "T",
+            title="PCD",
+            aggregator=pcd,
+            public=("pcd",),
+            equal=Length(),
+            backward="T",
             properties=_FIXED - {"permutation_equivariant"},
         ),
         "cagrad": Method(
-            "CAGrad",
-            _simple(cagrad),
-            ("cagrad",),
-            lambda _: 1.4,
-            "T",
+            title="CAGrad",
+            aggregator=cagrad,
+            public=("cagrad",),
+            equal=Length(factor=1.4),
+            backward="T",
             properties=_ALIGNED,
         ),
         "nash_mtl": Method(
-            "Nash-MTL",
-            _simple(nash_mtl),
-            ("nash_mtl",),
-            _one,
-            "T",
+            title="Nash-MTL",
+            aggregator=nash_mtl,
+            public=("nash_mtl",),
+            equal=Length(),
+            backward="T",
             degree=0.0,
             properties=_BARGAIN,
         ),
         "fairgrad": Method(
-            "FairGrad",
-            _simple(fairgrad),
-            ("fairgrad",),
-            math.sqrt,
-            "T",
+            title="FairGrad",
+            aggregator=fairgrad,
+            public=("fairgrad",),
+            equal=Length(power=0.5),
+            backward="T",
             degree=0.0,
             properties=_BARGAIN,
         ),
         "gradvac": Method(
-            "GradVac",
-            _simple(gradvac),
-            ("gradvac",),
-            float,
-            "T",
+            title="GradVac",
+            aggregator=gradvac,
+            public=("gradvac",),
+            equal=Length(power=1),
+            backward="T",
             properties=_SURGERY,
         ),
         "graddrop": Method(
-            "GradDrop",
-            _simple(graddrop),
-            ("graddrop",),
-            float,
-            "T",
+            title="GradDrop",
+            aggregator=graddrop,
+            public=("graddrop",),
+            equal=Length(power=1),
+            backward="T",
             properties=frozenset(
                 {"permutation_equivariant", "zero_only_if_strongly_stationary"}
             ),
         ),
         "imtl_g": Method(
-            "IMTL-G",
-            _simple(imtl_g),
-            ("imtl_g",),
-            _one,
-            "T",
+            title="IMTL-G",
+            aggregator=imtl_g,
+            public=("imtl_g",),
+            equal=Length(),
+            backward="T",
             properties=_SYMMETRIC | {"zero_if_strongly_stationary"},
         ),
         "conflict_free": Method(
-            "ConFIG",
-            _simple(conflict_free),
-            ("conflict_free",),
-            float,
-            "T",
+            title="ConFIG",
+            aggregator=conflict_free,
+            public=("conflict_free",),
+            equal=Length(power=1),
+            backward="T",
             properties=_FIXED,
         ),
         "krum": Method(
-            "Krum",
-            _simple(krum),
-            ("krum",),
-            _one,
-            "T",
+            title="Krum",
+            aggregator=krum,
+            public=("krum",),
+            equal=Length(),
+            backward="T",
             min_tasks=4,
             properties=frozenset({"deterministic", "in_span"}),
         ),
         "trimmed_mean": Method(
-            "Trimmed mean",
-            _simple(trimmed_mean),
-            ("trimmed_mean",),
-            _one,
-            "T",
+            title="Trimmed mean",
+            aggregator=trimmed_mean,
+            public=("trimmed_mean",),
+            equal=Length(),
+            backward="T",
             min_tasks=3,
             properties=frozenset({"deterministic", "permutation_equivariant"}),
         ),
         "db_mtl": Method(
-            "DB-MTL",
-            # Averages, if a `decay` is given, have the shapes of the shared leaves.
-            lambda num_tasks, labels, _, **options: optax.chain(
-                weight_by_log(num_tasks),
-                balance_norms(num_tasks, labels if options else None, **options),
-            ),
-            ("weight_by_log", "balance_norms"),
-            float,
-            "T",
+            title="DB-MTL",
+            weighting=weight_by_log,
+            aggregator=_balance_norms,
+            needs={"labels": "labels"},
+            public=("weight_by_log", "balance_norms"),
+            equal=Length(power=1),
+            backward="T",
             properties=_ALIGNED,
         ),
         "cr_mogm": Method(
-            "CR-MOGM (MGDA)",
-            _simple(cr_mogm),
-            ("cr_mogm",),
-            _one,
-            "T",
+            title="CR-MOGM (MGDA)",
+            aggregator=cr_mogm,
+            public=("cr_mogm",),
+            equal=Length(),
+            backward="T",
             properties=_SYMMETRIC,
         ),
         "sdmgrad": Method(
-            "SDMGrad",
-            _simple(sdmgrad),
-            ("sdmgrad",),
-            _one,
-            "T",
+            title="SDMGrad",
+            aggregator=sdmgrad,
+            public=("sdmgrad",),
+            equal=Length(),
+            backward="T",
             properties=_ALIGNED,
         ),
         "modo": Method(
-            "MoDo",
-            _simple(modo),
-            ("modo",),
-            _one,
-            "T",
+            title="MoDo",
+            aggregator=modo,
+            public=("modo",),
+            equal=Length(),
+            backward="T",
             degree=None,
             properties=_SYMMETRIC,
         ),
         "moco": Method(
-            "MoCo",
-            lambda num_tasks, labels, _, **options: moco(num_tasks, labels, **options),
-            ("moco",),
-            _one,
-            "T",
+            title="MoCo",
+            aggregator=moco,
+            needs={"labels": "labels"},
+            public=("moco",),
+            equal=Length(),
+            backward="T",
             parameter_space=True,
             degree=None,
             properties=_SYMMETRIC,
         ),
         "aligned_mtl": Method(
-            "Aligned-MTL (θ-aligned)",
-            _simple(aligned_mtl),
-            ("aligned_mtl",),
-            _one,
-            "T",
+            title="Aligned-MTL (θ-aligned)",
+            aggregator=aligned_mtl,
+            public=("aligned_mtl",),
+            equal=Length(),
+            backward="T",
             properties=_ALIGNED,
         ),
         "aligned_mtl_ub": Method(
-            "Aligned-MTL (Z-aligned)",
-            _latent(aligned_mtl),
-            ("in_latent_space", "aligned_mtl"),
-            _one,
-            "1",
+            title="Aligned-MTL (Z-aligned)",
+            aggregator=aligned_mtl,
+            public=("in_latent_space", "aligned_mtl"),
+            equal=Length(),
+            backward="1",
             latent=True,
             properties=_SYMMETRIC,
         ),

@@ -15,24 +15,24 @@ class Slopes(NamedTuple):
     """Derivatives of the losses along an update, as a descent: positive is downhill.
 
     Attributes:
-      shared: `<dL_i / d shared, d>`, `[tasks]`.
-      heads: `<dL_i / d head_i, d_i>`, `[tasks]`.
-      scale: product of the lengths whose inner product `shared` is, `[tasks]`: rounding
-        is relative to it.
+      of_shared: `<dL_i / d shared, d>`, `[tasks]`.
+      of_heads: `<dL_i / d head_i, d_i>`, `[tasks]`.
+      lengths: product of the lengths whose inner product `of_shared` is, `[tasks]`:
+        rounding is relative to it.
     """
 
-    shared: jax.Array
-    heads: jax.Array
-    scale: jax.Array
+    of_shared: jax.Array
+    of_heads: jax.Array
+    lengths: jax.Array
 
     @property
     def total(self) -> jax.Array:
         """`<dL_i, d>`, `[tasks]`."""
-        return self.shared + self.heads
+        return self.of_shared + self.of_heads
 
     def descends(self) -> jax.Array:
         """Whether no loss rises along the direction, but for rounding; bool."""
-        rounding = jnp.sqrt(jnp.finfo(self.shared.dtype).eps) * self.scale
+        rounding = jnp.sqrt(jnp.finfo(self.of_shared.dtype).eps) * self.lengths
         return jnp.all(self.total >= -rounding)
 
 
@@ -40,14 +40,14 @@ def slopes(grads: TaskGrads, update: Any) -> Slopes:
     """Returns the slopes of all losses along an update: one pushforward at most.
 
     Args:
-      grads: gradients of the tasks; their scales do not count, absent tasks get zeros.
+      grads: gradients of the tasks; `loss_scales` do not count, absent tasks get zeros.
       update: a pytree with the structure of the parameters.
     """
-    shared, heads, _ = grads.partition.split(update)
+    direction, head_updates, _ = grads.partition.split(update)
     num_tasks, present = grads.num_tasks, grads.present
     own = jnp.zeros(num_tasks, grads.losses.dtype)
     for label, gradient, step in zip(
-        grads.partition.head_labels, grads.head_grads, heads, strict=True
+        grads.partition.head_labels, grads.head_grads, head_updates, strict=True
     ):
         product = gradient.astype(own.dtype) * step.astype(own.dtype)
         if label == STACKED:
@@ -56,9 +56,9 @@ def slopes(grads: TaskGrads, update: Any) -> Slopes:
             own = own.at[grads.tasks.index(label)].add(jnp.sum(product))
     if present is not None:  # the gradient of an absent task may be NaN
         own = jnp.where(present, own, 0)
-    if not shared:
+    if not direction:
         return Slopes(jnp.zeros_like(own), own, jnp.zeros_like(own))
-    rows, direction = grads.linear.seen(shared)
+    rows, direction = grads.linear.seen(direction)
     check_whole(lambda: rows, grads.losses)
     rows = scale_rows(rows, jnp.ones(num_tasks, own.dtype), present)
     along = inner_products(rows, direction)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import mtlopt
-from mtlopt.linalg import gramian as linalg
 from mtlopt.linalg.normalise import normalise
 from mtlopt.linalg.unit_rows import unit_rows
+from mtlopt.rows import products as linalg
 from tests.linalg.matrices import bundle
 from tests.problems import QUICK
 
@@ -73,7 +73,7 @@ def derivatives(num_tasks, dtype=np.float64):
 
 @functools.cache
 def measured(num_tasks):
-    """Per method and kind: the tangent, central differences, and of both modes `v' t`."""
+    """Per method and kind: tangent, central differences, and of both modes `v' t`."""
     found, there = kinds(num_tasks)
     rows, present = np.stack([*found.values()]), np.stack([*there.values()])
     rng = np.random.default_rng(0)

@@ -283,6 +283,7 @@ HELPERS = {
     "cosine_similarity",
     "diagnose",
     "dominance_rate",
+    "every",
     "fast_backtracking",
     "individual_optimizers",
     "individual_step",

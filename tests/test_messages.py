@@ -233,7 +233,7 @@ def test_other_ints_of_numpy():
     groups = mtlopt.random_groups(0, np.int32(4), two)
     assert jnp.bincount(groups).tolist() == [2, 2]
     for make in (
-        lambda n: mtlopt.nash_mtl(4, update_every=n),
+        lambda n: mtlopt.every(n, mtlopt.mgda(4)),
         lambda n: mtlopt.sdmgrad(4, num_steps=n),
         lambda n: mtlopt.krum(6, num_byzantine=n, num_selected=n),
         lambda n: mtlopt.trimmed_mean(5, trim=n),
@@ -248,7 +248,7 @@ def test_other_ints_of_numpy():
         for wrong in (two.astype(float), np.int64(-1), True):
             with pytest.raises((ValueError, TypeError), match=r"must be a|from 1 to"):
                 make(wrong)
-    tx = mtlopt.nash_mtl(2, update_every=two)
+    tx = mtlopt.every(two, mtlopt.nash_mtl(2))
     with jax.enable_x64(True):
         rows = mtlopt.TaskGrads.from_rows(jnp.eye(2))
         state = jax.eval_shape(lambda s: tx.update(rows, s)[1], tx.init(jnp.zeros(2)))

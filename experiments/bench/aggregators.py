@@ -49,8 +49,8 @@ from mtlopt.aggregators.nash_mtl import nash_mtl_weights
 from mtlopt.aggregators.pcd import pcd_weights
 from mtlopt.aggregators.pcgrad import pcgrad_weights
 from mtlopt.aggregators.sdmgrad import sdmgrad_weights
-from mtlopt.aggregators.sums import mean_weights
 from mtlopt.aggregators.upgrad import upgrad_weights
+from mtlopt.common.task_weights import mean_weights
 from mtlopt.linalg.surgery import random_orders
 
 State = Any

@@ -160,15 +160,22 @@ def compiled(workload: Workload, step: Step, state: Any) -> Program:
 
 
 class Block:
-    """So many warm steps of a program that they take `BLOCK_SECONDS`."""
+    """So many warm steps of a program that they take `BLOCK_SECONDS`.
 
-    def __init__(self, program: Program, workload: Workload):
+    Args:
+        program: The compiled step.
+        workload: What it is a step on.
+        multiple_of: A divisor of the number of steps.
+    """
+
+    def __init__(self, program: Program, workload: Workload, multiple_of: int = 1):
         self._program = program
         self._args = workload.args
         self._carry = workload.params, program.state
         self._num_steps = 1
         self()
-        self._num_steps = max(1, round(BLOCK_SECONDS / self()))
+        periods = BLOCK_SECONDS / self() / multiple_of
+        self._num_steps = multiple_of * max(1, round(periods))
 
     def __call__(self) -> float:
         """Makes the steps; returns the seconds of one."""

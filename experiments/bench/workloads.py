@@ -345,6 +345,13 @@ def method_step(workload: Workload, name: str) -> tuple[Step, Any]:
     """A step with one of the library's methods."""
     oracle = workload.oracle
     method = mtlopt.METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
+    return transform_step(workload, method)
+
+
+def transform_step(
+    workload: Workload, method: optax.GradientTransformation
+) -> tuple[Step, Any]:
+    """A step with a chain that ends in an aggregator."""
     optimizer = optax.chain(method, workload.optimizer)
 
     def step(params: PyTree, state: Any, *args: Any) -> Any:

@@ -7,7 +7,7 @@ import optax
 
 from mtlopt._checks import check_choice, preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
-from mtlopt.aggregators.sums import mean_weights
+from mtlopt.common.task_weights import mean_weights
 from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.procrustes import Scale, align
 from mtlopt.linalg.products import dot
@@ -130,4 +130,4 @@ def aligned_mtl(
         gramian = rows.scaled_gramian(present)
         return _weights(gramian, preference, scale, present, rows.rotated())
 
-    return aggregate_by_weights(num_tasks, weights, preference=read)
+    return aggregate_by_weights("aligned_mtl", num_tasks, weights, preference=read)

@@ -8,7 +8,7 @@ import optax
 
 from mtlopt._checks import check_num_tasks, check_range
 from mtlopt.aggregators.by_weights import aggregate_by_weights
-from mtlopt.aggregators.row_state import check_row_state, zero_rows
+from mtlopt.common.row_state import check_row_state, zero_rows
 from mtlopt.grad import check_task_grads
 from mtlopt.labels import Rules
 from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
@@ -119,6 +119,7 @@ def balance_norms(
                 "averages have the shapes of the shared leaves."
             )
         return aggregate_by_weights(
+            "balance_norms",
             num_tasks,
             lambda rows, present: balance_norms_weights(
                 rows.scaled_gramian(present), present

@@ -1,37 +1,26 @@
 """Aggregators whose direction is a weighted sum of the task rows."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import Reader, check_num_tasks
+from mtlopt.common.reuse import Reuse
+from mtlopt.common.task_weights import TaskWeightsState
 from mtlopt.grad import check_task_grads
-
-
-class TaskWeightsState(NamedTuple):
-    """State of methods that remember nothing: the last weights, for monitoring.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update.
-    """
-
-    task_weights: jax.Array
-
-    @classmethod
-    def uniform(cls, num_tasks: int) -> "TaskWeightsState":
-        """Returns the state before the first update: weights 1/T."""
-        return cls(jnp.full(num_tasks, 1 / num_tasks, float))
+from mtlopt.rows.protocol import Leaves
 
 
 def aggregate_by_weights(
-    num_tasks: int, weights: Callable[..., jax.Array], **arguments: Reader
+    name: str, num_tasks: int, weights: Callable[..., jax.Array], **arguments: Reader
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds an aggregator from the function that weighs the rows.
+    """Builds an aggregator without memory from the function that weighs the rows.
 
     Args:
+      name: of the method, for errors.
       num_tasks: number of tasks T.
       weights: from the rows, which tasks are present, and the arguments as vectors
         `[tasks]` to weights `[tasks]`.
@@ -40,22 +29,66 @@ def aggregate_by_weights(
     Returns:
       An aggregator whose state is a `TaskWeightsState`.
     """
-    check_num_tasks(num_tasks)
-    method = weights.__qualname__.partition(".")[0]  # the factory that defines it
 
-    def init_fn(params: Any) -> TaskWeightsState:
+    def weigh(grads: Any, rows: Any, state: Any, **_: Any) -> tuple[jax.Array, Any]:
+        vectors = {name: read(grads.tasks) for name, read in arguments.items()}
+        return weights(rows, grads.present, **vectors), state
+
+    return aggregate_with_state(
+        name, num_tasks, lambda: TaskWeightsState.uniform(num_tasks), weigh
+    )
+
+
+def aggregate_with_state(
+    name: str,
+    num_tasks: int,
+    initial: Callable[[], Any],
+    weigh: Callable[..., tuple[jax.Array, Any]],
+    factor_of: Callable[[Leaves], jax.Array] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Builds an aggregator from a function that weighs the rows and remembers.
+
+    Args:
+      name: of the method, for errors.
+      num_tasks: number of tasks T.
+      initial: returns the state before the first update, with `task_weights` in it.
+      weigh: `weigh(grads, rows, state, params=params, **extra_args)` returns weights
+        `[tasks]` and the next state, in which `task_weights` is filled in later.
+      factor_of: from the direction to a number that it is multiplied by; None for one.
+
+    Returns:
+      An aggregator.
+    """
+    check_num_tasks(num_tasks)
+
+    def init_fn(params: Any) -> Any:
         del params
-        return TaskWeightsState.uniform(num_tasks)
+        return initial()
 
     def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, TaskWeightsState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params, state, method)
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        reuse: Reuse | None = None,
+        **extra_args: Any,
+    ) -> tuple[Any, Any]:
+        grads = check_task_grads(updates, num_tasks, params, state, name)
         rows = grads.rows()
-        vectors = {name: read(grads.tasks) for name, read in arguments.items()}
-        found = weights(rows, grads.present, **vectors)
-        state = TaskWeightsState(found.astype(state.task_weights.dtype))
-        return grads.updates(rows.combine(found)), state
+        if reuse is None or reuse.given is None:
+            weights, new_state = weigh(grads, rows, state, params=params, **extra_args)
+        else:
+            weights, new_state = reuse.given, state
+            if grads.present is not None:
+                weights = jnp.where(grads.present, weights, 0)
+        if reuse is not None:
+            reuse.used = weights
+        direction = rows.combine(weights)
+        if factor_of is not None:
+            factor = factor_of(direction)
+            direction = [leaf * factor.astype(leaf.dtype) for leaf in direction]
+            weights = factor.astype(weights.dtype) * weights
+        used = weights.astype(jnp.result_type(state.task_weights))
+        return grads.updates(direction), new_state._replace(task_weights=used)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -108,6 +108,7 @@ def cagrad(
     """
     _check(c, rescale)
     return aggregate_by_weights(
+        "cagrad",
         num_tasks,
         lambda rows, present: cagrad_weights(
             rows.scaled_gramian(present), c, rescale, present

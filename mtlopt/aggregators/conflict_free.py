@@ -121,4 +121,4 @@ def conflict_free(
         return _weights(gramian, preference, present, rows.rotated())
 
     read = preference_argument(preference, num_tasks)
-    return aggregate_by_weights(num_tasks, weights, preference=read)
+    return aggregate_by_weights("conflict_free", num_tasks, weights, preference=read)

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_num_tasks, check_range
+from mtlopt._checks import check_range
+from mtlopt.aggregators.by_weights import aggregate_with_state
 from mtlopt.aggregators.mgda import mgda_weights
-from mtlopt.grad import check_task_grads
+from mtlopt.common.task_weights import everyone
 from mtlopt.linalg.normalise import common_scale
 from mtlopt.rows.arithmetic import moving_average
+from mtlopt.rows.protocol import Rows
+from mtlopt.task_grads import TaskGrads
 
 
 class CrMogmState(NamedTuple):
@@ -77,24 +80,20 @@ def cr_mogm(
       Zhou et al., *On the Convergence of Stochastic Multi-Objective Gradient
       Manipulation and Beyond*, NeurIPS 2022, Algorithm 1.
     """
-    check_num_tasks(num_tasks)
     check_range("decay", decay, below=1)
 
-    def init_fn(params: Any) -> CrMogmState:
-        del params
+    def initial() -> CrMogmState:
         # An array each: the caller may donate the state.
         first, average = (jnp.full(num_tasks, 1 / num_tasks, float) for _ in range(2))
         return CrMogmState(first, average, jnp.zeros(num_tasks, bool))
 
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, CrMogmState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params, state, "cr_mogm")
-        rows, present = grads.rows(), grads.present
+    def weigh(
+        grads: TaskGrads, rows: Rows, state: CrMogmState, **_: Any
+    ) -> tuple[jax.Array, CrMogmState]:
+        present = grads.present
         gramian = rows.scaled_gramian(present)
         if weights is not mgda_weights:  # a function of the user's takes a matrix
-            gramian, _ = common_scale(gramian)
+            gramian, _unit = common_scale(gramian)
         found = weights(gramian, present)
         if found.shape != (num_tasks,):
             raise ValueError(
@@ -104,9 +103,8 @@ def cr_mogm(
         (average,) = moving_average(
             [state.average], [found], state.seen, decay, present
         )
-        there = jnp.ones(num_tasks, bool) if present is None else present
-        used = jnp.where(there, average, 0)
-        state = CrMogmState(used, average, state.seen | there)
-        return grads.updates(rows.combine(used)), state
+        there = everyone(num_tasks, present)
+        state = state._replace(average=average, seen=state.seen | there)
+        return jnp.where(there, average, 0), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return aggregate_with_state("cr_mogm", num_tasks, initial, weigh)

@@ -7,7 +7,7 @@ import optax
 
 from mtlopt._checks import preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
-from mtlopt.aggregators.sums import mean_weights
+from mtlopt.common.task_weights import mean_weights
 from mtlopt.linalg.dual_cone import project_dual_cone
 from mtlopt.linalg.normalise import Gramian
 from mtlopt.rows.protocol import Rows
@@ -100,4 +100,4 @@ def dualproj(
         return dualproj_weights(rows.scaled_gramian(present), preference, present)
 
     read = preference_argument(preference, num_tasks)
-    return aggregate_by_weights(num_tasks, weights, preference=read)
+    return aggregate_by_weights("dualproj", num_tasks, weights, preference=read)

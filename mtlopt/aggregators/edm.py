@@ -95,6 +95,7 @@ def edm(num_tasks: int) -> optax.GradientTransformationExtraArgs:
       Frank-Wolfe for more; this is the exact point.
     """
     return aggregate_by_weights(
+        "edm",
         num_tasks,
         lambda rows, present: edm_weights(rows.scaled_gramian(present), present),
     )

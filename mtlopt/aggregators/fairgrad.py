@@ -96,6 +96,7 @@ def fairgrad(num_tasks: int, alpha: Any = 1.0) -> optax.GradientTransformationEx
     """
     check_positive("alpha", alpha)
     return aggregate_by_weights(
+        "fairgrad",
         num_tasks,
         lambda rows, present: fairgrad_weights(
             rows.scaled_gramian(present), alpha, present

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_key, check_num_tasks
-from mtlopt.grad import check_task_grads
+from mtlopt._checks import as_key
+from mtlopt.aggregators.by_weights import aggregate_with_state
 from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.surgery import raise_cosines, random_orders
+from mtlopt.rows.protocol import Rows
+from mtlopt.task_grads import TaskGrads
 
 
 class GradvacState(NamedTuple):
@@ -137,35 +139,26 @@ def gradvac(
       Algorithm 1. TorchJD and LibMTL add 1e-8 to the denominators; this has no such
       constant and depends on no scale.
     """
-    check_num_tasks(num_tasks)
     if isinstance(decay, int | float) and not 0 <= decay <= 1:
         raise ValueError(f"`decay` must be from 0 to 1, got {decay}.")
     first_key = as_key(key)
 
-    def init_fn(params: Any) -> GradvacState:
-        del params
+    def initial() -> GradvacState:
         return GradvacState(
             task_weights=jnp.ones(num_tasks, float),
             targets=jnp.zeros((num_tasks, num_tasks), float),
             key=jnp.copy(first_key),
         )
 
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, GradvacState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params, state, "gradvac")
+    def weigh(
+        grads: TaskGrads, rows: Rows, state: GradvacState, **_: Any
+    ) -> tuple[jax.Array, GradvacState]:
         key, order = random_orders(state.key, num_tasks)
-        rows = grads.rows()
+        gramian = rows.scaled_gramian(grads.present)
         weights, targets = gradvac_weights(
-            rows.scaled_gramian(grads.present),
-            state.targets,
-            order,
-            decay,
-            grads.present,
+            gramian, state.targets, order, decay, grads.present
         )
-        dtype = state.targets.dtype
-        state = GradvacState(weights.astype(dtype), targets.astype(dtype), key)
-        return grads.updates(rows.combine(weights)), state
+        targets = targets.astype(state.targets.dtype)
+        return weights, state._replace(targets=targets, key=key)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return aggregate_with_state("gradvac", num_tasks, initial, weigh)

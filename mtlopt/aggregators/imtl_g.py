@@ -116,4 +116,4 @@ def imtl_g(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     def weights(rows: Rows, present: jax.Array | None) -> jax.Array:
         return _weights(rows.scaled_gramian(present), present, rows.rotated())
 
-    return aggregate_by_weights(num_tasks, weights)
+    return aggregate_by_weights("imtl_g", num_tasks, weights)

@@ -80,7 +80,7 @@ def krum_weights(
     is_far = jax.nn.one_hot(farthest, num_tasks, axis=1, dtype=bool).any(axis=2)
     neighbours = jnp.sum(distances, axis=1, where=others & ~is_far)
     nearest = jnp.min(distances, axis=1, where=others, initial=jnp.inf)
-    scores = jnp.where(count >= num_byzantine + 3, neighbours, nearest)
+    scores = jnp.where(count >= _fewest_tasks(num_byzantine), neighbours, nearest)
 
     ranks = jnp.argsort(jnp.argsort(jnp.where(there, scores, jnp.inf)))
     selected = (ranks < num_selected) & there
@@ -95,11 +95,17 @@ def _check(
     check_choice("distance", distance, ("squared", "plain"))
     as_int("num_byzantine", num_byzantine, low=0)
     as_int("num_selected", num_selected, high=num_tasks)  # as many as there are tasks
-    if num_tasks < num_byzantine + 3:
+    fewest = _fewest_tasks(num_byzantine)
+    if num_tasks < fewest:
         raise ValueError(
-            f"`num_tasks` must be at least num_byzantine + 3 = {num_byzantine + 3} for "
-            f"Krum, so that every gradient has a neighbour, got {num_tasks}."
+            f"`num_tasks` must be at least num_byzantine + 3 = {fewest} for Krum, so "
+            f"that every gradient has a neighbour, got {num_tasks}."
         )
+
+
+def _fewest_tasks(num_byzantine: int) -> int:
+    """With so many tasks T a gradient has one neighbour: `T - f - 2` of them are."""
+    return num_byzantine + 3
 
 
 def krum(
@@ -159,4 +165,4 @@ def krum(
             present=present,
         )
 
-    return aggregate_by_weights(num_tasks, weights)
+    return aggregate_by_weights("krum", num_tasks, weights)

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector, check_choice, check_num_tasks
-from mtlopt.aggregators.by_weights import TaskWeightsState
-from mtlopt.grad import check_task_grads
+from mtlopt._checks import as_task_vector, check_choice
+from mtlopt.aggregators.by_weights import aggregate_with_state
+from mtlopt.common.task_weights import TaskWeightsState
 from mtlopt.linalg.min_norm import min_norm_point
 from mtlopt.linalg.normalise import Gramian, normalise, safe_divide
 from mtlopt.linalg.products import diagonal
+from mtlopt.rows.protocol import Rows
+from mtlopt.task_grads import TaskGrads
 
 Normalisation = Literal["l2", "loss", "loss+"]
 
@@ -140,20 +142,12 @@ def mgda(
       Koltun, *Multi-Task Learning as Multi-Objective Optimization*, NeurIPS 2018,
       equation 3; theirs is Frank-Wolfe, this is the exact point.
     """
-    check_num_tasks(num_tasks)
     if normalisation is not None:
         check_choice("normalisation", normalisation, ("l2", "loss", "loss+"))
 
-    def init_fn(params: Any) -> TaskWeightsState:
-        del params
-        return TaskWeightsState.uniform(num_tasks)
-
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, TaskWeightsState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params, state, "mgda")
-        rows = grads.rows()
+    def weigh(
+        grads: TaskGrads, rows: Rows, state: TaskWeightsState, **_: Any
+    ) -> tuple[jax.Array, TaskWeightsState]:
         weights = mgda_weights(
             rows.scaled_gramian(grads.present),
             grads.present,
@@ -161,7 +155,8 @@ def mgda(
             # Rows are gradients of the scaled losses.
             losses=grads.loss_scales * grads.losses.astype(grads.loss_scales.dtype),
         )
-        state = TaskWeightsState(weights.astype(state.task_weights.dtype))
-        return grads.updates(rows.combine(weights)), state
+        return weights, state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return aggregate_with_state(
+        "mgda", num_tasks, lambda: TaskWeightsState.uniform(num_tasks), weigh
+    )

@@ -8,7 +8,7 @@ import optax
 
 from mtlopt._checks import check_num_tasks, check_positive, check_range
 from mtlopt.aggregators.modo import modo_weights
-from mtlopt.aggregators.row_state import check_row_state, zero_rows
+from mtlopt.common.row_state import check_row_state, zero_rows
 from mtlopt.grad import check_task_grads
 from mtlopt.labels import Rules
 from mtlopt.linalg.simplex import share_out, shares_of

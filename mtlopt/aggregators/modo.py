@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_num_tasks, check_positive, check_range
-from mtlopt.grad import check_task_grads
+from mtlopt._checks import check_positive, check_range
+from mtlopt.aggregators.by_weights import aggregate_with_state
+from mtlopt.common.batch_products import batch_products
 from mtlopt.linalg.normalise import Gramian, common_scale
 from mtlopt.linalg.products import dot, present_products
 from mtlopt.linalg.simplex import (
@@ -15,11 +16,11 @@ from mtlopt.linalg.simplex import (
     share_out,
     shares_of,
 )
-from mtlopt.rows.products import cross_gramian
 from mtlopt.rows.protocol import Rows
 from mtlopt.task_grads import TaskGrads
 
-_LONGEST = 1e30  # step of a weight
+# Of a step: weights are at most 1, and sums of such steps are still float32 numbers.
+_LONGEST = 1e30
 
 
 class ModoState(NamedTuple):
@@ -150,79 +151,29 @@ def modo(
       Generalization and Conflict-Avoidance*, NeurIPS 2023, Algorithm 1. The
       regularization is that of their journal version; LibMTL and TorchJD set it to 0.1.
     """
-    check_num_tasks(num_tasks)
     check_positive("learning_rate", learning_rate)
     check_range("regularization", regularization)
 
-    def init_fn(params: Any) -> ModoState:
-        del params
+    def initial() -> ModoState:
         # An array each: the caller may donate the state.
         first, shares = (jnp.full(num_tasks, 1 / num_tasks, float) for _ in range(2))
         return ModoState(first, shares)
 
-    def update_fn(
-        updates: Any,
-        state: Any,
-        params: Any = None,
+    def weigh(
+        grads: TaskGrads,
+        rows: Rows,
+        state: ModoState,
         *,
+        params: Any,
         second: TaskGrads | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, ModoState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params, state, "modo")
-        rows, products, both = batch_products(grads, second, params)
-        dtype = state.shares.dtype
+        **_: Any,
+    ) -> tuple[jax.Array, ModoState]:
+        products, both = batch_products(grads, rows, second, params)
         moved = modo_weights(
             products, state.shares, learning_rate, regularization, both
         )
-        shares = share_out(moved.astype(dtype), state.shares, 1.0, both)
-        weights = shares_of(shares, grads.present)
-        return grads.updates(rows.combine(weights)), ModoState(weights, shares)
+        moved = moved.astype(state.shares.dtype)
+        shares = share_out(moved, state.shares, 1.0, both)
+        return shares_of(shares, grads.present), state._replace(shares=shares)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def batch_products(
-    grads: TaskGrads, second: TaskGrads | None, params: Any = None
-) -> tuple[Rows, Gramian, jax.Array | None]:
-    """Returns the inner products of the rows of two batches.
-
-    Args:
-      grads: gradients on the first batch.
-      second: gradients of the same tasks on another batch, whose losses get the scales
-        of the first; None for the first batch again.
-      params: parameters, if the transform was given them.
-
-    Returns:
-      The rows of the first batch, the products `[tasks, tasks]`, and the tasks that are
-      present in both, bool `[tasks]` or None for all.
-
-    Raises:
-      TypeError: if `second` is not a `TaskGrads`.
-      ValueError: if `second` has other tasks, parameters or shapes.
-    """
-    rows = grads.rows()
-    if second is None:
-        return rows, rows.scaled_gramian(grads.present), grads.present
-    try:
-        second = check_task_grads(second, grads.num_tasks, params)
-    except (TypeError, ValueError) as error:
-        raise type(error)(
-            f"`second` must be gradients of the same tasks on another batch: {error}"
-        ) from error
-    if second.tasks != grads.tasks:
-        raise ValueError(
-            f"`second` must have the tasks {grads.tasks}, got {second.tasks}."
-        )
-    if grads.in_latent:
-        second = second.in_latent_space()
-    left, right = rows.leaves(), second.scale_by(grads.loss_scales).rows().leaves()
-    expected, shapes = [leaf.shape for leaf in left], [leaf.shape for leaf in right]
-    if shapes != expected:
-        raise ValueError(
-            f"`second` must have rows of the shapes {expected}, got {shapes}. In "
-            "latent space both batches must have one size."
-        )
-    products = cross_gramian(left, right) if left else rows.gramian()
-    masks = [one.present for one in (grads, second) if one.present is not None]
-    return rows, products, jnp.all(jnp.stack(masks), axis=0) if masks else None
+    return aggregate_with_state("modo", num_tasks, initial, weigh)

@@ -1,33 +1,19 @@
 """Nash-MTL: the bargaining game of the tasks (Navon et al., ICML 2022)."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_int, check_num_tasks, check_range
-from mtlopt.grad import check_task_grads
+from mtlopt._checks import check_range
+from mtlopt.aggregators.by_weights import aggregate_with_state
+from mtlopt.common.task_weights import TaskWeightsState
 from mtlopt.linalg.bargaining import bargain
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import Gramian
-from mtlopt.linalg.reductions import reduce_each
-from mtlopt.rows.protocol import Leaves
+from mtlopt.rows.protocol import Leaves, Rows
 from mtlopt.task_grads import TaskGrads
-
-
-class NashMtlState(NamedTuple):
-    """State of `nash_mtl`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update, clipping included.
-      solution: `[tasks]`, the solution that is reused, not clipped.
-      count: int32, updates since that; 0 where the next update solves again.
-    """
-
-    task_weights: jax.Array
-    solution: jax.Array
-    count: jax.Array
 
 
 def nash_mtl_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
@@ -68,7 +54,7 @@ def nash_mtl_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.
 
 
 def nash_mtl(
-    num_tasks: int, update_every: int = 1, max_norm: Any = 1.0
+    num_tasks: int, max_norm: Any = 1.0
 ) -> optax.GradientTransformationExtraArgs:
     r"""Takes the direction on which the tasks, bargaining, agree.
 
@@ -84,17 +70,13 @@ def nash_mtl(
     a zero gradient is left out. On T equal gradients g it returns `g / |g|`, and
     `sqrt(T) g / |g|` without clipping.
 
-    Costs one backward pass per task on every `update_every`-th update, and one in all
-    on the others, which reuse the weights. A task that is absent when the weights are
-    computed has weight zero until they are computed again. An update that is not
-    finite is not kept: the next one solves.
+    Costs one backward pass per task; `every(10, nash_mtl(T))` reuses the weights and
+    costs one in all on nine updates of ten.
 
     The weights act on shared leaves only; heads keep their own task's gradient.
 
     Args:
       num_tasks: number of tasks T.
-      update_every: number of updates that one solution serves, a Python int. The
-        paper's is 1, and up to 50 where speed is studied.
       max_norm: the length that the shared update is clipped to; None or 0 for no
         clipping.
 
@@ -102,7 +84,7 @@ def nash_mtl(
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
-      ValueError: if `update_every` is not a positive int or `max_norm` is negative.
+      ValueError: if `max_norm` is negative.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -115,68 +97,32 @@ def nash_mtl(
 
     References:
       Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, Algorithm 1;
-      clipping and reuse as in the authors' code.
+      clipping as in the authors' code, which also reuses weights for up to 50 updates.
     """
-    check_num_tasks(num_tasks)
-    update_every = as_int("update_every", update_every)
     check_range("max_norm", max_norm)
     clips = max_norm is not None and not (
         isinstance(max_norm, int | float) and max_norm == 0
     )
 
-    def init_fn(params: Any) -> NashMtlState:
-        del params
-        return NashMtlState(
-            jnp.full(num_tasks, 1 / num_tasks, float),
-            jnp.zeros(num_tasks, float),
-            jnp.zeros([], jnp.int32),
-        )
+    def weigh(
+        grads: TaskGrads, rows: Rows, state: TaskWeightsState, **_: Any
+    ) -> tuple[jax.Array, TaskWeightsState]:
+        gramian = rows.scaled_gramian(grads.present)
+        return nash_mtl_weights(gramian, grads.present), state
 
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, NashMtlState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params, state, "nash_mtl")
-        if update_every == 1:
-            weights, direction = _solve(grads, state.solution)
-        else:
-            weights, direction = jax.lax.cond(
-                state.count == 0, _solve, _reuse, grads, state.solution
-            )
-        factor = jnp.ones([], weights.dtype)
-        if clips:
-            length = _length(direction).astype(factor.dtype)
-            limit = jnp.asarray(max_norm, factor.dtype)
-            # Compared so that NaN stays NaN.
-            factor = jnp.where(length <= limit, factor, limit / length)
-            direction = [leaf * factor.astype(leaf.dtype) for leaf in direction]
-        (zero,) = reduce_each(maxima=[0 * weights])  # or NaN
-        is_finite = zero == 0
-        keeps = is_finite & (state.count == 0)
-        count = jnp.asarray(optax.safe_increment(state.count)) % update_every
-        return grads.updates(direction), NashMtlState(
-            task_weights=factor * weights,
-            solution=jnp.where(keeps, weights, state.solution),
-            count=jnp.where(is_finite, count, state.count),
-        )
+    def clipping(direction: Leaves) -> jax.Array:
+        # Else XLA combines the rows twice, once for the length.
+        direction = jax.lax.optimization_barrier(direction)
+        wide = [leaf.astype(solver_dtype([leaf])) for leaf in direction]
+        length = jnp.asarray(optax.tree.norm(wide))
+        limit = jnp.asarray(max_norm, length.dtype)
+        # Compared so that NaN stays NaN.
+        return jnp.where(length <= limit, jnp.ones_like(length), limit / length)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _solve(grads: TaskGrads, solution: jax.Array) -> tuple[jax.Array, Leaves]:
-    """New weights, and the direction from the rows that they were found with."""
-    rows = grads.rows()
-    weights = nash_mtl_weights(rows.scaled_gramian(grads.present), grads.present)
-    return weights.astype(solution.dtype), rows.combine(weights)
-
-
-def _reuse(grads: TaskGrads, solution: jax.Array) -> tuple[jax.Array, Leaves]:
-    """Old weights, and the direction by a single pullback."""
-    if grads.present is not None:
-        solution = jnp.where(grads.present, solution, 0)
-    return solution, grads.rows().combine(solution)
-
-
-def _length(leaves: Leaves) -> jax.Array:
-    wide = [leaf.astype(solver_dtype([leaf])) for leaf in leaves]
-    return jnp.asarray(optax.tree.norm(wide))
+    return aggregate_with_state(
+        "nash_mtl",
+        num_tasks,
+        lambda: TaskWeightsState.uniform(num_tasks),
+        weigh,
+        factor_of=clipping if clips else None,
+    )

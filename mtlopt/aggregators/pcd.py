@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks
-from mtlopt.grad import check_task_grads
+from mtlopt.aggregators.by_weights import aggregate_with_state
 from mtlopt.linalg.nonnegative import least_distance
 from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
+from mtlopt.rows.protocol import Rows
+from mtlopt.task_grads import TaskGrads
+
+# Units of rounding up to which the square of a sum of unit rows is none of its own.
+_ROUNDINGS = 32
 
 
 class PcdState(NamedTuple):
@@ -102,7 +107,7 @@ def pcd_weights(
 def _length(cosines: jax.Array, made_of: jax.Array) -> jax.Array:
     """The length of a sum of unit rows; zero if that is rounding of the Gramian."""
     square, total = reduce_each(sums=[made_of * dot(cosines, made_of), made_of])
-    is_rounding = square <= 32 * jnp.finfo(square.dtype).eps * total**2
+    is_rounding = square <= _ROUNDINGS * jnp.finfo(square.dtype).eps * total**2
     return jnp.where(is_rounding, 0, jnp.sqrt(jnp.maximum(square, 0)))
 
 
@@ -173,20 +178,16 @@ def pcd(
     if isinstance(decay, int | float) and not 0 <= decay < 1:
         raise ValueError(f"`decay` must be at least 0 and below 1, got {decay}.")
 
-    def init_fn(params: Any) -> PcdState:
-        del params
+    def initial() -> PcdState:
         return PcdState(
             jnp.full(num_tasks, 1 / num_tasks, float),
             jnp.zeros(num_tasks, float),
             jnp.zeros(num_tasks, float),
         )
 
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, PcdState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params, state, "pcd")
-        rows = grads.rows()
+    def weigh(
+        grads: TaskGrads, rows: Rows, state: PcdState, **_: Any
+    ) -> tuple[jax.Array, PcdState]:
         gramian = rows.scaled_gramian(grads.present)
         cosines, norms = normalise(gramian, grads.present)
         dtype = state.norms.dtype
@@ -207,7 +208,6 @@ def pcd(
         totals = jnp.where(seen, totals, state.totals).astype(dtype)
         mean_norms = safe_divide(norms, jnp.sqrt(totals))
         weights = pcd_weights(gramian, tau, mean_norms, grads.present)
-        state = PcdState(weights.astype(state.task_weights.dtype), norms, totals)
-        return grads.updates(rows.combine(weights)), state
+        return weights, state._replace(norms=norms, totals=totals)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return aggregate_with_state("pcd", num_tasks, initial, weigh)

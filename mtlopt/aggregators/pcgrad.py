@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_key, check_num_tasks
-from mtlopt.grad import check_task_grads
+from mtlopt._checks import as_key
+from mtlopt.aggregators.by_weights import aggregate_with_state
 from mtlopt.linalg.normalise import Gramian
 from mtlopt.linalg.surgery import project_conflicts, random_orders
+from mtlopt.rows.protocol import Rows
+from mtlopt.task_grads import TaskGrads
 
 
 class PcgradState(NamedTuple):
@@ -102,24 +104,16 @@ def pcgrad(
       independent orders, a task never meets itself, sum. The authors' code lets a task
       meet itself and draws no random order.
     """
-    check_num_tasks(num_tasks)
     first_key = as_key(key)
 
-    def init_fn(params: Any) -> PcgradState:
-        del params
+    def initial() -> PcgradState:
         return PcgradState(jnp.ones(num_tasks, float), jnp.copy(first_key))
 
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, PcgradState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params, state, "pcgrad")
+    def weigh(
+        grads: TaskGrads, rows: Rows, state: PcgradState, **_: Any
+    ) -> tuple[jax.Array, PcgradState]:
         key, order = random_orders(state.key, num_tasks)
-        rows = grads.rows()
-        weights = pcgrad_weights(
-            rows.scaled_gramian(grads.present), order, grads.present
-        )
-        state = PcgradState(weights.astype(state.task_weights.dtype), key)
-        return grads.updates(rows.combine(weights)), state
+        gramian, present = rows.scaled_gramian(grads.present), grads.present
+        return pcgrad_weights(gramian, order, present), state._replace(key=key)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return aggregate_with_state("pcgrad", num_tasks, initial, weigh)

@@ -8,14 +8,13 @@ import optax
 
 from mtlopt._checks import (
     as_int,
-    check_num_tasks,
     check_positive,
     check_range,
     preference_argument,
 )
-from mtlopt.aggregators.modo import batch_products
-from mtlopt.aggregators.sums import mean_weights
-from mtlopt.grad import check_task_grads
+from mtlopt.aggregators.by_weights import aggregate_with_state
+from mtlopt.common.batch_products import batch_products
+from mtlopt.common.task_weights import mean_weights
 from mtlopt.linalg.normalise import Gramian, common_scale, safe_divide
 from mtlopt.linalg.products import dot, present_products
 from mtlopt.linalg.simplex import (
@@ -23,6 +22,7 @@ from mtlopt.linalg.simplex import (
     share_out,
     shares_of,
 )
+from mtlopt.rows.protocol import Rows
 from mtlopt.task_grads import TaskGrads
 
 
@@ -173,31 +173,28 @@ def sdmgrad(
       Provable Stochastic Algorithms*, NeurIPS 2023, Algorithm 1; the division by
       `1 + lambda` is that of the authors' code.
     """
-    check_num_tasks(num_tasks)
     check_range("regularization", regularization)
     check_positive("learning_rate", learning_rate)
     check_range("momentum", momentum, below=1)
     num_steps = as_int("num_steps", num_steps)
     read = preference_argument(preference, num_tasks)
 
-    def init_fn(params: Any) -> SdmgradState:
-        del params
+    def initial() -> SdmgradState:
         # An array each: the caller may donate the state.
         first, shares = (jnp.full(num_tasks, 1 / num_tasks, float) for _ in range(2))
         return SdmgradState(first, shares)
 
-    def update_fn(
-        updates: Any,
-        state: Any,
-        params: Any = None,
+    def weigh(
+        grads: TaskGrads,
+        rows: Rows,
+        state: SdmgradState,
         *,
+        params: Any,
         second: TaskGrads | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, SdmgradState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params, state, "sdmgrad")
-        rows, products, both = batch_products(grads, second, params)
-        dtype, preferred = state.shares.dtype, read(grads.tasks)
+        **_: Any,
+    ) -> tuple[jax.Array, SdmgradState]:
+        products, both = batch_products(grads, rows, second, params)
+        preferred = read(grads.tasks)
         moved = _descend(
             products,
             state.shares,
@@ -211,10 +208,9 @@ def sdmgrad(
         shares = share_out(moved, state.shares, 1.0, both)
         own = shares_of(shares, grads.present)
         weights = _pull(own, preferred, regularization, grads.present)
-        state = SdmgradState(weights.astype(dtype), shares)
-        return grads.updates(rows.combine(weights)), state
+        return weights, state._replace(shares=shares)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return aggregate_with_state("sdmgrad", num_tasks, initial, weigh)
 
 
 def _pull(

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_task_vector, check_num_tasks, preference_argument
-from mtlopt.aggregators.by_weights import TaskWeightsState
+from mtlopt._checks import check_num_tasks, preference_argument
+from mtlopt.common.reuse import Reuse
+from mtlopt.common.task_weights import TaskWeightsState, mean_weights
 from mtlopt.grad import check_task_grads
 
 
@@ -42,40 +42,23 @@ def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
         return TaskWeightsState(jnp.ones(num_tasks, float))
 
     def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        reuse: Reuse | None = None,
+        **extra_args: Any,
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params, state, "sum_tasks")
         weights = jnp.ones(num_tasks, float)
         if grads.present is not None:
             weights = jnp.where(grads.present, weights, 0)
+        if reuse is not None:
+            reuse.used = weights
         return grads.total(), TaskWeightsState(weights)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def mean_weights(
-    num_tasks: int, preference: Any = None, present: jax.Array | None = None
-) -> jax.Array:
-    """Returns the preference, by default one over the number of present tasks.
-
-    Args:
-      num_tasks: number of tasks T.
-      preference: `[tasks]`, used as it is; None for equal weights that sum to one.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]`.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> mean_weights(4, present=jnp.array([True, True, False, False]))
-      Array([0.5, 0.5, 0. , 0. ], dtype=float32)
-    """
-    there = jnp.ones(num_tasks) if present is None else present.astype(float)
-    if preference is None:
-        return there / jnp.maximum(jnp.sum(there), 1)
-    return as_task_vector("preference", preference, num_tasks) * there
 
 
 def mean_tasks(
@@ -117,12 +100,19 @@ def mean_tasks(
         return TaskWeightsState.uniform(num_tasks)
 
     def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        reuse: Reuse | None = None,
+        **extra_args: Any,
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params, state, "mean_tasks")
         weights = mean_weights(num_tasks, read(grads.tasks), grads.present)
         weights = weights.astype(state.task_weights.dtype)
+        if reuse is not None:
+            reuse.used = weights
         return grads.combine(weights), TaskWeightsState(weights)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_int, check_num_tasks
-from mtlopt.aggregators.by_weights import TaskWeightsState
+from mtlopt.common.task_weights import TaskWeightsState
 from mtlopt.grad import check_task_grads
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide

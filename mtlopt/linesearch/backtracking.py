@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from mtlopt.linesearch.armijo import Search
+from mtlopt.linesearch.finder import as_finder, check_direction, check_searchable
 from mtlopt.linesearch.states import LineSearchState
-from mtlopt.rows.protocol import Leaves
+from mtlopt.linesearch.steps import params_after, step_update
 from mtlopt.slopes import slopes
-from mtlopt.task_grads import TaskGrads
 
 
 def backtracking(
@@ -98,9 +97,9 @@ def backtracking(
         check_direction(found, grads)
         slope = slopes(grads, found)
         upper, floor = search.bounds(state)
-        shared, heads, _ = grads.partition.split(found)
+        parts = grads.partition.split(found)[:2]
         trial = search.armijo(
-            lambda step: grads.losses_at(moved_by(grads, params, shared, heads, step)),
+            lambda step: grads.losses_at(params_after(grads, params, *parts, step)),
             slope.total,
             jnp.where(slope.descends(), search.first(state, upper), 0),
             floor,
@@ -110,83 +109,6 @@ def backtracking(
             **search.after(state, trial, floor, direction_state),
             decrease=trial.decrease.astype(state.decrease.dtype),
         )
-        return update_by(grads, shared, heads, state.step_size), state
+        return step_update(grads, *parts, state.step_size), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def as_finder(direction: Any) -> optax.GradientTransformationExtraArgs:
-    """Returns a direction finder, or raises unless it is a transform."""
-    if not isinstance(direction, optax.GradientTransformation):
-        raise TypeError(
-            "`direction` must be a gradient transformation, got "
-            f"{type(direction).__name__}. Build it first, as in mgda(2)."
-        )
-    return optax.with_extra_args_support(direction)
-
-
-def check_direction(found: Any, grads: TaskGrads) -> None:
-    """Raises unless a direction finder made an update of the gradients."""
-    if jax.tree.structure(found) != grads.partition.treedef:
-        raise TypeError(
-            "`direction` must be an aggregator, or weightings chained with one, got "
-            f"one that makes a {type(found).__name__} of the gradients."
-        )
-
-
-def check_searchable(updates: Any, params: Any) -> TaskGrads:
-    """Returns `updates` if their losses can be evaluated elsewhere, or raises."""
-    if not isinstance(updates, TaskGrads):
-        raise TypeError(
-            f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}: a "
-            "line search takes the gradients of the tasks and comes last in a chain."
-        )
-    if params is None:
-        raise ValueError("`params` must be passed to the update of a line search.")
-    if updates.losses_at is None:
-        raise ValueError(
-            "`updates` must come from mtlopt.task_grad: a line search evaluates the "
-            "losses at other parameters, which a bare Jacobian does not have."
-        )
-    return updates
-
-
-def update_by(
-    grads: TaskGrads, shared: Leaves, heads: Leaves, step_size: jax.Array
-) -> Any:
-    """Returns the update of a step down a direction of shared and heads' leaves."""
-    steps = _scale(shared, step_size), _scale(heads, step_size)
-    return grads.partition.update(*steps, grads.frozen)
-
-
-def moved_by(
-    grads: TaskGrads, params: Any, shared: Leaves, heads: Leaves, step_size: jax.Array
-) -> Any:
-    """Returns the parameters after that step; the frozen ones are not copied."""
-    trunk, own, frozen = grads.partition.split(params)
-    moved = move(trunk, shared, step_size), move(own, heads, step_size)
-    return grads.partition.merge(*moved, frozen)
-
-
-def move(point: Leaves, direction: Leaves, step_size: jax.Array) -> Leaves:
-    """Returns the point after a step down a direction, to the last digit."""
-    moved: Any = optax.apply_updates(point, _scale(direction, step_size))
-    return [_stored(leaf) for leaf in moved]
-
-
-def _scale(direction: Leaves, step_size: jax.Array) -> Leaves:
-    return [
-        _stored(-_stored(step_size.astype(leaf.dtype)) * _stored(leaf))
-        for leaf in direction
-    ]
-
-
-def _stored(leaf: jax.Array) -> jax.Array:
-    """Rounds a leaf of half precision: XLA may compute with more digits than it keeps.
-
-    A trial would then see losses of parameters that no step reaches.
-    """
-    dtype = jnp.finfo(leaf.dtype)
-    if dtype.bits >= 32:
-        return leaf
-    return jax.lax.reduce_precision(leaf, dtype.nexp, dtype.nmant)

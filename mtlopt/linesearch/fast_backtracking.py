@@ -12,13 +12,7 @@ from mtlopt.labels import SHARED, Partition
 from mtlopt.latent_leaves import split_latent
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linesearch.armijo import Found, Search
-from mtlopt.linesearch.backtracking import (
-    as_finder,
-    check_direction,
-    check_searchable,
-    move,
-    update_by,
-)
+from mtlopt.linesearch.finder import as_finder, check_direction, check_searchable
 from mtlopt.linesearch.safeguard import (
     Direction,
     check_forgets,
@@ -26,6 +20,7 @@ from mtlopt.linesearch.safeguard import (
     safeguarded,
 )
 from mtlopt.linesearch.states import FastLineSearchState, SafeLineSearchState
+from mtlopt.linesearch.steps import move, step_update
 from mtlopt.rows.protocol import Leaves
 from mtlopt.slopes import Slopes, slopes
 from mtlopt.task_grads import TaskGrads
@@ -171,20 +166,20 @@ def fast_backtracking(
             at_latent, state.direction_state, None, **extra_args
         )
         check_direction(found, at_latent)
-        latent, heads = found
+        latent, head_grads = found
         shared = grads.in_latent_space().rows().pull(latent)
         pushed = linear.seen(shared)[1] if calibrate or safeguard else latent
         if calibrate:
             latent, slope = _calibrated(at_latent, found, pushed)
         else:
             slope = slopes(at_latent, found)
-        direction = Direction(shared, heads, latent, slope, finder_state)
-        unmoved, own, frozen = grads.partition.split(params)
+        direction = Direction(shared, head_grads, latent, slope, finder_state)
+        unmoved, head_params, frozen = grads.partition.split(params)
         upper, floor = search.bounds(state)
 
         def trials(direction: Direction, first: jax.Array) -> Found:
             def evaluate(step: jax.Array) -> jax.Array:
-                moved = move(own, direction.heads, step)
+                moved = move(head_params, direction.head_grads, step)
                 return grads.losses_at(
                     grads.partition.merge(unmoved, moved, frozen),
                     rest.join(move(moving, direction.latent, step)),
@@ -200,18 +195,18 @@ def fast_backtracking(
                 **search.after(state, trial, floor, finder_state),
                 trial_decrease=trial.decrease.astype(state.trial_decrease.dtype),
             )
-            return update_by(grads, shared, heads, state.step_size), state
+            return step_update(grads, shared, head_grads, state.step_size), state
 
         def over_parameters() -> Direction:
             found, finder_state = finder.update(
                 grads, state.direction_state, params, **extra_args
             )
-            shared, heads, _ = grads.partition.split(found)
+            shared, head_grads, _ = grads.partition.split(found)
             pushed = linear.seen(shared)[1]
-            slope = slopes(at_latent, (pushed, heads))
-            return Direction(shared, heads, pushed, slope, finder_state)
+            slope = slopes(at_latent, (pushed, head_grads))
+            return Direction(shared, head_grads, pushed, slope, finder_state)
 
-        descends = slopes(at_latent, (pushed, heads)).total > 0
+        descends = slopes(at_latent, (pushed, head_grads)).total > 0
         if grads.present is not None:
             descends |= ~grads.present
         return safeguarded(
@@ -247,15 +242,15 @@ def with_latent_as_parameters(grads: TaskGrads) -> tuple[TaskGrads, tuple[bool, 
 
 def _wanted(slope: Slopes, armijo: Armijo) -> jax.Array:
     if armijo == "heads":
-        return slope.heads
-    return slope.shared if armijo == "latent" else slope.shared + slope.heads
+        return slope.of_heads
+    return slope.of_shared if armijo == "latent" else slope.total
 
 
 def _calibrated(
     grads: TaskGrads, found: tuple[Leaves, Leaves], pushed: Leaves
 ) -> tuple[Leaves, Slopes]:
     """Returns how trials move the latent with `calibrate`, and the slopes of that."""
-    latent, heads = found
+    latent, head_grads = found
 
     def dot(left: Leaves, right: Leaves) -> jax.Array:
         pairs = zip(left, right, strict=True)
@@ -263,7 +258,8 @@ def _calibrated(
 
     stretch = safe_divide(dot(pushed, pushed), dot(latent, pushed))
     along = [stretch.astype(leaf.dtype) * leaf for leaf in latent]
-    exact, other = slopes(grads, (pushed, heads)), slopes(grads, (along, heads))
+    exact = slopes(grads, (pushed, head_grads))
+    other = slopes(grads, (along, head_grads))
     descends = exact.descends()
     return jax.tree.map(
         lambda left, right: jnp.where(descends, left, right),

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._jaxprs import remembered_leaves
-from mtlopt.diagnostics.task_weights import task_weights
+from mtlopt.common.task_weights import task_weights
 from mtlopt.labels import path_string
 from mtlopt.linearization import PullbackLinearization
 from mtlopt.linesearch.armijo import Found, Search
-from mtlopt.linesearch.backtracking import moved_by, update_by
 from mtlopt.linesearch.states import SafeLineSearchState
+from mtlopt.linesearch.steps import params_after, step_update
 from mtlopt.rows.protocol import Leaves
 from mtlopt.slopes import Slopes
 from mtlopt.task_grads import TaskGrads
@@ -25,14 +25,14 @@ class Direction(NamedTuple):
 
     Attributes:
       shared: of the shared leaves.
-      heads: of the heads' leaves.
+      head_grads: of the heads' leaves.
       latent: of the latent, in trials.
-      slope: of the losses along `latent` and `heads`.
+      slope: of the losses along `latent` and `head_grads`.
       finder_state: state of the finder after finding it.
     """
 
     shared: Leaves
-    heads: Leaves
+    head_grads: Leaves
     latent: Leaves
     slope: Slopes
     finder_state: Any
@@ -42,7 +42,7 @@ class _Checked(NamedTuple):
     """A step that the losses were checked for, with both searches for its size."""
 
     shared: Leaves
-    heads: Leaves
+    head_grads: Leaves
     finder_state: Any
     trial: Found
     check: Found
@@ -80,13 +80,13 @@ def safeguarded(
     def attempt(
         direction: Direction, first: jax.Array, descends: jax.Array
     ) -> tuple[Found, Found]:
-        parts = direction.shared, direction.heads
+        parts = direction.shared, direction.head_grads
         useful = descends & direction.slope.descends()
         trial = trials(direction, jnp.where(useful, first, 0))
         # If the latent allows no step, its trials say nothing about the parameters.
         start = jnp.where(trial.accepted, trial.step_size, first)
         check = search.shrink_until(
-            lambda step: grads.losses_at(moved_by(grads, params, *parts, step)),
+            lambda step: grads.losses_at(params_after(grads, params, *parts, step)),
             losses,
             jnp.zeros_like(losses),
             jnp.where(descends, start, 0),
@@ -101,14 +101,14 @@ def safeguarded(
 
     def keep() -> _Checked:
         own = encoders
-        return _Checked(own.shared, own.heads, own.finder_state, trial, check)
+        return _Checked(own.shared, own.head_grads, own.finder_state, trial, check)
 
     def fall_back() -> _Checked:
         other = over_parameters()
         its_trial, its_check = attempt(other, upper, other.slope.descends())
         return _Checked(
             _like(encoders.shared, other.shared),
-            _like(encoders.heads, other.heads),
+            _like(encoders.head_grads, other.head_grads),
             other.finder_state,
             its_trial._replace(trials=trial.trials + its_trial.trials),
             its_check._replace(trials=check.trials + its_check.trials),
@@ -128,7 +128,7 @@ def safeguarded(
         descends=descends,
         fell_back=~check.gained,
     )
-    update = update_by(grads, step.shared, step.heads, state.step_size)
+    update = step_update(grads, step.shared, step.head_grads, state.step_size)
     # Zero, even along a direction that is not finite.
     return jax.tree.map(lambda u: jnp.where(step.check.accepted, u, 0), update), state
 

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import Reader, check_num_tasks
-from mtlopt.aggregators.by_weights import TaskWeightsState
-from mtlopt.aggregators.sums import mean_weights
+from mtlopt.common.task_weights import TaskWeightsState, mean_weights
 from mtlopt.grad import check_task_grads
+
+# Bound of the slope of a log-weight.
+STEEPEST = 1e3
 
 
 def weight_by_losses(
+    name: str,
     num_tasks: int,
     weights: Callable[..., jax.Array],
     **arguments: Reader,
@@ -21,6 +24,7 @@ def weight_by_losses(
     """Builds a weighting from the function that weighs the losses.
 
     Args:
+      name: of the method, for errors.
       num_tasks: number of tasks T.
       weights: from the losses, float32 or wider, which tasks are present, and the
         arguments as vectors `[tasks]` to weights `[tasks]` of the losses' dtype.
@@ -30,7 +34,6 @@ def weight_by_losses(
       A weighting whose state is a `TaskWeightsState`.
     """
     check_num_tasks(num_tasks)
-    method = weights.__qualname__.partition(".")[0]  # the factory that defines it
 
     def init_fn(params: Any) -> TaskWeightsState:
         del params
@@ -40,21 +43,13 @@ def weight_by_losses(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
-        grads = check_task_grads(updates, num_tasks, params, state, method)
+        grads = check_task_grads(updates, num_tasks, params, state, name)
         losses = jax.lax.stop_gradient(grads.losses).astype(state.task_weights.dtype)
         vectors = {name: read(grads.tasks) for name, read in arguments.items()}
         found = weights(losses, grads.present, **vectors)
         return grads.scale_by(found), TaskWeightsState(found)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def everyone(losses: jax.Array, present: jax.Array | None) -> jax.Array:
-    """Returns which tasks are present as a mask, `[tasks]` bool."""
-    return jnp.ones(losses.shape, bool) if present is None else present
-
-
-STEEPEST = 1e3
 
 
 def bounded_slope(slope: jax.Array) -> jax.Array:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import preference_argument, task_argument
+from mtlopt.common.task_weights import everyone
 from mtlopt.linalg.normalise import nan_unless_finite
 from mtlopt.weightings.by_losses import (
     above_reference,
-    everyone,
     preference_of,
     weight_by_losses,
 )
@@ -39,7 +39,7 @@ def chebyshev_weights(
       [0.  0.5 0.5 0. ]
     """
     losses = jnp.asarray(losses)
-    there = everyone(losses, present)
+    there = everyone(len(losses), present)
     preference = preference_of(losses, preference, present)
     values = preference * above_reference(losses, reference, present)
     largest = there & (values == jnp.max(jnp.where(there, values, -jnp.inf)))
@@ -101,6 +101,7 @@ def weight_by_chebyshev(
         return chebyshev_weights(losses, preference, reference, present)
 
     return weight_by_losses(
+        "weight_by_chebyshev",
         num_tasks,
         weights,
         preference=preference_argument(preference, num_tasks),

@@ -101,4 +101,4 @@ def weight_by_cosmos(
         return cosmos_weights(losses, penalty, preference, present)
 
     read = preference_argument(preference, num_tasks)
-    return weight_by_losses(num_tasks, weights, preference=read)
+    return weight_by_losses("weight_by_cosmos", num_tasks, weights, preference=read)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_int, check_num_tasks, check_positive
+from mtlopt.common.task_weights import everyone
 from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
 
@@ -53,7 +54,7 @@ def dwa_weights(
       >>> dwa_weights(jnp.array([1.0, 1.0]), jnp.array([1.0, 1.0]))
       Array([1., 1.], dtype=float32)
     """
-    there = jnp.ones(last.shape, bool) if present is None else present
+    there = everyone(len(last), present)
     # A loss that was zero has no rate: it counts as unchanged.
     ratio = jnp.where(before == 0, 1, safe_divide(last, before))
     shares = jax.nn.softmax(jnp.where(there, ratio / temperature, -jnp.inf))
@@ -106,15 +107,21 @@ def weight_by_dwa(
     def init_fn(params: Any) -> WeightByDwaState:
         del params
         # An array each: the caller may donate the state.
-        sums = [jnp.zeros(num_tasks) for _ in range(4)]
-        return WeightByDwaState(jnp.ones(num_tasks), jnp.zeros([], jnp.int32), *sums)
+        return WeightByDwaState(
+            task_weights=jnp.ones(num_tasks),
+            count=jnp.zeros([], jnp.int32),
+            total=jnp.zeros(num_tasks),
+            seen=jnp.zeros(num_tasks),
+            last=jnp.zeros(num_tasks),
+            before=jnp.zeros(num_tasks),
+        )
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, WeightByDwaState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params, state, "weight_by_dwa")
-        there = jnp.ones(num_tasks, bool) if grads.present is None else grads.present
+        there = everyone(num_tasks, grads.present)
         dtype = state.total.dtype
         weights = jnp.where(
             state.count < 2 * steps_per_epoch,

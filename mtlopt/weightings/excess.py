@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks, check_positive
-from mtlopt.aggregators.row_state import check_row_state, zero_rows
+from mtlopt.common.row_state import check_row_state, zero_rows
+from mtlopt.common.task_weights import everyone
 from mtlopt.grad import check_task_grads
 from mtlopt.labels import Rules
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.simplex import share_out
 from mtlopt.rows.arithmetic import sum_entries
 from mtlopt.rows.protocol import Leaves
+
+# Of squares below the largest number: a square and a sum of squares may be added.
+_HEADROOM = 4
 
 
 class WeightByExcessState(NamedTuple):
@@ -99,12 +103,12 @@ def weight_by_excess(
         ).keep_rows()
         rows = grads.rows().leaves()
         check_row_state(state.squares, rows)
-        there = jnp.ones(num_tasks, bool) if grads.present is None else grads.present
+        there = everyone(num_tasks, grads.present)
         weights = state.task_weights
         squares, excess = list(state.squares), jnp.zeros_like(weights)
         for index, row in enumerate(rows):  # absent rows are zero
             dtype = squares[index].dtype
-            most = float(jnp.finfo(dtype).max) / 4
+            most = float(jnp.finfo(dtype).max) / _HEADROOM
             new = jnp.minimum(jnp.square(row.astype(dtype)), most)
             squares[index] = jnp.minimum(squares[index] + new, most)
             risk = safe_divide(new, jnp.sqrt(squares[index]))

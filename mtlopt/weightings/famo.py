@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks, check_range, named_vector, task_argument
+from mtlopt.common.task_weights import everyone
 from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.per_label import advance
@@ -15,7 +16,6 @@ from mtlopt.slopes import slopes
 from mtlopt.task_grads import TaskGrads
 from mtlopt.weightings.by_losses import (
     above_reference,
-    everyone,
     only_there,
 )
 
@@ -63,7 +63,7 @@ def famo_weights(
     """
     losses = jnp.asarray(losses)
     # softmax(x)_i / D_i over its sum, in logarithms.
-    there = everyone(losses, present) & (losses != 0)
+    there = everyone(len(losses), present) & (losses != 0)
     return _softmax(logits - jnp.log(losses), there)
 
 
@@ -183,7 +183,7 @@ def weight_by_famo(
         grads = check_task_grads(updates, num_tasks, params, state, "weight_by_famo")
         dtype = state.logits.dtype
         losses = jax.lax.stop_gradient(grads.losses).astype(dtype)
-        there = everyone(losses, grads.present)
+        there = everyone(len(losses), grads.present)
         lowest = read_min_losses(grads.tasks)
         current = above_reference(losses, lowest, there)
         logits, inner_state = state.logits, state.inner_state

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import task_argument
-from mtlopt.aggregators.by_weights import TaskWeightsState
+from mtlopt.common.task_weights import TaskWeightsState
 from mtlopt.grad import check_task_grads
 from mtlopt.task_grads import TaskGrads
 

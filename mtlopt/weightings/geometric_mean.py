@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt.weightings.by_losses import everyone, weight_by_losses
+from mtlopt.common.task_weights import everyone
+from mtlopt.weightings.by_losses import weight_by_losses
 
 
 def geometric_mean_weights(
@@ -25,7 +26,7 @@ def geometric_mean_weights(
       [1.   0.25]
     """
     losses = jnp.asarray(losses)
-    there = everyone(losses, present)
+    there = everyone(len(losses), present)
     number = jnp.maximum(jnp.sum(there, dtype=losses.dtype), 1)
     # In logarithms, so that no product overflows or underflows.
     logs = jnp.where(there, jnp.log(losses), 0)
@@ -72,4 +73,4 @@ def weight_by_geometric_mean(num_tasks: int) -> optax.GradientTransformationExtr
     def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:
         return geometric_mean_weights(losses, present)
 
-    return weight_by_losses(num_tasks, weights)
+    return weight_by_losses("weight_by_geometric_mean", num_tasks, weights)

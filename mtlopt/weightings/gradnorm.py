@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks, check_range
+from mtlopt.common.task_weights import everyone
 from mtlopt.grad import check_task_grads
 from mtlopt.labels import Partition
 from mtlopt.linalg.normalise import safe_divide
@@ -116,7 +117,7 @@ def weight_by_gradnorm(
             updates, num_tasks, params, state, "weight_by_gradnorm"
         )
         weights = state.learned
-        there = jnp.ones(num_tasks, bool) if grads.present is None else grads.present
+        there = everyone(num_tasks, grads.present)
         losses = jnp.where(there, grads.losses.astype(weights.dtype), 0)
         initial = jnp.where(state.seen, state.initial, losses)
 

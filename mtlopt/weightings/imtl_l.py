@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks
+from mtlopt.common.task_weights import everyone
 from mtlopt.grad import check_task_grads
 from mtlopt.per_label import advance
-from mtlopt.weightings.by_losses import bounded_slope, everyone
+from mtlopt.weightings.by_losses import bounded_slope
 
 
 class WeightByImtlLState(NamedTuple):
@@ -90,7 +91,7 @@ def weight_by_imtl_l(
         steps, inner_state = jax.vmap(functools.partial(advance, inner))(
             slope, state.inner_state, state.log_scale, grads.present
         )
-        weights = jnp.where(everyone(scales, grads.present), scales, 0)
+        weights = jnp.where(everyone(num_tasks, grads.present), scales, 0)
         return grads.scale_by(weights), WeightByImtlLState(
             weights, state.log_scale + steps, inner_state
         )

@@ -66,4 +66,4 @@ def weight_by_log(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:
         return log_weights(losses, present)
 
-    return weight_by_losses(num_tasks, weights)
+    return weight_by_losses("weight_by_log", num_tasks, weights)

@@ -107,6 +107,7 @@ def weight_by_pbi(
         return pbi_weights(losses, penalty, preference, reference, present)
 
     return weight_by_losses(
+        "weight_by_pbi",
         num_tasks,
         weights,
         preference=preference_argument(preference, num_tasks),

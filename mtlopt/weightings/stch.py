@@ -13,11 +13,11 @@ from mtlopt._checks import (
     preference_argument,
     task_argument,
 )
+from mtlopt.common.task_weights import everyone
 from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.weightings.by_losses import (
     above_reference,
-    everyone,
     only_there,
     preference_of,
     weight_by_losses,
@@ -61,7 +61,7 @@ def stch_weights(
       [0.25 0.25]
     """
     losses = jnp.asarray(losses)
-    there = everyone(losses, present)
+    there = everyone(len(losses), present)
     preference = preference_of(losses, preference, present)
     values = preference * above_reference(losses, reference, present)
     return preference * _shares(values, mu, there)
@@ -120,6 +120,7 @@ def weight_by_stch(
         return stch_weights(losses, mu, preference, reference, present)
 
     return weight_by_losses(
+        "weight_by_stch",
         num_tasks,
         weights,
         preference=preference_argument(preference, num_tasks),
@@ -166,7 +167,7 @@ def log_stch_weights(
     """
     losses = jnp.asarray(losses)
     nadir = jnp.asarray(nadir, losses.dtype)
-    there = everyone(losses, present)
+    there = everyone(len(losses), present)
     ratio_known = there & (losses != 0) & (nadir != 0)
     logs = jnp.log(jnp.where(ratio_known, losses, 1))
     logs -= jnp.log(jnp.where(ratio_known, nadir, 1))
@@ -250,7 +251,7 @@ def weight_by_log_stch(
             updates, num_tasks, params, state, "weight_by_log_stch"
         )
         losses = jax.lax.stop_gradient(grads.losses).astype(state.nadir.dtype)
-        there = everyone(losses, grads.present)
+        there = everyone(len(losses), grads.present)
         warm = state.count < warmup_steps
         measured = there & jnp.where(
             warm, state.count >= warmup_steps - averaged, state.seen == 0

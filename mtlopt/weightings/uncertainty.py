@@ -14,6 +14,7 @@ from mtlopt.per_label import advance
 from mtlopt.weightings.by_losses import bounded_slope
 
 LossKind = Literal["regression", "classification"]
+_FACTORS = {"regression": 0.5, "classification": 1.0}  # `c` in the formula
 
 
 class WeightByUncertaintyState(NamedTuple):
@@ -94,7 +95,7 @@ def weight_by_uncertainty(
 
     def factors(tasks: Sequence[str]) -> list[float]:
         own = in_order("kind", kind, tasks) if isinstance(kind, Mapping) else kinds
-        return [0.5 if one == "regression" else 1.0 for one in own]
+        return [_FACTORS[one] for one in own]
 
     def init_fn(params: Any) -> WeightByUncertaintyState:
         del params
@@ -119,6 +120,7 @@ def weight_by_uncertainty(
         dtype = state.log_variance.dtype
         weights = jnp.asarray(factors(grads.tasks), dtype)
         weights *= jnp.exp(-state.log_variance)
+        # The derivative of `c exp(-s) L + s / 2`.
         slope = bounded_slope(0.5 - weights * grads.losses.astype(dtype))
 
         steps, inner_state = jax.vmap(functools.partial(advance, inner))(

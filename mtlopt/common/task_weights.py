@@ -1,10 +1,57 @@
-"""The weights of the tasks, wherever they are in an Optax state."""
+"""Weights of the tasks: equal or preferred ones, in a state, found in a state."""
 
 import functools
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from mtlopt._checks import as_task_vector
+
+
+class TaskWeightsState(NamedTuple):
+    """State of methods that remember nothing: the last weights, for monitoring.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update.
+    """
+
+    task_weights: jax.Array
+
+    @classmethod
+    def uniform(cls, num_tasks: int) -> "TaskWeightsState":
+        """Returns the state before the first update: weights 1/T."""
+        return cls(jnp.full(num_tasks, 1 / num_tasks, float))
+
+
+def everyone(num_tasks: int, present: jax.Array | None) -> jax.Array:
+    """Returns which tasks are present as a mask, `[tasks]` bool."""
+    return jnp.ones(num_tasks, bool) if present is None else present
+
+
+def mean_weights(
+    num_tasks: int, preference: Any = None, present: jax.Array | None = None
+) -> jax.Array:
+    """Returns the preference, by default one over the number of present tasks.
+
+    Args:
+      num_tasks: number of tasks T.
+      preference: `[tasks]`, used as it is; None for equal weights that sum to one.
+      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
+
+    Returns:
+      Weights `[tasks]`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> mean_weights(4, present=jnp.array([True, True, False, False]))
+      Array([0.5, 0.5, 0. , 0. ], dtype=float32)
+    """
+    there = jnp.ones(num_tasks) if present is None else present.astype(float)
+    if preference is None:
+        return there / jnp.maximum(jnp.sum(there), 1)
+    return as_task_vector("preference", preference, num_tasks) * there
 
 
 def task_weights(opt_state: Any) -> jax.Array:

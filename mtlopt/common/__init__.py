@@ -1,0 +1,1 @@
+"""Below weightings and aggregators: the state, weights and products they share."""

@@ -1,0 +1,187 @@
+"""Weights that are computed on some updates and reused on the others."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import as_int
+from mtlopt.common.reuse import Reuse
+from mtlopt.common.task_weights import task_weights
+from mtlopt.grad import check_task_grads
+from mtlopt.task_grads import TaskGrads
+
+
+class EveryState(NamedTuple):
+    """State of `every`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update; zero for absent tasks.
+      kept: `[tasks]`, the weights that are reused, as they were computed.
+      count: int32, updates that they have served; 0 if the next one computes.
+      inner_state: state of the method inside.
+    """
+
+    task_weights: jax.Array
+    kept: jax.Array
+    count: jax.Array
+    inner_state: Any
+
+
+def every(
+    num_steps: int, inner: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    r"""Computes the weights of a method on every k-th update and reuses them between.
+
+    .. math:: d_t = \sum_i w_i(\theta_{k \lfloor t / k \rfloor}) \, s_i g_i(\theta_t)
+
+    For an aggregator these are the weights of the gradients, for a weighting those of
+    the losses. An update that reuses weights costs one backward pass, whatever the
+    number of tasks. Gradients and losses are always those of the present batch, only
+    the weights are old: what the method guarantees (that `d` conflicts with no task,
+    say) holds on every k-th update only.
+
+    The method sees every k-th batch, so its state stands still between: DWA counts
+    these updates, GradVac averages over them. `max_norm` of `nash_mtl` clips each
+    update. A task that is absent when an aggregator computes the weights has weight
+    zero until they are computed again; one that is absent later has weight zero then.
+    Weights that are not finite are not kept: the next update computes again.
+
+    Works inside and outside of `in_latent_space` and `leave_out`. Under `vmap` both
+    kinds of update run and one is taken, and with several microbatches the gradients of
+    all tasks are made anyway: there it saves no time.
+
+    Args:
+      num_steps: k, the number of updates that one computation serves, a Python int; 1
+        is the method itself.
+      inner: an aggregator, or one or several weightings.
+
+    Returns:
+      An aggregator or a weighting, as `inner` is.
+
+    Raises:
+      TypeError: if `inner` is no transform.
+      ValueError: if `num_steps` is not a positive int, or `inner` keeps no
+        `task_weights`; at the update, if it is a weighting chained with an aggregator,
+        or its update is not weights times gradients, as that of `graddrop` and `moco`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> aggregator = mtlopt.every(2, mtlopt.mgda(2))
+      >>> state = aggregator.init(jnp.zeros(2))
+      >>> for size in (1.0, 3.0, 3.0):
+      ...     rows = jnp.array([[1.0, 0.0], [0.0, size]])
+      ...     grads = mtlopt.TaskGrads.from_rows(rows)
+      ...     updates, state = aggregator.update(grads, state)
+      ...     print(jnp.round(updates, 2), jnp.round(state.task_weights, 2))
+      [0.5 0.5] [0.5 0.5]
+      [0.5 1.5] [0.5 0.5]
+      [0.9 0.3] [0.9 0.1]
+
+    References:
+      Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, section 3.3,
+      for Nash-MTL: up to 50 updates where speed is studied.
+    """
+    num_steps = as_int("num_steps", num_steps)
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            "`inner` must be a gradient transformation, got "
+            f"{type(inner).__name__}. Build it first, as in every(10, mgda(2))."
+        )
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: Any) -> EveryState:
+        inner_state = inner.init(params)
+        try:
+            weights = task_weights(inner_state)
+        except ValueError as error:
+            raise ValueError(
+                "`inner` must keep `task_weights` in its state, as all weightings and "
+                "aggregators of mtlopt do."
+            ) from error
+        # Arrays of their own: the caller may donate the state.
+        return EveryState(
+            task_weights=jnp.copy(weights),
+            kept=jnp.zeros_like(weights),
+            count=jnp.zeros([], jnp.int32),
+            inner_state=inner_state,
+        )
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, EveryState]:
+        num_tasks = len(state.kept) if isinstance(state, EveryState) else 0
+        grads = check_task_grads(updates, num_tasks, params, state, "every")
+
+        def run(reuse: Reuse) -> tuple[Any, Any]:
+            return inner.update(
+                grads, state.inner_state, params, reuse=reuse, **extra_args
+            )
+
+        def compute() -> tuple[Any, jax.Array, Any]:
+            reuse = Reuse()
+            found, inner_state = run(reuse)
+            weights = _weights_of(found, reuse, inner_state)
+            return found, weights.astype(state.kept.dtype), inner_state
+
+        def use() -> tuple[Any, jax.Array, Any]:
+            found, inner_state = run(Reuse(given=state.kept))
+            if isinstance(found, TaskGrads):  # the state stands still, nothing ran
+                inner_state = state.inner_state
+            return found, state.kept, inner_state
+
+        if num_steps == 1:
+            update, kept, inner_state = compute()
+        else:
+            update, kept, inner_state = jax.lax.cond(
+                state.count == 0, _without_grads(compute), _without_grads(use)
+            )
+            update = grads.scale_by(kept) if update is None else update
+        is_finite = jnp.all(jnp.isfinite(kept))
+        count = (state.count + 1) % num_steps
+        used = task_weights(inner_state)
+        if isinstance(update, TaskGrads):
+            used = kept
+            if grads.present is not None:
+                used = jnp.where(grads.present, kept, 0)
+        return update, EveryState(
+            task_weights=used,
+            kept=jnp.where(is_finite, kept, state.kept),
+            count=jnp.where(is_finite, count, state.count),
+            inner_state=inner_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _without_grads(branch: Callable[[], tuple[Any, ...]]) -> Callable[[], Any]:
+    """Lets a branch return no `TaskGrads`: a weighting's work is in the weights."""
+
+    def run() -> tuple[Any, ...]:
+        found, *others = branch()
+        return None if isinstance(found, TaskGrads) else found, *others
+
+    return run
+
+
+def _weights_of(found: Any, reuse: Reuse, inner_state: Any) -> jax.Array:
+    """Returns the weights that an update was made with, or raises if it has none."""
+    if isinstance(found, TaskGrads):
+        return task_weights(inner_state)
+    if reuse.used is None:
+        raise ValueError(
+            "`inner` must be a weighting, or an aggregator whose update is weights "
+            "times the gradients of the batch: graddrop and trimmed_mean choose entry "
+            "by entry, moco and balance_norms with labels remember gradients. Use it "
+            "without `every`."
+        )
+    weights = optax.tree.get_all_with_path(inner_state, "task_weights")
+    if len(weights) > 1:
+        raise ValueError(
+            "`inner` must be a weighting or an aggregator, got both. Chain them "
+            "outside, as in chain(weight_by_dwa(2), every(10, mgda(2)))."
+        )
+    return reuse.used

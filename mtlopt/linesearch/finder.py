@@ -1,0 +1,44 @@
+"""What a line search is given: a direction finder and gradients."""
+
+from typing import Any
+
+import jax
+import optax
+
+from mtlopt.task_grads import TaskGrads
+
+
+def as_finder(direction: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns a direction finder, or raises unless it is a transform."""
+    if not isinstance(direction, optax.GradientTransformation):
+        raise TypeError(
+            "`direction` must be a gradient transformation, got "
+            f"{type(direction).__name__}. Build it first, as in mgda(2)."
+        )
+    return optax.with_extra_args_support(direction)
+
+
+def check_direction(found: Any, grads: TaskGrads) -> None:
+    """Raises unless a direction finder made an update of the gradients."""
+    if jax.tree.structure(found) != grads.partition.treedef:
+        raise TypeError(
+            "`direction` must be an aggregator, or weightings chained with one, got "
+            f"one that makes a {type(found).__name__} of the gradients."
+        )
+
+
+def check_searchable(updates: Any, params: Any) -> TaskGrads:
+    """Returns `updates` if their losses can be evaluated elsewhere, or raises."""
+    if not isinstance(updates, TaskGrads):
+        raise TypeError(
+            f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}: a "
+            "line search takes the gradients of the tasks and comes last in a chain."
+        )
+    if params is None:
+        raise ValueError("`params` must be passed to the update of a line search.")
+    if updates.losses_at is None:
+        raise ValueError(
+            "`updates` must come from mtlopt.task_grad: a line search evaluates the "
+            "losses at other parameters, which a bare Jacobian does not have."
+        )
+    return updates
