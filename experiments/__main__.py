@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import mtlopt
 from experiments.cli import UsageError, one_line
 
 # Name of the module in this folder, and what `--help` says of it. The module has a
@@ -82,4 +83,5 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
+    mtlopt.keep_memory()  # of this process, so not in `main`
     sys.exit(main())

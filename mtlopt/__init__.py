@@ -153,6 +153,7 @@ from mtlopt.linesearch.states import (
     LineSearchState,
     SafeLineSearchState,
 )
+from mtlopt.memory import keep_memory
 from mtlopt.oracle import Grad, Oracle, task_grad
 from mtlopt.ownership import infer_labels
 from mtlopt.per_label import PerLabelState, per_label
@@ -299,6 +300,7 @@ __all__ = [
     "individual_optimizers",
     "individual_step",
     "infer_labels",
+    "keep_memory",
     "krum",
     "krum_weights",
     "label_params",

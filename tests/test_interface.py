@@ -288,6 +288,7 @@ HELPERS = {
     "individual_optimizers",
     "individual_step",
     "infer_labels",
+    "keep_memory",
     "label_params",
     "leave_out",
     "maximum_roaming",

@@ -30,7 +30,7 @@ import numpy as np
 
 from experiments.bench import torchjd_weights
 from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
-from experiments.bench.torch_process import TorchProcess
+from experiments.bench.other_process import OtherProcess
 from experiments.bench.torchjd_weights import timed_calls
 from experiments.report import markdown_table
 from mtlopt.aggregators.aligned_mtl import aligned_mtl_weights
@@ -376,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     jax.config.update("jax_platforms", args.platform)
     jax.config.update("jax_enable_x64", args.dtype == "float64")
     torchjd = (
-        TorchProcess(
+        OtherProcess(
             args.torch_python, torchjd_weights.__file__, "--limit", str(args.limit)
         )
         if args.torch_python

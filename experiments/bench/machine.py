@@ -11,7 +11,11 @@ from typing import Any
 
 import jax
 
+import mtlopt
+from experiments.cli import UsageError
 from experiments.report import provenance
+
+MEMORY = ("default", "keep")  # of the allocator, or after `mtlopt.keep_memory`
 
 
 def timing_parser(description: str, rounds: int) -> argparse.ArgumentParser:
@@ -50,6 +54,16 @@ def pin_to_one_thread(core: int) -> None:
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     jax.config.update("jax_platforms", "cpu")
+
+
+def choose_memory(memory: str) -> None:
+    """Calls `mtlopt.keep_memory` for "keep"; call before JAX runs anything.
+
+    Raises:
+        UsageError: If it does not take effect here.
+    """
+    if memory == "keep" and not mtlopt.keep_memory():
+        raise UsageError("--memory keep needs glibc, and malloc to be its own.")
 
 
 def write_record(path: Path | None, results: Sequence[Any]) -> None:

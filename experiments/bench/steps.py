@@ -6,7 +6,8 @@ A step of every method is compiled and counted by XLA, and then timed on one cor
 one thread: short blocks of our plain step on the summed loss, of the method's and, with
 `--torch-python`, of PyTorch's plain step and of TorchJD's with two settings take turns.
 A ratio is the median over the rounds of neighbouring blocks' ratio, so that drift of
-the machine cancels. `--rounds 0` only counts; `--platform gpu` uses a whole GPU.
+the machine cancels. `--rounds 0` only counts; `--platform gpu` uses a whole GPU;
+`--memory keep` calls `mtlopt.keep_memory` in both processes.
 
 Operations and memory are multiples of the plain step's, of the program with unrolled
 pullbacks: XLA counts the body of a loop over tasks once. For methods on the gradients
@@ -26,12 +27,14 @@ import jax
 
 import mtlopt
 from experiments.bench.machine import (
+    MEMORY,
+    choose_memory,
     one_of,
     pin_to_one_thread,
     timing_parser,
     write_record,
 )
-from experiments.bench.torch_process import TorchProcess
+from experiments.bench.other_process import OtherProcess
 from experiments.bench.workloads import (
     UNROLLED_TASKS,
     WORKLOADS,
@@ -172,21 +175,21 @@ class Block:
         self._program = program
         self._args = workload.args
         self._carry = workload.params, program.state
-        self._num_steps = 1
+        self.num_steps = 1
         self()
         periods = BLOCK_SECONDS / self() / multiple_of
-        self._num_steps = multiple_of * max(1, round(periods))
+        self.num_steps = multiple_of * max(1, round(periods))
 
     def __call__(self) -> float:
         """Makes the steps; returns the seconds of one."""
         params, state = self._carry
         start = time.perf_counter()
-        for _ in range(self._num_steps):
+        for _ in range(self.num_steps):
             params, state, _ = self._program.call(params, state, *self._args)
         jax.block_until_ready(params)
         seconds = time.perf_counter() - start
         self._carry = params, state
-        return seconds / self._num_steps
+        return seconds / self.num_steps
 
 
 class TorchBlock:
@@ -199,30 +202,30 @@ class TorchBlock:
     """
 
     def __init__(
-        self, process: TorchProcess, aggregator: str | None, chunk: int | None
+        self, process: OtherProcess, aggregator: str | None, chunk: int | None
     ):
         self._process = process
         self._request = {"aggregator": aggregator, "chunk": chunk}
-        self._num_steps = 1
+        self.num_steps = 1
         self.error = ""
         seconds = self()
         if seconds is not None:
-            self._num_steps = max(1, round(BLOCK_SECONDS / seconds))
+            self.num_steps = max(1, round(BLOCK_SECONDS / seconds))
 
     def __call__(self) -> float | None:
         """Makes the steps; returns the seconds of one, None if it raised."""
         if self.error:
             return None
-        request = json.dumps({**self._request, "steps": self._num_steps})
+        request = json.dumps({**self._request, "steps": self.num_steps})
         answer = json.loads(self._process(request))
         self.error = answer.get("error", "")
-        return None if self.error else answer["seconds"] / self._num_steps
+        return None if self.error else answer["seconds"] / self.num_steps
 
 
 def measure(
     workload: Workload,
     methods: Sequence[str],
-    process: TorchProcess | None,
+    process: OtherProcess | None,
     rounds: int,
 ) -> Iterator[Result]:
     """Measures the plain step, the hand-written Jacobian step and the methods' steps.
@@ -276,6 +279,15 @@ def measure(
         )
 
 
+def torch_process(
+    python: str, name: str, workload: Workload, memory: str, num_threads: int = 1
+) -> OtherProcess:
+    """Starts `torch_steps` with a workload and one of `MEMORY`."""
+    script = Path(__file__).with_name("torch_steps.py")
+    numbers = workload.oracle.num_tasks, len(workload.args[0]), num_threads
+    return OtherProcess(python, str(script), name, *map(str, numbers), memory)
+
+
 def may_loop(workload: Workload, name: str) -> bool:
     """Whether the program of a method may have a loop over tasks."""
     method = mtlopt.METHODS[name]
@@ -311,20 +323,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="methods of the library to measure [all]",
     )
     parser.add_argument("--platform", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--memory", choices=MEMORY, default="default")
     args = parser.parse_args(argv)
     methods = choose_names(args.methods, mtlopt.METHODS, "--methods")
     if args.platform == "cpu":
         pin_to_one_thread(args.core)
+    choose_memory(args.memory)
     results = []
     for name in args.workloads or WORKLOADS:
         workload = WORKLOADS[name]()
         num_tasks = workload.oracle.num_tasks
         process = None
         if args.torch_python and args.rounds:
-            script = str(Path(__file__).with_name("torch_steps.py"))
-            sizes = (str(num_tasks), str(len(workload.args[0])))
-            process = TorchProcess(args.torch_python, script, name, *sizes)
-        print(f"### {workload.name}\n", flush=True)
+            process = torch_process(args.torch_python, name, workload, args.memory)
+        print(f"### {workload.name}, memory: {args.memory}\n", flush=True)
         enough = [m for m in methods if mtlopt.METHODS[m].min_tasks <= num_tasks]
         lines = []
         for result in measure(workload, enough, process, args.rounds):

@@ -1,12 +1,12 @@
 """Training steps in PyTorch and TorchJD that `steps` compares with, run as a script.
 
-    torch_steps.py WORKLOAD NUM_TASKS BATCH_SIZE
+    torch_steps.py WORKLOAD NUM_TASKS BATCH_SIZE NUM_THREADS {default,keep}
 
 It answers lines of JSON, `{"aggregator", "chunk", "steps"}`, with the seconds that so
 many steps took: with TorchJD's aggregator, an expression in the names of
 `torchjd.aggregation` and the number of tasks `T`, or on the summed loss in plain
-PyTorch where it is null. PyTorch is imported when needed, so that the module can be
-read without it.
+PyTorch where it is null. "keep" is for `mtlopt.keep_memory`. PyTorch is imported when
+needed, so that the module can be read without it.
 """
 
 # pyright: reportMissingImports=false
@@ -15,10 +15,12 @@ import argparse
 import itertools
 import json
 import os
+import runpy
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -247,18 +249,24 @@ def make_step(
 
 def main() -> None:
     """Serves until the input ends."""
-    import torch
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workload")
     parser.add_argument("num_tasks", type=int)
     parser.add_argument("batch_size", type=int)
+    parser.add_argument("num_threads", type=int)
+    parser.add_argument("memory", choices=("default", "keep"))
     args = parser.parse_args()
+    if args.memory == "keep":  # mtlopt itself needs JAX
+        module = Path(__file__).parents[2] / "mtlopt" / "memory.py"
+        runpy.run_path(str(module))["keep_memory"]()
+
+    import torch
+
     warnings.simplefilter("ignore")
     # What solvers print must not be read as an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.num_threads)
     torch.manual_seed(0)
     network = globals()[args.workload](args.batch_size, args.num_tasks)
     steps: dict[str, Callable[[], None]] = {}

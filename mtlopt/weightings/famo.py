@@ -222,7 +222,7 @@ def _fall(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns how far `log D` fell in the last step, and of which tasks."""
     if losses_after is None:
-        after, both = losses, state.seen & everyone(losses, grads.present)
+        after, both = losses, state.seen & everyone(len(losses), grads.present)
     else:
         after = named_vector("losses_after", losses_after, grads.tasks)
         after, both = after.astype(losses.dtype), state.seen

@@ -15,7 +15,7 @@ import pytest
 import mtlopt.aggregators
 from experiments.bench import aggregators, torchjd_weights
 from experiments.bench.aggregators import PAIRS, Result, Timing, make_gramians
-from experiments.bench.torch_process import TorchProcess
+from experiments.bench.other_process import OtherProcess
 
 
 def weights_functions():
@@ -226,7 +226,7 @@ def test_script_answers():
 @pytest.mark.skipif(find_spec("torch") is not None, reason="PyTorch is installed")
 def test_script_without_torch_says_so():
     """In an interpreter without PyTorch the answer names what is missing."""
-    process = TorchProcess(sys.executable, torchjd_weights.__file__)
+    process = OtherProcess(sys.executable, torchjd_weights.__file__)
     answer = json.loads(process(json.dumps({"weighting": "MeanWeighting()"})))
     process.close()
     assert answer == {"error": "ModuleNotFoundError: No module named 'torch'"}
@@ -236,8 +236,8 @@ def test_ended_process_is_an_error(tmp_path):
     """The message of the process itself stands on the terminal."""
     script = tmp_path / "script.py"
     script.write_text("print(input()[::-1])")
-    process = TorchProcess(sys.executable, str(script))
+    process = OtherProcess(sys.executable, str(script))
     assert process("abc") == "cba\n"
-    with pytest.raises(RuntimeError, match="PyTorch process ended"):
+    with pytest.raises(RuntimeError, match="other process ended"):
         process("abc")
     process.close()

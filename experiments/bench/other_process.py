@@ -1,0 +1,79 @@
+"""Another process, which answers lines with lines."""
+
+import ctypes
+import dataclasses
+import re
+import subprocess
+import time
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What a process has used since it began.
+
+    Attributes:
+        cpu_seconds: Of all its threads.
+        faults: Pages that it was given.
+        resident_mib: The memory that it has now.
+        peak_mib: The most that it had.
+    """
+
+    cpu_seconds: float
+    faults: int
+    resident_mib: float
+    peak_mib: float
+
+
+class OtherProcess:
+    """Runs a command, such as a script in an interpreter that has PyTorch.
+
+    It sleeps between questions, inherits this process's cores, and prints its errors
+    on ours.
+
+    Args:
+        *command: A program that answers each line of its input with one line, and its
+            arguments.
+    """
+
+    def __init__(self, *command: str):
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, question: str) -> str:
+        """Returns the answer to a line.
+
+        Raises:
+            RuntimeError: If the process has ended.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(question + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # and so there is no answer
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError("The other process ended, see its message above.")
+        return answer
+
+    def usage(self) -> Usage:
+        """What it has used so far; on Linux."""
+        clock = ctypes.c_int()
+        ctypes.CDLL(None).clock_getcpuclockid(self._process.pid, ctypes.byref(clock))
+        folder = Path(f"/proc/{self._process.pid}")
+        # After the name, which may have spaces: the third field of proc(5) and on.
+        fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        sizes = dict(re.findall(r"(\w+):\s+(\d+) kB", (folder / "status").read_text()))
+        return Usage(
+            time.clock_gettime(clock.value),
+            int(fields[10 - 3]),
+            int(sizes["VmRSS"]) / 1024,
+            int(sizes["VmHWM"]) / 1024,
+        )
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
