@@ -58,7 +58,8 @@ class Method:
         or `"steps_per_epoch"`.
       public: the public names that it is made of.
       equal: length of the first update on T equal gradients of length 1 and losses 1.
-      backward: backward passes of the encoder a step: `"1"` or `"T"`.
+      backward: backward passes of the encoder a step: `"1"`, `"2"` with a forward
+        derivative, or `"T"`.
       latent: whether it works in latent space, and needs a problem with `encode`.
       parameter_space: whether it cannot be used in latent space.
       min_tasks: fewer tasks raise a `ValueError`.

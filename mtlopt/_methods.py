@@ -373,7 +373,7 @@ METHODS: dict[str, Method] = Registry(
             aggregator=modo,
             public=("modo",),
             equal=Length(),
-            backward="T",
+            backward="2",
             degree=None,
             properties=_SYMMETRIC,
         ),

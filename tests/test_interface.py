@@ -323,7 +323,7 @@ def test_public_names_exist_and_are_documented():
 
 @methods
 def test_backward_passes_are_as_stated(name):
-    """ "1" or "T" backward passes of the encoder: products in the traced program."""
+    """Backward passes of the encoder: products in the compiled program."""
     weight = jnp.zeros((64, 64))
     oracle = mtlopt.task_grad(
         mtlopt.stacked(lambda p, z, task, x: jnp.sum(z) * (task + 1.0), 4),
@@ -340,8 +340,10 @@ def test_backward_passes_are_as_stated(name):
     def step(p, x):
         return tx.update(oracle(p, x), tx.init(p), p)[0]
 
-    products = cost(step) / (2 * 16 * 64 * 64)  # one forward, and 1 or T backward
-    assert (products > 4) == (METHODS[name].backward == "T")
+    # One forward pass, and backward passes; with two of them a forward derivative.
+    products = cost(step) / (2 * 16 * 64 * 64)
+    passes = "T" if products > 4.9 else "2" if products > 3.9 else "1"
+    assert passes == METHODS[name].backward
 
 
 def test_seeds_and_steps_of_random_methods():

@@ -31,7 +31,7 @@ def costs(method: Method) -> Costs:
     state = jax.eval_shape(init, params)
     growth = _size(jax.eval_shape(init, _params(2 * WIDTH))) - _size(state)
     gradients = growth // (WIDTH * LATENT)
-    held = "1" if method.backward == "1" else "T"
+    held = "T" if method.backward == "T" else "1"
     if held == "T" and _streams(method):
         held = "T, streamed 2"
     return Costs(

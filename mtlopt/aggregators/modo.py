@@ -8,7 +8,7 @@ import optax
 
 from mtlopt._checks import check_positive, check_range
 from mtlopt.aggregators.by_weights import aggregate_with_state
-from mtlopt.common.batch_products import batch_products
+from mtlopt.common.batch_products import batch_product, batch_products
 from mtlopt.linalg.normalise import Gramian, common_scale
 from mtlopt.linalg.products import dot, present_products
 from mtlopt.linalg.simplex import (
@@ -21,6 +21,8 @@ from mtlopt.task_grads import TaskGrads
 
 # Of a step: weights are at most 1, and sums of such steps are still float32 numbers.
 _LONGEST = 1e30
+# Up to so many tasks their rows are no more work than two pullbacks and a pushforward.
+_FEW_TASKS = 3
 
 
 class ModoState(NamedTuple):
@@ -83,6 +85,17 @@ def modo_weights(
     # XLA makes one division of two; the square of the unit may be no number.
     unit = 1 / scale
     pull = dot(products, weights) * unit * unit
+    return _step(pull, weights, learning_rate, regularization, present)
+
+
+def _step(
+    pull: jax.Array,
+    weights: jax.Array,
+    learning_rate: Any,
+    regularization: Any,
+    present: jax.Array | None,
+) -> jax.Array:
+    """Returns the weights after a projected step against `P w`."""
     slope = pull + regularization * weights
     # So long a step ends in a corner of the simplex; infinite ones cannot be compared.
     step = jnp.clip(learning_rate * slope, -_LONGEST, _LONGEST)
@@ -99,8 +112,9 @@ def modo(
 
     The weights start equal and are kept from update to update, so they average over
     batches what MGDA decides anew on each. On T equal gradients g it returns g. `d` may
-    conflict with a task, unlike MGDA's, until the weights have settled. Costs one
-    backward pass per task and batch.
+    conflict with a task, unlike MGDA's, until the weights have settled. Of the
+    products only `J J_2^T w` is made: two backward passes and one forward derivative,
+    whatever T. Up to three tasks the rows themselves are less work.
 
     `update` takes the keyword `second`, gradients of the same tasks at the same
     parameters on another batch: `tx.update(grads, state, params, second=oracle(params,
@@ -168,10 +182,16 @@ def modo(
         second: TaskGrads | None = None,
         **_: Any,
     ) -> tuple[jax.Array, ModoState]:
-        products, both = batch_products(grads, rows, second, params)
-        moved = modo_weights(
-            products, state.shares, learning_rate, regularization, both
-        )
+        if num_tasks <= _FEW_TASKS:
+            products, both = batch_products(grads, rows, second, params)
+            moved = modo_weights(
+                products, state.shares, learning_rate, regularization, both
+            )
+        else:
+            pull, weights, both = batch_product(
+                grads, rows, second, lambda both: shares_of(state.shares, both), params
+            )
+            moved = _step(pull, weights, learning_rate, regularization, both)
         moved = moved.astype(state.shares.dtype)
         shares = share_out(moved, state.shares, 1.0, both)
         return shares_of(shares, grads.present), state._replace(shares=shares)

@@ -1,5 +1,6 @@
-"""Inner products of the task gradients of two batches."""
+"""Inner products of the task gradients of two batches, all or one combination."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import Gramian
 from mtlopt.rows.products import cross_gramian
-from mtlopt.rows.protocol import Rows
+from mtlopt.rows.protocol import Leaves, Rows
 from mtlopt.task_grads import TaskGrads
 
 
@@ -34,6 +35,49 @@ def batch_products(
     """
     if second is None:
         return rows.scaled_gramian(grads.present), grads.present
+    second = _of_same_tasks(grads, second, params)
+    left, right = rows.leaves(), second.rows().leaves()
+    _check_shapes(left, right)
+    products = cross_gramian(left, right) if left else rows.gramian()
+    return products, _in_both(grads, second)
+
+
+def batch_product(
+    grads: TaskGrads,
+    rows: Rows,
+    second: TaskGrads | None,
+    weights: Callable[[jax.Array | None], jax.Array],
+    params: Any = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns the products `P` of two batches times weights, without any of `P`.
+
+    One pullback on the second batch and one pushforward on the first.
+
+    Args:
+      grads: as in `batch_products`.
+      rows: likewise.
+      second: likewise.
+      weights: from the tasks that are present in both to weights `[tasks]`, zero for
+        all others.
+      params: likewise.
+
+    Returns:
+      `P w`, `w`, and the tasks that are present in both.
+    """
+    other, both = rows, grads.present
+    if second is not None:
+        second = _of_same_tasks(grads, second, params)
+        other, both = second.rows(), _in_both(grads, second)
+    found = weights(both)
+    direction = other.mix(found)
+    if second is not None:
+        _check_shapes(jax.eval_shape(rows.mix, found), direction)
+    along = rows.along(direction)
+    return along if both is None else jnp.where(both, along, 0), found, both
+
+
+def _of_same_tasks(grads: TaskGrads, second: Any, params: Any) -> TaskGrads:
+    """Returns the second batch's gradients, scaled and placed like the first's."""
     try:
         second = check_task_grads(second, grads.num_tasks, params)
     except (TypeError, ValueError) as error:
@@ -46,13 +90,18 @@ def batch_products(
         )
     if grads.in_latent:
         second = second.in_latent_space()
-    left, right = rows.leaves(), second.scale_by(grads.loss_scales).rows().leaves()
+    return second.scale_by(grads.loss_scales)
+
+
+def _check_shapes(left: Leaves, right: Leaves) -> None:
     expected, shapes = [leaf.shape for leaf in left], [leaf.shape for leaf in right]
     if shapes != expected:
         raise ValueError(
             f"`second` must have rows of the shapes {expected}, got {shapes}. In "
             "latent space both batches must have one size."
         )
-    products = cross_gramian(left, right) if left else rows.gramian()
+
+
+def _in_both(grads: TaskGrads, second: TaskGrads) -> jax.Array | None:
     masks = [one.present for one in (grads, second) if one.present is not None]
-    return products, jnp.all(jnp.stack(masks), axis=0) if masks else None
+    return jnp.all(jnp.stack(masks), axis=0) if masks else None

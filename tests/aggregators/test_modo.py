@@ -248,3 +248,36 @@ def test_second_must_fit(second, error, message):
     )
     with pytest.raises(ValueError, match="`second` must have the tasks"):
         tx.update(grads, tx.init(jnp.zeros(2)), second=renamed)
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("latent", [False, True])
+def test_many_tasks_take_one_product(second, latent, float64):
+    """Of five tasks the same weights as from all products, with one absent."""
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(3, 4)), "heads": rng.normal(size=(5, 4))}
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(lambda p, z, task, x: jnp.mean(jnp.sin(z @ p["heads"])), 5),
+        {"w": "shared", "heads": "stacked"},
+        encode=lambda params, x: jnp.tanh(x @ params["w"]),
+    )
+    first, other = rng.normal(size=(2, 6, 3))
+    present = jnp.array([True, True, False, True, True])
+    tx = mtlopt.modo(5, learning_rate=30.0)
+    tx = mtlopt.in_latent_space(tx) if latent else tx
+    state = tx.init(params)._replace(shares=jnp.array([0.1, 0.2, 0.3, 0.3, 0.1]))
+    grads = oracle(params, first, present=present)
+    keywords = {"second": oracle(params, other)} if second else {}
+    update, state = tx.update(grads, state, params, **keywords)
+
+    def rows(grads):
+        leaves = (grads.in_latent_space() if latent else grads).rows().leaves()
+        return np.concatenate([leaf.reshape(5, -1) for leaf in leaves], axis=1)
+
+    products = rows(grads) @ rows(keywords.get("second", grads)).T
+    shares = jnp.array([0.1, 0.2, 0.0, 0.3, 0.1])
+    expected = modo_weights(jnp.asarray(products), shares, 30.0, present=present)
+    assert np.ptp(np.asarray(expected)[[0, 1, 3, 4]] - shares[jnp.array([0, 1, 3, 4])])
+    np.testing.assert_allclose(state.task_weights, expected, rtol=1e-9, atol=1e-12)
+    direction = expected @ oracle(params, first).jacobian()["w"].reshape(5, -1)
+    np.testing.assert_allclose(update["w"].ravel(), direction, rtol=1e-9)
