@@ -325,7 +325,8 @@ def test_memory(kind):
     x = jnp.ones((2, size))
 
     def encode(params, x):
-        return jnp.tanh(x @ params["base"]) * params["w"]
+        base = params["base"]  # used twice, so that its rows are no products
+        return jnp.tanh(x @ base + x @ base.T) * params["w"]
 
     def head(z, i):
         return jnp.mean(jnp.sin((1 + i) * z))
