@@ -164,6 +164,7 @@ from mtlopt.roaming import (
     maximum_roaming,
     task_masks,
 )
+from mtlopt.samples import samplewise
 from mtlopt.skip_not_finite import SkipNotFiniteState, skip_not_finite
 from mtlopt.task_grads import TaskGrads
 from mtlopt.weightings.chebyshev import (
@@ -324,6 +325,7 @@ __all__ = [
     "pcgrad_weights",
     "per_label",
     "random_groups",
+    "samplewise",
     "sdmgrad",
     "sdmgrad_weights",
     "skip_not_finite",

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +176,7 @@ class HeadGradients(NamedTuple):
 class SeparateHeadFns:
     """One loss function per task."""
 
-    stacked = False
+    stacked: Literal[False] = False
 
     def __init__(self, head_fns: dict[str, Callable[..., Any]]) -> None:
         self.head_fns = head_fns
@@ -186,13 +186,20 @@ class SeparateHeadFns:
         self, call: HeadCall, head_params: Leaves, latent: Leaves, members: Any = None
     ) -> jax.Array:
         """Returns the losses `[tasks]`, or those of `members`."""
-        tasks = [self.tasks[i] for i in self._chosen(members)]
         return _stack(
             [
-                as_loss(call.run(self.head_fns[task], head_params, latent)[0], task)
-                for task in tasks
+                self.loss_of(i, call, head_params, latent)[0]
+                for i in self._chosen(members)
             ]
         )
+
+    def loss_of(
+        self, index: int, call: HeadCall, head_params: Leaves, latent: Leaves
+    ) -> tuple[jax.Array, Any]:
+        """Returns one task's loss and aux."""
+        task = self.tasks[index]
+        value, aux = call.run(self.head_fns[task], head_params, latent)
+        return as_loss(value, task), aux
 
     def gradients(
         self,
@@ -215,14 +222,11 @@ class SeparateHeadFns:
             task = self.tasks[i]
             own = [j for j, label in enumerate(labels) if label == task]
 
-            def loss(
-                own_leaves: Leaves, latent: Leaves, i=i, task=task, own=own
-            ) -> Any:
+            def loss(own_leaves: Leaves, latent: Leaves, i=i, own=own) -> Any:
                 moved = list(head_params)
                 for j, leaf in zip(own, own_leaves, strict=True):
                     moved[j] = leaf
-                value, extra = call.run(self.head_fns[task], moved, latent)
-                value = as_loss(value, task)
+                value, extra = self.loss_of(i, call, moved, latent)
                 return value if factors is None else factors[i] * value, extra
 
             value, pull, aux[task] = jax.vjp(
@@ -286,7 +290,7 @@ class SeparateHeadFns:
 class StackedHeadFns:
     """One head function, vmapped over the leading task axis of the stacked leaves."""
 
-    stacked = True
+    stacked: Literal[True] = True
 
     def __init__(self, stacked: Stacked, tasks: Sequence[str] | None = None) -> None:
         self.head_fn = stacked.head
@@ -303,7 +307,7 @@ class StackedHeadFns:
         """Returns the losses `[tasks]`, or those of `members`."""
 
         def one(leaves: Leaves, task: jax.Array) -> jax.Array:
-            return self._run(call, leaves, latent, task)[0]
+            return self.loss_of(task, call, leaves, latent)[0]
 
         return jax.vmap(one)(*self._chosen(head_params, members))
 
@@ -323,7 +327,7 @@ class StackedHeadFns:
 
         def one(leaves: Leaves, task: jax.Array, factor: Any) -> Any:
             def loss(leaves: Leaves, latent: Leaves) -> Any:
-                value, aux = self._run(call, leaves, latent, task)
+                value, aux = self.loss_of(task, call, leaves, latent)
                 return value if factor is None else factor * value, aux
 
             value, pull, aux = jax.vjp(loss, leaves, latent, has_aux=True)
@@ -384,12 +388,13 @@ class StackedHeadFns:
         indices = jnp.asarray(members, jnp.int32)
         return [jnp.asarray(leaf)[indices] for leaf in head_params], indices
 
-    def _run(
-        self, call: HeadCall, head_params: Leaves, latent: Leaves, task: Any
-    ) -> Any:
+    def loss_of(
+        self, index: Any, call: HeadCall, head_params: Leaves, latent: Leaves
+    ) -> tuple[jax.Array, Any]:
+        """Returns one task's loss and aux, from its own leaves of the heads."""
         inputs = dataclasses.replace(call.inputs, args=_as_jax(call.inputs.args))
         call = dataclasses.replace(call, inputs=inputs)
-        value, aux = call.run(self.head_fn, head_params, latent, task)
+        value, aux = call.run(self.head_fn, head_params, latent, index)
         return as_loss(value, _STACKED_NAME), aux
 
 

@@ -5,6 +5,7 @@ and in `rows`, not by the author of a method.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Protocol, Self
 
@@ -12,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtlopt._shards import check_whole
 from mtlopt.rows.arithmetic import scale_rows
 from mtlopt.rows.head_products import HeadProductRows, HeadProducts
 from mtlopt.rows.map_tasks import Batching, map_tasks
 from mtlopt.rows.material import MaterialRows, PulledRows
 from mtlopt.rows.members import Members
+from mtlopt.rows.products import gramian_of_tasks
 from mtlopt.rows.protocol import STATIC, Leaves, Rows
 from mtlopt.rows.pushforward import pushforward
 from mtlopt.rows.streamed import StreamedRows
@@ -88,6 +91,26 @@ class Linearization(Protocol):
         ...
 
 
+class PartLinearization(Linearization, Protocol):
+    """That of a part of the batch, see `Microbatches`."""
+
+    def latent_pieces(
+        self, batch_free: list[bool], losses: jax.Array
+    ) -> tuple[jax.Array, Leaves]:
+        """Returns the Gramian of what is the part's own of the latent, and the rest.
+
+        Args:
+          batch_free: per leaf of the latent, whether it is the same for all parts: the
+            rows of those are returned. Empty if there is no latent.
+          losses: `[tasks]`.
+        """
+        ...
+
+    def masked(self, seen: jax.Array) -> Self:
+        """Returns the same with zero rows for tasks that are not seen, `[tasks]`."""
+        ...
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class RowOptions:
@@ -150,8 +173,17 @@ class PullbackLinearization:
         seen = ~hidden if self.members is None else self.members.mask & ~hidden
         return dataclasses.replace(self, members=Members.of(seen))
 
+    def latent_pieces(
+        self, batch_free: list[bool], losses: jax.Array
+    ) -> tuple[jax.Array, Leaves]:
+        whole, pieces = [], []
+        kinds = itertools.compress(batch_free, self.moves)
+        for leaf, is_whole in zip(self.latent_grads, kinds, strict=False):
+            (whole if is_whole else pieces).append(leaf)
+        check_whole(lambda: pieces, losses)
+        return gramian_of_tasks(pieces, losses), whole
+
     def masked(self, seen: jax.Array) -> "PullbackLinearization":
-        """Returns the same with zero rows for tasks that are not seen, `[tasks]`."""
         latent_grads = scale_rows(self.latent_grads, jnp.ones(len(seen)), seen)
         return dataclasses.replace(
             self, latent_grads=latent_grads, backward=None, latent_products=[]

@@ -6,7 +6,6 @@ the row, so the parts' Gramians add up. The program says which leaves depend on 
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +14,13 @@ import jax.numpy as jnp
 
 from mtlopt._checks import named_vector
 from mtlopt._jaxprs import dependent_outputs
-from mtlopt._shards import check_whole
 from mtlopt.heads import Inputs
 from mtlopt.labels import path_string
 from mtlopt.linalg.normalise import safe_divide
-from mtlopt.linearization import PullbackLinearization, SummedLinearization
+from mtlopt.linearization import PartLinearization, SummedLinearization
 from mtlopt.problems import Evaluation, Problem, Reads
 from mtlopt.rows.arithmetic import scale_head_grads
-from mtlopt.rows.products import gramian
+from mtlopt.rows.products import gramian_of_tasks
 from mtlopt.rows.protocol import Leaves
 
 PyTree = Any
@@ -38,7 +36,7 @@ class Microbatches:
       label_counts: from the arguments of a part to its labels per task, `[tasks]`.
     """
 
-    problem: Problem[PullbackLinearization]
+    problem: Problem[PartLinearization]
     parts: int
     label_counts: Callable[..., Any] | None
 
@@ -57,6 +55,9 @@ class Microbatches:
     @property
     def takes_traced_task(self) -> bool:
         return self.problem.takes_traced_task
+
+    def present(self, args: tuple[Any, ...]) -> jax.Array | None:
+        return self.problem.present(args)
 
     def losses(
         self, inputs: Inputs, z: PyTree = None, members: Any = None
@@ -92,18 +93,13 @@ class Microbatches:
             out = self._evaluate_part(inputs, members, shares, index)
             everyone = jnp.ones_like(out.losses)
             rows = out.linear.rows(everyone, None).leaves()
-            whole, pieces = [], []
-            kinds = itertools.compress(batch_free, out.linear.moves)
-            for leaf, is_whole in zip(out.linear.latent_grads, kinds, strict=False):
-                (whole if is_whole else pieces).append(leaf)
-            check_whole(lambda: pieces, out.losses)
-            products = _gramian(pieces, out.losses)
+            products, whole = out.linear.latent_pieces(batch_free, out.losses)
             return (out.losses, out.head_grads, rows, products, whole), out.aux
 
         (losses, head_grads, rows, products, whole), aux = _sum_parts(sums, self.parts)
         linear = SummedLinearization(
             rows,
-            products + _gramian(whole, losses),
+            products + gramian_of_tasks(whole, losses),
             jax.tree_util.Partial(self._recombine, inputs, members, shares),
             self.problem.has_latent,
         )
@@ -111,7 +107,7 @@ class Microbatches:
 
     def _evaluate_part(
         self, inputs: Inputs, members: Any, shares: jax.Array, index: Any
-    ) -> Evaluation[PullbackLinearization]:
+    ) -> Evaluation[PartLinearization]:
         args = cut_part(inputs.args, index, self.parts)
         inputs = dataclasses.replace(inputs, args=args)
         shares = shares[index]
@@ -224,12 +220,6 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
             )
     batch = jax.tree_util.tree_map_with_path(cut, args[0])
     return batch, *jax.tree.map(fold, args[1:])
-
-
-def _gramian(rows: Leaves, losses: jax.Array) -> jax.Array:
-    if not rows or not len(losses):
-        return jnp.zeros((len(losses), len(losses)))
-    return gramian(rows)
 
 
 def _sum_parts(

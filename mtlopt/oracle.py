@@ -34,9 +34,10 @@ from mtlopt.grad import Grad
 from mtlopt.heads import Inputs, Stacked
 from mtlopt.labels import Partition, Rules, check_task_names, partition_params
 from mtlopt.linearization import RowOptions
+from mtlopt.make_problem import make_problem
 from mtlopt.microbatches import Microbatches
 from mtlopt.ownership import check_ownership
-from mtlopt.problems import NO_LATENT, Evaluation, Problem, make_problem
+from mtlopt.problems import NO_LATENT, Evaluation, Problem
 from mtlopt.rows.map_tasks import Batching
 from mtlopt.rows.members import Members
 from mtlopt.task_grads import TaskGrads
@@ -139,6 +140,7 @@ def task_grad(
     for name in headless:
         check_choice("headless", name, problem.tasks)
     if microbatches > 1:
+        label_counts = label_counts or problem.label_counts
         problem = Microbatches(problem, microbatches, label_counts)
     return Oracle(problem=problem, labels=labels, headless=tuple(headless))
 
@@ -197,10 +199,12 @@ class Oracle:
         losses, linear = out.losses, out.linear
         if members is not None:
             losses, linear = members.spread(losses), linear.spread(members)
+        # Who has samples in the batch is known when the program runs.
+        decided = members is not None and self.problem.present(args) is None
         return TaskGrads(
             losses=losses,
             loss_scales=jnp.ones_like(losses),
-            present=present,
+            present=self.present(args, present),
             aux=out.aux,
             z=out.z,
             head_grads=out.head_grads,
@@ -209,7 +213,7 @@ class Oracle:
             guard=make_guard(),
             partition=inputs.partition,
             frozen=inputs.frozen,
-            members=members,
+            members=members if decided else None,
         )
 
     def losses(self, params: PyTree, *args: Any) -> jax.Array:
@@ -313,6 +317,20 @@ class Oracle:
         check_losses(losses, (inputs.shared, inputs.head_params))
         zeros = [jnp.zeros_like(leaf) for leaf in inputs.shared]
         return Grad(losses, inputs.update(zeros, head_grads), aux)
+
+    def present(self, args: tuple[Any, ...], given: Any = None) -> Any:
+        """Returns which tasks have labels in a batch, bool `[tasks]`; None for all.
+
+        Args:
+          args: arguments of the functions.
+          given: what is known of it, `[tasks]` bool or by name; None for all.
+        """
+        if given is not None:
+            given = as_mask("present", given, self.tasks)
+        there = self.problem.present(args)
+        if there is None or given is None:
+            return given if there is None else there
+        return there & given
 
     def active(self, params: PyTree, members: Any) -> dict[str, Any]:
         """Returns which labels a step of some of the tasks moves, for `per_label`.

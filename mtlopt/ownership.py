@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from mtlopt.heads import Stacked
 from mtlopt.labels import FROZEN, SHARED, STACKED, Partition, path_string
-from mtlopt.problems import Problem, Reads, make_problem
+from mtlopt.make_problem import make_problem
+from mtlopt.problems import Problem, Reads
 
 PyTree = Any
 

@@ -6,14 +6,14 @@ an encoder one function per task, each with its own use of the shared leaves.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from mtlopt._jaxprs import used_leaves, used_leaves_of_entries
-from mtlopt.heads import HeadCall, HeadFns, Inputs, as_loss, make_head_fns, split_aux
+from mtlopt.heads import HeadCall, HeadFns, Inputs, as_loss, split_aux
 from mtlopt.labels import SHARED
 from mtlopt.latent_leaves import linearize
 from mtlopt.linalg.dtypes import solver_dtype
@@ -24,7 +24,6 @@ PyTree = Any
 
 Linear = TypeVar("Linear", bound=Linearization, covariant=True)
 
-DEFAULTS = RowOptions()
 NO_LATENT = "a given latent needs an oracle built with `encode`."
 
 
@@ -73,6 +72,8 @@ class Problem(Protocol[Linear]):
       has_latent: whether the tasks meet in one latent.
       stacked: whether the heads of all tasks are stacked along a leading axis.
       takes_traced_task: whether the index of a task may be traced.
+      label_counts: from arguments to the labels of each task, `[tasks]`; None if the
+        problem does not know.
     """
 
     @property
@@ -86,6 +87,13 @@ class Problem(Protocol[Linear]):
 
     @property
     def takes_traced_task(self) -> bool: ...
+
+    @property
+    def label_counts(self) -> Callable[..., Any] | None: ...
+
+    def present(self, args: tuple[Any, ...]) -> jax.Array | None:
+        """Returns which tasks the batch has labels of, bool `[tasks]`; None for all."""
+        ...
 
     def losses(
         self, inputs: Inputs, z: PyTree = None, members: Any = None
@@ -135,38 +143,14 @@ class Problem(Protocol[Linear]):
         ...
 
 
-def make_problem(
-    losses: Any,
-    encode: Callable[..., Any] | None,
-    tasks: Sequence[str] | None,
-    has_aux: bool,
-    options: RowOptions = DEFAULTS,
-) -> Problem[PullbackLinearization]:
-    """Chooses the shape of a problem from the form of its losses: see `task_grad`."""
-    head_fns = make_head_fns(losses, tasks)
-    if head_fns is not None:
-        if encode is None and options.streaming:
-            raise ValueError(
-                "`streaming` must be False for losses without `encode`, got True: "
-                "without a common latent there is no pullback to run again."
-            )
-        return HeadProblem(encode, head_fns, has_aux, options)
-    if not callable(losses):
-        raise TypeError(
-            "`losses` must be a mapping from task to function, mtlopt.stacked(...), or "
-            f"a function, got {type(losses).__name__}."
-        )
-    if encode is not None:
+def check_moves(latent: Leaves, inputs: Inputs) -> None:
+    """Raises if leaves are shared but nothing of the latent depends on them."""
+    if inputs.shared and not latent:
         raise ValueError(
-            "`losses` must be a mapping from task to loss, or mtlopt.stacked(...), "
-            "when `encode` is given, got one function."
+            "`encode` must return at least one floating-point leaf that depends on a "
+            f"leaf labelled {SHARED!r}, got none, so that "
+            f"`{inputs.partition.shared_paths[0]}` would never move."
         )
-    if not tasks or isinstance(tasks, str):
-        raise ValueError(
-            "`tasks` must be a sequence with the names of the tasks when `losses` "
-            f"is one function, got {tasks!r}."
-        )
-    return VectorProblem(losses, tuple(tasks), has_aux, options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,6 +165,7 @@ class HeadProblem:
     head_fns: HeadFns
     has_aux: bool
     options: RowOptions
+    label_counts = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -197,6 +182,9 @@ class HeadProblem:
     @property
     def takes_traced_task(self) -> bool:
         return self.head_fns.stacked
+
+    def present(self, args: tuple[Any, ...]) -> None:
+        del args
 
     def losses(
         self, inputs: Inputs, z: PyTree = None, members: Any = None
@@ -216,12 +204,7 @@ class HeadProblem:
             latent, rest, pullback, encode_aux = linearize(
                 lambda shared: self._encode(inputs, shared), inputs.shared
             )
-            if inputs.shared and not latent:
-                raise ValueError(
-                    "`encode` must return at least one floating-point leaf that "
-                    f"depends on a leaf labelled {SHARED!r}, got none, so that "
-                    f"`{inputs.partition.shared_paths[0]}` would never move."
-                )
+            check_moves(latent, inputs)
         call = HeadCall(inputs, None if rest is None else rest.join, self.has_aux)
         found = self.head_fns.gradients(
             call, inputs.head_params, latent, factors, members
@@ -317,6 +300,10 @@ class VectorProblem:
     has_latent = False
     stacked = False
     takes_traced_task = True
+    label_counts = None
+
+    def present(self, args: tuple[Any, ...]) -> None:
+        del args
 
     def losses(
         self, inputs: Inputs, z: PyTree = None, members: Any = None

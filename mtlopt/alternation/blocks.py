@@ -269,7 +269,8 @@ def block_step(
             grad = jax.lax.cond(state.shared_is_next, *both)
         else:
             grad = gradient(block)()
-        active = None if present is None else oracle.active(params, present)
+        there = oracle.present(args, present)
+        active = None if there is None else oracle.active(params, there)
         updates, opt_state = optimizer.update(
             grad.grad,
             opt_state,

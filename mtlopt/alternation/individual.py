@@ -13,7 +13,6 @@ from jax.core import Tracer
 from mtlopt._checks import (
     as_int,
     as_key,
-    as_mask,
     check_choice,
     check_num_tasks,
     check_state_tasks,
@@ -281,8 +280,7 @@ def individual_step(
         _check_states(opt_state, turns)
         if groups is not None:
             groups = _as_groups(groups, oracle.tasks, turns)
-        if present is not None:
-            present = as_mask("present", present, oracle.tasks)
+        present = oracle.present(args, present)
 
         def turn(carry: tuple[PyTree, PyTree], index: Any) -> Any:
             params, opt_state = carry

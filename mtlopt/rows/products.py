@@ -77,6 +77,13 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
     return (total + total.T) / 2
 
 
+def gramian_of_tasks(rows: Sequence[Leaf], losses: jax.Array) -> jax.Array:
+    """The same of as many tasks as there are losses: zeros if there are no rows."""
+    if not rows or not len(losses):
+        return jnp.zeros((len(losses), len(losses)))
+    return gramian(rows)
+
+
 @jax.jit
 def scaled_gramian(
     rows: Sequence[Leaf], present: jax.Array | None = None

@@ -14,6 +14,11 @@ from mtlopt.rows.arithmetic import combine, inner_products, row_norms
 from mtlopt.rows.protocol import Leaves, OwnSpace
 from mtlopt.rows.pushforward import pushforward
 
+NOT_KEPT = (
+    "`streaming` must be False for a method that needs more of the rows than their "
+    "Gramian, got True: streamed rows are never kept."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class StreamedRows(OwnSpace):
@@ -100,10 +105,7 @@ class StreamedRows(OwnSpace):
         return inner_products(self.latent_grads, push(direction))
 
     def leaves(self) -> Leaves:
-        raise ValueError(
-            "`streaming` must be False for a method that needs more of the rows than "
-            "their Gramian, got True: streamed rows are never kept."
-        )
+        raise ValueError(NOT_KEPT)
 
     def held(self) -> Leaves:
         return self.latent_grads

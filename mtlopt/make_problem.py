@@ -1,0 +1,66 @@
+"""The shape of a problem, from the form in which its losses are given."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mtlopt.heads import make_head_fns
+from mtlopt.linearization import RowOptions
+from mtlopt.problems import HeadProblem, Problem, VectorProblem
+from mtlopt.sample_problem import SampleProblem
+from mtlopt.samples import Samplewise
+
+DEFAULTS = RowOptions()
+
+
+def make_problem(
+    losses: Any,
+    encode: Callable[..., Any] | None,
+    tasks: Sequence[str] | None,
+    has_aux: bool,
+    options: RowOptions = DEFAULTS,
+) -> Problem[Any]:
+    """Chooses the shape of a problem from the form of its losses: see `task_grad`."""
+    if isinstance(losses, Samplewise):
+        return _make_sample_problem(losses, encode, tasks, has_aux, options)
+    head_fns = make_head_fns(losses, tasks)
+    if head_fns is not None:
+        if encode is None and options.streaming:
+            raise ValueError(
+                "`streaming` must be False for losses without `encode`, got True: "
+                "without a common latent there is no pullback to run again."
+            )
+        return HeadProblem(encode, head_fns, has_aux, options)
+    if not callable(losses):
+        raise TypeError(
+            "`losses` must be a mapping from task to function, mtlopt.stacked(...), "
+            f"mtlopt.samplewise(...), or a function, got {type(losses).__name__}."
+        )
+    if encode is not None:
+        raise ValueError(
+            "`losses` must be a mapping from task to loss, or mtlopt.stacked(...), "
+            "when `encode` is given, got one function."
+        )
+    if not tasks or isinstance(tasks, str):
+        raise ValueError(
+            "`tasks` must be a sequence with the names of the tasks when `losses` "
+            f"is one function, got {tasks!r}."
+        )
+    return VectorProblem(losses, tuple(tasks), has_aux, options)
+
+
+def _make_sample_problem(
+    form: Samplewise,
+    encode: Callable[..., Any] | None,
+    tasks: Sequence[str] | None,
+    has_aux: bool,
+    options: RowOptions,
+) -> SampleProblem:
+    head_fns = make_head_fns(form.losses, tasks)
+    assert head_fns is not None  # `samplewise` has looked
+    if encode is None and not head_fns.stacked:
+        raise ValueError(
+            "`encode` must be given for samplewise losses in a mapping, got None: each "
+            "of them would run the whole network on all samples. Or write one loss for "
+            "all tasks, samplewise(stacked(loss, num_tasks), ...)."
+        )
+    return SampleProblem(encode, head_fns, form, has_aux, options)

@@ -1,0 +1,159 @@
+"""The losses of tasks of which each sample belongs to one, linearised."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtlopt.linearization import PullbackLinearization, RowOptions
+from mtlopt.rows.arithmetic import scale_rows
+from mtlopt.rows.groups import Groups
+from mtlopt.rows.map_tasks import map_tasks
+from mtlopt.rows.material import MaterialRows
+from mtlopt.rows.members import Members
+from mtlopt.rows.protocol import STATIC, Leaves, Rows
+from mtlopt.rows.sample_leaves import SampleLeaf, sample_leaves
+from mtlopt.rows.sample_rows import LatentSampleRows, SampleRows
+from mtlopt.rows.streamed import StreamedRows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SampleLinearization:
+    """Gradients of the samples with respect to their latents, and two pullbacks.
+
+    Attributes:
+      groups: the tasks of the samples.
+      latent_grads: leaves `[samples, ...]`, each sample's part of its task's loss.
+      pullback: from the cotangents of all samples to a 1-tuple of the sum over samples
+        of the shared leaves' gradients; None if nothing is shared.
+      make_pull: from one sample to the pullback of its latent.
+      samples: what `make_pull` takes, leaves `[samples, ...]`.
+      options: how rows are made.
+      has_latent: see `Linearization`.
+      moves: see `PullbackLinearization`.
+      kept: gradients of the samples, if they were made already, see `keep_rows`.
+    """
+
+    groups: Groups
+    latent_grads: Leaves
+    pullback: Callable[[Leaves], tuple[Leaves]] | None
+    make_pull: Callable[[Any], Callable[[Leaves], Leaves]]
+    samples: Any
+    options: RowOptions = dataclasses.field(metadata=STATIC)
+    has_latent: bool = dataclasses.field(metadata=STATIC)
+    moves: tuple[bool, ...] = dataclasses.field(default=(), metadata=STATIC)
+    kept: list[SampleLeaf] | None = None
+
+    def spread(self, members: Members) -> "SampleLinearization":
+        return dataclasses.replace(self, groups=self.groups.of_all(members))
+
+    def without(self, hidden: np.ndarray) -> "SampleLinearization":
+        del hidden  # one pass carries all tasks, the zeros of the absent among them
+        return self
+
+    def latent_pieces(
+        self, batch_free: list[bool], losses: jax.Array
+    ) -> tuple[jax.Array, Leaves]:
+        del batch_free  # every sample has a latent of its own
+        if not self.has_latent:
+            return jnp.zeros((len(losses), len(losses))), []
+        return self.latent_rows(jnp.ones(len(losses)), None).gramian(), []
+
+    def masked(self, seen: jax.Array) -> "SampleLinearization":
+        return dataclasses.replace(self, latent_grads=self._scaled(None, seen))
+
+    def keep_rows(self, present: jax.Array | None) -> "SampleLinearization":
+        if self.pullback is None or self.kept is not None:
+            return self
+        # None if they are streamed and some would be too large.
+        return dataclasses.replace(self, kept=self._make(self._scaled(None, present)))
+
+    def keep_latent(self) -> "SampleLinearization":
+        return self
+
+    def total(self, loss_scales: jax.Array, present: jax.Array | None) -> None:
+        # The gradients of the heads are known, and `combine` is one backward pass.
+        del loss_scales, present
+
+    def pull(self, cotangents: Leaves) -> Leaves:
+        """Maps cotangents of all samples to the shared leaves."""
+        return cotangents if self.pullback is None else self.pullback(cotangents)[0]
+
+    def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
+        """Returns rows and direction in the latent: see `PullbackLinearization`."""
+        return self._over_latent(self.pullback).seen(direction)
+
+    def rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
+        if self.pullback is None:
+            return MaterialRows(self.groups.num_tasks, [])
+        latent_grads = self._scaled(loss_scales, present)
+        made = None
+        if self.kept is not None:
+            factors = loss_scales
+            if present is not None:
+                factors = jnp.where(present, factors, 0)
+            made = [leaf.scaled(self.groups, factors) for leaf in self.kept]
+        elif self.options.streaming:
+            made = self._make(latent_grads)
+            if made is None:
+                rows = [self.groups.spread(leaf) for leaf in latent_grads]
+                return StreamedRows(rows, self.pull)
+
+        def make() -> list[SampleLeaf]:
+            found = self._make(latent_grads) if made is None else made
+            assert found is not None
+            return found
+
+        rows = SampleRows(
+            self.groups, latent_grads, self.pull, make, self.options.streaming
+        )
+        if self.kept is not None:
+            _ = rows.made  # to be combined, too
+        return rows
+
+    def latent_rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
+        latent_grads = self._scaled(loss_scales, present)
+        return LatentSampleRows(self.groups, latent_grads, self.pull)
+
+    def combine(
+        self, weights: jax.Array, loss_scales: jax.Array, present: jax.Array | None
+    ) -> Leaves:
+        return self.rows(loss_scales, present).combine(weights)
+
+    def with_latent_as_parameters(self) -> PullbackLinearization:
+        return self._over_latent(None)
+
+    def _over_latent(self, pullback: Any) -> PullbackLinearization:
+        """Returns the same with rows in the latent that exist as arrays."""
+        rows = [self.groups.spread(leaf) for leaf in self.latent_grads]
+        return PullbackLinearization(rows, pullback, has_latent=True, moves=self.moves)
+
+    def _scaled(self, scales: jax.Array | None, present: jax.Array | None) -> Leaves:
+        """Returns the latent gradients times their tasks' scales, zero if absent."""
+        if scales is None:
+            scales = jnp.ones(self.groups.num_tasks)
+        there = self.groups.ids >= 0
+        if present is not None:
+            there &= self.groups.of_samples(present)
+        return scale_rows(self.latent_grads, self.groups.of_samples(scales), there)
+
+    def _make(self, latent_grads: Leaves) -> list[SampleLeaf] | None:
+        def task_rows(places: Sequence[int]) -> Leaves:
+            def of_task(mask: Leaves) -> Leaves:
+                pulled = self.pull(scale_rows(latent_grads, mask[0]))
+                return [pulled[place] for place in places]
+
+            masks = self.groups.masks.astype(latent_grads[0].dtype)
+            return map_tasks(of_task, [masks], self.options.batching)
+
+        return sample_leaves(
+            self.make_pull,
+            self.samples,
+            latent_grads,
+            self.groups,
+            None if self.options.streaming else task_rows,
+        )

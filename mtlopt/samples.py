@@ -1,0 +1,290 @@
+"""One task per sample: `samplewise`, and samples whose losses count for one task."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt._checks import check_choice
+from mtlopt.heads import Stacked
+from mtlopt.labels import path_string
+from mtlopt.linalg.normalise import safe_divide
+from mtlopt.rows.groups import Groups
+from mtlopt.rows.protocol import Leaves
+
+PyTree = Any
+
+Reduce = Literal["mean", "sum"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samplewise:
+    """Losses written for one sample, each of which has one task: see `samplewise`."""
+
+    losses: Mapping[str, Callable[..., Any]] | Stacked
+    task_of: Callable[[PyTree], Any] | None
+    weight_of: Callable[[PyTree], Any] | None
+    reduce: Reduce
+
+
+def samplewise(
+    losses: Mapping[str, Callable[..., Any]] | Stacked,
+    task_of: Callable[[PyTree], Any] | None,
+    *,
+    weight_of: Callable[[PyTree], Any] | None = None,
+    reduce: Reduce = "mean",
+) -> Samplewise:
+    r"""Declares that each sample of the batch belongs to one task.
+
+    .. math:: L_t = \frac{\sum_{b : t_b = t} w_b \, \ell_b}{\sum_{b : t_b = t} w_b}
+
+    For several domains, groups or data sets of their own with equal inputs, and for one
+    loss per example: one backward pass of the batch carries the gradients of all tasks,
+    whatever their number. `encode` and the losses are written for **one** sample, and
+    mtlopt vmaps them. So samples cannot mix: layers that look at the whole batch, such
+    as BatchNorm in training, have no place here.
+
+    The first argument of an oracle's call after the parameters is the batch, a pytree
+    whose leaves have a leading axis of samples. The functions see one sample of it, and
+    the other arguments as they are; typed PRNG keys among these are folded with the
+    index of the sample, so that each has noise of its own. Their aux gets a leading
+    axis of samples; that of a mapping's loss is right at the samples of its task only.
+
+    A task without a sample in the batch, or with weights of zero only, is absent, see
+    `present` of an oracle's call; its loss is zero. What a sample of weight zero holds
+    does not matter.
+
+    Args:
+      losses: `stacked(loss, num_tasks)`, with `loss(params, z, task, sample, *args)`
+        for the task of the sample, or, with `encode`, a mapping from task to
+        `loss(params, z, sample, *args)`, of which all run on all samples. Without
+        `encode` there is no `z`.
+      task_of: `task_of(sample)`, the index of a sample's task; a sample whose index is
+        not from 0 to T - 1 counts for none. None if sample i is task i.
+      weight_of: `weight_of(sample)`, its weight in its task's mean, not negative; a
+        bool is a mask. Default: ones.
+      reduce: `"mean"`, or `"sum"` for sums of weighted losses.
+
+    Returns:
+      What `task_grad` takes as `losses`.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if `reduce` is unknown; later, if the batch has no common axis of
+        samples, or a function cannot be vmapped.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> params = {"w": jnp.ones(2), "heads": jnp.array([1.0, 2.0, 3.0])}
+      >>> def loss(params, z, task, sample):
+      ...     return params["heads"] * z
+      >>> oracle = mtlopt.task_grad(
+      ...     mtlopt.samplewise(
+      ...         mtlopt.stacked(loss, 3), task_of=lambda sample: sample["task"]
+      ...     ),
+      ...     {"w": "shared", "heads": "stacked"},
+      ...     encode=lambda params, sample: jnp.vdot(params["w"], sample["x"]),
+      ... )
+      >>> batch = {"x": jnp.eye(2)[jnp.array([0, 1, 1])], "task": jnp.array([0, 0, 2])}
+      >>> grads = oracle(params, batch)
+      >>> print(grads.losses, grads.present)
+      [1. 0. 3.] [ True False  True]
+      >>> print(grads.rows().gramian())
+      [[0.5 0.  1.5]
+       [0.  0.  0. ]
+       [1.5 0.  9. ]]
+    """
+    if not isinstance(losses, Mapping | Stacked):
+        raise TypeError(
+            "`losses` of samplewise must be a mapping from task to loss, or "
+            f"mtlopt.stacked(...), got {type(losses).__name__}."
+        )
+    for name, function in (("task_of", task_of), ("weight_of", weight_of)):
+        if function is not None and not callable(function):
+            raise TypeError(
+                f"`{name}` must be a function of one sample, or None, got "
+                f"{type(function).__name__}. Pass such numbers in the batch, and write "
+                f"{name}=lambda sample: sample[...]."
+            )
+    check_choice("reduce", reduce, ("mean", "sum"))
+    return Samplewise(losses, task_of, weight_of, reduce)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """The samples of a batch.
+
+    Attributes:
+      batch: leaves `[samples, ...]`.
+      index: of each sample, `[samples]` int32.
+      tasks: task of each sample, `[samples]` int32.
+      shares: by how much each sample's loss counts for its task's, `[samples]`.
+      groups: the same tasks, or some of them: those that are evaluated.
+      task_weights: sum of the weights of each task's samples, `[tasks]`.
+    """
+
+    batch: PyTree
+    index: jax.Array
+    tasks: jax.Array
+    shares: jax.Array
+    groups: Groups
+    task_weights: jax.Array
+
+    @property
+    def parts(self) -> tuple[PyTree, jax.Array]:
+        """What is vmapped: the samples and their indices."""
+        return self.batch, self.index
+
+    @property
+    def counts(self) -> jax.Array:
+        """Which samples are of a task that is evaluated, bool `[samples]`."""
+        return self.groups.ids >= 0
+
+    def only(self, task: int) -> tuple[jax.Array, jax.Array]:
+        """Returns which samples are of a task, and the first of them, `[samples]`."""
+        own = (self.tasks == task) & self.counts
+        size = len(self.index)
+        return own, self.index == jnp.min(jnp.where(own, self.index, size))
+
+    def of_tasks(self, leaves: Leaves) -> Leaves:
+        """Returns the entry of each sample's task of leaves `[tasks, ...]`."""
+        return [jnp.asarray(leaf)[self.tasks] for leaf in leaves]
+
+    def total(self, losses: jax.Array) -> jax.Array:
+        """Returns the losses of the tasks from those of the samples."""
+        own = jnp.where(self.counts, self.shares.astype(losses.dtype) * losses, 0)
+        return self.groups.sums(own)
+
+
+def make_samples(
+    form: Samplewise, num_tasks: int, args: tuple[Any, ...], members: Any = None
+) -> Samples:
+    """Reads tasks and weights off the batch.
+
+    Samples that count for no task are replaced by one that does, so that what they hold
+    spoils no gradient.
+
+    Args:
+      form: how.
+      num_tasks: number of tasks.
+      args: arguments of the functions; the first is the batch.
+      members: indices of the tasks that are evaluated; None for all.
+    """
+    size = batch_size(args)
+    batch = jax.tree.map(jnp.asarray, args[0])
+    index = jnp.arange(size, dtype=jnp.int32)
+    if form.task_of is None and size != num_tasks:
+        raise ValueError(
+            f"`task_of` must be a function if samples are not tasks, got None with "
+            f"{size} samples and {num_tasks} tasks."
+        )
+    ids = index if form.task_of is None else _task_ids(form.task_of, batch, num_tasks)
+    weights = jnp.ones(size)
+    if form.weight_of is not None:
+        weights = jax.vmap(form.weight_of)(batch)
+        if weights.shape != (size,):
+            raise ValueError(
+                "`weight_of` must return a scalar for a sample, got shape "
+                f"{weights.shape[1:]}."
+            )
+        weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+        ids = jnp.where(weights == 0, -1, ids)
+    whole = Groups(ids, num_tasks, one_each=form.task_of is None)
+    totals, shares = whole.sums(weights), weights
+    if form.reduce == "mean":
+        shares = safe_divide(weights, whole.of_samples(totals))
+    groups = whole
+    if members is not None:
+        groups = whole.chosen(jnp.asarray(members, jnp.int32))
+    tasks = jnp.clip(ids, 0)
+    if form.task_of is not None or form.weight_of is not None or members is not None:
+        counts = groups.ids >= 0
+        first = index == jnp.min(jnp.where(counts, index, size))
+        batch, tasks = replace_samples((batch, tasks), counts, first)
+    return Samples(batch, index, tasks, shares, groups, totals)
+
+
+def batch_size(args: tuple[Any, ...]) -> int:
+    """Returns the number of samples of the first argument, or raises."""
+    leaves = jax.tree_util.tree_flatten_with_path(args[0])[0] if args else []
+    if not leaves:
+        raise ValueError(
+            "one task per sample needs a batch of arrays as the first argument after "
+            "the parameters, got none."
+        )
+    sizes = {}
+    for path, leaf in leaves:
+        if not hasattr(leaf, "shape") or not jnp.ndim(leaf):
+            raise ValueError(
+                f"the batch leaf `{path_string(path)}` must have a leading axis of "
+                f"samples, got {leaf!r}. Pass what is no part of a sample as another "
+                "argument."
+            )
+        sizes.setdefault(len(leaf), path_string(path))
+    if len(sizes) > 1:
+        (one, first), (other, second), *_ = sizes.items()
+        raise ValueError(
+            "the leaves of the batch must have the same leading axis of samples, got "
+            f"{one} in `{first}` and {other} in `{second}`. Pass what is no part of a "
+            "sample as another argument."
+        )
+    return next(iter(sizes))
+
+
+def one_sample(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the arguments of the first sample."""
+    batch_size(args)
+    return jax.tree.map(lambda leaf: leaf[0], args[0]), *args[1:]
+
+
+def fold_keys(args: tuple[Any, ...], index: jax.Array) -> tuple[Any, ...]:
+    """Returns the arguments with typed PRNG keys folded with the index of a sample."""
+
+    def fold(leaf: Any) -> Any:
+        is_key = hasattr(leaf, "dtype") and jnp.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        )
+        if not is_key:
+            return leaf
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(leaf.reshape(-1))
+        return keys.reshape(leaf.shape)
+
+    return jax.tree.map(fold, args)
+
+
+def _task_ids(
+    task_of: Callable[[PyTree], Any], batch: PyTree, num_tasks: int
+) -> jax.Array:
+    ids = jax.vmap(task_of)(batch)
+    if not hasattr(ids, "dtype") or not jnp.issubdtype(ids.dtype, jnp.integer):
+        kind = ids.dtype if hasattr(ids, "dtype") else type(ids).__name__
+        raise TypeError(f"`task_of` must return an integer, got {kind}.")
+    if ids.ndim != 1:
+        raise ValueError(
+            f"`task_of` must return a scalar for a sample, got shape {ids.shape[1:]}."
+        )
+    return jnp.where((ids >= 0) & (ids < num_tasks), ids, -1).astype(jnp.int32)
+
+
+def replace_samples(batch: PyTree, counts: jax.Array, by: jax.Array) -> PyTree:
+    """Replaces samples that do not count by the one at which `by` is true.
+
+    By sums, not by indexing: a batch that is in parts on several devices stays so.
+    """
+
+    def replace(leaf: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            return leaf  # a key is right for any sample
+        column = (slice(None),) + (None,) * (leaf.ndim - 1)
+        only = jnp.where(by[column], leaf, jnp.zeros_like(leaf))
+        if leaf.dtype == bool:
+            one = jnp.any(only, axis=0)
+        else:
+            one = jnp.sum(only, axis=0, dtype=leaf.dtype)
+        return jnp.where(counts[column], leaf, one)
+
+    return jax.tree.map(replace, batch)

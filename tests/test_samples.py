@@ -1,0 +1,488 @@
+"""One task per sample: the same gradients as from one loss for each task."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtlopt
+from mtlopt import METHODS
+from mtlopt.rows import sample_leaves
+from mtlopt.rows.streamed import StreamedRows
+from tests.problems import ROUTES, assert_close, methods_of, run_methods
+
+TASKS = ("a", "b", "c", "d")
+STEPS, BATCH, INPUTS, WIDTH = 3, 12, 3, 5
+LABELS = {"encoder": "shared", "heads": "stacked"}
+
+
+def make_params(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "encoder": {
+            "first": {
+                "w": rng.normal(size=(INPUTS, WIDTH)),
+                "b": rng.normal(size=WIDTH),
+            },
+            "second": {
+                "w": rng.normal(size=(WIDTH, WIDTH)),
+                "b": rng.normal(size=WIDTH),
+            },
+        },
+        "heads": {"w": rng.normal(size=(4, WIDTH)), "b": rng.normal(size=4)},
+    }
+
+
+def make_batches(seed=1, tasks=(0, 1, 2, 3)):
+    """`STEPS` batches `({x, y, task},)`, with a different number of samples a task."""
+    rng = np.random.default_rng(seed)
+    ids = np.array([*tasks, *tasks[:1] * (BATCH - len(tasks))])
+    return (
+        {
+            "x": rng.normal(size=(STEPS, BATCH, INPUTS)),
+            "y": rng.normal(size=(STEPS, BATCH)),
+            "task": np.stack([rng.permutation(ids) for _ in range(STEPS)]),
+        },
+    )
+
+
+def encode(params, sample):
+    z = sample["x"]
+    for layer in params["encoder"].values():
+        z = jnp.tanh(z @ layer["w"] + layer["b"])
+    return z
+
+
+def error(head, z, y):
+    return (jnp.vdot(z, head["w"]) + head["b"] - y) ** 2
+
+
+def loss(params, z, task, sample):
+    del task
+    return error(params["heads"], z, sample["y"])
+
+
+def task_of(sample):
+    return sample["task"]
+
+
+STACKED = mtlopt.stacked(loss, 4)
+
+
+def samplewise(losses=STACKED, labels=LABELS, **options):
+    names = ("weight_of", "reduce")
+    chosen = {name: options.pop(name) for name in names if name in options}
+    return mtlopt.task_grad(
+        mtlopt.samplewise(losses, task_of, **chosen),
+        labels,
+        encode=encode,
+        tasks=TASKS,
+        **options,
+    )
+
+
+def mean_of_task(params, z, task, batch):
+    own = batch["task"] == task
+    errors = jax.vmap(functools.partial(error, params["heads"]))(z, batch["y"])
+    return jnp.sum(jnp.where(own, errors, 0)) / jnp.maximum(jnp.sum(own), 1)
+
+
+def encode_all(params, batch):
+    return jax.vmap(functools.partial(encode, params))(batch)
+
+
+def taskwise(**options):
+    """The same problem with one loss of the whole batch for each task."""
+    head = mtlopt.stacked(mean_of_task, 4)
+    return mtlopt.task_grad(head, LABELS, encode=encode_all, tasks=TASKS, **options)
+
+
+def sums_of_tasks(params, batch, weights):
+    """Sums of weighted losses by task, as a plain function."""
+    z = encode_all(params, batch)
+    heads = jax.tree.map(lambda leaf: jnp.asarray(leaf)[batch["task"]], params["heads"])
+    errors = jax.vmap(error)(heads, z, batch["y"])
+    own = batch["task"] == np.arange(4)[:, None]
+    return jnp.sum(jnp.where(own, weights * errors, 0), axis=1)
+
+
+def first(batches):
+    return jax.tree.map(lambda leaf: leaf[0], batches[0])
+
+
+ALL, FEW = methods_of(4), tuple(name for name in ROUTES if METHODS[name].min_tasks < 4)
+
+
+@functools.cache
+def updates(kind, names=ROUTES, present=None, **options):
+    tasks = range(4) if present is None else np.flatnonzero(present)
+    oracle = {"samples": samplewise, "tasks": taskwise}[kind](**options)
+    given = None if kind == "samples" or present is None else np.array(present)
+    batches = make_batches(tasks=tuple(tasks))
+    found = run_methods(oracle, make_params(), batches, names=names, present=given)
+    return found[0]
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_methods(name):
+    assert_close(updates("samples")[name], updates("tasks")[name], 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ROUTES])
+def test_other_methods(name):
+    rest = tuple(name for name in ALL if name not in ROUTES)
+    assert_close(updates("samples", rest)[name], updates("tasks", rest)[name], 1e-8)
+
+
+THREE = (True, True, False, True)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_task_without_a_sample_is_absent(name):
+    expected = updates("tasks", FEW, THREE)[name]
+    assert_close(updates("samples", FEW, THREE)[name], expected, 1e-9)
+
+
+IN_PARTS = ("sum_tasks", "mgda", "aligned_mtl", "mgda_ub", "moco")
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_microbatches(name):
+    """The parts have different numbers of samples of a task, and none of some."""
+    found = updates("samples", IN_PARTS, microbatches=4)[name]
+    assert_close(found, updates("tasks", IN_PARTS)[name], 1e-9)
+
+
+STREAMED = ("mgda", "aligned_mtl", "mgda_ub", "gradnorm")
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_streaming(name):
+    found = updates("samples", STREAMED, streaming=True)[name]
+    assert_close(found, updates("tasks", STREAMED)[name], 1e-9)
+
+
+def test_streaming_of_leaves_that_are_large_and_no_products(monkeypatch, float64):
+    """The biases: columns of the Gramian by pullback and pushforward."""
+    monkeypatch.setattr(sample_leaves, "_row_limit", lambda groups: 0)
+    args = make_params(), first(make_batches())
+    rows = samplewise(streaming=True)(*args).rows()
+    assert isinstance(rows, StreamedRows)
+    expected = taskwise()(*args).rows().gramian()
+    np.testing.assert_allclose(rows.gramian(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+def test_weights(reduce, float64):
+    """A weight of zero is a mask: what such a sample holds does not matter."""
+    params, batch = make_params(), first(make_batches())
+    weights = np.random.default_rng(3).uniform(size=BATCH)
+    weights[batch["task"] == 3] = 0
+    weights[np.argmax(batch["task"] == 0)] = 0
+    sizes = [weights[batch["task"] == task].sum() for task in range(4)]
+    scales = 1 / np.maximum(sizes, 1e-300) if reduce == "mean" else np.ones(4)
+    scales[3] = 0
+
+    def losses(params):
+        return sums_of_tasks(params, batch, weights) * scales
+
+    rows = jax.jacrev(losses)(params)
+    spoilt = {
+        name: np.where(weights.reshape(-1, *(1,) * (leaf.ndim - 1)) == 0, np.nan, leaf)
+        for name, leaf in batch.items()
+        if name != "task"
+    }
+    oracle = samplewise(weight_of=lambda sample: sample["weight"], reduce=reduce)
+    spoilt = {**batch, **spoilt, "weight": weights}
+    grads = jax.jit(oracle)(params, spoilt)
+    np.testing.assert_array_equal(grads.present, [True, True, True, False])
+    np.testing.assert_allclose(grads.losses, losses(params), rtol=1e-13)
+    jacobian = jax.jit(lambda *args: oracle(*args).jacobian())(params, spoilt)
+    assert_close(jacobian["encoder"], rows["encoder"], 1e-12)
+    total = jax.tree.map(lambda leaf: leaf.sum(axis=0), rows)
+    assert_close(
+        jax.jit(lambda *args: oracle(*args).total())(params, spoilt), total, 1e-12
+    )
+
+
+def test_samples_of_no_task_do_not_count(float64):
+    params, batch = make_params(), first(make_batches())
+    tasks = np.where(batch["task"] == 1, -1, batch["task"])
+    tasks[np.argmax(tasks == 0)] = 4
+    kept = np.flatnonzero((tasks >= 0) & (tasks < 4))
+    few = {name: leaf[kept] for name, leaf in {**batch, "task": tasks}.items()}
+    oracle = samplewise()
+    found, expected = (
+        oracle(params, b).total() for b in ({**batch, "task": tasks}, few)
+    )
+    assert_close(found, expected, 1e-12)
+
+
+SEPARATE = {
+    "encoder": "shared",
+    **{f"heads/{task}": task for task in TASKS},
+}
+
+
+def separate_params():
+    params = make_params()
+    heads = {
+        task: jax.tree.map(lambda leaf, i=i: leaf[i], params["heads"])
+        for i, task in enumerate(TASKS)
+    }
+    return {**params, "heads": heads}
+
+
+def loss_of(task):
+    """A task's own loss, which is not a number for samples of another."""
+    index = TASKS.index(task)
+
+    def one(params, z, sample):
+        other = jnp.sqrt(-jnp.abs(sample["task"] - index).astype(z.dtype))
+        return error(params["heads"][task], z, sample["y"]) + other - other
+
+    return one
+
+
+@pytest.mark.parametrize("members", [None, THREE])
+def test_one_loss_for_each_task(members, float64):
+    params, batch = separate_params(), first(make_batches())
+    oracle = samplewise({task: loss_of(task) for task in TASKS}, SEPARATE)
+    present = None if members is None else list(members)
+    found = oracle(params, batch, present=present)
+    expected = taskwise()(make_params(), batch, present=present)
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
+    gramian = expected.rows().gramian()
+    np.testing.assert_allclose(found.rows().gramian(), gramian, atol=1e-13)
+    heads = expected.total()["heads"]
+    for i, task in enumerate(TASKS):
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], heads)
+        assert_close(found.total()["heads"][task], own, 1e-12)
+    assert_close(found.total()["encoder"], expected.total()["encoder"], 1e-12)
+    for task in (1, "b"):
+        ours = oracle.task(task, params, batch)
+        theirs = taskwise().task(1, make_params(), batch)
+        np.testing.assert_allclose(ours.losses, theirs.losses)
+        assert_close(ours.grad["encoder"], theirs.grad["encoder"], 1e-12)
+
+
+@pytest.mark.parametrize("one_each", [False, True])
+def test_without_encode(one_each, float64):
+    """One loss for each example, or for each group of them, of the whole network."""
+    params, batch = make_params(), first(make_batches())
+    num_tasks = BATCH if one_each else 4
+    params["heads"] = jax.tree.map(lambda leaf: leaf[0], params["heads"])
+
+    def whole(params, task, sample):
+        del task
+        return error(params["heads"], encode(params, sample), sample["y"])
+
+    oracle = mtlopt.task_grad(
+        mtlopt.samplewise(
+            mtlopt.stacked(whole, num_tasks), None if one_each else task_of
+        ),
+        "shared",
+    )
+    rows = jax.vmap(jax.grad(whole), (None, 0, 0))(params, batch["task"], batch)
+    if not one_each:
+        own = batch["task"] == np.arange(4)[:, None]
+        own = own / own.sum(axis=1, keepdims=True)
+        rows = jax.tree.map(lambda leaf: np.tensordot(own, leaf, 1), rows)
+    grads = oracle(params, batch)
+    assert_close(grads.jacobian(), rows, 1e-12)
+    expected = sum(
+        np.einsum("in,jn->ij", *[np.reshape(leaf, (num_tasks, -1))] * 2)
+        for leaf in jax.tree.leaves(rows)
+    )
+    np.testing.assert_allclose(grads.rows().gramian(), expected, rtol=1e-10)
+    mean = jax.tree.map(lambda leaf: leaf.mean(axis=0), rows)
+    assert_close(oracle.task(jnp.ones(num_tasks) / num_tasks, params, batch).grad, mean)
+    with pytest.raises(ValueError, match="latent space needs a latent"):
+        grads.in_latent_space()
+
+
+def test_other_calls_of_the_oracle(float64):
+    ours, theirs = samplewise(), taskwise()
+    params, batch = make_params(), first(make_batches())
+    moved = jax.tree.map(lambda leaf: 0.9 * leaf, params)
+    z = encode_all(params, batch)
+    weights = jnp.array([1.0, 0.0, 2.0, 3.0])
+    every = [
+        lambda oracle: oracle.losses(params, batch),
+        lambda oracle: oracle(params, batch).losses_at(moved),
+        lambda oracle: oracle(params, batch).losses_at(moved, z),
+        lambda oracle: oracle.task(2, params, batch),
+        lambda oracle: oracle.task(jnp.asarray(2), params, batch),
+        lambda oracle: oracle.task(weights, params, batch),
+        lambda oracle: oracle.block("shared", params, batch),
+        lambda oracle: oracle.block("task", params, batch),
+        lambda oracle: oracle.heads(params, z, batch),
+    ]
+    for number, call in enumerate(every):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-11, err_msg=number),
+            call(ours),
+            call(theirs),
+        )
+
+
+@pytest.mark.parametrize(
+    "method", [mtlopt.backtracking, mtlopt.fast_backtracking], ids=["bls", "fbls"]
+)
+def test_line_searches(method, float64):
+    params, batch = make_params(), first(make_batches())
+    search = method(mtlopt.mgda(4))
+    found, expected = (
+        jax.jit(search.update)(oracle(params, batch), search.init(params), params)[0]
+        for oracle in (samplewise(), taskwise())
+    )
+    assert_close(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize("groups", [None, [0, 1, 1, 0]])
+def test_individual_step(groups, float64):
+    """A task without a sample takes no step."""
+    params, batch = make_params(), first(make_batches(tasks=(0, 1, 3)))
+    turns = 4 if groups is None else 2
+    tx = mtlopt.individual_optimizers(optax.adam(0.1), turns, LABELS)
+    found, expected = (
+        mtlopt.individual_step(oracle, tx, None if groups is None else turns)(
+            params, tx.init(params), batch, groups=groups, present=present
+        )
+        for oracle, present in ((samplewise(), None), (taskwise(), np.array(THREE)))
+    )
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-11)
+    assert_close(found.params, expected.params, 1e-11)
+    np.testing.assert_array_equal(
+        found.params["heads"]["w"][2], params["heads"]["w"][2]
+    )
+
+
+def test_individual_step_without_the_task(float64):
+    params = separate_params()
+    oracle = samplewise({task: loss_of(task) for task in TASKS}, SEPARATE)
+    tx = mtlopt.individual_optimizers(optax.adam(0.1), 4, SEPARATE)
+    batch = first(make_batches(tasks=(0, 1, 3)))
+    found = jax.jit(mtlopt.individual_step(oracle, tx))(params, tx.init(params), batch)
+    assert_close(found.params["heads"]["c"], params["heads"]["c"], 0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
+
+
+def test_alternation_of_blocks(float64):
+    params, batch = make_params(), first(make_batches(tasks=(0, 1, 3)))
+    tx = mtlopt.alternate_blocks(optax.adam(0.1), optax.adam(0.1), LABELS)
+    found, expected = (
+        jax.jit(mtlopt.block_step(oracle, tx))(
+            params, tx.init(params), batch, present=present
+        )
+        for oracle, present in ((samplewise(), None), (taskwise(), np.array(THREE)))
+    )
+    assert_close(found.params, expected.params, 1e-11)
+
+
+def test_only_heads_of_present_tasks_move():
+    params = make_params()
+    optimizer = optax.chain(mtlopt.mgda(4), mtlopt.per_label(optax.adam(0.1), LABELS))
+    oracle, state = samplewise(), optimizer.init(params)
+    for tasks in ((0, 1, 2, 3), (0, 1, 3)):
+        grads = oracle(params, first(make_batches(tasks=tasks)))
+        update, state = optimizer.update(grads, state, params, active=grads.active)
+    np.testing.assert_array_equal(np.any(update["heads"]["w"] != 0, axis=1), THREE)
+
+
+def test_seeds_under_vmap(float64):
+    oracle, batches = samplewise(), make_batches()[0]
+    params = jax.tree.map(lambda *leaves: np.stack(leaves), *map(make_params, range(3)))
+
+    def update(params, batch):
+        grads = oracle(params, batch)
+        rows = grads.rows()
+        return grads.updates(rows.combine(jnp.diagonal(rows.gramian())))
+
+    found = jax.vmap(update)(params, batches)
+    for i in range(3):
+        one = [jax.tree.map(lambda leaf: leaf[i], tree) for tree in (params, batches)]
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+        assert_close(own, update(*one), 1e-12)
+
+
+def test_samples_have_noise_and_aux_of_their_own():
+    def noisy(params, sample, key, scale):
+        noise = jax.random.normal(key)
+        return params["w"] * sample * scale, noise
+
+    oracle = mtlopt.task_grad(
+        mtlopt.samplewise(
+            mtlopt.stacked(lambda p, z, t, *args: (z, args[0]), 2), lambda s: s > 2
+        ),
+        "shared",
+        encode=noisy,
+        has_aux=True,
+    )
+    x, key = jnp.array([1, 2, 3]), jax.random.key(0)
+    with pytest.raises(TypeError, match="`task_of` must return an integer, got bool"):
+        oracle({"w": jnp.ones(())}, x, key, 2.0)
+    oracle = mtlopt.task_grad(
+        mtlopt.samplewise(
+            mtlopt.stacked(lambda p, z, t, *args: (z, args[0]), 2), lambda s: s // 3
+        ),
+        "shared",
+        encode=noisy,
+        has_aux=True,
+    )
+    grads = oracle({"w": jnp.ones(())}, x, key, 2.0)
+    noise = [jax.random.normal(jax.random.fold_in(key, i)) for i in range(3)]
+    np.testing.assert_array_equal(grads.aux.encode, noise)
+    np.testing.assert_array_equal(grads.aux.tasks, x)
+    np.testing.assert_array_equal(grads.losses, [3, 6])
+
+
+def correlated(apart, dtype):
+    """Two tasks whose gradients are the same but for a share `apart` of them."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(16, 40)), 2, axis=0)
+    x[1::2] += apart * rng.normal(size=(16, 40))
+    batch = {"x": x.astype(dtype), "task": np.arange(32) % 2}
+    params = {"w": rng.normal(size=(40, 60)).astype(dtype)}
+    oracle = mtlopt.task_grad(
+        mtlopt.samplewise(mtlopt.stacked(lambda p, z, task, s: jnp.sum(z), 2), task_of),
+        "shared",
+        encode=lambda params, sample: jnp.tanh(sample["x"] @ params["w"]),
+    )
+    return oracle, params, batch
+
+
+@pytest.mark.parametrize("apart", [1e-2, 1e-3])
+def test_tasks_whose_gradients_nearly_depend_on_each_other(apart, monkeypatch):
+    """Aligned-MTL looks at the rows a second time: right where products are not."""
+    monkeypatch.setattr(sample_leaves, "_form", lambda *sizes: "pairs")
+    method, found = mtlopt.aligned_mtl(2), {}
+    for dtype in (np.float32, np.float64):
+        with jax.enable_x64(True):
+            oracle, params, batch = correlated(apart, dtype)
+            rows = oracle(params, batch).rows()
+            assert any(leaf.in_pairs for leaf in rows.made)
+            step = jax.jit(lambda *args, o=oracle: method.update(o(*args), state)[0])
+            state = method.init(params)
+            found[dtype] = np.float64(step(params, batch)["w"])
+    error = np.linalg.norm(found[np.float32] - found[np.float64])
+    assert error < 1e-3 * np.linalg.norm(found[np.float64])
+
+
+def test_bfloat16():
+    """Parameters and compute in half precision: products are summed in float32."""
+    params, batch = make_params(), first(make_batches())
+    exact = taskwise()(*jax.tree.map(np.float32, (params, {**batch}))).rows().gramian()
+    half = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.bfloat16), (params, batch["x"])
+    )
+    grads = samplewise()(half[0], {**batch, "x": half[1], "y": np.float32(batch["y"])})
+    rows = grads.rows()
+    assert rows.gramian().dtype == jnp.float32
+    np.testing.assert_allclose(rows.gramian(), exact, rtol=0, atol=0.03 * exact.max())
+    update = grads.updates(rows.combine(jnp.ones(4)))
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(update))
