@@ -7,7 +7,7 @@ and in `rows`, not by the author of a method.
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 from mtlopt._shards import check_whole
 from mtlopt.rows.arithmetic import scale_rows
 from mtlopt.rows.head_products import HeadProductRows, HeadProducts
+from mtlopt.rows.layerwise import LayerwiseRows, layerwise_rows, may_pay
 from mtlopt.rows.map_tasks import Batching, map_tasks
 from mtlopt.rows.material import MaterialRows, PulledRows
 from mtlopt.rows.members import Members
@@ -62,8 +63,12 @@ class Linearization(Protocol):
         """
         ...
 
-    def keep_rows(self, present: jax.Array | None) -> Self:
-        """Makes the rows over the shared leaves for all who ask from here on."""
+    def keep_rows(self, present: jax.Array | None, entries: bool = False) -> Self:
+        """Makes the rows over the shared leaves for all who ask from here on.
+
+        Of layerwise rows their factors are made, or their Gramian, unless `entries` of
+        the rows are to be read.
+        """
         ...
 
     def keep_latent(self) -> Self:
@@ -119,10 +124,13 @@ class RowOptions:
     Attributes:
       batching: how the pullbacks of the tasks are run, see `map_tasks`.
       streaming: whether rows are recomputed instead of kept.
+      layerwise: whether products of rows are summed layer by layer where that is less
+        work, without making them.
     """
 
     batching: Batching = "auto"
     streaming: bool = False
+    layerwise: bool | Literal["auto"] = "auto"
 
 
 @jax.tree_util.register_dataclass
@@ -140,6 +148,7 @@ class PullbackLinearization:
         sum with respect to the heads' leaves and the latent; None where the latent rows
         are to be combined instead.
       kept: rows over the shared leaves, if they were made already, see `keep_rows`.
+      kept_factors: what is kept of layerwise rows in place of them.
       moves: per leaf of what `encode` returned, whether it is one of the latent's
         leaves here: see `latent_leaves`. Empty in problems without `encode`.
       members: the tasks whose rows are pulled back: those of the others are zero, or
@@ -157,6 +166,7 @@ class PullbackLinearization:
     moves: tuple[bool, ...] = dataclasses.field(default=(), metadata=STATIC)
     members: Members | None = dataclasses.field(default=None, metadata=STATIC)
     latent_products: list[HeadProducts | None] = dataclasses.field(default_factory=list)
+    kept_factors: Any = None
 
     def spread(self, members: Members) -> "PullbackLinearization":
         return dataclasses.replace(
@@ -189,13 +199,22 @@ class PullbackLinearization:
             self, latent_grads=latent_grads, backward=None, latent_products=[]
         )
 
-    def keep_rows(self, present: jax.Array | None) -> "PullbackLinearization":
+    def keep_rows(
+        self, present: jax.Array | None, entries: bool = False
+    ) -> "PullbackLinearization":
         if self.pullback is None:
             return self.keep_latent()
         if self.options.streaming or self.kept is not None:
             return self
         ones = jnp.ones(len(self.latent_grads[0]))
-        return dataclasses.replace(self, kept=self.rows(ones, present).leaves())
+        latent = self.latent_rows(ones, present)
+        rows = None if entries else self._layerwise_rows(latent)
+        if rows is None:
+            kept = self._pull_rows(latent.leaves())
+            return dataclasses.replace(self, kept=kept)
+        if self.kept_factors is not None:
+            return self
+        return dataclasses.replace(self, kept_factors=rows.keep())
 
     def keep_latent(self) -> "PullbackLinearization":
         return dataclasses.replace(self, backward=None)
@@ -204,7 +223,10 @@ class PullbackLinearization:
         self, loss_scales: jax.Array, present: jax.Array | None
     ) -> tuple[Leaves, Leaves] | None:
         # Rows of absent tasks may not be finite; those that are kept need no pass.
-        if self.backward is None or present is not None or self.kept is not None:
+        factors_are_kept = isinstance(self.kept_factors, dict)
+        if present is not None or self.kept is not None or factors_are_kept:
+            return None
+        if self.backward is None:
             return None
         heads, latent = self.backward(loss_scales)
         return self.pull(latent), heads
@@ -237,13 +259,38 @@ class PullbackLinearization:
         count = len(loss_scales)
         if self.kept is not None:
             return MaterialRows(count, scale_rows(self.kept, loss_scales, present))
+        latent = self.latent_rows(loss_scales, present)
         if self.pullback is None:
-            return self.latent_rows(loss_scales, present)
-        latent_grads = scale_rows(self.latent_grads, loss_scales, present)
+            return latent
+        latent_grads = latent.leaves()
         if self.options.streaming:
             return StreamedRows(latent_grads, self.pull)
-        return PulledRows(
-            latent_grads, self.pull, lambda: self._pull_rows(latent_grads)
+        rows = self._layerwise_rows(latent)
+        if rows is None:
+            return PulledRows(
+                latent_grads, self.pull, lambda: self._pull_rows(latent_grads)
+            )
+        if self.kept_factors is None:
+            return rows
+        some = [loss_scales] if present is None else [loss_scales, present]
+        if self.members is not None:
+            some = [self.members.take(each) for each in some]
+        return rows.with_kept(self.kept_factors, *some)
+
+    def _layerwise_rows(self, latent: Rows) -> LayerwiseRows | None:
+        """Returns rows that are never made, if that is allowed and less work."""
+        if not may_pay(self.options.layerwise):
+            return None
+        latent_grads = some = latent.leaves()
+        if self.members is not None:
+            some = [self.members.take(leaf) for leaf in latent_grads]
+        return layerwise_rows(
+            some,
+            self.pull,
+            self.members,
+            self.options.batching,
+            lambda: self._pull_rows(latent_grads),
+            latent.combine,
         )
 
     def combine(
@@ -295,8 +342,10 @@ class SummedLinearization:
         del hidden  # their rows are sums with those of the others
         return self
 
-    def keep_rows(self, present: jax.Array | None) -> "SummedLinearization":
-        del present  # they are kept
+    def keep_rows(
+        self, present: jax.Array | None, entries: bool = False
+    ) -> "SummedLinearization":
+        del present, entries  # they are kept
         return self
 
     def keep_latent(self) -> "SummedLinearization":

@@ -13,11 +13,12 @@ and T gradients with respect to it.
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 from mtlopt._checks import (
@@ -30,6 +31,7 @@ from mtlopt._checks import (
 )
 from mtlopt._guard import make_guard
 from mtlopt._shards import check_losses
+from mtlopt.explanation import StepPlan, explain, plan_leaves
 from mtlopt.grad import Grad
 from mtlopt.heads import Inputs, Stacked
 from mtlopt.labels import Partition, Rules, check_task_names, partition_params
@@ -55,6 +57,7 @@ def task_grad(
     headless: Sequence[str] = (),
     batching: Batching = "auto",
     streaming: bool = False,
+    layerwise: bool | Literal["auto"] = "auto",
     microbatches: int = 1,
     label_counts: Callable[..., Any] | None = None,
 ) -> "Oracle":
@@ -86,6 +89,12 @@ def task_grad(
         of tasks at a time; `"auto"` chooses by platform and number of tasks.
       streaming: recompute rows instead of keeping them, so that methods on the Gramian
         need memory for two gradients instead of T. Needs a problem of shape 1 or 2.
+      layerwise: whether inner products and combinations of rows are taken layer by
+        layer, without a weight gradient per task: exact, and less work and memory for
+        dense kernels wider than the batch has rows. True for each leaf for which it is
+        fewer operations, False for none; `"auto"` is True on one CPU device and False
+        elsewhere. Leave it False for a batch that lies in parts on several devices.
+        `Oracle.explain` tells which leaf went which way.
       microbatches: number of equal parts in which the first of `args` is evaluated, cut
         along the leading axis of its leaves: pass the batch as one pytree. Part i has
         rows i, i + k, i + 2 k, ... of k parts. Typed PRNG keys among the other
@@ -134,7 +143,16 @@ def task_grad(
             "`streaming` must be False with several microbatches, got True: rows are "
             "summed over the parts and must be kept. Methods in latent space need none."
         )
-    options = RowOptions(batching, streaming)
+    if layerwise not in (True, False, "auto"):
+        raise ValueError(
+            f"`layerwise` must be True, False or 'auto', got {layerwise!r}."
+        )
+    if streaming and layerwise is True:
+        raise ValueError(
+            "`layerwise` must be False or 'auto' with streaming=True, got True: it "
+            "keeps a factor of every task's gradient, streaming keeps nothing."
+        )
+    options = RowOptions(batching, streaming, layerwise)
     problem: Problem[Any] = make_problem(losses, encode, tasks, has_aux, options)
     check_task_names(problem.tasks)
     for name in headless:
@@ -345,6 +363,60 @@ class Oracle:
         """
         members = as_mask("members", members, self.tasks)
         return self.partition(params).active(members)
+
+    def explain(
+        self,
+        params: PyTree,
+        *args: Any,
+        present: Any = None,
+        method: optax.GradientTransformation | None = None,
+    ) -> StepPlan:
+        """Returns which shared leaf has rows, which is layerwise, and a step's memory.
+
+        It compiles the step, but runs nothing: shapes will do in place of arrays.
+
+        Args:
+          params: parameters.
+          *args: arguments of the functions.
+          present: as in `__call__`; a mask of Python bools or NumPy.
+          method: an aggregator, or a chain with one; default: the Gramian and one
+            combination, which all methods on Gramians need.
+
+        Returns:
+          A `StepPlan`. Methods that read the rows themselves make them in any case.
+
+        Examples:
+          >>> import jax.numpy as jnp
+          >>> import mtlopt
+          >>> oracle = mtlopt.task_grad(
+          ...     {task: lambda params, z, x: jnp.mean(z**2) for task in ("a", "b")},
+          ...     "shared",
+          ...     encode=lambda params, x: x @ params["kernel"],
+          ...     layerwise=True,
+          ... )
+          >>> params = {"kernel": jnp.ones((64, 32))}
+          >>> plan = oracle.explain(params, jnp.ones((4, 64)))
+          >>> plan.leaves[0].layerwise, plan.leaves[0].sizes
+          (True, (4, 64, 32))
+          >>> print(plan)
+          leaf    shape    way        positions  reason
+          kernel  64 x 32  layerwise  4
+          ... MiB beside arguments (...) and results (...)
+        """
+
+        def step(params: PyTree, *args: Any) -> tuple[Any, Any]:
+            grads = self(params, *args, present=present)
+            paths = grads.partition.shared_paths
+            leaves = plan_leaves(grads.linear, paths)
+            if method is not None:
+                state = method.init(params)
+                return method.update(grads, state, params)[0], leaves
+            rows = grads.rows()
+            weights = jnp.sum(rows.scaled_gramian(grads.present).matrix, axis=0)
+            return grads.updates(rows.combine(weights)), leaves
+
+        leaves, counts = explain(step, params, *args)
+        return StepPlan(leaves, *counts)
 
     def named(self, values: PyTree, axis: int = 0) -> dict[str, PyTree]:
         """Returns the entries of arrays with a task axis by task, as to log losses.

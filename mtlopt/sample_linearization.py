@@ -66,7 +66,10 @@ class SampleLinearization:
     def masked(self, seen: jax.Array) -> "SampleLinearization":
         return dataclasses.replace(self, latent_grads=self._scaled(None, seen))
 
-    def keep_rows(self, present: jax.Array | None) -> "SampleLinearization":
+    def keep_rows(
+        self, present: jax.Array | None, entries: bool = False
+    ) -> "SampleLinearization":
+        del entries
         if self.pullback is None or self.kept is not None:
             return self
         # None if they are streamed and some would be too large.

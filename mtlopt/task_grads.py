@@ -280,15 +280,18 @@ class TaskGrads(metaclass=SaysWhatToDo):
         check_whole(rows.held, self.losses)
         return rows
 
-    def keep_rows(self) -> Self:
+    def keep_rows(self, entries: bool = False) -> Self:
         """Returns the same gradients with their rows made, to be used more than once.
 
         A weighting that reads `rows()` calls it; otherwise the aggregator would run a
         second backward pass. With stacked heads in latent space it does so anyway,
         because that costs less than combining T rows.
+
+        Args:
+          entries: whether the rows' `leaves()` are read, not only their products.
         """
         if not self.in_latent:
-            linear = self.linear.keep_rows(self.present)
+            linear = self.linear.keep_rows(self.present, entries)
         elif STACKED not in self.partition.head_labels:
             linear = self.linear.keep_latent()
         else:

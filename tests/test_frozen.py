@@ -338,6 +338,7 @@ def test_memory(kind):
                 lambda p, x: [head(encode(p, x), i) for i in range(6)],
                 labels,
                 tasks=tasks,
+                layerwise=False,  # rows are what needs memory
             )
         elif kind == "independent":
             oracle = mtlopt.task_grad(
@@ -348,6 +349,7 @@ def test_memory(kind):
                 {t: lambda p, z, x, t=t: head(z, int(t)) for t in tasks},
                 labels,
                 encode=encode,
+                layerwise=False,
             )
         tx = optax.chain(mtlopt.mgda(6), mtlopt.per_label(optax.adam(0.1), labels))
 

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtlopt.factors import Product, evaluate, find_products, pullback_program
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import ScaledGramian, scale_of
 from mtlopt.linalg.products import diagonal
 from mtlopt.rows import arithmetic, products
+from mtlopt.rows.factors import Product, evaluate, find_products, pullback_program
 from mtlopt.rows.members import Members
 from mtlopt.rows.protocol import STATIC, Leaves, OwnSpace
 

@@ -25,7 +25,7 @@ from mtlopt.linalg.products import diagonal
 #   3,  65536   0.22 / 0.10       3, 1048576   5.16 / 1.09
 # Eight tasks have 36 pairs of each leaf to compile, and gain little. A combination of
 # few long rows adds them one by one, so that no stack of them is made.
-_FEW_TASKS = 4
+FEW_TASKS = 4
 _LONG_ROW = 2**14
 # Numbers of a leaf that are rotated at a time on one CPU device: half a MiB of float32.
 _CHUNK = 2**17
@@ -263,7 +263,7 @@ def parts_of(rows: Sequence[jax.Array]) -> list[Leaf]:
 
 def few_long_rows(leaf: jax.Array) -> bool:
     """Returns whether the rows are so few and long that they are read one by one."""
-    few = 0 < len(leaf) <= _FEW_TASKS
+    few = 0 < len(leaf) <= FEW_TASKS
     return few and alone() and leaf[0].size >= _LONG_ROW
 
 

@@ -20,9 +20,15 @@ from typing import Any, Literal, NoReturn, Protocol, Self
 import jax
 import jax.numpy as jnp
 
-from mtlopt.factors import Product, evaluate, find_products, pullback_program, variables
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.rows.arithmetic import scale_rows
+from mtlopt.rows.factors import (
+    Product,
+    evaluate,
+    find_products,
+    pullback_program,
+    variables,
+)
 from mtlopt.rows.groups import Groups, sum_positions
 from mtlopt.rows.products import alone, flat_rows
 from mtlopt.rows.protocol import STATIC, Leaves

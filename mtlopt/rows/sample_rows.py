@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import (
     ScaledGramian,
     keeps_squares,
@@ -20,16 +21,16 @@ from mtlopt.linalg.normalise import (
 )
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.rows import products
-from mtlopt.rows.arithmetic import row_norms, scale_rows
+from mtlopt.rows.arithmetic import row_norms, scale_rows, sum_entries
 from mtlopt.rows.groups import Groups
 from mtlopt.rows.material import MaterialRows
-from mtlopt.rows.protocol import Leaves
+from mtlopt.rows.protocol import Leaves, OwnSpace
 from mtlopt.rows.sample_leaves import SampleLeaf
 from mtlopt.rows.streamed import NOT_KEPT
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleRows:
+class SampleRows(OwnSpace):
     """Rows over the shared leaves.
 
     Rounding of the products of samples is relative to the gradients of the samples, of
@@ -117,7 +118,7 @@ class SampleRows:
         found = self.scaled_gramian(None)
         return jnp.sqrt(jnp.maximum(diagonal(found.matrix), 0)) / found.scales
 
-    def combine(self, weights: jax.Array) -> Leaves:
+    def mix(self, weights: jax.Array) -> Leaves:
         of_samples = self.groups.of_samples(weights)
         if "made" not in vars(self):
             return self.pull_latent(scale_rows(self.latent_grads, of_samples))
@@ -126,6 +127,10 @@ class SampleRows:
             leaf.combine(of_samples) if self._undone(leaf) else next(done)
             for leaf in self.made
         ]
+
+    def along(self, direction: Leaves) -> jax.Array:
+        push = jax.linear_transpose(self.pull_latent, self.latent_grads)
+        return _along(self.groups, self.latent_grads, push(direction)[0])
 
     def leaves(self) -> Leaves:
         if self.streaming:
@@ -150,7 +155,7 @@ class SampleRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class LatentSampleRows:
+class LatentSampleRows(OwnSpace):
     """Rows in the latent, of which every sample has its own piece.
 
     No two tasks have a sample in common: their rows are orthogonal.
@@ -190,12 +195,24 @@ class LatentSampleRows:
         shares = safe_divide(norms, self.groups.of_samples(unit))
         return jnp.sqrt(self.groups.sums(jnp.square(shares))) * unit
 
-    def combine(self, weights: jax.Array) -> Leaves:
-        own = self.groups.of_samples(weights)
-        return self.pull(scale_rows(self.latent_grads, own))
+    def mix(self, weights: jax.Array) -> Leaves:
+        return scale_rows(self.latent_grads, self.groups.of_samples(weights))
+
+    def along(self, direction: Leaves) -> jax.Array:
+        return _along(self.groups, self.latent_grads, direction)
 
     def leaves(self) -> Leaves:
         return [self.groups.spread(leaf) for leaf in self.latent_grads]
 
     def held(self) -> Leaves:
         return self.latent_grads
+
+
+def _along(groups: Groups, latent_grads: Leaves, direction: Leaves) -> jax.Array:
+    """Returns the tasks' inner products with a direction of the latent, `[tasks]`."""
+    dtype = solver_dtype(latent_grads)
+    of_samples = [
+        sum_entries(leaf.astype(dtype) * one.astype(dtype))
+        for leaf, one in zip(latent_grads, direction, strict=True)
+    ]
+    return groups.sums(functools.reduce(jnp.add, of_samples))

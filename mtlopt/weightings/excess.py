@@ -100,7 +100,7 @@ def weight_by_excess(
         del extra_args
         grads = check_task_grads(
             updates, num_tasks, params, state, "weight_by_excess"
-        ).keep_rows()
+        ).keep_rows(entries=True)
         rows = grads.rows().leaves()
         check_row_state(state.squares, rows)
         there = everyone(num_tasks, grads.present)

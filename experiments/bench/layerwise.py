@@ -1,0 +1,206 @@
+"""Layerwise Gramians beside rows: time and memory, as multiples of the plain step.
+
+    python -m experiments.bench.layerwise [--tasks 40] [--batch 16 64 256] [--separate]
+
+An MLP of 128 inputs and four layers of 512, with Adam or `--bare` without. Steps on one
+core and one thread take turns, CPU time, minimum over the rounds. `correlated` is a batch whose tasks have
+heads and labels that are nearly the same, so that cosines are about 0.999 and methods
+look at the rows again.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import mtlopt
+from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
+from experiments.bench.workloads import (
+    Step,
+    Workload,
+    method_step,
+    plain_step,
+    wide_mlp,
+    with_options,
+)
+from experiments.report import markdown_table
+
+METHODS = ("aligned_mtl", "upgrad", "mgda")
+
+
+@dataclasses.dataclass
+class Result:
+    """One line of the table; times in seconds, memory in bytes."""
+
+    heads: str
+    num_tasks: int
+    batch_size: int
+    batch: str
+    method: str
+    plain: float
+    rows: float | None
+    layerwise: float
+    rows_bytes: int
+    layerwise_bytes: int
+
+    def cells(self) -> list[str]:
+        """Returns the line's cells."""
+
+        def of_plain(seconds: float | None) -> str:
+            return "" if seconds is None else f"{seconds / self.plain:.2f}"
+
+        share = "" if self.rows is None else f"{self.layerwise / self.rows:.2f}"
+        return [
+            self.heads,
+            str(self.num_tasks),
+            str(self.batch_size),
+            self.batch,
+            self.method,
+            f"{1e3 * self.plain:.2f}",
+            of_plain(self.rows),
+            of_plain(self.layerwise),
+            share,
+            f"{self.rows_bytes / 2**20:.1f}",
+            f"{self.layerwise_bytes / 2**20:.1f}",
+        ]
+
+
+def separate(workload: Workload) -> Workload:
+    """The same network with a head function for each task."""
+    params, num_tasks = workload.params, workload.oracle.num_tasks
+    heads = {
+        f"t{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["heads"])
+        for i in range(num_tasks)
+    }
+
+    def loss(task: int, params: Any, z: jax.Array, x: Any, labels: jax.Array) -> Any:
+        del x
+        own = params["heads"][f"t{task}"]
+        logits = z @ own["kernel"] + own["bias"]
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, labels[:, task]))
+
+    problem: Any = workload.oracle.problem
+    encode = problem.encode
+
+    def total(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
+        z = encode(params, x, labels)
+        return sum(loss(i, params, z, x, labels) for i in range(num_tasks))
+
+    oracle = mtlopt.task_grad(
+        {
+            f"t{i}": lambda params, z, x, labels, i=i: loss(i, params, z, x, labels)
+            for i in range(num_tasks)
+        },
+        {"encoder": "shared", **{f"heads/t{i}": f"t{i}" for i in range(num_tasks)}},
+        encode=encode,
+    )
+    return dataclasses.replace(
+        workload, oracle=oracle, params={**params, "heads": heads}, total=total
+    )
+
+
+def correlated(workload: Workload) -> Workload:
+    """The same with heads and labels that are nearly those of the first task."""
+
+    def near(leaf: jax.Array) -> jax.Array:
+        noise = jax.random.normal(jax.random.key(5), leaf.shape)
+        return leaf[:1] + 0.03 * jnp.std(leaf) * noise
+
+    params = {**workload.params, "heads": jax.tree.map(near, workload.params["heads"])}
+    x, labels = workload.args
+    labels = jnp.broadcast_to(labels[:, :1], labels.shape)
+    return dataclasses.replace(workload, params=params, args=(x, labels))
+
+
+class Program:
+    """A compiled step and what it needs."""
+
+    def __init__(self, workload: Workload, made: tuple[Step, Any]) -> None:
+        step, state = made
+        self._inputs = workload.params, state, *workload.args
+        self._call = jax.jit(step).lower(*self._inputs).compile()
+        memory = self._call.memory_analysis()
+        assert memory is not None
+        self.temporary = memory.temp_size_in_bytes
+        self._best, self._steps = float("inf"), 1
+        self.turn()
+        self._steps = max(1, int(0.1 / self.turn()))
+        self._best = float("inf")
+
+    def turn(self) -> float:
+        """Runs for about a tenth of a second; returns the seconds of one step."""
+        start = time.process_time()
+        for _ in range(self._steps):
+            out = self._call(*self._inputs)
+        jax.block_until_ready(out)
+        self._best = min(self._best, (time.process_time() - start) / self._steps)
+        return self._best
+
+
+def measure(workload: Workload, name: str, rounds: int, **about: Any) -> Result:
+    """Measures a method both ways beside the plain step."""
+    plain = Program(workload, plain_step(workload))
+    ways = [
+        Program(workload, method_step(with_options(workload, layerwise=way), name))
+        for way in (False, True)
+    ]
+    programs = [plain, *ways]
+    times = [[program.turn() for program in programs] for _ in range(rounds)]
+    best = np.min(times, axis=0)
+    return Result(
+        method=name,
+        plain=float(best[0]),
+        rows=float(best[1]),
+        layerwise=float(best[2]),
+        rows_bytes=ways[0].temporary,
+        layerwise_bytes=ways[1].temporary,
+        **about,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser = timing_parser(__doc__, rounds=5)
+    parser.add_argument("--tasks", type=int, nargs="+", default=[40])
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--separate", action="store_true")
+    parser.add_argument("--bare", action="store_true", help="gradients alone")
+    parser.add_argument("--correlated", action="store_true")
+    options = parser.parse_args(argv)
+    pin_to_one_thread(options.core)
+    results = []
+    for num_tasks in options.tasks:
+        for batch_size in options.batch:
+            workload = wide_mlp(num_tasks, batch_size)
+            if options.bare:
+                nothing = optax.sgd(1.0)
+                workload = dataclasses.replace(workload, optimizer=nothing)
+            if options.correlated:
+                workload = correlated(workload)
+            if options.separate:
+                workload = separate(workload)
+            for name in options.methods:
+                result = measure(
+                    workload,
+                    name,
+                    options.rounds,
+                    heads="separate" if options.separate else "stacked",
+                    num_tasks=num_tasks,
+                    batch_size=batch_size,
+                    batch="correlated" if options.correlated else "random",
+                )
+                results.append(result)
+                print("\t".join(result.cells()), flush=True)
+    header = "heads tasks batch data method plain_ms rows layerwise share rows_MiB MiB"
+    print(markdown_table(header.split(), [result.cells() for result in results]))
+    write_record(options.out, results)
+
+
+if __name__ == "__main__":
+    main()

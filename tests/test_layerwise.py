@@ -1,0 +1,535 @@
+"""Rows whose inner products are summed layer by layer, against rows that exist."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mtlopt
+from mtlopt import METHODS
+from mtlopt.rows import MaterialRows
+from mtlopt.rows.layerwise import KeptProducts, LayerwiseRows, SummedProducts, pays
+from tests.marks import cpu_only
+from tests.problems import QUICK, assert_close, temporary_bytes
+
+BATCH, WIDTH = 4, 24
+
+
+def tasks_of(num_tasks):
+    return tuple(f"t{i}" for i in range(num_tasks))
+
+
+def make_params(num_tasks, depth=3, seed=0, stacked=True):
+    """Dense layers of one width with biases, and one linear head for each task."""
+    rng = np.random.default_rng(seed)
+    layers = {
+        str(i): {
+            "kernel": rng.normal(size=(WIDTH, WIDTH)) / np.sqrt(WIDTH),
+            "bias": rng.normal(size=WIDTH) / 10,
+        }
+        for i in range(depth)
+    }
+    heads = rng.normal(size=(num_tasks, WIDTH)) / np.sqrt(WIDTH)
+    if not stacked:
+        heads = dict(zip(tasks_of(num_tasks), heads, strict=True))
+    return jax.tree.map(jnp.asarray, {"encoder": layers, "heads": heads})
+
+
+def make_batch(num_tasks, seed=1):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(BATCH, WIDTH)), rng.normal(size=(BATCH, num_tasks))
+    return jnp.asarray(x), jnp.asarray(y)
+
+
+def encode(params, x, y):
+    for layer in params["encoder"].values():
+        x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
+    return x
+
+
+def make_oracle(num_tasks, encode=encode, stacked=True, **options):
+    if stacked:
+
+        def head(params, z, task, x, y):
+            return jnp.mean((z @ params["heads"] - y[:, task]) ** 2)
+
+        losses = mtlopt.stacked(head, num_tasks)
+        labels = {"encoder": "shared", "heads": "stacked"}
+    else:
+
+        def head_of(i, task):
+            def loss(params, z, x, y):
+                return jnp.mean((z @ params["heads"][task] - y[:, i]) ** 2)
+
+            return loss
+
+        tasks = tasks_of(num_tasks)
+        losses = {task: head_of(i, task) for i, task in enumerate(tasks)}
+        labels = {"encoder": "shared", **{f"heads/{task}": task for task in tasks}}
+    return mtlopt.task_grad(losses, labels, encode=encode, **options)
+
+
+def both_ways(num_tasks, function, params, *args, **options):
+    """`function(grads)` of layerwise rows and of rows that exist."""
+    results = []
+    for layerwise in (True, False):
+        oracle = make_oracle(num_tasks, layerwise=layerwise, **options)
+
+        def run(params, *args, oracle=oracle, layerwise=layerwise):
+            grads = oracle(params, *args)
+            assert isinstance(grads.rows(), LayerwiseRows) == layerwise
+            return function(grads)
+
+        results.append(jax.jit(run, compiler_options=QUICK)(params, *args))
+    return results
+
+
+def rotation(num_tasks):
+    rng = np.random.default_rng(2)
+    return jnp.asarray(rng.normal(size=(num_tasks, num_tasks)))
+
+
+def everything(grads):
+    """What an aggregator may ask of the rows."""
+    rows, num_tasks = grads.rows(), grads.num_tasks
+    basis = rotation(num_tasks).astype(grads.losses.dtype)
+    weights = jnp.linspace(0.5, 2, num_tasks).astype(grads.losses.dtype)
+    scaled = rows.scaled_gramian(grads.present)
+    return {
+        "scaled": scaled.matrix / scaled.scales[:, None] / scaled.scales,
+        "rotated": rows.gramian(basis),
+        "stretched": rows.gramian(basis[0]),
+        "norms": rows.norms(),
+        "update": grads.updates(rows.combine(weights)),
+        "leaves": rows.leaves(),
+    }
+
+
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+# One by one, pair by pair, in a loop.
+FEW_OR_MANY = pytest.mark.parametrize("num_tasks", [slow(3), 12])
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "precision"),
+    [(2, 32), slow(3, 32), (6, 32), slow(12, 32), slow(2, 64), (3, 64), (12, 64)],
+)
+def test_equal_to_rows(num_tasks, precision):
+    with jax.enable_x64(precision == 64):
+        params, batch = make_params(num_tasks), make_batch(num_tasks)
+        found, expected = both_ways(num_tasks, everything, params, *batch)
+        assert found["scaled"].dtype == np.dtype(f"float{precision}")
+        assert_close(found, expected, 1e-6 if precision == 32 else 1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("batching", ["unroll", "vmap", "map", 4])
+def test_equal_to_rows_however_tasks_are_run(batching, stacked, float64):
+    params, batch = make_params(12, stacked=stacked), make_batch(12)
+    options = {"batching": batching, "stacked": stacked}
+    found, expected = both_ways(12, everything, params, *batch, **options)
+    assert_close(found, expected, 1e-12)
+
+
+def stacked_layers(layer):
+    """An encoder whose layers lie in one leaf each."""
+
+    def encode(params, x, y):
+        return jax.lax.scan(layer, x, params["encoder"])[0]
+
+    return encode
+
+
+def dense(x, params):
+    return jnp.tanh(x @ params["kernel"] + params["bias"]), None
+
+
+def recomputed(params, x, y):
+    for layer in params["encoder"].values():
+        x = jax.checkpoint(dense)(x, layer)[0]
+    return x
+
+
+def tied(params, x, y):
+    first, second, third = params["encoder"].values()
+    return dense(dense(dense(dense(x, first)[0], second)[0], first)[0], third)[0]
+
+
+def under_vmap(params, x, y):
+    def one(x):
+        for layer in params["encoder"].values():
+            x = jnp.tanh(layer["kernel"] @ x + layer["bias"])
+        return x
+
+    return jax.vmap(one)(x)
+
+
+@jax.custom_jvp
+def doubled(x, kernel):
+    return x @ kernel
+
+
+@doubled.defjvp
+def _doubled_jvp(primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    return x @ kernel, 2 * (dx @ kernel + x @ dkernel)
+
+
+@jax.custom_jvp
+def clipped(x):
+    return jnp.clip(x, -0.1, 0.1)
+
+
+clipped.defjvp(lambda primals, tangents: (clipped(*primals), tangents[0]))
+
+
+def with_rules(params, x, y):
+    first, second, third = params["encoder"].values()
+    x = clipped(doubled(x, first["kernel"]) + first["bias"])
+    return dense(doubled(clipped(dense(x, second)[0]), third["kernel"]), first)[0]
+
+
+@pytest.mark.parametrize(
+    ("encode", "num_tasks"),
+    [
+        (recomputed, 12),
+        slow(recomputed, 3),
+        slow(tied, 12),
+        (tied, 3),
+        slow(under_vmap, 12),
+        slow(under_vmap, 3),
+        slow(with_rules, 12),
+        (with_rules, 3),
+    ],
+)
+def test_equal_to_rows_for_other_encoders(encode, num_tasks, float64):
+    params, batch = make_params(num_tasks), make_batch(num_tasks)
+    found, expected = both_ways(num_tasks, everything, params, *batch, encode=encode)
+    assert_close(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "num_tasks"),
+    [
+        (dense, 3),
+        slow(dense, 12),
+        slow(jax.checkpoint(dense), 3),
+        (jax.checkpoint(dense), 12),
+    ],
+)
+def test_equal_to_rows_for_layers_in_a_loop(layer, num_tasks, float64):
+    params, batch = make_params(num_tasks), make_batch(num_tasks)
+    layers = params["encoder"].values()
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    params = {**params, "encoder": stack}
+    found, expected = both_ways(
+        num_tasks, everything, params, *batch, encode=stacked_layers(layer)
+    )
+    assert_close(found, expected, 1e-12)
+
+
+@FEW_OR_MANY
+def test_one_function_that_returns_all_losses(num_tasks, float64):
+    def losses(params, x, y):
+        return jnp.mean((encode(params, x, y) @ params["heads"].T - y) ** 2, axis=0)
+
+    params, batch = make_params(num_tasks), make_batch(num_tasks)
+    results = []
+    for layerwise in (True, False):
+        oracle = mtlopt.task_grad(
+            losses, "shared", tasks=tasks_of(num_tasks), layerwise=layerwise
+        )
+        assert isinstance(oracle(params, *batch).rows(), LayerwiseRows) == layerwise
+        run = jax.jit(lambda *args, oracle=oracle: everything(oracle(*args)))
+        results.append(run(params, *batch))
+    assert_close(*results, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("known", "num_tasks"), [(True, 12), slow(True, 3), slow(False, 12), (False, 3)]
+)
+def test_absent_tasks_may_be_nan(known, num_tasks, float64):
+    """And nothing of them reaches the others."""
+    params, (x, y) = make_params(num_tasks), make_batch(num_tasks)
+    y = y.at[:, 1].set(jnp.nan)
+    present = np.arange(num_tasks) != 1
+    results = []
+    for layerwise in (True, False):
+        oracle = make_oracle(num_tasks, layerwise=layerwise)
+
+        def run(params, mask, oracle=oracle, layerwise=layerwise):
+            grads = oracle(params, x, y, present=present if known else mask)
+            assert isinstance(grads.rows(), LayerwiseRows) == layerwise
+            return everything(grads)
+
+        results.append(jax.jit(run, compiler_options=QUICK)(params, present))
+    assert_close(*results, 1e-12)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(results[0]))
+
+
+@pytest.mark.slow
+def test_seeds_may_be_mapped_over(float64):
+    batch = make_batch(12)
+    params = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *[make_params(12, seed=s) for s in range(2)]
+    )
+
+    def run(layerwise):
+        oracle = make_oracle(12, layerwise=layerwise)
+        return jax.vmap(lambda params: everything(oracle(params, *batch)))(params)
+
+    assert_close(run(True), run(False), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "size"), [(3, 1e-25), slow(3, 1e15), slow(12, 1e-25), (12, 1e15)]
+)
+def test_norms_whose_squares_are_no_numbers(num_tasks, size):
+    """In float32, and with inputs or losses that are so small or large."""
+    params, (x, y) = make_params(num_tasks), make_batch(num_tasks)
+
+    def function(grads):
+        grads = grads.scale_by(jnp.full(num_tasks, size))
+        scaled = grads.rows().scaled_gramian(None)
+        norms = jnp.sqrt(jnp.diagonal(scaled.matrix)) / scaled.scales
+        return norms / size, grads.rows().norms() / size
+
+    found, expected = both_ways(num_tasks, function, params, x, y)
+    assert_close(found, expected, 3e-6)
+    assert np.all(found[0] > 0)
+
+
+def half(params, x, y):
+    cast = functools.partial(jax.tree.map, lambda leaf: leaf.astype(jnp.bfloat16))
+    return encode(cast(params), cast(x), y).astype(jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_tasks"),
+    [("compute", 3), slow("compute", 12), slow("params", 3), slow("params", 12)],
+)
+def test_bfloat16_is_nearer_to_float32_than_rows_are(kind, num_tasks):
+    """Rows are rounded entry by entry, factors are not."""
+    params, batch = make_params(num_tasks), make_batch(num_tasks)
+    if kind == "params":
+        cast = functools.partial(jax.tree.map, lambda leaf: leaf.astype(jnp.bfloat16))
+        params = {**params, "encoder": cast(params["encoder"])}
+
+    def function(grads):
+        rows = grads.rows()
+        products = rows.scaled_gramian(None).matrix
+        return products, rows.combine(jnp.ones(num_tasks))
+
+    def run(params, encode):
+        return both_ways(num_tasks, function, params, *batch, encode=encode)
+
+    (found, step), (rows, rows_step) = run(params, half)
+    exact, exact_step = run(
+        jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), encode
+    )[1]
+    size = np.max(np.abs(exact))
+    assert np.max(np.abs(found - rows)) <= 1e-2 * size
+    assert found.dtype == jnp.float32
+    assert [leaf.dtype for leaf in step] == [leaf.dtype for leaf in rows_step]
+    for left, right in zip(step, rows_step, strict=True):
+        largest = float(jnp.max(jnp.abs(right)))
+        assert float(jnp.max(jnp.abs(left - right))) <= 2e-2 * largest
+    del exact_step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_tasks", [2, 3, 12])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+def test_updates_of_every_method(num_tasks, dtype):
+    names = [n for n in METHODS if METHODS[n].min_tasks <= num_tasks]
+    with jax.enable_x64(dtype == np.float64):
+        params, batch = make_params(num_tasks), make_batch(num_tasks)
+        for name in names:
+            method = METHODS[name].make(
+                num_tasks, labels={"encoder": "shared", "heads": "stacked"}
+            )
+
+            def run(layerwise, method=method):
+                oracle = make_oracle(num_tasks, layerwise=layerwise)
+
+                @functools.partial(jax.jit, compiler_options=QUICK)
+                def step(params):
+                    grads = oracle(params, *batch)
+                    state = method.init(params)
+                    _, state = method.update(grads, state, params)
+                    return method.update(grads, state, params)[0]
+
+                return step(params)
+
+            assert_close(run(True), run(False), 1e-4 if dtype == np.float32 else 1e-9)
+
+
+@FEW_OR_MANY
+@pytest.mark.parametrize(
+    "name", [slow("db_mtl"), "aligned_mtl", slow("excess_mtl"), slow("gradnorm")]
+)
+def test_methods_on_rows_that_are_kept(name, num_tasks, float64):
+    """Weightings and `leave_out_not_finite` keep what the aggregator reads again."""
+    batch, params = make_batch(num_tasks), make_params(num_tasks)
+    labels = {"encoder": "shared", "heads": "stacked"}
+    method = METHODS[name].make(num_tasks, labels=labels)
+
+    def function(grads):
+        state = method.init(params)
+        kept = grads.leave_out_not_finite()
+        return method.update(kept.keep_rows(), state, params)[0]
+
+    found, expected = both_ways(num_tasks, function, params, *batch)
+    assert_close(found, expected, 1e-9)
+
+
+@FEW_OR_MANY
+def test_kept_rows_are_those_of_the_scaled_losses(num_tasks, float64):
+    params, batch = make_params(num_tasks), make_batch(num_tasks)
+    factors = jnp.linspace(0.5, 2, num_tasks)
+
+    def function(grads):
+        kept = grads.keep_rows().scale_by(factors)
+        assert not isinstance(kept.keep_rows(entries=True).rows(), LayerwiseRows)
+        return everything(kept), kept.total(), kept.jacobian()
+
+    found, expected = both_ways(num_tasks, function, params, *batch)
+    assert_close(found, expected, 1e-12)
+
+
+def test_which_rows_an_oracle_makes():
+    params, batch = make_params(12), make_batch(12)
+
+    def kind(num_tasks=12, **options):
+        oracle = make_oracle(num_tasks, **options)
+        args = (make_params(num_tasks), *make_batch(num_tasks))
+        return type(oracle(*args).rows())
+
+    assert kind(layerwise=True) == SummedProducts
+    assert kind(3, layerwise=True) == KeptProducts
+    assert kind(layerwise=False) == MaterialRows
+    assert kind(streaming=True) not in (SummedProducts, KeptProducts)
+    assert kind(1, layerwise=True) == MaterialRows
+    assert make_oracle(12)(params, *batch).in_latent_space().rows().leaves()
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    assert kind() == (SummedProducts if alone else MaterialRows)
+
+
+def test_wrong_options():
+    with pytest.raises(ValueError, match="`layerwise` must be"):
+        make_oracle(2, layerwise="always")
+    with pytest.raises(ValueError, match="`layerwise` must be False or 'auto'"):
+        make_oracle(2, layerwise=True, streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "sizes", "expected"),
+    [
+        (2, (16, 512, 512), True),  # 2 * 31/32 against 1 + 1/32
+        (2, (256, 512, 512), False),  # 1 against 1.5
+        (3, (256, 512, 512), True),  # 1.5 against 1.5
+        (40, (256, 128, 512), False),  # more positions than inputs
+        (40, (16, 512, 1), False),  # 38.75 against 17 is more, a head of one output not
+    ],
+)
+def test_where_it_pays(num_tasks, sizes, expected):
+    positions, inputs, outputs = sizes
+    rows = num_tasks * positions * inputs * outputs
+    undone = positions**2 * (num_tasks * outputs + inputs)
+    undone += positions * inputs * outputs
+    assert pays(num_tasks, *sizes) == (undone <= rows)
+    if outputs > 1:
+        assert pays(num_tasks, *sizes) == expected
+
+
+def test_explanation_of_a_step():
+    params, batch = make_params(12), make_batch(12)
+    plan = make_oracle(12, layerwise=True).explain(params, *batch)
+    ways = {leaf.path: leaf.layerwise for leaf in plan.leaves}
+    assert ways == {
+        f"encoder/{i}/{name}": name == "kernel"
+        for i in range(3)
+        for name in ("bias", "kernel")
+    }
+    assert plan.leaves[1].sizes == (BATCH, WIDTH, WIDTH)
+    assert plan.temporary_bytes > 0
+    assert "encoder/0/kernel" in str(plan)
+    shapes = jax.eval_shape(lambda: (params, *batch))
+    method = mtlopt.mgda(12)
+    plan = make_oracle(12, layerwise=False).explain(*shapes, method=method)
+    assert {leaf.reason for leaf in plan.leaves if leaf.sizes} == {"layerwise=False"}
+    assert not any(leaf.layerwise for leaf in plan.leaves)
+
+
+def wide_problem(num_tasks, batch_size, width, depth=3):
+    """Kernels alone, so that operations are those of the formula."""
+    params = {
+        "encoder": [jnp.zeros((width, width))] * depth,
+        "heads": jnp.zeros((num_tasks, width)),
+    }
+    batch = jnp.zeros((batch_size, width)), jnp.zeros((batch_size, num_tasks))
+
+    def encode(params, x, y):
+        for kernel in params["encoder"]:
+            x = jnp.maximum(x @ kernel, 0)
+        return x
+
+    return params, batch, encode
+
+
+@cpu_only
+@pytest.mark.parametrize(
+    ("num_tasks", "batch_size"), [(3, 32), slow(8, 32), slow(8, 64)]
+)
+def test_operations_fall_as_the_formula_says(num_tasks, batch_size):
+    """Of Gramian and combination, in products `[R, m] x [m, n]` of one layer."""
+    width, depth = 256, 3
+    params, batch, encode = wide_problem(num_tasks, batch_size, width, depth)
+
+    def operations(layerwise):
+        oracle = make_oracle(num_tasks, encode, layerwise=layerwise)
+
+        def step(params, *batch):
+            grads = oracle(params, *batch)
+            rows = grads.rows()
+            weights = jnp.sum(rows.gramian(), axis=0)
+            return rows.combine(weights)
+
+        program = jax.jit(step).lower(params, *batch).compile()
+        return program.cost_analysis()["flops"]
+
+    share, unit = batch_size / width, 2 * batch_size * width**2
+    # Rows: T products; pairs of products or all; one combination, one number each.
+    pairs = num_tasks * (num_tasks + 1) / 2 if num_tasks <= 4 else num_tasks**2
+    rows = num_tasks * unit + pairs * 2 * width**2 + 2 * num_tasks * width**2
+    undone = unit * (num_tasks * share + share + 1)
+    undone += (pairs + num_tasks) * 2 * batch_size * width
+    saved = depth * (rows - undone)
+    assert saved > 0
+    measured = operations(False) - operations(True)
+    assert abs(measured - saved) <= 0.05 * saved
+
+
+@cpu_only
+def test_memory_of_many_tasks():
+    """Three arrays of cotangents: the latent's and two layers'. Rows are T kernels."""
+    num_tasks, batch_size, width = 40, 16, 256
+    params, batch, encode = wide_problem(num_tasks, batch_size, width)
+
+    def update(layerwise, name):
+        oracle = make_oracle(num_tasks, encode, layerwise=layerwise)
+        method = METHODS[name].make(num_tasks)
+
+        def step(params, *batch):
+            state = method.init(params)
+            return method.update(oracle(params, *batch), state, params)[0]
+
+        return temporary_bytes(step, params, *batch)
+
+    cotangents = 4 * num_tasks * batch_size * width
+    for name in ("mgda", "aligned_mtl"):
+        assert update(True, name) <= 3.7 * cotangents
+    assert update(False, "mgda") >= 3 * 4 * num_tasks * width**2
