@@ -180,6 +180,8 @@ class PullbackLinearization:
         )
 
     def without(self, hidden: np.ndarray) -> "PullbackLinearization":
+        if self.kept_factors is not None:
+            return self  # its rows are made, and masked by `present`
         seen = ~hidden if self.members is None else self.members.mask & ~hidden
         return dataclasses.replace(self, members=Members.of(seen))
 

@@ -108,7 +108,7 @@ FRAMEWORKS = (plain, kernel_on_the_left, in_nnx, in_linen, in_equinox, in_haiku)
 
 
 def read(encode, params, accept=lambda *_: True):
-    """The leaves' pullback with products undone, and two tasks' latent cotangents."""
+    """The pullback with products undone, as it is, and cotangents of two tasks."""
     leaves, treedef = jax.tree.flatten(params)
     z, pull = jax.vjp(lambda leaves: encode(treedef.unflatten(leaves)), leaves)
     keys = jax.random.split(jax.random.key(7), 2)
@@ -306,14 +306,30 @@ def _clipped_jvp(primals, tangents):
     return clipped(*primals), tangents[0]
 
 
-@pytest.mark.parametrize(("dense", "found"), [(doubled, 2), (tripled, 0)])
-def test_rules_of_the_user_hold_around_a_product(dense, found):
-    """A number that multiplies the product itself makes a row of it."""
+def test_kernels_in_units_of_their_own_are_found():
+    """The number may be a result of the forward pass."""
 
+    def encode(params):
+        size = jnp.sum(WIDE**2)
+        return jnp.tanh(WIDE @ (params[0] / size)) @ (0.3 * params[1].T)
+
+    assert check(encode, (KERNELS[0], KERNELS[1])) == 2
+
+    def looped(params):
+        def layer(x, kernel):
+            return jnp.tanh(x @ (kernel / 3)), None
+
+        return jax.lax.scan(layer, WIDE, params)[0]
+
+    assert check(looped, KERNELS) == 1
+
+
+@pytest.mark.parametrize("dense", [doubled, tripled])
+def test_rules_of_the_user_hold_around_a_product(dense):
     def encode(params):
         return dense(jnp.tanh(dense(WIDE, params[0])), params[1])
 
-    assert check(encode, (KERNELS[0], KERNELS[1])) == found
+    assert check(encode, (KERNELS[0], KERNELS[1])) == 2
 
 
 def test_rules_of_the_user_hold_for_an_activation():

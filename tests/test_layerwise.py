@@ -9,8 +9,8 @@ import pytest
 
 import mtlopt
 from mtlopt import METHODS
-from mtlopt.rows import MaterialRows
 from mtlopt.rows.layerwise import KeptProducts, LayerwiseRows, SummedProducts, pays
+from mtlopt.rows.material import MaterialRows
 from tests.marks import cpu_only
 from tests.problems import QUICK, assert_close, temporary_bytes
 
@@ -400,6 +400,19 @@ def test_kept_rows_are_those_of_the_scaled_losses(num_tasks, float64):
     assert_close(found, expected, 1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_tasks", [3, 12])
+def test_tasks_may_be_hidden_after_rows_are_kept(num_tasks, float64):
+    params, batch = make_params(num_tasks), make_batch(num_tasks)
+
+    def function(grads):
+        kept = grads.keep_rows().without_rows(np.arange(num_tasks) == 1)
+        return everything(kept), grads.without_rows(np.arange(num_tasks) == 1).total()
+
+    found, expected = both_ways(num_tasks, function, params, *batch)
+    assert_close(found, expected, 1e-12)
+
+
 def test_which_rows_an_oracle_makes():
     params, batch = make_params(12), make_batch(12)
 
@@ -461,6 +474,13 @@ def test_explanation_of_a_step():
     method = mtlopt.mgda(12)
     plan = make_oracle(12, layerwise=False).explain(*shapes, method=method)
     assert {leaf.reason for leaf in plan.leaves if leaf.sizes} == {"layerwise=False"}
+    assert not any(leaf.layerwise for leaf in plan.leaves)
+    losses = {t: lambda p, x, y: jnp.sum(p["encoder"]["0"]["bias"]) for t in "ab"}
+    plan = mtlopt.task_grad(losses, "shared").explain(params, *batch)
+    assert {leaf.reason for leaf in plan.leaves} == {
+        "there is no pullback that all tasks share"
+    }
+    plan = make_oracle(12, microbatches=2).explain(params, batch)
     assert not any(leaf.layerwise for leaf in plan.leaves)
 
 

@@ -3,9 +3,9 @@
     python -m experiments.bench.layerwise [--tasks 40] [--batch 16 64 256] [--separate]
 
 An MLP of 128 inputs and four layers of 512, with Adam or `--bare` without. Steps on one
-core and one thread take turns, CPU time, minimum over the rounds. `correlated` is a batch whose tasks have
-heads and labels that are nearly the same, so that cosines are about 0.999 and methods
-look at the rows again.
+core and one thread take turns, CPU time, minimum over the rounds. `--correlated` is a
+batch whose tasks have heads and labels that are nearly the same, so that cosines are
+about 0.999 and methods look at the rows again.
 """
 
 import dataclasses

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from mtlopt.linalg.gramian import solver_dtype
+
 # From positions, inputs and outputs of a product to whether it is left undone.
 Accept = Callable[[int, int, int], bool]
 
@@ -39,6 +41,8 @@ class Product(NamedTuple):
       x_first: whether the result has the axes of `x` before those of `d`.
       eqn: the contraction.
       steps: equations from its result to the gradient.
+      scales: numbers that multiply the result, or divide it: pairs of a variable that
+        does not depend on the cotangent and the primitive.
     """
 
     x: Any
@@ -50,6 +54,7 @@ class Product(NamedTuple):
     x_first: bool
     eqn: Any
     steps: tuple[Any, ...]
+    scales: tuple[tuple[Any, Any], ...]
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -64,9 +69,18 @@ class Product(NamedTuple):
         """Of the contraction."""
         return self.eqn.params["precision"]
 
-    def x_matrix(self, value: jax.Array) -> jax.Array:
-        """Returns `x` as `[positions, inputs]`, with one axis of layers before."""
-        return _as_matrix(value, self.x_batch, self.x_axes)
+    def x_matrix(self, value: jax.Array, scales: Sequence[Any]) -> jax.Array:
+        """Returns `x` as `[positions, inputs]`, with one axis of layers before.
+
+        Args:
+          value: of `x`.
+          scales: values of the variables of `scales`.
+        """
+        value = _as_matrix(value, self.x_batch, self.x_axes)
+        for (_, primitive), number in zip(self.scales, scales, strict=True):
+            wide = value.astype(solver_dtype([value]))
+            value = primitive.bind(wide, jnp.full_like(wide, number))
+        return value
 
     def d_matrix(self, value: jax.Array) -> jax.Array:
         """Returns `d` as `[positions, outputs]`, with one axis of layers before."""
@@ -155,26 +169,44 @@ class Program:
 
     def find(self, var: Any) -> Found | None:
         """Returns how a variable is made if it is a product."""
-        steps, eqn = [], self._maker(var)
-        while eqn is not None and eqn.primitive.name in _REARRANGE:
-            steps.append(eqn)
-            var = eqn.invars[0]
+        steps, scales, eqn = [], [], self._maker(var)
+        while eqn is not None:
+            number = self._scale(eqn)
+            if eqn.primitive.name in _REARRANGE:
+                steps.append(eqn)
+                var = eqn.invars[0]
+            elif number is not None:
+                scales.append((number, eqn.primitive))
+                var = next(v for v in eqn.invars if v is not number)
+            else:
+                break
             eqn = self._maker(var)
         if eqn is None:
             return None
         rest = tuple(reversed(steps))
         if eqn.primitive.name == "dot_general":
-            return self._product(eqn, rest)
+            return self._product(eqn, rest, tuple(scales))
         body, place = self.bodies.get(id(eqn)), eqn.outvars.index(var)
-        if body is None or place < eqn.params["num_carry"]:
+        if body is None or place < eqn.params["num_carry"] or scales:
             return None
         inner = body.find(body.jaxpr.outvars[place])
         return None if inner is None else Looped(eqn, inner, rest)
 
+    def _scale(self, eqn: Any) -> Any:
+        """Returns the number by which an equation multiplies, or divides, or None."""
+        places = {"mul": (0, 1), "div": (1,)}.get(eqn.primitive.name, ())
+        for place in places:
+            var = eqn.invars[place]
+            if var.aval.shape == () and not self.is_moving(var):
+                return var
+        return None
+
     def _maker(self, var: Any) -> Any:
         return None if isinstance(var, core.Literal) else self._makers.get(var)
 
-    def _product(self, eqn: Any, steps: tuple[Any, ...]) -> Product | None:
+    def _product(
+        self, eqn: Any, steps: tuple[Any, ...], scales: tuple[Any, ...]
+    ) -> Product | None:
         (left_axes, right_axes), (left_batch, right_batch) = eqn.params[
             "dimension_numbers"
         ]
@@ -189,7 +221,7 @@ class Program:
         ]
         x_first = self.is_moving(right)
         x, d = factors if x_first else factors[::-1]
-        return Product(x[0], d[0], x[1], d[1], x[2], d[2], x_first, eqn, steps)
+        return Product(x[0], d[0], x[1], d[1], x[2], d[2], x_first, eqn, steps, scales)
 
 
 def pullback_program(pull: Callable[..., Any], cotangent: Any) -> Program:

@@ -171,7 +171,7 @@ def pull_with_products(
     program = pullback_program(pull, cotangent)
     jaxpr = program.jaxpr
     found = [
-        p if isinstance(p, Product) and not p.x_batch else None
+        p if isinstance(p, Product) and not p.x_batch and not p.scales else None
         for p in find_products(program, lambda *_: True)
     ]
     factors = [var for p in found if p is not None for var in (p.x, p.d)]
@@ -180,7 +180,7 @@ def pull_with_products(
     results = evaluate(jaxpr, jaxpr.eqns, values, [*jaxpr.outvars, *factors])
     leaves, rest = results[: len(found)], iter(results[len(found) :])
     matrices = [
-        None if p is None else (p.x_matrix(next(rest)), p.d_matrix(next(rest)))
+        None if p is None else (p.x_matrix(next(rest), ()), p.d_matrix(next(rest)))
         for p in found
     ]
     layouts = [None if p is None else Layout.of(p) for p in found]

@@ -206,7 +206,9 @@ class Plan:
         ends = [p.d for p in self.products.values()]
         ends += [*self.rows.values(), *self.outputs]
         moving, fixed_wanted = self._needed(ends)
-        fixed_wanted |= set(variables([p.x for p in self.products.values()]))
+        for product in self.products.values():
+            numbers = [var for var, _ in product.scales]
+            fixed_wanted |= set(variables([product.x, *numbers]))
         fixed_wanted |= {v for v in variables(outputs) if not program.is_moving(v)}
         self.fixed = _needed_of(
             [e for e in program.jaxpr.eqns if not program.moving & set(e.outvars)],
@@ -314,7 +316,8 @@ class Plan:
                 live = live | dict(zip(step.makes, out, strict=True))
             for key in step.products:
                 product = self.products[key]
-                x = product.x_matrix(_value(fixed, product.x))
+                numbers = [_value(fixed, var) for var, _ in product.scales]
+                x = product.x_matrix(_value(fixed, product.x), numbers)
                 d = _each(product.d_matrix, live[product.d])
                 if add is None:
                     kept[key] = (x, d)
@@ -399,7 +402,7 @@ class Plan:
             ]
             made = [value_of(inner, True, still, moved) for _, inner in kept_stacks]
             for key, product in plan.products.items():
-                if key in kept and product.x in whole:
+                if key in kept and product.x in whole and not product.scales:
                     kept[key] = (None, kept[key][1])  # it exists as a stack
             return (state, total), (made, kept)
 
@@ -422,7 +425,7 @@ class Plan:
         for key, (x, d) in kept.items():
             if x is None:
                 product = plan.products[key]
-                x = jax.vmap(product.x_matrix)(whole[product.x])
+                x = jax.vmap(lambda x, p=product: p.x_matrix(x, ()))(whole[product.x])
             found[key] = (_flat_layers(x), _each(_flat_layers, tasks.layers_second(d)))
         return results, found, total
 
