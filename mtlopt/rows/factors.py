@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from mtlopt.linalg.gramian import solver_dtype
+from mtlopt.linalg.dtypes import solver_dtype
 
 # From positions, inputs and outputs of a product to whether it is left undone.
 Accept = Callable[[int, int, int], bool]

@@ -311,7 +311,8 @@ def sample_leaves(
             # A bias: the products of its rows are those of the factors `d`.
             free = any(var is factor for factor in factors)
             few = groups.num_samples <= groups.num_tasks and task_rows is not None
-            if isinstance(product, Product) and not product.x_batch:
+            simple = isinstance(product, Product) and not product.x_batch
+            if simple and not product.scales:
                 form = _form(groups, *product.sizes)
                 forms.append((product, dtype, form == "pairs"))
                 wanted.append((product.x, product.d))
@@ -335,7 +336,7 @@ def sample_leaves(
         for group, (product, _, _) in zip(wanted, forms, strict=True):
             read = [values[var] for var in group]
             if product is not None:
-                read = [product.x_matrix(read[0]), product.d_matrix(read[1])]
+                read = [product.x_matrix(read[0], ()), product.d_matrix(read[1])]
             out.append(read)
         return out
 
