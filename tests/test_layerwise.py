@@ -10,7 +10,7 @@ import pytest
 import mtlopt
 from mtlopt import METHODS
 from mtlopt.rows.layerwise import KeptProducts, LayerwiseRows, SummedProducts, pays
-from mtlopt.rows.material import MaterialRows
+from mtlopt.rows.material import PulledRows
 from tests.marks import cpu_only
 from tests.problems import QUICK, assert_close, temporary_bytes
 
@@ -423,12 +423,12 @@ def test_which_rows_an_oracle_makes():
 
     assert kind(layerwise=True) == SummedProducts
     assert kind(3, layerwise=True) == KeptProducts
-    assert kind(layerwise=False) == MaterialRows
+    assert kind(layerwise=False) == PulledRows
     assert kind(streaming=True) not in (SummedProducts, KeptProducts)
-    assert kind(1, layerwise=True) == MaterialRows
+    assert kind(1, layerwise=True) == PulledRows
     assert make_oracle(12)(params, *batch).in_latent_space().rows().leaves()
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    assert kind() == (SummedProducts if alone else MaterialRows)
+    assert kind() == (SummedProducts if alone else PulledRows)
 
 
 def test_wrong_options():

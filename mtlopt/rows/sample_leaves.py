@@ -311,8 +311,7 @@ def sample_leaves(
             # A bias: the products of its rows are those of the factors `d`.
             free = any(var is factor for factor in factors)
             few = groups.num_samples <= groups.num_tasks and task_rows is not None
-            simple = isinstance(product, Product) and not product.x_batch
-            if simple and not product.scales:
+            if isinstance(product, Product) and not (product.x_batch or product.scales):
                 form = _form(groups, *product.sizes)
                 forms.append((product, dtype, form == "pairs"))
                 wanted.append((product.x, product.d))
