@@ -11,6 +11,7 @@ from mtlopt.linalg.normalise import nan_unless_finite, safe_divide
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
 from mtlopt.linalg.two_floats import exactly
+from mtlopt.linalg.two_tasks import AXES_OF_TWO, Pair, look_at_two, solve_two
 from mtlopt.linalg.unit_rows import (
     GRAMIAN_RTOL,
     Rotated,
@@ -53,37 +54,25 @@ def equiangular_ray(
       preference: `p`, `[tasks]`; None for ones. Its length does not matter.
       rotated: see `unit_rows`.
     """
-    units = unit_rows(
-        *jax.lax.stop_gradient((cosines, norms)), rotated=constant(rotated)
-    )
-    there = (units.norms != 0).astype(cosines.dtype)
+    find = look_at_two if len(norms) == 2 else unit_rows
+    units = find(*jax.lax.stop_gradient((cosines, norms)), rotated=constant(rotated))
+    there = (norms != 0).astype(cosines.dtype)
     target = there if preference is None else there * preference.astype(cosines.dtype)
     return _ray(cosines, target, units)
 
 
 @jax.custom_jvp
-def _ray(cosines: jax.Array, target: jax.Array, units: UnitRows) -> Ray:
+def _ray(cosines: jax.Array, target: jax.Array, units: UnitRows | Pair) -> Ray:
     """Returns the ray of unit rows; their cosines have the derivative."""
     del cosines
-    singular, axes, norms, look = units
-    kept = jnp.where(singular == 0, 0, dot(axes.T, target))
-    stretched = safe_divide(kept, singular)
-    inside, size, square, total = reduce_each(
-        sums=[kept**2, target**2, stretched**2, singular]
-    )
-    found = dot(axes, safe_divide(stretched, singular)), square
-    if look is not None:
-        # At missing rank no norm decides, and rotated rows may have a rank of noise.
-        is_full = jnp.sum(singular > 0) == jnp.sum(norms > 0)
-        precisely = look.is_used & is_full
-        if len(norms) == 2:
-            solved = _solve_two(look, target)
-            found = jax.tree.map(lambda a, b: jnp.where(precisely, a, b), solved, found)
-        else:
-            found = jax.lax.cond(
-                precisely, _solve_precisely, lambda *_: found, look, norms, target
-            )
-    coefficients, square = found
+    squares, axes = _axes(units)
+    if isinstance(units, Pair):
+        coefficients, square, kept = solve_two(units, target)
+        zero = units.zero
+    else:
+        coefficients, square, kept = _solve(units, target)
+        zero = jnp.sum(squares)
+    inside, size = reduce_each(sums=[kept**2, target**2])
     # The same tolerance as the rank rule, which decides what the rows' space is.
     is_orthogonal = inside <= GRAMIAN_RTOL * jnp.finfo(axes.dtype).eps * size
     length = jnp.where(is_orthogonal, 0, jnp.sqrt(square))
@@ -91,7 +80,35 @@ def _ray(cosines: jax.Array, target: jax.Array, units: UnitRows) -> Ray:
         coefficients=safe_divide(coefficients, length),
         cosines=safe_divide(dot(axes, kept), length),
     )
-    return jax.tree.map(lambda x: nan_unless_finite(x, total), ray)
+    return jax.tree.map(lambda x: nan_unless_finite(x, zero), ray)
+
+
+def _axes(units: UnitRows | Pair) -> tuple[jax.Array, jax.Array]:
+    """Returns the eigenvalues of the cosines, zero where there is no rank, and axes."""
+    if isinstance(units, UnitRows):
+        return units.singular**2, units.axes
+    return units.squares, jnp.asarray(AXES_OF_TWO, units.squares.dtype)
+
+
+def _solve(
+    units: UnitRows, target: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns what `solve_two` does, for any number of tasks."""
+    singular, axes, norms, look = units
+    kept = jnp.where(singular == 0, 0, dot(axes.T, target))
+    stretched = safe_divide(kept, singular)
+    found = dot(axes, safe_divide(stretched, singular)), jnp.sum(stretched**2)
+    if look is not None:
+        # At missing rank no norm decides, and rotated rows may have a rank of noise.
+        is_full = jnp.sum(singular > 0) == jnp.sum(norms > 0)
+        found = jax.lax.cond(
+            look.is_used & is_full,
+            _solve_precisely,
+            lambda *_: found,
+            *(look, norms, target),
+        )
+    coefficients, square = found
+    return coefficients, square, kept
 
 
 @_ray.defjvp
@@ -105,12 +122,13 @@ def _ray_jvp(primals: Any, tangents: Any) -> Any:
     """
     cosines, target, units = primals
     ray = _ray(*primals)
-    axes, has_rank = units.axes, units.singular > 0
+    squares, axes = _axes(units)
+    has_rank = squares > 0
     wanted, shift, solved, reached = (
         dot(axes.T, x) for x in (target, tangents[1], ray.coefficients, ray.cosines)
     )
     change = dot(axes.T, dot(tangents[0], axes))
-    inverse = safe_divide(jnp.ones_like(wanted), units.singular**2)
+    inverse = safe_divide(jnp.ones_like(wanted), squares)
     inside = jnp.where(has_rank, wanted, 0)
     length = safe_divide(jnp.sqrt(jnp.sum(inside**2)), jnp.sqrt(jnp.sum(reached**2)))
     shift, outside = (safe_divide(x, length) for x in (shift, wanted - inside))
@@ -124,31 +142,6 @@ def _ray_jvp(primals: Any, tangents: Any) -> Any:
 
     refused = first_only(cosines)
     return ray, Ray(dot(axes, moved) + refused, dot(axes, image) + refused)
-
-
-def _solve_two(look: SecondLook, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    r"""Solves `C y = p` for two rows that nearly are parallel.
-
-    .. math:: y = Q (L C' L)^{-1} Q^T N p, \qquad N_{ii}^2 = (Q L C' L Q^T)_{ii}
-
-    as `_solve_precisely`. Here Q has the sum and the difference of two rows, so that
-    the difference of the norms N is the inner product of both, of which no digit is
-    lost.
-
-    Returns:
-      `y` and `|x|^2 = y^T C y`.
-    """
-    axes = 0.5**0.5 * jnp.sign(look.basis)  # Q, of which equal entries must be equal
-    (first, second), cosine = look.lengths, look.cosines[0, 1]
-    mean = jnp.sqrt((first**2 + second**2) / 2)
-    apart = axes[0, 0] * axes[0, 1] * cosine * first * second / mean
-    difference = apart * jnp.array([1, -1], axes.dtype) * target
-    wanted = mean * dot(axes.T, target) + dot(axes.T, difference)
-    wanted = safe_divide(wanted, look.lengths)
-    # The inverse of two cosines; they are one only without rank, where this is dropped.
-    solved = safe_divide(wanted - cosine * wanted[::-1], (1 - cosine) * (1 + cosine))
-    weights = dot(axes, safe_divide(solved, look.lengths))
-    return weights, dot(wanted, solved)
 
 
 def _solve_precisely(

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.decompositions import axes_of_columns
 from mtlopt.linalg.jacobi import rotate_columns
 from mtlopt.linalg.normalise import (
     Gramian,
@@ -17,6 +16,7 @@ from mtlopt.linalg.normalise import (
     scale_of,
 )
 from mtlopt.linalg.products import diagonal, dot
+from mtlopt.linalg.two_tasks import Plane, axes_of_two, look_at_two, plane_of_two
 from mtlopt.linalg.unit_rows import (
     WELL_CONDITIONED,
     Rotated,
@@ -75,7 +75,7 @@ def principal_axes(
     """
     gramian = only_present(gramian, present)
     if len(gramian) == 2:
-        return axes_of_units(unit_rows(*normalise(gramian), rotated))
+        return axes_of_plane(principal_plane(gramian, rotated=rotated))
     # In units of the longest row: no eigenvalue overflows that no entry does.
     matrix, scale = common_scale(gramian)
     largest = jnp.max(jnp.abs(diagonal(matrix)))
@@ -89,6 +89,25 @@ def principal_axes(
     return look_again(
         is_enough, _direct, _graded, rotated, gramian, values, vectors, unit
     )
+
+
+def principal_plane(
+    gramian: Gramian,
+    present: jax.Array | None = None,
+    rotated: Rotated | None = None,
+) -> Plane:
+    """Returns what the axes of two tasks follow from, see `principal_axes`."""
+    cosines, norms = normalise(gramian, present)
+    pair = look_at_two(cosines, norms, rotated)
+    plane = plane_of_two(pair, norms)
+    return plane._replace(largest=plane.largest + pair.zero)
+
+
+def axes_of_plane(plane: Plane) -> Axes:
+    """Returns the axes of two tasks."""
+    singular, right = axes_of_two(plane)
+    rank = jnp.sum(singular > 0, dtype=jnp.int32)
+    return Axes(singular, right, rank)
 
 
 def _direct(
@@ -157,18 +176,6 @@ def graded_svd(matrix: jax.Array, rank: jax.Array) -> Axes:
       >>> print(graded_svd(jnp.diag(jnp.array([1e-6, 3.0])), jnp.array(2)).singular)
       [3.e+00 1.e-06]
     """
-    if len(matrix) == 2:
-        singular, right = axes_of_columns(matrix)
-    else:
-        singular, right = _sorted_svd(matrix)
-    kept = jnp.arange(len(matrix), dtype=jnp.int32) < rank
-    # A rank of zero would hide the NaN of a lone task.
-    singular = nan_unless_finite(jnp.where(kept, singular, 0), matrix)
-    return Axes(singular, right, rank)
-
-
-def _sorted_svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the singular values and right singular vectors, columns sorted first."""
     scale = scale_of(jnp.max(jnp.abs(matrix)))  # no square overflows
     matrix *= scale
     ones = jnp.ones(len(matrix), matrix.dtype)
@@ -182,7 +189,10 @@ def _sorted_svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     noise = -rounding(matrix) * minus_norms
     triangle = jnp.where(jnp.abs(triangle) <= noise[None], 0, triangle)
     right, singular = _left_axes(triangle.T)
-    return singular / scale, dot(sort.T, right)
+    kept = indices < rank
+    # A rank of zero would hide the NaN of a lone task.
+    singular = nan_unless_finite(jnp.where(kept, singular / scale, 0), matrix)
+    return Axes(singular, dot(sort.T, right), rank)
 
 
 def _left_axes(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:

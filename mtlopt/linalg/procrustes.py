@@ -14,8 +14,14 @@ from mtlopt.linalg.normalise import (
     only_present,
     safe_divide,
 )
-from mtlopt.linalg.principal_axes import Axes, principal_axes
+from mtlopt.linalg.principal_axes import (
+    Axes,
+    axes_of_plane,
+    principal_axes,
+    principal_plane,
+)
 from mtlopt.linalg.products import diagonal, dot
+from mtlopt.linalg.two_tasks import Plane, align_two
 from mtlopt.linalg.unit_rows import Rotated
 
 Scale = Literal["min", "median", "rmse"]
@@ -40,18 +46,20 @@ def align(
       scale: see `aligned_matrix`.
     """
     gramian = only_present(gramian, present)
-    axes = principal_axes(jax.lax.stop_gradient(gramian), rotated=constant(rotated))
-    matrix, unit = common_scale(gramian)
-    largest = axes.singular[0] * unit
-    relative = safe_divide(safe_divide(matrix, largest), largest)
-    return _align(relative, axes, scale)
+    find = principal_plane if len(gramian) == 2 else principal_axes
+    axes = find(jax.lax.stop_gradient(gramian), rotated=constant(rotated))
+    return _align(*common_scale(gramian), axes, scale)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _align(relative: jax.Array, axes: Axes, scale: Scale) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _align(
+    gramian: jax.Array, unit: jax.Array, axes: Axes | Plane, scale: Scale
+) -> jax.Array:
     """Returns the aligned matrix of the axes of a Gramian, which has the derivative."""
-    del relative
-    return aligned_matrix(axes, scale)
+    del gramian, unit
+    if isinstance(axes, Axes):
+        return aligned_matrix(axes, scale)
+    return align_two(axes, is_mean=scale == "rmse")
 
 
 @_align.defjvp
@@ -67,14 +75,17 @@ def _align_jvp(scale: Scale, primals: Any, tangents: Any) -> Any:
     taken to stay so, as those of duplicate rows do. Half of the diagonal of K is by how
     much the others change, relatively.
     """
-    relative, axes = primals
+    gramian, unit, axes = primals
     matrix = _align(*primals, scale)
+    axes = axes if isinstance(axes, Axes) else axes_of_plane(axes)
     singular, right, rank = axes
+    longest = singular[0] * unit
+    change = safe_divide(safe_divide(tangents[0], longest), longest)
     singular = safe_divide(singular, singular[0])
     target = _target(Axes(singular, right, rank), scale)
 
     divisors = jnp.where(singular > 0, singular, 1)
-    along = dot(right.T, dot(tangents[0], right))
+    along = dot(right.T, dot(change, right))
     along = along / divisors[:, None] / divisors[None]  # their product may underflow
     edges = safe_divide(safe_divide(target, singular), singular)  # S if sigma_j = 0
     is_zero = edges == 0
@@ -91,7 +102,7 @@ def _align_jvp(scale: Scale, primals: Any, tangents: Any) -> Any:
         shares = jnp.arange(len(singular)) == _target_index(rank, scale)
     shares = shares.astype(singular.dtype)
     rise = safe_divide(jnp.sum(shares * diagonal(along)), 2 * jnp.sum(shares))
-    return matrix, moved + rise * matrix + first_only(relative)
+    return matrix, moved + rise * matrix + first_only(gramian)
 
 
 def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.decompositions import axes_of_columns, axes_of_cosines
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 
@@ -83,7 +82,7 @@ def unit_rows(
       rotated: from a basis `B` `[tasks, tasks]` to the Gramian of `B^T J`; None if only
         the Gramian is known. It is called in one branch of a `lax.cond`.
     """
-    values, axes = axes_of_cosines(cosines)
+    values, axes = jnp.linalg.eigh(cosines, symmetrize_input=False)
     eps = jnp.finfo(values.dtype).eps
     kept = values > GRAMIAN_RTOL * eps * values[-1]
     singular = jnp.sqrt(jnp.where(kept, values, 0))
@@ -116,12 +115,12 @@ def _refine(
     there = lengths > rounding(axes) * jnp.max(lengths)
     lengths = jnp.where(there, lengths, 0)
     inner = jnp.where(there[:, None] & there[None], inner, 0)
-    values, turn = axes_of_cosines(inner)
+    values, turn = jnp.linalg.eigh(inner, symmetrize_input=False)
     root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * turn.T * lengths[None]
-    singular, right = axes_of_columns(root)
+    _, singular, right = jnp.linalg.svd(root)
     singular = jnp.where(singular > rounding(root) * singular[0], singular, 0)
     look = SecondLook(jnp.array(True), basis, lengths, inner)
-    return singular, dot(axes, right), look
+    return singular, dot(axes, right.T), look
 
 
 def look_again(
