@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import mtlopt
-from mtlopt.rows import products as linalg
 from mtlopt.linalg.normalise import normalise
 from mtlopt.linalg.unit_rows import unit_rows
+from mtlopt.rows import products as linalg
 from tests.linalg.matrices import bundle
 from tests.problems import QUICK
 

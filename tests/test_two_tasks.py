@@ -36,18 +36,19 @@ DECOMPOSING = ("imtl_g", "conflict_free", "aligned_mtl")
 # SDMGrad takes a number of steps that is its own, not a solver's.
 
 
+FIRST = ("mgda", "upgrad", "nash_mtl", "cagrad", "gradvac")  # the others are slow
+
+
+def marks(name):
+    if name in DECOMPOSING:
+        yield pytest.mark.xfail(strict=True, reason="decompositions are to come")
+    if name not in FIRST:
+        yield pytest.mark.slow
+
+
 @cpu_only
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(strict=True, reason="decompositions are to come")
-            if name in DECOMPOSING
-            else [],
-        )
-        for name in GRAMIAN
-    ],
+    "name", [pytest.param(name, marks=list(marks(name))) for name in GRAMIAN]
 )
 def test_no_loop_and_no_lapack(name):
     """Neither is in the compiled update, where a loop takes long to compile."""

@@ -12,6 +12,7 @@ from mtlopt.common.row_state import check_row_state, zero_rows
 from mtlopt.grad import check_task_grads
 from mtlopt.labels import Rules
 from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.reductions import reduce_each
 from mtlopt.rows.arithmetic import moving_average
 from mtlopt.rows.material import MaterialRows
 from mtlopt.rows.protocol import Leaves
@@ -61,7 +62,8 @@ def balance_norms_weights(
       Lin et al., *Dual-Balancing for Multi-Task Learning*, 2023, section 3.2.
     """
     _, norms = normalise(gramian, present)
-    return nan_unless_finite(safe_divide(jnp.max(norms), norms), norms)
+    (largest,) = reduce_each(maxima=[norms])
+    return nan_unless_finite(safe_divide(largest, norms), norms)
 
 
 def balance_norms(

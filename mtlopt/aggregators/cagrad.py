@@ -30,8 +30,7 @@ def cagrad_weights(
     worst product is zero (a zero row; some Pareto-stationary points) many `d` are best:
     this is the one nearest to `g_0`, where TorchJD returns zero. Opposed rows are then
     left by `d` at right angles if the ball allows. Duplicates count as often as they
-    are there. A zero mean gives zero, one task `(1 + c) g`. NaN in, NaN out. Not
-    reverse-differentiable.
+    are there. A zero mean gives zero, one task `(1 + c) g`. NaN in, NaN out.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

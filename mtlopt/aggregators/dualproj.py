@@ -25,7 +25,7 @@ def dualproj_weights(
     Solved to rounding, without regularisation (see `project_dual_cone`). A zero row
     keeps its preference as weight. Opposed rows leave nothing of their common line; of
     duplicates the split of the weights is arbitrary, the direction is not. NaN in, NaN
-    out. Not reverse-differentiable.
+    out.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

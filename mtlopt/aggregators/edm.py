@@ -21,7 +21,7 @@ def edm_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array
     positive weight have the same cosine with it, the others a larger one. On equal
     gradients `g` the direction is `g`. If zero is in the hull (opposed rows) the
     direction is zero; zero rows get all the weight; duplicates share one row's weight.
-    One task has weight 1. NaN in, NaN out. Not reverse-differentiable.
+    One task has weight 1. NaN in, NaN out.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -44,7 +44,8 @@ def edm_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array
     """
     cosines, norms = normalise(gramian, present)
     shares = min_norm_point(cosines, present).weights
-    smallest = jnp.min(norms, where=norms > 0, initial=jnp.inf)
+    # A unit, which does not matter: no derivative.
+    smallest = jax.lax.stop_gradient(jnp.min(norms, where=norms > 0, initial=jnp.inf))
     scaled = shares * jnp.where(norms > 0, safe_divide(smallest, norms), 0)
     total = jnp.sum(scaled)
     # Nothing is left where zero rows have it all.

@@ -24,7 +24,7 @@ def fairgrad_weights(
     by factors at small gradients and unequal scales. `alpha = 1` is Nash-MTL without
     clipping. A zero row gets weight zero; opposed rows get large, bounded weights that
     cancel; duplicates share; one task gets `|g|^(-2 alpha / (1 + alpha))`. NaN in, NaN
-    out. Not reverse-differentiable.
+    out.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

@@ -48,7 +48,7 @@ def gradvac_weights(
     A sum, not a mean: on `T` equal gradients `g` it is `T g`. A zero row is skipped;
     opposed rows lose each other, and what is zero has no cosine. Targets without a
     cosine stand still: those of pairs with an absent or a zero task, and all where the
-    Gramian is not finite. NaN in, NaN weights out. Not differentiable.
+    Gramian is not finite. NaN in, NaN weights out.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

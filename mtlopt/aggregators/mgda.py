@@ -36,7 +36,7 @@ def mgda_weights(
 
     Without normalisation: if zero is in the convex hull of the gradients the direction
     is zero, and zero rows get all the weight. On equal gradients `g` the direction is
-    `g`. NaN in, NaN out. Not reverse-differentiable.
+    `g`. NaN in, NaN out.
 
     Under every normalisation zero rows get all the weight, and duplicates share one
     task's weight in one of the possible ways. A loss of zero makes a row infinitely
@@ -88,7 +88,8 @@ def mgda_weights(
     sizes = jnp.where(jnp.any(sizes != 0), sizes, 1)
     solved = (sizes == 0) & (norms > 0)
     lengths = safe_divide(lengths, sizes)
-    lengths = safe_divide(lengths, jnp.max(lengths))  # or their squares overflow
+    # In a unit, which does not matter, or their squares overflow.
+    lengths = safe_divide(lengths, jax.lax.stop_gradient(jnp.max(lengths)))
     scaled = lengths[:, None] * cosines * lengths[None]
     return min_norm_point(scaled, present & ~solved).weights
 

@@ -29,8 +29,7 @@ def nash_mtl_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.
     There is no solution if zero is in the convex hull of the gradients: then the tasks
     whose gradients cancel get large, bounded weights, contribute next to nothing, and
     the others bargain orthogonally to them. A zero row gets weight zero. Opposed rows
-    cancel; duplicates share; one task gets `1 / |g|`. NaN in, NaN out. Not
-    reverse-differentiable.
+    cancel; duplicates share; one task gets `1 / |g|`. NaN in, NaN out.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

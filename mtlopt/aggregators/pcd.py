@@ -9,7 +9,13 @@ import optax
 from mtlopt._checks import check_num_tasks
 from mtlopt.aggregators.by_weights import aggregate_with_state
 from mtlopt.linalg.nonnegative import least_distance
-from mtlopt.linalg.normalise import Gramian, nan_unless_finite, normalise, safe_divide
+from mtlopt.linalg.normalise import (
+    Gramian,
+    nan_unless_finite,
+    normalise,
+    safe_divide,
+    safe_root,
+)
 from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
 from mtlopt.rows.protocol import Rows
@@ -53,7 +59,7 @@ def pcd_weights(
     other (opposed gradients among the others, to within the square root of the
     precision) they are dropped: the result is `g_1`. If `\tilde d` is zero, which takes
     `tau` zero, so is the result. A zero gradient constrains nothing, duplicates are one
-    constraint. NaN in, NaN out. Not reverse-differentiable.
+    constraint. NaN in, NaN out.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`; the first
@@ -89,7 +95,8 @@ def pcd_weights(
     # d = length_1 u_1 + the shortest vector that gives the others what they still miss.
     target = fractions * lengths - dot(cosines, primary)
     eligible = ~first & (lengths > 0)
-    size = jnp.max(jnp.abs(target), where=eligible, initial=0)
+    # A unit, which does not matter: no derivative.
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(target), where=eligible, initial=0))
     unit_target = jnp.where(eligible, safe_divide(target, size), 0)
     constraints = jnp.where(first[None] | first[:, None], 0, cosines)
     shares, slack = least_distance(constraints, unit_target)
@@ -108,7 +115,7 @@ def _length(cosines: jax.Array, made_of: jax.Array) -> jax.Array:
     """The length of a sum of unit rows; zero if that is rounding of the Gramian."""
     square, total = reduce_each(sums=[made_of * dot(cosines, made_of), made_of])
     is_rounding = square <= _ROUNDINGS * jnp.finfo(square.dtype).eps * total**2
-    return jnp.where(is_rounding, 0, jnp.sqrt(jnp.maximum(square, 0)))
+    return jnp.where(is_rounding, 0, safe_root(square))
 
 
 def _fractions(tau: Any, num_tasks: int) -> jax.Array:

@@ -17,6 +17,7 @@ from mtlopt.common.batch_products import batch_products
 from mtlopt.common.task_weights import mean_weights
 from mtlopt.linalg.normalise import Gramian, common_scale, safe_divide
 from mtlopt.linalg.products import dot, present_products
+from mtlopt.linalg.reductions import reduce_each
 from mtlopt.linalg.simplex import (
     project_to_simplex,
     share_out,
@@ -235,7 +236,7 @@ def _descend(
     products = present_products(common_scale(products)[0], present)
     products = products.astype(start.dtype)
     # At least the spectral radius for any matrix, and no squares that underflow.
-    bound = jnp.max(jnp.sum(jnp.abs(products), axis=1))
+    (bound,) = reduce_each(maxima=[jnp.sum(jnp.abs(products), axis=1)])
     matrix = safe_divide(products, bound)
     weights = shares_of(start, present)
     target = mean_weights(len(weights), preference, present).astype(matrix.dtype)

@@ -28,8 +28,7 @@ def upgrad_weights(
     regularisation, which costs others the guarantee once gradient norms differ by 30
     or more. A zero row keeps its preference as weight. Opposed rows leave nothing of
     their common line, so two opposed gradients give zero; of duplicates the split of
-    the weights is arbitrary, the direction is not. NaN in, NaN out. Not
-    reverse-differentiable.
+    the weights is arbitrary, the direction is not. NaN in, NaN out.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

@@ -109,7 +109,7 @@ def common_scale(gramian: Gramian) -> tuple[jax.Array, jax.Array]:
     if not isinstance(gramian, ScaledGramian):
         gramian = jnp.asarray(gramian)
         return gramian, jnp.ones([], gramian.dtype)
-    matrix, scales = gramian.matrix, gramian.scales
+    matrix, scales = gramian.matrix, jax.lax.stop_gradient(gramian.scales)
     common = jnp.min(scales)
     shares = common / scales
     return matrix * shares[:, None] * shares[None], common
@@ -152,7 +152,7 @@ def normalise(
     """
     scales = None
     if isinstance(gramian, ScaledGramian):
-        gramian, scales = gramian.matrix, gramian.scales
+        gramian, scales = gramian.matrix, jax.lax.stop_gradient(gramian.scales)
     gramian = present_products(gramian, present, "gramian")
     squares = diagonal(gramian)
     # Twice, because the derivative of the root at zero is infinite.

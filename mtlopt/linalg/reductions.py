@@ -22,8 +22,8 @@ def reduce_each(
       maxima: floating-point arrays to take the maximum of, of that shape too.
 
     Returns:
-      The results, scalars, the sums first. NaN in, NaN out. Differentiable; equal
-      largest entries share the derivative.
+      The results, scalars, the sums first. NaN in, NaN out. Differentiable; of
+      equal largest entries the first has the derivative.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -56,10 +56,19 @@ def _reduce_each(
 
 @_reduce_each.defjvp
 def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """JAX knows no derivative of one reduction of many operands."""
+    """JAX knows no derivative of one reduction of many operands.
+
+    That of `jnp.max` compares the operand with the result. If XLA computes it twice, in
+    two kernels, none may be equal, and the derivative is NaN.
+    """
+    indices = [jnp.argmax(operand) for operand in primals[1]]
 
     def one_by_one(sums: Any, maxima: Any) -> tuple[jax.Array, ...]:
-        return (*map(jnp.sum, sums), *map(jnp.max, maxima))
+        largest = (
+            jnp.sum(jnp.where(jnp.arange(operand.size) == index, operand.ravel(), 0))
+            for index, operand in zip(indices, maxima, strict=True)
+        )
+        return (*map(jnp.sum, sums), *largest)
 
     return _reduce_each(*primals), jax.jvp(one_by_one, primals, tangents)[1]
 

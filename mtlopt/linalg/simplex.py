@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.reductions import reduce_each
 
 
 def project_to_simplex(point: jax.Array, present: jax.Array | None = None) -> jax.Array:
@@ -42,12 +43,13 @@ def project_to_simplex(point: jax.Array, present: jax.Array | None = None) -> ja
     if point.ndim != 1:
         raise ValueError(f"`point` must be a vector [tasks], got shape {point.shape}.")
     there = jnp.ones(point.shape, bool) if present is None else present
-    largest = jnp.max(point, where=there, initial=-jnp.inf)
+    # A shift, which does not matter: no derivative.
+    largest = jax.lax.stop_gradient(jnp.max(point, where=there, initial=-jnp.inf))
     shifted = jnp.where(there, point - largest, -jnp.inf)
     sums = jnp.cumsum(jnp.sort(shifted, descending=True))
     # The support is the k largest for the k with the largest threshold.
     sizes = jnp.arange(1, len(point) + 1).astype(point.dtype)
-    threshold = jnp.max((sums - 1) / sizes)
+    (threshold,) = reduce_each(maxima=[(sums - 1) / sizes])
     return jnp.where(there, jnp.maximum(shifted - threshold, 0), 0)
 
 

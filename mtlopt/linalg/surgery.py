@@ -92,7 +92,7 @@ def _total_weights(
     two tasks.
     """
     # p_i gained added |g_i| u_j, which is added |g_i| / |g_j| of g_j.
-    gained = added * norms
+    gained = added * jnp.broadcast_to(norms, added.shape)
     if len(norms) == 2:
         gained = gained[::-1]
     else:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.normalise import safe_divide, safe_root
 
 
 def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -14,7 +14,8 @@ def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       The unit vector `[tasks]` and the length; zeros for the zero vector. NaN in, NaN
-      out. No square overflows or underflows that the length does not.
+      out. No square overflows or underflows that the length does not. Their derivative
+      is zero at the zero vector.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -22,9 +23,10 @@ def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
       >>> print(*direction, length)  # doctest: +NUMBER
       0.6 0.8 5e+30
     """
-    largest = jnp.max(jnp.abs(vector))
+    # A scale, which does not matter: no derivative.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vector)))
     scaled = safe_divide(vector, largest)
-    length = jnp.sqrt(jnp.sum(scaled**2))
+    length = safe_root(jnp.sum(scaled**2))
     return safe_divide(scaled, length), largest * length
 
 

@@ -44,7 +44,7 @@ def weight_by_losses(
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params, state, name)
-        losses = jax.lax.stop_gradient(grads.losses).astype(state.task_weights.dtype)
+        losses = grads.losses.astype(state.task_weights.dtype)
         vectors = {name: read(grads.tasks) for name, read in arguments.items()}
         found = weights(losses, grads.present, **vectors)
         return grads.scale_by(found), TaskWeightsState(found)

@@ -129,7 +129,7 @@ def weight_by_dwa(
             dwa_weights(state.last, state.before, temperature, there),
         ).astype(dtype)
 
-        losses = jax.lax.stop_gradient(grads.losses).astype(dtype)
+        losses = grads.losses.astype(dtype)
         total = state.total + jnp.where(there, losses, 0)
         seen = state.seen + there.astype(dtype)
         count = jnp.asarray(optax.safe_increment(state.count))

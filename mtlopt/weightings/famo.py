@@ -158,7 +158,9 @@ def weight_by_famo(
     check_num_tasks(num_tasks)
     check_range("gamma", gamma)
     read_min_losses = task_argument("min_losses", min_losses, num_tasks)
-    inner = optax.with_extra_args_support(optimizer or optax.adam(0.025))
+    # The second number is below all rounding: a slope of zero has a derivative.
+    default = optax.adam(0.025, eps_root=1e-30)
+    inner = optax.with_extra_args_support(optimizer or default)
 
     def init_fn(params: Any) -> WeightByFamoState:
         del params
@@ -182,7 +184,7 @@ def weight_by_famo(
         del extra_args
         grads = check_task_grads(updates, num_tasks, params, state, "weight_by_famo")
         dtype = state.logits.dtype
-        losses = jax.lax.stop_gradient(grads.losses).astype(dtype)
+        losses = grads.losses.astype(dtype)
         there = everyone(len(losses), grads.present)
         lowest = read_min_losses(grads.tasks)
         current = above_reference(losses, lowest, there)

@@ -16,6 +16,7 @@ from mtlopt._checks import (
 from mtlopt.common.task_weights import everyone
 from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.reductions import reduce_each
 from mtlopt.weightings.by_losses import (
     above_reference,
     only_there,
@@ -28,7 +29,7 @@ from mtlopt.weightings.log import log_weights
 def _shares(values: jax.Array, mu: Any, there: jax.Array) -> jax.Array:
     """Softmax of `values / mu` over the tasks that are there."""
     values = only_there(values, there)
-    largest = jnp.max(values)
+    (largest,) = reduce_each(maxima=[values])
     # The largest comes off first, so that no quotient by a small `mu` overflows. It is
     # told by comparison: compiled as a fused multiply-add, a large product less its own
     # rounded value is not zero.
@@ -250,7 +251,7 @@ def weight_by_log_stch(
         grads = check_task_grads(
             updates, num_tasks, params, state, "weight_by_log_stch"
         )
-        losses = jax.lax.stop_gradient(grads.losses).astype(state.nadir.dtype)
+        losses = grads.losses.astype(state.nadir.dtype)
         there = everyone(len(losses), grads.present)
         warm = state.count < warmup_steps
         measured = there & jnp.where(

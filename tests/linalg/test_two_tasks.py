@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import mtlopt
-from mtlopt.linalg.gramian import gramian, scaled_gramian
 from mtlopt.linalg.principal_axes import principal_axes
 from mtlopt.linalg.unit_rows import WELL_CONDITIONED
+from mtlopt.rows.products import gramian, scaled_gramian
 from tests.linalg.matrices import bundle
 from tests.marks import cpu_only
 from tests.problems import QUICK
