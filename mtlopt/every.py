@@ -1,6 +1,5 @@
 """Weights that are computed on some updates and reused on the others."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,9 +38,10 @@ def every(
 
     For an aggregator these are the weights of the gradients, for a weighting those of
     the losses. An update that reuses weights costs one backward pass, whatever the
-    number of tasks. Gradients and losses are always those of the present batch, only
-    the weights are old: what the method guarantees (that `d` conflicts with no task,
-    say) holds on every k-th update only.
+    number of tasks, one that computes them one more than the method. Gradients and
+    losses are always those of the present batch, only the weights are old: what the
+    method guarantees (that `d` conflicts with no task, say) holds on every k-th update
+    only.
 
     The method sees every k-th batch, so its state stands still between: DWA counts
     these updates, GradVac averages over them. `max_norm` of `nash_mtl` clips each
@@ -65,7 +65,7 @@ def every(
       TypeError: if `inner` is no transform.
       ValueError: if `num_steps` is not a positive int, or `inner` keeps no
         `task_weights`; at the update, if it is a weighting chained with an aggregator,
-        or its update is not weights times gradients, as that of `graddrop` and `moco`.
+        or computes no weights of the gradients of one batch, as `graddrop` and `moco`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -116,37 +116,28 @@ def every(
         num_tasks = len(state.kept) if isinstance(state, EveryState) else 0
         grads = check_task_grads(updates, num_tasks, params, state, "every")
 
-        def run(reuse: Reuse) -> tuple[Any, Any]:
-            return inner.update(
-                grads, state.inner_state, params, reuse=reuse, **extra_args
-            )
-
-        def compute() -> tuple[Any, jax.Array, Any]:
-            reuse = Reuse()
-            found, inner_state = run(reuse)
-            weights = _weights_of(found, reuse, inner_state)
-            return found, weights.astype(state.kept.dtype), inner_state
-
-        def use() -> tuple[Any, jax.Array, Any]:
-            found, inner_state = run(Reuse(given=state.kept))
-            if isinstance(found, TaskGrads):  # the state stands still, nothing ran
-                inner_state = state.inner_state
-            return found, state.kept, inner_state
+        def run(**reuse: Reuse) -> tuple[Any, Any]:
+            return inner.update(grads, state.inner_state, params, **reuse, **extra_args)
 
         if num_steps == 1:
-            update, kept, inner_state = compute()
+            update, inner_state = run()
+            kept = used = task_weights(inner_state)
         else:
-            update, kept, inner_state = jax.lax.cond(
-                state.count == 0, _without_grads(compute), _without_grads(use)
-            )
-            update = grads.scale_by(kept) if update is None else update
+            is_due = state.count == 0
+            reuse = Reuse(state.kept, is_due)
+            update, inner_state = run(reuse=reuse)
+            if isinstance(update, TaskGrads):
+                # Nobody reads what was made of them: XLA leaves it out.
+                kept, inner_state = Reuse(state.kept, is_due).weigh(
+                    lambda: _weights_and_state(run()), state.inner_state
+                )
+                update, used = grads.scale_by(kept), kept
+            else:
+                kept, used = _check_used(reuse, inner_state), task_weights(inner_state)
+        if grads.present is not None:
+            used = jnp.where(grads.present, used, 0)
         is_finite = jnp.all(jnp.isfinite(kept))
         count = (state.count + 1) % num_steps
-        used = task_weights(inner_state)
-        if isinstance(update, TaskGrads):
-            used = kept
-            if grads.present is not None:
-                used = jnp.where(grads.present, kept, 0)
         return update, EveryState(
             task_weights=used,
             kept=jnp.where(is_finite, kept, state.kept),
@@ -157,29 +148,22 @@ def every(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _without_grads(branch: Callable[[], tuple[Any, ...]]) -> Callable[[], Any]:
-    """Lets a branch return no `TaskGrads`: a weighting's work is in the weights."""
-
-    def run() -> tuple[Any, ...]:
-        found, *others = branch()
-        return None if isinstance(found, TaskGrads) else found, *others
-
-    return run
+def _weights_and_state(result: tuple[Any, Any]) -> tuple[jax.Array, Any]:
+    """Returns the factors of the losses that a weighting chose, and its state."""
+    _, state = result
+    return task_weights(state), state
 
 
-def _weights_of(found: Any, reuse: Reuse, inner_state: Any) -> jax.Array:
-    """Returns the weights that an update was made with, or raises if it has none."""
-    if isinstance(found, TaskGrads):
-        return task_weights(inner_state)
+def _check_used(reuse: Reuse, inner_state: Any) -> jax.Array:
+    """Returns the weights that an aggregator used, or raises if it has none."""
     if reuse.used is None:
         raise ValueError(
-            "`inner` must be a weighting, or an aggregator whose update is weights "
-            "times the gradients of the batch: graddrop and trimmed_mean choose entry "
-            "by entry, moco and balance_norms with labels remember gradients. Use it "
-            "without `every`."
+            "`inner` must be a weighting, or an aggregator that computes weights of "
+            "the gradients: sum_tasks and mean_tasks compute none, graddrop and "
+            "trimmed_mean choose entry by entry, moco and balance_norms with labels "
+            "remember gradients. Use it without `every`."
         )
-    weights = optax.tree.get_all_with_path(inner_state, "task_weights")
-    if len(weights) > 1:
+    if len(optax.tree.get_all_with_path(inner_state, "task_weights")) > 1:
         raise ValueError(
             "`inner` must be a weighting or an aggregator, got both. Chain them "
             "outside, as in chain(weight_by_dwa(2), every(10, mgda(2)))."

@@ -84,14 +84,10 @@ def test_equals_a_loop_that_solves_every_third_time_to_the_bit(max_norm):
         grads = oracle(params, *batch)
 
         def solve():
-            rows = grads.rows()
-            weights = mtlopt.nash_mtl_weights(rows.scaled_gramian(None))
-            return weights, rows.combine(weights)
+            return mtlopt.nash_mtl_weights(grads.rows().scaled_gramian(None))
 
-        def keep():
-            return solution, grads.rows().combine(solution)
-
-        weights, direction = jax.lax.cond(count % 3 == 0, solve, keep)
+        weights = jax.lax.cond(count % 3 == 0, solve, lambda: solution)
+        direction = grads.rows().combine(weights)
         if max_norm is not None:
             length = optax.tree.norm(direction)
             factor = jnp.where(length <= max_norm, 1.0, max_norm / length)

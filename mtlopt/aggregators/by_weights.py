@@ -11,7 +11,7 @@ from mtlopt._checks import Reader, check_num_tasks
 from mtlopt.common.reuse import Reuse
 from mtlopt.common.task_weights import TaskWeightsState
 from mtlopt.grad import check_task_grads
-from mtlopt.rows.protocol import Leaves
+from mtlopt.rows.protocol import Leaves, Rows
 
 
 def aggregate_by_weights(
@@ -74,15 +74,15 @@ def aggregate_with_state(
         **extra_args: Any,
     ) -> tuple[Any, Any]:
         grads = check_task_grads(updates, num_tasks, params, state, name)
+
+        def compute(rows: Rows) -> tuple[jax.Array, Any]:
+            return weigh(grads, rows, state, params=params, **extra_args)
+
         rows = grads.rows()
-        if reuse is None or reuse.given is None:
-            weights, new_state = weigh(grads, rows, state, params=params, **extra_args)
-        else:
-            weights, new_state = reuse.given, state
-            if grads.present is not None:
-                weights = jnp.where(grads.present, weights, 0)
-        if reuse is not None:
-            reuse.used = weights
+        if reuse is None:
+            weights, new_state = compute(rows)
+        else:  # rows of a branch end with it
+            weights, new_state = reuse.weigh(lambda: compute(grads.rows()), state)
         direction = rows.combine(weights)
         if factor_of is not None:
             factor = factor_of(direction)

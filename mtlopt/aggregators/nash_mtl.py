@@ -110,8 +110,6 @@ def nash_mtl(
         return nash_mtl_weights(gramian, grads.present), state
 
     def clipping(direction: Leaves) -> jax.Array:
-        # Else XLA combines the rows twice, once for the length.
-        direction = jax.lax.optimization_barrier(direction)
         wide = [leaf.astype(solver_dtype([leaf])) for leaf in direction]
         length = jnp.asarray(optax.tree.norm(wide))
         limit = jnp.asarray(max_norm, length.dtype)

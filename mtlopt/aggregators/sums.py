@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import check_num_tasks, preference_argument
-from mtlopt.common.reuse import Reuse
 from mtlopt.common.task_weights import TaskWeightsState, mean_weights
 from mtlopt.grad import check_task_grads
 
@@ -42,20 +41,13 @@ def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
         return TaskWeightsState(jnp.ones(num_tasks, float))
 
     def update_fn(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        reuse: Reuse | None = None,
-        **extra_args: Any,
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params, state, "sum_tasks")
         weights = jnp.ones(num_tasks, float)
         if grads.present is not None:
             weights = jnp.where(grads.present, weights, 0)
-        if reuse is not None:
-            reuse.used = weights
         return grads.total(), TaskWeightsState(weights)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -100,19 +92,12 @@ def mean_tasks(
         return TaskWeightsState.uniform(num_tasks)
 
     def update_fn(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        reuse: Reuse | None = None,
-        **extra_args: Any,
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
         grads = check_task_grads(updates, num_tasks, params, state, "mean_tasks")
         weights = mean_weights(num_tasks, read(grads.tasks), grads.present)
         weights = weights.astype(state.task_weights.dtype)
-        if reuse is not None:
-            reuse.used = weights
         return grads.combine(weights), TaskWeightsState(weights)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
