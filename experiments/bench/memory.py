@@ -5,11 +5,12 @@
 
 Two processes that differ in this alone make the same steps, in short blocks in turns:
 our plain step on the summed loss, the methods' and, with `--torch-python`, PyTorch's
-plain step. Time is processor time, of all threads of a process, which other work on the
-machine disturbs the least; the time that passes is beside it. A ratio is the median
-over the rounds of neighbouring blocks' ratio. Faults are the pages that the system
-hands out in a step. Resident memory is that of the process, compilation included, now
-and at most. Every pair of processes makes one kind of step only.
+plain step where `torch_steps` has the workload. Time is processor time, of all threads
+of a process, which other work on the machine disturbs the least; the time that passes
+is beside it. A ratio is the median over the rounds of neighbouring blocks' ratio.
+Faults are the pages that the system hands out in a step. Resident memory is that of the
+process, compilation included, now and at most. Every pair of processes makes one kind
+of step only.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import mtlopt
+from experiments.bench import torch_steps
 from experiments.bench.machine import MEMORY, one_of, timing_parser, write_record
 from experiments.bench.other_process import OtherProcess
 from experiments.bench.steps import PLAIN, torch_process
@@ -159,11 +161,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     methods = args.methods and choose_names(args.methods, mtlopt.METHODS, "--methods")
-    steps = [PLAIN, *methods, *([TORCH] if args.torch_python else [])]
     others = os.sched_getaffinity(0) - {args.core}
     results = []
     for name in args.workloads or WORKLOADS:
         workload = WORKLOADS[name]()
+        in_torch = args.torch_python and hasattr(torch_steps, name)
+        steps = [PLAIN, *methods, *([TORCH] if in_torch else [])]
         for threads in args.threads:
             # Which the processes inherit.
             os.sched_setaffinity(0, {args.core, *sorted(others)[: threads - 1]})

@@ -1,10 +1,10 @@
-"""Two formulations each of convolution and max-pooling: for CPU and for the rest.
+"""Formulations of convolution and max-pooling: two for CPU, and one for the rest.
 
-XLA's CPU convolution is slow for few channels, training with it is 6 to 22 times
-slower again inside `scan` and `cond`, and batched kernels (seeds) make it a grouped
-convolution. So on CPU a convolution is a matmul with a small banded
-("Toeplitz") matrix. It is plain JAX without a custom gradient, hence right under
-every transform, forward mode included.
+XLA's CPU convolution is slow for few channels, and its gradients are up to 60 times
+slower again inside `scan` and `cond`. For few channels a convolution is a matmul with a
+small banded ("Toeplitz") matrix; for more it is XLA's, with gradients of a form that is
+fast everywhere, see `_canonical_conv.py`. Both are right under every transform, forward
+mode included.
 """
 
 import functools
@@ -17,7 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from mtlopt.models._canonical_conv import Padding, canonical_conv
+
+# From so many channels and features on XLA's convolution is faster than the banded
+# matmul; the second where the banded one has the pooling folded in. Value and both
+# gradients on one Zen 4 core, plain / inside `scan`, milliseconds:
+#                              canonical        banded
+#   3x3    4-4    32x32 x 16   2.8 / 2.9      1.9 / 2.0
+#   3x3    8-8    32x32 x 16   2.8 / 3.0      3.9 / 3.9
+#   3x3    8-64   16x16 x 16   1.5 / 1.5      1.9 / 1.9
+#   3x3   64-64   32x32 x 8     19 / 20        33 / 34
+#   3x3  256-256    8x8 x 16    38 / 39        46 / 47
+#   3x3  512-512    4x4 x 64   168 / 168      175 / 182
+_CHANNELS = 8
+_POOLED_CHANNELS = 16
 
 # A row of a tile of the banded matmul is as wide as fills this many matrix columns:
 # wider ones waste products on the zeros of the band, narrower ones starve the matmul
@@ -104,6 +117,37 @@ def first_max(parts: Sequence[jax.Array]) -> jax.Array:
     only masks for the backward pass, and passes NaN on.
     """
     return functools.reduce(lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), parts)
+
+
+def cpu_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int,
+    dilation: int,
+    padding: Padding,
+    pool: int,
+) -> jax.Array:
+    """Convolves, then pools, by the formulation that is faster for the shape."""
+    settings = {"stride": stride, "dilation": dilation, "padding": padding}
+    if not _canonical_is_faster(x, kernel, pool):
+        return banded_conv(x, kernel, **settings, pool=pool)
+    wide = at_least_float32(x.dtype)
+    out = canonical_conv(x.astype(wide), kernel.astype(wide), **settings)
+    out = out.astype(x.dtype)
+    return out if pool == 1 else sliced_max(out, pool, pool, ((0, 0), (0, 0)))
+
+
+def _canonical_is_faster(x: jax.Array, kernel: jax.Array, pool: int) -> bool:
+    """Whether XLA has fast code for the shape and dtype, and a mesh cannot matter."""
+    rows, columns, channels, features = kernel.shape
+    return (
+        min(channels, features) >= (_POOLED_CHANNELS if pool > 1 else _CHANNELS)
+        and rows * columns > 1
+        and at_least_float32(x.dtype) == jnp.float32
+        and jax.device_count() == 1
+        and all(jax.typeof(each).sharding.mesh.empty for each in (x, kernel))
+    )
 
 
 def banded_conv(

@@ -19,7 +19,7 @@ from mtlopt._checks import as_int, check_choice, check_fraction, check_positive
 from mtlopt.models._formulations import (
     Padding,
     at_least_float32,
-    banded_conv,
+    cpu_conv,
     dilated_size,
     lax_conv,
     on_platform,
@@ -45,9 +45,9 @@ def conv2d(
 
     .. math:: y_{nijo} = b_o + \sum_{hwc} x_{n,\, is+hd,\, js+wd,\, c}\, K_{hwco}
 
-    where s is the stride and d the dilation. On CPU this is a banded matmul, which
-    keeps its speed inside `scan`, `cond` and `vmap` over kernels; elsewhere it is
-    `lax.conv`.
+    where s is the stride and d the dilation. On CPU it keeps its speed, and its
+    gradients theirs, inside `scan` and `cond`: with few channels as a banded matmul.
+    Elsewhere it is `lax.conv`.
 
     Args:
         x: Images, [batch, height, width, channels].
@@ -401,7 +401,7 @@ def _conv_pool(
     dtype = jnp.result_type(x, kernel)
     settings = {"stride": stride, "dilation": dilation, "padding": pads, "pool": pool}
     out = on_platform(
-        functools.partial(banded_conv, **settings),
+        functools.partial(cpu_conv, **settings),
         functools.partial(lax_conv, **settings),
         x.astype(dtype),
         kernel.astype(dtype),
