@@ -1,13 +1,15 @@
 """`task_grad`: from loss functions to an oracle of per-task gradients.
 
-All three problem shapes become one: a latent, a pullback from it to the shared leaves,
-and T gradients with respect to it.
+All problem shapes become one: a latent, a pullback from it to the shared leaves, and T
+gradients with respect to it.
 
 1. `encode` and one head per task: the latent is what `encode` returns.
 2. One function that returns all losses: the latent is the vector of losses, its rows
    the identity.
 3. One loss per task without `encode`: the latent is the shared leaves themselves, the
    pullback the identity.
+4. One task per sample: every sample has a latent, and the gradients of all tasks with
+   respect to them fit in one.
 """
 
 import dataclasses
@@ -42,13 +44,17 @@ from mtlopt.ownership import check_ownership
 from mtlopt.problems import NO_LATENT, Evaluation, Problem
 from mtlopt.rows.map_tasks import Batching
 from mtlopt.rows.members import Members
+from mtlopt.samples import Samplewise
 from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
 
 
 def task_grad(
-    losses: Mapping[str, Callable[..., Any]] | Stacked | Callable[..., Any],
+    losses: Mapping[str, Callable[..., Any]]
+    | Stacked
+    | Samplewise
+    | Callable[..., Any],
     labels: Rules,
     *,
     encode: Callable[..., Any] | None = None,
@@ -67,7 +73,7 @@ def task_grad(
     the optimizer, and XLA deletes what the chosen method does not read.
 
     Args:
-      losses: the losses, in one of four forms.
+      losses: the losses, in one of five forms.
 
         * With `encode`, a mapping from task to `loss(params, z, *args) -> scalar`. A
           loss may read its own task's leaves only; what it needs of shared leaves
@@ -75,6 +81,8 @@ def task_grad(
         * `stacked(head, num_tasks)`: one such function for all tasks.
         * Without `encode`, a mapping from task to `loss(params, *args) -> scalar`, each
           with its own use of the shared leaves. Tasks have no common latent.
+        * `samplewise(losses, task_of)`, with losses in the first or the second form,
+          where each sample of the batch belongs to one task.
         * One function `losses(params, *args)` that returns all losses, as a mapping, a
           sequence, or a vector made by stacking scalars; name them by `tasks`.
       labels: who owns which leaf, see `label_params`. Leaves labelled `"frozen"` are
@@ -88,7 +96,7 @@ def task_grad(
       batching: how the T pullbacks are run: `"unroll"`, `"vmap"`, `"map"` or a number
         of tasks at a time; `"auto"` chooses by platform and number of tasks.
       streaming: recompute rows instead of keeping them, so that methods on the Gramian
-        need memory for two gradients instead of T. Needs a problem of shape 1 or 2.
+        need memory for two gradients instead of T. Needs a problem of shape 1, 2 or 4.
       layerwise: whether inner products and combinations of rows are taken layer by
         layer, without a weight gradient per task: exact, and less work and memory for
         dense kernels wider than the batch has rows. True for each leaf for which it is
@@ -104,7 +112,7 @@ def task_grad(
         and `losses_at` run on the whole batch.
       label_counts: `label_counts(*args) -> [tasks]`, or a mapping from task to number:
         labels of each task in a part, for losses that are means over the labelled
-        samples. Default: equal parts.
+        samples. Default: equal parts; of `samplewise` losses their weights.
 
     Returns:
       An `Oracle`: frozen and hashable.

@@ -10,6 +10,7 @@ from mtlopt.heads import Stacked
 from mtlopt.labels import FROZEN, SHARED, STACKED, Partition, path_string
 from mtlopt.make_problem import make_problem
 from mtlopt.problems import Problem, Reads
+from mtlopt.samples import Samplewise
 
 PyTree = Any
 
@@ -93,7 +94,10 @@ def _advice(reads: Reads, readers: list[str], leaf: int, everyone: bool = True) 
 
 
 def infer_labels(
-    losses: Mapping[str, Callable[..., Any]] | Stacked | Callable[..., Any],
+    losses: Mapping[str, Callable[..., Any]]
+    | Stacked
+    | Samplewise
+    | Callable[..., Any],
     params: PyTree,
     *args: Any,
     encode: Callable[..., Any] | None = None,

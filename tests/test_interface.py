@@ -294,6 +294,7 @@ HELPERS = {
     "maximum_roaming",
     "per_label",
     "random_groups",
+    "samplewise",
     "skip_not_finite",
     "stacked",
     "suggestions",

@@ -33,9 +33,10 @@ from mtlopt.rows.groups import Groups, sum_positions
 from mtlopt.rows.products import alone, flat_rows
 from mtlopt.rows.protocol import STATIC, Leaves
 
-# Numbers in the rows of all samples of one leaf, or of all tasks of a part of one, that
-# exist at a time: 16 MiB of float32.
+# Numbers in the rows of all samples of one leaf: 16 MiB of float32.
 _SMALL = 2**22
+# Numbers in the rows of all tasks of a part of a leaf, made for one look: 4 MiB.
+_PART = 2**20
 
 Form = Literal["pairs", "tasks", "samples"]
 
@@ -126,7 +127,7 @@ class ProductLeaf:
     ) -> jax.Array:
         _, _, inputs = self.x.shape
         outputs = self.d.shape[2]
-        width = max(1, _SMALL // max(groups.num_tasks * inputs, 1))
+        width = max(1, _PART // max(groups.num_tasks * inputs, 1))
         count = next(n for n in range(1, outputs + 1) if -(-outputs // n) <= width)
         width = -(-outputs // count)
         # Some outputs too many: rows of zeros change no sum and no largest entry.

@@ -205,5 +205,5 @@ def test_large_leaves_that_are_no_products(monkeypatch, float64):
 
 def test_rows_a_part_at_a_time(monkeypatch, float64):
     """A part of three outputs, of kernels with 48 and 7."""
-    monkeypatch.setattr(sample_leaves, "_SMALL", 3 * 3 * 32)
+    monkeypatch.setattr(sample_leaves, "_PART", 3 * 3 * 32)
     check(make_problem("mlp", 3, 8, float64), 1e-13)

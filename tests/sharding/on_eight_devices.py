@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import AxisType, PartitionSpec, reshard
 
 import mtlopt
+from tests import test_samples
 from tests.problems import QUICK
 from tests.sharding import comparison, network
 
@@ -76,6 +78,42 @@ def shard_map(expected):
     return {"errors": comparison.errors(jax.device_get(updates), expected)}
 
 
+def one_task_per_sample():
+    """Each device has a part of the samples; the same by one loss a task, unsharded."""
+    mesh = network.make_mesh()
+    methods = {
+        name: mtlopt.METHODS[name].make(4, labels=test_samples.LABELS)
+        for name in ("sum_tasks", "mgda", "aligned_mtl", "mgda_ub", "moco")
+    }
+    params = jax.tree.map(np.float32, test_samples.make_params())
+    states = comparison.init_states(params, methods)
+    rng = np.random.default_rng(0)
+    batch = {
+        "x": np.float32(rng.normal(size=(32, test_samples.INPUTS))),
+        "y": np.float32(rng.normal(size=32)),
+        "task": rng.permutation(np.arange(32, dtype=np.int32) % 4),
+    }
+
+    def updates(oracle, *args):
+        step = comparison.make_step(oracle, methods)
+        return jax.jit(lambda *args: step(*args)[0]).lower(*args).compile(QUICK)
+
+    expected = updates(test_samples.taskwise(), states, params, batch)
+    whole = network.replicated(mesh)
+    placed = (
+        *jax.device_put((states, params), whole),
+        jax.device_put(batch, network.by_batch(mesh)),
+    )
+    found = updates(test_samples.samplewise(), *placed)
+    return {
+        "errors": comparison.errors(
+            jax.device_get(found(*placed)),
+            jax.device_get(expected(states, params, batch)),
+        ),
+        "all-gather": comparison.collectives(found.as_text(), "all-gather"),
+    }
+
+
 def frozen_leaf():
     """The same where one leaf is frozen, by an optimizer and a method with states."""
     tasks, labels = len(network.TASKS), network.BIAS_FROZEN
@@ -120,6 +158,7 @@ def main():
         "explicit": explicit_specs(comparison.all_methods(), network.LABELS),
         "frozen": frozen_leaf(),
         "microbatches": microbatches(expected),
+        "samples": one_task_per_sample(),
         "shard_map": shard_map(expected),
     }
     print(json.dumps(found))

@@ -116,16 +116,17 @@ def test_replicated_parameters_need_no_gather(found):
     assert found["data"]["all-gather"] == []
 
 
-@pytest.mark.parametrize("kind", ["microbatches", "shard_map"])
+@pytest.mark.parametrize("kind", ["microbatches", "samples", "shard_map"])
 def test_other_options_equal_one_device(found, kind):
     errors = found[kind]["errors"]
     assert errors
     assert max(errors.values()) <= RTOL
 
 
-def test_microbatches_are_not_gathered(found):
-    """Each part of the batch lies on all devices."""
-    assert found["microbatches"]["all-gather"] == []
+@pytest.mark.parametrize("kind", ["microbatches", "samples"])
+def test_batches_are_not_gathered(found, kind):
+    """Each microbatch lies on all devices; samples of a task lie anywhere."""
+    assert found[kind]["all-gather"] == []
 
 
 def test_kept_rows_are_sharded_like_the_parameters(found):
