@@ -83,8 +83,11 @@ def plan_leaves(linear: Any, paths: Sequence[str]) -> tuple[LeafPlan, ...]:
       paths: of the shared leaves.
     """
     if getattr(linear, "pullback", None) is None:
-        shapes = [leaf.shape[1:] for leaf in _rows_of(linear)]
+        rows = getattr(linear, "latent_grads", None) or linear.values
+        shapes = [leaf.shape[1:] for leaf in rows]
         reason = "there is no pullback that all tasks share"
+        if not hasattr(linear, "latent"):
+            reason = "microbatches: their rows are added up"
         return tuple(
             LeafPlan(path, shape, False, None, reason)
             for path, shape in zip(paths, shapes, strict=True)
@@ -116,11 +119,6 @@ def _reason(linear: Any, num_tasks: int, sizes: tuple[int, int, int] | None) -> 
     if num_tasks < 2 or not pays(num_tasks, *sizes):
         return "rows are fewer operations"
     return ""
-
-
-def _rows_of(linear: Any) -> list[Any]:
-    rows = getattr(linear, "latent_grads", None)
-    return linear.values if rows is None else rows
 
 
 def explain(

@@ -480,8 +480,14 @@ def test_explanation_of_a_step():
     assert {leaf.reason for leaf in plan.leaves} == {
         "there is no pullback that all tasks share"
     }
-    plan = make_oracle(12, microbatches=2).explain(params, batch)
-    assert not any(leaf.layerwise for leaf in plan.leaves)
+    plan = mtlopt.task_grad(
+        mtlopt.stacked(lambda params, z, task, x: jnp.mean(z) * task, 12),
+        "shared",
+        encode=lambda params, x: x @ params,
+        layerwise=True,
+        microbatches=2,
+    ).explain(jnp.ones((8, 8)), jnp.ones((4, 8)))
+    assert plan.leaves[0].reason == "microbatches: their rows are added up"
 
 
 def wide_problem(num_tasks, batch_size, width, depth=3):

@@ -16,7 +16,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -149,8 +149,8 @@ def measure(batch_size: int, num_tasks: int, rounds: int) -> list[Cost]:
             num_tasks,
             name,
             1e3 * seconds[name],
-            program.cost_analysis()["flops"],
-            program.memory_analysis().temp_size_in_bytes / 2**20,
+            cast(Any, program.cost_analysis())["flops"],
+            cast(Any, program.memory_analysis()).temp_size_in_bytes / 2**20,
         )
         for name, program in programs.items()
     ]
