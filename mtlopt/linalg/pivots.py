@@ -9,6 +9,9 @@ from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.linalg.reductions import argmax_and_sums
 
+_ROUNDING = 4  # in eps: the ridge, and slack that counts as none
+_MAX_PIVOTS_A_TASK = 10  # about one is usual
+
 
 class _State(NamedTuple):
     tableau: jax.Array  # [tasks, tasks + 1]: C swept on `passive`, and rhs
@@ -46,7 +49,9 @@ def minimise_by_pivots(matrix: jax.Array, linear: jax.Array) -> jax.Array:
       Panne and Whinston, 1964 (one pivot a step).
     """
     num_tasks = len(linear)
-    ridge = 4 * jnp.finfo(matrix.dtype).eps * jnp.eye(num_tasks, dtype=matrix.dtype)
+    ridge = (
+        _ROUNDING * jnp.finfo(matrix.dtype).eps * jnp.eye(num_tasks, dtype=matrix.dtype)
+    )
     state = _State(
         tableau=jnp.concatenate([matrix + ridge, -linear[:, None]], axis=1),
         passive=jnp.zeros(num_tasks, bool),
@@ -65,7 +70,8 @@ def minimise_by_pivots(matrix: jax.Array, linear: jax.Array) -> jax.Array:
 
 
 def _unfinished(state: _State) -> jax.Array:
-    return ~state.is_done & (state.pivots < 10 * len(state.passive) + 10)
+    most = _MAX_PIVOTS_A_TASK * (len(state.passive) + 1)
+    return ~state.is_done & (state.pivots < most)
 
 
 def _pivot(state: _State) -> _State:
@@ -81,7 +87,7 @@ def _pivot(state: _State) -> _State:
         slack, slack, sums=[jnp.where(passive, jnp.abs(right), 0)]
     )
     is_fresh = entering < 0
-    is_optimal = is_fresh & ~(most > 4 * eps * (1 + size))
+    is_optimal = is_fresh & ~(most > _ROUNDING * eps * (1 + size))
     entering = jnp.where(is_fresh, newcomer, entering)
 
     # The entering task grows from zero, the passive ones follow along -column, until
