@@ -83,11 +83,13 @@ def plan_leaves(linear: Any, paths: Sequence[str]) -> tuple[LeafPlan, ...]:
       paths: of the shared leaves.
     """
     if getattr(linear, "pullback", None) is None:
-        rows = getattr(linear, "latent_grads", None) or linear.values
+        rows, reason = (
+            getattr(linear, "values", None),
+            "microbatches: rows are added up",
+        )
+        if rows is None:
+            rows, reason = linear.latent_grads, "tasks have no pullback in common"
         shapes = [leaf.shape[1:] for leaf in rows]
-        reason = "there is no pullback that all tasks share"
-        if not hasattr(linear, "latent"):
-            reason = "microbatches: their rows are added up"
         return tuple(
             LeafPlan(path, shape, False, None, reason)
             for path, shape in zip(paths, shapes, strict=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mtlopt.heads import HeadCall, HeadFns, Inputs, SeparateHeadFns, StackedHeadFns
 from mtlopt.latent_leaves import Rest
 from mtlopt.linalg.dtypes import solver_dtype
-from mtlopt.rows.protocol import Leaves
+from mtlopt.rows.protocol import STATIC, Leaves
 from mtlopt.samples import Samples, fold_keys, replace_samples
 
 PyTree = Any
@@ -32,6 +32,7 @@ class Found(NamedTuple):
     latent_grads: Leaves
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SampleCall:
     """The heads at one batch.
@@ -42,7 +43,7 @@ class SampleCall:
     """
 
     inputs: Inputs
-    has_aux: bool
+    has_aux: bool = dataclasses.field(metadata=STATIC)
 
     def one(self, part: tuple[PyTree, jax.Array], rest: Rest | None) -> HeadCall:
         """Returns the heads at one sample, which comes with its index."""

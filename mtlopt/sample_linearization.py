@@ -1,6 +1,7 @@
 """The losses of tasks of which each sample belongs to one, linearised."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtlopt._jaxprs import convolves
+from mtlopt.latent_leaves import linearize
 from mtlopt.linearization import PullbackLinearization, RowOptions
 from mtlopt.rows.arithmetic import scale_rows
 from mtlopt.rows.groups import Groups
@@ -18,6 +21,11 @@ from mtlopt.rows.protocol import STATIC, Leaves, Rows
 from mtlopt.rows.sample_leaves import SampleLeaf, sample_leaves
 from mtlopt.rows.sample_rows import LatentSampleRows, SampleRows
 from mtlopt.rows.streamed import StreamedRows
+
+PyTree = Any
+
+# Backward passes of the whole batch that cost less than a second forward pass.
+_FEW_TASKS = 2
 
 
 @jax.tree_util.register_dataclass
@@ -30,8 +38,9 @@ class SampleLinearization:
       latent_grads: leaves `[samples, ...]`, each sample's part of its task's loss.
       pullback: from the cotangents of all samples to a 1-tuple of the sum over samples
         of the shared leaves' gradients; None if nothing is shared.
-      make_pull: from one sample to the pullback of its latent.
-      samples: what `make_pull` takes, leaves `[samples, ...]`.
+      latent_of: from one sample and the shared leaves to its latent and aux.
+      shared: the shared leaves.
+      samples: leaves `[samples, ...]`.
       options: how rows are made.
       has_latent: see `Linearization`.
       moves: see `PullbackLinearization`.
@@ -41,7 +50,8 @@ class SampleLinearization:
     groups: Groups
     latent_grads: Leaves
     pullback: Callable[[Leaves], tuple[Leaves]] | None
-    make_pull: Callable[[Any], Callable[[Leaves], Leaves]]
+    latent_of: Callable[[Any, Leaves], tuple[PyTree, Any]]
+    shared: Leaves
     samples: Any
     options: RowOptions = dataclasses.field(metadata=STATIC)
     has_latent: bool = dataclasses.field(metadata=STATIC)
@@ -145,18 +155,55 @@ class SampleLinearization:
         return scale_rows(self.latent_grads, self.groups.of_samples(scales), there)
 
     def _make(self, latent_grads: Leaves) -> list[SampleLeaf] | None:
-        def task_rows(places: Sequence[int]) -> Leaves:
-            def of_task(mask: Leaves) -> Leaves:
-                pulled = self.pull(scale_rows(latent_grads, mask[0]))
-                return [pulled[place] for place in places]
-
-            masks = self.groups.masks.astype(latent_grads[0].dtype)
-            return map_tasks(of_task, [masks], self.options.batching)
+        def pull_one(sample: Any) -> Callable[[Leaves], Leaves]:
+            of_shared = functools.partial(self.latent_of, sample)
+            pullback = linearize(of_shared, self.shared)[2]
+            assert pullback is not None
+            return lambda cotangent: pullback(cotangent)[0]
 
         return sample_leaves(
-            self.make_pull,
+            pull_one,
             self.samples,
             latent_grads,
             self.groups,
-            None if self.options.streaming else task_rows,
+            None
+            if self.options.streaming
+            else functools.partial(self._task_rows, latent_grads),
         )
+
+    def _task_rows(self, latent_grads: Leaves, places: Sequence[int]) -> Leaves:
+        """Returns the rows of some leaves, by passes of the samples of one task.
+
+        That is a forward and a backward pass of a part of them at a time, or, for few
+        tasks, on several devices and where a CPU convolves, which it does slowly in a
+        loop, one backward pass of the batch for each task.
+        """
+
+        def chosen(leaves: Leaves) -> Leaves:
+            return [leaves[place] for place in places]
+
+        def of_task(mask: Leaves) -> Leaves:
+            return chosen(self.pull(scale_rows(latent_grads, mask[0])))
+
+        few = self.groups.num_tasks <= _FEW_TASKS or jax.device_count() > 1
+        on_cpu = jax.default_backend() == "cpu"
+        if few or (on_cpu and convolves(self.pull, latent_grads)):
+            masks = self.groups.masks.astype(latent_grads[0].dtype)
+            return map_tasks(of_task, [masks], self.options.batching)
+
+        def of_tile(samples: jax.Array, own: jax.Array) -> Leaves:
+            some = jax.tree.map(lambda leaf: leaf[samples], self.samples)
+            cotangents = [leaf[samples] for leaf in latent_grads]
+            pullback = linearize(functools.partial(self._latents, some), self.shared)[2]
+            assert pullback is not None
+            return chosen(pullback(scale_rows(cotangents, own, own))[0])
+
+        shapes = chosen(self.shared)
+        sums = self.groups.sum_tiles(self.groups.tile_size(), of_tile, shapes)
+        return [
+            rows.astype(leaf.dtype) for rows, leaf in zip(sums, shapes, strict=True)
+        ]
+
+    def _latents(self, samples: Any, shared: Leaves) -> tuple[PyTree, Any]:
+        """Returns the latents of some samples."""
+        return jax.vmap(lambda sample: self.latent_of(sample, shared))(samples)

@@ -92,7 +92,8 @@ class SampleProblem:
             samples.groups,
             found.latent_grads,
             pullback,
-            jax.tree_util.Partial(self._pull_one, call.inputs),
+            jax.tree_util.Partial(self._encode, call.inputs),
+            inputs.shared,
             samples.parts,
             self.options,
             has_latent=True,
@@ -144,23 +145,15 @@ class SampleProblem:
     def _encode_all(
         self, inputs: Inputs, samples: Samples, shared: Leaves
     ) -> tuple[PyTree, Any]:
-        encode = vmap(lambda part: self._encode(inputs, shared, part))
+        encode = vmap(lambda part: self._encode(inputs, part, shared))
         return encode(samples.parts)
 
-    def _encode(self, inputs: Inputs, shared: Leaves, part: Any) -> tuple[PyTree, Any]:
+    def _encode(self, inputs: Inputs, part: Any, shared: Leaves) -> tuple[PyTree, Any]:
         assert self.encode is not None
         sample, index = part
         params = inputs.params(shared, inputs.head_params)
         out = self.encode(params, sample, *fold_keys(inputs.args, index))
         return split_aux(out, self.has_aux)
-
-    def _pull_one(self, inputs: Inputs, part: Any) -> Callable[[Leaves], Leaves]:
-        """Returns the pullback of one sample's latent."""
-        _, _, pullback, _ = linearize(
-            lambda shared: self._encode(inputs, shared, part), inputs.shared
-        )
-        assert pullback is not None
-        return lambda cotangent: pullback(cotangent)[0]
 
     def _evaluate_whole(
         self, samples: Samples, call: SampleCall
@@ -176,7 +169,8 @@ class SampleProblem:
             samples.groups,
             [shares],
             jax.tree_util.Partial(_pull_shared, pull) if call.inputs.shared else None,
-            jax.tree_util.Partial(self._pull_whole, call),
+            jax.tree_util.Partial(self._one, call),
+            call.inputs.shared,
             (samples.parts, samples.tasks, samples.of_tasks(call.inputs.head_params)),
             self.options,
             has_latent=False,
@@ -190,23 +184,16 @@ class SampleProblem:
         self, call: SampleCall, samples: Samples, shared: Leaves, head_params: Leaves
     ) -> tuple[jax.Array, Any]:
         """Returns losses and aux of the samples, without a latent."""
-
-        def one(part: Any, task: Any, leaves: Leaves) -> Any:
-            return self.head_fns.loss_of(task, call.one(part, None), leaves, shared)
-
         own = samples.of_tasks(head_params)
-        return vmap(one)(samples.parts, samples.tasks, own)
+        whole = (samples.parts, samples.tasks, own)
+        return vmap(lambda sample: self._one(call, sample, shared))(whole)
 
-    def _pull_whole(self, call: SampleCall, sample: Any) -> Callable[[Leaves], Leaves]:
-        """Returns the pullback of one sample's loss to the shared leaves."""
+    def _one(
+        self, call: SampleCall, sample: Any, shared: Leaves
+    ) -> tuple[jax.Array, Any]:
+        """Returns loss and aux of one sample, without a latent."""
         part, task, leaves = sample
-
-        def loss(shared: Leaves) -> jax.Array:
-            at = call.one(part, None)
-            return self.head_fns.loss_of(task, at, leaves, shared)[0]
-
-        pull = jax.vjp(loss, call.inputs.shared)[1]
-        return lambda cotangent: pull(cotangent[0])[0]
+        return self.head_fns.loss_of(task, call.one(part, None), leaves, shared)
 
 
 def _masked(call: SampleCall, samples: Samples, found: Found) -> Leaves:

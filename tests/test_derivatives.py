@@ -12,7 +12,6 @@ from tests.linalg.matrices import KINDS, random_rows, structured
 from tests.problems import matrix_oracle
 
 # Their derivative is that of decompositions.
-DECOMPOSING = ("imtl_g", "conflict_free", "aligned_mtl", "aligned_mtl_ub")
 # One method for each solver, and one that reads the losses; the others are slow.
 FIRST = ("mgda", "upgrad", "nash_mtl", "cagrad", "stch")
 
@@ -44,8 +43,6 @@ def two_updates(name, num_tasks):
 
 
 def marks(name, num_tasks):
-    if name in DECOMPOSING:
-        yield pytest.mark.xfail(strict=True, reason="decompositions are to come")
     if name not in FIRST or num_tasks > 2:
         yield pytest.mark.slow
 

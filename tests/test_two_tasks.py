@@ -32,7 +32,6 @@ GRAMIAN = (
     "moco",
     "aligned_mtl",
 )
-DECOMPOSING = ("imtl_g", "conflict_free", "aligned_mtl")
 # SDMGrad takes a number of steps that is its own, not a solver's.
 
 
@@ -40,8 +39,6 @@ FIRST = ("mgda", "upgrad", "nash_mtl", "cagrad", "gradvac")  # the others are sl
 
 
 def marks(name):
-    if name in DECOMPOSING:
-        yield pytest.mark.xfail(strict=True, reason="decompositions are to come")
     if name not in FIRST:
         yield pytest.mark.slow
 

@@ -16,7 +16,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -149,11 +149,16 @@ def measure(batch_size: int, num_tasks: int, rounds: int) -> list[Cost]:
             num_tasks,
             name,
             1e3 * seconds[name],
-            cast(Any, program.cost_analysis())["flops"],
-            cast(Any, program.memory_analysis()).temp_size_in_bytes / 2**20,
+            *_counts(program),
         )
         for name, program in programs.items()
     ]
+
+
+def _counts(program: Any) -> tuple[float, float]:
+    """Returns XLA's operations, and MiB of temporaries."""
+    temporaries = program.memory_analysis().temp_size_in_bytes
+    return program.cost_analysis()["flops"], temporaries / 2**20
 
 
 def table(costs: Sequence[Cost]) -> str:

@@ -1,6 +1,7 @@
 """Samples, each of one task: sums over the samples of every task."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.rows.map_tasks import map_tasks
 from mtlopt.rows.members import Members
 from mtlopt.rows.products import alone
-from mtlopt.rows.protocol import STATIC
+from mtlopt.rows.protocol import STATIC, Leaves
 
 # Fewer rows than that in a product of matrices leave a CPU's registers empty.
 _FEW_ROWS = 32
@@ -116,7 +117,13 @@ class Groups:
         if self.one_each:
             return sum_positions(x, d, precision, batch=(0,))
         if alone():
-            return self._sum_tiles(x, d, precision)
+
+            def of_some(samples: jax.Array, own: jax.Array) -> Leaves:
+                here = jnp.where(own[:, None, None], d[samples], 0)
+                return [sum_positions(x[samples], here, precision)]
+
+            shape = jax.eval_shape(sum_positions, x, d)
+            return self.sum_tiles(self.tile_size(x.shape[1]), of_some, [shape])[0]
 
         def of_task(mask: list[jax.Array]) -> list[jax.Array]:
             own = jnp.where(mask[0][:, None, None], d, 0)
@@ -124,39 +131,60 @@ class Groups:
 
         return map_tasks(of_task, [self.masks], "auto")[0]
 
-    def tile_size(self, positions: int) -> int:
-        """Returns how many samples of one task are multiplied at a time."""
-        size = self.num_samples // max(_TILES_PER_TASK * self.num_tasks, 1)
-        return max(size, -(-_FEW_ROWS // max(positions, 1)))
+    def tile_size(self, positions: int | None = None) -> int:
+        """Returns how many samples of one task are worth a tile.
 
-    def num_tiles(self, positions: int) -> int:
+        Args:
+          positions: of a sample, where that is all the work; None for a network's.
+        """
+        size = max(1, self.num_samples // max(_TILES_PER_TASK * self.num_tasks, 1))
+        return size if positions is None else max(size, -(-_FEW_ROWS // positions))
+
+    def num_tiles(self, size: int) -> int:
         """Returns how many tiles there are at most."""
-        size = self.tile_size(positions)
         partly = min(self.num_tasks, self.num_samples)
         return (self.num_samples + partly * (size - 1)) // size
 
-    def _sum_tiles(self, x: jax.Array, d: jax.Array, precision: Any) -> jax.Array:
-        size, count = self.tile_size(x.shape[1]), self.num_tiles(x.shape[1])
+    def sum_tiles(
+        self,
+        size: int,
+        function: Callable[[jax.Array, jax.Array], Leaves],
+        shapes: Sequence[Any],
+    ) -> Leaves:
+        """Returns the sums `[tasks, ...]` of what a function makes of some samples.
+
+        It is given samples of one task at a time, in a loop.
+
+        Args:
+          size: of a tile: the number of samples at a time.
+          function: from the indices of samples, `[size]`, and which of them count,
+            bool, to leaves.
+          shapes: of these leaves.
+        """
         # Samples of no task come last, and no tile has any of them.
         order = jnp.argsort(jnp.where(self.ids < 0, self.num_tasks, self.ids))
         counts = jnp.sum(self.masks, axis=1, dtype=jnp.int32)
         tiles = -(-counts // size)
         last, firsts = jnp.cumsum(tiles), jnp.cumsum(counts) - counts
 
-        def add(total: jax.Array, tile: jax.Array) -> tuple[jax.Array, None]:
+        def add(totals: Leaves, tile: jax.Array) -> tuple[Leaves, None]:
             task = jnp.searchsorted(last, tile, side="right").astype(jnp.int32)
             task = jnp.minimum(task, self.num_tasks - 1)  # behind the last tile
             done = (tile - last[task] + tiles[task]) * size
             place = done + jnp.arange(size, dtype=jnp.int32)
-            own = place < counts[task]
             samples = order[jnp.clip(firsts[task] + place, 0, self.num_samples - 1)]
-            here = jnp.where(own[:, None, None], d[samples], 0)
-            own_sum = sum_positions(x[samples], here, precision)
-            return total.at[task].add(own_sum), None
+            found = function(samples, place < counts[task])
+            return [
+                total.at[task].add(one.astype(total.dtype))
+                for total, one in zip(totals, found, strict=True)
+            ], None
 
-        shape = (self.num_tasks, x.shape[2], d.shape[2])
-        zeros = jnp.zeros(shape, solver_dtype([x, d]))
-        return jax.lax.scan(add, zeros, jnp.arange(count, dtype=jnp.int32))[0]
+        zeros = [
+            jnp.zeros((self.num_tasks, *one.shape), solver_dtype([one]))
+            for one in shapes
+        ]
+        count = jnp.arange(self.num_tiles(size), dtype=jnp.int32)
+        return jax.lax.scan(add, zeros, count)[0]
 
 
 def sum_positions(
@@ -171,10 +199,13 @@ def sum_positions(
       batch: axes that the result keeps.
     """
     axes = tuple(axis for axis in (0, 1) if axis not in batch)
+    dtype = solver_dtype([x, d])
+    if x.dtype != d.dtype:
+        x, d = x.astype(dtype), d.astype(dtype)
     return jax.lax.dot_general(
         x,
         d,
         ((axes, axes), (batch, batch)),
         precision=precision,
-        preferred_element_type=solver_dtype([x, d]),
+        preferred_element_type=dtype,
     )

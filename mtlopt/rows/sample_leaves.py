@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn, Protocol, Self
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.rows.arithmetic import scale_rows
@@ -312,10 +313,11 @@ def sample_leaves(
             # A bias: the products of its rows are those of the factors `d`.
             free = any(var is factor for factor in factors)
             few = groups.num_samples <= groups.num_tasks and task_rows is not None
-            if isinstance(product, Product) and not (product.x_batch or product.scales):
+            if isinstance(product, Product) and not product.x_batch:
                 form = _form(groups, *product.sizes)
                 forms.append((product, dtype, form == "pairs"))
-                wanted.append((product.x, product.d))
+                scales = (var for var, _ in product.scales)
+                wanted.append((product.x, product.d, *scales))
             elif not program.is_moving(var):
                 still[i] = jnp.zeros(var.aval.shape, dtype)
                 forms.append((None, dtype, False))
@@ -334,9 +336,10 @@ def sample_leaves(
         values = dict(zip(flat, evaluate(jaxpr, eqns, known, flat), strict=True))
         out = []
         for group, (product, _, _) in zip(wanted, forms, strict=True):
-            read = [values[var] for var in group]
+            read = [v.val if isinstance(v, core.Literal) else values[v] for v in group]
             if product is not None:
-                read = [product.x_matrix(read[0], ()), product.d_matrix(read[1])]
+                x, d, *scales = read
+                read = [product.x_matrix(x, scales), product.d_matrix(d)]
             out.append(read)
         return out
 
@@ -369,8 +372,8 @@ def _form(groups: Groups, positions: int, inputs: int, outputs: int) -> Form:
     if groups.one_each:
         by_task = 1.0
     elif alone():
-        padded = groups.num_tiles(positions) * groups.tile_size(positions)
-        by_task = padded / samples
+        tile = groups.tile_size(positions)
+        by_task = groups.num_tiles(tile) * tile / samples
     else:
         by_task = tasks
     rows = tasks * (tasks + 1) / all_positions

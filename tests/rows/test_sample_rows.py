@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import mtlopt
+from mtlopt import sample_linearization
 from mtlopt.models import LeNet
 from mtlopt.rows import sample_leaves
 from mtlopt.rows.sample_leaves import ProductLeaf, RowLeaf, TaskLeaf
@@ -195,7 +196,10 @@ def test_every_form(network, form, monkeypatch, float64):
     check(problem, 1e-13)
 
 
-def test_large_leaves_that_are_no_products(monkeypatch, float64):
+@pytest.mark.parametrize("passes", [2, 3], ids=["parts", "tasks"])
+def test_large_leaves_that_are_no_products(passes, monkeypatch, float64):
+    """By passes of parts of the samples, or of all of them for each task."""
+    monkeypatch.setattr(sample_linearization, "_FEW_TASKS", passes)
     monkeypatch.setattr(sample_leaves, "_row_limit", lambda groups: 0)
     problem = make_problem("tokens", 3, 10, float64)
     made = problem[0](*problem[1:3]).rows().made

@@ -1,0 +1,100 @@
+"""What one task per sample costs, by XLA's counts."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mtlopt
+from mtlopt.rows import sample_leaves
+from tests.marks import cpu_only
+from tests.problems import temporary_bytes
+
+LABELS = {"encoder": "shared", "heads": "stacked"}
+INPUTS, WIDTH, LAYERS = 32, 128, 4  # a quarter of the benchmark's, like the batches
+
+
+def encode(params, sample):
+    z = sample["x"]
+    for weight, bias in params["encoder"]:
+        z = jax.nn.relu(z @ weight + bias)
+    return z
+
+
+def loss(params, z, task, sample):
+    return (z @ params["heads"] - sample["y"]) ** 2
+
+
+def make_problem(batch_size, num_tasks, **options):
+    sizes = [INPUTS] + [WIDTH] * LAYERS
+    params = {
+        "encoder": [
+            (jnp.ones(shape), jnp.ones(shape[1])) for shape in itertools.pairwise(sizes)
+        ],
+        "heads": jnp.ones((num_tasks, WIDTH)),
+    }
+    batch = {
+        "x": jnp.ones((batch_size, INPUTS)),
+        "y": jnp.ones(batch_size),
+        "task": jnp.arange(batch_size) % num_tasks,
+    }
+    form = mtlopt.samplewise(mtlopt.stacked(loss, num_tasks), lambda s: s["task"])
+    return mtlopt.task_grad(form, LABELS, encode=encode, **options), params, batch
+
+
+def plain(params, batch):
+    def total(params):
+        heads = params["heads"][batch["task"]]
+        return jnp.mean((jnp.sum(encode(params, batch) * heads, 1) - batch["y"]) ** 2)
+
+    return jax.grad(total)(params)
+
+
+def with_gramian(oracle, params, batch):
+    grads = oracle(params, batch)
+    rows = grads.rows()
+    return grads.updates(rows.combine(jnp.diagonal(rows.gramian())))
+
+
+def flops(function, *args):
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+
+@cpu_only
+@pytest.mark.parametrize(
+    ("batch_size", "num_tasks", "most"),
+    [(64, 2, 1.6), (64, 8, 1.6), (64, 64, 1.6), (128, 16, 2.0)],
+)
+def test_gramian_and_combination(batch_size, num_tasks, most, monkeypatch):
+    """As good as one backward pass, whatever the number of tasks."""
+    unrolled = functools.partial(jax.lax.scan, unroll=True)  # XLA counts no turns
+    monkeypatch.setattr(jax.lax, "scan", unrolled)
+    oracle, *args = make_problem(batch_size, num_tasks)
+    found = flops(functools.partial(with_gramian, oracle), *args)
+    assert found < most * flops(plain, *args)
+
+
+@cpu_only
+def test_weightings_cost_nothing():
+    oracle, *args = make_problem(64, 8)
+    found = flops(lambda *args: oracle(*args).combine(jnp.ones(8)), *args)
+    assert found < 1.02 * flops(plain, *args)
+
+
+@cpu_only
+@pytest.mark.parametrize("streaming", [False, True])
+def test_memory(streaming, monkeypatch):
+    """No rows of tasks, not even in branches that are seldom taken."""
+    monkeypatch.setattr(sample_leaves, "_PART", sample_leaves._PART // 16)
+    oracle, params, batch = make_problem(64, 64, streaming=streaming)
+    method = mtlopt.aligned_mtl(64)
+    state = method.init(params)
+
+    def step(params, batch):
+        return method.update(oracle(params, batch), state, params)[0]
+
+    rows = 64 * 4 * sum(np.size(leaf) for leaf in jax.tree.leaves(params["encoder"]))
+    assert temporary_bytes(step, params, batch) < rows / 2
