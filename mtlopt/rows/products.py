@@ -226,25 +226,33 @@ def _rotated_products(leaf: Leaf, basis: jax.Array) -> jax.Array:
             )
         return _inner_products(turned, turned, basis.dtype)
 
-    if isinstance(leaf, tuple):
-        parts = [row.reshape(1, -1) for row in leaf]
-    elif alone():
-        parts = [flat_rows(leaf)]
-    else:
+    if isinstance(leaf, tuple):  # as numbers are read, none of the rotated rows exists
+        rows = [row.astype(basis.dtype) for row in leaf]
+        return _products_of_pairs(tuple(_rotate(rows, basis)), basis.dtype)
+    if not alone():
         return products(leaf)
-    size = parts[0].shape[1]
+    flat = flat_rows(leaf)
+    size = flat.shape[1]
     width = max(1, _CHUNK // len(leaf))
     chunks = size // width
 
     def chunk(start: jax.Array | int, width: int) -> jax.Array:
-        cut = functools.partial(jax.lax.dynamic_slice_in_dim, axis=1)
-        return jnp.concatenate([cut(part, start, width) for part in parts])
+        return jax.lax.dynamic_slice_in_dim(flat, start, width, axis=1)
 
     def add_chunk(index: jax.Array, total: jax.Array) -> jax.Array:
         return total + products(chunk(index * width, width))
 
     total = products(chunk(chunks * width, size - chunks * width))
     return jax.lax.fori_loop(0, chunks, add_chunk, total) if chunks else total
+
+
+def _rotate(rows: Sequence[jax.Array], basis: jax.Array) -> list[jax.Array]:
+    """Returns the rotated rows of few, one by one."""
+    tasks = range(len(rows))
+    if basis.ndim == 1:
+        return [basis[i] * rows[i] for i in tasks]
+    terms = [[basis[k, i] * rows[k] for k in tasks] for i in tasks]
+    return [functools.reduce(jnp.add, of_task) for of_task in terms]
 
 
 def parts_of(rows: Sequence[jax.Array]) -> list[Leaf]:
