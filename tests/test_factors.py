@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from mtlopt.rows.sweep import OneByOne, Sweep
+from mtlopt.rows.sweep import Sweep
+from mtlopt.rows.task_loops import OneByOne
 from tests.problems import QUICK
 
 BATCH, SIZES = 3, (4, 7, 6, 5)

@@ -89,8 +89,8 @@ def separate(workload: Workload) -> Workload:
 
     def total(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
         z = encode(params, x, labels)
-        losses = [loss(i, params, z, x, labels) for i in range(num_tasks)]
-        return jnp.sum(jnp.stack(losses))
+        each = [loss(i, params, z, x, labels) for i in range(num_tasks)]
+        return jnp.sum(jnp.stack(each))
 
     oracle = mtlopt.task_grad(
         {
@@ -135,7 +135,8 @@ class Program:
 
     def turn(self) -> float:
         """Runs for about a tenth of a second; returns the seconds of one step."""
-        start, out = time.process_time(), None
+        start = time.process_time()
+        out = None
         for _ in range(self._steps):
             out = self._call(*self._inputs)
         jax.block_until_ready(out)
@@ -166,7 +167,7 @@ def measure(workload: Workload, name: str, rounds: int, **about: Any) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    parser = timing_parser(str(__doc__), rounds=5)
+    parser = timing_parser(__doc__ or "", rounds=5)
     parser.add_argument("--tasks", type=int, nargs="+", default=[40])
     parser.add_argument("--batch", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--methods", nargs="+", default=METHODS)

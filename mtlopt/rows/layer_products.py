@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import scale_of
 from mtlopt.rows import arithmetic, products
-from mtlopt.rows.sweep import Leaf, map_after
+from mtlopt.rows.task_loops import Leaf, map_after
 
 # Tasks of which a CPU has `K d` at the same time.
 _BLOCK = 8
@@ -213,8 +213,8 @@ def _products_of_pairs(left: tuple[Any, ...], right: Any, dtype: Any) -> jax.Arr
     """Of few tasks, whose stack need not exist."""
     tasks = range(len(right))
     if len(right) > products.FEW_TASKS:
-        flat, other = _flat(left, dtype), _flat(right, dtype)
-        return _contract(flat, other, ((1,), (1,)), ((), ()), dtype)
+        both = _flat(left, dtype), _flat(right, dtype)
+        return _contract(*both, ((1,), (1,)), ((), ()), dtype)
     upper = {
         (i, j): jnp.sum(left[i] * right[j].astype(dtype))
         for i in tasks

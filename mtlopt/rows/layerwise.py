@@ -1,8 +1,8 @@
 """Rows whose inner products are summed layer by layer, without a gradient per task.
 
 See `factors` for which leaves, and `layer_products` for the formulas. A leaf costs, in
-units of one product `x^T d`, with T tasks, R positions, m inputs and n outputs: rows
-T; layerwise T R/m for `K d_t`, R/n for `K`, and one for the combination.
+units of one product `x^T d`, with T tasks, R positions, m inputs and n outputs: rows T;
+layerwise T R/m for `K d_t`, R/n for `K`, and one for the combination.
 """
 
 import abc
@@ -21,7 +21,8 @@ from mtlopt.linalg.products import diagonal, present_products
 from mtlopt.rows import arithmetic, layer_products, products
 from mtlopt.rows.protocol import OwnSpace
 from mtlopt.rows.pushforward import pushforward
-from mtlopt.rows.sweep import Leaf, Leaves, OneByOne, Sweep, Tasks, Together
+from mtlopt.rows.sweep import Sweep
+from mtlopt.rows.task_loops import Leaf, Leaves, OneByOne, Tasks, Together
 
 # As many positions of tasks together as a product on one core needs to be fast.
 _POSITIONS = 256
