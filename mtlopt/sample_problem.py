@@ -15,7 +15,14 @@ from mtlopt.rows.arithmetic import scale_head_grads
 from mtlopt.rows.protocol import Leaves
 from mtlopt.sample_heads import Found, SampleCall, SampleHeads, make_sample_heads, vmap
 from mtlopt.sample_linearization import SampleLinearization
-from mtlopt.samples import Samples, Samplewise, fold_keys, make_samples, one_sample
+from mtlopt.samples import (
+    Samples,
+    Samplewise,
+    first_of,
+    fold_keys,
+    make_samples,
+    one_sample,
+)
 
 PyTree = Any
 
@@ -127,7 +134,7 @@ class SampleProblem:
     ) -> Reads:
         one = HeadProblem(self.encode, self.head_fns, self.has_aux, self.options)
         if z is not None:
-            z = jax.tree.map(lambda leaf: leaf[0], z)
+            z = first_of(z)
         return one.reads(params, stacked, one_sample(args), z, members)
 
     @property

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mtlopt._checks import check_choice
 from mtlopt.heads import Stacked
 from mtlopt.labels import path_string
+from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.rows.groups import Groups
 from mtlopt.rows.protocol import Leaves
@@ -191,7 +192,7 @@ def make_samples(
                 "`weight_of` must return a scalar for a sample, got shape "
                 f"{weights.shape[1:]}."
             )
-        weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+        weights = weights.astype(solver_dtype([weights]))
         ids = jnp.where(weights == 0, -1, ids)
     whole = Groups(ids, num_tasks, one_each=form.task_of is None)
     totals, shares = whole.sums(weights), weights
@@ -224,6 +225,12 @@ def batch_size(args: tuple[Any, ...]) -> int:
                 f"samples, got {leaf!r}. Pass what is no part of a sample as another "
                 "argument."
             )
+        if jax.typeof(leaf).sharding.mesh.explicit_axes:
+            raise ValueError(
+                "one task per sample needs a mesh with automatic axes, got explicit "
+                f"ones at the batch leaf `{path_string(path)}`: samples are chosen by "
+                "their task. Make the mesh with axis_types=AxisType.Auto."
+            )
         sizes.setdefault(len(leaf), path_string(path))
     if len(sizes) > 1:
         (one, first), (other, second), *_ = sizes.items()
@@ -238,7 +245,12 @@ def batch_size(args: tuple[Any, ...]) -> int:
 def one_sample(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Returns the arguments of the first sample."""
     batch_size(args)
-    return jax.tree.map(lambda leaf: leaf[0], args[0]), *args[1:]
+    return first_of(args[0]), *args[1:]
+
+
+def first_of(batch: PyTree) -> PyTree:
+    """Returns the first sample."""
+    return jax.tree.map(lambda leaf: leaf[0], batch)
 
 
 def fold_keys(args: tuple[Any, ...], index: jax.Array) -> tuple[Any, ...]:
