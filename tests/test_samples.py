@@ -9,10 +9,9 @@ import optax
 import pytest
 
 import mtlopt
-from mtlopt import METHODS
 from mtlopt.rows import sample_leaves
 from mtlopt.rows.streamed import StreamedRows
-from tests.problems import ROUTES, assert_close, methods_of, run_methods
+from tests.problems import QUICK, ROUTES, assert_close, methods_of, run_methods
 
 TASKS = ("a", "b", "c", "d")
 STEPS, BATCH, INPUTS, WIDTH = 3, 12, 3, 5
@@ -113,7 +112,7 @@ def first(batches):
     return jax.tree.map(lambda leaf: leaf[0], batches[0])
 
 
-ALL, FEW = methods_of(4), tuple(name for name in ROUTES if METHODS[name].min_tasks < 4)
+ALL, FEW = methods_of(4), ("sum_tasks", "mgda", "mgda_ub", "moco")
 
 
 @functools.cache
@@ -147,33 +146,40 @@ def test_task_without_a_sample_is_absent(name):
     assert_close(updates("samples", FEW, THREE)[name], expected, 1e-9)
 
 
-IN_PARTS = ("sum_tasks", "mgda", "aligned_mtl", "mgda_ub", "moco")
+IN_PARTS = ("sum_tasks", "mgda", "mgda_ub", "moco")
 
 
 @pytest.mark.parametrize("name", IN_PARTS)
 def test_microbatches(name):
     """The parts have different numbers of samples of a task, and none of some."""
     found = updates("samples", IN_PARTS, microbatches=4)[name]
-    assert_close(found, updates("tasks", IN_PARTS)[name], 1e-9)
+    assert_close(found, updates("tasks")[name], 1e-9)
 
 
-STREAMED = ("mgda", "aligned_mtl", "mgda_ub", "gradnorm")
+STREAMED = ("mgda", "aligned_mtl", "mgda_ub")
 
 
 @pytest.mark.parametrize("name", STREAMED)
 def test_streaming(name):
     found = updates("samples", STREAMED, streaming=True)[name]
-    assert_close(found, updates("tasks", STREAMED)[name], 1e-9)
+    assert_close(found, updates("tasks")[name], 1e-9)
 
 
 def test_streaming_of_leaves_that_are_large_and_no_products(monkeypatch, float64):
     """The biases: columns of the Gramian by pullback and pushforward."""
     monkeypatch.setattr(sample_leaves, "_row_limit", lambda groups: 0)
+
+    def gramian(oracle, *args):
+        rows = oracle(*args).keep_rows().rows()
+        assert oracle.problem.options.streaming == isinstance(rows, StreamedRows)
+        return rows.gramian()
+
     args = make_params(), first(make_batches())
-    rows = samplewise(streaming=True)(*args).rows()
-    assert isinstance(rows, StreamedRows)
-    expected = taskwise()(*args).rows().gramian()
-    np.testing.assert_allclose(rows.gramian(), expected, rtol=1e-12)
+    found, expected = (
+        jax.jit(functools.partial(gramian, oracle))(*args)
+        for oracle in (samplewise(streaming=True), taskwise())
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
@@ -217,7 +223,8 @@ def test_samples_of_no_task_do_not_count(float64):
     few = {name: leaf[kept] for name, leaf in {**batch, "task": tasks}.items()}
     oracle = samplewise()
     found, expected = (
-        oracle(params, b).total() for b in ({**batch, "task": tasks}, few)
+        jax.jit(lambda *args: oracle(*args).total())(params, b)
+        for b in ({**batch, "task": tasks}, few)
     )
     assert_close(found, expected, 1e-12)
 
@@ -388,9 +395,14 @@ def test_only_heads_of_present_tasks_move():
     params = make_params()
     optimizer = optax.chain(mtlopt.mgda(4), mtlopt.per_label(optax.adam(0.1), LABELS))
     oracle, state = samplewise(), optimizer.init(params)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def step(params, batch, state):
+        grads = oracle(params, batch)
+        return optimizer.update(grads, state, params, active=grads.active)
+
     for tasks in ((0, 1, 2, 3), (0, 1, 3)):
-        grads = oracle(params, first(make_batches(tasks=tasks)))
-        update, state = optimizer.update(grads, state, params, active=grads.active)
+        update, state = step(params, first(make_batches(tasks=tasks)), state)
     np.testing.assert_array_equal(np.any(update["heads"]["w"] != 0, axis=1), THREE)
 
 
@@ -403,11 +415,11 @@ def test_seeds_under_vmap(float64):
         rows = grads.rows()
         return grads.updates(rows.combine(jnp.diagonal(rows.gramian())))
 
-    found = jax.vmap(update)(params, batches)
+    found = jax.jit(jax.vmap(update))(params, batches)
     for i in range(3):
         one = [jax.tree.map(lambda leaf: leaf[i], tree) for tree in (params, batches)]
         own = jax.tree.map(lambda leaf, i=i: leaf[i], found)
-        assert_close(own, update(*one), 1e-12)
+        assert_close(own, jax.jit(update)(*one), 1e-12)
 
 
 def test_samples_have_noise_and_aux_of_their_own():
@@ -456,7 +468,7 @@ def correlated(apart, dtype):
     return oracle, params, batch
 
 
-@pytest.mark.parametrize("apart", [1e-2, 1e-3])
+@pytest.mark.parametrize("apart", [pytest.param(1e-2, marks=pytest.mark.slow), 1e-3])
 def test_tasks_whose_gradients_nearly_depend_on_each_other(apart, monkeypatch):
     """Aligned-MTL looks at the rows a second time: right where products are not."""
     monkeypatch.setattr(sample_leaves, "_form", lambda *sizes: "pairs")
@@ -475,14 +487,26 @@ def test_tasks_whose_gradients_nearly_depend_on_each_other(apart, monkeypatch):
 
 def test_bfloat16():
     """Parameters and compute in half precision: products are summed in float32."""
-    params, batch = make_params(), first(make_batches())
-    exact = taskwise()(*jax.tree.map(np.float32, (params, {**batch}))).rows().gramian()
-    half = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf, jnp.bfloat16), (params, batch["x"])
+    params, batch = jax.tree.map(np.asarray, (make_params(), first(make_batches())))
+    params, batch = (
+        jax.tree.map(np.float32, params),
+        {
+            **batch,
+            "x": np.float32(batch["x"]),
+            "y": np.float32(batch["y"]),
+            "task": np.int32(batch["task"]),
+        },
     )
-    grads = samplewise()(half[0], {**batch, "x": half[1], "y": np.float32(batch["y"])})
-    rows = grads.rows()
-    assert rows.gramian().dtype == jnp.float32
-    np.testing.assert_allclose(rows.gramian(), exact, rtol=0, atol=0.03 * exact.max())
-    update = grads.updates(rows.combine(jnp.ones(4)))
+    exact = jax.jit(lambda *args: taskwise()(*args).rows().gramian())(params, batch)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def step(params, batch):
+        grads = samplewise()(params, batch)
+        rows = grads.rows()
+        return rows.gramian(), grads.updates(rows.combine(jnp.ones(4)))
+
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    gramian, update = step(half, {**batch, "x": batch["x"].astype(jnp.bfloat16)})
+    assert gramian.dtype == jnp.float32
+    np.testing.assert_allclose(gramian, exact, rtol=0, atol=0.03 * exact.max())
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(update))

@@ -13,7 +13,7 @@ from mtlopt import sample_linearization
 from mtlopt.models import LeNet
 from mtlopt.rows import sample_leaves
 from mtlopt.rows.sample_leaves import ProductLeaf, RowLeaf, TaskLeaf
-from tests.problems import assert_close
+from tests.problems import QUICK, assert_close
 
 
 def dense(rng, *shape):
@@ -142,9 +142,8 @@ def check(problem, rtol):
     num_tasks = oracle.num_tasks
     rng = np.random.default_rng(0)
     basis, weights = rng.normal(size=(num_tasks, num_tasks)), rng.normal(size=num_tasks)
-    found = jax.jit(functools.partial(everything, oracle))(
-        params, batch, basis, weights
-    )
+    run = jax.jit(functools.partial(everything, oracle), compiler_options=QUICK)
+    found = run(params, batch, basis, weights)
     expected = products_of(rows)
     assert relative(found["gramian"], expected) < rtol
     assert relative(found["rotated"], basis.T @ expected @ basis) < rtol
@@ -157,7 +156,9 @@ def check(problem, rtol):
     assert_close(found["rows"], rows, 2 * rtol)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network", ["mlp", "tokens", pytest.param("lenet", marks=pytest.mark.slow)]
+)
 def test_rows(network, dtype):
     rtol = {np.float32: 2e-6, np.float64: 1e-13}[dtype]
     check(make_problem(network, 3, 8, dtype), rtol)
@@ -176,7 +177,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("form", KINDS)
-@pytest.mark.parametrize("network", ["mlp", "tokens"])
+@pytest.mark.parametrize(
+    "network", ["mlp", pytest.param("tokens", marks=pytest.mark.slow)]
+)
 def test_every_form(network, form, monkeypatch, float64):
     """Each is exact; which one is taken is a question of cost."""
     monkeypatch.setattr(sample_leaves, "_form", lambda *sizes: form)
