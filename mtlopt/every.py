@@ -38,10 +38,9 @@ def every(
 
     For an aggregator these are the weights of the gradients, for a weighting those of
     the losses. An update that reuses weights costs one backward pass, whatever the
-    number of tasks, one that computes them one more than the method. Gradients and
-    losses are always those of the present batch, only the weights are old: what the
-    method guarantees (that `d` conflicts with no task, say) holds on every k-th update
-    only.
+    number of tasks. Gradients and losses are always those of the present batch, only
+    the weights are old: what the method guarantees (that `d` conflicts with no task,
+    say) holds on every k-th update only.
 
     The method sees every k-th batch, so its state stands still between: DWA counts
     these updates, GradVac averages over them. `max_norm` of `nash_mtl` clips each
@@ -128,7 +127,7 @@ def every(
             if isinstance(update, TaskGrads):
                 # Nobody reads what was made of them: XLA leaves it out.
                 kept, inner_state = Reuse(state.kept, is_due).weigh(
-                    lambda: _weights_and_state(run()), state.inner_state
+                    lambda: _weights_and_state(run()), lambda _: state.inner_state
                 )
                 update, used = grads.scale_by(kept), kept
             else:

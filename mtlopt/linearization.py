@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtlopt._jaxprs import convolves
 from mtlopt._shards import check_whole
 from mtlopt.rows.arithmetic import scale_rows
 from mtlopt.rows.head_products import HeadProductRows, HeadProducts
@@ -77,6 +78,10 @@ class Linearization(Protocol):
 
     def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
         """Returns rows and a shared direction in a space that has their products."""
+        ...
+
+    def convolves(self) -> bool:
+        """Returns whether a backward pass has a `lax` convolution."""
         ...
 
     def spread(self, members: Members) -> Self:
@@ -167,6 +172,9 @@ class PullbackLinearization:
     members: Members | None = dataclasses.field(default=None, metadata=STATIC)
     latent_products: list[HeadProducts | None] = dataclasses.field(default_factory=list)
     kept_factors: Any = None
+
+    def convolves(self) -> bool:
+        return convolves(self.pull, [leaf[0] for leaf in self.latent_grads])
 
     def spread(self, members: Members) -> "PullbackLinearization":
         return dataclasses.replace(
@@ -331,6 +339,9 @@ class SummedLinearization:
     products: jax.Array
     recombine: Callable[[jax.Array], Leaves]
     has_latent: bool = dataclasses.field(metadata=STATIC)
+
+    def convolves(self) -> bool:
+        return False  # the rows are made
 
     def spread(self, members: Members) -> "SummedLinearization":
         return dataclasses.replace(

@@ -58,6 +58,9 @@ class SampleLinearization:
     moves: tuple[bool, ...] = dataclasses.field(default=(), metadata=STATIC)
     kept: list[SampleLeaf] | None = None
 
+    def convolves(self) -> bool:
+        return convolves(self.pull, self.latent_grads)
+
     def spread(self, members: Members) -> "SampleLinearization":
         return dataclasses.replace(self, groups=self.groups.of_all(members))
 

@@ -10,6 +10,7 @@ import mtlopt
 from mtlopt import TaskGrads
 from tests import test_costs
 from tests.linalg.matrices import gramian, structured
+from tests.marks import cpu_only
 from tests.problems import (
     LABELS,
     LOSSES,
@@ -84,10 +85,14 @@ def test_equals_a_loop_that_solves_every_third_time_to_the_bit(max_norm):
         grads = oracle(params, *batch)
 
         def solve():
-            return mtlopt.nash_mtl_weights(grads.rows().scaled_gramian(None))
+            rows = grads.rows()
+            weights = mtlopt.nash_mtl_weights(rows.scaled_gramian(None))
+            return weights, rows.combine(weights)
 
-        weights = jax.lax.cond(count % 3 == 0, solve, lambda: solution)
-        direction = grads.rows().combine(weights)
+        def keep():
+            return solution, grads.rows().combine(solution)
+
+        weights, direction = jax.lax.cond(count % 3 == 0, solve, keep)
         if max_norm is not None:
             length = optax.tree.norm(direction)
             factor = jnp.where(length <= max_norm, 1.0, max_norm / length)
@@ -287,6 +292,42 @@ def test_between_no_task_has_a_backward_pass(name):
     tx = mtlopt.every(10, mtlopt.METHODS[name].make(8))
     assert cost_of(tx, np.int32(1)) <= 1.04 * test_costs.plain_step()
     assert cost_of(tx, np.int32(0)) > 4 * test_costs.plain_step()
+
+
+@cpu_only
+def test_convolutions_stay_out_of_the_branches():
+    """Those of the combination, which take several times as long there."""
+    params = {"w": jnp.ones((3, 3, 1, 2)), "a": jnp.ones(2), "b": -jnp.ones(2)}
+
+    def encode(params, x):
+        z = jax.lax.conv_general_dilated(
+            x, params["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.tanh(z)
+
+    oracle = mtlopt.task_grad(
+        {t: lambda p, z, x, t=t: jnp.mean((z @ p[t] - x[..., 0]) ** 2) for t in "ab"},
+        {"w": "shared", "a": "a", "b": "b"},
+        encode=encode,
+    )
+    x = jax.random.normal(jax.random.key(0), (4, 6, 6, 1))
+    tx, plain = mtlopt.every(3, mtlopt.mgda(2)), mtlopt.mgda(2)
+    compiled = [
+        jax.jit(lambda state, method=method: method.update(oracle(params, x), state))
+        .lower(method.init(params))
+        .compile()
+        for method in (mtlopt.mean_tasks(2), tx)
+    ]
+    counts = [
+        str(program.as_text()).split("ENTRY")[1].count(" convolution(")
+        for program in compiled
+    ]
+    assert counts[0] == counts[1] > 0
+    expected, _ = plain.update(oracle(params, x), plain.init(params))
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = compiled[1](state)
+        assert_close(updates, expected, rtol=1e-5)
 
 
 def test_between_a_weighting_makes_no_rows():

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import Reader, check_num_tasks
-from mtlopt.common.reuse import Reuse
+from mtlopt.common.reuse import Reuse, slow_in_branches
 from mtlopt.common.task_weights import TaskWeightsState
 from mtlopt.grad import check_task_grads
-from mtlopt.rows.protocol import Leaves, Rows
+from mtlopt.rows.protocol import Leaves
 
 
 def aggregate_by_weights(
@@ -75,15 +75,21 @@ def aggregate_with_state(
     ) -> tuple[Any, Any]:
         grads = check_task_grads(updates, num_tasks, params, state, name)
 
-        def compute(rows: Rows) -> tuple[jax.Array, Any]:
-            return weigh(grads, rows, state, params=params, **extra_args)
+        def compute() -> tuple[jax.Array, tuple[Any, Leaves]]:
+            rows = grads.rows()
+            found, new = weigh(grads, rows, state, params=params, **extra_args)
+            return found, (new, rows.combine(found))
 
-        rows = grads.rows()
+        def keep(weights: jax.Array) -> tuple[Any, Leaves]:
+            return state, grads.rows().combine(weights)
+
         if reuse is None:
-            weights, new_state = compute(rows)
-        else:  # rows of a branch end with it
-            weights, new_state = reuse.weigh(lambda: compute(grads.rows()), state)
-        direction = rows.combine(weights)
+            weights, (new_state, direction) = compute()
+        elif not slow_in_branches(grads):
+            weights, (new_state, direction) = reuse.weigh(compute, keep)
+        else:  # what is combined in a branch is not read, so it is not computed
+            weights, (new_state, _) = reuse.weigh(compute, keep)
+            direction = grads.rows().combine(weights)
         if factor_of is not None:
             factor = factor_of(direction)
             direction = [leaf * factor.astype(leaf.dtype) for leaf in direction]
