@@ -411,6 +411,11 @@ def _as_jax(args: tuple[Any, ...]) -> tuple[Any, ...]:
 HeadFns = SeparateHeadFns | StackedHeadFns
 
 
+def are_of_heads(losses: Any) -> bool:
+    """Returns whether losses are given task by task, or by one function for each."""
+    return isinstance(losses, Mapping | Stacked)
+
+
 def make_head_fns(losses: Any, tasks: Sequence[str] | None) -> HeadFns | None:
     """Returns the head functions of a user's losses; None for one function of all.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt._checks import check_choice
-from mtlopt.heads import Stacked
+from mtlopt.heads import Stacked, are_of_heads
 from mtlopt.labels import path_string
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
@@ -98,7 +98,7 @@ def samplewise(
        [0.  0.  0. ]
        [1.5 0.  9. ]]
     """
-    if not isinstance(losses, Mapping | Stacked):
+    if not are_of_heads(losses):
         raise TypeError(
             "`losses` of samplewise must be a mapping from task to loss, or "
             f"mtlopt.stacked(...), got {type(losses).__name__}."

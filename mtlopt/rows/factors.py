@@ -137,6 +137,16 @@ class Looped(NamedTuple):
 Found = Product | Looped
 
 
+def as_product(found: Found | None) -> Product | None:
+    """Returns a product that is in no loop; None for others."""
+    return found if isinstance(found, Product) else None
+
+
+def as_looped(found: Found | None) -> Looped | None:
+    """Returns a product in a loop; None for others."""
+    return found if isinstance(found, Looped) else None
+
+
 class Program:
     """A program without calls of other programs, and what of it moves.
 
@@ -251,7 +261,7 @@ def evaluate(
     reads = dict.fromkeys(
         var for eqn in eqns for var in variables(eqn.invars) if var not in made
     )
-    outputs = [var for var in wanted if var in made]
+    outputs = [var for var in variables(wanted) if var in made]
     piece = jaxpr.replace(
         constvars=[],
         invars=list(reads),
@@ -261,7 +271,7 @@ def evaluate(
     )
     run = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))
     results = dict(zip(outputs, run(*[values[var] for var in reads]), strict=True))
-    return [results[var] if var in results else values[var] for var in wanted]
+    return [_read(values | results, var) for var in wanted]
 
 
 def variables(operands: Sequence[Any]) -> Iterator[Any]:
@@ -308,7 +318,10 @@ def _loop_body(eqn: Any, inputs: list[bool]) -> Program:
 
 
 def _read(values: dict[Any, Any], var: Any) -> Any:
-    return var.val if isinstance(var, core.Literal) else values[var]
+    if isinstance(var, core.Literal):
+        aval: Any = var.aval
+        return jnp.asarray(var.val, aval.dtype)
+    return values[var]
 
 
 def _others(shape: Sequence[int], axes: Sequence[int]) -> list[int]:

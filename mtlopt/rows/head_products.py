@@ -16,7 +16,13 @@ from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import ScaledGramian, scale_of
 from mtlopt.linalg.products import diagonal
 from mtlopt.rows import arithmetic, products
-from mtlopt.rows.factors import Product, evaluate, find_products, pullback_program
+from mtlopt.rows.factors import (
+    Product,
+    as_product,
+    evaluate,
+    find_products,
+    pullback_program,
+)
 from mtlopt.rows.members import Members
 from mtlopt.rows.protocol import STATIC, Leaves, OwnSpace
 
@@ -78,6 +84,10 @@ class HeadProducts:
     layout: Layout = dataclasses.field(metadata=STATIC)
     members: Members | None = dataclasses.field(default=None, metadata=STATIC)
 
+    @property
+    def _dtype(self) -> jnp.dtype:
+        return solver_dtype([self.x, self.d])
+
     def pays(self) -> bool:
         """Whether a Gramian takes fewer operations than that of arrays."""
         num_tasks, outputs, features = self.x.shape
@@ -93,7 +103,7 @@ class HeadProducts:
         self, factors: jax.Array, present: jax.Array | None = None
     ) -> "HeadProducts":
         """Returns the gradients times factors `[tasks]`, zero for absent tasks."""
-        dtype = solver_dtype([self.x, self.d])
+        dtype = self._dtype
         factors = self._of_members(factors)
         present = present if present is None else self._of_members(present)
         (d,) = arithmetic.scale_rows([self.d.astype(dtype)], factors, present)
@@ -120,7 +130,7 @@ class HeadProducts:
 
     def combine(self, weights: jax.Array) -> jax.Array:
         """Returns `sum_t weights[t] x_t^T d_t` as a leaf of the latent."""
-        dtype = solver_dtype([self.x, self.d])
+        dtype = self._dtype
         weights = self._of_members(weights).astype(dtype)
         d = self.d.astype(dtype) * weights[:, None, None]
         matrix = jnp.tensordot(
@@ -130,7 +140,8 @@ class HeadProducts:
 
     def rows(self) -> jax.Array:
         """Returns the gradients as matrices, `[tasks, features, positions]`."""
-        rows = jnp.einsum("tnf,tnp->tfp", self.x, self.d, precision="highest")
+        x, d = (factor.astype(self._dtype) for factor in (self.x, self.d))
+        rows = jnp.einsum("tnf,tnp->tfp", x, d, precision="highest")
         return self._of_all(rows)
 
     def bounds(self) -> jax.Array:
@@ -170,10 +181,8 @@ def pull_with_products(
     """
     program = pullback_program(pull, cotangent)
     jaxpr = program.jaxpr
-    found = [
-        p if isinstance(p, Product) and not p.x_batch and not p.scales else None
-        for p in find_products(program, lambda *_: True)
-    ]
+    found = [as_product(p) for p in find_products(program, lambda *_: True)]
+    found = [p and (None if p.x_batch or p.scales else p) for p in found]
     factors = [var for p in found if p is not None for var in (p.x, p.d)]
     values = dict(zip(jaxpr.constvars, program.consts, strict=True))
     values[jaxpr.invars[0]] = cotangent

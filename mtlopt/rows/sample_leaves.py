@@ -25,6 +25,7 @@ from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.rows.arithmetic import scale_rows
 from mtlopt.rows.factors import (
     Product,
+    as_product,
     evaluate,
     find_products,
     pullback_program,
@@ -307,13 +308,14 @@ def sample_leaves(
             program, lambda *sizes: _form(groups, *sizes) != "samples"
         )
         wanted = []
-        factors = [p.d for p in found if isinstance(p, Product)]
-        for i, (var, product) in enumerate(zip(jaxpr.outvars, found, strict=True)):
+        plain = [as_product(p) for p in found]
+        factors = [p.d for p in plain if p is not None]
+        for i, (var, product) in enumerate(zip(jaxpr.outvars, plain, strict=True)):
             size, dtype = var.aval.size, var.aval.dtype
             # A bias: the products of its rows are those of the factors `d`.
             free = any(var is factor for factor in factors)
             few = groups.num_samples <= groups.num_tasks and task_rows is not None
-            if isinstance(product, Product) and not product.x_batch:
+            if product is not None and not product.x_batch:
                 form = _form(groups, *product.sizes)
                 forms.append((product, dtype, form == "pairs"))
                 scales = (var for var, _ in product.scales)

@@ -15,9 +15,9 @@ from jax.extend import core
 from mtlopt.rows.factors import (
     Accept,
     Found,
-    Looped,
-    Product,
     Program,
+    as_looped,
+    as_product,
     evaluate,
     find_products,
     pullback_program,
@@ -79,8 +79,8 @@ class Plan:
           outputs: other variables to be made.
         """
         self.program = program
-        self.products = {k: p for k, p in products.items() if isinstance(p, Product)}
-        self.looped = {k: p for k, p in products.items() if isinstance(p, Looped)}
+        self.products = _some(as_product, products)
+        self.looped = _some(as_looped, products)
         self.rows = rows
         self.outputs = [v for v in variables(outputs) if program.is_moving(v)]
         ends = [p.d for p in self.products.values()]
@@ -381,6 +381,12 @@ class Sweep:
     def sum(self, rows: Leaves, tasks: Tasks, add: Sum, total: jax.Array) -> jax.Array:
         """Returns a sum over all leaves, of which none is kept."""
         return self._run(rows, tasks, add, total)[1]
+
+
+def _some(kind: Callable[[Found], Any], products: dict[int, Found]) -> dict[int, Any]:
+    """Returns the products of one kind."""
+    found = {key: kind(product) for key, product in products.items()}
+    return {key: product for key, product in found.items() if product is not None}
 
 
 def _needed_of(eqns: Sequence[Any], wanted: set[Any]) -> list[Any]:

@@ -361,6 +361,7 @@ def test_costs_in_forward_passes(monkeypatch):
         {"w": "shared", "heads": "stacked"},
         encode=encode,
         batching="unroll",  # or XLA counts the loop over tasks once
+        layerwise=False,  # T gradients
     )
     params = {
         "w": [jnp.ones((width, width))] * 2,

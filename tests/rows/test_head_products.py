@@ -226,3 +226,19 @@ def test_operations_of_a_step(num_tasks):
         ).lower(params, jnp.ones((batch, width)))
         flops[name] = step.compile().cost_analysis()["flops"]
     assert flops["mgda"] < 1.1 * flops["sum_tasks"]
+
+
+def test_a_gradient_may_be_a_constant():
+    """A head on `stop_gradient(z)` has the latent gradient zero, a literal of it."""
+    oracle = mtlopt.task_grad(
+        {
+            "a": lambda params, z: params["a"] * z,
+            "probe": lambda params, z: params["probe"] * jax.lax.stop_gradient(z),
+        },
+        {"w": "shared", "a": "a", "probe": "probe"},
+        encode=lambda params: 2 * params["w"],
+    )
+    params = {"w": jnp.array(1.0), "a": jnp.array(3.0), "probe": jnp.array(1.0)}
+    for run in (oracle, jax.jit(oracle.__call__)):
+        rows = run(params).in_latent_space().rows()
+        np.testing.assert_array_equal(rows.leaves()[0], [3, 0])
