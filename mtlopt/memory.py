@@ -13,12 +13,13 @@ def keep_memory() -> bool:
     XLA on a CPU, PyTorch and NumPy allocate large arrays anew at every step. The C
     library of Linux, glibc, takes them from the system and gives them back, and the
     system hands them out page by page, each cleared when it is first touched. A
-    training step can spend a third of its time so. After this call glibc keeps them:
+    training step can spend a seventh of its time so. After this call glibc keeps them:
     it takes arrays of up to 1 GiB from its own heap, grows that by 256 MiB at a time,
     returns only what is free beyond 2 GiB, and has one heap for all threads.
 
     The price: memory that was once needed stays with the process, and threads share
-    one lock, which matters to programs that allocate small objects in many threads.
+    one heap, which costs some steps more than they gain. Measure your own with and
+    without.
 
     Call it once, at the start of a program, before JAX computes: it holds for the whole
     process, and threads that have a heap of their own by then keep it. Hence mtlopt

@@ -1,6 +1,6 @@
 """Formulations of convolution and max-pooling: two for CPU, and one for the rest.
 
-XLA's CPU convolution is slow for few channels, and its gradients are up to 60 times
+XLA's CPU convolution is slow for few channels, and its gradients are some 50 times
 slower again inside `scan` and `cond`. For few channels a convolution is a matmul with a
 small banded ("Toeplitz") matrix; for more it is XLA's, with gradients of a form that is
 fast everywhere, see `_canonical_conv.py`. Both are right under every transform, forward
