@@ -26,16 +26,16 @@ def keep_memory() -> bool:
     does not call it when it is imported. A second call does no harm.
 
     Returns:
-        Whether it took effect: false with another C library (macOS, Windows, musl) or
-        another allocator (such as jemalloc), where nothing is changed.
+      Whether it took effect: false with another C library (macOS, Windows, musl) or
+      another allocator (such as jemalloc), where nothing is changed.
 
     Examples:
-        >>> import mtlopt
-        >>> took_effect = mtlopt.keep_memory()
+      >>> import mtlopt
+      >>> took_effect = mtlopt.keep_memory()
 
     References:
-        "Malloc Tunable Parameters", The GNU C Library Reference Manual,
-        https://sourceware.org/glibc/manual/latest/html_node/Malloc-Tunable-Parameters.html.
+      "Malloc Tunable Parameters", The GNU C Library Reference Manual,
+      https://sourceware.org/glibc/manual/latest/html_node/Malloc-Tunable-Parameters.html.
     """
     try:
         process, libc = ctypes.CDLL(None), ctypes.CDLL("libc.so.6")

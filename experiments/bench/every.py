@@ -164,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=positive(int), default=8)
     parser.add_argument("--seeds", type=positive(int), default=3)
     args = parser.parse_args(argv)
+    mtlopt.keep_memory()
     pin_to_one_thread(args.core)
     settings = Settings(METHODS, epochs=args.epochs, seeds=args.seeds)
     data = load_data(
