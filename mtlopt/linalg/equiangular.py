@@ -182,7 +182,7 @@ def _solve_precisely(
     lengths = two_floats.multiply(two_floats.sqrt(squares), exactly(target[None]))
     high, low = two_floats.matmul(lengths, exactly(basis))
 
-    values, turn = jnp.linalg.eigh(look.cosines, symmetrize_input=False)
+    values, turn = look.values, look.turn
     kept = values > rounding(turn) * values[-1]
     wanted = dot(turn.T, safe_divide((high + low)[0], look.lengths))
     solved = jnp.where(kept, safe_divide(wanted, values), 0)

@@ -31,12 +31,17 @@ class SecondLook(NamedTuple):
       basis: `B`, the axes of the cosines over the norms, `[tasks, tasks]`.
       lengths: `L`, `[tasks]`.
       cosines: `C'`, `[tasks, tasks]`.
+      values: the eigenvalues of `C'`, ascending, `[tasks]`. Two decompositions of it at
+        a time can stop XLA's threads on a CPU for good.
+      turn: its eigenvectors, `[tasks, tasks]`.
     """
 
     is_used: jax.Array
     basis: jax.Array
     lengths: jax.Array
     cosines: jax.Array
+    values: jax.Array
+    turn: jax.Array
 
 
 class UnitRows(NamedTuple):
@@ -104,7 +109,9 @@ def _as_they_are(
 ) -> tuple[jax.Array, jax.Array, SecondLook]:
     del rotated
     unit = jnp.eye(len(singular), dtype=axes.dtype)
-    return singular, axes, SecondLook(jnp.array(False), basis, singular, unit)
+    ones = jnp.ones_like(singular)
+    look = SecondLook(jnp.array(False), basis, singular, unit, ones, unit)
+    return singular, axes, look
 
 
 def _refine(
@@ -119,7 +126,7 @@ def _refine(
     root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * turn.T * lengths[None]
     _, singular, right = jnp.linalg.svd(root)
     singular = jnp.where(singular > rounding(root) * singular[0], singular, 0)
-    look = SecondLook(jnp.array(True), basis, lengths, inner)
+    look = SecondLook(jnp.array(True), basis, lengths, inner, values, turn)
     return singular, dot(axes, right.T), look
 
 
