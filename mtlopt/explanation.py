@@ -1,4 +1,4 @@
-"""What a step will do: which leaf has rows, which is layerwise, how much memory."""
+"""The plan of a step: which leaf has rows, which is layerwise, how much memory."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

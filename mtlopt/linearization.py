@@ -29,7 +29,7 @@ from mtlopt.rows.summed import SummedRows
 
 
 class Linearization(Protocol):
-    """What a `TaskGrads` knows of the shared leaves.
+    """The part of a `TaskGrads` that belongs to the shared leaves.
 
     `loss_scales` `[tasks]` are factors of the losses and their gradients, `present`
     `[tasks]` bool the tasks that count, None for all.

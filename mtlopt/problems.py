@@ -153,19 +153,11 @@ def check_moves(latent: Leaves, inputs: Inputs) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class HeadProblem:
-    """Losses of heads on a latent.
-
-    Without `encode` the latent is the shared leaves themselves: each task gets its own
-    copy of them, whose cotangents are the rows.
-    """
+class OfHeads:
+    """Answers that follow from a problem's `encode` and its head functions."""
 
     encode: Callable[..., Any] | None
     head_fns: HeadFns
-    has_aux: bool
-    options: RowOptions
-    label_counts = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -182,6 +174,21 @@ class HeadProblem:
     @property
     def takes_traced_task(self) -> bool:
         return self.head_fns.stacked
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeadProblem(OfHeads):
+    """Losses of heads on a latent.
+
+    Without `encode` the latent is the shared leaves themselves: each task gets its own
+    copy of them, whose cotangents are the rows.
+    """
+
+    encode: Callable[..., Any] | None
+    head_fns: HeadFns
+    has_aux: bool
+    options: RowOptions
+    label_counts = None
 
     def present(self, args: tuple[Any, ...]) -> None:
         del args

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from mtlopt.heads import HeadFns, Inputs, split_aux
 from mtlopt.latent_leaves import Rest, linearize, split_latent
 from mtlopt.linearization import RowOptions
-from mtlopt.problems import NO_LATENT, Aux, Evaluation, HeadProblem, Reads, check_moves
+from mtlopt.problems import (
+    NO_LATENT,
+    Aux,
+    Evaluation,
+    HeadProblem,
+    OfHeads,
+    Reads,
+    check_moves,
+)
 from mtlopt.rows.arithmetic import scale_head_grads
 from mtlopt.rows.protocol import Leaves
 from mtlopt.sample_heads import Found, SampleCall, SampleHeads, make_sample_heads, vmap
@@ -28,7 +36,7 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SampleProblem:
+class SampleProblem(OfHeads):
     """Losses of single samples, each of one task.
 
     Without `encode` the latent of a sample is its loss.
@@ -39,22 +47,6 @@ class SampleProblem:
     form: Samplewise
     has_aux: bool
     options: RowOptions
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return self.head_fns.tasks
-
-    @property
-    def has_latent(self) -> bool:
-        return self.encode is not None
-
-    @property
-    def stacked(self) -> bool:
-        return self.head_fns.stacked
-
-    @property
-    def takes_traced_task(self) -> bool:
-        return self.head_fns.stacked
 
     def present(self, args: tuple[Any, ...]) -> jax.Array:
         return self._weights(args) != 0

@@ -137,7 +137,7 @@ class Samples:
 
     @property
     def parts(self) -> tuple[PyTree, jax.Array]:
-        """What is vmapped: the samples and their indices."""
+        """The samples and their indices, over which the functions are vmapped."""
         return self.batch, self.index
 
     @property

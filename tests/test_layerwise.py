@@ -311,8 +311,8 @@ def half(params, x, y):
     ("kind", "num_tasks"),
     [("compute", 3), slow("compute", 12), slow("params", 3), slow("params", 12)],
 )
-def test_bfloat16_is_nearer_to_float32_than_rows_are(kind, num_tasks):
-    """Rows are rounded entry by entry, factors are not."""
+def test_bfloat16_is_that_of_rows(kind, num_tasks):
+    """Up to the rounding of rows, entry by entry, which factors do not have."""
     params, batch = make_params(num_tasks), make_batch(num_tasks)
     if kind == "params":
         cast = functools.partial(jax.tree.map, lambda leaf: leaf.astype(jnp.bfloat16))
@@ -327,17 +327,12 @@ def test_bfloat16_is_nearer_to_float32_than_rows_are(kind, num_tasks):
         return both_ways(num_tasks, function, params, *batch, encode=encode)
 
     (found, step), (rows, rows_step) = run(params, half)
-    exact, exact_step = run(
-        jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), encode
-    )[1]
-    size = np.max(np.abs(exact))
-    assert np.max(np.abs(found - rows)) <= 1e-2 * size
+    assert np.max(np.abs(found - rows)) <= 1e-2 * np.max(np.abs(rows))
     assert found.dtype == jnp.float32
     assert [leaf.dtype for leaf in step] == [leaf.dtype for leaf in rows_step]
     for left, right in zip(step, rows_step, strict=True):
         largest = float(jnp.max(jnp.abs(right)))
         assert float(jnp.max(jnp.abs(left - right))) <= 2e-2 * largest
-    del exact_step
 
 
 @pytest.mark.slow

@@ -341,7 +341,7 @@ def _as_matrix(
 
 
 def _rearrange(value: jax.Array, steps: Sequence[Any]) -> jax.Array:
-    """Runs the equations behind a product, in the type of `value`."""
+    """Runs the equations after a product, in the type of `value`."""
     for eqn in steps:
         if eqn.primitive.name != "convert_element_type":
             value = eqn.primitive.bind(value, **eqn.params)

@@ -169,7 +169,7 @@ Factors = tuple[jax.Array, jax.Array]
 def pull_with_products(
     pull: Callable[[jax.Array], Any], cotangent: jax.Array
 ) -> tuple[Any, list[Layout | None], list[Factors | None]]:
-    """Runs a pullback, and returns beside its result the factors of products in it.
+    """Runs a pullback, and returns its result and the factors of products in it.
 
     Args:
       pull: from a scalar to a pytree.

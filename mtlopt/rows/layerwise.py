@@ -155,7 +155,7 @@ class LayerwiseRows(OwnSpace, abc.ABC):
 
     def norms(self) -> jax.Array:
         squares = self._squares(None)
-        # What is zero in the latent is zero, and no square of it was lost.
+        # A row that is zero in the latent is zero: no square of it was lost.
         moved = [jnp.any(leaf != 0, range(1, leaf.ndim)) for leaf in self.latent]
         moved = functools.reduce(jnp.logical_or, moved)
         size = sum(leaf[0].size for leaf in self.latent)

@@ -29,7 +29,7 @@ Values = dict[Any, Any]
 
 
 class Sum(Protocol):
-    """What is summed over the layers."""
+    """A sum over the layers."""
 
     def product(self, total: jax.Array, x: jax.Array, d: Leaf) -> jax.Array:
         """Adds what the gradients `x^T d` give."""
@@ -48,7 +48,7 @@ class Step(NamedTuple):
       loop: the plan of the loop's body.
       reads: moving variables that it reads.
       makes: moving variables that are read later.
-      products: keys of the products whose factor `d` is known behind it.
+      products: keys of the products whose factor `d` is known after it.
       rows: keys of the gradients that are made by it and are no products.
     """
 
@@ -214,7 +214,7 @@ class Plan:
 
     @functools.cached_property
     def _later(self) -> list[set[Any]]:
-        """By step, the moving variables that are read behind it."""
+        """By step, the moving variables that are read after it."""
         later, wanted = [], set(self.outputs)
         for step in reversed(self.steps):
             later.append(set(wanted))
