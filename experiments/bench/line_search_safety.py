@@ -355,7 +355,7 @@ def lenet5() -> Case:
     data = load_multimnist(num_train=4_096, num_validation=1, num_test=1_500)
     problem = lenet5_problem(data)
     rates = (0.05, 0.1, 0.2, 0.4)
-    return Case("LeNet-5 on MultiMNIST", lambda _: problem, 2, 320, 256, rates)
+    return Case("LeNet-5 on MultiMNIST", lambda _: problem, 2, 500, 256, rates)
 
 
 def tanh_problem(seed: int) -> Problem:

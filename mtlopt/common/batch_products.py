@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import Gramian
@@ -72,8 +73,16 @@ def batch_product(
     direction = other.mix(found)
     if second is not None:
         _check_shapes(jax.eval_shape(rows.mix, found), direction)
-    along = rows.along(direction)
+    # Of unit size: inner products of longer ones may be sums of opposed infinities.
+    size = _size(direction)
+    along = rows.along([leaf / size.astype(leaf.dtype) for leaf in direction]) * size
     return along if both is None else jnp.where(both, along, 0), found, both
+
+
+def _size(direction: Leaves) -> jax.Array:
+    """Returns the largest absolute entry, a constant; one if there is none above zero."""
+    size = jax.lax.stop_gradient(optax.tree.norm(direction, ord=jnp.inf))
+    return jnp.where(size > 0, size, 1)
 
 
 def _of_same_tasks(grads: TaskGrads, second: Any, params: Any) -> TaskGrads:

@@ -12,4 +12,5 @@ def test_steps_and_table(monkeypatch):
     costs = samples.measure(8, 2, 1)
     assert [cost.step for cost in costs] == ["plain", "gramian", *samples.METHODS]
     assert all(cost.milliseconds > 0 for cost in costs)
-    assert "| 8 | 2 |" in samples.table(costs)
+    row = samples.table(costs).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")][1:3] == ["8", "2"]
