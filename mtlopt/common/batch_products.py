@@ -80,7 +80,7 @@ def batch_product(
 
 
 def _size(direction: Leaves) -> jax.Array:
-    """Returns the largest absolute entry, a constant; one if there is none above zero."""
+    """Returns the largest absolute entry as a constant, or one if all are zero."""
     size = jax.lax.stop_gradient(optax.tree.norm(direction, ord=jnp.inf))
     return jnp.where(size > 0, size, 1)
 
