@@ -142,6 +142,7 @@ from mtlopt.diagnostics.measures import (
 from mtlopt.diagnostics.suggestions import suggestions
 from mtlopt.diagnostics.would_rise import would_rise
 from mtlopt.every import EveryState, every
+from mtlopt.grad import Grad
 from mtlopt.heads import stacked
 from mtlopt.labels import label_params
 from mtlopt.latent import in_latent_space
@@ -153,8 +154,9 @@ from mtlopt.linesearch.states import (
     LineSearchState,
     SafeLineSearchState,
 )
+from mtlopt.make_oracle import task_grad
 from mtlopt.memory import keep_memory
-from mtlopt.oracle import Grad, Oracle, task_grad
+from mtlopt.oracle import Oracle
 from mtlopt.ownership import infer_labels
 from mtlopt.per_label import PerLabelState, per_label
 from mtlopt.problems import Aux

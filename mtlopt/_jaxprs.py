@@ -67,6 +67,29 @@ def dependent_outputs(
     return depends, jax.tree.leaves(shapes)
 
 
+def forwarded_inputs(function: Callable[..., Any], tree: PyTree) -> list[int | None]:
+    """Returns, per leaf of `function(tree)`, which leaf of `tree` it is, or None."""
+    return _forwarded(jax.make_jaxpr(function)(tree).jaxpr)
+
+
+def _forwarded(program: core.Jaxpr) -> list[int | None]:
+    places = {variable: i for i, variable in enumerate(program.invars)}
+
+    def place(operand: Any) -> int | None:
+        return None if isinstance(operand, core.Literal) else places.get(operand)
+
+    for eqn in program.eqns:
+        if eqn.primitive.name not in (*_CALLS, "checkpoint", "closed_call"):
+            continue
+        (inner,) = core.jaxprs_in_params(eqn.params)
+        sources = _forwarded(inner)
+        for variable, source in zip(eqn.outvars, sources, strict=True):
+            found = None if source is None else place(eqn.invars[source])
+            if found is not None:
+                places[variable] = found
+    return [place(variable) for variable in program.outvars]
+
+
 def remembered_leaves(
     function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
     inputs: PyTree,

@@ -16,6 +16,7 @@ class _GradFields(NamedTuple):
     losses: jax.Array
     grad: PyTree
     aux: Any
+    state: PyTree = None
 
 
 class Grad(_GradFields, metaclass=SaysWhatToDo):
@@ -27,6 +28,7 @@ class Grad(_GradFields, metaclass=SaysWhatToDo):
       losses: `[tasks]`, or a scalar where one task was asked for.
       grad: pytree with the structure of the parameters, zero where not asked for.
       aux: an `Aux`, or None without `has_aux`.
+      state: the model's new state, or None without `has_state`.
     """
 
     __slots__ = ()

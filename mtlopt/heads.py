@@ -70,13 +70,23 @@ def stacked(head: Callable[..., Any], num_tasks: int) -> Stacked:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Parameters, cut by label, and arguments: the point to evaluate a problem at."""
+    """Parameters, cut by label, and arguments: the point to evaluate a problem at.
+
+    Attributes:
+      shared: leaves labelled `"shared"`.
+      head_params: leaves of the tasks.
+      frozen: leaves that never move.
+      args: arguments of the functions; with model state, that is the last.
+      partition: the labels.
+      present: `[tasks]` bool, the tasks whose state moves; None for all.
+    """
 
     shared: Leaves
     head_params: Leaves
     frozen: Leaves
     args: tuple[Any, ...]
     partition: Partition = dataclasses.field(metadata=STATIC)
+    present: Any = None
 
     def params(self, shared: Leaves, head_params: Leaves) -> PyTree:
         """Returns the parameters, with other values of all that moves."""
@@ -439,3 +449,25 @@ def make_head_fns(losses: Any, tasks: Sequence[str] | None) -> HeadFns | None:
             f"`tasks` must be {tuple(losses)} as in `losses`, or left out, got {tasks}."
         )
     return SeparateHeadFns(dict(losses))
+
+
+def map_functions(
+    losses: Any, change: Callable[..., Callable[..., Any]], has_latent: bool
+) -> Any:
+    """Returns losses of the same form, with each function replaced.
+
+    Args:
+      losses: see `task_grad`.
+      change: from a function, its name in errors, and of a stacked head the place of
+        the task among the arguments after the parameters.
+      has_latent: whether the functions take a latent.
+    """
+    if isinstance(losses, Stacked):
+        head = change(losses.head, "the stacked head", int(has_latent))
+        return dataclasses.replace(losses, head=head)
+    if isinstance(losses, Mapping):
+        return {
+            task: change(function, f"the loss of task {task!r}")
+            for task, function in losses.items()
+        }
+    return change(losses, "`losses`")

@@ -1,13 +1,16 @@
 """The shape of a problem, from the form in which its losses are given."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mtlopt.heads import make_head_fns
+from mtlopt.heads import make_head_fns, map_functions
 from mtlopt.linearization import RowOptions
-from mtlopt.problems import HeadProblem, Problem, VectorProblem
+from mtlopt.model_state import StateForm, StatefulProblem
+from mtlopt.problems import HeadProblem, Problem
 from mtlopt.sample_problem import SampleProblem
 from mtlopt.samples import Samplewise
+from mtlopt.vector_problem import VectorProblem
 
 DEFAULTS = RowOptions()
 
@@ -18,8 +21,22 @@ def make_problem(
     tasks: Sequence[str] | None,
     has_aux: bool,
     options: RowOptions = DEFAULTS,
+    state: StateForm | None = None,
 ) -> Problem[Any]:
-    """Chooses the shape of a problem from the form of its losses: see `task_grad`."""
+    """Chooses the shape of a problem from the form of its losses: see `task_grad`.
+
+    Args:
+      losses: the losses.
+      encode: the encoder, if there is one.
+      tasks: names of the tasks.
+      has_aux: whether functions return a last value beside.
+      options: how rows are made.
+      state: how they carry state; None if they do not.
+    """
+    if state is not None:
+        losses, encode = _carry(losses, encode, state)
+        problem = make_problem(losses, encode, tasks, True, options)
+        return StatefulProblem(problem, state)
     if isinstance(losses, Samplewise):
         return _make_sample_problem(losses, encode, tasks, has_aux, options)
     head_fns = make_head_fns(losses, tasks)
@@ -46,6 +63,17 @@ def make_problem(
             f"is one function, got {tasks!r}."
         )
     return VectorProblem(losses, tuple(tasks), has_aux, options)
+
+
+def _carry(
+    losses: Any, encode: Callable[..., Any] | None, form: StateForm
+) -> tuple[Any, Callable[..., Any] | None]:
+    """Returns losses and encoder that return as aux which state they wrote."""
+    if isinstance(losses, Samplewise):
+        inner, encode = _carry(losses.losses, encode, form)
+        return dataclasses.replace(losses, losses=inner), encode
+    losses = map_functions(losses, form.carry, has_latent=encode is not None)
+    return losses, encode and form.carry(encode, "encode")
 
 
 def _make_sample_problem(

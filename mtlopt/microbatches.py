@@ -18,7 +18,7 @@ from mtlopt.heads import Inputs
 from mtlopt.labels import path_string
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linearization import PartLinearization, SummedLinearization
-from mtlopt.problems import Evaluation, Problem, Reads
+from mtlopt.problems import Evaluation, OfProblem, Problem, Reads
 from mtlopt.rows.arithmetic import scale_head_grads
 from mtlopt.rows.products import gramian_of_tasks
 from mtlopt.rows.protocol import Leaves
@@ -27,48 +27,21 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Microbatches:
+class Microbatches(OfProblem):
     """A problem, evaluated in parts; losses on a given latent are of the whole batch.
 
     Attributes:
       problem: the problem.
       parts: number of parts.
       label_counts: from the arguments of a part to its labels per task, `[tasks]`.
+      has_state: whether the last argument is the model's state, which goes from part to
+        part.
     """
 
     problem: Problem[PartLinearization]
     parts: int
     label_counts: Callable[..., Any] | None
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return self.problem.tasks
-
-    @property
-    def has_latent(self) -> bool:
-        return self.problem.has_latent
-
-    @property
-    def stacked(self) -> bool:
-        return self.problem.stacked
-
-    @property
-    def takes_traced_task(self) -> bool:
-        return self.problem.takes_traced_task
-
-    def present(self, args: tuple[Any, ...]) -> jax.Array | None:
-        return self.problem.present(args)
-
-    def losses(
-        self, inputs: Inputs, z: PyTree = None, members: Any = None
-    ) -> jax.Array:
-        return self.problem.losses(inputs, z, members)
-
-    def heads_at(self, inputs: Inputs, z: PyTree) -> tuple[jax.Array, Any, Leaves]:
-        return self.problem.heads_at(inputs, z)
-
-    def latent(self, inputs: Inputs) -> PyTree:
-        return self.problem.latent(inputs)
+    has_state: bool = False
 
     def reads(
         self,
@@ -89,28 +62,39 @@ class Microbatches:
         shares = self._shares(inputs.args)
         batch_free = self._batch_free(inputs)
 
-        def sums(index: jax.Array) -> tuple[Any, Any]:
-            out = self._evaluate_part(inputs, members, shares, index)
+        def sums(index: jax.Array, state: PyTree) -> tuple[Any, Any, Any]:
+            out = self._evaluate_part(inputs, members, shares, index, state)
             everyone = jnp.ones_like(out.losses)
             rows = out.linear.rows(everyone, None).leaves()
             products, whole = out.linear.latent_pieces(batch_free, out.losses)
-            return (out.losses, out.head_grads, rows, products, whole), out.aux
+            total = out.losses, out.head_grads, rows, products, whole
+            return total, out.aux, out.state
 
-        (losses, head_grads, rows, products, whole), aux = _sum_parts(sums, self.parts)
+        total, aux, state = _sum_parts(sums, self.parts, self._state(inputs))
+        losses, head_grads, rows, products, whole = total
         linear = SummedLinearization(
             rows,
             products + gramian_of_tasks(whole, losses),
             jax.tree_util.Partial(self._recombine, inputs, members, shares),
             self.problem.has_latent,
         )
-        return Evaluation(losses, aux, None, head_grads, linear)
+        return Evaluation(losses, aux, None, head_grads, linear, state)
 
     def _evaluate_part(
-        self, inputs: Inputs, members: Any, shares: jax.Array, index: Any
+        self,
+        inputs: Inputs,
+        members: Any,
+        shares: jax.Array,
+        index: Any,
+        state: PyTree,
     ) -> Evaluation[PartLinearization]:
         args = cut_part(inputs.args, index, self.parts)
-        inputs = dataclasses.replace(inputs, args=args)
-        shares = shares[index]
+        shares, present = shares[index], inputs.present
+        if self.has_state:
+            args = *args[:-1], state
+        if self.label_counts is not None:
+            present = shares != 0 if present is None else present & (shares != 0)
+        inputs = dataclasses.replace(inputs, args=args, present=present)
         out = self.problem.evaluate(inputs, shares, members)
         if self.label_counts is None:
             return out
@@ -131,18 +115,24 @@ class Microbatches:
     ) -> Leaves:
         """Returns the weighted sum of the rows, by evaluating every part again."""
 
-        def combined(index: jax.Array) -> tuple[Leaves, None]:
-            linear = self._evaluate_part(inputs, members, shares, index).linear
+        def combined(index: jax.Array, state: PyTree) -> tuple[Leaves, None, PyTree]:
+            out = self._evaluate_part(inputs, members, shares, index, state)
+            one = jnp.ones_like(weights)
             # Where a weight is zero the task may be absent and its row not finite.
-            return linear.combine(jnp.ones_like(weights), weights, weights != 0), None
+            total = out.linear.combine(one, weights, weights != 0)
+            return total, None, out.state
 
-        return _sum_parts(combined, self.parts)[0]
+        return _sum_parts(combined, self.parts, self._state(inputs))[0]
+
+    def _state(self, inputs: Inputs) -> PyTree:
+        return inputs.args[-1] if self.has_state else None
 
     def _shares(self, args: tuple[Any, ...]) -> jax.Array:
         """Returns `[parts, tasks]`: by how much each part's mean counts for a task."""
         shape = (self.parts, len(self.problem.tasks))
         if self.label_counts is None:
             return jnp.full(shape, 1 / self.parts)
+        args = args[:-1] if self.has_state else args
         counts = [
             named_vector(
                 "label_counts",
@@ -223,14 +213,19 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
 
 
 def _sum_parts(
-    function: Callable[[jax.Array], tuple[Any, Any]], parts: int
-) -> tuple[Any, Any]:
-    """Sums the first output of `function` over the parts, stacks the second."""
+    function: Callable[[jax.Array, PyTree], tuple[Any, Any, PyTree]],
+    parts: int,
+    state: PyTree,
+) -> tuple[Any, Any, PyTree]:
+    """Sums the first output over the parts, stacks the second, hands on the third."""
 
-    def body(total: Any, index: jax.Array) -> tuple[Any, Any]:
-        value, extra = function(index)
-        return jax.tree.map(jnp.add, total, value), extra
+    def body(carry: tuple[Any, PyTree], index: jax.Array) -> tuple[Any, Any]:
+        total, state = carry
+        value, extra, state = function(index, state)
+        return (jax.tree.map(jnp.add, total, value), state), extra
 
-    shapes = jax.eval_shape(function, jnp.zeros([], jnp.int32))[0]
+    shapes = jax.eval_shape(function, jnp.zeros([], jnp.int32), state)[0]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(body, zeros, jnp.arange(parts, dtype=jnp.int32))
+    indices = jnp.arange(parts, dtype=jnp.int32)
+    (total, state), extra = jax.lax.scan(body, (zeros, state), indices)
+    return total, extra, state

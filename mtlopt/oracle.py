@@ -1,21 +1,9 @@
-"""`task_grad`: from loss functions to an oracle of per-task gradients.
-
-All problem shapes become one: a latent, a pullback from it to the shared leaves, and T
-gradients with respect to it.
-
-1. `encode` and one head per task: the latent is what `encode` returns.
-2. One function that returns all losses: the latent is the vector of losses, its rows
-   the identity.
-3. One loss per task without `encode`: the latent is the shared leaves themselves, the
-   pullback the identity.
-4. One task per sample: every sample has a latent, and the gradients of all tasks with
-   respect to them fit in one.
-"""
+"""`Oracle`: losses and gradients of the tasks, of one problem."""
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +12,6 @@ import optax
 from jax.core import Tracer
 
 from mtlopt._checks import (
-    as_int,
     as_mask,
     as_task_vector,
     by_task,
@@ -35,140 +22,14 @@ from mtlopt._guard import make_guard
 from mtlopt._shards import check_losses
 from mtlopt.explanation import StepPlan, explain, plan_leaves
 from mtlopt.grad import Grad
-from mtlopt.heads import Inputs, Stacked
-from mtlopt.labels import Partition, Rules, check_task_names, partition_params
-from mtlopt.linearization import RowOptions
-from mtlopt.make_problem import make_problem
-from mtlopt.microbatches import Microbatches
+from mtlopt.heads import Inputs
+from mtlopt.labels import Partition, Rules, partition_params
 from mtlopt.ownership import check_ownership
 from mtlopt.problems import NO_LATENT, Evaluation, Problem
-from mtlopt.rows.map_tasks import Batching
 from mtlopt.rows.members import Members
-from mtlopt.samples import Samplewise
 from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
-
-
-def task_grad(
-    losses: Mapping[str, Callable[..., Any]]
-    | Stacked
-    | Samplewise
-    | Callable[..., Any],
-    labels: Rules,
-    *,
-    encode: Callable[..., Any] | None = None,
-    tasks: Sequence[str] | None = None,
-    has_aux: bool = False,
-    headless: Sequence[str] = (),
-    batching: Batching = "auto",
-    streaming: bool = False,
-    layerwise: bool | Literal["auto"] = "auto",
-    microbatches: int = 1,
-    label_counts: Callable[..., Any] | None = None,
-) -> "Oracle":
-    """Builds the oracle of a problem's per-task gradients.
-
-    Call it inside the `jax.jit` of the training step: it hands a linearised network to
-    the optimizer, and XLA deletes what the chosen method does not read.
-
-    Args:
-      losses: the losses, in one of five forms.
-
-        * With `encode`, a mapping from task to `loss(params, z, *args) -> scalar`. A
-          loss may read its own task's leaves only; what it needs of shared leaves
-          reaches it in `z`.
-        * `stacked(head, num_tasks)`: one such function for all tasks.
-        * Without `encode`, a mapping from task to `loss(params, *args) -> scalar`, each
-          with its own use of the shared leaves. Tasks have no common latent.
-        * `samplewise(losses, task_of)`, with losses in the first or the second form,
-          where each sample of the batch belongs to one task.
-        * One function `losses(params, *args)` that returns all losses, as a mapping, a
-          sequence, or a vector made by stacking scalars; name them by `tasks`.
-      labels: who owns which leaf, see `label_params`. Leaves labelled `"frozen"` are
-        read by any function and may have any dtype; they have no rows, and updates of
-        zeros.
-      encode: `encode(params, *args) -> z`, any pytree; reads shared leaves only.
-      tasks: names of the tasks, where `losses` is one function or stacked heads.
-      has_aux: whether `encode` and every loss return a pair `(value, aux)`, for example
-        new BatchNorm statistics, which thus move once a step.
-      headless: tasks that have no parameters of their own although others do.
-      batching: how the T pullbacks are run: `"unroll"`, `"vmap"`, `"map"` or a number
-        of tasks at a time; `"auto"` chooses by platform and number of tasks.
-      streaming: recompute rows instead of keeping them, so that methods on the Gramian
-        need memory for two gradients instead of T. Needs a problem of shape 1, 2 or 4.
-      layerwise: whether inner products and combinations of rows are taken layer by
-        layer, without a weight gradient per task: exact, and less work and memory for
-        dense kernels wider than the batch has rows. True for each leaf for which it is
-        fewer operations, False for none; `"auto"` is True on one CPU device and False
-        elsewhere. Leave it False for a batch that lies in parts on several devices.
-        `Oracle.explain` tells which leaf went which way.
-      microbatches: number of equal parts in which the first of `args` is evaluated, cut
-        along the leading axis of its leaves: pass the batch as one pytree. Part i has
-        rows i, i + k, i + 2 k, ... of k parts. Typed PRNG keys among the other
-        arguments are folded with the index of the part (legacy uint32 keys are not);
-        aux gets a leading axis of parts (what it says of single samples, `[parts, rows,
-        ...]`, is in the batch's order with these two axes exchanged). `losses`, `heads`
-        and `losses_at` run on the whole batch.
-      label_counts: `label_counts(*args) -> [tasks]`, or a mapping from task to number:
-        labels of each task in a part, for losses that are means over the labelled
-        samples. Default: equal parts; of `samplewise` losses their weights.
-
-    Returns:
-      An `Oracle`: frozen and hashable.
-
-    Raises:
-      TypeError: if an argument has the wrong type.
-      ValueError: if an argument has a wrong value; later, at the first call with such
-        parameters, if labels, leaves and functions do not agree.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
-      >>> params = {"trunk": jnp.array([1.0, 2.0]), "up": 3.0, "down": 4.0}
-      >>> oracle = mtlopt.task_grad(
-      ...     {
-      ...         "up": lambda params, z, x: params["up"] * z,
-      ...         "down": lambda params, z, x: -params["down"] * z,
-      ...     },
-      ...     {"trunk": "shared", "up": "up", "down": "down"},
-      ...     encode=lambda params, x: jnp.vdot(params["trunk"], x),
-      ... )
-      >>> grads = oracle(params, jnp.array([1.0, 1.0]))
-      >>> grads.losses
-      Array([  9., -12.], dtype=float32)
-      >>> grads.jacobian()["trunk"]
-      Array([[ 3.,  3.],
-             [-4., -4.]], dtype=float32)
-    """
-    if isinstance(batching, str):
-        check_choice("batching", batching, ("auto", "unroll", "vmap", "map"))
-    else:
-        batching = as_int("batching", batching)
-    microbatches = as_int("microbatches", microbatches)
-    if streaming and microbatches > 1:
-        raise ValueError(
-            "`streaming` must be False with several microbatches, got True: rows are "
-            "summed over the parts and must be kept. Methods in latent space need none."
-        )
-    if layerwise not in (True, False, "auto"):
-        raise ValueError(
-            f"`layerwise` must be True, False or 'auto', got {layerwise!r}."
-        )
-    if streaming and layerwise is True:
-        raise ValueError(
-            "`layerwise` must be False or 'auto' with streaming=True, got True: it "
-            "keeps a factor of every task's gradient, streaming keeps nothing."
-        )
-    options = RowOptions(batching, streaming, layerwise)
-    problem: Problem[Any] = make_problem(losses, encode, tasks, has_aux, options)
-    check_task_names(problem.tasks)
-    for name in headless:
-        check_choice("headless", name, problem.tasks)
-    if microbatches > 1:
-        label_counts = label_counts or problem.label_counts
-        problem = Microbatches(problem, microbatches, label_counts)
-    return Oracle(problem=problem, labels=labels, headless=tuple(headless))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,6 +43,7 @@ class Oracle:
     problem: Problem[Any]
     labels: Rules
     headless: tuple[str, ...]
+    has_state: bool
     # Signatures at which labels and functions were found to agree: eager calls need
     # not trace the functions again for it.
     checked: set[Any] = dataclasses.field(default_factory=set, repr=False)
@@ -201,7 +63,7 @@ class Oracle:
 
         Args:
           params: parameters, a pytree of arrays, of floating point unless frozen.
-          *args: arguments of the functions: batch, keys, model state.
+          *args: arguments of the functions: batch, keys, and last the model's state.
           present: `[tasks]` bool, or a mapping from task to bool: the tasks that have
             labels in this batch. Every method leaves absent tasks out, which is not
             the same as a zero gradient; chain `per_label` behind the aggregator to
@@ -214,13 +76,28 @@ class Oracle:
         Returns:
           `TaskGrads`.
         """
+        return self._grads(params, args, present)
+
+    def _grads(
+        self,
+        params: PyTree,
+        args: tuple[Any, ...],
+        present: Any,
+        moving: jax.Array | None = None,
+    ) -> TaskGrads:
+        """Returns the gradients; of tasks that are not `moving` the state stays."""
         members = None
         if present is not None:
             present = as_mask("present", present, self.tasks)
             if isinstance(present, np.ndarray):
                 members = Members.of(present)
             present = jnp.asarray(present)
+        there = self.present(args, present)
         inputs = self._inputs(params, args, members=members)
+        if self.has_state:
+            masks = [mask for mask in (there, moving) if mask is not None]
+            all_masks = jnp.all(jnp.stack(masks), axis=0) if masks else None
+            inputs = dataclasses.replace(inputs, present=all_masks)
         out = self._evaluate(inputs, None if members is None else members.indices)
         losses, linear = out.losses, out.linear
         if members is not None:
@@ -230,7 +107,7 @@ class Oracle:
         return TaskGrads(
             losses=losses,
             loss_scales=jnp.ones_like(losses),
-            present=self.present(args, present),
+            present=there,
             aux=out.aux,
             z=out.z,
             head_grads=out.head_grads,
@@ -240,6 +117,7 @@ class Oracle:
             partition=inputs.partition,
             frozen=inputs.frozen,
             members=members if decided else None,
+            state=out.state,
         )
 
     def losses(self, params: PyTree, *args: Any) -> jax.Array:
@@ -276,8 +154,9 @@ class Oracle:
             task = operator.index(task)
         if jnp.ndim(task) == 1:
             weights = as_task_vector("task", task, self.num_tasks)
-            grads = self(params, *args, present=present).scale_by(weights)
-            return Grad(grads.losses, grads.total(), grads.aux)
+            grads = self._grads(params, args, present, moving=weights != 0)
+            grads = grads.scale_by(weights)
+            return Grad(grads.losses, grads.total(), grads.aux, grads.state)
         if isinstance(task, int) and not 0 <= task < self.num_tasks:
             raise ValueError(
                 f"`task` must be between 0 and {self.num_tasks - 1}, got {task}."
@@ -293,7 +172,8 @@ class Oracle:
         out = self._evaluate(inputs, [task])
         one = jnp.ones_like(out.losses)
         direction = out.linear.combine(one, one, None)
-        return Grad(out.losses[0], inputs.update(direction, out.head_grads), out.aux)
+        update = inputs.update(direction, out.head_grads)
+        return Grad(out.losses[0], update, out.aux, out.state)
 
     def block(
         self, block: str, params: PyTree, *args: Any, present: Any = None
@@ -317,11 +197,11 @@ class Oracle:
         shared, head_params, _ = grads.partition.split(params)
         if block == "task":
             zeros = [jnp.zeros_like(leaf) for leaf in shared]
-            return Grad(grads.losses, grads.updates(zeros), grads.aux)
+            return Grad(grads.losses, grads.updates(zeros), grads.aux, grads.state)
         moving, _, frozen = grads.partition.split(grads.total())
         still = [jnp.zeros_like(leaf) for leaf in head_params]
         update = grads.partition.merge(moving, still, frozen)
-        return Grad(grads.losses, update, grads.aux)
+        return Grad(grads.losses, update, grads.aux, grads.state)
 
     def heads(self, params: PyTree, z: PyTree, *args: Any) -> Grad:
         """Returns losses and the heads' gradients on a given latent.
@@ -339,10 +219,11 @@ class Oracle:
         """
         self._check_latent()
         inputs = self._inputs(params, args, z)
-        losses, aux, head_grads = self.problem.heads_at(inputs, z)
-        check_losses(losses, (inputs.shared, inputs.head_params))
+        out = self.problem.heads_at(inputs, z)
+        check_losses(out.losses, (inputs.shared, inputs.head_params))
         zeros = [jnp.zeros_like(leaf) for leaf in inputs.shared]
-        return Grad(losses, inputs.update(zeros, head_grads), aux)
+        update = inputs.update(zeros, out.head_grads)
+        return Grad(out.losses, update, out.aux, out.state)
 
     def present(self, args: tuple[Any, ...], given: Any = None) -> Any:
         """Returns which tasks have labels in a batch, bool `[tasks]`; None for all.

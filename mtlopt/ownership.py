@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mtlopt.heads import Stacked
 from mtlopt.labels import FROZEN, SHARED, STACKED, Partition, path_string
 from mtlopt.make_problem import make_problem
+from mtlopt.model_state import StateForm
 from mtlopt.problems import Problem, Reads
 from mtlopt.samples import Samplewise
 
@@ -103,6 +104,7 @@ def infer_labels(
     encode: Callable[..., Any] | None = None,
     tasks: Sequence[str] | None = None,
     has_aux: bool = False,
+    has_state: bool = False,
 ) -> PyTree:
     """Finds from the program itself who owns which parameter leaf.
 
@@ -118,6 +120,7 @@ def infer_labels(
       encode: as in `task_grad`.
       tasks: as in `task_grad`.
       has_aux: as in `task_grad`.
+      has_state: as in `task_grad`.
 
     Returns:
       Labels with the structure of `params`.
@@ -139,7 +142,10 @@ def infer_labels(
       ... )
       {'down': 'down', 'trunk': 'shared', 'up': 'up'}
     """
-    problem = make_problem(losses, encode, tasks, has_aux)
+    state = StateForm(has_aux, None, isinstance(losses, Samplewise))
+    problem = make_problem(
+        losses, encode, tasks, has_aux, state=state if has_state else None
+    )
     if problem.stacked and encode is None:
         raise ValueError(
             "`encode` must be given to infer the labels of stacked heads: without it a "

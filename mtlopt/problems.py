@@ -2,21 +2,19 @@
 
 `HeadProblem`: heads on the latent of one encoder (hard parameter sharing), or without
 an encoder one function per task, each with its own use of the shared leaves.
-`VectorProblem`: one function that returns all losses.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from mtlopt._jaxprs import used_leaves, used_leaves_of_entries
-from mtlopt.heads import HeadCall, HeadFns, Inputs, as_loss, split_aux
+from mtlopt._jaxprs import used_leaves
+from mtlopt.heads import HeadCall, HeadFns, Inputs, split_aux
 from mtlopt.labels import SHARED
 from mtlopt.latent_leaves import linearize
-from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linearization import Linearization, PullbackLinearization, RowOptions
 from mtlopt.rows.protocol import Leaves
 
@@ -42,13 +40,26 @@ class Aux(NamedTuple):
 
 
 class Evaluation(NamedTuple, Generic[Linear]):
-    """Losses `[members]` and their linearization, at one batch."""
+    """Losses `[members]` and their linearization, at one batch.
+
+    `state` is the model's after it; None without.
+    """
 
     losses: jax.Array
     aux: Any
     z: PyTree
     head_grads: Leaves
     linear: Linear
+    state: PyTree = None
+
+
+class HeadEvaluation(NamedTuple):
+    """Losses `[tasks]` and the heads' gradients on a given latent."""
+
+    losses: jax.Array
+    aux: Any
+    head_grads: Leaves
+    state: PyTree = None
 
 
 class Reads(NamedTuple):
@@ -113,8 +124,8 @@ class Problem(Protocol[Linear]):
         """
         ...
 
-    def heads_at(self, inputs: Inputs, z: PyTree) -> tuple[jax.Array, Any, Leaves]:
-        """Returns losses, aux and the heads' gradients on a given latent."""
+    def heads_at(self, inputs: Inputs, z: PyTree) -> HeadEvaluation:
+        """Returns losses and the heads' gradients on a given latent."""
         ...
 
     def latent(self, inputs: Inputs) -> PyTree:
@@ -176,6 +187,52 @@ class OfHeads:
         return self.head_fns.stacked
 
 
+class OfProblem:
+    """Answers of a problem that contains another: those of that one."""
+
+    problem: Problem[Any]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.problem.tasks
+
+    @property
+    def has_latent(self) -> bool:
+        return self.problem.has_latent
+
+    @property
+    def stacked(self) -> bool:
+        return self.problem.stacked
+
+    @property
+    def takes_traced_task(self) -> bool:
+        return self.problem.takes_traced_task
+
+    def present(self, args: tuple[Any, ...]) -> jax.Array | None:
+        return self.problem.present(args)
+
+    def losses(
+        self, inputs: Inputs, z: PyTree = None, members: Any = None
+    ) -> jax.Array:
+        return self.problem.losses(inputs, z, members)
+
+    def heads_at(self, inputs: Inputs, z: PyTree) -> HeadEvaluation:
+        return self.problem.heads_at(inputs, z)
+
+    def latent(self, inputs: Inputs) -> PyTree:
+        return self.problem.latent(inputs)
+
+    def reads(
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
+    ) -> Reads:
+        return self.problem.reads(params, stacked, args, z, members)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadProblem(OfHeads):
     """Losses of heads on a latent.
@@ -229,11 +286,11 @@ class HeadProblem(OfHeads):
         z = None if rest is None else rest.join(latent)
         return Evaluation(found.losses, aux, z, found.head_grads, linear)
 
-    def heads_at(self, inputs: Inputs, z: PyTree) -> tuple[jax.Array, Any, Leaves]:
+    def heads_at(self, inputs: Inputs, z: PyTree) -> HeadEvaluation:
         call = HeadCall(inputs, lambda _: z, self.has_aux)
         found = self.head_fns.gradients(call, inputs.head_params, [], None, None)
         aux = Aux(None, found.aux) if self.has_aux else None
-        return found.losses, aux, found.head_grads
+        return HeadEvaluation(found.losses, aux, found.head_grads)
 
     def latent(self, inputs: Inputs) -> PyTree:
         return self._encode(inputs, inputs.shared)[0]
@@ -291,139 +348,3 @@ class HeadProblem(OfHeads):
             call.inputs.head_params,
             latent,
         )[1]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class VectorProblem:
-    """Losses of one function.
-
-    The latent is the vector of losses, and its rows are the identity.
-    """
-
-    function: Callable[..., Any]
-    tasks: tuple[str, ...]
-    has_aux: bool
-    options: RowOptions
-    has_latent = False
-    stacked = False
-    takes_traced_task = True
-    label_counts = None
-
-    def present(self, args: tuple[Any, ...]) -> None:
-        del args
-
-    def losses(
-        self, inputs: Inputs, z: PyTree = None, members: Any = None
-    ) -> jax.Array:
-        del z
-        return self._vector(inputs, inputs.shared, inputs.head_params, members)[0]
-
-    def evaluate(
-        self, inputs: Inputs, factors: Any, members: Any
-    ) -> Evaluation[PullbackLinearization]:
-        losses, pullback, aux = jax.vjp(
-            lambda shared, head_params: self._vector(
-                inputs, shared, head_params, members
-            ),
-            inputs.shared,
-            inputs.head_params,
-            has_aux=True,
-        )
-        if factors is None:
-            factors = jnp.ones_like(losses)
-        elif members is not None:
-            factors = factors[jnp.asarray(members, jnp.int32)]
-        rows = jnp.diag(factors.astype(losses.dtype))
-        losses = losses * factors
-        # Only its own task's loss reads a head's leaf (see `check_ownership`), so one
-        # pullback of all rows gives every head its own gradient.
-        head_grads = pullback(jnp.sum(rows, axis=0))[1]
-        options = self.options
-        if not inputs.shared:
-            options = dataclasses.replace(options, streaming=False)
-        linear = PullbackLinearization(
-            [rows],
-            jax.tree_util.Partial(_pull_vector, pullback),
-            options,
-            backward=jax.tree_util.Partial(_backward_vector, pullback),
-        )
-        aux = Aux(aux, None) if self.has_aux else None
-        return Evaluation(losses, aux, None, head_grads, linear)
-
-    def heads_at(self, inputs: Inputs, z: PyTree) -> NoReturn:
-        del inputs, z
-        raise ValueError(NO_LATENT)
-
-    def latent(self, inputs: Inputs) -> NoReturn:
-        del inputs
-        raise ValueError(NO_LATENT)
-
-    def reads(
-        self,
-        params: PyTree,
-        stacked: list[bool] | None,
-        args: Any,
-        z: PyTree = None,
-        members: Any = None,
-    ) -> Reads:
-        del stacked, z, members  # one function: all or nothing
-
-        def values(params: PyTree) -> Any:
-            return self._values(params, args)[0]
-
-        reads = used_leaves_of_entries(values, params, self.num_tasks)
-        return Reads(
-            None, None if reads is None else dict(zip(self.tasks, reads, strict=True))
-        )
-
-    @property
-    def num_tasks(self) -> int:
-        return len(self.tasks)
-
-    def _values(self, params: PyTree, args: tuple[Any, ...]) -> tuple[Any, Any]:
-        """Returns the losses as one vector or a list of scalars, and aux."""
-        out, aux = split_aux(self.function(params, *args), self.has_aux)
-        if isinstance(out, Mapping):
-            if set(out) != set(self.tasks):
-                raise ValueError(
-                    f"`losses` must return the tasks {self.tasks}, got {tuple(out)}."
-                )
-            out = [out[task] for task in self.tasks]
-        if isinstance(out, list | tuple):
-            if len(out) != self.num_tasks:
-                raise ValueError(
-                    f"`losses` must return {self.num_tasks} losses, one for each of "
-                    f"`tasks`, got {len(out)}."
-                )
-            return [as_loss(v, t) for v, t in zip(out, self.tasks, strict=True)], aux
-        if jnp.shape(out) != (self.num_tasks,):
-            raise ValueError(
-                f"`losses` must return {self.num_tasks} losses, one for each of "
-                f"`tasks`, got an array of shape {jnp.shape(out)}."
-            )
-        return out.astype(solver_dtype([out])), aux
-
-    def _vector(
-        self, inputs: Inputs, shared: Leaves, head_params: Leaves, members: Any
-    ) -> tuple[jax.Array, Any]:
-        params = inputs.params(shared, head_params)
-        values, aux = self._values(params, inputs.args)
-        if members is None:
-            return jnp.stack(values) if isinstance(values, list) else values, aux
-        if isinstance(values, list) and all(isinstance(i, int) for i in members):
-            # The others' scalars are then read by nobody, and XLA deletes them.
-            some = [values[i] for i in members]
-            return jnp.stack(some) if some else jnp.zeros(0), aux
-        return jnp.asarray(values)[jnp.asarray(members, jnp.int32)], aux
-
-
-def _backward_vector(
-    pullback: Callable[..., Any], factors: jax.Array
-) -> tuple[Leaves, Leaves]:
-    """The same for one function, whose latent is the losses themselves."""
-    return pullback(factors)[1], [factors]
-
-
-def _pull_vector(pullback: Callable[..., Any], cotangent: Leaves) -> tuple[Leaves]:
-    """Pulls a cotangent of the vector of losses back to the shared leaves."""
-    return (pullback(cotangent[0])[0],)

@@ -14,6 +14,7 @@ from mtlopt.problems import (
     NO_LATENT,
     Aux,
     Evaluation,
+    HeadEvaluation,
     HeadProblem,
     OfHeads,
     Reads,
@@ -102,13 +103,14 @@ class SampleProblem(OfHeads):
         losses, grads = samples.total(found.losses), _masked(call, samples, found)
         return Evaluation(losses, aux, rest.join(latent), grads, linear)
 
-    def heads_at(self, inputs: Inputs, z: PyTree) -> tuple[jax.Array, Any, Leaves]:
+    def heads_at(self, inputs: Inputs, z: PyTree) -> HeadEvaluation:
         if self.encode is None:
             raise ValueError(NO_LATENT)
         samples, call = self._samples(inputs, None)
         found = self._heads.gradients(call, samples, *_all_still(z), None)
         aux = Aux(None, found.aux) if self.has_aux else None
-        return samples.total(found.losses), aux, _masked(call, samples, found)
+        grads = _masked(call, samples, found)
+        return HeadEvaluation(samples.total(found.losses), aux, grads)
 
     def latent(self, inputs: Inputs) -> PyTree:
         if self.encode is None:

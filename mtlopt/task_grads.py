@@ -68,6 +68,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
       moving: `[tasks]` bool, the tasks whose heads move, where `without_rows` hides
         some of them from methods; None for those that are present.
       members: the tasks whose heads move, if they are known at trace time.
+      state: the model's state after this batch; None without `has_state`.
     """
 
     what_to_do = WHAT_TO_DO
@@ -86,6 +87,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
     frozen: Leaves = dataclasses.field(default_factory=list)
     moving: jax.Array | None = None
     members: Members | None = dataclasses.field(default=None, metadata=STATIC)
+    state: PyTree = None
 
     @classmethod
     def from_rows(

@@ -1,0 +1,264 @@
+"""Model state, such as BatchNorm statistics: who wrote which leaf, and what is next.
+
+Every function takes the state last and returns it second. A leaf that comes back as the
+very object that went in was not written, so functions can return all of the state.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt._jaxprs import forwarded_inputs
+from mtlopt.heads import Inputs
+from mtlopt.labels import SHARED, STACKED, Rules, label_params, path_string
+from mtlopt.problems import Aux, Evaluation, HeadEvaluation, OfProblem, Problem
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Written:
+    """State leaves that one function wrote, by position."""
+
+    leaves: dict[int, Any]
+
+
+class StateForm(NamedTuple):
+    """How the functions of a problem deal with state.
+
+    Attributes:
+      has_aux: whether they return a third value.
+      labels: rules on the state's paths: who owns which leaf; None if nobody asks.
+      of_samples: whether they are functions of one sample.
+    """
+
+    has_aux: bool
+    labels: Rules | None = None
+    of_samples: bool = False
+
+    def owners(self, state: PyTree) -> list[str]:
+        """Returns the label of every leaf of the state."""
+        leaves = jax.tree.leaves(state)
+        if self.labels is None or not leaves:
+            return [SHARED] * len(leaves)
+        return jax.tree.leaves(label_params(state, self.labels))
+
+    def carry(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        task_position: int | None = None,
+    ) -> Callable[..., Any]:
+        """Makes `f(...) -> (value, (Written, aux))` of `f(...) -> (value, state)`.
+
+        Args:
+          function: the user's.
+          name: of the function, for errors.
+          task_position: place of the task among the arguments after the parameters, of
+            a stacked head: it gets its own part of the leaves labelled `"stacked"`.
+        """
+        if not callable(function):
+            return function  # an error of `make_problem`
+
+        def run(params: PyTree, *args: Any) -> tuple[Any, tuple[Written, Any]]:
+            if not args:
+                raise ValueError(
+                    "with has_state=True the last argument of a call must be the "
+                    "model's state, got no argument."
+                )
+            *others, state = args
+            if task_position is not None:
+                state = self._of_task(state, others[task_position])
+
+            def call(state: PyTree) -> tuple[Any, PyTree, Any]:
+                return self._unpack(function(params, *others, state), name)
+
+            value, new, aux = call(state)
+            written = _written(state, new, name)
+            if written and len(written) == len(jax.tree.leaves(state)):
+                # A function inside of `jit` or `checkpoint` returns other objects.
+                same = forwarded_inputs(lambda state: call(state)[1], state)
+                written = {i: leaf for i, leaf in written.items() if same[i] != i}
+            self._check_written(written, state, name, task_position is not None)
+            return value, (Written(written), aux)
+
+        return run
+
+    def _unpack(self, out: Any, name: str) -> tuple[Any, PyTree, Any]:
+        size = 3 if self.has_aux else 2
+        if not isinstance(out, tuple) or len(out) != size:
+            form = "(value, state, aux)" if self.has_aux else "(value, state)"
+            values = f"a tuple of {len(out)}" if isinstance(out, tuple) else None
+            raise ValueError(
+                f"with has_state=True, {name} must return {form}, got "
+                f"{values or type(out).__name__}. A function that changes no state "
+                "returns the one it was given."
+            )
+        value, state, aux = (*out, None)[:3]
+        return value, state, aux
+
+    def _of_task(self, state: PyTree, task: Any) -> PyTree:
+        leaves, treedef = jax.tree.flatten(state)
+        return treedef.unflatten(
+            jnp.asarray(leaf)[task] if owner == STACKED else leaf
+            for leaf, owner in zip(leaves, self.owners(state), strict=True)
+        )
+
+    def _check_written(
+        self, written: dict[int, Any], state: PyTree, name: str, stacked: bool
+    ) -> None:
+        paths, owners = _paths(state), self.owners(state)
+        for i, leaf in written.items():
+            is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+            if self.of_samples and (is_float or stacked):
+                raise ValueError(
+                    f"{name} writes the state `{paths[i]}`, but with samplewise it "
+                    "sees one sample, which has no statistics of the batch. Use a "
+                    "layer without them, such as LayerNorm or GroupNorm, or run "
+                    "BatchNorm on its running averages."
+                )
+            if stacked and owners[i] != STACKED:
+                raise ValueError(
+                    f"{name} writes the state `{paths[i]}`, which all tasks share. If "
+                    "it has a leading task axis, label it "
+                    f"{STACKED!r} in `state_labels`."
+                )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StatefulProblem(OfProblem):
+    """A problem whose functions carry state: evaluations return the new one."""
+
+    problem: Problem[Any]
+    form: StateForm
+
+    @property
+    def label_counts(self) -> Callable[..., Any] | None:
+        return self.problem.label_counts
+
+    def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation[Any]:
+        out = self.problem.evaluate(inputs, factors, members)
+        state, aux = self._next(inputs, out.aux, members)
+        return out._replace(state=state, aux=aux)
+
+    def heads_at(self, inputs: Inputs, z: PyTree) -> HeadEvaluation:
+        out = self.problem.heads_at(inputs, z)
+        state, aux = self._next(inputs, out.aux, None)
+        return out._replace(state=state, aux=aux)
+
+    def _next(self, inputs: Inputs, aux: Aux, members: Any) -> tuple[PyTree, Any]:
+        """Returns the state that all functions together leave, and the user's aux."""
+        old = inputs.args[-1]
+        new = _NextState(old, self.form.owners(old), self.tasks, inputs.present)
+        encode_aux, task_aux = None, None
+        if aux.encode is not None:
+            written, encode_aux = aux.encode
+            # Only one function that returns all losses knows nothing of its tasks.
+            name = "`losses`" if aux.tasks is None else "encode"
+            new.write(self._first(written), name, by_owner=aux.tasks is None)
+        if isinstance(aux.tasks, Mapping):
+            task_aux = {}
+            for task, (written, task_aux[task]) in aux.tasks.items():
+                name = f"the loss of task {task!r}"
+                new.write(self._first(written), name, self.tasks.index(task))
+        elif aux.tasks is not None:
+            written, task_aux = aux.tasks
+            new.write_stacked(self._first(written), members)
+        user_aux = Aux(encode_aux, task_aux) if self.form.has_aux else None
+        return new.tree(), user_aux
+
+    def _first(self, written: Written) -> Written:
+        """Returns what one sample wrote, where all of them wrote the same."""
+        if not self.form.of_samples:
+            return written
+        return Written({i: leaf[0] for i, leaf in written.leaves.items()})
+
+
+class _NextState:
+    """The state, as one function after the other writes its leaves."""
+
+    def __init__(
+        self, state: PyTree, owners: list[str], tasks: tuple[str, ...], present: Any
+    ) -> None:
+        self._leaves, self._treedef = jax.tree.flatten(state)
+        self._paths, self._owners = _paths(state), owners
+        self._tasks, self._present = tasks, present
+        self._writers: dict[int, str] = {}
+
+    def tree(self) -> PyTree:
+        return self._treedef.unflatten(self._leaves)
+
+    def write(
+        self, written: Written, name: str, task: int | None = None, by_owner=False
+    ) -> None:
+        """Takes what a function wrote, unless its task is absent.
+
+        Args:
+          written: what.
+          name: of the function.
+          task: whose function it is; None for no task's.
+          by_owner: whether a leaf is of the task that owns it.
+        """
+        for i, leaf in written.leaves.items():
+            self._claim(i, name)
+            owner = task
+            if by_owner and self._owners[i] in self._tasks:
+                owner = self._tasks.index(self._owners[i])
+            if owner is not None and self._present is not None:
+                leaf = jnp.where(self._present[owner], leaf, self._leaves[i])
+            self._leaves[i] = leaf
+
+    def write_stacked(self, written: Written, members: Any) -> None:
+        """Takes what a stacked head wrote, leaves `[members, ...]`."""
+        for i, leaf in written.leaves.items():
+            self._claim(i, "the stacked head")
+            old = jnp.asarray(self._leaves[i])
+            if members is not None:
+                leaf = old.at[jnp.asarray(members, jnp.int32)].set(leaf)
+            if self._present is not None:
+                there = jnp.asarray(self._present)
+                leaf = jnp.where(there.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, old)
+            self._leaves[i] = leaf
+
+    def _claim(self, leaf: int, name: str) -> None:
+        if leaf in self._writers:
+            raise ValueError(
+                f"the state `{self._paths[leaf]}` is written by "
+                f"{self._writers[leaf]} and by {name}, which both start from the same "
+                "state, so that one of the two would be lost. Give each a layer of its "
+                "own; for dropout, a stream of random numbers of its own."
+            )
+        self._writers[leaf] = name
+
+
+def _paths(state: PyTree) -> list[str]:
+    return [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+
+
+def _written(old: PyTree, new: PyTree, name: str) -> dict[int, Any]:
+    """Returns the leaves of `new` that are not those of `old`, by position."""
+    before, treedef = jax.tree.flatten(old)
+    after, structure = jax.tree.flatten(new)
+    if structure != treedef:
+        raise ValueError(
+            f"{name} must return the whole state that it was given, changed or not, "
+            f"{treedef}, got {structure}."
+        )
+    written = {}
+    for i, (was, now) in enumerate(zip(before, after, strict=True)):
+        if now is was:
+            continue
+        kinds = [(jnp.result_type(leaf), jnp.shape(leaf)) for leaf in (was, now)]
+        if kinds[0] != kinds[1]:
+            (dtype, shape), (new_dtype, new_shape) = kinds
+            raise ValueError(
+                f"{name} changes the state `{_paths(old)[i]}` from {dtype}"
+                f"{list(shape)} to {new_dtype}{list(new_shape)}. State must keep its "
+                "shape and dtype from step to step."
+            )
+        written[i] = now
+    return written
