@@ -120,7 +120,6 @@ from mtlopt.aggregators.upgrad import (
 )
 from mtlopt.alternation.blocks import (
     AlternateBlocksState,
-    Stepped,
     alternate_blocks,
     block_at,
     block_step,
@@ -168,6 +167,7 @@ from mtlopt.roaming import (
 )
 from mtlopt.samples import samplewise
 from mtlopt.skip_not_finite import SkipNotFiniteState, skip_not_finite
+from mtlopt.step import Run, StepOutput, train_step
 from mtlopt.task_grads import TaskGrads
 from mtlopt.weightings.chebyshev import (
     chebyshev_weights,
@@ -249,10 +249,11 @@ __all__ = [
     "PcdState",
     "PcgradState",
     "PerLabelState",
+    "Run",
     "SafeLineSearchState",
     "SdmgradState",
     "SkipNotFiniteState",
-    "Stepped",
+    "StepOutput",
     "TaskGrads",
     "TaskWeightsState",
     "TrackDistanceState",
@@ -339,6 +340,7 @@ __all__ = [
     "task_masks",
     "task_weights",
     "track_distance",
+    "train_step",
     "trimmed_mean",
     "upgrad",
     "upgrad_weights",

@@ -29,7 +29,8 @@ def check_ownership(
     Frozen leaves are anybody's.
 
     Without this check such a leaf would silently miss a part of its gradient. Raises as
-    well if `encode` reads nothing that is shared: the trunk would silently stay.
+    well if `encode` reads nothing that is shared, or a loss nothing of its own task:
+    the trunk, or the head, would silently stay.
 
     Args:
       problem: the problem.
@@ -82,6 +83,14 @@ def check_ownership(
             raise ValueError(
                 f"the loss of task {task!r} reads `{path}`, which is labelled "
                 f"{label!r}. {_advice(reads, readers, i, members is None)}"
+            )
+        own = [i for i, (_, label) in enumerate(owners) if label in (task, STACKED)]
+        if own and not any(used[i] for i in own):
+            path, label = owners[own[0]]
+            raise ValueError(
+                f"the loss of task {task!r} reads no leaf that is labelled {label!r}, "
+                f"so that `{path}` would never move. Let it read the parameters from "
+                "its first argument, not from a module or parameters outside."
             )
 
 

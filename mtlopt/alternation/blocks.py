@@ -19,6 +19,7 @@ from mtlopt.labels import (
 )
 from mtlopt.oracle import Oracle
 from mtlopt.per_label import per_label
+from mtlopt.step import Run, StepOutput, with_state
 
 PyTree = Any
 Block = Literal["shared", "task"]
@@ -37,22 +38,6 @@ class AlternateBlocksState(NamedTuple):
     count: jax.Array
     shared_is_next: jax.Array
     inner_state: Any
-
-
-class Stepped(NamedTuple):
-    """What a step function returns.
-
-    Attributes:
-      params: the parameters after the step.
-      opt_state: the optimizer state after the step.
-      losses: `[tasks]`, each as it was before its parameters moved.
-      aux: what the loss functions returned beside; None without `has_aux`.
-    """
-
-    params: PyTree
-    opt_state: PyTree
-    losses: jax.Array
-    aux: Any
 
 
 def block_at(step: int, shared_steps: int = 1, task_steps: int = 1) -> Block:
@@ -203,7 +188,7 @@ def _moves(
 
 def block_step(
     oracle: Oracle, optimizer: optax.GradientTransformation, block: Block | None = None
-) -> Callable[..., Stepped]:
+) -> Callable[..., tuple[Run, StepOutput]]:
     """Builds a training step that computes the moving block's gradient only.
 
     With a `block`, the phase is chosen in Python: the other block's gradient is never
@@ -221,9 +206,8 @@ def block_step(
       block: `"shared"` or `"task"`; None for the optimizer's count.
 
     Returns:
-      `step(params, opt_state, *args, present=None, **extra_args)`, to be jitted, which
-      evaluates the summed loss at `args` and returns a `Stepped`. `extra_args` are what
-      the optimizer wants beside, such as `value` for `optax.reduce_on_plateau`.
+      A step as `train_step` returns it, on the summed loss at `args`. `extra_args` are
+      for the optimizer, such as `value` for `optax.reduce_on_plateau`.
 
     Raises:
       ValueError: if `block` is unknown; at the first step, if `optimizer` has no
@@ -241,10 +225,10 @@ def block_step(
       ... )
       >>> tx = mtlopt.alternate_blocks(optax.sgd(0.1), optax.sgd(0.1), labels)
       >>> step = jax.jit(mtlopt.block_step(oracle, tx))
-      >>> state = tx.init(params)
+      >>> run = mtlopt.Run(params, tx.init(params))
       >>> for x in (1.0, 5.0):
-      ...     params, state, losses, _ = step(params, state, x)
-      ...     print(params["trunk"], params["a"], losses)
+      ...     run, output = step(run, x)
+      ...     print(run.params["trunk"], run.params["a"], output.losses)
       0.8 2.0 [2.]
       0.8 1.6 [8.]
     """
@@ -253,13 +237,10 @@ def block_step(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def step(
-        params: PyTree,
-        opt_state: PyTree,
-        *args: Any,
-        present: Any = None,
-        **extra_args: Any,
-    ) -> Stepped:
-        state = only_state(opt_state, AlternateBlocksState, "alternate_blocks")
+        run: Run, *args: Any, present: Any = None, **extra_args: Any
+    ) -> tuple[Run, StepOutput]:
+        params, args = run.params, with_state(oracle, args, run.state)
+        state = only_state(run.opt_state, AlternateBlocksState, "alternate_blocks")
 
         def gradient(block: Block) -> Callable[[], Grad]:
             return lambda: oracle.block(block, params, *args, present=present)
@@ -273,16 +254,15 @@ def block_step(
         active = None if there is None else oracle.active(params, there)
         updates, opt_state = optimizer.update(
             grad.grad,
-            opt_state,
+            run.opt_state,
             params,
             block=block,
             active=active,
             partition=oracle.partition(params),
             **extra_args,
         )
-        return Stepped(
-            optax.apply_updates(params, updates), opt_state, grad.losses, grad.aux
-        )
+        params = optax.apply_updates(params, updates)
+        return Run(params, opt_state, grad.state), StepOutput(grad.losses, grad.aux)
 
     return step
 

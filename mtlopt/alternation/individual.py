@@ -19,12 +19,13 @@ from mtlopt._checks import (
     is_int,
     named_vector,
 )
-from mtlopt.alternation.blocks import Stepped, only_state
+from mtlopt.alternation.blocks import only_state
 from mtlopt.alternation.per_task import PerTask, scan_turns
 from mtlopt.grad import Grad, check_updates
 from mtlopt.labels import SHARED, Partition, Rules, check_same_labels, label_params
 from mtlopt.oracle import Oracle
 from mtlopt.per_label import advance, join, per_label, select
+from mtlopt.step import Run, StepOutput, with_state
 
 PyTree = Any
 
@@ -198,7 +199,7 @@ def individual_step(
     num_groups: int | None = None,
     *,
     shuffle: bool = False,
-) -> Callable[..., Stepped]:
+) -> Callable[..., tuple[Run, StepOutput]]:
     r"""Builds a training step that lets every task, or group, move in turn.
 
     Each gradient is taken at the parameters that the task before left, on the same
@@ -223,14 +224,14 @@ def individual_step(
       shuffle: whether the order is drawn anew in every step.
 
     Returns:
-      `step(params, opt_state, *args, groups=None, key=None, present=None,
-      **extra_args)`, to be jitted, which returns a `Stepped`. `groups` `[tasks]`, or
-      a mapping from task to group, are numbers (see `random_groups`), needed with
-      `num_groups`; `key` is needed to shuffle; absent tasks take no step, have no part
-      in their group's, and loss 0; a task whose group has no turn, as a wrong number of
-      groups makes it, has loss NaN; `extra_args` are for the optimizer. A task's loss
-      is that before its group's move. `aux` is a list with one `Aux` a turn (None for a
-      task that is known at trace time to be absent), and from a scan one `Aux` with a
+      `step(run, *args, groups=None, key=None, present=None, **extra_args)`, which
+      returns what that of `train_step` does. `groups` `[tasks]`, or a mapping from task
+      to group, are numbers (see `random_groups`), needed with `num_groups`; `key` is
+      needed to shuffle; absent tasks take no step, have no part in their group's, and
+      loss 0; a task whose group has no turn, as a wrong number of groups makes it, has
+      loss NaN. A task's loss is that before its group's move. The encoder's state moves
+      in each turn, a head's in its own. `aux` is a list with one `Aux` a turn (None for
+      a task that is known at trace time to be absent), and from a scan one `Aux` with a
       leading axis of turns.
 
     Raises:
@@ -250,9 +251,9 @@ def individual_step(
       ... )
       >>> tx = mtlopt.individual_optimizers(optax.sgd(0.1), 2, labels)
       >>> step = jax.jit(mtlopt.individual_step(oracle, tx))
-      >>> params, state, losses, _ = step(params, tx.init(params))
-      >>> print(losses, round(float(params["trunk"]), 3), round(float(params["b"]), 3))
-      [2.  2.4] 0.5 2.92
+      >>> run, output = step(mtlopt.Run(params, tx.init(params)))
+      >>> print(output.losses, {k: round(float(v), 3) for k, v in run.params.items()})
+      [2.  2.4] {'a': 1.9, 'b': 2.92, 'trunk': 0.5}
 
     References:
       Pascal et al., *Improved optimization strategies for deep multi-task networks*,
@@ -267,33 +268,34 @@ def individual_step(
     unroll = not shuffle and not oracle.problem.stacked
 
     def step(
-        params: PyTree,
-        opt_state: PyTree,
+        run: Run,
         *args: Any,
         groups: Any = None,
         key: Any = None,
         present: Any = None,
         **extra_args: Any,
-    ) -> Stepped:
+    ) -> tuple[Run, StepOutput]:
         _check_asked("groups", groups, num_groups is not None)
         _check_asked("key", key, shuffle)
-        _check_states(opt_state, turns)
+        _check_states(run.opt_state, turns)
         if groups is not None:
             groups = _as_groups(groups, oracle.tasks, turns)
-        present = oracle.present(args, present)
+        present = oracle.present(with_state(oracle, args, run.state), present)
 
-        def turn(carry: tuple[PyTree, PyTree], index: Any) -> Any:
-            params, opt_state = carry
+        def turn(run: Run, index: Any) -> tuple[Run, StepOutput]:
+            params, opt_state, state = run
+            whole = with_state(oracle, args, state)
             members = (np.arange(num_tasks) if groups is None else groups) == index
             moving = members if present is None else members & present
             if isinstance(moving, np.ndarray) and not moving.any():
                 # Its functions may not run on this batch; others' updates go on.
-                grad = Grad(jnp.zeros([]), jax.tree.map(jnp.zeros_like, params), None)
+                still = jax.tree.map(jnp.zeros_like, params)
+                grad = Grad(jnp.zeros([]), still, None, state)
             elif groups is None:
-                grad = _task(oracle, index, separate, params, args)
+                grad = _task(oracle, index, separate, params, whole)
             else:
                 weights = members.astype(float)
-                grad = oracle.task(weights, params, *args, present=present)
+                grad = oracle.task(weights, params, *whole, present=present)
             updates, opt_state = optimizer.update(
                 grad.grad,
                 opt_state,
@@ -303,13 +305,20 @@ def individual_step(
                 partition=oracle.partition(params),
                 **extra_args,
             )
+            new_state = grad.state
+            if present is not None and not isinstance(moving, np.ndarray):
+                there = jnp.any(moving)  # a turn of absent tasks moves nothing
+                new_state = jax.tree.map(
+                    lambda new, old: jnp.where(there, new, old), new_state, state
+                )
             losses = jnp.where(moving, grad.losses, 0)
-            return (optax.apply_updates(params, updates), opt_state), (losses, grad.aux)
+            run = Run(optax.apply_updates(params, updates), opt_state, new_state)
+            return run, StepOutput(losses, grad.aux)
 
         if unroll:
             outs = []
             for index in range(turns):
-                (params, opt_state), out = turn((params, opt_state), index)
+                run, out = turn(run, index)
                 outs.append(out)
             losses = jnp.stack([losses for losses, _ in outs])
             aux = [aux for _, aux in outs]
@@ -317,14 +326,12 @@ def individual_step(
             order = None
             if shuffle:
                 order = jax.random.permutation(as_key(key), jnp.arange(turns))
-            params, opt_state, (losses, aux) = scan_turns(
-                turn, params, opt_state, turns, order
-            )
+            run, (losses, aux) = scan_turns(turn, run, turns, order)
         losses = jnp.sum(losses, axis=0)
         if groups is not None:  # a task in no group is not overlooked
             in_one = (groups >= 0) & (groups < turns)
             losses = jnp.where(in_one, losses, jnp.nan)
-        return Stepped(params, opt_state, losses, aux)
+        return run, StepOutput(losses, aux)
 
     return step
 

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtlopt.step import Run
+
 PyTree = Any
 
 
@@ -44,48 +46,45 @@ class InTurn(NamedTuple):
 
 
 def scan_turns(
-    turn: Callable[[tuple[PyTree, PyTree], jax.Array], tuple[Any, PyTree]],
-    params: PyTree,
-    opt_state: PyTree,
+    turn: Callable[[Run, jax.Array], tuple[Run, PyTree]],
+    run: Run,
     num_turns: int,
     order: jax.Array | None = None,
-) -> tuple[PyTree, PyTree, PyTree]:
-    """Runs a `lax.scan` of `turn((params, opt_state), index)` over the tasks.
+) -> tuple[Run, PyTree]:
+    """Runs a `lax.scan` of `turn(run, index)` over the tasks.
 
     What the optimizer keeps per task goes through the scan as its inputs and outputs:
     as part of the carry, XLA would copy all tasks' states in every turn.
 
     Args:
-      turn: returns the next `(params, opt_state)` and an output.
-      params: parameters.
-      opt_state: any pytree with `PerTask` in it.
+      turn: returns the next run and an output.
+      run: with an optimizer state that has `PerTask` in it.
       num_turns: number of tasks.
       order: a permutation of them, int32 `[tasks]`; None for theirs, which saves two
         copies of all states.
 
     Returns:
-      Parameters, state, and the outputs with a leading axis of turns.
+      The run, and the outputs with a leading axis of turns.
     """
-    stacks, rest, join = _split(opt_state, PerTask)
+    stacks, rest, join = _split(run.opt_state, PerTask)
     indices = jnp.arange(num_turns) if order is None else order
     if order is not None:
         stacks = jax.tree.map(lambda leaf: leaf[order], stacks)
 
-    def body(carry: tuple[PyTree, PyTree], now: tuple[jax.Array, PyTree]) -> Any:
-        params, rest = carry
+    def body(run: Run, now: tuple[jax.Array, PyTree]) -> tuple[Run, Any]:
         index, own = now
-        opt_state = join([InTurn(state) for (state,) in own], rest)
-        (params, opt_state), out = turn((params, opt_state), index)
-        own, rest, _ = _split(opt_state, InTurn)
-        return (params, rest), ([PerTask(state) for (state,) in own], out)
+        opt_state = join([InTurn(state) for (state,) in own], run.opt_state)
+        run, out = turn(run._replace(opt_state=opt_state), index)
+        own, rest, _ = _split(run.opt_state, InTurn)
+        return run._replace(opt_state=rest), ([PerTask(one) for (one,) in own], out)
 
-    (params, rest), (stacks, outs) = jax.lax.scan(
-        body, (params, rest), (indices, stacks)
+    run, (stacks, outs) = jax.lax.scan(
+        body, run._replace(opt_state=rest), (indices, stacks)
     )
     if order is not None:
         inverse = jnp.argsort(order)
         stacks = jax.tree.map(lambda leaf: leaf[inverse], stacks)
-    return params, join(stacks, rest), outs
+    return run._replace(opt_state=join(stacks, run.opt_state)), outs
 
 
 def _split(tree: PyTree, kind: type) -> tuple[list[Any], list[Any], Callable[..., Any]]:
