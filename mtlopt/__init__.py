@@ -34,8 +34,9 @@ deletes all that nobody reads.
 >>> params, opt_state, losses = step(params, tx.init(params), jnp.ones((4, 3)))
 """
 
+import importlib
 import importlib.metadata
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from mtlopt._methods import METHODS, Method
 from mtlopt.aggregators.aligned_mtl import (
@@ -362,10 +363,18 @@ __all__ = [
     "would_rise",
 ]
 
-if not TYPE_CHECKING:  # where it would hide misspelt names
+if TYPE_CHECKING:
+    from mtlopt import nnx as nnx
+else:  # where it would hide misspelt names
 
-    def __getattr__(name: str) -> NoReturn:
-        """Raises, for a name of `METHODS` with the public names it is made of."""
+    def __getattr__(name: str) -> Any:
+        """Returns the module that needs Flax, which is loaded on first use.
+
+        Raises for other names, for one of `METHODS` with the public names it is made
+        of.
+        """
+        if name == "nnx":
+            return importlib.import_module("mtlopt.nnx")
         hint = ""
         if name in METHODS:
             made_of = ", ".join(METHODS[name].public)

@@ -4,6 +4,7 @@ Only Python numbers and known entries of vectors of tasks are compared: tracers 
 that `optax.inject_hyperparams` can inject every non-structural argument.
 """
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -229,3 +230,35 @@ def as_key(key: Any) -> jax.Array:
             f"`key` must be an int or a typed key (jax.random.key), got {key.dtype}."
         )
     return key
+
+
+def checked(function: Any, name: str, *_: Any) -> Any:
+    """Returns a user's function, whose mistakes in form are errors that name it.
+
+    Args:
+      function: the function; what is none is returned as it is.
+      name: for errors.
+    """
+    if not callable(function):
+        return function
+
+    def run(*args: Any) -> Any:
+        try:
+            out = function(*args)
+        except TypeError as error:
+            try:
+                inspect.signature(function).bind(*args)
+            except TypeError as mismatch:
+                raise TypeError(
+                    f"{name} must take {len(args)} arguments: the parameters, the "
+                    "latent if there is one, and those of the call. Its signature "
+                    f"differs: {mismatch}."
+                ) from error
+            except ValueError:  # it has none
+                pass
+            raise
+        if out is None:
+            raise ValueError(f"{name} must return a value, got None.")
+        return out
+
+    return run

@@ -62,6 +62,12 @@ def check_task_grads(
             "Optax optimizer without a method before it."
         )
     if not isinstance(updates, TaskGrads):
+        if type(updates).__name__ == "State":
+            raise TypeError(
+                "`updates` must be a mtlopt.TaskGrads, got a State of Flax NNX. A "
+                "chain with a method goes into mtlopt.nnx.Optimizer, not into "
+                "nnx.Optimizer."
+            )
         raise TypeError(
             f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. "
             "Compute it with mtlopt.task_grad, and place weightings first, then one "

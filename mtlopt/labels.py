@@ -29,6 +29,19 @@ def path_string(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def leaf_paths(tree: PyTree) -> list[tuple[str, Any]]:
+    """Returns path and value of every leaf.
+
+    A leaf in a variable of Flax NNX has the path of the variable, so that a state and
+    its pure form have the same paths.
+    """
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        boxed = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
+        found.append((path_string(path[:-1] if boxed else path), leaf))
+    return found
+
+
 def label_params(params: PyTree, rules: Rules) -> PyTree:
     """Labels every parameter leaf by rules on its path.
 
@@ -62,14 +75,12 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
       >>> mtlopt.label_params(params, {"*": "shared", "heads/left": "a"})
       {'encoder': {'w': 'shared'}, 'heads': {'left': 'a', 'right': 'shared'}}
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaves, treedef = leaf_paths(params), jax.tree.structure(params)
     if not leaves:
         raise ValueError("`params` must have at least one leaf, got an empty tree.")
-    paths = [path_string(path) for path, _ in leaves]
+    paths = [path for path, _ in leaves]
     if callable(rules) and jax.tree_util.all_leaves([rules]):
-        labels = [
-            rules(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)
-        ]
+        labels = [rules(path, leaf) for path, leaf in leaves]
     elif jax.tree.structure(rules) == treedef:  # such as what this function returns
         labels = jax.tree.leaves(rules)
     elif isinstance(rules, Mapping):
@@ -299,11 +310,21 @@ def partition_params(
       The `Partition`.
 
     Raises:
+      TypeError: if `params` is a module.
       ValueError: names the leaf or the label that is wrong.
     """
+    if any(
+        kind.__name__ == "Module" and kind.__module__.startswith("flax.nnx")
+        for kind in type(params).__mro__
+    ):
+        raise TypeError(
+            "`params` must be a pytree of arrays, got the Flax NNX module "
+            f"{type(params).__name__}. Use mtlopt.nnx.task_grad, whose functions take "
+            "modules, or cut it by nnx.split(model, nnx.Param, ...)."
+        )
     full = label_params(params, labels)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    paths = tuple(path_string(path) for path, _ in leaves)
+    leaves, treedef = leaf_paths(params), jax.tree.structure(params)
+    paths = tuple(path for path, _ in leaves)
     names = tuple(jax.tree.leaves(full))
     allowed = (SHARED, *((STACKED,) if stacked else tasks), FROZEN)
     for path, label, (_, leaf) in zip(paths, names, leaves, strict=True):

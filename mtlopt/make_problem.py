@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mtlopt._checks import checked
 from mtlopt.heads import make_head_fns, map_functions
 from mtlopt.linearization import RowOptions
 from mtlopt.model_state import StateForm, StatefulProblem
@@ -33,8 +34,9 @@ def make_problem(
       options: how rows are made.
       state: how they carry state; None if they do not.
     """
+    losses, encode = change_functions(losses, encode, checked)
     if state is not None:
-        losses, encode = _carry(losses, encode, state)
+        losses, encode = change_functions(losses, encode, state.carry)
         problem = make_problem(losses, encode, tasks, True, options)
         return StatefulProblem(problem, state)
     if isinstance(losses, Samplewise):
@@ -65,15 +67,23 @@ def make_problem(
     return VectorProblem(losses, tuple(tasks), has_aux, options)
 
 
-def _carry(
-    losses: Any, encode: Callable[..., Any] | None, form: StateForm
+def change_functions(
+    losses: Any,
+    encode: Callable[..., Any] | None,
+    change: Callable[..., Callable[..., Any]],
 ) -> tuple[Any, Callable[..., Any] | None]:
-    """Returns losses and encoder that return as aux which state they wrote."""
+    """Returns losses of the same form and an encoder, with each function replaced.
+
+    Args:
+      losses: see `task_grad`.
+      encode: likewise.
+      change: as in `map_functions`.
+    """
     if isinstance(losses, Samplewise):
-        inner, encode = _carry(losses.losses, encode, form)
+        inner, encode = change_functions(losses.losses, encode, change)
         return dataclasses.replace(losses, losses=inner), encode
-    losses = map_functions(losses, form.carry, has_latent=encode is not None)
-    return losses, encode and form.carry(encode, "encode")
+    losses = map_functions(losses, change, has_latent=encode is not None)
+    return losses, encode and change(encode, "encode")
 
 
 def _make_sample_problem(

@@ -185,7 +185,8 @@ def infer_labels(
         elif not readers:
             raise ValueError(
                 f"no function reads the leaf `{path_string(path)}`. Remove it from "
-                "`params`, or label it by hand with label_params."
+                "`params`, or label it by hand with label_params. A function must read "
+                "the parameters that it is given, not those outside of it."
             )
         elif problem.stacked:
             labels.append(STACKED)

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from mtlopt._guard import WHAT_TO_DO
 from mtlopt.oracle import Oracle
+from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
 
@@ -58,6 +60,7 @@ def train_step(
       optimizer.
 
     Raises:
+      TypeError: at a step, if there is no aggregator, or `run` is no `Run`.
       ValueError: at a step, if `run.state` is missing or not asked for.
 
     Examples:
@@ -80,19 +83,14 @@ def train_step(
       >>> print(jnp.round(output.losses, 3))
       [0. 0.]
     """
-    transform = optax.with_extra_args_support(optimizer)
 
     def step(
         run: Run, *args: Any, present: Any = None, **extra_args: Any
     ) -> tuple[Run, StepOutput]:
-        args = with_state(oracle, args, run.state)
+        args = with_state(oracle, args, run)
         grads = oracle(run.params, *args, present=present)
-        updates, opt_state = transform.update(
-            grads,  # pyright: ignore[reportArgumentType]
-            run.opt_state,
-            run.params,
-            active=grads.active,
-            **extra_args,
+        updates, opt_state = update_of(
+            optimizer, grads, run.opt_state, run.params, **extra_args
         )
         params = optax.apply_updates(run.params, updates)
         return Run(params, opt_state, grads.state), StepOutput(grads.losses, grads.aux)
@@ -100,15 +98,52 @@ def train_step(
     return step
 
 
-def with_state(oracle: Oracle, args: tuple[Any, ...], state: PyTree) -> tuple[Any, ...]:
+def update_of(
+    optimizer: optax.GradientTransformation,
+    grads: TaskGrads,
+    opt_state: PyTree,
+    params: PyTree,
+    **extra_args: Any,
+) -> tuple[PyTree, PyTree]:
+    """Returns the update that a chain with an aggregator makes, and its state.
+
+    Raises:
+      TypeError: if there is no aggregator, or transforms before it that need one.
+    """
+    transform = optax.with_extra_args_support(optimizer)
+    extra_args = {"active": grads.active, **extra_args}
+    found: Any = grads
+    try:
+        found, opt_state = transform.update(found, opt_state, params, **extra_args)
+    except (TypeError, ValueError) as error:
+        if WHAT_TO_DO not in str(error):
+            raise
+        found, cause = grads, error
+    else:
+        cause = None
+    if isinstance(found, TaskGrads):
+        raise TypeError(
+            "`optimizer` must have an aggregator, such as mtlopt.upgrad, before its "
+            "ordinary Optax transforms: optax.chain(mtlopt.upgrad(num_tasks), "
+            "optax.adam(1e-3))."
+        ) from cause
+    return found, opt_state
+
+
+def with_state(oracle: Oracle, args: tuple[Any, ...], run: Run) -> tuple[Any, ...]:
     """Returns the arguments of a call, with the model's state if there is one."""
+    if not isinstance(run, Run):
+        raise TypeError(
+            f"`run` must be a mtlopt.Run, got {type(run).__name__}. Begin with "
+            "mtlopt.Run(params, optimizer.init(params))."
+        )
     if oracle.has_state:
-        if state is None:
+        if run.state is None:
             raise ValueError(
                 "`run.state` must be the model's state with has_state=True, got None."
             )
-        return *args, state
-    if state is not None:
+        return *args, run.state
+    if run.state is not None:
         raise ValueError(
             "`run.state` must be None unless the oracle is built with has_state=True."
         )

@@ -272,7 +272,7 @@ def test_one_task_per_sample_has_no_batch_statistics():
         lambda params, x, s: (x @ params["trunk"], {**s, "mean": s["mean"] + 1})
     )
     state = {"mean": jnp.zeros(()), "b": jnp.array(1)}
-    with pytest.raises(ValueError, match="encode writes the state `mean`.*one sample"):
+    with pytest.raises(ValueError, match=r"encode writes the state `mean`.*one sample"):
         jax.eval_shape(oracle, PARAMS, BATCH, state)
 
 

@@ -275,16 +275,17 @@ def individual_step(
         present: Any = None,
         **extra_args: Any,
     ) -> tuple[Run, StepOutput]:
+        whole = with_state(oracle, args, run)
         _check_asked("groups", groups, num_groups is not None)
         _check_asked("key", key, shuffle)
         _check_states(run.opt_state, turns)
         if groups is not None:
             groups = _as_groups(groups, oracle.tasks, turns)
-        present = oracle.present(with_state(oracle, args, run.state), present)
+        present = oracle.present(whole, present)
 
         def turn(run: Run, index: Any) -> tuple[Run, StepOutput]:
             params, opt_state, state = run
-            whole = with_state(oracle, args, state)
+            whole = with_state(oracle, args, run)
             members = (np.arange(num_tasks) if groups is None else groups) == index
             moving = members if present is None else members & present
             if isinstance(moving, np.ndarray) and not moving.any():

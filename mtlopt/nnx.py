@@ -1,0 +1,404 @@
+"""Multi-task training of Flax NNX modules, in the form of NNX.
+
+===========================================  =========================================
+plain NNX                                    mtlopt
+===========================================  =========================================
+``grad_fn = nnx.value_and_grad(loss_fn)``    ``oracle = mtlopt.nnx.task_grad(losses,
+                                             encode=encode)``
+``loss, grads = grad_fn(model, batch)``      ``grads = oracle(model, batch)``
+``nnx.Optimizer(model, tx, wrt=nnx.Param)``  ``mtlopt.nnx.Optimizer(model, tx,
+                                             wrt=nnx.Param)``
+``optimizer.update(model, grads)``           the same
+===========================================  =========================================
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+try:
+    from flax import nnx
+except ImportError as error:
+    raise ImportError(
+        "mtlopt.nnx needs Flax. Install it by: pip install 'mtlopt[models]'"
+    ) from error
+
+from mtlopt._checks import by_task, checked
+from mtlopt.heads import Stacked
+from mtlopt.labels import FROZEN, SHARED, STACKED, Rules, label_params, leaf_paths
+from mtlopt.make_oracle import task_grad as pure_task_grad
+from mtlopt.make_problem import change_functions
+from mtlopt.oracle import Oracle as PureOracle
+from mtlopt.ownership import infer_labels
+from mtlopt.samples import Samplewise
+from mtlopt.step import update_of
+from mtlopt.task_grads import TaskGrads
+
+PyTree = Any
+
+
+def task_grad(
+    losses: Mapping[str, Callable[..., Any]]
+    | Stacked
+    | Samplewise
+    | Callable[..., Any],
+    labels: Rules | None = None,
+    *,
+    encode: Callable[..., Any] | None = None,
+    wrt: Any = nnx.Param,
+    has_aux: bool = False,
+    **options: Any,
+) -> "Oracle":
+    """Builds the oracle of a module's per-task gradients.
+
+    As `mtlopt.task_grad`, but functions take the module in the place of parameters, and
+    a call moves the module's state, such as BatchNorm statistics and counts of dropout,
+    once a step, as `nnx.grad` does. A function that writes parameters, as weight
+    normalisation does, leaves them as they were.
+
+    Args:
+      losses: as in `mtlopt.task_grad`, such as a mapping from task to
+        `loss(model, z, *args) -> scalar`.
+      labels: rules on the paths of the parameters, see `label_params`, or labels from
+        `label_modules`. None to find them from the program, see `infer_labels`.
+      encode: `encode(model, *args) -> z`.
+      wrt: which variables are trained: a filter of NNX. The others are constants, such
+        as the base of a network whose adapters are trained, `wrt=nnx.LoRAParam`.
+      has_aux: whether functions return a pair `(value, aux)`.
+      **options: further ones of `mtlopt.task_grad`. Model state is always on.
+
+    Returns:
+      An `Oracle` of modules.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if an argument has a wrong value.
+
+    Examples:
+      >>> import jax.numpy as jnp, mtlopt, optax
+      >>> from flax import nnx
+      >>> class Net(nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.trunk = nnx.Linear(3, 8, rngs=rngs)
+      ...         self.norm = nnx.BatchNorm(8, rngs=rngs)
+      ...         self.left = nnx.Linear(8, 1, rngs=rngs)
+      ...         self.right = nnx.Linear(8, 1, rngs=rngs)
+      >>> encode = lambda model, x: nnx.relu(model.norm(model.trunk(x)))
+      >>> left = lambda model, z, x: jnp.mean((model.left(z)[:, 0] - x[:, 0]) ** 2)
+      >>> right = lambda model, z, x: jnp.mean((model.right(z)[:, 0] - x[:, 1]) ** 2)
+      >>> oracle = mtlopt.nnx.task_grad({"left": left, "right": right}, encode=encode)
+      >>> model = Net(nnx.Rngs(0))
+      >>> tx = optax.chain(mtlopt.aligned_mtl(2), optax.adam(1e-2))
+      >>> optimizer = mtlopt.nnx.Optimizer(model, tx, wrt=nnx.Param)
+      >>> @nnx.jit
+      ... def step(model, optimizer, x):
+      ...     grads = oracle(model, x)
+      ...     optimizer.update(model, grads)
+      ...     return oracle.named(grads.losses)
+      >>> losses = step(model, optimizer, jnp.eye(3))
+      >>> sorted(losses), bool(jnp.any(model.norm.mean[...] != 0))
+      (['left', 'right'], True)
+    """
+    return Oracle(losses, labels, encode, wrt, has_aux, options)
+
+
+class Pure(NamedTuple):
+    """A module as arrays and functions of them: for `mtlopt.train_step`.
+
+    Attributes:
+      params: the trained variables, copied, so that they may be donated.
+      state: the others, likewise.
+      oracle: a `mtlopt.Oracle` of both: `oracle(params, *args, state)`.
+      merge: from parameters and state to a module.
+    """
+
+    params: PyTree
+    state: PyTree
+    oracle: PureOracle
+    merge: Callable[[PyTree, PyTree], Any]
+
+
+class Oracle:
+    """Per-task gradients of modules: built by `task_grad`."""
+
+    def __init__(
+        self,
+        losses: Any,
+        labels: Rules | None,
+        encode: Callable[..., Any] | None,
+        wrt: Any,
+        has_aux: bool,
+        options: dict[str, Any],
+    ) -> None:
+        self._losses, self._encode = losses, encode
+        self._rules, self._wrt = labels, wrt
+        self._has_aux, self._options = has_aux, options
+        # Arguments are looked at before there is a module.
+        self.tasks = self._task_grad(losses, encode, SHARED, SHARED).tasks
+        self._oracles: dict[nnx.GraphDef[Any], PureOracle] = {}
+
+    @property
+    def num_tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.tasks)
+
+    def __call__(self, model: Any, *args: Any, present: Any = None) -> TaskGrads:
+        """Returns losses and gradients of all tasks, and moves the module's state.
+
+        Args:
+          model: a module.
+          *args: arguments of the functions.
+          present: as in `mtlopt.Oracle.__call__`.
+        """
+        graphdef, params, state = _split(model, self._wrt)
+        oracle = self._pure(graphdef, params, args, state)
+        grads = oracle(params, *args, state, present=present)
+        nnx.update(model, grads.state)
+        return grads
+
+    def losses(self, model: Any, *args: Any) -> jax.Array:
+        """Returns the losses `[tasks]` of a forward pass that moves no state."""
+        graphdef, params, state = _split(model, self._wrt)
+        return self._pure(graphdef, params, args, state).losses(params, *args, state)
+
+    def labels(self, model: Any, *args: Any) -> PyTree:
+        """Returns who owns which parameter of a module.
+
+        Args:
+          model: a module.
+          *args: arguments of the functions, if labels are found from the program.
+        """
+        graphdef, params, state = _split(model, self._wrt)
+        oracle = self._pure(graphdef, params, args, state)
+        return label_params(params, oracle.labels)
+
+    def named(self, values: PyTree, axis: int = 0) -> dict[str, PyTree]:
+        """Returns the entries of arrays with a task axis, see `mtlopt.Oracle.named`."""
+        return by_task(self.tasks, values, axis)
+
+    def pure(self, model: Any, *args: Any) -> Pure:
+        """Returns the module as arrays, and the oracle of these.
+
+        Args:
+          model: a module.
+          *args: arguments of the functions, if labels are found from the program.
+
+        Examples:
+          >>> import jax, jax.numpy as jnp, mtlopt, optax
+          >>> from flax import nnx
+          >>> model = nnx.Dict(a=nnx.Linear(2, 1, rngs=nnx.Rngs(0)))
+          >>> loss = lambda model, x: jnp.mean(model["a"](x) ** 2)
+          >>> oracle = mtlopt.nnx.task_grad({"a": loss}, "shared")
+          >>> params, state, oracle, merge = oracle.pure(model)
+          >>> tx = optax.chain(mtlopt.sum_tasks(1), optax.sgd(0.1))
+          >>> step = jax.jit(mtlopt.train_step(oracle, tx), donate_argnums=0)
+          >>> run, output = step(mtlopt.Run(params, tx.init(params), state), jnp.eye(2))
+          >>> merge(run.params, run.state)["a"](jnp.eye(2)).shape
+          (2, 1)
+        """
+        graphdef, params, state = _split(model, self._wrt)
+        oracle = self._pure(graphdef, params, args, state)
+        params, state = jax.tree.map(jnp.copy, (params, state))
+        return Pure(params, state, oracle, lambda *states: nnx.merge(graphdef, *states))
+
+    def _pure(
+        self,
+        graphdef: nnx.GraphDef[Any],
+        params: PyTree,
+        args: tuple[Any, ...],
+        state: PyTree,
+    ) -> PureOracle:
+        """Returns the oracle of modules with this graph; labels are found once."""
+        if graphdef in self._oracles:
+            return self._oracles[graphdef]
+
+        def change(function: Callable[..., Any], name: str, *_: Any) -> Any:
+            return self._of_arrays(function, graphdef, name)
+
+        losses, encode = change_functions(self._losses, self._encode, change)
+        if self._rules is None:
+            labels = infer_labels(
+                losses,
+                params,
+                *args,
+                state,
+                encode=encode,
+                tasks=self._options.get("tasks"),
+                has_aux=self._has_aux,
+                has_state=True,
+            )
+        else:
+            labels = label_params(params, self._rules)
+        owners = _state_owners(params, labels, state, self.num_tasks)
+        oracle = self._task_grad(losses, encode, labels, owners)
+        self._oracles[graphdef] = oracle
+        return oracle
+
+    def _task_grad(
+        self,
+        losses: Any,
+        encode: Callable[..., Any] | None,
+        labels: Rules,
+        state_labels: Rules,
+    ) -> PureOracle:
+        return pure_task_grad(
+            losses,
+            labels,
+            encode=encode,
+            has_aux=self._has_aux,
+            has_state=True,
+            state_labels=state_labels,
+            **self._options,
+        )
+
+    def _of_arrays(
+        self, function: Callable[..., Any], graphdef: nnx.GraphDef[Any], name: str
+    ) -> Callable[..., Any]:
+        """Makes `f(params, ..., state) -> (value, state)` of `f(model, ...)`."""
+
+        def run(params: PyTree, *args: Any) -> Any:
+            *others, state = args
+            model = nnx.merge(graphdef, params, state)
+            out = checked(function, name)(model, *others)
+            _, _, new = _split(model, self._wrt)
+            added = {path for path, _ in leaf_paths(new)}
+            added -= {path for path, _ in leaf_paths(state)}
+            if added:
+                raise ValueError(
+                    f"{name} adds `{min(added)}` to the module, which would be lost. "
+                    "Return it as a second value, with has_aux=True."
+                )
+            state = new
+            if not self._has_aux:
+                return out, state
+            if not isinstance(out, tuple) or len(out) != 2:
+                raise ValueError(
+                    f"with has_aux=True, {name} must return a pair (value, aux), got "
+                    f"{type(out).__name__}."
+                )
+            value, aux = out
+            return value, state, aux
+
+        return run
+
+
+class Optimizer(nnx.Optimizer):
+    """`nnx.Optimizer` that takes a whole chain, weightings and aggregator included.
+
+    Its `update(model, grads)` takes what an `Oracle` returns, or ordinary gradients.
+
+    Examples:
+      >>> import jax.numpy as jnp, mtlopt, optax
+      >>> from flax import nnx
+      >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+      >>> tx = optax.chain(mtlopt.sum_tasks(1), optax.sgd(0.1))
+      >>> optimizer = mtlopt.nnx.Optimizer(model, tx, wrt=nnx.Param)
+      >>> loss = lambda model, x: jnp.mean(model(x) ** 2)
+      >>> oracle = mtlopt.nnx.task_grad({"a": loss}, "shared")
+      >>> _ = optimizer.update(model, oracle(model, jnp.eye(2)))
+      >>> int(optimizer.step[...])
+      1
+    """
+
+    def update(self, model: Any, grads: Any, /, **kwargs: Any) -> PyTree:
+        """Moves the module and the optimizer's state.
+
+        Heads of absent tasks stand still if the chain ends with `per_label`.
+
+        Args:
+          model: the module.
+          grads: from an `Oracle`; ordinary gradients go to `nnx.Optimizer`.
+          **kwargs: for the transforms.
+
+        Returns:
+          The updates.
+        """
+        if not isinstance(grads, TaskGrads):
+            return super().update(model, grads, **kwargs)
+        params = nnx.as_pure(nnx.state(model, self.wrt))
+        opt_state, kwargs = nnx.as_pure((self.opt_state, kwargs))
+        updates, opt_state = update_of(self.tx, grads, opt_state, params, **kwargs)
+        nnx.update(model, optax.apply_updates(params, updates))
+        nnx.update(self.opt_state, nnx.state(opt_state))
+        self.step[...] += 1
+        return updates
+
+
+def label_modules(
+    model: Any, wrt: Any = nnx.Param, **heads: Any | Sequence[Any]
+) -> PyTree:
+    """Labels parameters by the modules that hold them.
+
+    Args:
+      model: a module.
+      wrt: which variables are trained.
+      **heads: for each task its module, a part of `model`, or several.
+
+    Returns:
+      Labels of the parameters; what is in no head is shared.
+
+    Raises:
+      ValueError: if a head is no part of the model.
+
+    Examples:
+      >>> import mtlopt
+      >>> from flax import nnx
+      >>> rngs = nnx.Rngs(0)
+      >>> model = nnx.List([nnx.Linear(2, 2, rngs=rngs) for _ in range(3)])
+      >>> labels = mtlopt.nnx.label_modules(model, left=model[1], right=model[2])
+      >>> [labels[i]["kernel"] for i in range(3)]
+      ['shared', 'left', 'right']
+    """
+    paths = {id(node): path for path, node in nnx.iter_graph(model)}
+    rules = {"*": SHARED}
+    for task, modules in heads.items():
+        for module in modules if isinstance(modules, list | tuple) else [modules]:
+            if id(module) not in paths:
+                raise ValueError(
+                    f"the head of {task!r} must be a part of `model`, got a "
+                    f"{type(module).__name__} that is not in it."
+                )
+            rules["/".join(map(str, paths[id(module)]))] = task
+    return label_params(nnx.as_pure(nnx.state(model, wrt)), rules)
+
+
+def _split(model: Any, wrt: Any) -> tuple[nnx.GraphDef[Any], PyTree, PyTree]:
+    """Returns graph, parameters and the other state, without boxes."""
+    graphdef, params, state = nnx.split(model, wrt, ...)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"`model` must be a module with variables of `wrt`, {wrt}, got a "
+            f"{type(model).__name__} without."
+        )
+    return graphdef, nnx.as_pure(params), nnx.as_pure(state)
+
+
+def _state_owners(
+    params: PyTree, labels: PyTree, state: PyTree, num_tasks: int
+) -> PyTree:
+    """Returns who owns which leaf of the state.
+
+    That is the label which all parameters of the nearest module around it have that has
+    any.
+    """
+    paths = [path.split("/") for path, _ in leaf_paths(params)]
+    names = jax.tree.leaves(labels)
+    owners = []
+    for path, leaf in leaf_paths(state):
+        parts, owner = path.split("/"), SHARED
+        for length in range(len(parts) - 1, 0, -1):
+            near = {
+                name
+                for other, name in zip(paths, names, strict=True)
+                if other[:length] == parts[:length]
+            }
+            if near:
+                owner = near.pop() if len(near) == 1 else SHARED
+                break
+        is_stack = jnp.shape(leaf)[:1] == (num_tasks,)
+        alone = owner == FROZEN or (owner == STACKED and not is_stack)
+        owners.append(SHARED if alone else owner)
+    return jax.tree.structure(state).unflatten(owners)

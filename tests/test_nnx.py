@@ -1,0 +1,457 @@
+"""Modules of Flax NNX: what plain NNX does with them, and what NNX forbids."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import mtlopt
+
+TASKS = ("a", "b", "c")
+LABELS = {"*": "shared", "a": "a", "b": "b", "c": "c"}
+
+
+class Head(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(4, momentum=0.9, rngs=rngs)
+        self.drop = nnx.Dropout(0.3, rngs=rngs)
+        self.out = nnx.Linear(4, 1, rngs=rngs)
+
+    def __call__(self, z):
+        return self.out(self.drop(self.norm(z)))[:, 0]
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.trunk = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, momentum=0.9, rngs=rngs)
+        self.drop = nnx.Dropout(0.2, rngs=rngs)
+        self.a, self.b, self.c = (Head(rngs) for _ in TASKS)
+
+    def encode(self, x):
+        return nnx.relu(self.drop(self.norm(self.trunk(x))))
+
+
+def encode(model, x):
+    return model.encode(x)
+
+
+def loss_of(task, column):
+    return lambda model, z, x: jnp.mean((getattr(model, task)(z) - x[:, column]) ** 2)
+
+
+LOSSES = {task: loss_of(task, column) for column, task in enumerate(TASKS)}
+ORACLE = mtlopt.nnx.task_grad(LOSSES, LABELS, encode=encode)
+DATA = jax.random.normal(jax.random.key(1), (6, 8, 3))
+
+
+def total(model, x):
+    z = encode(model, x)
+    return sum(loss(model, z, x) for loss in LOSSES.values())
+
+
+def arrays(node):
+    """All variables of a module or optimizer, keys as their data."""
+    leaves = jax.tree.leaves(nnx.as_pure(nnx.state(node)))
+    is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    return [
+        np.asarray(jax.random.key_data(leaf) if key else leaf)
+        for leaf, key in zip(leaves, is_key, strict=True)
+    ]
+
+
+def assert_same_bits(one, other):
+    for left, right in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def make(tx=None, seed=0):
+    model = Net(nnx.Rngs(seed))
+    if tx is None:
+        tx = optax.chain(mtlopt.sum_tasks(3), optax.sgd(0.1))
+    return model, mtlopt.nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+
+def step(model, optimizer, x):
+    grads = ORACLE(model, x)
+    optimizer.update(model, grads)
+    return grads.losses
+
+
+JITTED = nnx.jit(step)
+
+
+def trained(steps, seed=0):
+    model, optimizer = make(seed=seed)
+    losses = [JITTED(model, optimizer, x) for x in DATA[:steps]]
+    return model, optimizer, jnp.stack(losses)
+
+
+def test_equals_plain_nnx_to_the_bit():
+    """Parameters, statistics and counts, for the summed loss."""
+    model, optimizer, losses = trained(5)
+    plain = Net(nnx.Rngs(0))
+    plain_optimizer = nnx.Optimizer(plain, optax.sgd(0.1), wrt=nnx.Param)
+
+    @nnx.jit
+    def plain_step(model, optimizer, x):
+        loss, grads = nnx.value_and_grad(total)(model, x)
+        optimizer.update(model, grads)
+        return loss
+
+    sums = [plain_step(plain, plain_optimizer, x) for x in DATA[:5]]
+    assert_same_bits(model, plain)
+    np.testing.assert_array_equal(optimizer.step[...], plain_optimizer.step[...])
+    np.testing.assert_allclose(jnp.sum(losses, axis=1), jnp.stack(sums), rtol=1e-6)
+    assert model.a.drop.rngs.count[...] == 5
+    assert jnp.any(model.c.norm.mean[...] != 0)
+
+
+def test_scan_vmap_and_donation():
+    """Each equals a loop of jitted steps."""
+    expected, expected_optimizer, losses = trained(3)
+
+    model, optimizer = make()
+    carry = nnx.StateAxes({...: nnx.Carry})
+    scanned = nnx.jit(nnx.scan(step, in_axes=(carry, carry, 0), out_axes=0))
+    np.testing.assert_allclose(scanned(model, optimizer, DATA[:3]), losses, rtol=1e-6)
+    for one, other in ((model, expected), (optimizer, expected_optimizer)):
+        for left, right in zip(arrays(one), arrays(other), strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+
+    donated = nnx.jit(step, donate_argnums=(0, 1))
+    model, optimizer = make()
+    for x in DATA[:3]:
+        donated(model, optimizer, x)
+    assert_same_bits(model, expected)
+
+
+def test_seeds_side_by_side():
+    """`nnx.vmap` over modules and optimizers: each seed as alone."""
+    seeds = 2
+
+    @nnx.split_rngs(splits=seeds)
+    @nnx.vmap
+    def create(rngs):
+        model = Net(rngs)
+        tx = optax.chain(mtlopt.upgrad(3), optax.sgd(0.1))
+        return model, mtlopt.nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    model, optimizer = create(nnx.Rngs(0))
+    graphdef, state = nnx.split((model, optimizer))
+    alone = [
+        nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], state))
+        for i in range(seeds)
+    ]
+    together = nnx.jit(nnx.vmap(step, in_axes=(0, 0, None)))
+    for x in DATA[:2]:
+        losses = together(model, optimizer, x)
+        each = [JITTED(*one, x) for one in alone]
+        np.testing.assert_allclose(losses, jnp.stack(each), rtol=1e-5)
+    for i, (one, _) in enumerate(alone):
+        for left, right in zip(arrays(model), arrays(one), strict=True):
+            np.testing.assert_allclose(left[i], right, rtol=1e-4, atol=1e-5)
+
+
+def test_the_functional_road_makes_the_same_steps():
+    """`pure` gives copies, so that a donated run deletes nothing of the module."""
+    expected, _, losses = trained(3)
+    model, _ = make()
+    params, state, oracle, merge = ORACLE.pure(model)
+    tx = optax.chain(mtlopt.sum_tasks(3), optax.sgd(0.1))
+    functional = jax.jit(mtlopt.train_step(oracle, tx), donate_argnums=0)
+    run = mtlopt.Run(params, tx.init(params), state)
+    for x, values in zip(DATA[:3], losses, strict=True):
+        run, output = functional(run, x)
+        np.testing.assert_array_equal(output.losses, values)
+    assert functional._cache_size() == 1
+    assert_same_bits(merge(run.params, run.state), expected)
+    arrays(model)  # not deleted
+
+
+def test_the_adapter_costs_nothing():
+    """XLA's operations are those of the functional form."""
+    model, optimizer = make()
+    params, state, oracle, _ = ORACLE.pure(model)
+    tx = optax.chain(mtlopt.sum_tasks(3), optax.sgd(0.1))
+    run = mtlopt.Run(params, tx.init(params), state)
+    functional = jax.jit(mtlopt.train_step(oracle, tx)).lower(run, DATA[0])
+
+    def of_arrays(graphdef, both, x):
+        model, optimizer = nnx.merge(graphdef, both)
+        losses = step(model, optimizer, x)
+        return nnx.state((model, optimizer)), losses
+
+    graphdef, both = nnx.split((model, optimizer))
+    adapter = jax.jit(of_arrays, static_argnums=0).lower(graphdef, both, DATA[0])
+    one, other = (
+        low.compile().cost_analysis()["flops"] for low in (functional, adapter)
+    )
+    assert other <= one + 2  # the optimizer's own count of steps
+
+
+def test_absent_heads_stand_still():
+    """Parameters, the optimizer's state and the module's, bit for bit."""
+    tx = optax.chain(
+        mtlopt.upgrad(3), mtlopt.per_label(optax.adamw(0.1, weight_decay=0.1), LABELS)
+    )
+    model, optimizer = make(tx)
+
+    @nnx.jit
+    def masked(model, optimizer, x, present):
+        grads = ORACLE(model, x, present=present)
+        optimizer.update(model, grads)
+        return ORACLE.named(grads.losses)
+
+    masked(model, optimizer, DATA[0], jnp.array([True, True, True]))
+    before, adam = arrays(model.b), arrays(optimizer.opt_state[1].inner_states["b"])
+    moving = arrays(model.c)
+    losses = masked(model, optimizer, DATA[1], jnp.array([True, False, True]))
+    assert set(losses) == set(TASKS)
+    after = arrays(model.b)
+    for left, right in zip(before, after, strict=True):
+        np.testing.assert_array_equal(left, right)
+    for left, right in zip(
+        adam, arrays(optimizer.opt_state[1].inner_states["b"]), strict=True
+    ):
+        np.testing.assert_array_equal(left, right)
+    assert any(
+        np.any(left != right)
+        for left, right in zip(moving, arrays(model.c), strict=True)
+    )
+
+
+class Adapted(nnx.Module):
+    def __init__(self, rngs):
+        self.trunk = nnx.LoRALinear(3, 4, lora_rank=2, rngs=rngs)
+        self.a, self.b = (nnx.Linear(4, 1, rngs=rngs) for _ in range(2))
+
+
+def test_adapters_alone():
+    """`wrt` freezes the rest exactly: no rows, no update, no state."""
+    model = Adapted(nnx.Rngs(0))
+    model.trunk.lora.lora_b[...] += 0.1
+    oracle = mtlopt.nnx.task_grad(
+        {
+            name: lambda m, z, x, name=name, i=i: jnp.mean(
+                (getattr(m, name)(z)[:, 0] - x[:, i]) ** 2
+            )
+            for i, name in enumerate("ab")
+        },
+        "shared",
+        encode=lambda m, x: m.trunk(x),
+        wrt=nnx.LoRAParam,
+    )
+    tx = optax.chain(mtlopt.mgda(2), optax.adam(0.1))
+    optimizer = mtlopt.nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)
+    kernel, lora = model.trunk.kernel[...], model.trunk.lora.lora_a[...]
+    grads = oracle(model, DATA[0])
+    assert len(jax.tree.leaves(grads.jacobian())) == 2
+    optimizer.update(model, grads)
+    np.testing.assert_array_equal(model.trunk.kernel[...], kernel)
+    assert jnp.any(model.trunk.lora.lora_a[...] != lora)
+
+
+class StackedHeads(nnx.Module):
+    def __init__(self, rngs):
+        self.trunk = nnx.Linear(3, 4, rngs=rngs)
+
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap
+        def make_heads(rngs):
+            return Head(rngs)
+
+        self.heads = make_heads(rngs)
+
+
+def test_stacked_heads_have_state_of_their_own():
+    """One head for all tasks; of its statistics each task has an entry."""
+    oracle = mtlopt.nnx.task_grad(
+        mtlopt.stacked(
+            lambda model, z, task, x: jnp.mean((model.heads(z) - x[:, task]) ** 2), 3
+        ),
+        {"*": "shared", "heads": "stacked"},
+        encode=lambda model, x: model.trunk(x),
+    )
+    model = StackedHeads(nnx.Rngs(0))
+    z = model.trunk(DATA[0])
+    graphdef, state = nnx.split(nnx.clone(model.heads))
+    nnx.jit(lambda m, x: oracle(m, x, present=jnp.array([True, False, True])).losses)(
+        model, DATA[0]
+    )
+    for task in range(3):
+        own = jax.tree.map(lambda leaf, task=task: leaf[task], state)
+        head = nnx.merge(graphdef, own)
+        if task != 1:
+            head(z)
+        np.testing.assert_allclose(
+            model.heads.norm.mean[...][task], head.norm.mean[...], rtol=1e-5, atol=1e-7
+        )
+        count = model.heads.drop.rngs.count[...][task]
+        assert count == head.drop.rngs.count[...]
+
+
+def test_labels_are_found_and_written():
+    model = Net(nnx.Rngs(0))
+    found = mtlopt.nnx.task_grad(LOSSES, encode=encode).labels(model, DATA[0])
+    assert found == ORACLE.labels(model)
+    heads = {"a": model.a, "b": [model.b], "c": model.c}
+    assert mtlopt.nnx.label_modules(model, **heads) == found
+    with pytest.raises(ValueError, match="the head of 'a' must be a part of `model`"):
+        mtlopt.nnx.label_modules(model, a=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+
+
+def test_labels_of_a_state_fit_in_an_optimizer_of_nnx():
+    """There a leaf is a variable around an array, and its path that of the variable."""
+    model = Net(nnx.Rngs(0))
+    labels = mtlopt.label_params(nnx.state(model, nnx.Param), LABELS)
+    rules = {"*": "shared", "a/out/bias": "a", "b/norm": "b", "c": "c"}
+
+    def by_path(path, _):
+        return "a" if path == "trunk/bias" else "shared"
+
+    for each in (labels, rules, by_path):
+        optimizer = nnx.Optimizer(
+            model, mtlopt.per_label(optax.adam(0.1), each), wrt=nnx.Param
+        )
+        grads = nnx.grad(total)(model, DATA[0])
+        optimizer.update(model, grads)
+    assert jnp.any(optimizer.opt_state.inner_states["a"][0].mu.trunk.bias[...] != 0)
+
+
+def other_losses(**losses):
+    return mtlopt.nnx.task_grad({**LOSSES, **losses}, LABELS, encode=encode)
+
+
+def sowing(model, x):
+    z = model.encode(x)
+    model.extra = nnx.Intermediate(z)
+    return z
+
+
+OUTER = Net(nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("oracle", "kind", "message"),
+    [
+        (
+            other_losses(a=lambda _, z, x: jnp.mean(OUTER.a.out(z))),
+            ValueError,
+            "the loss of task 'a' reads no leaf that is labelled 'a'",
+        ),
+        (
+            other_losses(b=lambda model, z, x: jnp.mean(model.b(model.a.drop(z)))),
+            ValueError,
+            "`a/drop/rngs/count` is written by the loss of task 'a' and by the loss of "
+            "task 'b'",
+        ),
+        (
+            mtlopt.nnx.task_grad(LOSSES, LABELS, encode=sowing),
+            ValueError,
+            "encode adds `extra` to the module, which would be lost",
+        ),
+        (
+            other_losses(a=lambda model, z: jnp.mean(model.a(z))),
+            TypeError,
+            "the loss of task 'a' must take 3 arguments",
+        ),
+        (
+            other_losses(c=lambda model, z, x: None),
+            ValueError,
+            "the loss of task 'c' must return a value, got None",
+        ),
+        (
+            mtlopt.nnx.task_grad(LOSSES, LABELS, encode=encode, has_aux=True),
+            ValueError,
+            r"with has_aux=True, encode must return a pair \(value, aux\)",
+        ),
+    ],
+)
+def test_errors_name_the_function(oracle, kind, message):
+    with pytest.raises(kind, match=message):
+        oracle(Net(nnx.Rngs(0)), DATA[0])
+
+
+def test_modules_in_the_place_of_other_things():
+    model, _ = make()
+    with pytest.raises(TypeError, match=r"got the Flax NNX module Net\. Use mtlopt"):
+        mtlopt.task_grad(LOSSES, LABELS, encode=encode)(model, DATA[0])
+    with pytest.raises(ValueError, match="`model` must be a module with variables of"):
+        ORACLE({"w": jnp.ones(2)}, DATA[0])
+    plain = nnx.Optimizer(model, mtlopt.sum_tasks(3), wrt=nnx.Param)
+    with pytest.raises(TypeError, match=r"State of Flax NNX.* into mtlopt\.nnx\.Optim"):
+        plain.update(model, ORACLE(model, DATA[0]))
+    _, optimizer = make(optax.adam(0.1))
+    with pytest.raises(TypeError, match="`optimizer` must have an aggregator"):
+        optimizer.update(model, ORACLE(model, DATA[0]))
+    with pytest.raises(ValueError, match="`batching` must be a positive int"):
+        mtlopt.nnx.task_grad(LOSSES, LABELS, encode=encode, batching=1.5)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'strem'"):
+        mtlopt.nnx.task_grad(LOSSES, LABELS, encode=encode, strem=True)
+
+
+def test_ordinary_gradients_go_to_the_optimizer_of_nnx():
+    model, _ = make()
+    optimizer = mtlopt.nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    plain = nnx.clone(model)
+    plain_optimizer = nnx.Optimizer(plain, optax.sgd(0.1), wrt=nnx.Param)
+    for one, other in ((model, optimizer), (plain, plain_optimizer)):
+        other.update(one, nnx.grad(total)(one, DATA[0]))
+    assert_same_bits(model, plain)
+
+
+class Normed(nnx.Module):
+    def __init__(self, rngs):
+        self.trunk = nnx.WeightNorm(nnx.Linear(3, 4, rngs=rngs), rngs=rngs)
+        self.a = nnx.Linear(4, 1, rngs=rngs)
+
+
+def test_parameters_that_a_function_writes_are_kept():
+    """Weight normalisation writes the normalised kernel."""
+    model = Normed(nnx.Rngs(0))
+    oracle = mtlopt.nnx.task_grad(
+        {"a": lambda m, z, x: jnp.mean(m.a(z) ** 2)},
+        {"*": "shared", "a": "a"},
+        encode=lambda m, x: m.trunk(x),
+    )
+    before = nnx.as_pure(nnx.state(model, nnx.Param))
+    oracle(model, DATA[0])
+    after = nnx.as_pure(nnx.state(model, nnx.Param))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), before, after))
+
+
+class Aliased(nnx.Module):
+    def __init__(self, rngs):
+        self.trunk = nnx.Linear(3, 4, rngs=rngs)
+        self.first = nnx.Linear(4, 1, rngs=rngs)
+        self.also = self.first
+
+
+def test_a_module_under_two_names_has_the_first():
+    """Rules on the other say so."""
+    model = Aliased(nnx.Rngs(0))
+    losses = {"a": lambda m, z, x: jnp.mean(m.first(z) ** 2)}
+    encode = lambda m, x: m.trunk(x)  # noqa: E731
+    oracle = mtlopt.nnx.task_grad(losses, {"*": "shared", "also": "a"}, encode=encode)
+    assert oracle(model, DATA[0]).losses.shape == (1,)
+    oracle = mtlopt.nnx.task_grad(losses, {"*": "shared", "first": "a"}, encode=encode)
+    with pytest.raises(ValueError, match="the rule 'first' matches no leaf"):
+        oracle(model, DATA[0])
+
+
+def test_flax_is_loaded_on_first_use():
+    """And without it a sentence names the extra."""
+    program = (
+        "import sys, mtlopt; assert 'flax' not in sys.modules\n"
+        "sys.modules['flax'] = None\n"
+        "try:\n    mtlopt.nnx\nexcept ImportError as error:\n"
+        "    assert \"pip install 'mtlopt[models]'\" in str(error)\n"
+        "else:\n    raise AssertionError"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
