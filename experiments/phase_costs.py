@@ -96,9 +96,10 @@ def flop_costs(problem: Problem, batch_size: int) -> Costs:
     z = jax.eval_shape(problem.encode, model, batch)
     flops = {}
     for moving, step in steps.items():
-        state = jax.eval_shape(optimizers[moving].init, model.params)
+        opt_state = jax.eval_shape(optimizers[moving].init, model.params)
+        run = mtlopt.Run(model.params, opt_state)
         latent = z if moving == "task" else None
-        flops[moving] = _flops(step, model.params, state, latent, batch, model.stats)
+        flops[moving] = _flops(step, run, latent, batch, model.stats)
     encoding = _flops(problem.encode, model, batch)
     # An epoch leaves out what does not fill a batch; encoding leaves out nothing.
     batches = problem.num_train / batch_size

@@ -165,8 +165,8 @@ def make_steps(
       optimizer: a name in `OPTIMIZERS`; each block gets one of its own.
 
     Returns:
-      Optimizers and steps. A step is `step(params, opt_state, z, batch, stats)` and
-      returns a `Stepped`; `z` is read in the phase "task" only.
+      Optimizers and steps. A step is `step(run, z, batch, stats) -> (run, output)`, as
+      those of mtlopt; `z` is read in the phase "task" only.
     """
     oracle = problem.oracle
     whole = make_optimizer(optimizer)
@@ -177,27 +177,29 @@ def make_steps(
     shared_step = mtlopt.block_step(oracle, parts, "shared")
 
     def full(
-        params: PyTree, opt_state: PyTree, z: None, batch: PyTree, stats: PyTree
-    ) -> mtlopt.Stepped:
+        run: mtlopt.Run, z: None, batch: PyTree, stats: PyTree
+    ) -> tuple[mtlopt.Run, mtlopt.StepOutput]:
         del z
-        grads = oracle(params, batch, stats)
-        updates, opt_state = whole.update(grads.total(), opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return mtlopt.Stepped(params, opt_state, grads.losses, grads.aux)
+        grads = oracle(run.params, batch, stats)
+        updates, opt_state = whole.update(grads.total(), run.opt_state, run.params)
+        run = mtlopt.Run(optax.apply_updates(run.params, updates), opt_state)
+        return run, mtlopt.StepOutput(grads.losses, grads.aux)
 
     def shared(
-        params: PyTree, opt_state: PyTree, z: None, batch: PyTree, stats: PyTree
-    ) -> mtlopt.Stepped:
+        run: mtlopt.Run, z: None, batch: PyTree, stats: PyTree
+    ) -> tuple[mtlopt.Run, mtlopt.StepOutput]:
         del z
-        return shared_step(params, opt_state, batch, stats)
+        return shared_step(run, batch, stats)
 
     def task(
-        params: PyTree, opt_state: PyTree, z: PyTree, batch: PyTree, stats: PyTree
-    ) -> mtlopt.Stepped:
-        grad = oracle.heads(params, z, batch, stats)
-        updates, opt_state = parts.update(grad.grad, opt_state, params, block="task")
-        params = optax.apply_updates(params, updates)
-        return mtlopt.Stepped(params, opt_state, grad.losses, None)
+        run: mtlopt.Run, z: PyTree, batch: PyTree, stats: PyTree
+    ) -> tuple[mtlopt.Run, mtlopt.StepOutput]:
+        grad = oracle.heads(run.params, z, batch, stats)
+        updates, opt_state = parts.update(
+            grad.grad, run.opt_state, run.params, block="task"
+        )
+        run = mtlopt.Run(optax.apply_updates(run.params, updates), opt_state)
+        return run, mtlopt.StepOutput(grad.losses, None)
 
     optimizers: dict[Moving, Any] = {"full": whole, "shared": parts, "task": parts}
     return optimizers, {"full": full, "shared": shared, "task": task}
@@ -319,16 +321,17 @@ class Trainer:
         step = self._steps[moving]
 
         def body(carry: Any, rows: jax.Array) -> Any:
-            (params, stats), opt_state = carry
+            run, stats = carry
             z = None if features is None else take(features.train, rows)
-            params, opt_state, losses, aux = step(
-                params, opt_state, z, take(train, rows), stats
-            )
-            stats = stats if aux is None else aux.encode
-            return (Model(params, stats), opt_state), losses
+            run, output = step(run, z, take(train, rows), stats)
+            stats = stats if output.aux is None else output.aux.encode
+            return (run, stats), output.losses
 
+        params, stats = state.model
         opt_state = optax.tree.set(state.opt_state, learning_rate=learning_rate)
-        (model, opt_state), losses = jax.lax.scan(body, (state.model, opt_state), order)
+        carry = (mtlopt.Run(params, opt_state), stats)
+        (run, stats), losses = jax.lax.scan(body, carry, order)
+        model = Model(run.params, stats)
         if features is None:
             z = encode_split(problem, model, validation, size=schedule.batch_size)
         else:
@@ -341,7 +344,7 @@ class Trainer:
         epochs = state.epochs + 1
         moved = State(
             model=model,
-            opt_state=opt_state,
+            opt_state=run.opt_state,
             plateau=plateau,
             best_model=_choose(better, model, state.best_model),
             best_loss=jnp.where(better, total, state.best_loss),

@@ -229,8 +229,10 @@ def make_train(part: Part, setting: Setting) -> jax.stages.Wrapped:
         )
 
         def one(state: State, rows: jax.Array) -> tuple[State, jax.Array]:
-            stepped = step(*state, take(data, rows), groups=groups if grouped else None)
-            return State(stepped.params, stepped.opt_state), jnp.sum(stepped.losses)
+            run, output = step(
+                mtlopt.Run(*state), take(data, rows), groups=groups if grouped else None
+            )
+            return State(run.params, run.opt_state), jnp.sum(output.losses)
 
         state, losses = jax.lax.scan(one, state, order)
         return state, jnp.mean(losses)

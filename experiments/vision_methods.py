@@ -193,16 +193,15 @@ def _in_turns(problem: Problem, num_groups: int, individual: bool) -> Method:
             _turns_optimizer(problem, num_groups, individual, rate),
             num_groups if grouped else None,
         )
-        stepped = turn(
-            params,
-            opt_state,
+        run, output = turn(
+            mtlopt.Run(params, opt_state),
             batch,
             stats,
             groups=groups if grouped else None,
             present=problem.present(batch) & members,
         )
-        stats = problem.new_stats(_last(stepped.aux))
-        return State(stepped.params, stats, stepped.opt_state, groups), stepped.losses
+        stats = problem.new_stats(_last(output.aux))
+        return State(run.params, stats, run.opt_state, groups), output.losses
 
     title = ("IO" if individual else "IUS") + (
         f" ({num_groups} groups)" if grouped else ""
@@ -257,17 +256,16 @@ def _roaming(problem: Problem, num_steps: int) -> Method:
     ) -> tuple[State, jax.Array]:
         params, stats, opt_state, masks = state
         tx = _turns_optimizer(problem, len(names), False, rate)
-        stepped = mtlopt.individual_step(oracle, tx)(
-            params,
-            opt_state,
+        run, output = mtlopt.individual_step(oracle, tx)(
+            mtlopt.Run(params, opt_state),
             batch,
             stats,
             masks.masks,
             present=problem.present(batch) & members,
         )
-        stats = _last(stepped.aux).tasks
+        stats = _last(output.aux).tasks
         masks = roaming.update(masks)
-        return State(stepped.params, stats, stepped.opt_state, masks), stepped.losses
+        return State(run.params, stats, run.opt_state, masks), output.losses
 
     def predict(state: State, image: jax.Array) -> ByTask:
         return {

@@ -221,11 +221,11 @@ def test_alternation(float64):
     turns = mtlopt.individual_optimizers(optax.adamw(0.1), 2, LABELS)
     for tx, make in ((blocks, mtlopt.block_step), (turns, mtlopt.individual_step)):
         step = jax.jit(make(oracle, tx), compiler_options=QUICK)
-        params, state = ALL, tx.init(ALL)
+        run = mtlopt.Run(ALL, tx.init(ALL))
         for _ in range(2):
-            params, state, _, _ = step(params, state, X)
-        assert_untouched(params)
-        moved = jax.tree.map(lambda new, old: np.any(new != old), params, ALL)
+            run, _ = step(run, X)
+        assert_untouched(run.params)
+        moved = jax.tree.map(lambda new, old: np.any(new != old), run.params, ALL)
         assert all(all(jax.tree.leaves(moved[key])) for key in MOVING)
     with pytest.raises(ValueError, match="others, the heads"):
         mtlopt.alternate_blocks(

@@ -301,6 +301,7 @@ HELPERS = {
     "task_masks",
     "task_grad",
     "track_distance",
+    "train_step",
     "weight_by_fixed",
     "would_rise",
 }

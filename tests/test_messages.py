@@ -101,7 +101,7 @@ def test_task_gradients_where_updates_are_meant(name):
 def test_a_method_in_a_step_on_plain_losses(step, name, method):
     tx = optax.chain(method, TAKES_UPDATES[name])
     with pytest.raises(ValueError, match=f"`{name}` without a weighting or an aggreg"):
-        step(ORACLE, tx)(PARAMS, tx.init(PARAMS))
+        step(ORACLE, tx)(mtlopt.Run(PARAMS, tx.init(PARAMS)))
 
 
 def test_complex_parameters():

@@ -375,7 +375,12 @@ def individual(share_state):
     inner = optax.sgd(0.1, momentum=0.9)
     tx = mtlopt.individual_optimizers(inner, 2, LABELS, share_state=share_state)
     step = mtlopt.individual_step(ORACLE, tx)
-    return tx.init, lambda params, state, masks: step(params, state, X, masks)[:2]
+
+    def move(params, state, masks):
+        run, _ = step(mtlopt.Run(params, state), X, masks)
+        return run.params, run.opt_state
+
+    return tx.init, move
 
 
 METHODS = {

@@ -356,13 +356,14 @@ def test_individual_step(groups, float64):
     params, batch = make_params(), first(make_batches(tasks=(0, 1, 3)))
     turns = 4 if groups is None else 2
     tx = mtlopt.individual_optimizers(optax.adam(0.1), turns, LABELS)
-    found, expected = (
+    start = mtlopt.Run(params, tx.init(params))
+    (found, output), (expected, of_tasks) = (
         mtlopt.individual_step(oracle, tx, None if groups is None else turns)(
-            params, tx.init(params), batch, groups=groups, present=present
+            start, batch, groups=groups, present=present
         )
         for oracle, present in ((samplewise(), None), (taskwise(), np.array(THREE)))
     )
-    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-11)
+    np.testing.assert_allclose(output.losses, of_tasks.losses, rtol=1e-11)
     assert_close(found.params, expected.params, 1e-11)
     np.testing.assert_array_equal(
         found.params["heads"]["w"][2], params["heads"]["w"][2]
@@ -374,7 +375,8 @@ def test_individual_step_without_the_task(float64):
     oracle = samplewise({task: loss_of(task) for task in TASKS}, SEPARATE)
     tx = mtlopt.individual_optimizers(optax.adam(0.1), 4, SEPARATE)
     batch = first(make_batches(tasks=(0, 1, 3)))
-    found = jax.jit(mtlopt.individual_step(oracle, tx))(params, tx.init(params), batch)
+    start = mtlopt.Run(params, tx.init(params))
+    found, _ = jax.jit(mtlopt.individual_step(oracle, tx))(start, batch)
     assert_close(found.params["heads"]["c"], params["heads"]["c"], 0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
 
@@ -382,10 +384,9 @@ def test_individual_step_without_the_task(float64):
 def test_alternation_of_blocks(float64):
     params, batch = make_params(), first(make_batches(tasks=(0, 1, 3)))
     tx = mtlopt.alternate_blocks(optax.adam(0.1), optax.adam(0.1), LABELS)
-    found, expected = (
-        jax.jit(mtlopt.block_step(oracle, tx))(
-            params, tx.init(params), batch, present=present
-        )
+    start = mtlopt.Run(params, tx.init(params))
+    (found, _), (expected, _) = (
+        jax.jit(mtlopt.block_step(oracle, tx))(start, batch, present=present)
         for oracle, present in ((samplewise(), None), (taskwise(), np.array(THREE)))
     )
     assert_close(found.params, expected.params, 1e-11)

@@ -90,9 +90,10 @@ def of_wrappers(params, args):
     for transform in transforms:
         transform.update(grads, transform.init(params), params)
     blocks = mtlopt.alternate_blocks(sgd, sgd, LABELS)
-    mtlopt.block_step(oracle, blocks)(params, blocks.init(params), *args)
+    mtlopt.block_step(oracle, blocks)(mtlopt.Run(params, blocks.init(params)), *args)
     tasks = mtlopt.individual_optimizers(sgd, 3, LABELS)
-    return mtlopt.individual_step(oracle, tasks)(params, tasks.init(params), *args)
+    run = mtlopt.Run(params, tasks.init(params))
+    return mtlopt.individual_step(oracle, tasks)(run, *args)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -195,7 +195,7 @@ def test_groups_and_states_by_name(float64):
     tx = mtlopt.individual_optimizers(optax.sgd(0.1, momentum=0.9), 2, LABELS)
     step = mtlopt.individual_step(oracle, tx, 2)
     by_name, in_order = (
-        step(PARAMS, tx.init(PARAMS), *ARGS, groups=groups)
+        step(mtlopt.Run(PARAMS, tx.init(PARAMS)), *ARGS, groups=groups)
         for groups in ({"a": 0, "b": 1, "c": 0}, [0, 1, 0])
     )
     assert_close(by_name, in_order)

@@ -23,7 +23,7 @@ from experiments.phase_costs import NO_CODE, parameter_costs
 from experiments.phases import Problem, make_steps
 from experiments.report import markdown_table
 from experiments.training import take
-from mtlopt import block_step
+from mtlopt import Run, block_step
 
 # The experiments of the paper, and options that make just enough data for a batch.
 NETWORKS = {
@@ -51,18 +51,18 @@ def count_steps(problem: Problem, batch_size: int) -> dict[str, Count]:
         lambda split: take(split, jnp.arange(batch_size)), problem.train
     )
     z = jax.eval_shape(problem.encode, model, batch)
-    states = {
-        name: jax.eval_shape(optimizer.init, model.params)
+    runs = {
+        name: Run(model.params, jax.eval_shape(optimizer.init, model.params))
         for name, optimizer in optimizers.items()
     }
     # The heads alone move, but on a batch that the step encodes anew.
     heads = block_step(problem.oracle, optimizers["task"], "task")
     rest = (batch, model.stats)
     return {
-        "both": _count(steps["full"], model.params, states["full"], None, *rest),
-        "shared": _count(steps["shared"], model.params, states["shared"], None, *rest),
-        "heads": _count(heads, model.params, states["task"], *rest),
-        "heads, cached": _count(steps["task"], model.params, states["task"], z, *rest),
+        "both": _count(steps["full"], runs["full"], None, *rest),
+        "shared": _count(steps["shared"], runs["shared"], None, *rest),
+        "heads": _count(heads, runs["task"], *rest),
+        "heads, cached": _count(steps["task"], runs["task"], z, *rest),
         "encode": _count(problem.encode, model, batch),
     }
 

@@ -35,6 +35,11 @@ def make_optimizer(shared_steps=2, task_steps=3):
     )
 
 
+def start(tx=None, seed=0):
+    params = make_params(seed)
+    return mtlopt.Run(params, (tx or make_optimizer()).init(params))
+
+
 def batch(step):
     return [leaf[step] for leaf in BATCHES]
 
@@ -61,8 +66,7 @@ def test_cycles_equal_two_loops_by_hand(how, float64):
     expected, states = make_params(), {}
     for name, optimizer in (("encoder", SHARED), ("heads", TASK)):
         states[name] = optimizer.init(expected[name])
-    params = make_params()
-    opt_state = make_optimizer().init(params)
+    run = start()
     for step in range(STEPS):
         gradient = total(expected, *batch(step))
         name, optimizer = ("encoder", SHARED) if step % 5 < 2 else ("heads", TASK)
@@ -71,32 +75,31 @@ def test_cycles_equal_two_loops_by_hand(how, float64):
         expected = {**expected, name: moved}
 
         block = mtlopt.block_at(step, 2, 3) if how == "phases" else None
-        params, opt_state, losses, _ = compiled(block)(params, opt_state, *batch(step))
-        assert_close(params, expected, 1e-12)
-        assert losses.shape == (len(TASKS),)
-    inner = opt_state.inner_state.inner_states
+        run, output = compiled(block)(run, *batch(step))
+        assert_close(run.params, expected, 1e-12)
+        assert output.losses.shape == (len(TASKS),)
+    inner = run.opt_state.inner_state.inner_states
     assert_close(inner["shared"][0].mu["encoder"], states["encoder"][0].mu, 1e-12)
     trace = states["heads"][0].trace
     assert_close(inner["b"][0].trace["heads"]["b"], trace["b"], 1e-12)
-    assert opt_state.count == STEPS
+    assert run.opt_state.count == STEPS
 
 
 @pytest.mark.parametrize("how", ["count", "phases"])
 def test_the_other_block_and_its_state_keep_their_bits(how, float64):
-    params = make_params()
-    opt_state = make_optimizer().init(params)
+    run = start()
     for step in range(STEPS):
         block = mtlopt.block_at(step, 2, 3)
         chosen = block if how == "phases" else None
-        after = compiled(chosen)(params, opt_state, *batch(step))
-        states = [state.inner_state.inner_states for state in (opt_state, after[1])]
+        after, _ = compiled(chosen)(run, *batch(step))
+        states = [each.opt_state.inner_state.inner_states for each in (run, after)]
         still, moving = ("heads", "encoder")[:: 1 if block == "shared" else -1]
-        assert same_bits(params[still], after[0][still])
-        assert not same_bits(params[moving], after[0][moving])
+        assert same_bits(run.params[still], after.params[still])
+        assert not same_bits(run.params[moving], after.params[moving])
         for label in ("shared", *TASKS):
             stands = (label == "shared") != (block == "shared")
             assert same_bits(states[0][label], states[1][label]) == stands
-        params, opt_state = after[:2]
+        run = after
 
 
 def test_one_step_each_is_sat(float64):
@@ -104,9 +107,9 @@ def test_one_step_each_is_sat(float64):
     oracle, rate = make_oracle(), 0.1
     tx = mtlopt.alternate_blocks(optax.sgd(rate), optax.sgd(rate), LABELS)
     step = jax.jit(mtlopt.block_step(oracle, tx), compiler_options=QUICK)
-    params = make_params()
-    found, opt_state, *_ = step(params, tx.init(params), *batch(0))
-    found, opt_state, *_ = step(found, opt_state, *batch(1))
+    run = start(tx)
+    for i in range(2):
+        run, _ = step(run, *batch(i))
     total = jax.jit(jax.grad(lambda p, *args: jnp.sum(losses_of(p, *args))))
 
     def descend(params, name, args):
@@ -114,8 +117,8 @@ def test_one_step_each_is_sat(float64):
         moved = jax.tree.map(lambda p, g: p - rate * g, params[name], gradient)
         return {**params, name: moved}
 
-    expected = descend(descend(params, "encoder", batch(0)), "heads", batch(1))
-    assert_close(found, expected, 1e-12)
+    expected = descend(descend(make_params(), "encoder", batch(0)), "heads", batch(1))
+    assert_close(run.params, expected, 1e-12)
 
 
 def test_both_blocks_at_once_are_plain_sgd(float64):
@@ -135,55 +138,40 @@ def test_scan_equals_phases(float64):
     """The step is a scan's body; the count chooses what Python chose."""
     step = mtlopt.block_step(make_oracle(), make_optimizer())
 
-    def body(carry, args):
-        params, opt_state, losses, _ = step(*carry, *args)
-        return (params, opt_state), losses
+    def train(run):
+        return jax.lax.scan(lambda run, args: step(run, *args), run, BATCHES)
 
-    params = make_params()
-    start = (params, make_optimizer().init(params))
-    scanned, losses = jax.jit(
-        lambda carry: jax.lax.scan(body, carry, BATCHES), compiler_options=QUICK
-    )(start)
-    params, opt_state = start
+    run = start()
+    scanned, outputs = jax.jit(train, compiler_options=QUICK)(run)
     for i in range(STEPS):
-        run = compiled(mtlopt.block_at(i, 2, 3))
-        params, opt_state, values, _ = run(params, opt_state, *batch(i))
-        np.testing.assert_allclose(losses[i], values, rtol=1e-12)
-    assert_close(scanned, (params, opt_state), 1e-12)
+        run, output = compiled(mtlopt.block_at(i, 2, 3))(run, *batch(i))
+        np.testing.assert_allclose(outputs.losses[i], output.losses, rtol=1e-12)
+    assert_close(scanned, run, 1e-12)
 
 
 def test_vmapped_seeds_equal_single_runs(float64):
     """Static phases under vmap: the other block keeps its bits for every seed."""
-    seeds = [make_params(seed) for seed in range(3)]
+    seeds = [start(seed=seed) for seed in range(3)]
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *seeds)
-    states = jax.vmap(make_optimizer().init)(together)
     for i in range(STEPS):
         block = mtlopt.block_at(i, 2, 3)
         step = mtlopt.block_step(make_oracle(), make_optimizer(), block)
-        run = jax.jit(
-            lambda p, s, args, step=step: jax.vmap(lambda p, s: step(p, s, *args))(
-                p, s
-            ),
-            compiler_options=QUICK,
-        )
-        together, states, *_ = run(together, states, batch(i))
-    for index, params in enumerate(seeds):
-        opt_state = make_optimizer().init(params)
+        every = jax.vmap(step, in_axes=(0, None, None, None))
+        together, _ = jax.jit(every, compiler_options=QUICK)(together, *batch(i))
+    for index, run in enumerate(seeds):
         for i in range(STEPS):
-            run = compiled(mtlopt.block_at(i, 2, 3))
-            params, opt_state, *_ = run(params, opt_state, *batch(i))
+            run, _ = compiled(mtlopt.block_at(i, 2, 3))(run, *batch(i))
         one = jax.tree.map(lambda leaf, index=index: leaf[index], together)
-        assert_close(one, params, 1e-12)
+        assert_close(one.params, run.params, 1e-12)
 
 
 def test_cached_features_equal_a_task_phase(float64):
     """The trunk stands still, so its features are encoded once for all steps."""
     oracle, params = make_oracle(), make_params()
     tx = make_optimizer()
-    expected, state = params, tx.init(params)
+    run = start()
     for i in range(3):
-        step = compiled("task")
-        expected, state, losses, _ = step(expected, state, *batch(i))
+        run, output = compiled("task")(run, *batch(i))
 
     cache = [encode(params, *batch(i)) for i in range(3)]
 
@@ -196,26 +184,26 @@ def test_cached_features_equal_a_task_phase(float64):
     found, state = params, tx.init(params)
     for i in range(3):
         found, state, values = on_cache(found, state, cache[i], batch(i))
-    assert_close(found, expected, 1e-6)
-    np.testing.assert_allclose(values, losses, rtol=1e-6)
+    assert_close(found, run.params, 1e-6)
+    np.testing.assert_allclose(values, output.losses, rtol=1e-6)
 
 
 def test_absent_heads_stand_still_in_their_phase(float64):
     tx = mtlopt.alternate_blocks(optax.adam(0.1), optax.adam(0.1), LABELS)
     step = jax.jit(mtlopt.block_step(make_oracle(), tx), compiler_options=QUICK)
-    params = make_params()
-    state = tx.init(params)
+    run = start(tx)
     for i in range(4):
         present = np.array([True, i < 2, True])
-        after, new_state, *_ = step(params, state, *batch(i), present=present)
+        after, _ = step(run, *batch(i), present=present)
         if i == 3:
-            assert same_bits(params["heads"]["b"], after["heads"]["b"])
+            heads, moved = run.params["heads"], after.params["heads"]
+            assert same_bits(heads["b"], moved["b"])
             assert same_bits(
-                state.inner_state.inner_states["b"],
-                new_state.inner_state.inner_states["b"],
+                run.opt_state.inner_state.inner_states["b"],
+                after.opt_state.inner_state.inner_states["b"],
             )
-            assert not same_bits(params["heads"]["a"], after["heads"]["a"])
-        params, state = after, new_state
+            assert not same_bits(heads["a"], moved["a"])
+        run = after
 
 
 def test_behind_an_aggregator(float64):
@@ -241,7 +229,7 @@ def test_a_phase_never_builds_the_other_gradient():
 
     def flops(block):
         step = mtlopt.block_step(oracle, tx, block)
-        lowered = jax.jit(step).lower(params, tx.init(params), *batch(0))
+        lowered = jax.jit(step).lower(start(tx), *batch(0))
         return lowered.compile().cost_analysis()["flops"]
 
     def full(params, opt_state, *args):
@@ -258,10 +246,10 @@ def test_a_phase_needs_no_more_memory_than_a_full_step():
     """By XLA's count: no row per task is kept."""
     params, labels, oracle, x = make_forty_heads()
     tx = mtlopt.alternate_blocks(optax.sgd(0.1), optax.sgd(0.1), labels)
-    args = params, tx.init(params), x
+    args = mtlopt.Run(params, tx.init(params)), x
 
-    def full(params, opt_state, x):
-        return tx.update(oracle(params, x).total(), opt_state, params)
+    def full(run, x):
+        return tx.update(oracle(run.params, x).total(), run.opt_state, run.params)
 
     for block in ("shared", "task", None):
         step = mtlopt.block_step(oracle, tx, block)
@@ -291,7 +279,7 @@ def test_bad_use():
     for block in (None, "task"):
         step = mtlopt.block_step(make_oracle(), optax.sgd(0.1), block)
         with pytest.raises(ValueError, match="must have one `alternate_blocks` in it"):
-            step(params, optax.sgd(0.1).init(params), *batch(0))
+            step(start(optax.sgd(0.1)), *batch(0))
 
 
 @pytest.mark.parametrize("labels", ["shared", {"encoder": "Shared", "heads": "a"}])
@@ -304,10 +292,10 @@ def test_labels_without_one_of_the_blocks(labels):
 @pytest.mark.parametrize("block", [None, "task"])
 def test_labels_that_are_not_the_oracle_s(block):
     wrong = LABELS | {"heads": {"a": "shared", "b": "b", "c": "c"}}
-    params, tx = make_params(), mtlopt.alternate_blocks(SHARED, TASK, wrong)
+    tx = mtlopt.alternate_blocks(SHARED, TASK, wrong)
     step = mtlopt.block_step(make_oracle(), tx, block)
     with pytest.raises(ValueError, match=r"label of `heads/a.*must be 'a'.*'shared'"):
-        step(params, tx.init(params), *batch(0))
+        step(start(tx), *batch(0))
 
 
 def test_numpy_lengths():
@@ -326,9 +314,8 @@ def test_what_the_optimizer_wants_beside():
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
     tx = mtlopt.alternate_blocks(optax.chain(SHARED, plateau), TASK, LABELS)
     step = jax.jit(mtlopt.block_step(make_oracle(), tx), compiler_options=QUICK)
-    params = make_params()
-    state = tx.init(params)
+    run = start(tx)
     for i in range(5):
-        params, state, *_ = step(params, state, *batch(i), value=1.0)
+        run, _ = step(run, *batch(i), value=1.0)
     # Its steps are the first, third and fifth; the last two halve the rate.
-    assert optax.tree.get(state, "scale") == 0.25
+    assert optax.tree.get(run.opt_state, "scale") == 0.25

@@ -35,8 +35,13 @@ def batch(step):
     return [leaf[step] for leaf in BATCHES]
 
 
+def start(tx, params=None):
+    params = make_params() if params is None else params
+    return mtlopt.Run(params, tx.init(params))
+
+
 def train(tx, oracle=None, params=None, **options):
-    """Params, state and losses after some steps of `individual_step`."""
+    """Params, state of the optimizer and losses after some individual steps."""
     keywords = {
         name: options.pop(name) for name in ("groups", "present") & options.keys()
     }
@@ -44,14 +49,13 @@ def train(tx, oracle=None, params=None, **options):
     step = jax.jit(
         mtlopt.individual_step(oracle, tx, **options), compiler_options=QUICK
     )
-    params = make_params() if params is None else params
-    state, losses = tx.init(params), []
+    run, losses = start(tx, params), []
     for i in range(STEPS):
         if options.get("shuffle"):
             keywords["key"] = jax.random.key(i)
-        params, state, values, _ = step(params, state, *batch(i), **keywords)
-        losses.append(values)
-    return params, state, losses
+        run, output = step(run, *batch(i), **keywords)
+        losses.append(output.losses)
+    return run.params, run.opt_state, losses
 
 
 @functools.cache
@@ -212,7 +216,7 @@ def test_a_turn_does_not_copy_the_states_of_all_tasks():
     labels = {"encoder": "shared", "heads": "stacked"}
     tx = mtlopt.individual_optimizers(INNERS["adam"], 3, labels)
     step = jax.jit(mtlopt.individual_step(stacked_oracle(), tx))
-    text = step.lower(params, tx.init(params), *batch(0)).compile().as_text()
+    text = step.lower(start(tx, params), *batch(0)).compile().as_text()
     loop, _ = text.split("ENTRY")
     shape = ",".join(map(str, (3, *params["encoder"]["w"].shape)))
     stacks = [line for line in loop.splitlines() if f"= f32[{shape}]" in line]
@@ -243,21 +247,21 @@ def test_absent_tasks_have_no_part_in_their_group(make, float64):
     spoilt, present = jnp.asarray(y).at[:, 1].set(jnp.nan), np.array([1, 0, 1], bool)
     found = [
         step(
-            params,
-            tx.init(params),
+            start(tx, params),
             *(x, labels_of_batch, mask),
             groups=np.array([0, 0, 1]),
             present=present,
         )
         for labels_of_batch in (y, spoilt)
     ]
-    assert_close(found[1].params, found[0].params, 0)
-    np.testing.assert_array_equal(found[1].losses, found[0].losses)
+    (run, output), (other, of_spoilt) = found
+    assert_close(other.params, run.params, 0)
+    np.testing.assert_array_equal(of_spoilt.losses, output.losses)
     # Alone in its group, the first task takes the same step.
     alone = mtlopt.individual_optimizers(INNERS["adam"], 3, labels)
     single = jax.jit(mtlopt.individual_step(oracle, alone), compiler_options=QUICK)
-    expected = single(params, alone.init(params), x, y, mask, present=present)
-    assert_close(found[0].params, expected.params, 1e-12)
+    expected, _ = single(start(alone, params), x, y, mask, present=present)
+    assert_close(run.params, expected.params, 1e-12)
 
 
 def test_a_task_known_to_be_absent_is_not_run(float64):
@@ -269,16 +273,15 @@ def test_a_task_known_to_be_absent_is_not_run(float64):
     tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
     oracle = mtlopt.task_grad(LOSSES | {"b": refuse}, LABELS, encode=encode)
     step = mtlopt.individual_step(oracle, tx)
-    params, known = make_params(), {"a": True, "b": False, "c": True}
-    found = jax.jit(functools.partial(step, present=known), compiler_options=QUICK)(
-        params, tx.init(params), *batch(0)
+    known = {"a": True, "b": False, "c": True}
+    found, output = jax.jit(
+        functools.partial(step, present=known), compiler_options=QUICK
+    )(start(tx), *batch(0))
+    expected, traced = jax.jit(mtlopt.individual_step(make_oracle(), tx))(
+        start(tx), *batch(0), present=np.array([True, False, True])
     )
-    expected = jax.jit(mtlopt.individual_step(make_oracle(), tx))(
-        params, tx.init(params), *batch(0), present=np.array([True, False, True])
-    )
-    assert_close(found.params, expected.params)
-    assert_close(found.opt_state, expected.opt_state)
-    assert_close(found.losses, expected.losses)
+    assert_close(found, expected)
+    assert_close(output.losses, traced.losses)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +314,7 @@ def test_vmapped_seeds_have_groups_of_their_own(float64):
     step = mtlopt.individual_step(oracle, tx, 2)
 
     def run(params, groups):
-        return step(params, tx.init(params), *batch(0), groups=groups).params
+        return step(start(tx, params), *batch(0), groups=groups)[0].params
 
     seeds = [make_params(seed) for seed in range(2)]
     groups = jnp.array([[0, 1, 1], [1, 0, 0]])
@@ -338,10 +341,10 @@ def test_aux_has_an_axis_of_turns():
     tx = mtlopt.individual_optimizers(
         optax.sgd(0.1), 2, {"trunk": "shared", "a": "a", "b": "b"}
     )
-    out = mtlopt.individual_step(oracle, tx)(params, tx.init(params))
+    _, out = mtlopt.individual_step(oracle, tx)(start(tx, params))
     np.testing.assert_allclose([aux.encode for aux in out.aux], [1.0, 0.8], rtol=1e-6)
     shuffled = mtlopt.individual_step(oracle, tx, shuffle=True)
-    out = shuffled(params, tx.init(params), key=jax.random.key(0))
+    _, out = shuffled(start(tx, params), key=jax.random.key(0))
     assert out.aux.encode[0] == 1.0
     assert out.aux.encode.shape == (2,)
 
@@ -349,7 +352,8 @@ def test_aux_has_an_axis_of_turns():
 def test_bad_arguments():
     oracle, params = make_oracle(), make_params()
     tx = mtlopt.individual_optimizers(optax.sgd(0.1), 3, LABELS)
-    state = tx.init(params)
+    run = start(tx, params)
+    state = run.opt_state
     with pytest.raises(ValueError, match=r"`task` must be the index.*got None"):
         tx.update(params, state, params)
     with pytest.raises(ValueError, match=r"`task` must be.*between 0 and 2, got 3"):
@@ -359,22 +363,22 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="`num_groups` must be an int from 1 to 3"):
         mtlopt.random_groups(0, 3, 0)
     with pytest.raises(ValueError, match="`groups` must be passed"):
-        mtlopt.individual_step(oracle, tx, 2)(params, state, *batch(0))
+        mtlopt.individual_step(oracle, tx, 2)(run, *batch(0))
     with pytest.raises(ValueError, match="`key` must be passed"):
-        mtlopt.individual_step(oracle, tx, shuffle=True)(params, state, *batch(0))
+        mtlopt.individual_step(oracle, tx, shuffle=True)(run, *batch(0))
     step = mtlopt.individual_step(oracle, tx)
     with pytest.raises(ValueError, match="`groups` needs a step built with"):
-        step(params, state, *batch(0), groups=jnp.zeros(3, int))
-    two = mtlopt.individual_optimizers(optax.sgd(0.1), 2, LABELS).init(params)
+        step(run, *batch(0), groups=jnp.zeros(3, int))
+    two = start(mtlopt.individual_optimizers(optax.sgd(0.1), 2, LABELS))
     step = mtlopt.individual_step(oracle, tx, 2)
     with pytest.raises(ValueError, match="`groups` must have one entry per task"):
-        step(params, two, *batch(0), groups=jnp.zeros(2, int))
+        step(two, *batch(0), groups=jnp.zeros(2, int))
     with pytest.raises(ValueError, match="`groups` must be between 0 and 1, got 2"):
-        step(params, two, *batch(0), groups=np.array([1, 1, 2]))
-    losses = jax.jit(step)(params, two, *batch(0), groups=jnp.array([1, 0, 2])).losses
-    np.testing.assert_array_equal(np.isnan(losses), [False, False, True])
+        step(two, *batch(0), groups=np.array([1, 1, 2]))
+    _, output = jax.jit(step)(two, *batch(0), groups=jnp.array([1, 0, 2]))
+    np.testing.assert_array_equal(np.isnan(output.losses), [False, False, True])
     with pytest.raises(ValueError, match="`present` must have one entry per task"):
-        step(params, two, *batch(0), groups=np.array([1, 1, 0]), present=[True])
+        step(two, *batch(0), groups=np.array([1, 1, 0]), present=[True])
     for task in (np.int64(3), True):
         with pytest.raises(ValueError, match=r"`task` must be.*between 0 and 2, got"):
             tx.update(params, state, params, task=task)
@@ -385,14 +389,15 @@ def test_one_group_needs_the_memory_of_a_summed_loss():
     params, labels, oracle, x = make_forty_heads()
     tx = mtlopt.individual_optimizers(optax.sgd(0.1), 1, labels)
     turn = mtlopt.individual_step(oracle, tx, 1)
-    args = params, tx.init(params), x
+    args = start(tx, params), x
 
-    def grouped(params, state, x):
-        return turn(params, state, x, groups=jnp.zeros(oracle.num_tasks, int))
+    def grouped(run, x):
+        return turn(run, x, groups=jnp.zeros(oracle.num_tasks, int))
 
-    def summed(params, state, x):
-        grad = oracle(params, x).total()
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grad), state
+    def summed(run, x):
+        grad = oracle(run.params, x).total()
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, run.params, grad)
+        return params, run.opt_state
 
     assert temporary_bytes(grouped, *args) <= 3 * temporary_bytes(summed, *args)
 
@@ -408,39 +413,38 @@ def test_one_function_of_all_losses_takes_turns_unrolled(float64):
     tx = mtlopt.individual_optimizers(optax.sgd(0.1), 2, "shared")
     step = mtlopt.individual_step(oracle, tx)
     x = jnp.array([1.0, -1.0])
-    text = str(jax.make_jaxpr(step)(params, tx.init(params), x))
+    text = str(jax.make_jaxpr(step)(start(tx, params), x))
     assert "scan" not in text
     between = params["w"] - 0.1 * x
-    found = step(params, tx.init(params), x)
+    found, output = step(start(tx, params), x)
     np.testing.assert_allclose(found.params["w"], 0.8 * between, rtol=1e-12)
-    np.testing.assert_allclose(found.losses, [-1.0, jnp.sum(between**2)], rtol=1e-12)
+    np.testing.assert_allclose(output.losses, [-1.0, jnp.sum(between**2)], rtol=1e-12)
 
 
 def test_a_seed_may_be_traced():
     tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
     step = mtlopt.individual_step(make_oracle(), tx, shuffle=True)
     step = jax.jit(step, compiler_options=QUICK)
-    params = make_params()
-    found = step(params, tx.init(params), *batch(0), key=3).params
-    expected = step(params, tx.init(params), *batch(0), key=jax.random.key(3)).params
+    found, _ = step(start(tx), *batch(0), key=3)
+    expected, _ = step(start(tx), *batch(0), key=jax.random.key(3))
     assert_close(found, expected, 0)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_an_optimizer_for_another_problem(shuffle):
     """Too many or few states, none at all, or labels that are not the oracle's."""
-    oracle, params = make_oracle(), make_params()
+    oracle = make_oracle()
     step = mtlopt.individual_step(oracle, optax.adam(0.1), shuffle=shuffle)
     key = 0 if shuffle else None
     with pytest.raises(ValueError, match="must have one `individual_optimizers` in it"):
-        step(params, optax.adam(0.1).init(params), *batch(0), key=key)
+        step(start(optax.adam(0.1)), *batch(0), key=key)
     for number in (1, 4):
         tx = mtlopt.individual_optimizers(optax.adam(0.1), number, LABELS)
         step = mtlopt.individual_step(oracle, tx, shuffle=shuffle)
         with pytest.raises(ValueError, match=f"for 3 tasks or groups.*got {number}"):
-            step(params, tx.init(params), *batch(0), key=key)
+            step(start(tx), *batch(0), key=key)
     wrong = LABELS | {"heads": {"a": "shared", "b": "b", "c": "c"}}
     tx = mtlopt.individual_optimizers(optax.adam(0.1), 3, wrong)
     step = mtlopt.individual_step(oracle, tx, shuffle=shuffle)
     with pytest.raises(ValueError, match=r"label of `heads/a.*must be 'a'.*'shared'"):
-        step(params, tx.init(params), *batch(0), key=key)
+        step(start(tx), *batch(0), key=key)

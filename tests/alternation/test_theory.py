@@ -59,19 +59,18 @@ def test_individual_steps_meet_theorem_1(float64):
         return 0.5 * jnp.mean(jnp.einsum("ki,kij,kj->k", away, matrices, away))
 
     def run(key):
-        def body(carry, key):
-            params, state = carry
+        def body(run, key):
             noise = sigma / np.sqrt(size) * jax.random.normal(key, (num_tasks, size))
-            params, state, *_ = step(params, state, noise)
-            away = params["w"] - centres
+            run, _ = step(run, noise)
+            away = run.params["w"] - centres
             exact = jnp.einsum("kij,kj->ki", matrices, away)
-            return (params, state), (
-                objective(params["w"]),
+            return run, (
+                objective(run.params["w"]),
                 jnp.sum(exact**2, axis=1) + sigma**2,
             )
 
         keys = jax.random.split(key, rounds)
-        return jax.lax.scan(body, (start, tx.init(start)), keys)[1]
+        return jax.lax.scan(body, mtlopt.Run(start, tx.init(start)), keys)[1]
 
     values, squares = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), SEEDS))
     at_start = np.einsum("kij,kj->ki", matrices, start["w"] - centres)
@@ -125,16 +124,15 @@ def alternate(rate, lengths, steps):
     start = {"trunk": 2 * jnp.ones(SIZE), "head": -jnp.ones(SIZE)}
 
     def run(key):
-        def body(carry, key):
-            params, state = carry
-            point = jnp.concatenate([params["trunk"], params["head"]])
+        def body(run, key):
+            point = jnp.concatenate([run.params["trunk"], run.params["head"]])
             noise = SIGMA / np.sqrt(SIZE) * jax.random.normal(key, (2 * SIZE,))
-            params, state, *_ = step(params, state, noise)
+            run, _ = step(run, noise)
             gradient = HESSIAN @ point
-            return (params, state), (gradient @ gradient, 0.5 * point @ gradient)
+            return run, (gradient @ gradient, 0.5 * point @ gradient)
 
         keys = jax.random.split(key, steps)
-        return jax.lax.scan(body, (start, tx.init(start)), keys)[1]
+        return jax.lax.scan(body, mtlopt.Run(start, tx.init(start)), keys)[1]
 
     # One seed after the other: under vmap the cond would compute both branches.
     keys = jax.random.split(jax.random.key(0), 64)
