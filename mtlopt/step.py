@@ -134,8 +134,9 @@ def with_state(oracle: Oracle, args: tuple[Any, ...], run: Run) -> tuple[Any, ..
     """Returns the arguments of a call, with the model's state if there is one."""
     if not isinstance(run, Run):
         raise TypeError(
-            f"`run` must be a mtlopt.Run, got {type(run).__name__}. Begin with "
-            "mtlopt.Run(params, optimizer.init(params))."
+            f"`run` must be a mtlopt.Run, got {type(run).__name__}. Pass "
+            "mtlopt.Run(params, optimizer.init(params)) to the first step, and the run "
+            "that it returns to the next."
         )
     if oracle.has_state:
         if run.state is None:

@@ -453,6 +453,82 @@ def test_an_encoder_that_closes_over_its_parameters_is_refused():
         oracle(params, jnp.ones(3))
 
 
+TWO_HEADS = {key: jnp.ones(3) for key in ("w", "a", "b", "c")}
+TWO_LABELS = {"w": "shared", "a": "a", "b": "b", "c": "b"}
+STACKS = {"w": jnp.ones(3), "b": jnp.ones((2, 3)), "c": jnp.ones((2, 3))}
+ENCODE = {"encode": lambda params: params["w"]}
+
+# Where `read` tells from which parameters the second loss, or a stacked one, reads "b".
+FORMS = {
+    "heads": lambda read: (
+        {"a": lambda p, z: p["a"] @ z, "b": lambda p, z: read(p)["b"] @ z},
+        ENCODE,
+    ),
+    "losses": lambda read: (
+        {"a": lambda p: p["a"] @ p["w"], "b": lambda p: read(p)["b"] @ p["w"]},
+        {},
+    ),
+    "one function": lambda read: (
+        lambda p: (p["a"] @ p["w"], read(p)["b"] @ p["w"]),
+        {"tasks": ("a", "b")},
+    ),
+    "stacked": lambda read: (
+        mtlopt.stacked(lambda p, z, task: jnp.sum(read(p)["b"] * z), 2),
+        ENCODE,
+    ),
+    "stacked losses": lambda read: (
+        mtlopt.stacked(lambda p, task: jnp.sum(read(p)["b"] * p["w"]), 2),
+        {},
+    ),
+}
+
+
+def check_reads(form, read, **changed_labels):
+    """Traces a problem in which nobody reads "c"; a label of None drops the leaf."""
+    losses, options = FORMS[form](read)
+    params, labels = TWO_HEADS, TWO_LABELS
+    if form.startswith("stacked"):
+        params, labels = STACKS, {"w": "shared", "b": "stacked", "c": "stacked"}
+    labels = {key: changed_labels.get(key, labels[key]) for key in params}
+    kept = [key for key in params if labels[key] is not None]
+    if "b" not in kept and "a" in kept:
+        options = options | {"headless": ["b"]}
+    oracle = mtlopt.task_grad(losses, {key: labels[key] for key in kept}, **options)
+    return jax.eval_shape(oracle, {key: params[key] for key in kept}).losses
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_loss_that_closes_over_its_parameters_is_refused(form):
+    task, label = ("0", "stacked") if form.startswith("stacked") else ("b", "b")
+    message = (
+        f"the loss of task '{task}' reads no leaf that is labelled '{label}', so that "
+        "`{}` would never move"
+    )
+    outside = STACKS if form.startswith("stacked") else TWO_HEADS
+    with pytest.raises(ValueError, match=message.format("b")):
+        check_reads(form, lambda params: outside)
+    # The leaf that it reads is frozen, and is not the one that moves.
+    with pytest.raises(ValueError, match=message.format("c")):
+        check_reads(form, lambda params: params, b="frozen")
+    # One leaf of its own is enough, and who has none that moves need not read any.
+    for read, labels in (
+        (lambda params: params, {}),
+        (lambda params: outside, {"b": None, "c": None}),
+        (lambda params: outside, {"b": "frozen", "c": "frozen"}),
+    ):
+        assert check_reads(form, read, **labels).shape == (2,)
+
+
+def test_a_loss_that_closes_over_its_parameters_is_refused_on_a_given_latent():
+    losses, options = FORMS["heads"](lambda params: TWO_HEADS)
+    oracle = mtlopt.task_grad(losses, TWO_LABELS, **options)
+    with pytest.raises(ValueError, match="task 'b' reads no leaf that is labelled"):
+        oracle.heads(TWO_HEADS, jnp.ones(3))
+    # The other's loss is not in the way where it does not run.
+    assert oracle.task("a", TWO_HEADS).losses == 3
+    assert oracle(TWO_HEADS, present={"a": True, "b": False}).losses[0] == 3
+
+
 def test_the_advice_of_an_error_leads_out():
     """A head that reads another's leaf: what the message says to do works."""
     params = {"w": jnp.ones(2), "a": jnp.ones(2), "b": jnp.ones(2), "c": jnp.ones(2)}

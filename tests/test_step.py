@@ -326,6 +326,14 @@ def test_state_that_is_missing_or_not_asked_for(name):
         make(oracle, tx)(run)
 
 
+@pytest.mark.parametrize("name", MAKE)
+def test_something_else_where_a_run_is_meant(name):
+    make, tx = MAKE[name]
+    params = make_params()
+    with pytest.raises(TypeError, match=r"`run` must be a mtlopt\.Run, got dict"):
+        make(ORACLE, tx)(params, tx.init(params), X[0])
+
+
 @pytest.mark.parametrize("how", ["count", "phases"])
 def test_blocks_carry_the_state(how, float64):
     """Both blocks run all functions: every step moves all of it."""
@@ -355,15 +363,17 @@ def in_turn(run, x, turns):
     return mtlopt.Run(params, run.opt_state, state), losses
 
 
-@pytest.mark.parametrize("how", ["in order", "shuffled", "grouped"])
+HOW = {"in order": {}, "shuffled": {"shuffle": True}, "grouped": {"num_groups": 2}}
+
+
+@functools.cache
+def turns_of(how):
+    return jitted(mtlopt.individual_step(ORACLE, TURNS, **HOW[how]))
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_turns_hand_the_state_on(how, float64):
     """The encoder's moves in every turn, a head's in its own."""
-    options = {
-        "in order": {},
-        "shuffled": {"shuffle": True},
-        "grouped": {"num_groups": 2},
-    }
-    step = jitted(mtlopt.individual_step(ORACLE, TURNS, **options[how]))
     run = expected = start(TURNS)
     orders = set()
     for i, x in enumerate(X):
@@ -375,7 +385,7 @@ def test_turns_hand_the_state_on(how, float64):
             orders.add(tuple(order.tolist()))
         elif how == "grouped":
             turns, keywords = turns[::-1], {"groups": np.array([1, 0])}
-        run, output = step(run, x, **keywords)
+        run, output = turns_of(how)(run, x, **keywords)
         expected, losses = in_turn(expected, x, turns)
         assert_close(run.params, expected.params, 1e-12)
         assert_close(plain(run.state), plain(expected.state), 1e-12)
@@ -383,6 +393,14 @@ def test_turns_hand_the_state_on(how, float64):
         assert_close(found, {task: losses[task] for task in TASKS}, 1e-12)
     assert run.state["trunk"]["count"] == STEPS * len(TASKS)
     assert how != "shuffled" or len(orders) == 2
+
+
+def test_the_turn_of_an_empty_group_moves_no_state(float64):
+    run = start(TURNS)
+    found, _ = turns_of("grouped")(run, X[0], groups=np.array([1, 1]))
+    expected, _ = in_turn(run, X[0], [TASKS])
+    assert_close(found.params, expected.params, 1e-12)
+    assert_close(plain(found.state), plain(expected.state), 1e-12)
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -307,8 +307,9 @@ def individual_step(
                 **extra_args,
             )
             new_state = grad.state
-            if present is not None and not isinstance(moving, np.ndarray):
-                there = jnp.any(moving)  # a turn of absent tasks moves nothing
+            all_move = groups is None and present is None
+            if not all_move and not isinstance(moving, np.ndarray):
+                there = jnp.any(moving)  # a turn without a task moves nothing
                 new_state = jax.tree.map(
                     lambda new, old: jnp.where(there, new, old), new_state, state
                 )
