@@ -145,7 +145,7 @@ from mtlopt.every import EveryState, every
 from mtlopt.grad import Grad
 from mtlopt.heads import stacked
 from mtlopt.labels import label_params
-from mtlopt.latent import in_latent_space
+from mtlopt.latent_space import in_latent_space
 from mtlopt.leave_out import leave_out
 from mtlopt.linesearch.backtracking import backtracking
 from mtlopt.linesearch.fast_backtracking import fast_backtracking
@@ -155,6 +155,7 @@ from mtlopt.linesearch.states import (
     SafeLineSearchState,
 )
 from mtlopt.make_oracle import task_grad
+from mtlopt.mark import latent
 from mtlopt.memory import keep_memory
 from mtlopt.oracle import Oracle
 from mtlopt.ownership import infer_labels
@@ -309,6 +310,7 @@ __all__ = [
     "krum",
     "krum_weights",
     "label_params",
+    "latent",
     "leave_out",
     "log_stch_weights",
     "log_weights",

@@ -1,14 +1,15 @@
-"""What a traced function reads and does, read off its program.
+"""What a traced function reads and does, read off its program; and parts of it run.
 
 The answers come from the program (which inputs an output depends on by dead-code
 elimination), not from numbers, so a gradient that happens to be zero does not hide a
 dependency.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval
 
@@ -39,17 +40,18 @@ def used_leaves_of_entries(
       vector that it does not build by stacking scalars, so that its entries cannot be
       told apart.
     """
-    program = jax.make_jaxpr(function)(params).jaxpr
-    scalars = num_entries == 1 or not program.outvars[0].aval.shape
-    if len(program.outvars) == num_entries and scalars:
+    program = jax.make_jaxpr(function)(params)
+    scalars = num_entries == 1 or not program.out_avals[0].shape
+    if len(program.out_avals) == num_entries and scalars:
         return [
-            _used_inputs(program, [i == j for j in range(num_entries)])
+            _used_inputs(program.jaxpr, [i == j for j in range(num_entries)])
             for i in range(num_entries)
         ]
-    entries = _entries(program, program.outvars[0], num_entries)
-    if entries is None:
+    found = stacked_entries(program, num_entries)
+    if found is None:
         return None
-    return [_used_by(program, entry) for entry in entries]
+    program, entries = found
+    return [_used_by(program.jaxpr, list(variables([entry]))) for entry in entries]
 
 
 def dependent_outputs(
@@ -79,7 +81,7 @@ def _forwarded(program: core.Jaxpr) -> list[int | None]:
         return None if isinstance(operand, core.Literal) else places.get(operand)
 
     for eqn in program.eqns:
-        if eqn.primitive.name not in (*_CALLS, "checkpoint", "closed_call"):
+        if not is_call(eqn):
             continue
         (inner,) = core.jaxprs_in_params(eqn.params)
         sources = _forwarded(inner)
@@ -135,44 +137,34 @@ def _used_by(program: core.Jaxpr, variables: list[core.Var]) -> list[bool]:
 
 # Element-wise primitives of one array, through which entries keep their place.
 _TRANSPARENT = ("convert_element_type", "copy", "neg", "reduce_precision")
-_CALLS = ("jit", "pjit")
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
 
 
-def _entries(
-    jaxpr: core.Jaxpr, vector: Any, num_entries: int
-) -> list[list[core.Var]] | None:
-    """Returns, per entry of `vector`, the variables of `jaxpr` it is made of."""
-    producer = next((eqn for eqn in jaxpr.eqns if vector in eqn.outvars), None)
-    if producer is None:
+def stacked_entries(
+    program: core.ClosedJaxpr, num_entries: int
+) -> tuple[core.ClosedJaxpr, list[Any]] | None:
+    """Returns of which variables the vector is stacked that a program returns first.
+
+    The first value is the same program, with the call written out that stacks them.
+    None if the vector is made in another way.
+    """
+    vector = program.jaxpr.outvars[0]
+    if num_entries == 1:
+        return program, [vector]
+    makers = {var: eqn for eqn in program.jaxpr.eqns for var in eqn.outvars}
+    maker = makers.get(vector)
+    while maker is not None and maker.primitive.name in _TRANSPARENT:
+        maker = makers.get(maker.invars[0])
+    if maker is None:
         return None
-    name = producer.primitive.name
-    if name in _TRANSPARENT:
-        return _entries(jaxpr, producer.invars[0], num_entries)
-    if name in ("stack", "concatenate") and len(producer.invars) == num_entries:
-        return [_variables([operand]) for operand in producer.invars]
-    if name in _CALLS:
-        inner = producer.params["jaxpr"].jaxpr
-        output = inner.outvars[producer.outvars.index(vector)]
-        found = _entries(inner, output, num_entries)
-        if found is None:
-            return None
-        return [
-            _variables(
-                [
-                    operand
-                    for operand, used in zip(
-                        producer.invars, _used_by(inner, entry), strict=True
-                    )
-                    if used
-                ]
-            )
-            for entry in found
-        ]
-    return None
-
-
-def _variables(operands: list[Any]) -> list[core.Var]:
-    return [operand for operand in operands if not isinstance(operand, core.Literal)]
+    if is_call(maker):
+        return stacked_entries(
+            without_calls(program, lambda eqn: eqn is maker), num_entries
+        )
+    stacks = maker.primitive.name in ("stack", "concatenate")
+    if not stacks or len(maker.invars) != num_entries:
+        return None
+    return program, list(maker.invars)
 
 
 def convolves(function: Callable[..., Any], *args: PyTree) -> bool:
@@ -193,3 +185,78 @@ def _convolves(program: core.Jaxpr, platform: str) -> bool:
         if any(_convolves(jaxpr, platform) for jaxpr in inner):
             return True
     return False
+
+
+def evaluate(
+    jaxpr: core.Jaxpr, eqns: Sequence[Any], values: dict[Any, Any], wanted: list[Any]
+) -> list[Any]:
+    """Returns variables of a program by running some of its equations.
+
+    Args:
+      jaxpr: the program.
+      eqns: the equations.
+      values: what they read, by variable.
+      wanted: variables that are in `values` or that the equations make.
+    """
+    made = {var for eqn in eqns for var in eqn.outvars}
+    reads = dict.fromkeys(
+        var for eqn in eqns for var in variables(eqn.invars) if var not in made
+    )
+    outputs = [var for var in variables(wanted) if var in made]
+    piece = jaxpr.replace(
+        constvars=[],
+        invars=list(reads),
+        outvars=outputs,
+        eqns=list(eqns),
+        debug_info=jaxpr.debug_info.with_unknown_names(),
+    )
+    run = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))
+    results = dict(zip(outputs, run(*[values[var] for var in reads]), strict=True))
+    return [_read(values | results, var) for var in wanted]
+
+
+def variables(operands: Iterable[Any]) -> Iterator[Any]:
+    """Returns the operands that are no literals."""
+    return (var for var in operands if not isinstance(var, core.Literal))
+
+
+def is_call(eqn: Any) -> bool:
+    """Returns whether an equation runs another program once, as `jax.jit` does."""
+    return eqn.primitive.name in _CALLS
+
+
+def without_calls(
+    program: core.ClosedJaxpr, expand: Callable[[Any], bool] = is_call
+) -> core.ClosedJaxpr:
+    """Returns the same program with programs that it calls written out.
+
+    Args:
+      program: the program.
+      expand: whether a call is written out; calls in it are asked about as well.
+    """
+
+    def run(program: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+        jaxpr = program.jaxpr
+        values = dict(zip(jaxpr.constvars, program.consts, strict=True))
+        values.update(zip(jaxpr.invars, args, strict=True))
+        for eqn in jaxpr.eqns:
+            if expand(eqn):
+                inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+                if not isinstance(inner, core.ClosedJaxpr):
+                    inner = core.ClosedJaxpr(inner, [])
+                results = run(inner, [_read(values, var) for var in eqn.invars])
+            else:
+                results = evaluate(jaxpr, [eqn], values, eqn.outvars)
+            values.update(zip(eqn.outvars, results, strict=True))
+        return [_read(values, var) for var in jaxpr.outvars]
+
+    if not any(expand(eqn) for eqn in program.jaxpr.eqns):
+        return program
+    return jax.make_jaxpr(lambda *args: run(program, args))(*program.in_avals)
+
+
+def _read(values: dict[Any, Any], var: Any) -> Any:
+    if isinstance(var, core.Literal):
+        aval: Any = var.aval
+        return jnp.asarray(var.val, aval.dtype)
+    return values[var]

@@ -9,7 +9,7 @@ import optax
 
 from mtlopt.aggregators.sums import sum_tasks
 from mtlopt.labels import Rules
-from mtlopt.latent import in_latent_space
+from mtlopt.latent_space import in_latent_space
 
 Transform = optax.GradientTransformation
 

@@ -5,7 +5,7 @@ gradients with respect to it.
 
 1. `encode` and one head per task: the latent is what `encode` returns.
 2. One function that returns all losses: the latent is the vector of losses, its rows
-   the identity.
+   the identity. If it marks a latent, it is cut there and is the first shape.
 3. One loss per task without `encode`: the latent is the shared leaves themselves, the
    pullback the identity.
 4. One task per sample: every sample has a latent, and the gradients of all tasks with
@@ -60,10 +60,11 @@ def task_grad(
         * `stacked(head, num_tasks)`: one such function for all tasks.
         * Without `encode`, a mapping from task to `loss(params, *args) -> scalar`, each
           with its own use of the shared leaves. Tasks have no common latent.
-        * `samplewise(losses, task_of)`, with losses in the first or the second form,
+        * `samplewise(losses, task_of)`, with losses in the first, second or last form,
           where each sample of the batch belongs to one task.
         * One function `losses(params, *args)` that returns all losses, as a mapping, a
-          sequence, or a vector made by stacking scalars; name them by `tasks`.
+          sequence, or a vector made by stacking scalars; name them by `tasks`. It may
+          mark where encoder and heads meet, see `latent`: then it is the first form.
       labels: who owns which leaf, see `label_params`. Leaves labelled `"frozen"` are
         read by any function and may have any dtype; they have no rows, and updates of
         zeros.

@@ -7,11 +7,11 @@ from typing import Any
 from mtlopt._checks import checked
 from mtlopt.heads import make_head_fns, map_functions
 from mtlopt.linearization import RowOptions
+from mtlopt.marked_problem import MarkedProblem, cut_apart
 from mtlopt.model_state import StateForm, StatefulProblem
 from mtlopt.problems import HeadProblem, Problem
 from mtlopt.sample_problem import SampleProblem
 from mtlopt.samples import Samplewise
-from mtlopt.vector_problem import VectorProblem
 
 DEFAULTS = RowOptions()
 
@@ -57,14 +57,10 @@ def make_problem(
     if encode is not None:
         raise ValueError(
             "`losses` must be a mapping from task to loss, or mtlopt.stacked(...), "
-            "when `encode` is given, got one function."
+            "when `encode` is given, got one function. Or leave `encode` out and mark "
+            "the latent in that function, as in z = mtlopt.latent(z)."
         )
-    if not tasks or isinstance(tasks, str):
-        raise ValueError(
-            "`tasks` must be a sequence with the names of the tasks when `losses` "
-            f"is one function, got {tasks!r}."
-        )
-    return VectorProblem(losses, tuple(tasks), has_aux, options)
+    return MarkedProblem(losses, _names(tasks), has_aux, options)
 
 
 def change_functions(
@@ -93,7 +89,16 @@ def _make_sample_problem(
     has_aux: bool,
     options: RowOptions,
 ) -> SampleProblem:
-    head_fns = make_head_fns(form.losses, tasks)
+    losses = form.losses
+    if callable(losses):
+        if encode is not None or has_aux:
+            raise ValueError(
+                "`encode`, `has_aux` and `has_state` must be left out if samplewise "
+                "losses are one function: it marks its latent, and returns the losses "
+                "of a sample alone."
+            )
+        encode, losses = cut_apart(losses, _names(tasks))
+    head_fns = make_head_fns(losses, tasks)
     assert head_fns is not None  # `samplewise` has looked
     if encode is None and not head_fns.stacked:
         raise ValueError(
@@ -102,3 +107,13 @@ def _make_sample_problem(
             "all tasks, samplewise(stacked(loss, num_tasks), ...)."
         )
     return SampleProblem(encode, head_fns, form, has_aux, options)
+
+
+def _names(tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the names of the tasks of one function, or raises."""
+    if not tasks or isinstance(tasks, str):
+        raise ValueError(
+            "`tasks` must be a sequence with the names of the tasks when `losses` "
+            f"is one function, got {tasks!r}."
+        )
+    return tuple(tasks)

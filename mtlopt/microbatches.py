@@ -66,7 +66,7 @@ class Microbatches(OfProblem):
             out = self._evaluate_part(inputs, members, shares, index, state)
             everyone = jnp.ones_like(out.losses)
             rows = out.linear.rows(everyone, None).leaves()
-            products, whole = out.linear.latent_pieces(batch_free, out.losses)
+            products, whole = out.linear.latent_pieces(batch_free or [], out.losses)
             total = out.losses, out.head_grads, rows, products, whole
             return total, out.aux, out.state
 
@@ -76,7 +76,7 @@ class Microbatches(OfProblem):
             rows,
             products + gramian_of_tasks(whole, losses),
             jax.tree_util.Partial(self._recombine, inputs, members, shares),
-            self.problem.has_latent,
+            batch_free is not None,
         )
         return Evaluation(losses, aux, None, head_grads, linear, state)
 
@@ -144,16 +144,16 @@ class Microbatches(OfProblem):
         counts = jnp.stack(counts).astype(float)
         return safe_divide(counts, jnp.sum(counts, axis=0))
 
-    def _batch_free(self, inputs: Inputs) -> list[bool]:
+    def _batch_free(self, inputs: Inputs) -> list[bool] | None:
         """Returns which leaves of the latent are the same for all parts.
 
         Those whose numbers do not depend on the batch, and whose shapes do not either,
-        as that of a token that is repeated for every sample does. Empty without a
+        as that of a token that is repeated for every sample does. None without a
         common latent, whose Gramian nobody may ask for.
         """
         problem = self.problem
         if not problem.has_latent:
-            return []
+            return None
         first, *others = cut_part(inputs.args, 0, self.parts)
 
         def encode(batch: PyTree) -> PyTree:
@@ -161,6 +161,8 @@ class Microbatches(OfProblem):
             return problem.latent(dataclasses.replace(inputs, args=args))
 
         depends, of_part = dependent_outputs(encode, first)
+        if not depends:
+            return None
         if all(depends):
             return [False] * len(depends)
         of_batch = jax.tree.leaves(jax.eval_shape(lambda: problem.latent(inputs)))

@@ -204,6 +204,8 @@ class _NextState:
           by_owner: whether a leaf is of the task that owns it.
         """
         for i, leaf in written.leaves.items():
+            if leaf is None:
+                continue  # the encoder's, which did not run: see `MarkedProblem`
             self._claim(i, name)
             owner = task
             if by_owner and self._owners[i] in self._tasks:

@@ -68,10 +68,11 @@ class Oracle:
             labels in this batch. Every method leaves absent tasks out, which is not
             the same as a zero gradient; chain `per_label` behind the aggregator to
             keep their heads still. What an absent task's loss computes to does not
-            matter, NaN included, except where one function returns all losses: there
-            it must be finite. If it is made of Python bools or is a NumPy array, the
-            functions of absent tasks are not run: their losses are zero, and they have
-            no entry in `aux.tasks`. Each pattern then has a program of its own.
+            matter, NaN included, except where one function returns all losses and marks
+            no latent: there it must be finite. If it is made of Python bools or is a
+            NumPy array, the functions of absent tasks are not run: their losses are
+            zero, and they have no entry in `aux.tasks`. Each pattern then has a program
+            of its own.
 
         Returns:
           `TaskGrads`.

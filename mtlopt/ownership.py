@@ -47,16 +47,17 @@ def check_ownership(
     reads = problem.reads(params, stacked, args, z, members)
     owners = list(zip(partition.paths, partition.labels, strict=True))
     shared = [i for i, label in enumerate(partition.labels) if label == SHARED]
+    encoder = "the program before mtlopt.latent" if reads.marked else "encode"
     if shared and reads.encode and not any(reads.encode[i] for i in shared):
         raise ValueError(
-            f"encode reads no leaf that is labelled {SHARED!r}, so that "
+            f"{encoder} reads no leaf that is labelled {SHARED!r}, so that "
             f"`{partition.paths[shared[0]]}` would never move. Let it read the "
-            "parameters from its first argument."
+            "parameters from the function's first argument."
         )
     for (path, label), read in zip(owners, reads.encode or [], strict=False):
         if read and label not in (SHARED, FROZEN):
             raise ValueError(
-                f"encode reads `{path}`, which is labelled {label!r}. What encode "
+                f"{encoder} reads `{path}`, which is labelled {label!r}. What it "
                 f"reads must be labelled {SHARED!r}, or {FROZEN!r} if it never moves."
             )
     if reads.tasks is None:
@@ -75,10 +76,11 @@ def check_ownership(
                 continue
             readers = [name for name, reading in reads.tasks.items() if reading[i]]
             if label == SHARED:
+                past = ", not through mtlopt.latent" if reads.marked else ""
                 raise ValueError(
-                    f"the loss of task {task!r} reads the shared leaf `{path}`, whose "
-                    "gradient would miss that part. Let encode return it as part of "
-                    "z, and read it from there."
+                    f"the loss of task {task!r} reads the shared leaf `{path}`{past}, "
+                    f"whose gradient would miss that part. {_through_latent(reads)}, "
+                    "and read it from there."
                 )
             raise ValueError(
                 f"the loss of task {task!r} reads `{path}`, which is labelled "
@@ -100,7 +102,15 @@ def _advice(reads: Reads, readers: list[str], leaf: int, everyone: bool = True) 
         return f"Label a leaf that several tasks read {SHARED!r}."
     if everyone and len(readers) == 1 and not reads.encode[leaf]:
         return f"No other reads it: label it {readers[0]!r}."
-    return f"Label it {SHARED!r} and let encode return it as part of z."
+    through = _through_latent(reads)
+    return f"Label it {SHARED!r} and {through[0].lower()}{through[1:]}."
+
+
+def _through_latent(reads: Reads) -> str:
+    """How a head gets at what is shared."""
+    if reads.marked:
+        return "Mark it as well, as in h, w = mtlopt.latent((h, w))"
+    return "Let encode return it as part of z"
 
 
 def infer_labels(

@@ -22,7 +22,10 @@ PyTree = Any
 
 Linear = TypeVar("Linear", bound=Linearization, covariant=True)
 
-NO_LATENT = "a given latent needs an oracle built with `encode`."
+NO_LATENT = (
+    "a given latent needs an oracle built with `encode`, or from one function that "
+    "marks its latent by mtlopt.latent."
+)
 
 
 class Aux(NamedTuple):
@@ -69,10 +72,12 @@ class Reads(NamedTuple):
       encode: per leaf, whether `encode` reads it; None without `encode`.
       tasks: mapping from task to the same of its loss; None if the losses cannot be
         told apart.
+      marked: whether `encode` is the part of one function before `mtlopt.latent`.
     """
 
     encode: list[bool] | None
     tasks: dict[str, list[bool]] | None
+    marked: bool = False
 
 
 class Problem(Protocol[Linear]):
@@ -80,7 +85,7 @@ class Problem(Protocol[Linear]):
 
     Attributes:
       tasks: names of the tasks, in the order of the losses.
-      has_latent: whether the tasks meet in one latent.
+      has_latent: whether the tasks meet in one latent, or may: see `latent`.
       stacked: whether the heads of all tasks are stacked along a leading axis.
       takes_traced_task: whether the index of a task may be traced.
       label_counts: from arguments to the labels of each task, `[tasks]`; None if the
@@ -129,7 +134,10 @@ class Problem(Protocol[Linear]):
         ...
 
     def latent(self, inputs: Inputs) -> PyTree:
-        """Returns the latent, without aux; raises if there is none."""
+        """Returns the latent, without aux; raises if there is none.
+
+        None if `has_latent` is true because there might have been one.
+        """
         ...
 
     def reads(
@@ -158,8 +166,8 @@ def check_moves(latent: Leaves, inputs: Inputs) -> None:
     """Raises if leaves are shared but nothing of the latent depends on them."""
     if inputs.shared and not latent:
         raise ValueError(
-            "`encode` must return at least one floating-point leaf that depends on a "
-            f"leaf labelled {SHARED!r}, got none, so that "
+            "`encode` must return, or mtlopt.latent mark, at least one floating-point "
+            f"leaf that depends on a leaf labelled {SHARED!r}, got none, so that "
             f"`{inputs.partition.shared_paths[0]}` would never move."
         )
 
@@ -325,7 +333,7 @@ class HeadProblem(OfHeads):
         reads = self.head_fns.reads(
             params, stacked, latent, args, self.has_aux, members
         )
-        return Reads(used, reads)
+        return Reads(used, reads, getattr(self.encode, "marked", False))
 
     def _encode(self, inputs: Inputs, shared: Leaves) -> tuple[PyTree, Any]:
         assert self.encode is not None

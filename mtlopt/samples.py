@@ -24,14 +24,14 @@ Reduce = Literal["mean", "sum"]
 class Samplewise:
     """Losses written for one sample, each of which has one task: see `samplewise`."""
 
-    losses: Mapping[str, Callable[..., Any]] | Stacked
+    losses: Mapping[str, Callable[..., Any]] | Stacked | Callable[..., Any]
     task_of: Callable[[PyTree], Any] | None
     weight_of: Callable[[PyTree], Any] | None
     reduce: Reduce
 
 
 def samplewise(
-    losses: Mapping[str, Callable[..., Any]] | Stacked,
+    losses: Mapping[str, Callable[..., Any]] | Stacked | Callable[..., Any],
     task_of: Callable[[PyTree], Any] | None,
     *,
     weight_of: Callable[[PyTree], Any] | None = None,
@@ -61,7 +61,8 @@ def samplewise(
       losses: `stacked(loss, num_tasks)`, with `loss(params, z, task, sample, *args)`
         for the task of the sample, or, with `encode`, a mapping from task to
         `loss(params, z, sample, *args)`, of which all run on all samples. Without
-        `encode` there is no `z`.
+        `encode` there is no `z`. Or one function `losses(params, sample, *args)` that
+        returns all losses of a sample and marks its latent, see `latent`.
       task_of: `task_of(sample)`, the index of a sample's task; a sample whose index is
         not from 0 to T - 1 counts for none. None if sample i is task i.
       weight_of: `weight_of(sample)`, its weight in its task's mean, not negative; a
@@ -98,10 +99,11 @@ def samplewise(
        [0.  0.  0. ]
        [1.5 0.  9. ]]
     """
-    if not are_of_heads(losses):
+    if not are_of_heads(losses) and not callable(losses):
         raise TypeError(
-            "`losses` of samplewise must be a mapping from task to loss, or "
-            f"mtlopt.stacked(...), got {type(losses).__name__}."
+            "`losses` of samplewise must be a mapping from task to loss, "
+            "mtlopt.stacked(...), or one function that marks its latent, got "
+            f"{type(losses).__name__}."
         )
     for name, function in (("task_of", task_of), ("weight_of", weight_of)):
         if function is not None and not callable(function):

@@ -251,8 +251,9 @@ class TaskGrads(metaclass=SaysWhatToDo):
         if not self.linear.has_latent:
             raise ValueError(
                 "latent space needs a latent that all tasks share: build the gradients "
-                "with mtlopt.task_grad(..., encode=...). Tasks with inputs of their "
-                "own have none: use the method without in_latent_space."
+                "with mtlopt.task_grad(..., encode=...), or mark it by "
+                "mtlopt.latent(z) in your function of all losses. Tasks with inputs of "
+                "their own have none: use the method without in_latent_space."
             )
         return dataclasses.replace(self, in_latent=True)
 

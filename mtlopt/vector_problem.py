@@ -93,7 +93,7 @@ class VectorProblem:
         del stacked, z, members  # one function: all or nothing
 
         def values(params: PyTree) -> Any:
-            return self._values(params, args)[0]
+            return self.values(params, args)[0]
 
         reads = used_leaves_of_entries(values, params, self.num_tasks)
         return Reads(
@@ -104,7 +104,7 @@ class VectorProblem:
     def num_tasks(self) -> int:
         return len(self.tasks)
 
-    def _values(self, params: PyTree, args: tuple[Any, ...]) -> tuple[Any, Any]:
+    def values(self, params: PyTree, args: tuple[Any, ...]) -> tuple[Any, Any]:
         """Returns the losses as one vector or a list of scalars, and aux."""
         out, aux = split_aux(self.function(params, *args), self.has_aux)
         if isinstance(out, Mapping):
@@ -131,7 +131,7 @@ class VectorProblem:
         self, inputs: Inputs, shared: Leaves, head_params: Leaves, members: Any
     ) -> tuple[jax.Array, Any]:
         params = inputs.params(shared, head_params)
-        values, aux = self._values(params, inputs.args)
+        values, aux = self.values(params, inputs.args)
         if members is None:
             return jnp.stack(values) if isinstance(values, list) else values, aux
         if isinstance(values, list) and all(isinstance(i, int) for i in members):

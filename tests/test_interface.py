@@ -290,6 +290,7 @@ HELPERS = {
     "infer_labels",
     "keep_memory",
     "label_params",
+    "latent",
     "leave_out",
     "maximum_roaming",
     "per_label",

@@ -11,19 +11,19 @@ part of the program like any other.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from mtlopt._jaxprs import without_calls
 from mtlopt.linalg.dtypes import solver_dtype
 
 # From positions, inputs and outputs of a product to whether it is left undone.
 Accept = Callable[[int, int, int], bool]
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
 # These may follow the contraction: the same numbers in another order or type.
 _REARRANGE = ("transpose", "reshape", "copy", "squeeze", "convert_element_type")
 
@@ -236,7 +236,7 @@ class Program:
 
 def pullback_program(pull: Callable[..., Any], cotangent: Any) -> Program:
     """Returns the program of a pullback, all of whose inputs move."""
-    program = _without_calls(jax.make_jaxpr(pull)(cotangent))
+    program = without_calls(jax.make_jaxpr(pull)(cotangent))
     return Program(program, [True] * len(program.jaxpr.invars))
 
 
@@ -246,67 +246,11 @@ def find_products(program: Program, accept: Accept) -> list[Found | None]:
     return [p if p is None or accept(*p.sizes) else None for p in found]
 
 
-def evaluate(
-    jaxpr: core.Jaxpr, eqns: Sequence[Any], values: dict[Any, Any], wanted: list[Any]
-) -> list[Any]:
-    """Returns variables of a program by running some of its equations.
-
-    Args:
-      jaxpr: the program.
-      eqns: the equations.
-      values: what they read, by variable.
-      wanted: variables that are in `values` or that the equations make.
-    """
-    made = {var for eqn in eqns for var in eqn.outvars}
-    reads = dict.fromkeys(
-        var for eqn in eqns for var in variables(eqn.invars) if var not in made
-    )
-    outputs = [var for var in variables(wanted) if var in made]
-    piece = jaxpr.replace(
-        constvars=[],
-        invars=list(reads),
-        outvars=outputs,
-        eqns=list(eqns),
-        debug_info=jaxpr.debug_info.with_unknown_names(),
-    )
-    run = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))
-    results = dict(zip(outputs, run(*[values[var] for var in reads]), strict=True))
-    return [_read(values | results, var) for var in wanted]
-
-
-def variables(operands: Sequence[Any]) -> Iterator[Any]:
-    """Returns the operands that are no literals."""
-    return (var for var in operands if not isinstance(var, core.Literal))
-
-
-def _without_calls(program: core.ClosedJaxpr) -> core.ClosedJaxpr:
-    """Returns the same program with the programs that it calls written out."""
-
-    def run(program: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-        jaxpr = program.jaxpr
-        values = dict(zip(jaxpr.constvars, program.consts, strict=True))
-        values.update(zip(jaxpr.invars, args, strict=True))
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name in _CALLS:
-                inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-                if not isinstance(inner, core.ClosedJaxpr):
-                    inner = core.ClosedJaxpr(inner, [])
-                results = run(inner, [_read(values, var) for var in eqn.invars])
-            else:
-                results = evaluate(jaxpr, [eqn], values, eqn.outvars)
-            values.update(zip(eqn.outvars, results, strict=True))
-        return [_read(values, var) for var in jaxpr.outvars]
-
-    if not any(eqn.primitive.name in _CALLS for eqn in program.jaxpr.eqns):
-        return program
-    return jax.make_jaxpr(lambda *args: run(program, args))(*program.in_avals)
-
-
 def _loop_body(eqn: Any, inputs: list[bool]) -> Program:
     """Returns the body of a `lax.scan`; a state moves if it ever does."""
     params = eqn.params
     first, count = params["num_consts"], params["num_carry"]
-    closed, moves = _without_calls(params["jaxpr"]), list(inputs)
+    closed, moves = without_calls(params["jaxpr"]), list(inputs)
     while True:
         body = Program(closed, moves)
         after = [body.is_moving(var) for var in closed.jaxpr.outvars[:count]]
@@ -315,13 +259,6 @@ def _loop_body(eqn: Any, inputs: list[bool]) -> Program:
         if joined == state:
             return body
         moves[first : first + count] = joined
-
-
-def _read(values: dict[Any, Any], var: Any) -> Any:
-    if isinstance(var, core.Literal):
-        aval: Any = var.aval
-        return jnp.asarray(var.val, aval.dtype)
-    return values[var]
 
 
 def _others(shape: Sequence[int], axes: Sequence[int]) -> list[int]:

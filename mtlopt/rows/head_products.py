@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mtlopt._jaxprs import evaluate
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import ScaledGramian, scale_of
 from mtlopt.linalg.products import diagonal
@@ -19,7 +20,6 @@ from mtlopt.rows import arithmetic, products
 from mtlopt.rows.factors import (
     Product,
     as_product,
-    evaluate,
     find_products,
     pullback_program,
 )

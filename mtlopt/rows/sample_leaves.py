@@ -21,15 +21,14 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from mtlopt._jaxprs import evaluate, variables
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.rows.arithmetic import scale_rows
 from mtlopt.rows.factors import (
     Product,
     as_product,
-    evaluate,
     find_products,
     pullback_program,
-    variables,
 )
 from mtlopt.rows.groups import Groups, sum_positions
 from mtlopt.rows.products import alone, flat_rows

@@ -12,16 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from mtlopt._jaxprs import evaluate, variables
 from mtlopt.rows.factors import (
     Accept,
     Found,
     Program,
     as_looped,
     as_product,
-    evaluate,
     find_products,
     pullback_program,
-    variables,
 )
 from mtlopt.rows.task_loops import Leaf, Leaves, Tasks
 

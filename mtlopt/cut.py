@@ -1,0 +1,376 @@
+"""The program of all losses, cut at its marks into an encoder and one head per task.
+
+The program is traced once, forward only. The encoder is what the marked arrays depend
+on, a head is what one loss still needs once they are given: equations are chosen, none
+is changed. What the function returns beside the losses is made from numbers that
+encoder and heads hand on, so that nothing runs twice for it.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+from mtlopt._jaxprs import (
+    evaluate,
+    is_call,
+    stacked_entries,
+    variables,
+    without_calls,
+)
+from mtlopt.mark import holds_mark, is_mark, marked_tree
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A program that returns losses and, beside them, a pytree.
+
+    Attributes:
+      program: from leaves of the parameters to losses and arrays.
+      num_losses: number of its outputs that are losses; 1 for a vector of several.
+      rebuild: from all its outputs to losses and pytree.
+    """
+
+    program: core.ClosedJaxpr
+    num_losses: int
+    rebuild: Callable[[Sequence[Any]], tuple[Any, Any]]
+
+    def is_marked(self) -> bool:
+        """Returns whether there is a mark in the program, however deep."""
+        eqns = self.program.jaxpr.eqns
+        return any(is_mark(eqn) or holds_mark(eqn) for eqn in eqns)
+
+    def run(self, params: PyTree) -> tuple[Any, Any]:
+        """Returns losses and pytree."""
+        jaxpr = self.program.jaxpr
+        values = _inputs(self.program, params)
+        return self.rebuild(evaluate(jaxpr, jaxpr.eqns, values, jaxpr.outvars))
+
+
+def trace(function: Callable[[PyTree], tuple[Any, Any]], params: PyTree) -> Traced:
+    """Traces a function of the parameters.
+
+    Args:
+      function: returns losses, as a list of scalars or a vector, and a pytree, whose
+        leaves need not be arrays.
+      params: its argument.
+    """
+    kept: list[Any] = []
+
+    def arrays(params: PyTree) -> tuple[Any, list[Any]]:
+        losses, beside = function(params)
+        leaves, treedef = jax.tree.flatten(beside)
+        kept[:] = treedef, [None if hasattr(x, "dtype") else x for x in leaves]
+        return losses, [leaf for leaf in leaves if hasattr(leaf, "dtype")]
+
+    program, (losses, _) = jax.make_jaxpr(arrays, return_shape=True)(params)
+    of_beside, still = kept
+    of_losses = jax.tree.structure(losses)
+
+    def rebuild(outputs: Sequence[Any]) -> tuple[Any, Any]:
+        rest = iter(outputs[of_losses.num_leaves :])
+        leaves = [next(rest) if leaf is None else leaf for leaf in still]
+        losses = of_losses.unflatten(outputs[: of_losses.num_leaves])
+        return losses, of_beside.unflatten(leaves)
+
+    return Traced(program, of_losses.num_leaves, rebuild)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Who makes what the function returns beside the losses.
+
+    Attributes:
+      encoder: variables that the encoder hands on.
+      heads: the same by index of the task; tasks without an entry are not run.
+      rest: equations that make what is returned from these.
+      returned: its variables, None for what is left out.
+    """
+
+    encoder: list[Any]
+    heads: dict[int, list[Any]]
+    rest: list[Any]
+    returned: list[Any]
+
+
+# For calls of which nobody reads more than the losses.
+NOTHING = Plan([], {}, [], [])
+
+
+class Cut:
+    """A program, cut at its marks."""
+
+    def __init__(
+        self, traced: Traced, num_tasks: int, params: PyTree, still: Sequence[bool]
+    ) -> None:
+        """Cuts a program that is marked.
+
+        Args:
+          traced: the program.
+          num_tasks: number of losses.
+          params: parameters.
+          still: per leaf of `params`, whether it is the same in all that follows. What
+            depends on no other leaf is computed here, once.
+
+        Raises:
+          ValueError: if a mark is in a place where the program cannot be cut, or the
+            losses are a vector whose entries cannot be told apart.
+        """
+        program = without_calls(traced.program, _is_cut)
+        self._rebuild, self._num_losses = traced.rebuild, traced.num_losses
+        is_vector = bool(program.out_avals[0].shape)
+        if is_vector:
+            found = stacked_entries(program, num_tasks)
+            if found is None:
+                raise ValueError(
+                    "`losses` must return a mapping or sequence of scalars, or a "
+                    "vector made by jnp.stack of scalars, if a latent is marked: "
+                    "otherwise mtlopt cannot cut out the head of one task."
+                )
+            program, self._losses = found
+        else:
+            self._losses = program.jaxpr.outvars[:num_tasks]
+        self._jaxpr = jaxpr = program.jaxpr
+        self._vector = jaxpr.outvars[0] if is_vector else None
+        marks = [eqn for eqn in jaxpr.eqns if is_mark(eqn)]
+        self._trees = [marked_tree(eqn) for eqn in marks]
+        self._marked = [var for eqn in marks for var in eqn.outvars]
+        self._early = _early(jaxpr.eqns, self._marked)
+        eqns = _needed(jaxpr.eqns, [*jaxpr.outvars, *self._marked], effects=True)
+        self._values = _inputs(program, params)
+        self._eqns = self._run_known([eqn for eqn in eqns if not is_mark(eqn)], still)
+        self._operands, self._through = self._without_marks(marks)
+
+    def encode(self, params: PyTree, also: Sequence[Any] = ()) -> tuple[PyTree, Any]:
+        """Returns the latent, and variables to hand on."""
+        wanted = [*self._operands, *also]
+        found = self._run(self._through, self._at(params), wanted)
+        count = len(self._marked)
+        return self._latent(found[:count]), found[count:]
+
+    def head(
+        self, task: int, params: PyTree, z: PyTree, also: Sequence[Any] = ()
+    ) -> tuple[jax.Array, Any]:
+        """Returns the loss of a task, by index, and variables to hand on."""
+        wanted = [self._losses[task], *also]
+        loss, *others = self._run(self._eqns, self._at(params, z), wanted)
+        if self._vector is not None:
+            # What follows the stack treats its entries alike.
+            values = dict.fromkeys(variables(self._losses), loss) | self._values
+            loss = self._run(self._eqns, values, [self._vector])[0][task]
+        return loss, others
+
+    def plan(
+        self, tasks: Iterable[int], given_latent: Sequence[bool] | None = None
+    ) -> Plan:
+        """Plans who makes what the function returns beside the losses.
+
+        Args:
+          tasks: indices of the tasks whose heads run.
+          given_latent: if the latent is given, so that the encoder does not run: per
+            leaf of the parameters, whether it is the encoder's. What is made of these
+            leaves, other than through the latent, is left out, and so is what is made
+            before the last mark.
+        """
+        given = [*self._values, *self._marked]
+        pieces: dict[Any, list[Any]] = {}
+        eqns, left_out = self._eqns, set()
+        if given_latent is None:
+            pieces[None] = _needed(self._through, self._operands, given)
+        else:
+            leaves = itertools.compress(self._jaxpr.invars, given_latent)
+            eqns, left_out = _apart(eqns, leaves)
+            left_out |= self._early
+        for i in tasks:
+            pieces[i] = _needed(self._eqns, [self._losses[i]], given)
+        maker: dict[Any, Any] = {}
+        for piece, made in pieces.items():
+            for var in (var for eqn in made for var in eqn.outvars):
+                maker.setdefault(var, piece)
+        returned = [
+            None if not isinstance(var, core.Literal) and var in left_out else var
+            for var in self._jaxpr.outvars[self._num_losses :]
+        ]
+        wanted = [var for var in returned if var is not None]
+        rest = _needed(eqns, wanted, [*given, *maker], effects=True)
+        handed: dict[Any, list[Any]] = {piece: [] for piece in pieces}
+        for var in dict.fromkeys(variables([*_reads(rest), *wanted])):
+            if var in maker:
+                handed[maker[var]].append(var)
+        return Plan(handed.pop(None, []), handed, rest, returned)
+
+    def beside(
+        self, plan: Plan, params: PyTree, z: PyTree, encoder: Any, heads: Any
+    ) -> PyTree:
+        """Returns what the function returns beside the losses.
+
+        Args:
+          plan: the plan.
+          params: parameters.
+          z: the latent.
+          encoder: what the encoder handed on.
+          heads: the same of the heads, in the order of the plan.
+        """
+        values = self._at(params, z)
+        names = itertools.chain(plan.encoder, *plan.heads.values())
+        values.update(zip(names, itertools.chain(encoder, *heads), strict=True))
+        wanted = [var for var in plan.returned if var is not None]
+        found = iter(evaluate(self._jaxpr, plan.rest, values, wanted))
+        beside = [None if var is None else next(found) for var in plan.returned]
+        return self._rebuild([*[None] * self._num_losses, *beside])[1]
+
+    def _run_known(self, eqns: list[Any], still: Sequence[bool]) -> list[Any]:
+        """Runs what depends on no moving leaf, and returns the other equations."""
+        leaves = itertools.compress(self._jaxpr.invars, (not x for x in still))
+        known, moving = _apart(eqns, [*leaves, *self._marked])
+        others = [
+            eqn for eqn in eqns if not eqn.outvars or not moving.isdisjoint(eqn.outvars)
+        ]
+        known = [eqn for eqn in known if eqn.outvars]
+        wanted = [var for eqn in known for var in eqn.outvars]
+        found = evaluate(self._jaxpr, known, self._values, wanted)
+        self._values.update(zip(wanted, found, strict=True))
+        return others
+
+    def _without_marks(self, marks: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Returns what is marked, and the equations with marks left out."""
+        behind: dict[Any, Any] = {}
+
+        def operands(eqn: Any) -> list[Any]:
+            return [
+                var if isinstance(var, core.Literal) else behind.get(var, var)
+                for var in eqn.invars
+            ]
+
+        for eqn in marks:
+            behind.update(zip(eqn.outvars, operands(eqn), strict=True))
+        through = [eqn.replace(invars=operands(eqn)) for eqn in self._eqns]
+        return [behind[var] for var in self._marked], through
+
+    def _at(self, params: PyTree, z: PyTree = None) -> dict[Any, Any]:
+        """Returns the values of all that is given."""
+        leaves = map(jnp.asarray, jax.tree.leaves(params))
+        values = self._values | dict(zip(self._jaxpr.invars, leaves, strict=True))
+        if z is None:
+            return values
+        shapes = self._latent([var.aval for var in self._marked])
+        if jax.tree.structure(z) != jax.tree.structure(shapes):
+            raise ValueError(
+                "the latent must have the structure of what mtlopt.latent marks, "
+                f"{jax.tree.structure(shapes)}, got {jax.tree.structure(z)}."
+            )
+        for var, leaf in zip(self._marked, jax.tree.leaves(z), strict=True):
+            values[var] = leaf = jnp.asarray(leaf)
+            aval: Any = var.aval
+            if (leaf.shape, leaf.dtype) != (aval.shape, aval.dtype):
+                raise ValueError(
+                    "a leaf of the latent must be as mtlopt.latent marks it at these "
+                    f"arguments, {aval.str_short()}, got {jax.typeof(leaf)}."
+                )
+        return values
+
+    def _latent(self, leaves: Sequence[Any]) -> PyTree:
+        """Returns the latent: what is marked, as a tuple if there are several marks."""
+        rest = iter(leaves)
+        z = tuple(
+            tree.unflatten(itertools.islice(rest, tree.num_leaves))
+            for tree in self._trees
+        )
+        return z[0] if len(z) == 1 else z
+
+    def _run(
+        self, eqns: list[Any], values: dict[Any, Any], wanted: list[Any]
+    ) -> list[Any]:
+        """Returns variables by running what they need, also inside of calls."""
+        eqns = _needed(eqns, wanted, values)
+        outputs = [var for var in variables(wanted) if var not in values]
+        piece = self._jaxpr.replace(
+            constvars=[],
+            invars=list(dict.fromkeys(var for var in _reads(eqns) if var in values)),
+            outvars=outputs,
+            eqns=eqns,
+            debug_info=self._jaxpr.debug_info.with_unknown_names(),
+        )
+        piece = partial_eval.dce_jaxpr(piece, [True] * len(outputs))[0]
+        return evaluate(self._jaxpr, piece.eqns, values, wanted)
+
+
+def _is_cut(eqn: Any) -> bool:
+    """Returns whether a call is written out: it is if there is a mark in it."""
+    if not holds_mark(eqn):
+        return False
+    if is_call(eqn):
+        return True
+    name = eqn.primitive.name
+    if name.startswith("custom_"):
+        raise ValueError(
+            "`mtlopt.latent` must not be inside a function that has a derivative rule "
+            f"of its own, got a mark in `{name}`: the rule would be lost. Mark what "
+            "goes into the function, or what it returns."
+        )
+    raise ValueError(
+        "`mtlopt.latent` must not be inside a loop, a branch or another program that "
+        f"cannot be cut, got a mark in `{name}`. Mark what it returns."
+    )
+
+
+def _inputs(program: core.ClosedJaxpr, params: PyTree) -> dict[Any, Any]:
+    """Returns the values of a program's constants and inputs."""
+    values = [*program.consts, *jax.tree.leaves(params)]
+    names = [*program.jaxpr.constvars, *program.jaxpr.invars]
+    return dict(zip(names, map(jnp.asarray, values), strict=True))
+
+
+def _needed(
+    eqns: Sequence[Any],
+    wanted: Iterable[Any],
+    given: Iterable[Any] = (),
+    effects: bool = False,
+) -> list[Any]:
+    """Returns the equations that make some variables from others.
+
+    Args:
+      eqns: equations of a program.
+      wanted: what to make.
+      given: variables that need not be made.
+      effects: whether equations that return nothing, such as `jax.debug.print`, are
+        wanted as well.
+    """
+    given = set(given)
+    missing = set(variables(wanted)) - given
+    chosen = []
+    for eqn in reversed(eqns):
+        returns_nothing = effects and not eqn.outvars
+        if returns_nothing or not missing.isdisjoint(eqn.outvars):
+            chosen.append(eqn)
+            missing |= set(variables(eqn.invars)) - given
+    return chosen[::-1]
+
+
+def _early(eqns: Sequence[Any], marked: Sequence[Any]) -> set[Any]:
+    """Returns what is made before the last mark, and not from what is marked."""
+    last = max(i for i, eqn in enumerate(eqns) if is_mark(eqn))
+    _, depends = _apart(eqns[:last], marked)
+    return {var for eqn in eqns[:last] for var in eqn.outvars} - depends
+
+
+def _apart(eqns: Sequence[Any], sources: Iterable[Any]) -> tuple[list[Any], set[Any]]:
+    """Returns the equations that do not depend on some variables, and what does."""
+    depends, others = set(sources), []
+    for eqn in eqns:
+        if depends.isdisjoint(variables(eqn.invars)):
+            others.append(eqn)
+        else:
+            depends.update(eqn.outvars)
+    return others, depends
+
+
+def _reads(eqns: Sequence[Any]) -> Iterable[Any]:
+    return (var for eqn in eqns for var in variables(eqn.invars))
