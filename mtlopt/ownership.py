@@ -92,7 +92,8 @@ def check_ownership(
             raise ValueError(
                 f"the loss of task {task!r} reads no leaf that is labelled {label!r}, "
                 f"so that `{path}` would never move. Let it read the parameters from "
-                "its first argument, not from a module or parameters outside."
+                "its first argument, not from a module or parameters outside. If this "
+                f"batch has no labels for it, pass present={{{task!r}: False}}."
             )
 
 
