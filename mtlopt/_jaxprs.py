@@ -211,8 +211,9 @@ def evaluate(
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
     run = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))
-    results = dict(zip(outputs, run(*[values[var] for var in reads]), strict=True))
-    return [_read(values | results, var) for var in wanted]
+    results = zip(outputs, run(*[values[var] for var in reads]), strict=True)
+    values = values | dict(results)
+    return [_read(values, var) for var in wanted]
 
 
 def variables(operands: Iterable[Any]) -> Iterator[Any]:

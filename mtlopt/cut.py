@@ -163,7 +163,7 @@ class Cut:
         loss, *others = self._run(self._eqns, self._at(params, z), wanted)
         if self._vector is not None:
             # What follows the stack treats its entries alike.
-            values = dict.fromkeys(variables(self._losses), loss) | self._values
+            values = self._values | dict.fromkeys(variables(self._losses), loss)
             loss = self._run(self._eqns, values, [self._vector])[0][task]
         return loss, others
 

@@ -62,7 +62,8 @@ def samplewise(
         for the task of the sample, or, with `encode`, a mapping from task to
         `loss(params, z, sample, *args)`, of which all run on all samples. Without
         `encode` there is no `z`. Or one function `losses(params, sample, *args)` that
-        returns all losses of a sample and marks its latent, see `latent`.
+        returns all losses of a sample, without aux or state, and marks its latent,
+        see `latent`.
       task_of: `task_of(sample)`, the index of a sample's task; a sample whose index is
         not from 0 to T - 1 counts for none. None if sample i is task i.
       weight_of: `weight_of(sample)`, its weight in its task's mean, not negative; a
