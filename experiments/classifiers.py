@@ -1,6 +1,5 @@
 """Classification networks of several tasks, made ready for training in phases."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ from flax import nnx
 import mtlopt
 from experiments.metrics import weighted_scores
 from experiments.phases import Model, Problem
-from mtlopt.models import functional_with_stats
 
 INPUTS = "inputs"
 
@@ -89,44 +87,51 @@ def make_problem(
     Returns:
       The problem; its loss is the sum of the tasks' mean losses.
     """
+
+    def loss(task: str) -> Callable[..., jax.Array]:
+        def mean(model: Any, z: Any, batch: Any) -> jax.Array:
+            return jnp.mean(tasks[task].losses(model.heads[task](z), batch[task]))
+
+        return mean
+
+    def encode(model: Any, batch: Any) -> Any:
+        return model.encode(prepare(batch[INPUTS]))
+
+    of_modules = mtlopt.nnx.task_grad(
+        {task: loss(task) for task in tasks},
+        {"encoder": "shared", **{f"heads/{task}": task for task in tasks}},
+        encode=encode,
+    )
     # The functions need the shapes only.
     shapes = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-    _, _, encode, heads = functional_with_stats(shapes)
+    _, _, oracle, merge = of_modules.pure(shapes)
 
     def init(key: jax.Array) -> Model:
-        params, stats, _, _ = functional_with_stats(make_model(nnx.Rngs(key)))
+        params, stats, _, _ = of_modules.pure(make_model(nnx.Rngs(key)))
         return Model(params, stats)
 
-    def loss(task: str, params: Any, z: Any, batch: Any, stats: Any) -> Any:
-        del stats
-        return jnp.mean(tasks[task].losses(heads[task](params, z), batch[task])), None
+    def network(model: Model) -> Any:
+        module = merge(*model)
+        module.eval()
+        return module
 
     def losses(model: Model, z: Any, batch: Any) -> jax.Array:
+        heads = network(model).heads
         each = [
-            task.losses(heads[name](model.params, z), batch[name])
-            for name, task in tasks.items()
+            task.losses(heads[name](z), batch[name]) for name, task in tasks.items()
         ]
         return jnp.stack(each)
 
     def scores(model: Model, z: Any, batch: Any) -> dict[str, jax.Array]:
-        each = []
+        heads, each = network(model).heads, []
         for name, task in tasks.items():
-            classes = task.predict(heads[name](model.params, z)).reshape(-1)
+            classes = task.predict(heads[name](z)).reshape(-1)
             labels = batch[name].reshape(-1)
             each.append(weighted_scores(classes, labels, task.num_classes)._asdict())
         return {metric: jnp.stack([own[metric] for own in each]) for metric in each[0]}
 
     def encode_batch(model: Model, batch: Any) -> Any:
-        inputs = prepare(batch[INPUTS])
-        return encode(model.params, model.stats, inputs, train=False)[0]
+        return encode(network(model), batch)
 
-    oracle = mtlopt.task_grad(
-        {task: functools.partial(loss, task) for task in tasks},
-        {"encoder": "shared", **{f"heads/{task}": task for task in tasks}},
-        encode=lambda params, batch, stats: encode(
-            params, stats, prepare(batch[INPUTS])
-        ),
-        has_aux=True,
-    )
     train, validation, test = (jax.tree.map(jnp.asarray, dict(s)) for s in splits)
     return Problem(oracle, init, encode_batch, losses, scores, train, validation, test)

@@ -14,7 +14,6 @@ import optax
 
 import mtlopt
 from experiments.training import take
-from mtlopt.models import Functional, FunctionalWithStats
 
 PyTree = Any
 
@@ -96,8 +95,7 @@ class Problem:
     """What is trained. A split or a batch is a pytree with a leading axis of examples.
 
     Attributes:
-      oracle: gradients, called as `oracle(params, batch, stats)`; its aux, if it has
-        any, is the new statistics.
+      oracle: gradients, called as `oracle(params, batch, stats)`.
       init: from a seed to the initial parameters and BatchNorm statistics, in arrays
         of their own.
       score: `score(params, stats, batch)`, the loss and the error of each example,
@@ -113,11 +111,8 @@ class Problem:
     test: PyTree
 
 
-Build = Callable[[jax.Array], Functional | FunctionalWithStats]
-
-
 def make_problem(
-    build: Build,
+    build: Callable[[jax.Array], Any],
     num_tasks: int,
     inputs: Callable[[PyTree], tuple[jax.Array, ...]],
     judge: Callable[[jax.Array, PyTree, Any], dict[str, jax.Array]],
@@ -135,46 +130,39 @@ def make_problem(
       train: the split to learn from.
       test: the split to judge by.
     """
+    from flax import nnx
 
-    @functools.cache  # initialising takes longer than a short run
-    def built(seed: int) -> Functional | FunctionalWithStats:
-        return build(jax.random.key(seed))
+    def encode(model: Any, batch: PyTree) -> Any:
+        return model.encode(*inputs(batch))
 
-    network = built(0)  # for its functions
-    head = network.heads["stacked"]
+    def loss(model: Any, z: Any, task: Any, batch: PyTree) -> jax.Array:
+        return jnp.mean(judge(model.heads["stacked"](z), batch, task)["loss"])
 
-    def encode(params: PyTree, batch: PyTree, stats: PyTree, train: bool = True) -> Any:
-        if isinstance(network, FunctionalWithStats):
-            return network.encode(params, stats, *inputs(batch), train=train)
-        return network.encode(params, *inputs(batch))
-
-    has_stats = isinstance(network, FunctionalWithStats)
-
-    def loss(params: PyTree, z: Any, task: Any, batch: PyTree, stats: PyTree) -> Any:
-        del stats
-        value = jnp.mean(judge(head(params, z), batch, task)["loss"])
-        return (value, None) if has_stats else value
-
-    def init(seed: int) -> tuple[PyTree, PyTree]:
-        made = built(seed)
-        # The training step donates them.
-        return jax.tree.map(jnp.copy, (made.params, getattr(made, "stats", ())))
-
-    def score(params: PyTree, stats: PyTree, batch: PyTree) -> dict[str, jax.Array]:
-        z = encode(params, batch, stats, train=False)
-        z = z[0] if has_stats else z
-
-        def one(heads: PyTree, task: jax.Array) -> dict[str, jax.Array]:
-            return judge(head({**params, "heads": heads}, z), batch, task)
-
-        return jax.vmap(one)(params["heads"], jnp.arange(num_tasks))
-
-    oracle = mtlopt.task_grad(
+    of_modules = mtlopt.nnx.task_grad(
         mtlopt.stacked(loss, num_tasks),
         {"encoder": "shared", "heads": "stacked"},
         encode=encode,
-        has_aux=has_stats,
     )
+
+    @functools.cache  # initialising takes longer than a short run
+    def built(seed: int) -> Any:
+        return of_modules.pure(build(jax.random.key(seed)))
+
+    _, _, oracle, merge = built(0)
+
+    def init(seed: int) -> tuple[PyTree, PyTree]:
+        return jax.tree.map(jnp.copy, built(seed)[:2])  # training donates them
+
+    def score(params: PyTree, stats: PyTree, batch: PyTree) -> dict[str, jax.Array]:
+        model = merge(params, stats)
+        model.eval()
+        z = encode(model, batch)
+
+        def one(head: Any, task: jax.Array) -> dict[str, jax.Array]:
+            return judge(head(z), batch, task)
+
+        return nnx.vmap(one)(model.heads["stacked"], jnp.arange(num_tasks))
+
     return Problem(oracle, init, score, train, test)
 
 
@@ -201,11 +189,9 @@ def make_step(problem: Problem, method: Method) -> Step:
         state: State, value: jax.Array, rows: jax.Array, data: PyTree
     ) -> tuple[State, dict[str, jax.Array]]:
         params, stats, opt_state = state
-        grads = problem.oracle(params, take(data, rows), stats)
-        optimizer = method.make(value)
-        updates, opt_state = optimizer.update(grads, opt_state, params)  # pyright: ignore
-        params = optax.apply_updates(params, updates)
-        stats = stats if grads.aux is None else grads.aux.encode
+        one_step = mtlopt.train_step(problem.oracle, method.make(value))
+        run, _ = one_step(mtlopt.Run(params, opt_state, stats), take(data, rows))
+        params, opt_state, stats = run
         did = {}
         if isinstance(opt_state, SEARCH_STATES):
             did = {

@@ -126,7 +126,7 @@ def bert_problem(data: Sts, size: str) -> Problem:
     """Returns BERT with three stacked heads of two layers, on the device's data."""
     from flax import nnx
 
-    from mtlopt.models import bert, functional, stack_heads
+    from mtlopt.models import bert, stack_heads
 
     def build(key: jax.Array) -> Any:
         model = bert(
@@ -135,7 +135,7 @@ def bert_problem(data: Sts, size: str) -> Problem:
             max_length=data.train.tokens.shape[1],
             rngs=nnx.Rngs(key),
         )
-        return functional(stack_heads(model))
+        return stack_heads(model)
 
     def judge(output: jax.Array, batch: Any, task: Any) -> dict[str, jax.Array]:
         del task  # all three are the same, as in the paper

@@ -101,12 +101,12 @@ def resnet_problem(data: Cifar10, width: int) -> Problem:
     """Returns ResNet-18 with ten stacked one-vs-rest heads, on the device's data."""
     from flax import nnx
 
-    from mtlopt.models import functional_with_stats, resnet, stack_heads
+    from mtlopt.models import resnet, stack_heads
 
     def build(key: jax.Array) -> Any:
         heads = {f"class{i}": (1,) for i in range(NUM_TASKS)}
         model = resnet(18, heads, width=width, small_images=True, rngs=nnx.Rngs(key))
-        return functional_with_stats(stack_heads(model))
+        return stack_heads(model)
 
     def on_device(split: Split) -> dict[str, jax.Array]:
         return {

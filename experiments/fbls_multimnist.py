@@ -78,7 +78,7 @@ def lenet5_problem(data: MultiMnist) -> Problem:
     """Returns LeNet-5 with stacked linear heads, on the device's data."""
     from flax import nnx
 
-    from mtlopt.models import LeNet5, functional, stack_heads
+    from mtlopt.models import LeNet5, stack_heads
 
     def judge(logits: jax.Array, batch: Any, task: Any) -> dict[str, jax.Array]:
         labels = batch["labels"][:, task]
@@ -90,7 +90,7 @@ def lenet5_problem(data: MultiMnist) -> Problem:
         return {"image": jnp.asarray(split.images), "labels": labels}
 
     return make_problem(
-        lambda key: functional(stack_heads(LeNet5(TASKS, rngs=nnx.Rngs(key)))),
+        lambda key: stack_heads(LeNet5(TASKS, rngs=nnx.Rngs(key))),
         len(TASKS),
         lambda batch: (batch["image"],),
         judge,

@@ -31,7 +31,7 @@ from experiments.report import (
 )
 from experiments.run_folder import claim
 from experiments.runner import Result, Schedule, run_methods
-from experiments.training import Problem
+from experiments.training import Problem, network_functions
 
 TASKS = ("left", "right")
 LABELS = {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}}
@@ -248,36 +248,29 @@ def make_problem(data: MultiMnist) -> Problem:
     """Returns LeNet with a linear head for each digit, on the device's data."""
     from flax import nnx
 
-    from mtlopt.models import LeNet, functional
+    from mtlopt.models import LeNet
 
-    def make_model(key: jax.Array) -> LeNet:
-        return LeNet(TASKS, rngs=nnx.Rngs(key))
+    init, merge = network_functions(lambda key: LeNet(TASKS, rngs=nnx.Rngs(key)))
 
-    def init(key: jax.Array) -> Any:
-        return functional(make_model(key)).params
-
-    # The functions need the shapes only.
-    model = nnx.eval_shape(make_model, jax.random.key(0))
-    _, encode, heads = functional(model)
-
-    def example_losses(task: str, params: Any, z: Any, batch: Any) -> jax.Array:
-        logits = heads[task](params, z)
+    def example_losses(task: str, model: LeNet, z: Any, batch: Any) -> jax.Array:
+        logits = model.heads[task](z)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[task])
 
     def loss(task: str, params: Any, z: Any, batch: Any) -> jax.Array:
-        return jnp.mean(example_losses(task, params, z, batch))
+        return jnp.mean(example_losses(task, merge(params), z, batch))
 
     def score(params: Any, batch: Any) -> dict[str, jax.Array]:
-        z = encode(params, batch["image"])
-        losses = [example_losses(task, params, z, batch) for task in TASKS]
-        guesses = {task: jnp.argmax(heads[task](params, z), axis=-1) for task in TASKS}
+        model = merge(params)
+        z = model.encode(batch["image"])
+        losses = [example_losses(task, model, z, batch) for task in TASKS]
+        guesses = {task: jnp.argmax(model.heads[task](z), axis=-1) for task in TASKS}
         right = [guesses[task] == batch[task] for task in TASKS]
         return {"loss": jnp.stack(losses), "accuracy": jnp.stack(right).astype(float)}
 
     oracle = mtlopt.task_grad(
         {task: functools.partial(loss, task) for task in TASKS},
         LABELS,
-        encode=lambda params, batch: encode(params, batch["image"]),
+        encode=lambda params, batch: merge(params).encode(batch["image"]),
     )
 
     def on_device(split: Split) -> dict[str, jax.Array]:

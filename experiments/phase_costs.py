@@ -97,9 +97,9 @@ def flop_costs(problem: Problem, batch_size: int) -> Costs:
     flops = {}
     for moving, step in steps.items():
         opt_state = jax.eval_shape(optimizers[moving].init, model.params)
-        run = mtlopt.Run(model.params, opt_state)
+        run = mtlopt.Run(model.params, opt_state, model.stats)
         latent = z if moving == "task" else None
-        flops[moving] = _flops(step, run, latent, batch, model.stats)
+        flops[moving] = _flops(step, run, latent, batch)
     encoding = _flops(problem.encode, model, batch)
     # An epoch leaves out what does not fill a batch; encoding leaves out nothing.
     batches = problem.num_train / batch_size

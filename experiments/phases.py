@@ -44,8 +44,7 @@ class Problem:
     """What is trained. A split or a batch is a pytree with a leading axis of examples.
 
     Attributes:
-      oracle: gradients in training mode, called as `oracle(params, batch, stats)`. Its
-        `aux.encode` are the statistics after the batch.
+      oracle: gradients in training mode, called as `oracle(params, batch, stats)`.
       init: from a PRNG key to the initial model.
       encode: `encode(model, batch)` returns the latent in evaluation mode.
       losses: `losses(model, z, batch)` returns each example's losses `[tasks, batch]`.
@@ -165,8 +164,8 @@ def make_steps(
       optimizer: a name in `OPTIMIZERS`; each block gets one of its own.
 
     Returns:
-      Optimizers and steps. A step is `step(run, z, batch, stats) -> (run, output)`, as
-      those of mtlopt; `z` is read in the phase "task" only.
+      Optimizers and steps. A step is `step(run, z, batch) -> (run, output)`, as those
+      of mtlopt; `z` is read in the phase "task" only.
     """
     oracle = problem.oracle
     whole = make_optimizer(optimizer)
@@ -177,28 +176,30 @@ def make_steps(
     shared_step = mtlopt.block_step(oracle, parts, "shared")
 
     def full(
-        run: mtlopt.Run, z: None, batch: PyTree, stats: PyTree
+        run: mtlopt.Run, z: None, batch: PyTree
     ) -> tuple[mtlopt.Run, mtlopt.StepOutput]:
         del z
-        grads = oracle(run.params, batch, stats)
+        grads = oracle(run.params, batch, run.state)
         updates, opt_state = whole.update(grads.total(), run.opt_state, run.params)
-        run = mtlopt.Run(optax.apply_updates(run.params, updates), opt_state)
-        return run, mtlopt.StepOutput(grads.losses, grads.aux)
+        params = optax.apply_updates(run.params, updates)
+        run = mtlopt.Run(params, opt_state, grads.state)
+        return run, mtlopt.StepOutput(grads.losses, None)
 
     def shared(
-        run: mtlopt.Run, z: None, batch: PyTree, stats: PyTree
+        run: mtlopt.Run, z: None, batch: PyTree
     ) -> tuple[mtlopt.Run, mtlopt.StepOutput]:
         del z
-        return shared_step(run, batch, stats)
+        return shared_step(run, batch)
 
     def task(
-        run: mtlopt.Run, z: PyTree, batch: PyTree, stats: PyTree
+        run: mtlopt.Run, z: PyTree, batch: PyTree
     ) -> tuple[mtlopt.Run, mtlopt.StepOutput]:
-        grad = oracle.heads(run.params, z, batch, stats)
+        grad = oracle.heads(run.params, z, batch, run.state)
         updates, opt_state = parts.update(
             grad.grad, run.opt_state, run.params, block="task"
         )
-        run = mtlopt.Run(optax.apply_updates(run.params, updates), opt_state)
+        params = optax.apply_updates(run.params, updates)
+        run = mtlopt.Run(params, opt_state, grad.state)
         return run, mtlopt.StepOutput(grad.losses, None)
 
     optimizers: dict[Moving, Any] = {"full": whole, "shared": parts, "task": parts}
@@ -320,18 +321,15 @@ class Trainer:
         learning_rate = learning_rate * state.plateau.scale
         step = self._steps[moving]
 
-        def body(carry: Any, rows: jax.Array) -> Any:
-            run, stats = carry
+        def body(run: mtlopt.Run, rows: jax.Array) -> Any:
             z = None if features is None else take(features.train, rows)
-            run, output = step(run, z, take(train, rows), stats)
-            stats = stats if output.aux is None else output.aux.encode
-            return (run, stats), output.losses
+            run, output = step(run, z, take(train, rows))
+            return run, output.losses
 
         params, stats = state.model
         opt_state = optax.tree.set(state.opt_state, learning_rate=learning_rate)
-        carry = (mtlopt.Run(params, opt_state), stats)
-        (run, stats), losses = jax.lax.scan(body, carry, order)
-        model = Model(run.params, stats)
+        run, losses = jax.lax.scan(body, mtlopt.Run(params, opt_state, stats), order)
+        model = Model(run.params, run.state)
         if features is None:
             z = encode_split(problem, model, validation, size=schedule.batch_size)
         else:

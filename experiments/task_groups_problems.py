@@ -13,7 +13,7 @@ import optax
 import mtlopt
 from experiments.data.attributes import label, measure, medians
 from experiments.data.digits import Digits, DigitSet, load_digits
-from experiments.training import Problem
+from experiments.training import Problem, network_functions
 
 # For each metric its mean over a split, [runs, tasks].
 Metrics = Mapping[str, np.ndarray]
@@ -50,6 +50,10 @@ def load(data_dir: str | None) -> Digits:
 
 def attributes(digits: Digits) -> Part:
     """Returns forty binary tasks on the digits, with stacked linear heads."""
+    from flax import nnx
+
+    from mtlopt.models import MultiTaskMLP, stack_heads
+
     thresholds = medians(digits.train.images)
     names = tuple(label(*digits.train, thresholds))
 
@@ -58,27 +62,22 @@ def attributes(digits: Digits) -> Part:
         return {"image": _pixels(part.images), "answers": jnp.asarray(answers, float)}
 
     def make_model(key: jax.Array) -> Any:
-        from flax import nnx
-
-        from mtlopt.models import MultiTaskMLP, stack_heads
-
         heads = dict.fromkeys(names, (1,))
         model = MultiTaskMLP(_num_pixels(), _TRUNK, heads, rngs=nnx.Rngs(key))
         return stack_heads(model)
 
-    init, encode, heads = _functions(make_model)
-    head = heads["stacked"]
+    init, merge = network_functions(make_model)
 
     def loss(params: Any, z: Any, task: jax.Array, batch: Any) -> jax.Array:
+        logits = merge(params).heads["stacked"](z)[:, 0]
         answers = batch["answers"][:, task]
-        return jnp.mean(
-            optax.sigmoid_binary_cross_entropy(head(params, z)[:, 0], answers)
-        )
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, answers))
 
     def score(params: Any, batch: Any) -> dict[str, jax.Array]:
-        z = encode(params, batch["image"])
-        own = jax.vmap(lambda heads: head({**params, "heads": heads}, z))
-        logits, answers = own(params["heads"])[..., 0], batch["answers"].T
+        model = merge(params)
+        z = model.encode(batch["image"])
+        own = nnx.vmap(lambda head: head(z)[:, 0])
+        logits, answers = own(model.heads["stacked"]), batch["answers"].T
         said = (logits > 0).astype(answers.dtype)
         return {
             "loss": optax.sigmoid_binary_cross_entropy(logits, answers),
@@ -102,7 +101,7 @@ def attributes(digits: Digits) -> Part:
     oracle = mtlopt.task_grad(
         mtlopt.stacked(loss, len(names)),
         labels,
-        encode=lambda params, batch: encode(params, batch["image"]),
+        encode=lambda params, batch: merge(params).encode(batch["image"]),
         tasks=names,
     )
     splits = map(split, (digits.train, digits.validation, digits.test))
@@ -145,21 +144,25 @@ def mixed(digits: Digits) -> Part:
         heads = {"digit": (_NUM_DIGITS,), "slant": (1,), "ink": (1,)}
         return MultiTaskMLP(_num_pixels(), _TRUNK, heads, rngs=nnx.Rngs(key))
 
-    init, encode, heads = _functions(make_model)
+    init, merge = network_functions(make_model)
 
-    def example_losses(task: str, params: Any, z: Any, batch: Any) -> jax.Array:
-        out = heads[task](params, z)
+    def example_losses(task: str, model: Any, z: Any, batch: Any) -> jax.Array:
+        out = model.heads[task](z)
         if task == "digit":
             return optax.softmax_cross_entropy_with_integer_labels(out, batch[task])
         return (out[:, 0] - batch[task]) ** 2
 
     def make_loss(task: str) -> Callable[..., jax.Array]:
-        return lambda *args: jnp.mean(example_losses(task, *args))
+        def loss(params: Any, z: Any, batch: Any) -> jax.Array:
+            return jnp.mean(example_losses(task, merge(params), z, batch))
+
+        return loss
 
     def score(params: Any, batch: Any) -> dict[str, jax.Array]:
-        z = encode(params, batch["image"])
-        losses = [example_losses(task, params, z, batch) for task in MIXED_TASKS]
-        wrong = jnp.argmax(heads["digit"](params, z), axis=-1) != batch["digit"]
+        model = merge(params)
+        z = model.encode(batch["image"])
+        losses = [example_losses(task, model, z, batch) for task in MIXED_TASKS]
+        wrong = jnp.argmax(model.heads["digit"](z), axis=-1) != batch["digit"]
         errors = [wrong.astype(losses[0].dtype), *map(jnp.sqrt, losses[1:])]
         return {"loss": jnp.stack(losses), "error": jnp.stack(errors)}
 
@@ -177,7 +180,7 @@ def mixed(digits: Digits) -> Part:
     oracle = mtlopt.task_grad(
         {task: make_loss(task) for task in MIXED_TASKS},
         labels,
-        encode=lambda params, batch: encode(params, batch["image"]),
+        encode=lambda params, batch: merge(params).encode(batch["image"]),
     )
     splits = map(split, (digits.train, digits.validation, digits.test))
     source = f"digit, slant and ink of {digits.source}"
@@ -191,18 +194,6 @@ def mixed(digits: Digits) -> Part:
 
 
 PARTS = {"attributes": attributes, "mixed": mixed}
-
-
-def _functions(make_model: Callable[[jax.Array], Any]) -> tuple[Any, Any, Any]:
-    """Returns `init(key)`, `encode` and the heads of a network."""
-    from flax import nnx
-
-    from mtlopt.models import functional
-
-    # The functions need the shapes only.
-    model = nnx.eval_shape(make_model, jax.random.key(0))
-    _, encode, heads = functional(model)
-    return lambda key: functional(make_model(key)).params, encode, heads
 
 
 def _num_pixels() -> int:

@@ -44,6 +44,25 @@ class Problem:
         return jax.tree.leaves(self.train)[0].shape[0]
 
 
+def network_functions(
+    make_model: Callable[[jax.Array], Any],
+) -> tuple[Callable[[jax.Array], PyTree], Callable[[PyTree], Any]]:
+    """Returns `init(key)`, a network's parameters, and `merge(params)`, the network.
+
+    Args:
+      make_model: from a PRNG key to a module whose variables are all parameters.
+    """
+    from flax import nnx
+
+    # The graph needs the shapes only.
+    graphdef, _ = nnx.split(nnx.eval_shape(make_model, jax.random.key(0)), nnx.Param)
+
+    def init(key: jax.Array) -> PyTree:
+        return nnx.as_pure(nnx.state(make_model(key), nnx.Param))
+
+    return init, lambda params: nnx.merge(graphdef, params)
+
+
 class State(NamedTuple):
     """All that changes while training. Every leaf has a leading axis of seeds.
 

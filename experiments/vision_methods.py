@@ -142,20 +142,20 @@ def _chained(
     def step(
         state: State, batch: PyTree, rate: jax.Array, members: jax.Array
     ) -> tuple[State, jax.Array]:
-        params, stats, opt_state, more = state
+        one_step = mtlopt.train_step(problem.oracle, optimizer(rate))
         present = problem.present(batch) & members
-        grads = problem.oracle(params, batch, stats, present=present)
-        updates, opt_state = optimizer(rate).update(
-            grads,  # pyright: ignore[reportArgumentType]
-            opt_state,
-            params,
-            active=problem.oracle.active(params, present),
-        )
-        params = optax.apply_updates(params, updates)
-        stats = problem.new_stats(grads.aux)
-        return State(params, stats, opt_state, more), grads.losses
+        run, output = one_step(_run(state), batch, present=present)
+        return _moved(run, state.more), output.losses
 
     return Method(title, start, step, _predict(problem))
+
+
+def _run(state: State) -> mtlopt.Run:
+    return mtlopt.Run(state.params, state.opt_state, state.stats)
+
+
+def _moved(run: mtlopt.Run, more: PyTree) -> State:
+    return State(run.params, run.state, run.opt_state, more)
 
 
 def _predict(problem: Problem) -> Callable[[State, jax.Array], ByTask]:
@@ -187,37 +187,24 @@ def _in_turns(problem: Problem, num_groups: int, individual: bool) -> Method:
     def step(
         state: State, batch: PyTree, rate: jax.Array, members: jax.Array
     ) -> tuple[State, jax.Array]:
-        params, stats, opt_state, groups = state
-        turn = mtlopt.individual_step(
+        groups = state.more
+        turns = mtlopt.individual_step(
             problem.oracle,
             _turns_optimizer(problem, num_groups, individual, rate),
             num_groups if grouped else None,
         )
-        run, output = turn(
-            mtlopt.Run(params, opt_state),
+        run, output = turns(
+            _run(state),
             batch,
-            stats,
             groups=groups if grouped else None,
             present=problem.present(batch) & members,
         )
-        stats = problem.new_stats(_last(output.aux))
-        return State(run.params, stats, run.opt_state, groups), output.losses
+        return _moved(run, groups), output.losses
 
     title = ("IO" if individual else "IUS") + (
         f" ({num_groups} groups)" if grouped else ""
     )
     return Method(title, start, step, _predict(problem))
-
-
-def _last(aux: Any) -> Any:
-    """The encoder's statistics of the last turn; a head's own are from its turn.
-
-    All turns of a step begin with the same statistics, which so move once a step.
-    """
-    if not isinstance(aux, list):  # from a scan
-        return jax.tree.map(lambda leaf: leaf[-1], aux)
-    tasks = {task: own for each in aux for task, own in each.tasks.items()}
-    return aux[-1]._replace(tasks=tasks)
 
 
 def _roaming(problem: Problem, num_steps: int) -> Method:
@@ -233,16 +220,19 @@ def _roaming(problem: Problem, num_steps: int) -> Method:
     )
 
     def loss(index: int) -> Callable[..., Any]:
-        def one(params: PyTree, batch: PyTree, stats: PyTree, masks: PyTree) -> Any:
+        task = names[index]
+
+        def one(params: PyTree, batch: PyTree, masks: PyTree, stats: PyTree) -> Any:
             params = _masked(params, masks, index)
-            return problem.loss(names[index], params, stats[names[index]], batch)
+            value, own = problem.loss(task, params, stats[task], batch)
+            return value, {**stats, task: own}
 
         return one
 
     oracle = mtlopt.task_grad(
         {task: loss(index) for index, task in enumerate(names)},
         problem.labels,
-        has_aux=True,
+        has_state=True,
     )
 
     def start(seed: int) -> State:
@@ -254,18 +244,14 @@ def _roaming(problem: Problem, num_steps: int) -> Method:
     def step(
         state: State, batch: PyTree, rate: jax.Array, members: jax.Array
     ) -> tuple[State, jax.Array]:
-        params, stats, opt_state, masks = state
         tx = _turns_optimizer(problem, len(names), False, rate)
         run, output = mtlopt.individual_step(oracle, tx)(
-            mtlopt.Run(params, opt_state),
+            _run(state),
             batch,
-            stats,
-            masks.masks,
+            state.more.masks,
             present=problem.present(batch) & members,
         )
-        stats = _last(output.aux).tasks
-        masks = roaming.update(masks)
-        return State(run.params, stats, run.opt_state, masks), output.losses
+        return _moved(run, roaming.update(state.more)), output.losses
 
     def predict(state: State, image: jax.Array) -> ByTask:
         return {

@@ -76,7 +76,6 @@ class Problem:
         the running statistics.
       loss: `loss(task, params, stats, batch)`, of one task by itself, and the new
         statistics; for problems without a common latent.
-      new_stats: from the oracle's aux to the statistics after a step.
     """
 
     tasks: Tasks
@@ -85,7 +84,6 @@ class Problem:
     oracle: mtlopt.Oracle
     predict: Callable[[PyTree, PyTree, jax.Array], ByTask]
     loss: Callable[..., tuple[jax.Array, PyTree]]
-    new_stats: Callable[[Any], PyTree]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,93 +126,68 @@ def make_problem(
     """
     from flax import nnx
 
-    from mtlopt.models import functional_with_stats
-
-    # The functions need the shapes only.
-    network = functional_with_stats(
-        nnx.eval_shape(functools.partial(build, jax.random.key(0)))
-    )
     names = tuple(tasks.losses)
-    with_stats = network.stats.get("heads", {})
 
-    @functools.cache  # initialising takes longer than a short run
-    def built(seed: int) -> tuple[PyTree, PyTree]:
-        made = functional_with_stats(build(jax.random.key(seed)))
-        return made.params, made.stats
+    def encode(model: Any, batch: PyTree) -> Any:
+        return model.encode(batch["image"] / 255.0)
 
-    def init(seed: int) -> tuple[PyTree, PyTree]:
-        return jax.tree.map(jnp.copy, built(seed))  # training donates them
-
-    def encode(params: PyTree, stats: PyTree, image: jax.Array, train: bool) -> Any:
-        return network.encode(params, stats, image / 255.0, train=train)
-
-    def head(
-        task: str, params: PyTree, stats: PyTree, z: Any, image: jax.Array, train: bool
-    ) -> tuple[jax.Array, PyTree]:
-        if task in with_stats:
-            out, own = network.heads[task](params, stats, z, train=train)
-        else:
-            out, own = network.heads[task](params, z), None
+    def output(head: Any, z: Any, image: jax.Array) -> jax.Array:
+        out = head(z)
         if out.ndim == 4 and out.shape[1:3] != image.shape[1:3]:
             shape = (*image.shape[:3], out.shape[3])
             out = jax.image.resize(out, shape, "bilinear")
-        return out, own
+        return out
 
-    def head_loss(task: str) -> Callable[..., Any]:
-        def loss(params: PyTree, z: Any, batch: PyTree, stats: PyTree) -> Any:
-            out, own = head(task, params, stats, z, batch["image"], True)
-            return tasks.losses[task](out, batch["labels"][task]), own
+    def head_loss(task: str) -> Callable[..., jax.Array]:
+        def one(model: Any, z: Any, batch: PyTree) -> jax.Array:
+            out = output(model.heads[task], z, batch["image"])
+            return tasks.losses[task](out, batch["labels"][task])
 
-        return loss
+        return one
 
-    def stacked_loss(
-        params: PyTree, z: Any, task: Any, batch: PyTree, stats: PyTree
-    ) -> Any:
+    def stacked_loss(model: Any, z: Any, task: Any, batch: PyTree) -> jax.Array:
         labels = jnp.stack([batch["labels"][name] for name in names])[task]
-        out, own = head("stacked", params, stats, z, batch["image"], True)
-        return tasks.losses[names[0]](out, labels), own
+        out = output(model.heads["stacked"], z, batch["image"])
+        return tasks.losses[names[0]](out, labels)
 
-    def loss(task: str, params: PyTree, stats: PyTree, batch: PyTree) -> Any:
-        z, moved = encode(params, stats, batch["image"], True)
-        value, own = head_loss(task)(params, z, batch, stats)
-        if own is not None:
-            moved = {**moved, "heads": {**moved["heads"], task: own}}
-        return value, moved
-
-    def predict(params: PyTree, stats: PyTree, image: jax.Array) -> ByTask:
-        z, _ = encode(params, stats, image, False)
-        if not stacked:
-            return {
-                task: head(task, params, stats, z, image, False)[0] for task in names
-            }
-        own = jax.vmap(
-            lambda heads: head(
-                "stacked", {**params, "heads": heads}, stats, z, image, False
-            )[0]
-        )
-        return dict(zip(names, own(params["heads"]), strict=True))
-
-    def new_stats(aux: Any) -> PyTree:
-        if not with_stats:
-            return aux.encode
-        return {**aux.encode, "heads": {task: aux.tasks[task] for task in with_stats}}
-
+    head_losses = {task: head_loss(task) for task in names}
     if stacked:
         losses = mtlopt.stacked(stacked_loss, len(names))
         labels = {"encoder": "shared", "heads": "stacked"}
     else:
-        losses = {task: head_loss(task) for task in names}
+        losses = head_losses
         labels = {"encoder": "shared", **{f"heads/{task}": task for task in names}}
-    oracle = mtlopt.task_grad(
-        losses,
-        labels,
-        encode=lambda params, batch, stats: encode(params, stats, batch["image"], True),
-        tasks=names if stacked else None,
-        has_aux=True,
+    of_modules = mtlopt.nnx.task_grad(
+        losses, labels, encode=encode, tasks=names if stacked else None
     )
-    # Compiled here, once for all methods.
-    predict = jax.jit(predict)
-    return Problem(tasks, init, labels, oracle, predict, loss, new_stats)
+    # The functions need the shapes only.
+    shapes = nnx.eval_shape(functools.partial(build, jax.random.key(0)))
+    _, _, oracle, merge = of_modules.pure(shapes)
+
+    @functools.cache  # initialising takes longer than a short run
+    def built(seed: int) -> tuple[PyTree, PyTree]:
+        params, stats, _, _ = of_modules.pure(build(jax.random.key(seed)))
+        return params, stats
+
+    def init(seed: int) -> tuple[PyTree, PyTree]:
+        return jax.tree.map(jnp.copy, built(seed))  # training donates them
+
+    def loss(task: str, params: PyTree, stats: PyTree, batch: PyTree) -> Any:
+        model = merge(params, stats)
+        value = head_losses[task](model, encode(model, batch), batch)
+        return value, nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
+
+    @jax.jit  # once for all methods
+    def predict(params: PyTree, stats: PyTree, image: jax.Array) -> ByTask:
+        model = merge(params, stats)
+        model.eval()
+        z = encode(model, {"image": image})
+        if not stacked:
+            return {task: output(model.heads[task], z, image) for task in names}
+        own = nnx.vmap(output, in_axes=(0, None, None))
+        return dict(zip(names, own(model.heads["stacked"], z, image), strict=True))
+
+    return Problem(tasks, init, labels, oracle, predict, loss)
 
 
 def as_numbers(scores: Mapping[str, Any]) -> dict[str, float]:

@@ -183,7 +183,7 @@ class Oracle:
         """Returns the module as arrays, and the oracle of these.
 
         Args:
-          model: a module.
+          model: a module; shapes, as from `nnx.eval_shape`, remain shapes.
           *args: arguments of the functions, if labels are found from the program.
 
         Examples:
@@ -201,7 +201,7 @@ class Oracle:
         """
         graphdef, params, state = _split(model, self._wrt)
         oracle = self._pure(graphdef, params, args, state)
-        params, state = jax.tree.map(jnp.copy, (params, state))
+        params, state = jax.tree.map(_copy, (params, state))
         return Pure(params, state, oracle, lambda *states: nnx.merge(graphdef, *states))
 
     def _pure(
@@ -363,6 +363,10 @@ def label_modules(
                 )
             rules["/".join(map(str, paths[id(module)]))] = task
     return label_params(nnx.as_pure(nnx.state(model, wrt)), rules)
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.copy(leaf)
 
 
 def _split(model: Any, wrt: Any) -> tuple[nnx.GraphDef[Any], PyTree, PyTree]:

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 import mtlopt
-from mtlopt.models import Bert, LeNet, functional
+from mtlopt.models import Bert, LeNet
 from mtlopt.rows.layerwise import KeptProducts, LayerwiseRows
+from tests.models.networks import split
 from tests.problems import QUICK
 
 ENCODER = {"encoder": "shared", "heads": "frozen"}
@@ -56,11 +57,16 @@ def compare(encode, params, x, num_tasks, labels="shared", tolerance=1e-6):
     return kinds[0], oracles[0].explain(params, x)
 
 
+def encoder_of(model):
+    params, stats, merge = split(model)
+    return params, lambda params, x: merge(params, stats).encode(x)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_tasks", [2, 12])
 def test_lenet(num_tasks):
     """Dense layers are layerwise; convolutions have more positions than inputs."""
-    params, encode, _ = functional(LeNet(("unused",), rngs=nnx.Rngs(0)))
+    params, encode = encoder_of(LeNet(("unused",), rngs=nnx.Rngs(0)))
     images = jax.random.normal(jax.random.key(0), (3, 28, 28, 1))
     _, plan = compare(encode, params, images, num_tasks, ENCODER)
     layerwise = [leaf.path for leaf in plan.leaves if leaf.layerwise]
@@ -83,7 +89,7 @@ def test_transformer(num_tasks):
         dropout=0.0,
         rngs=nnx.Rngs(0),
     )
-    params, encode, _ = functional(model)
+    params, encode = encoder_of(model)
     tokens = jnp.array([[1, 2, 3], [4, 5, 1]])
     _, plan = compare(encode, params, tokens, num_tasks, ENCODER)
     kernels = [leaf for leaf in plan.leaves if leaf.path.endswith("kernel")]

@@ -174,6 +174,18 @@ def test_the_functional_road_makes_the_same_steps():
     arrays(model)  # not deleted
 
 
+def test_shapes_remain_shapes():
+    """And the functions of a module of shapes are those of every module like it."""
+    model, _ = make()
+    shapes = nnx.eval_shape(lambda: Net(nnx.Rngs(0)))
+    params, state, oracle, merge = ORACLE.pure(shapes)
+    arrays_of = ORACLE.pure(model)
+    assert jax.eval_shape(lambda: arrays_of[:2]) == (params, state)
+    assert arrays_of.oracle is oracle
+    output = merge(*arrays_of[:2]).a(jnp.ones((2, 4)))
+    np.testing.assert_array_equal(output, model.a(jnp.ones((2, 4))))
+
+
 def test_the_adapter_costs_nothing():
     """XLA's operations are those of the functional form."""
     model, optimizer = make()

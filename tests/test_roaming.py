@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 import mtlopt
-from mtlopt.models import MultiTaskMLP, functional
+from mtlopt.models import MultiTaskMLP
+from tests.models.networks import split
 from tests.problems import QUICK
 
 NUM_TASKS, NUM_STEPS = 3, 20
@@ -266,7 +267,7 @@ def test_bad_states_and_tasks():
 # Training.
 
 TASKS = ("a", "b")
-PARAMS, ENCODE, HEADS = functional(
+PARAMS, STATS, MERGE = split(
     MultiTaskMLP(3, trunk=(6, 6), heads={"a": (1,), "b": (1,)}, rngs=nnx.Rngs(1))
 )
 # No unit is dead; and heads that are alike, with opposite targets, make a conflict.
@@ -279,7 +280,8 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
 def make_loss(index, task):
     def loss(params, x, masks):
         own = None if masks is None else mtlopt.task_masks(masks, index)
-        out = HEADS[task](params, ENCODE(params, x, own))
+        model = MERGE(params, STATS)
+        out = model.heads[task](model.encode(x, own))
         return jnp.mean((out[:, 0] - 5 * (-1.0) ** index) ** 2)
 
     return loss
@@ -344,8 +346,8 @@ def test_stacked_heads_take_the_mask_of_a_traced_task():
     """One network for all tasks, vmapped, has the gradients of two written out."""
 
     def head(params, task, x, masks):
-        encoder = {**PARAMS, "encoder": params["encoder"]}
-        z = ENCODE(encoder, x, mtlopt.task_masks(masks, task))
+        model = MERGE({**PARAMS, "encoder": params["encoder"]}, STATS)
+        z = model.encode(x, mtlopt.task_masks(masks, task))
         out = z @ params["heads"]["kernel"] + params["heads"]["bias"]
         return jnp.mean((out[:, 0] - 5 * (-1.0) ** task) ** 2)
 

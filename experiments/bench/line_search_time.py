@@ -213,10 +213,11 @@ def count_steps(workload: Workload, direction: str = "mgda") -> dict[str, Count]
     batch = take(problem.train, rows)
     oracle = problem.oracle
     # One copy of the pullback for each task, for BLS, where a loop counts once.
-    inner: Any = oracle.problem
-    options = dataclasses.replace(inner.options, batching="unroll")
-    inner = dataclasses.replace(inner, options=options)
-    unrolled = dataclasses.replace(oracle, problem=inner)
+    outer: Any = oracle.problem  # which carries the statistics
+    options = dataclasses.replace(outer.problem.options, batching="unroll")
+    inner = dataclasses.replace(outer.problem, options=options)
+    outer = dataclasses.replace(outer, problem=inner)
+    unrolled = dataclasses.replace(oracle, problem=outer)
     unrolled_problem = dataclasses.replace(problem, oracle=unrolled)
     z = jax.eval_shape(lambda params: oracle(params, batch, stats).z, params)
 

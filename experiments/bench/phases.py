@@ -52,17 +52,18 @@ def count_steps(problem: Problem, batch_size: int) -> dict[str, Count]:
     )
     z = jax.eval_shape(problem.encode, model, batch)
     runs = {
-        name: Run(model.params, jax.eval_shape(optimizer.init, model.params))
+        name: Run(
+            model.params, jax.eval_shape(optimizer.init, model.params), model.stats
+        )
         for name, optimizer in optimizers.items()
     }
     # The heads alone move, but on a batch that the step encodes anew.
     heads = block_step(problem.oracle, optimizers["task"], "task")
-    rest = (batch, model.stats)
     return {
-        "both": _count(steps["full"], runs["full"], None, *rest),
-        "shared": _count(steps["shared"], runs["shared"], None, *rest),
-        "heads": _count(heads, runs["task"], *rest),
-        "heads, cached": _count(steps["task"], runs["task"], z, *rest),
+        "both": _count(steps["full"], runs["full"], None, batch),
+        "shared": _count(steps["shared"], runs["shared"], None, batch),
+        "heads": _count(heads, runs["task"], batch),
+        "heads, cached": _count(steps["task"], runs["task"], z, batch),
         "encode": _count(problem.encode, model, batch),
     }
 

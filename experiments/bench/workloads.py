@@ -11,16 +11,7 @@ import optax
 from flax import nnx
 
 import mtlopt
-from mtlopt.models import (
-    MLP,
-    Bert,
-    Functional,
-    LeNet,
-    MultiTaskMLP,
-    functional,
-    functional_with_stats,
-    resnet,
-)
+from mtlopt.models import MLP, Bert, LeNet, MultiTaskMLP, resnet
 
 PyTree = Any
 _ADAM = optax.adam(1e-3)
@@ -57,7 +48,7 @@ class Workload:
 
 def lenet(batch_size: int = 256) -> Workload:
     """LeNet with two heads, as in Table 7 of the Aligned-MTL paper."""
-    model = functional(LeNet(rngs=nnx.Rngs(0)))
+    model = LeNet(rngs=nnx.Rngs(0))
     image_key, label_key = jax.random.split(jax.random.key(0))
     images = jax.random.normal(image_key, (batch_size, 28, 28, 1))
     labels = jax.random.randint(label_key, (batch_size, 2), 0, 10)
@@ -70,7 +61,7 @@ def lenet(batch_size: int = 256) -> Workload:
 
 def synthetic_mlp(batch_size: int = 256) -> Workload:
     """The network of ATE-SG's synthetic problem (its Table 1), with SGD."""
-    model = functional(MultiTaskMLP(rngs=nnx.Rngs(0)))
+    model = MultiTaskMLP(rngs=nnx.Rngs(0))
     points = jax.random.normal(jax.random.key(0), (batch_size, 2))
     quadrants = 2 * (points[:, 0] > 0) + (points[:, 1] > 0)
     inside = jnp.sum(points**2, axis=1) < 1
@@ -87,17 +78,15 @@ def synthetic_mlp(batch_size: int = 256) -> Workload:
 def transformer(batch_size: int = 16) -> Workload:
     """BERT of four layers of 256 on 64 tokens, and three heads of two layers."""
     heads = dict.fromkeys("abc", (256, 1))
-    model = functional(
-        Bert(
-            heads,
-            num_layers=4,
-            hidden_size=256,
-            num_heads=4,
-            vocabulary_size=1000,
-            max_length=64,
-            pooling="mean",
-            rngs=nnx.Rngs(0),
-        )
+    model = Bert(
+        heads,
+        num_layers=4,
+        hidden_size=256,
+        num_heads=4,
+        vocabulary_size=1000,
+        max_length=64,
+        pooling="mean",
+        rngs=nnx.Rngs(0),
     )
     token_key, target_key = jax.random.split(jax.random.key(0))
     tokens = jax.random.randint(token_key, (batch_size, 64), 0, 1000)
@@ -109,9 +98,16 @@ def transformer(batch_size: int = 16) -> Workload:
     return _branched("transformer, T = 3", model, (tokens,), loss)
 
 
+def _split(model: nnx.Module) -> tuple[PyTree, Callable[[PyTree], Any]]:
+    """A module's parameters, and a module of such with statistics that stay."""
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    rest = nnx.as_pure(rest)
+    return nnx.to_pure_dict(params), lambda params: nnx.merge(graph, params, rest)
+
+
 def _branched(
     name: str,
-    model: Functional,
+    model: Any,
     inputs: tuple[jax.Array, ...],
     loss: Callable[[int, jax.Array], jax.Array],
 ) -> Workload:
@@ -119,11 +115,14 @@ def _branched(
 
     `loss(task, outputs)` closes over the labels.
     """
-    params, encode, heads = model
-    tasks = tuple(heads)
+    params, merge = _split(model)
+    tasks = tuple(model.heads)
+
+    def encode(params: PyTree, *inputs: jax.Array) -> jax.Array:
+        return merge(params).encode(*inputs)
 
     def one(task: int, params: PyTree, z: PyTree, *_: jax.Array) -> jax.Array:
-        return loss(task, heads[tasks[task]](params, z))
+        return loss(task, merge(params).heads[tasks[task]](z))
 
     def losses(params: PyTree, copies: Sequence[PyTree]) -> jax.Array:
         return jnp.stack([one(i, params, z) for i, z in enumerate(copies)])
@@ -154,12 +153,12 @@ def _branched(
 
 def stacked_lenet(num_tasks: int = 40, batch_size: int = 256) -> Workload:
     """LeNet's encoder with stacked binary heads."""
-    params, encode, _ = functional(LeNet(("unused",), rngs=nnx.Rngs(0)))
+    encoder, merge = _split(LeNet(rngs=nnx.Rngs(0)).encoder)
     images = jax.random.normal(jax.random.key(0), (batch_size, 28, 28, 1))
     return _stacked(
         f"LeNet, T = {num_tasks} stacked",
-        {"encoder": params["encoder"]},
-        lambda params, images: encode(params, images),
+        {"encoder": encoder},
+        lambda params, images: merge(params["encoder"])(images),
         images,
         50,
         num_tasks,
@@ -216,11 +215,11 @@ def wide_mlp(num_tasks: int = 40, batch_size: int = 256) -> Workload:
 def resnet18(num_tasks: int = 40, batch_size: int = 16) -> Workload:
     """ResNet-18 of width 16 on images of 32 x 32, with stacked binary heads."""
     model = resnet(18, {"unused": (1,)}, width=16, small_images=True, rngs=nnx.Rngs(0))
-    network = functional_with_stats(model)
+    encoder, merge = _split(model.encoder)
     workload = _stacked(
         f"ResNet-18, T = {num_tasks} stacked",
-        {"encoder": network.params["encoder"]},
-        lambda params, images: network.encode(params, network.stats, images)[0],
+        {"encoder": encoder},
+        lambda params, images: merge(params["encoder"])(images),
         jax.random.normal(jax.random.key(0), (batch_size, 32, 32, 3)),
         128,
         num_tasks,

@@ -1,4 +1,4 @@
-"""Flax NNX networks of the papers, used functionally."""
+"""Flax NNX networks of the papers."""
 
 try:
     import flax  # noqa: F401
@@ -13,13 +13,6 @@ from mtlopt.models._dense import dense_dot_general
 from mtlopt.models.bert import Bert, bert
 from mtlopt.models.celeba_cnn import CelebaCNN
 from mtlopt.models.conv1d import SignalNet
-from mtlopt.models.functional import (
-    Functional,
-    FunctionalWithStats,
-    functional,
-    functional_with_stats,
-    stack_heads,
-)
 from mtlopt.models.layers import (
     BatchNorm,
     Conv,
@@ -40,6 +33,7 @@ from mtlopt.models.resnet import (
     pose_resnet34,
     resnet,
 )
+from mtlopt.models.stack_heads import stack_heads
 from mtlopt.models.unet import UNet
 
 __all__ = [
@@ -49,8 +43,6 @@ __all__ = [
     "CelebaCNN",
     "Conv",
     "Conv1d",
-    "Functional",
-    "FunctionalWithStats",
     "LeNet",
     "LeNet5",
     "MultiTaskMLP",
@@ -64,8 +56,6 @@ __all__ = [
     "conv2d",
     "conv2d_max_pool",
     "dense_dot_general",
-    "functional",
-    "functional_with_stats",
     "load_resnet",
     "mammography_resnet50",
     "max_pool",

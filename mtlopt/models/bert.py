@@ -133,7 +133,7 @@ class Bert(nnx.Module):
     * `"mean"`: the mean of the tokens that `mask` keeps. There is no pooler.
 
     Dropout is on where `encode` gets a key, and off where it gets none. All state is
-    parameters: `functional` makes pure functions of it.
+    parameters.
 
     Args:
         heads: For each task the sizes of its layers on the latent, the last being its

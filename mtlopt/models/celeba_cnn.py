@@ -57,13 +57,12 @@ class CelebaCNN(SharedEncoder):
         rngs: Source of the initial parameters.
 
     Examples:
-        >>> from mtlopt.models import functional_with_stats
         >>> groups = {"hair": (3,), "smile": (1,)}
-        >>> model = nnx.eval_shape(lambda: CelebaCNN(groups, rngs=nnx.Rngs(0)))
-        >>> params, stats, encode, heads = functional_with_stats(model)
-        >>> faces = jnp.zeros([256, 64, 64, 3])
-        >>> z, new_stats = jax.eval_shape(encode, params, stats, faces)
-        >>> z.shape, jax.eval_shape(heads["hair"], params, z).shape
+        >>> def run(faces):
+        ...     model = CelebaCNN(groups, rngs=nnx.Rngs(0))
+        ...     return model.encode(faces), model(faces)
+        >>> z, outputs = nnx.eval_shape(run, jnp.zeros([256, 64, 64, 3]))
+        >>> z.shape, outputs["hair"].shape
         ((256, 512), (256, 3))
 
     References:

@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from mtlopt.models._safetensors import read_safetensors
 
@@ -23,25 +23,19 @@ _LEAVES = {
 }
 
 
-def load_resnet(
-    path: str | os.PathLike[str], params: Mapping[str, Any], stats: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_resnet(path: str | os.PathLike[str], model: Any) -> None:
     """Puts pretrained weights into the encoder of a ResNet.
 
     For `ResNet` and `PyramidResNet` in their torchvision variant and of any depth, on
-    ImageNet for example. Heads keep their leaves; the file's own classifier, `fc`, is
+    ImageNet for example. Heads stay as they are; the file's own classifier, `fc`, is
     not used. torchvision's weights expect images between 0 and 1 from which (0.485,
     0.456, 0.406) was subtracted and which then were divided by (0.229, 0.224, 0.225).
 
     Args:
         path: A safetensors file with torchvision's names, such as "conv1.weight" and
             "layer1.0.bn1.running_mean". It is read as numbers; nothing is unpickled.
-        params: Parameters of `functional_with_stats`; of the encoder's only shapes and
-            dtypes are used, so they may come from `nnx.eval_shape`.
-        stats: Its statistics, likewise.
-
-    Returns:
-        `(params, stats)` with the file's numbers.
+        model: The network, whose encoder's parameters and statistics get the file's
+            numbers. Of shapes, as from `nnx.eval_shape`, they become arrays.
 
     Raises:
         ValueError: If the file is damaged, or its tensors are not those of the encoder:
@@ -49,10 +43,9 @@ def load_resnet(
 
     Examples:
         >>> from flax import nnx
-        >>> from mtlopt.models import functional_with_stats, pose_resnet34
+        >>> from mtlopt.models import pose_resnet34
         >>> model = nnx.eval_shape(lambda: pose_resnet34(rngs=nnx.Rngs(0)))
-        >>> network = functional_with_stats(model)
-        >>> load_resnet("resnet34.safetensors", network.params, network.stats)
+        >>> load_resnet("resnet34.safetensors", model)
         Traceback (most recent call last):
         FileNotFoundError: [Errno 2] No such file or directory: 'resnet34.safetensors'
     """
@@ -79,10 +72,8 @@ def load_resnet(
             )
         return jnp.asarray(value, leaf.dtype)
 
-    loaded = [
-        {**tree, "encoder": jax.tree_util.tree_map_with_path(load, tree["encoder"])}
-        for tree in (params, stats)
-    ]
+    encoder = nnx.as_pure(nnx.state(model.encoder))
+    loaded = jax.tree_util.tree_map_with_path(load, encoder)
     surplus = [name for name in tensors if name not in used]
     surplus = [name for name in surplus if not _UNUSED.fullmatch(name)]
     if surplus:
@@ -91,7 +82,7 @@ def load_resnet(
             f"which it has no leaf, such as {surplus[0]!r}. The network has another "
             "depth."
         )
-    return loaded[0], loaded[1]
+    nnx.update(model.encoder, loaded)
 
 
 def _torch_name(keys: tuple[str, ...]) -> str:

@@ -54,7 +54,7 @@ class PyramidResNet(SharedEncoder):
     width, and so are the outputs. A head takes means over grids of 1, 2, 3 and 6 cells
     each way; on each follow Conv 1x1, 512 - BatchNorm - ReLU and a bilinear resize;
     these four and the latent are joined for Conv 3x3, 512 - BatchNorm - ReLU - Conv
-    1x1. Heads have BatchNorm statistics of their own, see `functional_with_stats`.
+    1x1. Heads have BatchNorm statistics of their own.
 
     Aligned-MTL's text calls this network a UNet; its Table 7 and its published code
     have the pyramids. The sizes in the heads and the dilation are the code's, for the
@@ -70,13 +70,11 @@ class PyramidResNet(SharedEncoder):
         rngs: Source of the initial parameters.
 
     Examples:
-        >>> from mtlopt.models import functional_with_stats
-        >>> model = nnx.eval_shape(lambda: PyramidResNet({"a": 2}, rngs=nnx.Rngs(0)))
-        >>> params, stats, encode, heads = functional_with_stats(model)
-        >>> images = jnp.zeros([8, 256, 512, 3])
-        >>> z, new_stats = jax.eval_shape(encode, params, stats, images)
-        >>> out, head_stats = jax.eval_shape(heads["a"], params, stats, z)
-        >>> z.shape, out.shape
+        >>> def run(images):
+        ...     model = PyramidResNet({"a": 2}, rngs=nnx.Rngs(0))
+        ...     return model.encode(images), model(images)
+        >>> z, outputs = nnx.eval_shape(run, jnp.zeros([8, 256, 512, 3]))
+        >>> z.shape, outputs["a"].shape
         ((8, 32, 64, 2048), (8, 32, 64, 2))
 
     References:

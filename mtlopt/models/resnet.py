@@ -9,10 +9,10 @@ from flax import nnx
 
 from mtlopt._checks import check_choice
 from mtlopt.models.conv_norm import ConvNorm
-from mtlopt.models.functional import stack_heads
 from mtlopt.models.layers import max_pool
 from mtlopt.models.mlp import Activation, Heads, make_heads
 from mtlopt.models.shared_encoder import SharedEncoder
+from mtlopt.models.stack_heads import stack_heads
 
 
 class _Variant(NamedTuple):
@@ -187,8 +187,7 @@ class ResNet(SharedEncoder):
     The stem is Conv 7x7, stride 2 - BatchNorm - ReLU - MaxPool 3x3, stride 2, or Conv
     3x3 - BatchNorm - ReLU for small images. Stage i has `width * 2**i` channels, four
     times as many at the output of a bottleneck, and halves the image if i > 0. The
-    latent is the mean over pixels of the last stage. `functional_with_stats` makes pure
-    functions of it.
+    latent is the mean over pixels of the last stage.
 
     Two variants:
 
@@ -279,13 +278,13 @@ def resnet(depth: int, heads: Heads, *, rngs: nnx.Rngs, **settings: Any) -> ResN
         ValueError: If there is no such depth.
 
     Examples:
-        >>> from mtlopt.models import functional_with_stats, stack_heads
+        >>> from mtlopt.models import stack_heads
         >>> heads = {str(i): (1,) for i in range(10)}
         >>> def build():
         ...     model = resnet(18, heads, small_images=True, rngs=nnx.Rngs(0))
         ...     return stack_heads(model)
-        >>> network = functional_with_stats(nnx.eval_shape(build))  # allocates nothing
-        >>> network.params["heads"]["stacked"]["dense1"]["kernel"].shape
+        >>> model = nnx.eval_shape(build)  # allocates nothing
+        >>> model.heads["stacked"].dense1.kernel.shape
         (10, 512, 1)
     """
     if depth not in _STAGES:

@@ -81,12 +81,11 @@ class UNet(SharedEncoder):
         rngs: Source of the initial parameters.
 
     Examples:
-        >>> from mtlopt.models import functional_with_stats
-        >>> model = nnx.eval_shape(lambda: UNet(rngs=nnx.Rngs(0)))
-        >>> params, stats, encode, heads = functional_with_stats(model)
-        >>> images = jnp.zeros([8, 288, 384, 3])
-        >>> z, new_stats = jax.eval_shape(encode, params, stats, images)
-        >>> z.shape, jax.eval_shape(heads["normals"], params, z).shape
+        >>> def run(images):
+        ...     model = UNet(rngs=nnx.Rngs(0))
+        ...     return model.encode(images), model(images)
+        >>> z, outputs = nnx.eval_shape(run, jnp.zeros([8, 288, 384, 3]))
+        >>> z.shape, outputs["normals"].shape
         ((8, 288, 384, 64), (8, 288, 384, 3))
 
     References:

@@ -30,13 +30,7 @@ from experiments.fbls_report import Subject
 from experiments.fbls_runs import History, Run, Settings
 from experiments.run_folder import write_json
 from experiments.training import batches
-from mtlopt.models import (
-    MultiTaskMLP,
-    ResNet,
-    functional,
-    functional_with_stats,
-    stack_heads,
-)
+from mtlopt.models import MultiTaskMLP, ResNet, stack_heads
 
 pytestmark = pytest.mark.slow
 
@@ -60,9 +54,7 @@ def make_split(num, seed):
 def problem():
     """An MLP with two stacked heads."""
     return fbls.make_problem(
-        lambda key: functional(
-            stack_heads(MultiTaskMLP(5, (8,), TASKS, rngs=nnx.Rngs(key)))
-        ),
+        lambda key: stack_heads(MultiTaskMLP(5, (8,), TASKS, rngs=nnx.Rngs(key))),
         2,
         lambda batch: (batch["x"],),
         judge,
@@ -87,9 +79,9 @@ def test_sgd_steps_down_the_summed_loss(problem):
     state = fbls.start(problem, method, 0.1, seed=0)
     rows = jnp.arange(16)
     batch = jax.tree.map(lambda leaf: leaf[rows], problem.train)
-    grads = jax.grad(lambda params: problem.oracle.losses(params, batch, ()).sum())(
-        state.params
-    )
+    grads = jax.grad(
+        lambda params: problem.oracle.losses(params, batch, state.stats).sum()
+    )(state.params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
     step = fbls.make_step(problem, method)
     after, did = jax.jit(step)(state, jnp.float32(0.1), rows, problem.train)
@@ -141,10 +133,8 @@ def test_statistics_move_in_training_and_serve_in_evaluation():
     images = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
     data = {"x": images, "y": jnp.ones((8, 2))}
     problem = fbls.make_problem(
-        lambda key: functional_with_stats(
-            stack_heads(
-                ResNet((1,), TASKS, width=2, small_images=True, rngs=nnx.Rngs(key))
-            )
+        lambda key: stack_heads(
+            ResNet((1,), TASKS, width=2, small_images=True, rngs=nnx.Rngs(key))
         ),
         2,
         lambda batch: (batch["x"],),

@@ -9,7 +9,7 @@ from flax import nnx
 from experiments.bench import line_search_time as bench
 from experiments.bench.line_search_time import Row, Workload
 from experiments.fbls import State, make_problem
-from mtlopt.models import MultiTaskMLP, functional, stack_heads
+from mtlopt.models import MultiTaskMLP, stack_heads
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +28,8 @@ def workload():
     data = {"x": x, "y": jnp.sin(x[:, :NUM_TASKS])}
     heads = {f"task{i}": (1,) for i in range(NUM_TASKS)}
     problem = make_problem(
-        lambda key: functional(
-            stack_heads(MultiTaskMLP(20, (128, 128, 8), heads, rngs=nnx.Rngs(key)))
+        lambda key: stack_heads(
+            MultiTaskMLP(20, (128, 128, 8), heads, rngs=nnx.Rngs(key))
         ),
         NUM_TASKS,
         lambda batch: (batch["x"],),

@@ -308,18 +308,25 @@ def test_absent_labels_move_no_head(problem: Problem, data: Data):
 
 
 @pytest.mark.slow
-def test_statistics_move_once_a_step(problem: Problem, data: Data):
-    """The encoder's running mean is 0.9 of the old one, whatever the method."""
-    batch = data.train.batch(np.arange(4))
-    means = []
-    for name in ("sum_tasks", "ius"):
+def test_statistics_move_once_a_forward_pass(problem: Problem, data: Data):
+    """The encoder's running mean is 0.9 of the old one, in each turn of IUS anew.
+
+    A head's moves in its own turn only, and not without labels of its task.
+    """
+    batch, means = data.train.batch(np.arange(4)), []
+    for name, turns in (("sum_tasks", 1), ("ius", 3)):
         method = make_methods(problem, 8, 2)[name]()
-        after, _ = jax.jit(method.step)(
-            method.start(0), batch, jnp.float32(0.0), jnp.ones(3, bool)
-        )
-        means.append(after.stats["encoder"]["layer"]["norm"]["mean"])
-        assert np.any(after.stats["heads"]["depth"]["norm"]["mean"] != 0)
-    np.testing.assert_allclose(means[0], means[1], rtol=1e-5)
+        step = jax.jit(method.step)
+        state, rate = method.start(0), jnp.float32(0.0)
+        after, _ = step(state, batch, rate, jnp.ones(3, bool))
+        moved = after.stats["encoder"]["layer"]["norm"]["mean"]
+        means.append((moved / (1 - 0.9**turns), after.stats["heads"]["depth"]))
+        after, _ = step(state, batch, rate, jnp.array([True, False, True]))
+        for leaf in jax.tree.leaves(after.stats["heads"]["depth"]["norm"]):
+            assert leaf in (0, 1)
+    for left, right in zip(*map(jax.tree.leaves, means), strict=True):
+        assert np.all(left != 0)
+        np.testing.assert_allclose(left, right, rtol=1e-5)
 
 
 @pytest.mark.slow

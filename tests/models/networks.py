@@ -1,5 +1,7 @@
 """What the networks' tests share: counts, and numbers without anything to compile."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,18 @@ def normal(shape, seed=0, dtype=np.float32):
 def compiled(function):
     """`jax.jit` that compiles fast and runs slowly."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def split(module):
+    """Parameters and statistics as nested dicts, and a function of such to a module."""
+    graphdef, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    merge = functools.partial(nnx.merge, graphdef)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(stats), merge
+
+
+def stats_of(module):
+    """A module's BatchNorm statistics, a nested dict."""
+    return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
 
 def count(module, *kinds):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mtlopt.models import Bert, bert, functional
+from mtlopt.models import Bert, bert
 from tests.models.networks import (
     assert_finite_gradients,
     compiled,
@@ -14,6 +14,7 @@ from tests.models.networks import (
     counts,
     normal,
     random_params,
+    split,
 )
 
 SETTINGS = {
@@ -33,11 +34,12 @@ def small(pooling, dropout=0.5):
     model = nnx.eval_shape(
         lambda: Bert(pooling=pooling, dropout=dropout, **SETTINGS, rngs=nnx.Rngs(0))
     )
-    params, encode, heads = functional(model)
-    return random_params(params), encode, heads
+    params, stats, merge = split(model)
+    return random_params(params), lambda params: merge(params, stats)
 
 
-PARAMS, ENCODE, HEADS = small("cls")
+PARAMS, NETWORK = small("cls")
+ENCODE = NETWORK(PARAMS).encode
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def attention(x, layer, keep):
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_forward(pooling):
     """Segments, positions, mask, exact GELU and pooling, written in NumPy."""
-    params, encode, heads = small(pooling)
+    params, network = small(pooling)
     numbers = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     encoder, keep = numbers["encoder"], np.asarray(MASK, np.float64)
     embedded = [encoder[name]["embedding"] for name in ("tokens", "segments")]
@@ -101,23 +103,24 @@ def test_forward(pooling):
     else:
         weights = keep[:, :, None]
         expected = (x * weights).sum(1) / weights.sum(1)
-    z = compiled(encode)(params, TOKENS, SEGMENTS, MASK)
+    model = network(params)
+    z = compiled(model.encode)(TOKENS, SEGMENTS, MASK)
     np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-5)
 
     head = numbers["heads"]["task2"]
     out = dense(np.maximum(dense(expected, head["dense1"]), 0), head["dense2"])
-    np.testing.assert_allclose(heads["task2"](params, z), out, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.heads["task2"](z), out, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_padding_changes_nothing(pooling):
     """A sequence has the same latent with and without padding, whatever the tokens."""
-    params, encode, _ = small(pooling)
-    encode = compiled(encode)
-    z = encode(params, TOKENS, SEGMENTS, MASK)
-    other = encode(params, TOKENS.at[1, 4].set(7), SEGMENTS, MASK)
+    params, network = small(pooling)
+    encode = compiled(network(params).encode)
+    z = encode(TOKENS, SEGMENTS, MASK)
+    other = encode(TOKENS.at[1, 4].set(7), SEGMENTS, MASK)
     np.testing.assert_allclose(other, z, rtol=1e-6)
-    short = encode(params, TOKENS[1:, :4], SEGMENTS[1:, :4])
+    short = encode(TOKENS[1:, :4], SEGMENTS[1:, :4])
     np.testing.assert_allclose(short, z[1:], rtol=1e-4, atol=1e-6)
 
 
@@ -125,13 +128,13 @@ def test_dropout_is_on_with_a_key_only():
     """The same key drops the same numbers, another one others."""
     encode = compiled(ENCODE)
     keys = [jax.random.key(seed) for seed in (0, 0, 1)]
-    first, again, other = (encode(PARAMS, TOKENS, key=key) for key in keys)
-    plain = encode(PARAMS, TOKENS)
+    first, again, other = (encode(TOKENS, key=key) for key in keys)
+    plain = encode(TOKENS)
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-2
     assert np.abs(first - plain).max() > 1e-2
-    _, encode_plain, _ = small("cls", dropout=0.0)
-    same = compiled(encode_plain)(PARAMS, TOKENS, key=keys[0])
+    _, undropped = small("cls", dropout=0.0)
+    same = compiled(undropped(PARAMS).encode)(TOKENS, key=keys[0])
     np.testing.assert_allclose(same, plain, rtol=1e-5)
 
 
@@ -140,9 +143,10 @@ def test_gradients_are_finite(dtype):
     """Also through dropout and the mask; the latent has the parameters' dtype."""
 
     def loss(params):
-        z = ENCODE(params, TOKENS, SEGMENTS, MASK, jax.random.key(0))
+        model = NETWORK(params)
+        z = model.encode(TOKENS, SEGMENTS, MASK, jax.random.key(0))
         assert z.dtype == dtype
-        return sum(jnp.sum(head(params, z) ** 2) for head in HEADS.values())
+        return sum(jnp.sum(head(z) ** 2) for head in model.heads.values())
 
     assert_finite_gradients(loss, PARAMS, dtype)
 
@@ -167,11 +171,26 @@ def test_initialisation():
         ),
         (lambda: Bert(dropout=1.0, rngs=nnx.Rngs(0)), "`dropout` must be .*got 1.0"),
         (lambda: Bert(num_heads=7, rngs=nnx.Rngs(0)), "of `num_heads`, 7, got 768"),
-        (lambda: ENCODE(PARAMS, TOKENS[0]), r"`tokens` must be an .*shape \(5,\)"),
-        (lambda: ENCODE(PARAMS, normal((2, 5))), "`tokens` must be an .*got float32"),
-        (lambda: ENCODE(PARAMS, jnp.ones([1, 7], int)), "at most 6 positions, got 7"),
-        (lambda: ENCODE(PARAMS, TOKENS, SEGMENTS[:1]), r"`segments` .*shape \(1, 5\)"),
-        (lambda: ENCODE(PARAMS, TOKENS, None, MASK[:, :4]), "`mask` must have the"),
+        (
+            lambda: ENCODE(TOKENS[0]),
+            r"`tokens` must be an .*shape \(5,\)",
+        ),
+        (
+            lambda: ENCODE(normal((2, 5))),
+            "`tokens` must be an .*got float32",
+        ),
+        (
+            lambda: ENCODE(jnp.ones([1, 7], int)),
+            "at most 6 positions, got 7",
+        ),
+        (
+            lambda: ENCODE(TOKENS, SEGMENTS[:1]),
+            r"`segments` .*shape \(1, 5\)",
+        ),
+        (
+            lambda: ENCODE(TOKENS, None, MASK[:, :4]),
+            "`mask` must have the",
+        ),
     ],
 )
 def test_bad_input_is_named(call, words):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mtlopt.models import CelebaCNN, functional_with_stats, max_pool, stack_heads
+from mtlopt.models import CelebaCNN, max_pool, stack_heads
 from tests.models.networks import (
     assert_finite_gradients,
     compiled,
@@ -18,14 +18,15 @@ from tests.models.networks import (
     random_params,
     reference_layer,
     reference_norm,
+    split,
 )
 
 GROUPS = {"a": (3,), "b": (1,)}
-NETWORK = functional_with_stats(
+PARAMS, STATS, MERGE = split(
     nnx.eval_shape(lambda: CelebaCNN(GROUPS, width=2, rngs=nnx.Rngs(0)))
 )
-PARAMS = random_params(NETWORK.params)
-STATS = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), NETWORK.stats)
+PARAMS = random_params(PARAMS)
+STATS = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), STATS)
 X = normal((4, 8, 8, 3))
 
 
@@ -46,10 +47,10 @@ def test_forty_attributes_stack():
     """And groups of them give as many outputs as they have attributes."""
     heads = {str(i): (1,) for i in range(40)}
     build = lambda: stack_heads(CelebaCNN(heads, rngs=nnx.Rngs(0)))  # noqa: E731
-    params = functional_with_stats(nnx.eval_shape(build)).params
-    assert params["heads"]["stacked"]["dense1"]["kernel"].shape == (40, 512, 1)
-    z = jnp.zeros([4, 16])
-    shapes = {task: head(PARAMS, z).shape for task, head in NETWORK.heads.items()}
+    head = nnx.eval_shape(build).heads["stacked"]
+    assert head.dense1.kernel.shape == (40, 512, 1)
+    z, heads = jnp.zeros([4, 16]), MERGE(PARAMS, STATS).heads
+    shapes = {task: head(z).shape for task, head in heads.items()}
     assert shapes == {"a": (4, 3), "b": (4, 1)}
 
 
@@ -68,7 +69,7 @@ def test_forward():
             x = jax.nn.relu(x)
         return x
 
-    z, _ = compiled(NETWORK.encode)(PARAMS, STATS, X)
+    z = compiled(lambda x: MERGE(PARAMS, STATS).encode(x))(X)
     np.testing.assert_allclose(z, reference(X), rtol=1e-3, atol=1e-3)
 
 
@@ -77,9 +78,10 @@ def test_gradients_are_finite(dtype):
     """And nothing is promoted on the way."""
 
     def loss(params):
-        z, _ = NETWORK.encode(params, STATS, X.astype(dtype))
+        model = MERGE(params, STATS)
+        z = model.encode(X.astype(dtype))
         assert z.dtype == dtype
-        return sum(jnp.mean(head(params, z) ** 2) for head in NETWORK.heads.values())
+        return sum(jnp.mean(head(z) ** 2) for head in model.heads.values())
 
     with jax.numpy_dtype_promotion("strict"):
         assert_finite_gradients(loss, PARAMS, dtype)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from mtlopt.models import Conv1d, SignalNet, conv1d, functional
+from mtlopt.models import Conv1d, SignalNet, conv1d
 from tests.models.networks import (
     assert_finite_gradients,
     compiled,
@@ -15,10 +15,11 @@ from tests.models.networks import (
     counts,
     normal,
     random_params,
+    split,
 )
 
 HEADS = {"a": (4, 6), "b": (8,)}
-PARAMS, ENCODE, HEAD = functional(SignalNet((5, 4), HEADS, rngs=nnx.Rngs(0)))
+PARAMS, STATS, MERGE = split(SignalNet((5, 4), HEADS, rngs=nnx.Rngs(0)))
 X = normal((3, 32))
 
 
@@ -78,9 +79,9 @@ def test_forward():
         layer = params["encoder"][name]
         z = jax.nn.relu(reference(z, layer["kernel"], layer["bias"], padding="SAME"))
     z = jnp.max(z, axis=1)
-    actual = compiled(ENCODE)(params, X)
-    np.testing.assert_allclose(actual, z, rtol=1e-5, atol=1e-6)
-    assert {task: head(params, z).shape for task, head in HEAD.items()} == {
+    model = MERGE(params, STATS)
+    np.testing.assert_allclose(compiled(model.encode)(X), z, rtol=1e-5, atol=1e-6)
+    assert {task: head(z).shape for task, head in model.heads.items()} == {
         "a": (3, 6),
         "b": (3, 8),
     }
@@ -89,8 +90,8 @@ def test_forward():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite(dtype):
     def loss(params):
-        z = ENCODE(params, X.astype(dtype))
-        return jnp.sum(HEAD["a"](params, z) ** 2) + jnp.sum(HEAD["b"](params, z))
+        outputs = MERGE(params, STATS)(X.astype(dtype))
+        return jnp.sum(outputs["a"] ** 2) + jnp.sum(outputs["b"])
 
     assert_finite_gradients(loss, PARAMS, dtype)
 
@@ -106,7 +107,7 @@ SEQUENCE, KERNEL = jnp.zeros([2, 8, 3]), jnp.zeros([4, 3, 5])
         (lambda: conv1d(SEQUENCE, KERNEL[:, :2]), r"3 channels.*got shape \(4, 2"),
         (lambda: conv1d(SEQUENCE[:, :3], KERNEL), "`kernel` must not be larger"),
         (lambda: conv1d(SEQUENCE, KERNEL, padding="FULL"), "`padding` must .*'FULL'"),
-        (lambda: ENCODE(PARAMS, X[:, :31]), r"`x` must .* got shape \(3, 31\)"),
+        (lambda: MERGE(PARAMS, STATS)(X[:, :31]), r"`x` must .* got shape \(3, 31\)"),
     ],
 )
 def test_bad_input_is_named(call, words):

@@ -1,4 +1,4 @@
-"""The LeNets are the networks of the papers, and pure functions of their parameters."""
+"""The LeNets are the networks of the papers, and each part reads its own leaves."""
 
 import jax
 import jax.numpy as jnp
@@ -7,21 +7,15 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from mtlopt.models import LeNet, LeNet5, functional
+from mtlopt.models import LeNet, LeNet5
+from tests.models.networks import compiled, normal, split
 
-
-def normal(shape, seed=0):
-    """Standard normal numbers; from NumPy, which has nothing to compile."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
-
-
-def compiled(function):
-    """`jax.jit` that compiles fast and runs slowly."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
-PARAMS, ENCODE, HEADS = functional(LeNet(rngs=nnx.Rngs(0)))
+PARAMS, STATS, MERGE = split(LeNet(rngs=nnx.Rngs(0)))
 IMAGES = normal((4, 28, 28, 1))
+
+
+def encode(params, *args):
+    return MERGE(params, STATS).encode(*args)
 
 
 def every_third(size):
@@ -67,7 +61,6 @@ def test_parameter_counts():
         },
     }
     assert sum(jax.tree.leaves(sizes)) == 22350
-    assert type(PARAMS["heads"]) is dict
 
 
 def test_any_tasks_and_classes():
@@ -76,10 +69,9 @@ def test_any_tasks_and_classes():
     assert {task: out.shape for task, out in logits.items()} == dict.fromkeys(
         "abc", (4, 7)
     )
-    params, encode, heads = functional(model)
-    z = compiled(encode)(params, IMAGES)
+    z = compiled(model.encode)(IMAGES)
     assert z.shape == (4, 50)
-    np.testing.assert_allclose(heads["b"](params, z), logits["b"], atol=1e-6)
+    np.testing.assert_allclose(model.heads["b"](z), logits["b"], atol=1e-6)
 
 
 def test_masked_encode_and_gradient_equal_the_obvious_form():
@@ -94,16 +86,16 @@ def test_masked_encode_and_gradient_equal_the_obvious_form():
         encoder = without_units(params["encoder"], masks)
         return reference_encode({**params, "encoder": encoder}, x)
 
-    def both(encode):
+    def both(function):
         def value_and_grads(params):
-            z, pullback = jax.vjp(lambda p: encode(p, IMAGES), params)
+            z, pullback = jax.vjp(lambda p: function(p, IMAGES), params)
             return z, pullback(normal((4, 50)))
 
         return compiled(value_and_grads)(PARAMS)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        both(lambda params, x: ENCODE(params, x, masks)),
+        both(lambda params, x: encode(params, x, masks)),
         both(narrow),
     )
 
@@ -112,26 +104,26 @@ def test_wrong_masks_are_named():
     with pytest.raises(
         ValueError, match=r"`masks\['conv1'\]` .*\(10,\).*got \(2, 10\)"
     ):
-        jax.eval_shape(ENCODE, PARAMS, IMAGES, {"conv1": np.ones((2, 10), bool)})
+        jax.eval_shape(encode, PARAMS, IMAGES, {"conv1": np.ones((2, 10), bool)})
 
 
 def test_transposed_pullback_is_the_forward_product():
     """`jax.linear_transpose(pullback)` and `jax.jvp` give the obvious form's J v."""
     tangent = jax.tree.map(lambda p: normal(p.shape), PARAMS)
 
-    def forward(encode):
+    def forward(function):
         def product(params, tangent):
-            return jax.jvp(lambda p: encode(p, IMAGES), (params,), (tangent,))[1]
+            return jax.jvp(lambda p: function(p, IMAGES), (params,), (tangent,))[1]
 
         return compiled(product)(PARAMS, tangent)
 
     @compiled
     def transposed(params, tangent):
-        z, pullback = jax.vjp(lambda p: ENCODE(p, IMAGES), params)
+        z, pullback = jax.vjp(lambda p: encode(p, IMAGES), params)
         return jax.linear_transpose(pullback, z)((tangent,))[0]
 
     expected = forward(reference_encode)
-    for actual in (forward(ENCODE), transposed(PARAMS, tangent)):
+    for actual in (forward(encode), transposed(PARAMS, tangent)):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -150,15 +142,16 @@ def used_paths(function, *args):
     }
 
 
-def test_each_function_reads_only_its_own_leaves():
+def test_each_part_reads_only_its_own_leaves():
     """The encoder reads no head, and a head reads only itself."""
-    read = used_paths(ENCODE, PARAMS, IMAGES)
+    read = used_paths(encode, PARAMS, IMAGES)
     assert read == {
         f"encoder/{layer}/{leaf}"
         for layer in ("conv1", "conv2", "dense")
         for leaf in ("kernel", "bias")
     }
-    for task, head in HEADS.items():
+    for task in PARAMS["heads"]:
+        head = lambda params, z, task=task: MERGE(params, STATS).heads[task](z)  # noqa: E731
         read = used_paths(head, PARAMS, jnp.zeros([4, 50]))
         assert read == {f"heads/{task}/kernel", f"heads/{task}/bias"}
 
@@ -167,7 +160,7 @@ def test_vmap_over_seeds():
     """Stacked initial parameters train side by side."""
 
     def loss(params, x):
-        return jnp.sum(ENCODE(params, x) ** 2)
+        return jnp.sum(encode(params, x) ** 2)
 
     stacked = jax.tree.map(lambda p: normal((3, *p.shape)) / 10, PARAMS)
     grads = compiled(jax.vmap(jax.grad(loss), in_axes=(0, None)))(stacked, IMAGES)
@@ -181,19 +174,7 @@ def test_vmap_over_seeds():
 
 def test_wrong_images_are_named():
     with pytest.raises(ValueError, match=r"`x` must have shape .*got .*\(2, 32, 32"):
-        ENCODE(PARAMS, jnp.zeros([2, 32, 32, 1]))
-
-
-def test_other_state_is_refused():
-    """A model with BatchNorm statistics is not a function of its parameters alone."""
-
-    class Normed(LeNet):
-        def __init__(self, *, rngs):
-            super().__init__(rngs=rngs)
-            self.norm = nnx.BatchNorm(50, rngs=rngs)
-
-    with pytest.raises(ValueError, match="exhaustive"):
-        functional(Normed(rngs=nnx.Rngs(0)))
+        encode(PARAMS, jnp.zeros([2, 32, 32, 1]))
 
 
 def reference_encode_lenet5(encoder, x):
@@ -216,7 +197,7 @@ def reference_encode_lenet5(encoder, x):
 def test_lenet5():
     """61,706 parameters with one head, layer by layer, and the layers' order."""
     model = nnx.eval_shape(lambda: LeNet5(("left", "right"), rngs=nnx.Rngs(0)))
-    abstract, encode, heads = functional(model)
+    abstract, stats, merge = split(model)
     sizes = jax.tree.map(lambda leaf: leaf.size, abstract)
     encoder = {name: sum(layer.values()) for name, layer in sizes["encoder"].items()}
     expected = {"conv1": 156, "conv2": 2416, "dense1": 48120, "dense2": 10164}
@@ -226,15 +207,16 @@ def test_lenet5():
         "right": 850,
     }
     params = jax.tree.map(lambda p: normal(p.shape) / 10, abstract)
-    forward, reference = compiled(encode), compiled(reference_encode_lenet5)
+    forward = compiled(lambda params, *args: merge(params, stats).encode(*args))
+    reference = compiled(reference_encode_lenet5)
     layers = {"conv1": 6, "conv2": 16, "dense1": 120, "dense2": 84}
     masks = {layer: every_third(size) for layer, size in layers.items()}
     close = {"rtol": 1e-4, "atol": 1e-4}
     z = forward(params, IMAGES, jax.tree.map(jnp.ones_like, masks))
     np.testing.assert_allclose(z, reference(params["encoder"], IMAGES), **close)
-    assert heads["right"](params, z).shape == (4, 10)
+    assert merge(params, stats).heads["right"](z).shape == (4, 10)
     z = forward(params, IMAGES, masks)
     narrow = without_units(params["encoder"], masks)
     np.testing.assert_allclose(z, reference(narrow, IMAGES), **close)
     with pytest.raises(ValueError, match=r"`x` must have shape .*got .*\(2, 32, 32"):
-        encode(params, jnp.zeros([2, 32, 32, 1]))
+        merge(params, stats).encode(jnp.zeros([2, 32, 32, 1]))

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import mtlopt
-from mtlopt.models import MLP, MultiTaskMLP, functional, stack_heads
+from mtlopt.models import MLP, MultiTaskMLP, stack_heads
 from tests.models.networks import (
     assert_finite_gradients,
     compiled,
@@ -15,11 +15,16 @@ from tests.models.networks import (
     counts,
     normal,
     random_params,
+    split,
 )
 
 TRUNK = {"trunk": (6, 5), "heads": {"a": (4, 1), "b": (4, 1), "c": (4, 1)}}
-PARAMS, ENCODE, HEADS = functional(MultiTaskMLP(3, **TRUNK, rngs=nnx.Rngs(0)))
+PARAMS, STATS, MERGE = split(MultiTaskMLP(3, **TRUNK, rngs=nnx.Rngs(0)))
 X = normal((7, 3))
+
+
+def encode(params, *args):
+    return MERGE(params, STATS).encode(*args)
 
 
 def test_parameter_counts():
@@ -46,9 +51,9 @@ def test_forward():
         z = np.maximum(dense(z, params["encoder"][name]), 0)
     head = params["heads"]["b"]
     out = dense(np.maximum(dense(z, head["dense1"]), 0), head["dense2"])
-    actual = ENCODE(params, X)
-    np.testing.assert_allclose(actual, z, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(HEADS["b"](params, actual), out, rtol=1e-5, atol=1e-6)
+    model = MERGE(params, STATS)
+    np.testing.assert_allclose(model.encode(X), z, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model(X)["b"], out, rtol=1e-5, atol=1e-6)
     assert (out < 0).any()
 
 
@@ -66,7 +71,7 @@ def test_masked_units_are_as_if_removed():
     z = np.maximum(hidden @ two["kernel"][kept] + two["bias"], 0)
     assert (z > 0).any(axis=0).all()
     expected = np.where(masks["dense2"], z, 0)
-    found = compiled(ENCODE)(params, X, masks)
+    found = compiled(encode)(params, X, masks)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -74,7 +79,7 @@ def test_masked_units_need_not_be_finite():
     """Zero, and not zero times infinity; layers without a mask are whole."""
     params = random_params(PARAMS)
     params["encoder"]["dense1"]["bias"] = np.array([0.1] + [np.inf] * 5, np.float32)
-    z = compiled(ENCODE)(params, X, {"dense1": np.arange(6) == 0})
+    z = compiled(encode)(params, X, {"dense1": np.arange(6) == 0})
     assert np.isfinite(z).all()
     assert (np.asarray(z) > 0).any()
 
@@ -88,7 +93,7 @@ def test_masked_units_need_not_be_finite():
 )
 def test_wrong_masks_are_named(masks, message):
     with pytest.raises(ValueError, match=message):
-        ENCODE(PARAMS, X, masks)
+        encode(PARAMS, X, masks)
 
 
 def test_initialisation_is_keras():
@@ -103,8 +108,8 @@ def test_initialisation_is_keras():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite(dtype):
     def loss(params):
-        z = ENCODE(params, X.astype(dtype))
-        return sum(jnp.sum(head(params, z) ** 2) for head in HEADS.values())
+        outputs = MERGE(params, STATS)(X.astype(dtype))
+        return sum(jnp.sum(out**2) for out in outputs.values())
 
     assert_finite_gradients(loss, PARAMS, dtype)
 
@@ -112,42 +117,43 @@ def test_gradients_are_finite(dtype):
 def test_stacked_heads_are_the_separate_heads():
     """The oracle's losses and gradients are the same, stacked in the heads' order."""
     model = MultiTaskMLP(3, **TRUNK, rngs=nnx.Rngs(0))
-    params, encode, heads = functional(stack_heads(model))
     targets = normal((7, 3), 1)
 
-    def encode_batch(params, batch):
-        return encode(params, batch[0])
+    def encode(model, x, targets):
+        return model.encode(x)
 
-    def error(out, batch, task):
-        return jnp.mean((out[:, 0] - batch[1][:, task]) ** 2)
+    def error(out, task, targets):
+        return jnp.mean((out[:, 0] - targets[:, task]) ** 2)
 
-    def stacked(params, z, task, batch):
-        return error(heads["stacked"](params, z), batch, task)
+    def stacked(model, z, task, x, targets):
+        return error(model.heads["stacked"](z), task, targets)
 
     def separate(i, task):
-        return lambda params, z, batch: error(HEADS[task](params, z), batch, i)
+        return lambda model, z, x, targets: error(model.heads[task](z), i, targets)
 
-    ours = mtlopt.task_grad(
+    ours = mtlopt.nnx.task_grad(
         mtlopt.stacked(stacked, 3),
         {"encoder": "shared", "heads": "stacked"},
-        encode=encode_batch,
+        encode=encode,
     )
-    expected = mtlopt.task_grad(
+    expected = mtlopt.nnx.task_grad(
         {task: separate(i, task) for i, task in enumerate("abc")},
         {"encoder": "shared", **{f"heads/{task}": task for task in "abc"}},
-        encode=lambda params, batch: ENCODE(params, batch[0]),
+        encode=encode,
     )
 
-    def run(oracle, params):
+    def run(oracle, model):
+        params, state, oracle, _ = oracle.pure(model)
+
         def all_of(params):
-            grads = oracle(params, (X, targets))
+            grads = oracle(params, X, targets, state)
             combined = grads.combine(jnp.ones(3))
             return grads.losses, grads.jacobian()["encoder"], combined["heads"]
 
         return compiled(all_of)(params)
 
-    losses, rows, head_grads = run(ours, params)
-    expected_losses, expected_rows, expected_grads = run(expected, PARAMS)
+    losses, rows, head_grads = run(ours, stack_heads(model))
+    expected_losses, expected_rows, expected_grads = run(expected, model)
     close = {"rtol": 1e-4, "atol": 1e-6}
     np.testing.assert_allclose(losses, expected_losses, **close)
 

@@ -9,14 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mtlopt.models import (
-    PyramidResNet,
-    ResNet,
-    functional_with_stats,
-    load_resnet,
-    resnet,
-)
-from tests.models.networks import random_params
+from mtlopt.models import PyramidResNet, ResNet, load_resnet, resnet
+from tests.models.networks import split
 
 DTYPES = {"float32": "F32", "float16": "F16", "int64": "I64", "bfloat16": "BF16"}
 
@@ -71,14 +65,13 @@ def tensors_of(shapes, dtype=np.float32):
 
 
 def abstract(build):
-    return functional_with_stats(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
+    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
 
 
 def small(rngs):
     return ResNet((1, 2), {"a": (2,)}, bottleneck=True, width=2, rngs=rngs)
 
 
-NETWORK = abstract(small)
 TENSORS = tensors_of(torchvision_shapes((1, 2), (1, 3, 1), 2, 4))
 
 
@@ -93,8 +86,10 @@ def test_names_and_shapes_are_torchvision(
     network = abstract(lambda rngs: resnet(depth, {"a": (1,)}, width=8, rngs=rngs))
     shapes = torchvision_shapes(blocks, convolutions, 8, expansion)
     path = save(tmp_path / "weights", tensors_of(shapes))
-    loaded = load_resnet(path, network.params, network.stats)
-    sizes = [leaf.size for leaf in jax.tree.leaves((loaded[0]["encoder"], loaded[1]))]
+    load_resnet(path, network)
+    leaves = jax.tree.leaves(nnx.state(network.encoder))
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    sizes = [leaf.size for leaf in leaves]
     fc = [name for name in shapes if name.startswith("fc.")]
     assert len(sizes) == len(shapes) - len(fc)
     assert sum(sizes) == sum(
@@ -105,9 +100,11 @@ def test_names_and_shapes_are_torchvision(
 def test_numbers_go_where_they_belong(tmp_path):
     """Kernels are transposed, statistics are statistics, heads stay."""
     path = save(tmp_path / "weights", TENSORS)
-    initial = random_params(NETWORK.params)
-    params, stats = load_resnet(path, initial, NETWORK.stats)
-    jax.tree.map(np.testing.assert_array_equal, params["heads"], initial["heads"])
+    network = small(nnx.Rngs(0))
+    before, _, _ = split(network)
+    load_resnet(path, network)
+    params, stats, _ = split(network)
+    jax.tree.map(np.testing.assert_array_equal, params["heads"], before["heads"])
     encoder, moving = params["encoder"], stats["encoder"]
     block, norms = encoder["stage2_block1"], moving["stage2_block1"]
     kernel = TENSORS["layer2.0.conv2.weight"]
@@ -128,8 +125,9 @@ def test_numbers_go_where_they_belong(tmp_path):
 def test_convolution_is_torch(tmp_path):
     """The loaded stem computes the sum that PyTorch documents."""
     path = save(tmp_path / "weights", TENSORS)
-    params, _ = load_resnet(path, NETWORK.params, NETWORK.stats)
-    kernel = params["encoder"]["stem"]["conv"]["kernel"]
+    network = abstract(small)
+    load_resnet(path, network)
+    kernel = network.encoder.stem.conv.kernel[...]
     x = np.random.default_rng(1).random((7, 7, 3))
     expected = np.einsum("ijc,ocij->o", x, TENSORS["conv1.weight"])
     np.testing.assert_allclose(np.einsum("ijc,ijco->o", x, kernel), expected, rtol=1e-5)
@@ -140,11 +138,12 @@ def test_dtypes(tmp_path, dtype):
     """Whatever the file's, the leaves keep theirs."""
     tensors = tensors_of({n: v.shape for n, v in TENSORS.items() if v.ndim}, dtype)
     path = save(tmp_path / "weights", tensors)
-    loaded = load_resnet(path, NETWORK.params, NETWORK.stats)
-    encoders = [tree["encoder"] for tree in loaded]
-    assert {leaf.dtype for leaf in jax.tree.leaves(encoders)} == {np.dtype(np.float32)}
+    network = abstract(small)
+    load_resnet(path, network)
+    leaves = jax.tree.leaves(nnx.state(network.encoder))
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
     expected = tensors["bn1.weight"].astype(np.float32)
-    np.testing.assert_array_equal(encoders[0]["stem"]["norm"]["scale"], expected)
+    np.testing.assert_array_equal(network.encoder.stem.norm.scale[...], expected)
 
 
 def test_dilation_changes_no_shape(tmp_path):
@@ -153,9 +152,12 @@ def test_dilation_changes_no_shape(tmp_path):
         lambda rngs: PyramidResNet({"a": 1}, stages=(1, 2), width=2, rngs=rngs)
     )
     path = save(tmp_path / "weights", TENSORS)
-    params, stats = load_resnet(path, random_params(network.params), network.stats)
-    assert jax.tree.structure(params) == jax.tree.structure(network.params)
-    assert stats["heads"] == network.stats["heads"]
+    heads = nnx.as_pure(nnx.state(network.heads))
+    load_resnet(path, network)
+    assert nnx.as_pure(nnx.state(network.heads)) == heads
+    kernel = network.encoder.stage2_block2.layer2.conv.kernel[...]
+    expected = TENSORS["layer2.1.conv2.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel, expected)
 
 
 def without(name):
@@ -179,9 +181,13 @@ def without(name):
     ids=["missing", "surplus", "misshapen", "transposed"],
 )
 def test_wrong_tensors_are_named(tmp_path, tensors, words):
+    """And the network is as it was."""
     path = save(tmp_path / "weights", tensors)
+    network = abstract(small)
+    before = nnx.as_pure(nnx.state(network))
     with pytest.raises(ValueError, match=f"weights.*{words}"):
-        load_resnet(path, NETWORK.params, NETWORK.stats)
+        load_resnet(path, network)
+    assert nnx.as_pure(nnx.state(network)) == before
 
 
 def test_biased_convolutions_are_not_torchvision(tmp_path):
@@ -192,7 +198,7 @@ def test_biased_convolutions_are_not_torchvision(tmp_path):
     )
     path = save(tmp_path / "weights", TENSORS)
     with pytest.raises(ValueError, match=r"no tensor '.*conv\d.bias'"):
-        load_resnet(path, network.params, network.stats)
+        load_resnet(path, network)
 
 
 def entry(**changes):
@@ -234,9 +240,9 @@ def test_damage_is_named(tmp_path, data, words):
     path = tmp_path / "weights"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"weights.*{words}"):
-        load_resnet(path, NETWORK.params, NETWORK.stats)
+        load_resnet(path, abstract(small))
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
-        load_resnet(tmp_path / "absent", NETWORK.params, NETWORK.stats)
+        load_resnet(tmp_path / "absent", abstract(small))

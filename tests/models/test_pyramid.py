@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mtlopt.models import PyramidResNet, functional_with_stats
+from mtlopt.models import PyramidResNet
 from mtlopt.models.pyramid import PyramidHead, grid_means
 from tests.models.networks import (
     assert_finite_gradients,
@@ -15,16 +15,15 @@ from tests.models.networks import (
     normal,
     random_params,
     reference_layer,
+    split,
 )
 
 SMALL = {"stages": (), "width": 1}
-NETWORK = functional_with_stats(
+PARAMS, STATS, MERGE = split(
     nnx.eval_shape(lambda: PyramidResNet({"a": 2}, **SMALL, rngs=nnx.Rngs(0)))
 )
-PARAMS = random_params(NETWORK.params)
-STATS = jax.tree.map(
-    lambda leaf: jnp.abs(normal(leaf.shape, dtype=leaf.dtype)), NETWORK.stats
-)
+PARAMS = random_params(PARAMS)
+STATS = jax.tree.map(lambda leaf: jnp.abs(normal(leaf.shape, dtype=leaf.dtype)), STATS)
 X = normal((2, 8, 12, 3))
 
 
@@ -84,12 +83,10 @@ def test_grid_means(grid):
 def test_head():
     """Pooled, convolved, resized and joined by hand."""
     head = nnx.eval_shape(lambda: PyramidHead(3, 2, 4, rngs=nnx.Rngs(0)))
-    graphdef, state, stats = nnx.split(head, nnx.Param, nnx.BatchStat)
-    params = random_params(nnx.to_pure_dict(state))
+    params, stats, merge = split(head)
+    params = random_params(params)
     stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), stats)
-    run = compiled(
-        lambda x: nnx.merge(graphdef, nnx.State(params), stats, copy=True)(x)
-    )
+    run = compiled(lambda x: merge(params, stats)(x))
     x = normal((2, 6, 6, 3))
 
     def resized(pooled, grid):
@@ -117,11 +114,13 @@ def test_gradients_are_finite(dtype):
     z = normal((2, 3, 4, 1), dtype=dtype)
 
     def loss(params):
-        out, _ = NETWORK.heads["a"](params, STATS, z)
+        out = MERGE(params, STATS).heads["a"](z)
         assert out.dtype == dtype
         return jnp.mean(out**2)
 
     with jax.numpy_dtype_promotion("strict"):
         assert_finite_gradients(loss, PARAMS, dtype)
-        latent, _ = jax.eval_shape(NETWORK.encode, narrow, STATS, X.astype(dtype))
+        latent = jax.eval_shape(
+            lambda params, x: MERGE(params, STATS).encode(x), narrow, X.astype(dtype)
+        )
     assert latent.dtype == dtype

@@ -12,8 +12,6 @@ from mtlopt.models import (
     BatchNorm,
     ResNet,
     celeba_resnet18,
-    functional,
-    functional_with_stats,
     mammography_resnet50,
     pose_resnet34,
     resnet,
@@ -26,18 +24,15 @@ from tests.models.networks import (
     normal,
     random_params,
     reference_layer,
+    split,
+    stats_of,
 )
 
 TASKS = ("a", "b", "c")
-NETWORK = functional_with_stats(
-    ResNet(
-        (1,),
-        dict.fromkeys(TASKS, (2,)),
-        width=3,
-        small_images=True,
-        rngs=nnx.Rngs(0),
-    )
+MODEL = ResNet(
+    (1,), dict.fromkeys(TASKS, (2,)), width=3, small_images=True, rngs=nnx.Rngs(0)
 )
+PARAMS, STATS, MERGE = split(MODEL)
 X = 2 + normal((4, 6, 6, 3))
 
 
@@ -66,8 +61,7 @@ def test_small_images_change_only_the_stem():
 
 def test_forty_stacked_heads():
     """CelebA's heads are one head with a leading task axis; the encoder is the same."""
-    params, stats, _, functions = functional_with_stats(abstract(celeba_resnet18))
-    assert list(functions) == ["stacked"]
+    params, stats, _ = split(abstract(celeba_resnet18))
     shapes = jax.tree.map(lambda leaf: leaf.shape, params["heads"])
     assert shapes == {"stacked": {"dense1": {"kernel": (40, 512, 2), "bias": (40, 2)}}}
     sizes = [leaf.size for leaf in jax.tree.leaves(params["encoder"])]
@@ -141,7 +135,7 @@ def test_forward_equals_lax_conv(variant, bottleneck, stem, strides, epsilon):
             rngs=rngs,
         )
     )
-    params, stats, encode, _ = functional_with_stats(model)
+    params, stats, merge = split(model)
     params = random_params(params)["encoder"]
     stats = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), stats)
     assert ("bias" in params["stem"]["conv"]) == (variant == "keras")
@@ -156,7 +150,7 @@ def test_forward_equals_lax_conv(variant, bottleneck, stem, strides, epsilon):
 
     def ours(params):
         heads = {"heads": {"a": {"dense1": {"kernel": 0.0, "bias": 0.0}}}}
-        return encode({"encoder": params, **heads}, stats, x)[0]
+        return merge({"encoder": params, **heads}, stats).encode(x)
 
     def value_and_grads(function):
         def both(params):
@@ -246,37 +240,35 @@ class TestBatchNorm:
             BatchNorm(3, **settings)
 
 
-def oracle_of(network):
-    _, _, encode, heads = network
-
-    def loss(task):
-        def one_loss(params, z, x, stats):
-            return jnp.mean(heads[task](params, z) ** 2), None
-
-        return one_loss
-
-    return mtlopt.task_grad(
-        {task: loss(task) for task in TASKS},
-        {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}},
-        encode=lambda params, x, stats: encode(params, stats, x),
-        has_aux=True,
-    )
-
-
 def test_statistics_move_once_a_step():
     """Three tasks move them as one forward pass does, and by the batch's own."""
-    params, stats, encode, _ = NETWORK
-    oracle = oracle_of(NETWORK)
+
+    def loss(task):
+        return lambda model, z, x: jnp.mean(model.heads[task](z) ** 2)
+
+    oracle = mtlopt.nnx.task_grad(
+        {task: loss(task) for task in TASKS},
+        {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}},
+        encode=lambda model, x: model.encode(x),
+    )
+    params, state, oracle, _ = oracle.pure(MODEL)
 
     @compiled
-    def step(params, stats):
-        grads = oracle(params, X, stats)
-        return grads.aux.encode, grads.combine(jnp.ones(3))
+    def step(params, state):
+        grads = oracle(params, X, state)
+        return grads.state, grads.combine(jnp.ones(3))
 
-    new, grad = step(params, stats)
-    once = compiled(lambda p, s: encode(p, s, X)[1])(params, stats)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), new, once)
-    kernel = params["encoder"]["stem"]["conv"]["kernel"]
+    @compiled
+    def once(stats):
+        model = MERGE(PARAMS, stats)
+        model.encode(X)
+        return stats_of(model)
+
+    new, grad = step(params, state)
+    expected = once(STATS)
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    kernel = PARAMS["encoder"]["stem"]["conv"]["kernel"]
     out = lax.conv_general_dilated(
         X, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -290,35 +282,34 @@ def test_statistics_move_once_a_step():
 
 def test_evaluation_mode():
     """Images do not influence each other, and statistics stay."""
-    params, stats, encode, _ = NETWORK
-    run = compiled(lambda p, s, x: encode(p, s, x, train=False))
-    z, kept = run(params, stats, X)
-    jax.tree.map(np.testing.assert_array_equal, kept, stats)
-    changed, _ = run(params, stats, X.at[1:].set(0))
+
+    @compiled
+    def evaluate(x):
+        model = MERGE(PARAMS, STATS)
+        model.eval()
+        return model.encode(x), stats_of(model)
+
+    z, kept = evaluate(X)
+    jax.tree.map(np.testing.assert_array_equal, kept, STATS)
+    changed, _ = evaluate(X.at[1:].set(0))
     np.testing.assert_allclose(changed[0], z[0], rtol=1e-5)
-    trained, _ = compiled(encode)(params, stats, X)
+    trained = compiled(lambda x: MERGE(PARAMS, STATS).encode(x))(X)
     assert np.abs(trained[0] - z[0]).max() > 1e-2
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite(dtype):
     """And the latent has the parameters' dtype, the statistics float32."""
-    params, stats, encode, heads = NETWORK
 
     def loss(params):
-        z, new = encode(params, stats, X.astype(dtype))
+        model = MERGE(params, STATS)
+        z = model.encode(X.astype(dtype))
         assert z.dtype == dtype
-        assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype(jnp.float32)}
-        return sum(jnp.sum(head(params, z) ** 2) for head in heads.values())
+        new = jax.tree.leaves(stats_of(model))
+        assert {leaf.dtype for leaf in new} == {jnp.dtype(jnp.float32)}
+        return sum(jnp.sum(head(z) ** 2) for head in model.heads.values())
 
-    assert_finite_gradients(loss, params, dtype)
-
-
-def test_statistics_are_refused_where_they_would_be_lost():
-    """They need `functional_with_stats`."""
-    model = ResNet((), {"a": (1,)}, width=2, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="exhaustive"):
-        functional(model)
+    assert_finite_gradients(loss, PARAMS, dtype)
 
 
 @pytest.mark.parametrize(

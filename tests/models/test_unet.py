@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mtlopt.models import UNet, functional_with_stats
+from mtlopt.models import UNet
 from tests.models.networks import (
     assert_finite_gradients,
     compiled,
@@ -14,14 +14,15 @@ from tests.models.networks import (
     normal,
     random_params,
     reference_layer,
+    split,
 )
 
 HEADS = {"a": 2, "b": 1}
-NETWORK = functional_with_stats(
+PARAMS, STATS, MERGE = split(
     nnx.eval_shape(lambda: UNet(HEADS, width=2, depth=1, rngs=nnx.Rngs(0)))
 )
-PARAMS = random_params(NETWORK.params)
-STATS = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), NETWORK.stats)
+PARAMS = random_params(PARAMS)
+STATS = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), STATS)
 X = normal((2, 5, 6, 3))  # an odd number of rows
 
 
@@ -71,11 +72,12 @@ def test_forward():
         top = double(x, "down0")
         return up(double(reference_pool(top), "down1"), top, "up1")
 
-    z, _ = compiled(NETWORK.encode)(PARAMS, STATS, X)
+    z = compiled(lambda x: MERGE(PARAMS, STATS).encode(x))(X)
     np.testing.assert_allclose(z, reference(X), rtol=1e-3, atol=1e-4)
     head = PARAMS["heads"]["a"]
     out = z @ head["kernel"][0, 0] + head["bias"]
-    np.testing.assert_allclose(NETWORK.heads["a"](PARAMS, z), out, rtol=1e-5, atol=1e-6)
+    ours = MERGE(PARAMS, STATS).heads["a"](z)
+    np.testing.assert_allclose(ours, out, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -83,9 +85,10 @@ def test_gradients_are_finite(dtype):
     """And nothing is promoted on the way."""
 
     def loss(params):
-        z, _ = NETWORK.encode(params, STATS, X.astype(dtype))
+        model = MERGE(params, STATS)
+        z = model.encode(X.astype(dtype))
         assert z.dtype == dtype
-        return sum(jnp.mean(head(params, z) ** 2) for head in NETWORK.heads.values())
+        return sum(jnp.mean(head(z) ** 2) for head in model.heads.values())
 
     with jax.numpy_dtype_promotion("strict"):
         assert_finite_gradients(loss, PARAMS, dtype)

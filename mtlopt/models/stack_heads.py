@@ -1,0 +1,62 @@
+"""Stacking of a network's like heads, for many tasks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def stack_heads(model: Any, name: str = "stacked") -> Any:
+    """Returns a network whose like heads are stacked along a leading task axis.
+
+    The form for many tasks: `mtlopt.stacked` runs one program instead of a copy of it
+    for each head. The stacked head is one head whose leaves are `[tasks, ...]`, in the
+    order of `model.heads`. `mtlopt.stacked` calls it with the leaves of one task, and
+    so does `nnx.vmap`.
+
+    Args:
+        model: A network whose heads are modules of the same layers and sizes.
+        name: The stacked head's name.
+
+    Returns:
+        A copy of the network with one head.
+
+    Raises:
+        ValueError: If the heads differ in layers or sizes.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import mtlopt
+        >>> from mtlopt.models import MultiTaskMLP
+        >>> model = MultiTaskMLP(2, (8,), {"a": (1,), "b": (1,)}, rngs=nnx.Rngs(0))
+        >>> model = stack_heads(model)
+        >>> model.heads["stacked"].dense1.kernel.shape
+        (2, 8, 1)
+        >>> def loss(model, z, task, x, targets):
+        ...     error = model.heads["stacked"](z)[:, 0] - targets[:, task]
+        ...     return jnp.mean(error**2)
+        >>> oracle = mtlopt.nnx.task_grad(
+        ...     mtlopt.stacked(loss, 2),
+        ...     {"encoder": "shared", "heads": "stacked"},
+        ...     encode=lambda model, x, targets: model.encode(x),
+        ... )
+        >>> oracle(model, jnp.ones([4, 2]), jnp.zeros([4, 2])).losses.shape
+        (2,)
+        >>> x = jnp.ones([4, 2])
+        >>> run = nnx.vmap(lambda head, z: head(z), in_axes=(0, None))
+        >>> run(model.heads["stacked"], model.encode(x)).shape
+        (2, 4, 1)
+    """
+    graphdefs, states = zip(*map(nnx.split, model.heads.values()), strict=True)
+    shapes = [jax.tree.map(jnp.shape, state) for state in states]
+    if any(graphdef != graphdefs[0] for graphdef in graphdefs) or any(
+        shape != shapes[0] for shape in shapes
+    ):
+        raise ValueError(
+            "`model` must have heads of the same layers and sizes to stack."
+        )
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    model = nnx.clone(model)
+    model.heads = nnx.Dict({name: nnx.merge(graphdefs[0], stacked)})
+    return model
