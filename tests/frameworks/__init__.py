@@ -1,0 +1,1 @@
+"""One program in six frameworks: an encoder, three heads, labels that are missing."""
