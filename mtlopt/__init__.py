@@ -26,12 +26,11 @@ deletes all that nobody reads.
 ...     encode=lambda params, x: jnp.tanh(x @ params["trunk"]),
 ... )
 >>> tx = optax.chain(mtlopt.aligned_mtl(2), optax.adam(1e-2))
->>> @jax.jit
-... def step(params, opt_state, x):
-...     grads = oracle(params, x)
-...     updates, opt_state = tx.update(grads, opt_state, params)
-...     return optax.apply_updates(params, updates), opt_state, grads.losses
->>> params, opt_state, losses = step(params, tx.init(params), jnp.ones((4, 3)))
+>>> step = jax.jit(mtlopt.train_step(oracle, tx))
+>>> run = mtlopt.Run(params, tx.init(params))
+>>> run, output = step(run, jnp.ones((4, 3)))
+>>> sorted(oracle.named(output.losses))
+['left', 'right']
 """
 
 import importlib

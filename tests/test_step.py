@@ -462,3 +462,28 @@ def test_turns_of_stacked_heads_move_their_entry(float64):
             params, state = turn(task, params, state, x)
         assert_close(run.params, params, 1e-12)
         assert_close(run.state, state, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adam(0.1),
+        optax.clip_by_global_norm(1.0),
+        optax.chain(optax.clip_by_global_norm(1.0), mtlopt.mgda(2)),
+        optax.chain(mtlopt.weight_by_dwa(2), optax.sgd(0.1)),
+        mtlopt.weight_by_dwa(2),
+    ],
+    ids=["adam", "clip", "clip before", "weighting before sgd", "weighting"],
+)
+def test_a_chain_without_an_aggregator_in_its_place(optimizer):
+    """Op by op and under `jit`, whatever the first transform would have done."""
+    oracle = mtlopt.task_grad(
+        {task: lambda p, z, x, task=task: z @ p[task] for task in TASKS},
+        LABELS,
+        encode=lambda p, x: x @ p["trunk"],
+    )
+    step, params = mtlopt.train_step(oracle, optimizer), make_params()
+    run = mtlopt.Run(params, optimizer.init(params))
+    for make in (lambda step: step, jax.jit):
+        with pytest.raises(TypeError, match="`optimizer` must have an aggregator"):
+            make(step)(run, X[0, 0])
