@@ -239,7 +239,8 @@ def block_step(
     def step(
         run: Run, *args: Any, present: Any = None, **extra_args: Any
     ) -> tuple[Run, StepOutput]:
-        params, args = run.params, with_state(oracle, args, run)
+        args = with_state(oracle, args, run)
+        params = run.params
         state = only_state(run.opt_state, AlternateBlocksState, "alternate_blocks")
 
         def gradient(block: Block) -> Callable[[], Grad]:
