@@ -174,7 +174,7 @@ def _turns_optimizer(
 
 
 def _in_turns(problem: Problem, num_groups: int, individual: bool) -> Method:
-    """IUS, or IO, of tasks or of groups of them."""
+    """IUS, or IO, of tasks or of groups; every turn moves the encoder's statistics."""
     num_tasks = problem.oracle.num_tasks
     grouped = num_groups < num_tasks
 
