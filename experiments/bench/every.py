@@ -25,7 +25,14 @@ import optax
 import mtlopt
 from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
 from experiments.bench.steps import Block, compiled, take_turns
-from experiments.bench.workloads import WORKLOADS, Workload, plain_step, transform_step
+from experiments.bench.workloads import (
+    REUSED_STEPS,
+    WORKLOADS,
+    Workload,
+    method_step,
+    plain_step,
+    reused_step,
+)
 from experiments.cli import positive
 from experiments.multimnist import (
     LABELS,
@@ -45,7 +52,6 @@ from experiments.training import (
 
 METHODS = ("nash_mtl", "mgda", "aligned_mtl")
 PERIODS = (1, 10, 100)
-COSTLY = 10  # the period that is timed
 TIMED = ("lenet", "wide_mlp")
 
 
@@ -93,7 +99,7 @@ class Cost:
     @property
     def goal(self) -> float:
         """The mean if nine of ten steps cost no more than plain ones."""
-        return (COSTLY - 1 + self.step) / COSTLY
+        return (REUSED_STEPS - 1 + self.step) / REUSED_STEPS
 
     def cells(self) -> list[str]:
         """The line of the table."""
@@ -132,14 +138,13 @@ def train(problem: Problem, settings: Settings, method: str, period: int) -> Tra
 
 def measure(workload: Workload, method: str, rounds: int) -> Cost:
     """Times a plain step, the method's and that with weights that are reused."""
-    transform = mtlopt.METHODS[method].make(workload.oracle.num_tasks)
     steps = {
         "plain": plain_step(workload),
-        "step": transform_step(workload, transform),
-        "reused": transform_step(workload, mtlopt.every(COSTLY, transform)),
+        "step": method_step(workload, method),
+        "reused": reused_step(workload, method),
     }
     blocks = {
-        name: Block(compiled(workload, *step), workload, multiple_of=COSTLY)
+        name: Block(compiled(workload, *step), workload, multiple_of=REUSED_STEPS)
         for name, step in steps.items()
     }
     times = take_turns(blocks, rounds)
@@ -187,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in TIMED if args.rounds else ():
         workload = WORKLOADS[name]()
         own = [measure(workload, method, args.rounds) for method in METHODS]
-        header = ["method", "step", f"every({COSTLY}, …)", "goal", "of goal"]
+        header = ["method", "step", f"every({REUSED_STEPS}, …)", "goal", "of goal"]
         print(f"\n### {workload.name}: multiples of the plain step\n")
         print(markdown_table(header, [each.cells() for each in own]), flush=True)
         costs += own

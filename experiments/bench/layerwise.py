@@ -6,11 +6,16 @@ An MLP of 128 inputs and four layers of 512, with Adam or `--bare` without. Step
 core and one thread take turns, CPU time, minimum over the rounds. `--correlated` is a
 batch whose tasks have heads and labels that are nearly the same, so that cosines are
 about 0.999 and methods look at the rows again.
+
+With `--torch-python`, steps of TorchJD take part in the turns, with each of `SETTINGS`,
+and a second table has milliseconds of the layerwise step beside its fastest setting.
+`--memory keep` calls `mtlopt.keep_memory` in both processes.
 """
 
 import dataclasses
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +24,16 @@ import numpy as np
 import optax
 
 import mtlopt
-from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
+from experiments.bench.machine import (
+    MEMORY,
+    choose_memory,
+    pin_to_one_thread,
+    timing_parser,
+    write_record,
+)
+from experiments.bench.other_process import start_torch
+from experiments.bench.steps import TORCHJD
+from experiments.bench.torch_steps import SETTINGS
 from experiments.bench.workloads import (
     Step,
     Workload,
@@ -35,7 +49,10 @@ METHODS = ("aligned_mtl", "upgrad", "mgda")
 
 @dataclasses.dataclass
 class Result:
-    """One line of the table; times in seconds, memory in bytes."""
+    """One line of a table; times in seconds, memory in bytes.
+
+    `torchjd` has the time, or what was raised, by setting.
+    """
 
     heads: str
     num_tasks: int
@@ -47,6 +64,7 @@ class Result:
     layerwise: float
     rows_bytes: int
     layerwise_bytes: int
+    torchjd: dict[str, float | str] = dataclasses.field(default_factory=dict)
 
     def cells(self) -> list[str]:
         """Returns the line's cells."""
@@ -67,6 +85,19 @@ class Result:
             share,
             f"{self.rows_bytes / 2**20:.1f}",
             f"{self.layerwise_bytes / 2**20:.1f}",
+        ]
+
+    def torchjd_cells(self) -> list[str]:
+        """Returns the line beside TorchJD."""
+        times = [each for each in self.torchjd.values() if isinstance(each, float)]
+        return [
+            *(str(self.num_tasks), str(self.batch_size), self.method),
+            f"{1e3 * self.layerwise:.1f}",
+            *(
+                each if isinstance(each, str) else f"{1e3 * each:.1f}"
+                for each in self.torchjd.values()
+            ),
+            f"{self.layerwise / min(times):.3f}" if times else "",
         ]
 
 
@@ -144,15 +175,59 @@ class Program:
         return self._best
 
 
-def measure(workload: Workload, name: str, rounds: int, **about: Any) -> Result:
-    """Measures a method both ways beside the plain step."""
+class TorchProgram:
+    """TorchJD's step in the other process, with one of `SETTINGS`."""
+
+    def __init__(
+        self, process: Callable[[str], str], method: str, setting: str, bare: bool
+    ) -> None:
+        request = {"aggregator": TORCHJD[method], "setting": setting, "bare": bare}
+        self._process, self._question = process, json.dumps({**request, "steps": 1})
+        self.best: float | str = float("inf")
+
+    def turn(self) -> None:
+        """Makes a step, unless one has raised."""
+        if isinstance(self.best, str):
+            return
+        answer = json.loads(self._process(self._question))
+        seconds = answer.get("cpu_seconds", float("inf"))
+        self.best = answer.get("error") or min(self.best, seconds)
+
+
+def measure(
+    workload: Workload,
+    name: str,
+    rounds: int,
+    process: Callable[[str], str] | None = None,
+    bare: bool = False,
+    **about: Any,
+) -> Result:
+    """Measures a method both ways beside the plain step.
+
+    Args:
+        workload: What to step on.
+        name: Of the method.
+        rounds: Of which the fastest counts.
+        process: `torch_steps` with the same network, or None.
+        bare: Whether TorchJD makes no update.
+        **about: What else the result says.
+    """
     plain = Program(workload, plain_step(workload))
     ways = [
         Program(workload, method_step(with_options(workload, layerwise=way), name))
         for way in (False, True)
     ]
     programs = [plain, *ways]
-    times = [[program.turn() for program in programs] for _ in range(rounds)]
+    theirs = {}
+    if process is not None:
+        theirs = {
+            setting: TorchProgram(process, name, setting, bare) for setting in SETTINGS
+        }
+    times = []
+    for _ in range(rounds):
+        times.append([program.turn() for program in programs])
+        for program in theirs.values():
+            program.turn()
     best = np.min(times, axis=0)
     return Result(
         method=name,
@@ -161,6 +236,7 @@ def measure(workload: Workload, name: str, rounds: int, **about: Any) -> Result:
         layerwise=float(best[2]),
         rows_bytes=ways[0].temporary,
         layerwise_bytes=ways[1].temporary,
+        torchjd={setting: program.best for setting, program in theirs.items()},
         **about,
     )
 
@@ -174,8 +250,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--separate", action="store_true")
     parser.add_argument("--bare", action="store_true", help="gradients alone")
     parser.add_argument("--correlated", action="store_true")
+    parser.add_argument("--memory", choices=MEMORY, default="default")
     options = parser.parse_args(argv)
+    if options.torch_python and options.correlated:
+        parser.error("--torch-python has no --correlated batch")
     pin_to_one_thread(options.core)
+    choose_memory(options.memory)
     results = []
     for num_tasks in options.tasks:
         for batch_size in options.batch:
@@ -187,11 +267,19 @@ def main(argv: Sequence[str] | None = None) -> None:
                 workload = correlated(workload)
             if options.separate:
                 workload = separate(workload)
+            process = None
+            if options.torch_python:
+                size = batch_size, num_tasks
+                process = start_torch(
+                    options.torch_python, "wide_mlp", size, options.memory
+                )
             for name in options.methods:
                 result = measure(
                     workload,
                     name,
                     options.rounds,
+                    process,
+                    options.bare,
                     heads="separate" if options.separate else "stacked",
                     num_tasks=num_tasks,
                     batch_size=batch_size,
@@ -199,8 +287,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
                 results.append(result)
                 print("\t".join(result.cells()), flush=True)
+            if process is not None:
+                process.close()
     header = "heads tasks batch data method plain_ms rows layerwise share rows_MiB MiB"
     print(markdown_table(header.split(), [result.cells() for result in results]))
+    if options.torch_python:
+        header = ["tasks", "batch", "method", "ms", *SETTINGS, "of the fastest"]
+        lines = [result.torchjd_cells() for result in results]
+        print("\n" + markdown_table(header, lines))
     write_record(options.out, results)
 
 

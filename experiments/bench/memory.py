@@ -101,8 +101,9 @@ class Block(NamedTuple):
 
 def make_block(process: OtherProcess, step: str, num_steps: int) -> Block:
     """Asks for so many steps, and returns the cost of one."""
-    # The first is read by `jax_steps`, the next two by `torch_steps`.
-    request = {"step": step, "aggregator": None, "chunk": None, "steps": num_steps}
+    # The first is read by `jax_steps`, the others by `torch_steps`.
+    plain = {"aggregator": None, "setting": "default", "bare": False}
+    request = {"step": step, **plain, "steps": num_steps}
     before = process.usage()
     seconds = json.loads(process(json.dumps(request)))["seconds"]
     after = process.usage()

@@ -77,3 +77,20 @@ class OtherProcess:
     def close(self) -> None:
         """Ends the process."""
         self._process.communicate()
+
+
+def start_torch(
+    python: str, name: str, size: tuple[int, int], memory: str, num_threads: int = 1
+) -> OtherProcess:
+    """Starts `torch_steps`.
+
+    Args:
+        python: A Python interpreter that has PyTorch.
+        name: Of its network.
+        size: Number of samples, and of tasks.
+        memory: One of `machine.MEMORY`.
+        num_threads: Of PyTorch.
+    """
+    script = Path(__file__).with_name("torch_steps.py")
+    numbers = size[1], size[0], num_threads
+    return OtherProcess(python, str(script), name, *map(str, numbers), memory)

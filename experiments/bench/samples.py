@@ -1,18 +1,24 @@
 """One task per sample: what a step costs at T = 2 to 256.
 
-    python -m experiments.bench.samples [--rounds 15] [--out FILE]
+    python -m experiments.bench.samples [--rounds 15] [--torch-python PATH] [--out FILE]
 
 An MLP 128-512x4 with a linear head for each task, whose samples are dealt to the tasks
 in equal numbers, in float32 on one core: CPU time, the least of several rounds in which
 all steps take turns. `plain` is the gradient of the summed losses by `jax.grad`.
 `gramian` makes the Gramian, task weights from a formula, the combination and the heads'
-gradients. The methods include their solvers. `operations` are XLA's, of `gramian` over
+gradients. The methods include their solvers, whose own time, from the Gramian of this
+problem to its weights, is in brackets. `operations` are XLA's, of `gramian` over
 plain; XLA does not count the turns of a loop, so where weight gradients are summed by
 task in one they are too few. `MiB` are temporaries.
+
+With `--torch-python`, a second table has TorchJD's autogram with the same formula, in
+the same turns: its engine on the vector of task losses, and on those of the samples one
+by one.
 """
 
 import dataclasses
 import itertools
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,12 +29,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import mtlopt
+from experiments.bench.aggregators import PAIRS
 from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
+from experiments.bench.other_process import start_torch
 from experiments.report import markdown_table
 
 INPUTS, WIDTH, LAYERS = 128, 512, 4
 SIZES = ((256, 2), (256, 8), (256, 32), (256, 256), (512, 64))
 METHODS = ("mgda", "upgrad", "aligned_mtl")
+# Of `torch_steps`: aggregator and setting.
+TORCH = {
+    "PyTorch plain": (None, "default"),
+    "autogram": ("formula_weights", "autogram"),
+    "autogram of samples": ("formula_weights", "autogram of samples"),
+}
+AUTOGRAM = ("autogram", "autogram of samples")
 LABELS = {"encoder": "shared", "heads": "stacked"}
 
 
@@ -39,18 +54,18 @@ class Cost:
     Attributes:
         batch_size: Number of samples.
         num_tasks: Number of tasks.
-        step: "plain", "gramian" or the name of a method.
+        step: "plain", "gramian", the name of a method or of its solver, or in `TORCH`.
         milliseconds: The least CPU time.
-        operations: XLA's count.
-        temporaries: In MiB.
+        operations: XLA's count; 0 for solvers and PyTorch.
+        temporaries: In MiB; likewise.
     """
 
     batch_size: int
     num_tasks: int
     step: str
     milliseconds: float
-    operations: float
-    temporaries: float
+    operations: float = 0.0
+    temporaries: float = 0.0
 
 
 def make_problem(batch_size: int, num_tasks: int) -> tuple[Any, Any, Any]:
@@ -98,6 +113,12 @@ def encode(params: Any, sample: Any) -> jax.Array:
     return z
 
 
+def formula_weights(gramian: jax.Array) -> jax.Array:
+    """Task weights that depend on all of the Gramian and take no time."""
+    shares = gramian.sum(axis=1) / jnp.abs(gramian).sum()
+    return jnp.diagonal(gramian) / jnp.trace(gramian) + shares / 2
+
+
 def make_steps(oracle: Any, params: Any) -> dict[str, Callable[..., Any]]:
     """Returns the steps by name, functions of parameters and batch."""
     num_tasks = oracle.num_tasks
@@ -110,10 +131,7 @@ def make_steps(oracle: Any, params: Any) -> dict[str, Callable[..., Any]]:
     def gramian(params: Any, batch: Any) -> Any:
         grads = oracle(params, batch)
         rows = grads.rows()
-        products = rows.gramian()
-        shares = products.sum(axis=1) / jnp.abs(products).sum()
-        weights = jnp.diagonal(products) / jnp.trace(products) + shares / 2
-        return grads.updates(rows.combine(weights))
+        return grads.updates(rows.combine(formula_weights(rows.gramian())))
 
     def with_method(name: str) -> Callable[..., Any]:
         method = mtlopt.METHODS[name].make(num_tasks, labels=LABELS)
@@ -129,30 +147,70 @@ def make_steps(oracle: Any, params: Any) -> dict[str, Callable[..., Any]]:
     }
 
 
-def measure(batch_size: int, num_tasks: int, rounds: int) -> list[Cost]:
-    """Compiles and times all steps at one size."""
+def measure(
+    batch_size: int,
+    num_tasks: int,
+    rounds: int,
+    process: Callable[[str], str] | None = None,
+) -> list[Cost]:
+    """Compiles and times all steps at one size.
+
+    Args:
+        batch_size: Number of samples.
+        num_tasks: Number of tasks.
+        rounds: Of which the fastest counts.
+        process: `torch_steps` with the same sizes, or None.
+    """
     oracle, params, batch = make_problem(batch_size, num_tasks)
     programs = {
         name: jax.jit(step).lower(params, batch).compile()
         for name, step in make_steps(oracle, params).items()
     }
-    seconds = dict.fromkeys(programs, float("inf"))
+    turns = {name: _timed(program, params, batch) for name, program in programs.items()}
+    make_gramian = jax.jit(lambda *args: oracle(*args).rows().gramian())
+    gramian = make_gramian(params, batch)
+    for name in METHODS:
+        turns[_solver(name)] = _timed(jax.jit(PAIRS[name].ours), gramian, ())
+    if process is not None:
+        for name, request in TORCH.items():
+            turns[name] = _torch_timed(process, *request)
+    seconds = dict.fromkeys(turns, float("inf"))
     for _ in range(rounds + 1):  # the first also warms up
-        for name, program in programs.items():
-            start = time.process_time()
-            jax.block_until_ready(program(params, batch))
-            seconds[name] = min(seconds[name], time.process_time() - start)
+        for name, turn in turns.items():
+            seconds[name] = min(seconds[name], turn())
     print(f"{batch_size}, {num_tasks} ", end="", file=sys.stderr, flush=True)
+    counts = {name: _counts(program) for name, program in programs.items()}
     return [
-        Cost(
-            batch_size,
-            num_tasks,
-            name,
-            1e3 * seconds[name],
-            *_counts(program),
-        )
-        for name, program in programs.items()
+        Cost(batch_size, num_tasks, name, 1e3 * each, *counts.get(name, ()))
+        for name, each in seconds.items()
     ]
+
+
+def _solver(method: str) -> str:
+    return f"solver of {method}"
+
+
+def _timed(program: Callable[..., Any], *args: Any) -> Callable[[], float]:
+    """Returns a function that makes a step, and returns its seconds."""
+
+    def turn() -> float:
+        start = time.process_time()
+        jax.block_until_ready(program(*args))
+        return time.process_time() - start
+
+    return turn
+
+
+def _torch_timed(
+    process: Callable[[str], str], aggregator: str | None, setting: str
+) -> Callable[[], float]:
+    """The same in the PyTorch process."""
+    request = {"aggregator": aggregator, "setting": setting, "bare": True, "steps": 1}
+
+    def turn() -> float:
+        return json.loads(process(json.dumps(request)))["cpu_seconds"]
+
+    return turn
 
 
 def _counts(program: Any) -> tuple[float, float]:
@@ -161,26 +219,31 @@ def _counts(program: Any) -> tuple[float, float]:
     return program.cost_analysis()["flops"], temporaries / 2**20
 
 
+def by_size(costs: Sequence[Cost]) -> dict[tuple[int, int], dict[str, Cost]]:
+    """Returns the costs by size and step."""
+    found: dict[tuple[int, int], dict[str, Cost]] = {}
+    for cost in costs:
+        found.setdefault((cost.batch_size, cost.num_tasks), {})[cost.step] = cost
+    return found
+
+
 def table(costs: Sequence[Cost]) -> str:
     """Returns a Markdown table, a row for each size."""
     header = ["batch", "tasks", "plain, ms", "gramian", *METHODS, "operations", "MiB"]
     rows = []
-    for size in dict.fromkeys((cost.batch_size, cost.num_tasks) for cost in costs):
-        found = {
-            cost.step: cost
-            for cost in costs
-            if (cost.batch_size, cost.num_tasks) == size
-        }
+    for size, found in by_size(costs).items():
         plain, gramian = found["plain"], found["gramian"]
-        times = [
-            f"{found[name].milliseconds / plain.milliseconds:.2f}"
-            for name in ("gramian", *METHODS)
-        ]
+
+        def of_plain(name: str, found: dict[str, Cost] = found) -> str:
+            ratio = found[name].milliseconds / found["plain"].milliseconds
+            return f"{ratio:.2f}"
+
         rows.append(
             [
                 *map(str, size),
                 f"{plain.milliseconds:.1f}",
-                *times,
+                of_plain("gramian"),
+                *(f"{of_plain(name)} ({of_plain(_solver(name))})" for name in METHODS),
                 f"{gramian.operations / plain.operations:.2f}",
                 f"{gramian.temporaries:.0f} (plain {plain.temporaries:.0f})",
             ]
@@ -188,13 +251,38 @@ def table(costs: Sequence[Cost]) -> str:
     return markdown_table(header, rows)
 
 
+def torch_table(costs: Sequence[Cost]) -> str:
+    """Returns a table of milliseconds, with TorchJD's fastest way over ours."""
+    names = ("plain", "gramian", *TORCH)
+    rows = []
+    for size, found in by_size(costs).items():
+        best = min(found[name].milliseconds for name in AUTOGRAM)
+        rows.append(
+            [
+                *map(str, size),
+                *(f"{found[name].milliseconds:.1f}" for name in names),
+                f"{best / found['gramian'].milliseconds:.1f}",
+            ]
+        )
+    return markdown_table(["batch", "tasks", *names, "times"], rows)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = timing_parser(__doc__ or "", rounds=15)
     args = parser.parse_args(argv)
     pin_to_one_thread(args.core)
-    costs = [cost for size in SIZES for cost in measure(*size, args.rounds)]
+    costs = []
+    for size in SIZES:
+        process = None
+        if args.torch_python:
+            process = start_torch(args.torch_python, "samples", size, "default")
+        costs += measure(*size, args.rounds, process)
+        if process is not None:
+            process.close()
     print("\n" + table(costs))
+    if args.torch_python:
+        print("\n" + torch_table(costs))
     write_record(args.out, costs)
 
 

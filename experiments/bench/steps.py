@@ -4,10 +4,14 @@
 
 A step of every method is compiled and counted by XLA, and then timed on one core and
 one thread: short blocks of our plain step on the summed loss, of the method's and, with
-`--torch-python`, of PyTorch's plain step and of TorchJD's with two settings take turns.
-A ratio is the median over the rounds of neighbouring blocks' ratio, so that drift of
-the machine cancels. `--rounds 0` only counts; `--platform gpu` uses a whole GPU;
-`--memory keep` calls `mtlopt.keep_memory` in both processes.
+`--torch-python`, of PyTorch's plain step and of TorchJD's with each of `SETTINGS` take
+turns. On a CPU it is processor time, which other work disturbs the least. A ratio is
+the median over the rounds of neighbouring blocks' ratio, so that drift of the machine
+cancels. `--rounds 0` only counts; `--platform gpu` uses a whole
+GPU; `--memory keep` calls `mtlopt.keep_memory` in both processes.
+
+`product` is the product of the Gramian with a vector and makes no update;
+`every_10_nash_mtl` computes weights on each tenth step, and its time is the mean.
 
 Operations and memory are multiples of the plain step's, of the program with unrolled
 pullbacks: XLA counts the body of a loop over tasks once. For methods on the gradients
@@ -20,7 +24,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,8 +37,10 @@ from experiments.bench.machine import (
     timing_parser,
     write_record,
 )
-from experiments.bench.other_process import OtherProcess
+from experiments.bench.other_process import OtherProcess, start_torch
+from experiments.bench.torch_steps import SETTINGS
 from experiments.bench.workloads import (
+    REUSED_STEPS,
     UNROLLED_TASKS,
     WORKLOADS,
     Step,
@@ -43,13 +48,24 @@ from experiments.bench.workloads import (
     floor_step,
     method_step,
     plain_step,
+    product_step,
+    reused_step,
     with_options,
 )
 from experiments.cli import choose_names
 from experiments.report import markdown_table
 
-PLAIN, FLOOR = "plain", "Jacobian floor"
+PLAIN, FLOOR, PRODUCT = "plain", "Jacobian floor", "product"
+REUSED = f"every_{REUSED_STEPS}_nash_mtl"
 BLOCK_SECONDS = 0.2
+
+# Steps that are no method of the library; all but the first two can be asked for.
+OTHER_STEPS: dict[str, Callable[[Workload], tuple[Step, Any]]] = {
+    PLAIN: plain_step,
+    FLOOR: floor_step,
+    PRODUCT: product_step,
+    REUSED: lambda workload: reused_step(workload, "nash_mtl"),
+}
 
 # TorchJD's aggregator for ours; a latent method beside the one on parameters.
 TORCHJD = {
@@ -74,7 +90,6 @@ TORCHJD = {
     "aligned_mtl": "AlignedMTL()",
     "aligned_mtl_ub": "AlignedMTL()",
 }
-CHUNKS = {"default": None, "chunk 1": 1}
 
 
 HEADER = (
@@ -85,7 +100,7 @@ HEADER = (
     "memory",
     "compile s",
     "of PyTorch plain",
-    *(f"of TorchJD, {setting}" for setting in CHUNKS),
+    *(f"of TorchJD, {setting}" for setting in SETTINGS),
 )
 
 
@@ -95,7 +110,7 @@ class Result:
 
     Attributes:
         workload: Name of the workload.
-        step: Name of the method.
+        step: Name of the method, or in `OTHER_STEPS`.
         milliseconds: Median time of a step.
         plain: Time as a multiple of our plain step's.
         operations: XLA's count, as a multiple of our plain step's; not of a loop over
@@ -126,7 +141,7 @@ class Result:
             "" if value is None else f"{value:.3f}"
             for value in (self.plain, self.operations, self.memory)
         ]
-        rivals = (self.torch, *(self.torchjd.get(setting) for setting in CHUNKS))
+        rivals = (self.torch, *(self.torchjd.get(setting) for setting in SETTINGS))
         return [
             *(self.step, milliseconds, *ratios, compilation),
             *(
@@ -169,9 +184,17 @@ class Block:
         program: The compiled step.
         workload: What it is a step on.
         multiple_of: A divisor of the number of steps.
+        clock: What times them.
     """
 
-    def __init__(self, program: Program, workload: Workload, multiple_of: int = 1):
+    def __init__(
+        self,
+        program: Program,
+        workload: Workload,
+        multiple_of: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._clock = clock
         self._program = program
         self._args = workload.args
         self._carry = workload.params, program.state
@@ -183,11 +206,11 @@ class Block:
     def __call__(self) -> float:
         """Makes the steps; returns the seconds of one."""
         params, state = self._carry
-        start = time.perf_counter()
+        start = self._clock()
         for _ in range(self.num_steps):
             params, state, _ = self._program.call(params, state, *self._args)
         jax.block_until_ready(params)
-        seconds = time.perf_counter() - start
+        seconds = self._clock() - start
         self._carry = params, state
         return seconds / self.num_steps
 
@@ -198,14 +221,14 @@ class TorchBlock:
     Args:
         process: Of `torch_steps`.
         aggregator: TorchJD's, or None for the summed loss.
-        chunk: TorchJD's `parallel_chunk_size`.
+        setting: One of `SETTINGS`.
     """
 
     def __init__(
-        self, process: OtherProcess, aggregator: str | None, chunk: int | None
+        self, process: OtherProcess, aggregator: str | None, setting: str = "default"
     ):
         self._process = process
-        self._request = {"aggregator": aggregator, "chunk": chunk}
+        self._request = {"aggregator": aggregator, "setting": setting, "bare": False}
         self.num_steps = 1
         self.error = ""
         seconds = self()
@@ -213,13 +236,13 @@ class TorchBlock:
             self.num_steps = max(1, round(BLOCK_SECONDS / seconds))
 
     def __call__(self) -> float | None:
-        """Makes the steps; returns the seconds of one, None if it raised."""
+        """Makes the steps; returns one's processor time, None if it raised."""
         if self.error:
             return None
         request = json.dumps({**self._request, "steps": self.num_steps})
         answer = json.loads(self._process(request))
         self.error = answer.get("error", "")
-        return None if self.error else answer["seconds"] / self.num_steps
+        return None if self.error else answer["cpu_seconds"] / self.num_steps
 
 
 def measure(
@@ -228,36 +251,41 @@ def measure(
     process: OtherProcess | None,
     rounds: int,
 ) -> Iterator[Result]:
-    """Measures the plain step, the hand-written Jacobian step and the methods' steps.
+    """Measures the plain step, the hand-written Jacobian step and those asked for.
 
     Args:
         workload: What to step on.
-        methods: Names in `mtlopt.METHODS`.
+        methods: Names in `mtlopt.METHODS` or `OTHER_STEPS`.
         process: `torch_steps` with the same workload, or None.
         rounds: Number of blocks of each; 0 for none.
     """
+    on_cpu = jax.default_backend() == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
     plain = compiled(workload, *plain_step(workload))
     floor = (FLOOR,) if workload.unrolls else ()
     for name in (PLAIN, *floor, *methods):
         counted: Program | None = plain
         program = plain
         if name != PLAIN:
-            step = (
-                floor_step(workload) if name == FLOOR else method_step(workload, name)
-            )
-            counted = program = compiled(workload, *step)
-        if name in methods and may_loop(workload, name):
+            counted = program = compiled(workload, *make_step(workload, name))
+        if name == REUSED:
+            counted = None  # XLA counts the costlier branch alone
+        if may_loop(workload, name):
             counted = None
             if workload.unrolls:
                 unrolled = with_options(workload, batching="unroll")
-                counted = compiled(unrolled, *method_step(unrolled, name))
+                counted = compiled(unrolled, *make_step(unrolled, name))
         blocks: dict[str, Any] = {}
         if rounds:
-            blocks = {"plain": Block(plain, workload), "ours": Block(program, workload)}
+            period = REUSED_STEPS if name == REUSED else 1
+            blocks = {
+                "plain": Block(plain, workload, clock=clock),
+                "ours": Block(program, workload, period, clock),
+            }
             if process is not None:
-                blocks["torch"] = TorchBlock(process, None, None)
-                for setting, chunk in CHUNKS.items() if name in TORCHJD else ():
-                    blocks[setting] = TorchBlock(process, TORCHJD[name], chunk)
+                blocks["torch"] = TorchBlock(process, None)
+                for setting in SETTINGS if name in TORCHJD else ():
+                    blocks[setting] = TorchBlock(process, TORCHJD[name], setting)
         times = take_turns(blocks, rounds)
         ours = times.pop("ours", [])
         ratios = {
@@ -283,15 +311,29 @@ def torch_process(
     python: str, name: str, workload: Workload, memory: str, num_threads: int = 1
 ) -> OtherProcess:
     """Starts `torch_steps` with a workload and one of `MEMORY`."""
-    script = Path(__file__).with_name("torch_steps.py")
-    numbers = workload.oracle.num_tasks, len(workload.args[0]), num_threads
-    return OtherProcess(python, str(script), name, *map(str, numbers), memory)
+    size = len(workload.args[0]), workload.oracle.num_tasks
+    return start_torch(python, name, size, memory, num_threads)
+
+
+def make_step(workload: Workload, name: str) -> tuple[Step, Any]:
+    """Makes a step by its name, of a method or in `OTHER_STEPS`."""
+    if name in OTHER_STEPS:
+        return OTHER_STEPS[name](workload)
+    return method_step(workload, name)
 
 
 def may_loop(workload: Workload, name: str) -> bool:
-    """Whether the program of a method may have a loop over tasks."""
+    """Whether the program of a step may have a loop over tasks."""
+    if name in OTHER_STEPS:
+        return False
     method = mtlopt.METHODS[name]
     return method.backward == "T" and workload.oracle.num_tasks > UNROLLED_TASKS
+
+
+def fits(workload: Workload, name: str) -> bool:
+    """Whether a workload has tasks enough for a method."""
+    least = 1 if name in OTHER_STEPS else mtlopt.METHODS[name].min_tasks
+    return least <= workload.oracle.num_tasks
 
 
 def take_turns(
@@ -320,24 +362,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         metavar="NAME",
         default=["all"],
-        help="methods of the library to measure [all]",
+        help=f"methods of the library, {PRODUCT} or {REUSED} [all]",
     )
     parser.add_argument("--platform", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--memory", choices=MEMORY, default="default")
     args = parser.parse_args(argv)
-    methods = choose_names(args.methods, mtlopt.METHODS, "--methods")
+    methods = choose_names(
+        args.methods, [*mtlopt.METHODS, PRODUCT, REUSED], "--methods"
+    )
     if args.platform == "cpu":
         pin_to_one_thread(args.core)
     choose_memory(args.memory)
     results = []
     for name in args.workloads or WORKLOADS:
         workload = WORKLOADS[name]()
-        num_tasks = workload.oracle.num_tasks
         process = None
         if args.torch_python and args.rounds:
             process = torch_process(args.torch_python, name, workload, args.memory)
         print(f"### {workload.name}, memory: {args.memory}\n", flush=True)
-        enough = [m for m in methods if mtlopt.METHODS[m].min_tasks <= num_tasks]
+        enough = [method for method in methods if fits(workload, method)]
         lines = []
         for result in measure(workload, enough, process, args.rounds):
             results.append(result)

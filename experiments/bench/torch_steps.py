@@ -2,11 +2,13 @@
 
     torch_steps.py WORKLOAD NUM_TASKS BATCH_SIZE NUM_THREADS {default,keep}
 
-It answers lines of JSON, `{"aggregator", "chunk", "steps"}`, with the seconds that so
-many steps took: with TorchJD's aggregator, an expression in the names of
-`torchjd.aggregation` and the number of tasks `T`, or on the summed loss in plain
-PyTorch where it is null. "keep" is for `mtlopt.keep_memory`. PyTorch is imported when
-needed, so that the module can be read without it.
+It answers lines of JSON, `{"aggregator", "setting", "bare", "steps"}`, with the seconds
+that so many steps took, and their processor time: with TorchJD's aggregator, an
+expression in the names of `torchjd.aggregation`, the number of tasks `T` and
+`formula_weights`, or on the summed loss in plain PyTorch where it is null. `setting` is
+one of `SETTINGS`, or "autogram of samples" where each sample has one task; `bare` steps
+make gradients and no update. "keep" is for `mtlopt.keep_memory`. PyTorch is imported
+when needed, so that the module can be read without it.
 """
 
 # pyright: reportMissingImports=false
@@ -23,6 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Ways to TorchJD's step: gradients of all tasks at once or one after the other, and the
+# Gramian by its engine, whose weights then enter one backward pass.
+SETTINGS = ("default", "chunk 1", "autogram")
+
 
 class Network(NamedTuple):
     """A network and a batch.
@@ -30,7 +36,8 @@ class Network(NamedTuple):
     encoder: from `inputs` to the latent. heads: a module for each task. losses: by
     `heads`, from the latent. joint: the heads as one module. total: the summed loss by
     `joint`, from the latent, as tightly as PyTorch allows. make_optimizer: from the
-    parameters.
+    parameters. each: the vector of losses by `joint`, from the latent: of the tasks, or
+    of the samples where `averages` `[tasks, samples]` makes the tasks' of them.
     """
 
     encoder: Any
@@ -40,6 +47,8 @@ class Network(NamedTuple):
     total: Callable[[Any], Any]
     inputs: Any
     make_optimizer: Callable[[Any], Any]
+    each: Callable[[Any], Any]
+    averages: Any = None
 
 
 def lenet(batch_size: int, _: int) -> Network:
@@ -128,14 +137,11 @@ def transformer(batch_size: int, _: int) -> Network:
 def wide_mlp(batch_size: int, num_tasks: int) -> Network:
     """The network of `workloads.wide_mlp`."""
     import torch
-    from torch import nn
 
-    layers: list[Any] = []
-    for inputs in (128, 512, 512, 512):
-        layers += [nn.Linear(inputs, 512), nn.ReLU()]
-    return _stacked(
-        nn.Sequential(*layers), 512, torch.randn(batch_size, 128), num_tasks
-    )
+    return _stacked(_dense_512(), 512, torch.randn(batch_size, 128), num_tasks)
+
+
+wide_mlp_16 = wide_mlp_64 = wide_mlp
 
 
 def resnet18(batch_size: int, num_tasks: int) -> Network:
@@ -175,6 +181,16 @@ def resnet18(batch_size: int, num_tasks: int) -> Network:
     return _stacked(encoder, 128, torch.randn(batch_size, 3, 32, 32), num_tasks)
 
 
+def _dense_512() -> Any:
+    """Four layers of 512."""
+    from torch import nn
+
+    layers: list[Any] = []
+    for inputs in (128, 512, 512, 512):
+        layers += [nn.Linear(inputs, 512), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
 def _branched(
     encoder: Any, heads: Any, loss: Callable[[int, Any], Any], inputs: Any
 ) -> Network:
@@ -191,6 +207,7 @@ def _branched(
         lambda z: sum(losses(z)),
         inputs,
         lambda params: torch.optim.Adam(params, lr=1e-3),
+        lambda z: torch.stack(losses(z)),
     )
 
 
@@ -214,37 +231,124 @@ def _stacked(encoder: Any, features: int, inputs: Any, num_tasks: int) -> Networ
         lambda z: num_tasks * cross_entropy(joint(z), labels),
         inputs,
         lambda params: torch.optim.Adam(params, lr=1e-3),
+        lambda z: cross_entropy(joint(z), labels, reduction="none").mean(0),
     )
 
 
+def samples(batch_size: int, num_tasks: int) -> Network:
+    """The network of `samples`, each of whose samples has one task."""
+    import torch
+    from torch import nn
+
+    tasks = torch.randperm(batch_size) % num_tasks
+    targets = torch.randn(batch_size)
+    owned = (tasks == torch.arange(num_tasks)[:, None]).float()
+    averages = owned / owned.sum(1, keepdim=True)
+    parts = [torch.nonzero(own)[:, 0] for own in owned]
+    heads = nn.ModuleList(nn.Linear(512, 1, bias=False) for _ in range(num_tasks))
+    joint = nn.Embedding(num_tasks, 512)
+    nn.init.normal_(joint.weight, std=512**-0.5)
+
+    def each(z: Any) -> Any:
+        return ((z * joint(tasks)).sum(1) - targets) ** 2
+
+    return Network(
+        _dense_512(),
+        heads,
+        lambda z: [
+            ((head(z[part])[:, 0] - targets[part]) ** 2).mean()
+            for head, part in zip(heads, parts, strict=True)
+        ],
+        joint,
+        lambda z: (averages @ each(z)).sum(),
+        torch.randn(batch_size, 128),
+        lambda params: torch.optim.Adam(params, lr=1e-3),
+        each,
+        averages,
+    )
+
+
+def formula_weights(gramian: Any) -> Any:
+    """The weights of `samples.formula_weights`."""
+    shares = gramian.sum(1) / gramian.abs().sum()
+    return gramian.diagonal() / gramian.trace() + shares / 2
+
+
 def make_step(
-    network: Network, aggregator: str | None, chunk: int | None
+    network: Network, aggregator: str | None, setting: str, bare: bool
 ) -> Callable[[], None]:
     """Returns a training step on the summed loss, or with TorchJD's aggregator."""
-    shared = list(network.encoder.parameters())
-    heads = network.joint if aggregator is None else network.heads
-    optimizer = network.make_optimizer([*shared, *heads.parameters()])
-    if aggregator is None:
+    of_tasks = aggregator is not None and not setting.startswith("autogram")
+    heads = network.heads if of_tasks else network.joint
+    shared, own = list(network.encoder.parameters()), list(heads.parameters())
+    optimizer = network.make_optimizer([*shared, *own])
+    backward: Callable[[Any], None] | None = None
+    if aggregator is not None:
+        from torchjd import aggregation
 
-        def plain() -> None:
-            optimizer.zero_grad()
-            network.total(network.encoder(network.inputs)).backward()
-            optimizer.step()
-
-        return plain
-
-    from torchjd import aggregation, autojac
-
-    combine = eval(aggregator, {**vars(aggregation), "T": len(network.heads)})
+        names = {"T": len(network.heads), "formula_weights": formula_weights}
+        combine = eval(aggregator, {**vars(aggregation), **names})
+        make = _by_jacobian if of_tasks else _by_autogram
+        backward = make(network, combine, setting, shared, own)
 
     def step() -> None:
         optimizer.zero_grad()
         z = network.encoder(network.inputs)
-        autojac.mtl_backward(network.losses(z), features=z, parallel_chunk_size=chunk)
-        autojac.jac_to_grad(shared, combine)
-        optimizer.step()
+        if backward is None:
+            network.total(z).backward()
+        else:
+            backward(z)
+        if not bare:
+            optimizer.step()
 
     return step
+
+
+def _by_jacobian(
+    network: Network, combine: Any, setting: str, shared: list[Any], _: list[Any]
+) -> Callable[[Any], None]:
+    """TorchJD's way for several tasks, from the latent to gradients."""
+    from torchjd import autojac
+
+    chunk = {"default": None, "chunk 1": 1}[setting]
+
+    def backward(z: Any) -> None:
+        autojac.mtl_backward(network.losses(z), features=z, parallel_chunk_size=chunk)
+        autojac.jac_to_grad(shared, combine)
+
+    return backward
+
+
+def _by_autogram(
+    network: Network, combine: Any, setting: str, shared: list[Any], own: list[Any]
+) -> Callable[[Any], None]:
+    """The Gramian by TorchJD's engine, and its weights in one backward pass.
+
+    The engine can treat the samples of a batch one by one; the Gramian of the tasks is
+    then made of theirs.
+    """
+    import torch
+    from torchjd.aggregation import Aggregator
+    from torchjd.autogram import Engine
+
+    if isinstance(combine, Aggregator):
+        if not hasattr(combine, "gramian_weighting"):
+            raise ValueError("takes rows")
+        combine = combine.gramian_weighting
+    by_sample = setting == "autogram of samples"
+    engine = Engine(network.encoder, batch_dim=0 if by_sample else None)
+    averages = network.averages
+
+    def backward(z: Any) -> None:
+        each = network.each(z)
+        losses = each if averages is None else averages @ each
+        gramian = engine.compute_gramian(each if by_sample else losses)
+        if by_sample:
+            gramian = torch.einsum("si,ij,tj->st", averages, gramian, averages)
+        losses.backward(combine(gramian), retain_graph=True, inputs=shared)
+        losses.sum().backward(inputs=own)
+
+    return backward
 
 
 def main() -> None:
@@ -267,20 +371,24 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(args.num_threads)
-    torch.manual_seed(0)
-    network = globals()[args.workload](args.batch_size, args.num_tasks)
     steps: dict[str, Callable[[], None]] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        key = json.dumps([request["aggregator"], request["chunk"]])
+        wanted = [request[name] for name in ("aggregator", "setting", "bare")]
+        key = json.dumps(wanted)
         try:
-            if key not in steps:
-                steps[key] = make_step(network, request["aggregator"], request["chunk"])
+            if key not in steps:  # a network each: engines leave hooks in it
+                torch.manual_seed(0)
+                network = globals()[args.workload](args.batch_size, args.num_tasks)
+                steps[key] = make_step(network, *wanted)
                 steps[key]()
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             for _ in range(request["steps"]):
                 steps[key]()
-            answer = {"seconds": time.perf_counter() - start}
+            answer = {
+                "seconds": time.perf_counter() - start,
+                "cpu_seconds": time.process_time() - cpu_start,
+            }
         except Exception as error:  # whatever a library raises is its result
             first = str(error).strip().splitlines() or [""]
             answer = {"error": f"{type(error).__name__}: {first[0]}"}

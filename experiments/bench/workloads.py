@@ -16,6 +16,7 @@ from mtlopt.models import MLP, Bert, LeNet, MultiTaskMLP, resnet
 PyTree = Any
 _ADAM = optax.adam(1e-3)
 UNROLLED_TASKS = 8  # up to which the library makes no loop on CPU
+REUSED_STEPS = 10  # that weights serve in `reused_step`
 Step = Callable[..., tuple[PyTree, Any, Any]]  # step(params, state, *args)
 
 
@@ -203,7 +204,7 @@ def wide_mlp(num_tasks: int = 40, batch_size: int = 256) -> Workload:
     trunk = MLP([128, *[512] * 4], activate_last=True, rngs=nnx.Rngs(0))
     graph, state = nnx.split(trunk)
     return _stacked(
-        f"MLP, T = {num_tasks} stacked",
+        f"MLP of 512, T = {num_tasks} stacked, batch {batch_size}",
         {"encoder": nnx.to_pure_dict(state)},
         lambda params, x: nnx.merge(graph, nnx.State(params["encoder"]))(x),
         jax.random.normal(jax.random.key(0), (batch_size, 128)),
@@ -361,10 +362,29 @@ def transform_step(
     return step, optimizer.init(workload.params)
 
 
+def product_step(workload: Workload) -> tuple[Step, Any]:
+    """The product of the Gramian with a vector, and no update."""
+
+    def step(params: PyTree, state: Any, *args: Any) -> Any:
+        rows = workload.oracle(params, *args).rows()
+        return params, state, rows.product(jnp.ones(workload.oracle.num_tasks))
+
+    return step, ()
+
+
+def reused_step(workload: Workload, name: str) -> tuple[Step, Any]:
+    """A step of a method whose weights are computed on each tenth step."""
+    oracle = workload.oracle
+    method = mtlopt.METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
+    return transform_step(workload, mtlopt.every(REUSED_STEPS, method))
+
+
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "lenet": lenet,
     "synthetic_mlp": synthetic_mlp,
     "wide_mlp": wide_mlp,
+    "wide_mlp_64": functools.partial(wide_mlp, batch_size=64),
+    "wide_mlp_16": functools.partial(wide_mlp, batch_size=16),
     "transformer": transformer,
     "resnet18": resnet18,
     "stacked_lenet": stacked_lenet,

@@ -1,6 +1,7 @@
 """The benchmark of training steps: its hand-written steps, its counts and its turns."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -10,9 +11,18 @@ import optax
 import pytest
 
 import mtlopt
-from experiments.bench import steps, workloads
-from experiments.bench.steps import TORCHJD, Result, TorchBlock, measure, take_turns
-from experiments.bench.workloads import Workload
+from experiments.bench import steps, torch_steps, workloads
+from experiments.bench.steps import (
+    PRODUCT,
+    REUSED,
+    SETTINGS,
+    TORCHJD,
+    Result,
+    TorchBlock,
+    measure,
+    take_turns,
+)
+from experiments.bench.workloads import Workload, product_step, reused_step
 
 SMALL = {
     "lenet": lambda: workloads.lenet(2),
@@ -59,7 +69,35 @@ def tiny() -> Workload:
 
 
 def test_every_workload_is_among_those_tested():
-    assert set(SMALL) == set(workloads.WORKLOADS)
+    makers = [getattr(make, "func", make) for make in workloads.WORKLOADS.values()]
+    assert set(SMALL) == {make.__name__ for make in makers}
+
+
+def test_the_wide_mlp_has_three_batch_sizes():
+    for name, size in (("wide_mlp_16", 16), ("wide_mlp_64", 64), ("wide_mlp", 256)):
+        workload = workloads.WORKLOADS[name]()
+        assert workload.oracle.num_tasks == 40
+        assert [len(each) for each in workload.args] == [size, size]
+        assert hasattr(torch_steps, name)
+
+
+def test_the_product_is_that_of_the_gramian_with_ones(tiny):
+    step, state = product_step(tiny)
+    params, _, product = jax.jit(step)(tiny.params, state, *tiny.args)
+    _, rows, _ = tiny.rows(tiny.params, *tiny.args)
+    gramian = [[jnp.vdot(one, two) for one in rows] for two in rows]
+    np.testing.assert_allclose(product, jnp.sum(jnp.array(gramian), 1), rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, params, tiny.params)
+
+
+def test_reused_weights_are_those_of_the_last_tenth_step(tiny):
+    step, state = reused_step(tiny, "aligned_mtl")
+    step, params, weights = jax.jit(step), {**tiny.params, "b": jnp.arange(4.0)}, []
+    for _ in range(11):
+        params, state, _ = step(params, state, *tiny.args)
+        weights.append(np.asarray(state[0].task_weights))
+    np.testing.assert_array_equal(weights[:10], [weights[0]] * 10)
+    assert np.abs(weights[10] - weights[0]).max() > 1e-3
 
 
 @pytest.mark.slow
@@ -88,7 +126,7 @@ class FakeProcess:
         request = json.loads(question)
         if request["aggregator"] == "MGDA()":
             return json.dumps({"error": "ValueError: broken"})
-        return json.dumps({"seconds": 2.0 * request["steps"]})
+        return json.dumps({"cpu_seconds": 2.0 * request["steps"]})
 
 
 def test_a_table_has_counts_ratios_and_errors(tiny, monkeypatch):
@@ -104,7 +142,7 @@ def test_a_table_has_counts_ratios_and_errors(tiny, monkeypatch):
     for result in found.values():
         assert result.milliseconds > 0
         assert result.torch == pytest.approx(result.milliseconds / 2e3, rel=0.9)
-    assert found["mgda"].torchjd == dict.fromkeys(steps.CHUNKS, "ValueError: broken")
+    assert found["mgda"].torchjd == dict.fromkeys(SETTINGS, "ValueError: broken")
     assert found["sum_tasks"].torchjd["chunk 1"] < 1
     assert found["dwa"].torchjd == {}
     assert len(found["mgda"].cells()) == len(found["dwa"].cells()) == len(steps.HEADER)
@@ -131,10 +169,35 @@ def test_a_broken_step_is_asked_once():
         questions.append(question)
         return '{"error": "no"}'
 
-    block = TorchBlock(process, "MGDA()", None)
+    block = TorchBlock(process, "MGDA()")
     assert block() is None
     assert block.error == "no"
     assert len(questions) == 1
+
+
+def test_a_block_is_timed_by_its_clock(tiny):
+    program = steps.compiled(tiny, *workloads.plain_step(tiny))
+    ticks = itertools.count(0.0, 0.05)
+    block = steps.Block(program, tiny, clock=lambda: next(ticks))
+    assert block.num_steps == 4  # a fifth of a second
+    assert block() == pytest.approx(0.05 / 4)
+
+
+def test_a_block_of_reused_weights_is_whole_periods(tiny, monkeypatch):
+    monkeypatch.setattr(steps, "BLOCK_SECONDS", 0.0)
+    seen = []
+
+    class Seen(steps.Block):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            seen.append(self.num_steps)
+
+    monkeypatch.setattr(steps, "Block", Seen)
+    _, _, product, reused = measure(tiny, [PRODUCT, REUSED], None, 1)
+    assert seen == [1] * 7 + [10]
+    assert product.operations > 1
+    assert reused.milliseconds > 0
+    assert reused.operations is None
 
 
 def test_torchjd_has_a_counterpart_of_known_methods_only():
