@@ -213,7 +213,7 @@ def evaluate(
     run = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))
     results = zip(outputs, run(*[values[var] for var in reads]), strict=True)
     values = values | dict(results)
-    return [_read(values, var) for var in wanted]
+    return [read_variable(values, var) for var in wanted]
 
 
 def variables(operands: Iterable[Any]) -> Iterator[Any]:
@@ -245,18 +245,18 @@ def without_calls(
                 inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
                 if not isinstance(inner, core.ClosedJaxpr):
                     inner = core.ClosedJaxpr(inner, [])
-                results = run(inner, [_read(values, var) for var in eqn.invars])
+                results = run(inner, [read_variable(values, var) for var in eqn.invars])
             else:
                 results = evaluate(jaxpr, [eqn], values, eqn.outvars)
             values.update(zip(eqn.outvars, results, strict=True))
-        return [_read(values, var) for var in jaxpr.outvars]
+        return [read_variable(values, var) for var in jaxpr.outvars]
 
     if not any(expand(eqn) for eqn in program.jaxpr.eqns):
         return program
     return jax.make_jaxpr(lambda *args: run(program, args))(*program.in_avals)
 
 
-def _read(values: dict[Any, Any], var: Any) -> Any:
+def read_variable(values: dict[Any, Any], var: Any) -> Any:
     if isinstance(var, core.Literal):
         aval: Any = var.aval
         return jnp.asarray(var.val, aval.dtype)

@@ -6,9 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtlopt.rows.layerwise import may_pay, pays
-from mtlopt.rows.sweep import Sweep
-
 PyTree = Any
 
 
@@ -20,7 +17,7 @@ class LeafPlan(NamedTuple):
       shape: its shape.
       layerwise: whether no gradient per task is made.
       sizes: positions, inputs and outputs, if its gradient is a product; else None.
-      reason: why.
+      reason: why there are gradients per task, or how there are none.
     """
 
     path: str
@@ -28,6 +25,16 @@ class LeafPlan(NamedTuple):
     layerwise: bool
     sizes: tuple[int, int, int] | None
     reason: str
+
+
+def row_plans(
+    paths: Sequence[str], rows: Sequence[jax.Array], reason: str
+) -> tuple[LeafPlan, ...]:
+    """Returns the plans of leaves all of which have rows, for the same reason."""
+    return tuple(
+        LeafPlan(path, leaf.shape[1:], False, None, reason)
+        for path, leaf in zip(paths, rows, strict=True)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,54 +80,6 @@ class StepPlan:
             f"({self.output_bytes / mib:.1f})"
         )
         return "\n".join(lines)
-
-
-def plan_leaves(linear: Any, paths: Sequence[str]) -> tuple[LeafPlan, ...]:
-    """Returns the way of each shared leaf.
-
-    Args:
-      linear: the linearization.
-      paths: of the shared leaves.
-    """
-    if getattr(linear, "pullback", None) is None:
-        rows, reason = (
-            getattr(linear, "values", None),
-            "microbatches: rows are added up",
-        )
-        if rows is None:
-            rows, reason = linear.latent_grads, "tasks have no pullback in common"
-        shapes = [leaf.shape[1:] for leaf in rows]
-        return tuple(
-            LeafPlan(path, shape, False, None, reason)
-            for path, shape in zip(paths, shapes, strict=True)
-        )
-    members = linear.members
-    num_tasks = len(linear.latent_grads[0]) if members is None else len(members.indices)
-    one = [
-        jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in linear.latent_grads
-    ]
-    sweep = Sweep(linear.pull, one, lambda *_: True)
-    plans = []
-    for path, leaf, product in zip(paths, sweep.shapes, sweep.products, strict=True):
-        sizes = None if product is None else product.sizes
-        reason = _reason(linear, num_tasks, sizes)
-        plans.append(LeafPlan(path, leaf.shape, not reason, sizes, reason))
-    return tuple(plans)
-
-
-def _reason(linear: Any, num_tasks: int, sizes: tuple[int, int, int] | None) -> str:
-    """Returns why a leaf has rows; nothing if it has none."""
-    if sizes is None:
-        return "its gradient is no single product"
-    if linear.options.streaming:
-        return "streaming: rows are made one at a time"
-    if linear.options.layerwise is False:
-        return "layerwise=False"
-    if not may_pay(linear.options.layerwise):
-        return "not on one CPU device: pass layerwise=True"
-    if num_tasks < 2 or not pays(num_tasks, *sizes):
-        return "rows are fewer operations"
-    return ""
 
 
 def explain(

@@ -6,8 +6,8 @@ and in `rows`, not by the author of a method.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
-from typing import Any, Literal, Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ import numpy as np
 
 from mtlopt._jaxprs import convolves
 from mtlopt._shards import check_whole
+from mtlopt.explanation import LeafPlan, row_plans
 from mtlopt.rows.arithmetic import scale_rows
+from mtlopt.rows.factors import Pullback
 from mtlopt.rows.head_products import HeadProductRows, HeadProducts
-from mtlopt.rows.layerwise import LayerwiseRows, layerwise_rows, may_pay
+from mtlopt.rows.layerwise import LayerwiseRows, layerwise_rows, may_pay, pays
 from mtlopt.rows.map_tasks import Batching, map_tasks
 from mtlopt.rows.material import MaterialRows, PulledRows
 from mtlopt.rows.members import Members
@@ -67,8 +69,8 @@ class Linearization(Protocol):
     def keep_rows(self, present: jax.Array | None, entries: bool = False) -> Self:
         """Makes the rows over the shared leaves for all who ask from here on.
 
-        Of layerwise rows their factors are made, or their Gramian, unless `entries` of
-        the rows are to be read.
+        Of layerwise rows their Gramian is made, unless `entries` of the rows are to be
+        read.
         """
         ...
 
@@ -82,6 +84,14 @@ class Linearization(Protocol):
 
     def convolves(self) -> bool:
         """Returns whether a backward pass has a `lax` convolution."""
+        ...
+
+    def plan(self, paths: Sequence[str]) -> tuple[LeafPlan, ...]:
+        """Returns how inner products of each shared leaf's gradients are taken.
+
+        Args:
+          paths: of the shared leaves.
+        """
         ...
 
     def spread(self, members: Members) -> Self:
@@ -153,7 +163,7 @@ class PullbackLinearization:
         sum with respect to the heads' leaves and the latent; None where the latent rows
         are to be combined instead.
       kept: rows over the shared leaves, if they were made already, see `keep_rows`.
-      kept_factors: what is kept of layerwise rows in place of them.
+      kept_products: the Gramian that is kept of layerwise rows in place of them.
       moves: per leaf of what `encode` returned, whether it is one of the latent's
         leaves here: see `latent_leaves`. Empty in problems without `encode`.
       members: the tasks whose rows are pulled back: those of the others are zero, or
@@ -171,10 +181,41 @@ class PullbackLinearization:
     moves: tuple[bool, ...] = dataclasses.field(default=(), metadata=STATIC)
     members: Members | None = dataclasses.field(default=None, metadata=STATIC)
     latent_products: list[HeadProducts | None] = dataclasses.field(default_factory=list)
-    kept_factors: Any = None
+    kept_products: jax.Array | None = None
 
     def convolves(self) -> bool:
         return convolves(self.pull, [leaf[0] for leaf in self.latent_grads])
+
+    def plan(self, paths: Sequence[str]) -> tuple[LeafPlan, ...]:
+        if self.pullback is None:
+            return row_plans(
+                paths, self.latent_grads, "tasks have no pullback in common"
+            )
+        shapes = [jax.typeof(leaf[0]) for leaf in self.latent_grads]
+        found = Pullback(self.pull, shapes)
+        plans = []
+        for path, leaf, product in zip(
+            paths, found.shapes, found.products, strict=True
+        ):
+            sizes = None if product is None else product.sizes
+            reason = self._why_rows(sizes)
+            plans.append(LeafPlan(path, leaf.shape, not reason, sizes, reason))
+        return tuple(plans)
+
+    def _why_rows(self, sizes: tuple[int, int, int] | None) -> str:
+        """Returns why a leaf has rows; nothing if it has none."""
+        count = len(self.latent_grads[0])
+        if self.members is not None:
+            count = len(self.members.indices)
+        if sizes is None:
+            return "its gradient is no single product"
+        if self.options.streaming:
+            return "streaming: rows are made one at a time"
+        if self.options.layerwise is False:
+            return "layerwise=False"
+        if not may_pay(self.options.layerwise):
+            return "not on one CPU device: pass layerwise=True"
+        return "" if pays(count, *sizes) else "rows are fewer operations"
 
     def spread(self, members: Members) -> "PullbackLinearization":
         return dataclasses.replace(
@@ -188,7 +229,7 @@ class PullbackLinearization:
         )
 
     def without(self, hidden: np.ndarray) -> "PullbackLinearization":
-        if self.kept_factors is not None:
+        if self.kept_products is not None:
             return self  # its rows are made, and masked by `present`
         seen = ~hidden if self.members is None else self.members.mask & ~hidden
         return dataclasses.replace(self, members=Members.of(seen))
@@ -222,9 +263,9 @@ class PullbackLinearization:
         if rows is None:
             kept = self._pull_rows(latent.leaves())
             return dataclasses.replace(self, kept=kept)
-        if self.kept_factors is not None:
+        if self.kept_products is not None:
             return self
-        return dataclasses.replace(self, kept_factors=rows.keep())
+        return dataclasses.replace(self, kept_products=rows.pulled_gramian(None))
 
     def keep_latent(self) -> "PullbackLinearization":
         return dataclasses.replace(self, backward=None)
@@ -233,10 +274,7 @@ class PullbackLinearization:
         self, loss_scales: jax.Array, present: jax.Array | None
     ) -> tuple[Leaves, Leaves] | None:
         # Rows of absent tasks may not be finite; those that are kept need no pass.
-        factors_are_kept = isinstance(self.kept_factors, dict)
-        if present is not None or self.kept is not None or factors_are_kept:
-            return None
-        if self.backward is None:
+        if present is not None or self.kept is not None or self.backward is None:
             return None
         heads, latent = self.backward(loss_scales)
         return self.pull(latent), heads
@@ -258,11 +296,9 @@ class PullbackLinearization:
     def latent_rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
         latent_grads = scale_rows(self.latent_grads, loss_scales, present)
         if any(self.latent_products):
-            products = [
-                found and found.scale(loss_scales, present)
-                for found in self.latent_products
-            ]
-            return HeadProductRows(latent_grads, products, self.pull)
+            return HeadProductRows.of(
+                latent_grads, self.latent_products, self.pull, loss_scales, present
+            )
         return MaterialRows(len(loss_scales), latent_grads, self.pull)
 
     def rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
@@ -280,12 +316,9 @@ class PullbackLinearization:
             return PulledRows(
                 latent_grads, self.pull, lambda: self._pull_rows(latent_grads)
             )
-        if self.kept_factors is None:
+        if self.kept_products is None:
             return rows
-        some = [loss_scales] if present is None else [loss_scales, present]
-        if self.members is not None:
-            some = [self.members.take(each) for each in some]
-        return rows.with_kept(self.kept_factors, *some)
+        return rows.with_known(self.kept_products, loss_scales, present)
 
     def _layerwise_rows(self, latent: Rows) -> LayerwiseRows | None:
         """Returns rows that are never made, if that is allowed and less work."""
@@ -342,6 +375,9 @@ class SummedLinearization:
 
     def convolves(self) -> bool:
         return False  # the rows are made
+
+    def plan(self, paths: Sequence[str]) -> tuple[LeafPlan, ...]:
+        return row_plans(paths, self.values, "microbatches: rows are added up")
 
     def spread(self, members: Members) -> "SummedLinearization":
         return dataclasses.replace(

@@ -20,7 +20,7 @@ from mtlopt._checks import (
 )
 from mtlopt._guard import make_guard
 from mtlopt._shards import check_losses
-from mtlopt.explanation import StepPlan, explain, plan_leaves
+from mtlopt.explanation import StepPlan, explain
 from mtlopt.grad import Grad
 from mtlopt.heads import Inputs
 from mtlopt.labels import Partition, Rules, partition_params
@@ -296,8 +296,7 @@ class Oracle:
 
         def step(params: PyTree, *args: Any) -> tuple[Any, Any]:
             grads = self(params, *args, present=present)
-            paths = grads.partition.shared_paths
-            leaves = plan_leaves(grads.linear, paths)
+            leaves = grads.linear.plan(grads.partition.shared_paths)
             if method is not None:
                 state = method.init(params)
                 return method.update(grads, state, params)[0], leaves

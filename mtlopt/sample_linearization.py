@@ -10,15 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtlopt._jaxprs import convolves
+from mtlopt.explanation import LeafPlan
 from mtlopt.latent_leaves import linearize
 from mtlopt.linearization import PullbackLinearization, RowOptions
 from mtlopt.rows.arithmetic import scale_rows
+from mtlopt.rows.factors import Pullback
 from mtlopt.rows.groups import Groups
+from mtlopt.rows.leaf_rows import Made
 from mtlopt.rows.map_tasks import map_tasks
 from mtlopt.rows.material import MaterialRows
 from mtlopt.rows.members import Members
 from mtlopt.rows.protocol import STATIC, Leaves, Rows
-from mtlopt.rows.sample_leaves import SampleLeaf, sample_leaves
+from mtlopt.rows.sample_leaves import Choice, sample_leaves
 from mtlopt.rows.sample_rows import LatentSampleRows, SampleRows
 from mtlopt.rows.streamed import StreamedRows
 
@@ -56,10 +59,25 @@ class SampleLinearization:
     options: RowOptions = dataclasses.field(metadata=STATIC)
     has_latent: bool = dataclasses.field(metadata=STATIC)
     moves: tuple[bool, ...] = dataclasses.field(default=(), metadata=STATIC)
-    kept: list[SampleLeaf] | None = None
+    kept: Made | None = None
 
     def convolves(self) -> bool:
         return convolves(self.pull, self.latent_grads)
+
+    def plan(self, paths: Sequence[str]) -> tuple[LeafPlan, ...]:
+        if self.pullback is None:
+            return ()
+        sample = jax.tree.map(lambda leaf: leaf[0], self.samples)
+        pullback = Pullback(self._pull_one(sample), [g[0] for g in self.latent_grads])
+        choice = Choice.of(pullback, self.groups, self.options.streaming)
+        in_pairs = choice.factors | choice.rows
+        plans = []
+        for i, (path, leaf) in enumerate(zip(paths, pullback.shapes, strict=True)):
+            product, pairs = pullback.products[i], in_pairs.get(i, False)
+            sizes = None if product is None else product.sizes
+            reason = "samples are compared in pairs" if pairs else "rows are sums"
+            plans.append(LeafPlan(path, leaf.shape, pairs, sizes, reason))
+        return tuple(plans)
 
     def spread(self, members: Members) -> "SampleLinearization":
         return dataclasses.replace(self, groups=self.groups.of_all(members))
@@ -107,26 +125,24 @@ class SampleLinearization:
         if self.pullback is None:
             return MaterialRows(self.groups.num_tasks, [])
         latent_grads = self._scaled(loss_scales, present)
-        made = None
+        made, streaming = None, self.options.streaming
         if self.kept is not None:
             factors = loss_scales
             if present is not None:
                 factors = jnp.where(present, factors, 0)
-            made = [leaf.scaled(self.groups, factors) for leaf in self.kept]
-        elif self.options.streaming:
+            made = self.kept.scaled(self.groups, factors)
+        elif streaming:
             made = self._make(latent_grads)
             if made is None:
                 rows = [self.groups.spread(leaf) for leaf in latent_grads]
                 return StreamedRows(rows, self.pull)
 
-        def make() -> list[SampleLeaf]:
+        def make() -> Made:
             found = self._make(latent_grads) if made is None else made
             assert found is not None
             return found
 
-        rows = SampleRows(
-            self.groups, latent_grads, self.pull, make, self.options.streaming
-        )
+        rows = SampleRows(self.groups, make, latent_grads, self.pull, streaming)
         if self.kept is not None:
             _ = rows.made  # to be combined, too
         return rows
@@ -157,21 +173,21 @@ class SampleLinearization:
             there &= self.groups.of_samples(present)
         return scale_rows(self.latent_grads, self.groups.of_samples(scales), there)
 
-    def _make(self, latent_grads: Leaves) -> list[SampleLeaf] | None:
-        def pull_one(sample: Any) -> Callable[[Leaves], Leaves]:
-            of_shared = functools.partial(self.latent_of, sample)
-            pullback = linearize(of_shared, self.shared)[2]
-            assert pullback is not None
-            return lambda cotangent: pullback(cotangent)[0]
+    def _pull_one(self, sample: Any) -> Callable[[Leaves], Leaves]:
+        """Returns the pullback of one sample."""
+        of_shared = functools.partial(self.latent_of, sample)
+        pullback = linearize(of_shared, self.shared)[2]
+        assert pullback is not None
+        return lambda cotangent: pullback(cotangent)[0]
 
+    def _make(self, latent_grads: Leaves) -> Made | None:
+        task_rows = functools.partial(self._task_rows, latent_grads)
         return sample_leaves(
-            pull_one,
+            self._pull_one,
             self.samples,
             latent_grads,
             self.groups,
-            None
-            if self.options.streaming
-            else functools.partial(self._task_rows, latent_grads),
+            None if self.options.streaming else task_rows,
         )
 
     def _task_rows(self, latent_grads: Leaves, places: Sequence[int]) -> Leaves:

@@ -12,7 +12,6 @@ import pytest
 from flax import linen, nnx
 
 from mtlopt.rows.sweep import Sweep
-from mtlopt.rows.task_loops import OneByOne
 from tests.problems import QUICK
 
 BATCH, SIZES = 3, (4, 7, 6, 5)
@@ -128,16 +127,15 @@ def check(encode, params, tolerance=1e-6):
     @functools.partial(jax.jit, compiler_options=QUICK)
     def run(params):
         sweep, pull, rows = read(encode, params)
-        found = sweep.keep(rows, OneByOne(2))
+        found = sweep.keep(rows, "unroll")
         seen.append(sweep.products)
         made = {}
-        for i, product in enumerate(sweep.products):
-            if product is not None:
-                x, ds = found[i]
+        for i, values in found.items():
+            made[i] = values
+            if i in sweep.products:
+                x, ds = values
                 matrices = [jnp.einsum("...rm,...rn->...mn", x, d) for d in ds]
-                made[i] = [product.finish(matrix) for matrix in matrices]
-            elif i in found:
-                made[i] = found[i]
+                made[i] = [sweep.products[i].layout.finish(m) for m in matrices]
         return made, [pull([row]) for row in rows[0]]
 
     made, expected = run(params)
@@ -149,7 +147,7 @@ def check(encode, params, tolerance=1e-6):
             left, right = np.float32(made[i][task]), np.float32(right)
             size = np.max(np.abs(right))
             np.testing.assert_allclose(left, right, rtol=0, atol=tolerance * size)
-    return sum(product is not None for product in seen[0])
+    return len(seen[0])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
@@ -160,11 +158,7 @@ def test_every_kernel_is_found(make, dtype):
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     assert len(kernels) == 3
     sweep, _, _ = read(encode, params)
-    undone = [
-        leaf.shape
-        for leaf, product in zip(jax.tree.leaves(params), sweep.products, strict=True)
-        if product is not None
-    ]
+    undone = [jax.tree.leaves(params)[i].shape for i in sweep.products]
     assert undone == [leaf.shape for leaf in kernels]
     assert check(encode, params, 2e-2 if dtype == jnp.bfloat16 else 1e-6) == 3
 
@@ -338,3 +332,26 @@ def test_rules_of_the_user_hold_for_an_activation():
         return clipped(clipped(3 * WIDE @ params[0]) @ params[1])
 
     assert check(encode, (KERNELS[0], KERNELS[1])) == 2
+
+
+@jax.custom_vjp
+def watched(x):
+    return x
+
+
+def _watched_bwd(_, d):
+    jax.debug.print("{}", jnp.sum(d))
+    return (d,)
+
+
+watched.defvjp(lambda x: (x, None), _watched_bwd)
+
+
+def test_a_pullback_may_print():
+    """In a loop its layers are rows: the factors are not returned without printing."""
+
+    def layer(x, kernel):
+        return jnp.tanh(watched(x @ kernel)), None
+
+    assert check(lambda kernel: layer(WIDE, kernel)[0], KERNELS[0]) == 1
+    assert check(lambda kernels: jax.lax.scan(layer, WIDE, kernels)[0], KERNELS) == 0

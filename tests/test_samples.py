@@ -108,6 +108,13 @@ def sums_of_tasks(params, batch, weights):
     return jnp.sum(jnp.where(own, weights * errors, 0), axis=1)
 
 
+def quick(function, oracle, *args):
+    """`function(oracle, params, *args)` of the parameters, compiled."""
+    return jax.jit(
+        lambda params: function(oracle, params, *args), compiler_options=QUICK
+    )
+
+
 def first(batches):
     return jax.tree.map(lambda leaf: leaf[0], batches[0])
 
@@ -204,15 +211,18 @@ def test_weights(reduce, float64):
     }
     oracle = samplewise(weight_of=lambda sample: sample["weight"], reduce=reduce)
     spoilt = {**batch, **spoilt, "weight": weights}
-    grads = jax.jit(oracle)(params, spoilt)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(params, batch):
+        grads = oracle(params, batch)
+        return grads, grads.jacobian(), grads.total()
+
+    grads, jacobian, found = run(params, spoilt)
     np.testing.assert_array_equal(grads.present, [True, True, True, False])
     np.testing.assert_allclose(grads.losses, losses(params), rtol=1e-13)
-    jacobian = jax.jit(lambda *args: oracle(*args).jacobian())(params, spoilt)
     assert_close(jacobian["encoder"], rows["encoder"], 1e-12)
     total = jax.tree.map(lambda leaf: leaf.sum(axis=0), rows)
-    assert_close(
-        jax.jit(lambda *args: oracle(*args).total())(params, spoilt), total, 1e-12
-    )
+    assert_close(found, total, 1e-12)
 
 
 def test_samples_of_no_task_do_not_count(float64):
@@ -260,21 +270,25 @@ def test_one_loss_for_each_task(members, float64):
     params, batch = separate_params(), first(make_batches())
     oracle = samplewise({task: loss_of(task) for task in TASKS}, SEPARATE)
     present = None if members is None else list(members)
-    found = oracle(params, batch, present=present)
-    expected = taskwise()(make_params(), batch, present=present)
-    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-12)
-    gramian = expected.rows().gramian()
-    np.testing.assert_allclose(found.rows().gramian(), gramian, atol=1e-13)
-    heads = expected.total()["heads"]
+
+    def read(oracle, params, tasks):
+        grads = oracle(params, batch, present=present)
+        one = [oracle.task(task, params, batch) for task in tasks]
+        return (
+            (grads.losses, grads.rows().gramian(), grads.total()),
+            [(each.losses, each.grad["encoder"]) for each in one],
+        )
+
+    (losses, gramian, total), one = quick(read, oracle, (1, "b"))(params)
+    (*expected, theirs), same = quick(read, taskwise(), (1,))(make_params())
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-12)
+    np.testing.assert_allclose(gramian, expected[1], atol=1e-13)
     for i, task in enumerate(TASKS):
-        own = jax.tree.map(lambda leaf, i=i: leaf[i], heads)
-        assert_close(found.total()["heads"][task], own, 1e-12)
-    assert_close(found.total()["encoder"], expected.total()["encoder"], 1e-12)
-    for task in (1, "b"):
-        ours = oracle.task(task, params, batch)
-        theirs = taskwise().task(1, make_params(), batch)
-        np.testing.assert_allclose(ours.losses, theirs.losses)
-        assert_close(ours.grad["encoder"], theirs.grad["encoder"], 1e-12)
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], theirs["heads"])
+        assert_close(total["heads"][task], own, 1e-12)
+    assert_close(total["encoder"], theirs["encoder"], 1e-12)
+    for task in one:
+        assert_close(task, same[0], 1e-12)
 
 
 @pytest.mark.parametrize("one_each", [False, True])
@@ -294,22 +308,29 @@ def test_without_encode(one_each, float64):
         ),
         "shared",
     )
-    rows = jax.vmap(jax.grad(whole), (None, 0, 0))(params, batch["task"], batch)
+    rows = jax.jit(jax.vmap(jax.grad(whole), (None, 0, 0)))(
+        params, batch["task"], batch
+    )
     if not one_each:
         own = batch["task"] == np.arange(4)[:, None]
         own = own / own.sum(axis=1, keepdims=True)
         rows = jax.tree.map(lambda leaf: np.tensordot(own, leaf, 1), rows)
-    grads = oracle(params, batch)
-    assert_close(grads.jacobian(), rows, 1e-12)
+
+    def read(oracle, params):
+        grads = oracle(params, batch)
+        with pytest.raises(ValueError, match="latent space needs a latent"):
+            grads.in_latent_space()
+        mean = oracle.task(jnp.ones(num_tasks) / num_tasks, params, batch).grad
+        return grads.jacobian(), grads.rows().gramian(), mean
+
+    jacobian, gramian, found = quick(read, oracle)(params)
+    assert_close(jacobian, rows, 1e-12)
     expected = sum(
         np.einsum("in,jn->ij", *[np.reshape(leaf, (num_tasks, -1))] * 2)
         for leaf in jax.tree.leaves(rows)
     )
-    np.testing.assert_allclose(grads.rows().gramian(), expected, rtol=1e-10)
-    mean = jax.tree.map(lambda leaf: leaf.mean(axis=0), rows)
-    assert_close(oracle.task(jnp.ones(num_tasks) / num_tasks, params, batch).grad, mean)
-    with pytest.raises(ValueError, match="latent space needs a latent"):
-        grads.in_latent_space()
+    np.testing.assert_allclose(gramian, expected, rtol=1e-10)
+    assert_close(found, jax.tree.map(lambda leaf: leaf.mean(axis=0), rows))
 
 
 def test_other_calls_of_the_oracle(float64):
@@ -329,12 +350,14 @@ def test_other_calls_of_the_oracle(float64):
         lambda oracle: oracle.block("task", params, batch),
         lambda oracle: oracle.heads(params, z, batch),
     ]
-    for number, call in enumerate(every):
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-11, err_msg=number),
-            call(ours),
-            call(theirs),
-        )
+
+    def read(oracle, _):
+        return [call(oracle) for call in every]
+
+    found, expected = (quick(read, oracle)(params) for oracle in (ours, theirs))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-11), found, expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -356,11 +379,14 @@ def test_individual_step(groups, float64):
     params, batch = make_params(), first(make_batches(tasks=(0, 1, 3)))
     turns = 4 if groups is None else 2
     tx = mtlopt.individual_optimizers(optax.adam(0.1), turns, LABELS)
-    start = mtlopt.Run(params, tx.init(params))
+
+    def read(oracle, params, present):
+        step = mtlopt.individual_step(oracle, tx, None if groups is None else turns)
+        start = mtlopt.Run(params, tx.init(params))
+        return step(start, batch, groups=groups, present=present)
+
     (found, output), (expected, of_tasks) = (
-        mtlopt.individual_step(oracle, tx, None if groups is None else turns)(
-            start, batch, groups=groups, present=present
-        )
+        quick(read, oracle, present)(params)
         for oracle, present in ((samplewise(), None), (taskwise(), np.array(THREE)))
     )
     np.testing.assert_allclose(output.losses, of_tasks.losses, rtol=1e-11)
@@ -438,7 +464,7 @@ def test_samples_have_noise_and_aux_of_their_own():
     )
     x, key = jnp.array([1, 2, 3]), jax.random.key(0)
     with pytest.raises(TypeError, match="`task_of` must return an integer, got bool"):
-        oracle({"w": jnp.ones(())}, x, key, 2.0)
+        jax.eval_shape(oracle, {"w": jnp.ones(())}, x, key, 2.0)
     oracle = mtlopt.task_grad(
         mtlopt.samplewise(
             mtlopt.stacked(lambda p, z, t, *args: (z, args[0]), 2), lambda s: s // 3
@@ -447,7 +473,7 @@ def test_samples_have_noise_and_aux_of_their_own():
         encode=noisy,
         has_aux=True,
     )
-    grads = oracle({"w": jnp.ones(())}, x, key, 2.0)
+    grads = jax.jit(oracle.__call__)({"w": jnp.ones(())}, x, key, 2.0)
     noise = [jax.random.normal(jax.random.fold_in(key, i)) for i in range(3)]
     np.testing.assert_array_equal(grads.aux.encode, noise)
     np.testing.assert_array_equal(grads.aux.tasks, x)
@@ -477,9 +503,13 @@ def test_tasks_whose_gradients_nearly_depend_on_each_other(apart, monkeypatch):
     for dtype in (np.float32, np.float64):
         with jax.enable_x64(True):
             oracle, params, batch = correlated(apart, dtype)
-            rows = oracle(params, batch).rows()
-            assert any(leaf.in_pairs for leaf in rows.made)
-            step = jax.jit(lambda *args, o=oracle: method.update(o(*args), state)[0])
+
+            @functools.partial(jax.jit, compiler_options=QUICK)
+            def step(*args, oracle=oracle):
+                grads = oracle(*args)
+                assert grads.rows().made.undone  # pairs of samples are compared
+                return method.update(grads, state)[0]
+
             state = method.init(params)
             found[dtype] = np.float64(step(params, batch)["w"])
     error = np.linalg.norm(found[np.float32] - found[np.float64])

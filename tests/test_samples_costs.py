@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mtlopt
-from mtlopt.rows import sample_leaves
+from mtlopt.rows import leaf_rows
 from tests.marks import cpu_only
 from tests.problems import temporary_bytes
 
@@ -88,7 +88,7 @@ def test_weightings_cost_nothing():
 @pytest.mark.parametrize("streaming", [False, True])
 def test_memory(streaming, monkeypatch):
     """No rows of tasks, not even in branches that are seldom taken."""
-    monkeypatch.setattr(sample_leaves, "_PART", sample_leaves._PART // 16)
+    monkeypatch.setattr(leaf_rows, "_PART", leaf_rows._PART // 16)
     oracle, params, batch = make_problem(64, 64, streaming=streaming)
     method = mtlopt.aligned_mtl(64)
     state = method.init(params)
@@ -98,3 +98,15 @@ def test_memory(streaming, monkeypatch):
 
     rows = 64 * 4 * sum(np.size(leaf) for leaf in jax.tree.leaves(params["encoder"]))
     assert temporary_bytes(step, params, batch) < rows / 2
+
+
+@cpu_only
+@pytest.mark.parametrize(("num_tasks", "in_pairs"), [(2, False), (8, True)])
+def test_which_leaves_are_compared_in_pairs(num_tasks, in_pairs):
+    """At 64 samples 2 products in place of one, and of few tasks 1.6 by their sums."""
+    oracle, *args = make_problem(64, num_tasks)
+    paths, plans = oracle.partition(args[0]).shared_paths, []
+    jax.eval_shape(lambda *a: plans.extend(oracle(*a).linear.plan(paths)), *args)
+    plan = {leaf.path: leaf for leaf in plans}
+    assert plan["encoder/1/0"].sizes == (1, WIDTH, WIDTH)
+    assert {plan[f"encoder/1/{i}"].layerwise for i in range(2)} == {in_pairs}

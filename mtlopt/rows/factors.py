@@ -6,10 +6,12 @@ contraction of an array that does not depend on the cotangent with one that does
 and `D` are found there, whatever library wrote the layer. Nothing of the forward pass
 is run or interpreted again, so the user's own derivative rules stay as they are.
 
-A `lax.scan` over layers has such a contraction in its body, and `jax.checkpoint` is a
-part of the program like any other.
+A `lax.scan` over layers has such a contraction in its body: it returns the factors of
+all layers, too. `jax.checkpoint` is a part of the program like any other.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,8 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.interpreters import partial_eval
 
-from mtlopt._jaxprs import without_calls
+from mtlopt._jaxprs import evaluate, is_call, read_variable, variables
 from mtlopt.linalg.dtypes import solver_dtype
 
 # From positions, inputs and outputs of a product to whether it is left undone.
@@ -28,258 +31,309 @@ Accept = Callable[[int, int, int], bool]
 _REARRANGE = ("transpose", "reshape", "copy", "squeeze", "convert_element_type")
 
 
-class Product(NamedTuple):
-    """A gradient as a contraction: variables of one program, and their axes.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a product `x^T d` of matrices becomes a leaf.
 
     Attributes:
-      x: the factor that does not depend on the cotangent.
-      d: the factor that does.
-      x_batch: axes of `x` that are no part of the contraction, but of both factors.
-      d_batch: the same of `d`.
-      x_axes: contracted axes of `x`, the positions.
-      d_axes: the same of `d`, in the same order.
-      x_first: whether the result has the axes of `x` before those of `d`.
-      eqn: the contraction.
-      steps: equations from its result to the gradient.
-      scales: numbers that multiply the result, or divide it: pairs of a variable that
-        does not depend on the cotangent and the primitive.
+      layers: axes of both factors that are not contracted, such as layers of a loop.
+      x_shape: other axes of `x` that are not contracted.
+      d_shape: those of `d`.
+      x_first: whether the axes of `x` come first.
+      steps: what follows, operations that move numbers only: primitive, parameters, and
+        over how many loops' layers it is mapped.
     """
 
-    x: Any
-    d: Any
-    x_batch: tuple[int, ...]
-    d_batch: tuple[int, ...]
-    x_axes: tuple[int, ...]
-    d_axes: tuple[int, ...]
+    layers: tuple[int, ...]
+    x_shape: tuple[int, ...]
+    d_shape: tuple[int, ...]
     x_first: bool
-    eqn: Any
-    steps: tuple[Any, ...]
-    scales: tuple[tuple[Any, Any], ...]
+    steps: tuple[tuple[Any, tuple[tuple[str, Any], ...], int], ...] = ()
 
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Positions, inputs and outputs."""
-        positions = math.prod(self.x.aval.shape[i] for i in self.x_axes)
-        layers = math.prod(self.x.aval.shape[i] for i in self.x_batch)
-        both = max(positions * layers, 1)
-        return positions, self.x.aval.size // both, self.d.aval.size // both
-
-    @property
-    def precision(self) -> Any:
-        """Of the contraction."""
-        return self.eqn.params["precision"]
-
-    def x_matrix(self, value: jax.Array, scales: Sequence[Any]) -> jax.Array:
-        """Returns `x` as `[positions, inputs]`, with one axis of layers before.
-
-        Args:
-          value: of `x`.
-          scales: values of the variables of `scales`.
-        """
-        value = _as_matrix(value, self.x_batch, self.x_axes)
-        for (_, primitive), number in zip(self.scales, scales, strict=True):
-            wide = value.astype(solver_dtype([value]))
-            value = primitive.bind(wide, jnp.full_like(wide, number))
+    def finish(self, matrix: jax.Array) -> jax.Array:
+        """Returns the leaf from `x^T d`, in the type of that."""
+        shape = self.x_shape + self.d_shape
+        if not self.x_first:
+            matrix, shape = jnp.swapaxes(matrix, -1, -2), self.d_shape + self.x_shape
+        value = matrix.reshape(self.layers + shape)
+        for primitive, params, loops in self.steps:
+            step = functools.partial(primitive.bind, **dict(params))
+            for _ in range(loops):
+                step = jax.vmap(step)
+            value = step(value)
         return value
+
+    def then(self, eqn: Any) -> "Layout":
+        """Returns the layout of what an equation makes of the leaf."""
+        step = (eqn.primitive, tuple(sorted(eqn.params.items())), 0)
+        return dataclasses.replace(self, steps=(*self.steps, step))
+
+    def in_loop(self, length: int) -> "Layout":
+        """Returns the layout of the leaf of all turns of a loop."""
+        steps = tuple((name, params, loops + 1) for name, params, loops in self.steps)
+        return dataclasses.replace(self, layers=(length, *self.layers), steps=steps)
+
+
+class Product(NamedTuple):
+    """A gradient that is a contraction of `x` with `d`, of which `d` moves.
+
+    Attributes:
+      layout: how it is made of their product.
+      x_axes: axes of `x`: those of layers, and the contracted ones, the positions.
+      d_axes: the same of `d`, in the same order.
+      sizes: positions, inputs and outputs of one layer.
+      precision: of the contraction.
+    """
+
+    layout: Layout
+    x_axes: tuple[tuple[int, ...], tuple[int, ...]]
+    d_axes: tuple[tuple[int, ...], tuple[int, ...]]
+    sizes: tuple[int, int, int]
+    precision: Any
+
+    def x_matrix(self, value: jax.Array) -> jax.Array:
+        """Returns `x` as `[positions, inputs]`, with one axis of layers before."""
+        return _as_matrix(value, *self.x_axes)
 
     def d_matrix(self, value: jax.Array) -> jax.Array:
         """Returns `d` as `[positions, outputs]`, with one axis of layers before."""
-        return _as_matrix(value, self.d_batch, self.d_axes)
+        return _as_matrix(value, *self.d_axes)
 
-    def finish(self, matrix: jax.Array) -> jax.Array:
-        """Returns the gradient from `x^T d`, `[inputs, outputs]`."""
-        x, d = self.x.aval.shape, self.d.aval.shape
-        batch = [x[i] for i in self.x_batch]
-        x_free = _others(x, self.x_batch + self.x_axes)
-        d_free = _others(d, self.d_batch + self.d_axes)
-        if not self.x_first:
-            matrix = jnp.swapaxes(matrix, -1, -2)
-            x_free, d_free = d_free, x_free
-        return _rearrange(matrix.reshape(batch + x_free + d_free), self.steps)
+    def in_loop(self, length: int) -> "Product":
+        """Returns that of all turns of a loop, whose factors are stacked."""
 
+        def shift(axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Any:
+            layers, positions = (tuple(i + 1 for i in some) for some in axes)
+            return (0, *layers), positions
 
-class Looped(NamedTuple):
-    """The same in the body of a `lax.scan`, whose results are stacked.
-
-    Attributes:
-      eqn: the loop.
-      inner: the product in its body.
-      steps: equations from the stack to the gradient.
-    """
-
-    eqn: Any
-    inner: "Product | Looped"
-    steps: tuple[Any, ...]
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Positions, inputs and outputs of one layer."""
-        return self.inner.sizes
-
-    @property
-    def precision(self) -> Any:
-        """Of the contraction."""
-        return self.inner.precision
-
-    @property
-    def length(self) -> int:
-        """Number of layers."""
-        return self.eqn.params["length"]
-
-    def finish(self, matrix: jax.Array) -> jax.Array:
-        """Returns the gradient from `x^T d` of all layers."""
-        each = matrix.reshape(self.length, -1, *matrix.shape[-2:])
-        if isinstance(self.inner, Product) and not self.inner.x_batch:
-            each = each[:, 0]
-        return _rearrange(jax.vmap(self.inner.finish)(each), self.steps)
+        return self._replace(
+            layout=self.layout.in_loop(length),
+            x_axes=shift(self.x_axes),
+            d_axes=shift(self.d_axes),
+        )
 
 
-Found = Product | Looped
-
-
-def as_product(found: Found | None) -> Product | None:
-    """Returns a product that is in no loop; None for others."""
-    return found if isinstance(found, Product) else None
-
-
-def as_looped(found: Found | None) -> Looped | None:
-    """Returns a product in a loop; None for others."""
-    return found if isinstance(found, Looped) else None
-
-
-class Program:
-    """A program without calls of other programs, and what of it moves.
+class Pullback:
+    """The program of a pullback, with the factors of gradients that are products.
 
     Attributes:
-      jaxpr: the program.
-      consts: values of its constants.
-      moving: variables that depend on the inputs of which `moves` is true.
-      moves: per input.
-      bodies: by the `id` of an equation, the bodies of loops that move.
+      shapes: shapes and types of the leaves.
+      moves: per leaf, whether its gradient depends on the cotangent at all.
+      products: per leaf the product that its gradient is, or None.
+      factor_of: per leaf, the leaf whose factor `d` its gradient is, or None.
     """
 
-    def __init__(self, program: core.ClosedJaxpr, moves: Sequence[bool]) -> None:
-        self.jaxpr, self.consts = program.jaxpr, program.consts
-        self.moves = list(moves)
-        self.moving = {
-            var for var, moves in zip(self.jaxpr.invars, moves, strict=True) if moves
-        }
-        self.bodies: dict[int, Program] = {}
-        for eqn in self.jaxpr.eqns:
-            inputs = [self.is_moving(var) for var in eqn.invars]
-            if eqn.effects or any(inputs):
-                self.moving.update(eqn.outvars)
-                if eqn.primitive.name == "scan":
-                    self.bodies[id(eqn)] = _loop_body(eqn, inputs)
-        self._makers = {var: eqn for eqn in self.jaxpr.eqns for var in eqn.outvars}
+    def __init__(self, pull: Callable[..., Any], cotangent: Any) -> None:
+        """Reads the program.
 
-    def is_moving(self, var: Any) -> bool:
-        """Returns whether a variable moves."""
-        return not isinstance(var, core.Literal) and var in self.moving
+        Args:
+          pull: from a cotangent to the leaves.
+          cotangent: for its shapes.
+        """
+        program, shapes = jax.make_jaxpr(pull, return_shape=True)(cotangent)
+        self.shapes = jax.tree.leaves(shapes)
+        self.moves: list[bool] = []
+        self.products: list[Product | None] = []
+        self.factor_of: list[int | None] = []
 
-    def find(self, var: Any) -> Found | None:
-        """Returns how a variable is made if it is a product."""
-        steps, scales, eqn = [], [], self._maker(var)
-        while eqn is not None:
-            number = self._scale(eqn)
-            if eqn.primitive.name in _REARRANGE:
-                steps.append(eqn)
-                var = eqn.invars[0]
-            elif number is not None:
-                scales.append((number, eqn.primitive))
-                var = next(v for v in eqn.invars if v is not number)
-            else:
-                break
-            eqn = self._maker(var)
-        if eqn is None:
-            return None
-        rest = tuple(reversed(steps))
-        if eqn.primitive.name == "dot_general":
-            return self._product(eqn, rest, tuple(scales))
-        body, place = self.bodies.get(id(eqn)), eqn.outvars.index(var)
-        if body is None or place < eqn.params["num_carry"] or scales:
-            return None
-        inner = body.find(body.jaxpr.outvars[place])
-        return None if inner is None else Looped(eqn, inner, rest)
+        def run(*cotangent: jax.Array) -> Any:
+            found = _run(program, [_Value(one, True) for one in cotangent])
+            factors = [value.factors for value in found]
+            places = {id(pair.d): i for i, pair in enumerate(factors) if pair}
+            self.moves = [value.moves for value in found]
+            self.products = [pair and pair.product for pair in factors]
+            self.factor_of = [places.get(id(value.array)) for value in found]
+            pairs = [pair for pair in factors if pair is not None]
+            return (
+                [value.array for value in found],
+                [pair.x for pair in pairs],
+                [pair.d for pair in pairs],
+            )
 
-    def _scale(self, eqn: Any) -> Any:
-        """Returns the number by which an equation multiplies, or divides, or None."""
-        places = {"mul": (0, 1), "div": (1,)}.get(eqn.primitive.name, ())
-        for place in places:
-            var = eqn.invars[place]
-            if var.aval.shape == () and not self.is_moving(var):
-                return var
-        return None
+        self._program = jax.make_jaxpr(run)(*program.in_avals)
 
-    def _maker(self, var: Any) -> Any:
-        return None if isinstance(var, core.Literal) else self._makers.get(var)
+    def program(
+        self, rows: Sequence[int], factors: Sequence[int]
+    ) -> tuple[core.Jaxpr, list[Any]]:
+        """Returns the program of some gradients, and the values of its constants.
 
-    def _product(
-        self, eqn: Any, steps: tuple[Any, ...], scales: tuple[Any, ...]
-    ) -> Product | None:
-        (left_axes, right_axes), (left_batch, right_batch) = eqn.params[
-            "dimension_numbers"
-        ]
-        left, right = eqn.invars
-        if eqn.params.get("out_sharding") is not None:
-            return None
-        if self.is_moving(left) == self.is_moving(right):
-            return None
-        factors = [
-            (left, tuple(left_batch), tuple(left_axes)),
-            (right, tuple(right_batch), tuple(right_axes)),
-        ]
-        x_first = self.is_moving(right)
-        x, d = factors if x_first else factors[::-1]
-        return Product(x[0], d[0], x[1], d[1], x[2], d[2], x_first, eqn, steps, scales)
+        Args:
+          rows: leaves whose gradients it returns.
+          factors: leaves of which it returns `x`, then those of which it returns `d`;
+            in the order of the leaves.
+        """
+        are_products = [i for i, p in enumerate(self.products) if p is not None]
+        some = [i in factors for i in are_products]
+        wanted = [i in rows for i in range(len(self.products))] + some + some
+        jaxpr = self._program.jaxpr
+        jaxpr = jaxpr.replace(
+            eqns=[eqn for eqn in jaxpr.eqns if eqn.outvars],  # others only print
+            debug_info=jaxpr.debug_info.with_unknown_names(),
+        )
+        return partial_eval.dce_jaxpr(jaxpr, wanted, True)[0], self._program.consts
+
+    def run(
+        self, rows: Sequence[int], factors: Sequence[int], cotangent: Any
+    ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
+        """Returns gradients, and the matrices `x` and `d` of products.
+
+        Args:
+          rows: leaves, in order.
+          factors: leaves that are products, in order.
+          cotangent: at which.
+        """
+        run = core.jaxpr_as_fun(core.ClosedJaxpr(*self.program(rows, factors)))
+        out = run(*jax.tree.leaves(cotangent))
+        count, half = len(rows), len(rows) + len(factors)
+        products = [p for i in factors if (p := self.products[i]) is not None]
+        xs, ds = out[count:half], out[half:]
+        xs = [p.x_matrix(x) for p, x in zip(products, xs, strict=True)]
+        ds = [p.d_matrix(d) for p, d in zip(products, ds, strict=True)]
+        return out[:count], xs, ds
 
 
-def pullback_program(pull: Callable[..., Any], cotangent: Any) -> Program:
-    """Returns the program of a pullback, all of whose inputs move."""
-    program = without_calls(jax.make_jaxpr(pull)(cotangent))
-    return Program(program, [True] * len(program.jaxpr.invars))
+class _Factors(NamedTuple):
+    """The arrays of a product: `x` does not depend on the cotangent, `d` does."""
+
+    x: jax.Array
+    d: jax.Array
+    product: Product
+
+    def then(self, eqn: Any) -> "_Factors":
+        layout = self.product.layout.then(eqn)
+        return self._replace(product=self.product._replace(layout=layout))
 
 
-def find_products(program: Program, accept: Accept) -> list[Found | None]:
-    """Returns, per output of a program, the product that it is, if it is accepted."""
-    found = [program.find(var) for var in program.jaxpr.outvars]
-    return [p if p is None or accept(*p.sizes) else None for p in found]
+class _Value(NamedTuple):
+    """A value of the program, and whether it depends on the cotangent."""
+
+    array: Any
+    moves: bool = False
+    factors: _Factors | None = None
 
 
-def _loop_body(eqn: Any, inputs: list[bool]) -> Program:
-    """Returns the body of a `lax.scan`; a state moves if it ever does."""
+def _run(program: core.ClosedJaxpr, args: Sequence[_Value]) -> list[_Value]:
+    """Runs a program, with the programs that it calls written out."""
+    jaxpr = program.jaxpr
+    values = {
+        v: _Value(c) for v, c in zip(jaxpr.constvars, program.consts, strict=True)
+    }
+    values.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(var: Any) -> _Value:
+        if isinstance(var, core.Literal):
+            return _Value(read_variable({}, var))
+        return values[var]
+
+    for eqn in jaxpr.eqns:
+        operands = [read(var) for var in eqn.invars]
+        moves = any(operand.moves for operand in operands)
+        if is_call(eqn):
+            inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+            if not isinstance(inner, core.ClosedJaxpr):
+                inner = core.ClosedJaxpr(inner, [])
+            results = _run(inner, operands)
+        elif eqn.primitive.name == "scan" and moves and not eqn.effects:
+            results = _run_loop(eqn, operands)
+        else:
+            known = {v: values[v].array for v in variables(eqn.invars)}
+            arrays = evaluate(jaxpr, [eqn], known, eqn.outvars)
+            factors = _factors(eqn, operands)
+            moves = moves or bool(eqn.effects)
+            results = [_Value(array, moves, factors) for array in arrays]
+        values.update(zip(eqn.outvars, results, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def _run_loop(eqn: Any, operands: Sequence[_Value]) -> list[_Value]:
+    """Runs a `lax.scan` that moves; its state counts as moving as a whole."""
     params = eqn.params
     first, count = params["num_consts"], params["num_carry"]
-    closed, moves = without_calls(params["jaxpr"]), list(inputs)
-    while True:
-        body = Program(closed, moves)
-        after = [body.is_moving(var) for var in closed.jaxpr.outvars[:count]]
-        state = moves[first : first + count]
-        joined = [a or b for a, b in zip(state, after, strict=True)]
-        if joined == state:
-            return body
-        moves[first : first + count] = joined
+    arrays = [operand.array for operand in operands]
+    moves = [operand.moves for operand in operands]
+    moves[first : first + count] = [True] * count
+    factors: list[Any] = []
+
+    def body(state: Any, slices: Any) -> Any:
+        values = map(_Value, [*arrays[:first], *state, *slices], moves)
+        out = _run(params["jaxpr"], list(values))
+        factors[:] = [value.factors for value in out[count:]]
+        made, stacks = out[:count], out[count:]
+        return [v.array for v in made], (
+            [v.array for v in stacks],
+            [pair and pair.x for pair in factors],
+            [pair and pair.d for pair in factors],
+        )
+
+    def run() -> Any:
+        return jax.lax.scan(
+            body,
+            arrays[first : first + count],
+            arrays[first + count :],
+            params["length"],
+            params["reverse"],
+            params["unroll"],
+        )
+
+    state, (stacks, _, ds) = run()
+    _, (_, xs, _) = run()  # on its own, nothing of which moves
+    found = [
+        pair and _Factors(x, d, pair.product.in_loop(params["length"]))
+        for pair, x, d in zip(factors, xs, ds, strict=True)
+    ]
+    return [
+        *(_Value(array, True) for array in state),
+        *(_Value(array, True, pair) for array, pair in zip(stacks, found, strict=True)),
+    ]
 
 
-def _others(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
-    return [size for i, size in enumerate(shape) if i not in axes]
+def _factors(eqn: Any, operands: Sequence[_Value]) -> _Factors | None:
+    """Returns the factors of what an equation makes, if it is a product."""
+    name, first = eqn.primitive.name, operands[0].factors if operands else None
+    if name == "dot_general":
+        return _contraction(eqn, *operands)
+    if name in _REARRANGE and first is not None:
+        return first if name == "convert_element_type" else first.then(eqn)
+    # A number that does not move may multiply a product, or divide it.
+    for place in {"mul": (0, 1), "div": (1,)}.get(name, ()):
+        number, pair = operands[place], operands[1 - place].factors
+        if pair is not None and not number.moves and number.array.shape == ():
+            x = pair.x.astype(solver_dtype([pair.x]))
+            scaled = eqn.primitive.bind(x, jnp.full_like(x, number.array))
+            return pair._replace(x=scaled)
+    return None
+
+
+def _contraction(eqn: Any, left: _Value, right: _Value) -> _Factors | None:
+    if left.moves == right.moves or eqn.params.get("out_sharding") is not None:
+        return None
+    contracted, layers = eqn.params["dimension_numbers"]
+    sides = [
+        (value.array, (tuple(layer_axes), tuple(axes)))
+        for value, layer_axes, axes in zip(
+            (left, right), layers, contracted, strict=True
+        )
+    ]
+    (x, x_axes), (d, d_axes) = sides if right.moves else sides[::-1]
+    x_shape, d_shape = _others(x.shape, x_axes), _others(d.shape, d_axes)
+    layer_sizes, positions = (tuple(x.shape[i] for i in axes) for axes in x_axes)
+    layout = Layout(layer_sizes, x_shape, d_shape, x_first=right.moves)
+    sizes = math.prod(positions), math.prod(x_shape), math.prod(d_shape)
+    product = Product(layout, x_axes, d_axes, sizes, eqn.params["precision"])
+    return _Factors(x, d, product)
+
+
+def _others(shape: tuple[int, ...], axes: Any) -> tuple[int, ...]:
+    return tuple(size for i, size in enumerate(shape) if i not in axes[0] + axes[1])
 
 
 def _as_matrix(
-    value: jax.Array, batch: tuple[int, ...], axes: tuple[int, ...]
+    value: jax.Array, layers: tuple[int, ...], axes: tuple[int, ...]
 ) -> jax.Array:
-    """Returns `[contracted, others]`, or `[batch, contracted, others]`."""
-    others = tuple(i for i in range(value.ndim) if i not in batch + axes)
+    """Returns `[contracted, others]`, or `[layers, contracted, others]`."""
+    others = tuple(i for i in range(value.ndim) if i not in layers + axes)
     sizes = [
-        math.prod(value.shape[i] for i in group) for group in (batch, axes, others)
+        math.prod(value.shape[i] for i in group) for group in (layers, axes, others)
     ]
-    value = value.transpose(*batch, *axes, *others)
-    return value.reshape(sizes if batch else sizes[1:])
-
-
-def _rearrange(value: jax.Array, steps: Sequence[Any]) -> jax.Array:
-    """Runs the equations after a product, in the type of `value`."""
-    for eqn in steps:
-        if eqn.primitive.name != "convert_element_type":
-            value = eqn.primitive.bind(value, **eqn.params)
-    return value
+    value = value.transpose(*layers, *axes, *others)
+    return value.reshape(sizes if layers else sizes[1:])

@@ -12,59 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtlopt._jaxprs import evaluate
 from mtlopt.linalg.dtypes import solver_dtype
-from mtlopt.linalg.normalise import ScaledGramian, scale_of
-from mtlopt.linalg.products import diagonal
+from mtlopt.linalg.normalise import scale_of
 from mtlopt.rows import arithmetic, products
-from mtlopt.rows.factors import (
-    Product,
-    as_product,
-    find_products,
-    pullback_program,
-)
+from mtlopt.rows.factors import Layout, Pullback
+from mtlopt.rows.groups import Groups
+from mtlopt.rows.leaf_rows import LeafRows, Made, ProductLeaf
 from mtlopt.rows.members import Members
-from mtlopt.rows.protocol import STATIC, Leaves, OwnSpace
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a product `x^T d` becomes a leaf of the latent.
-
-    Attributes:
-      x_first: whether the axes of `x` come first.
-      x_shape: its axes that are not contracted.
-      d_shape: those of `d`.
-      steps: what follows, operations that move numbers only, with their parameters.
-    """
-
-    x_first: bool
-    x_shape: tuple[int, ...]
-    d_shape: tuple[int, ...]
-    steps: tuple[tuple[Any, tuple[tuple[str, Any], ...]], ...]
-
-    @classmethod
-    def of(cls, product: Product) -> "Layout":
-        """Returns that of a product in a program."""
-        shapes = [
-            tuple(size for i, size in enumerate(var.aval.shape) if i not in axes)
-            for var, axes in ((product.x, product.x_axes), (product.d, product.d_axes))
-        ]
-        steps = [
-            (eqn.primitive, tuple(sorted(eqn.params.items())))
-            for eqn in product.steps
-            if eqn.primitive.name != "convert_element_type"
-        ]
-        return cls(product.x_first, shapes[0], shapes[1], tuple(steps))
-
-    def finish(self, matrix: jax.Array) -> jax.Array:
-        """Returns the leaf from `x^T d`."""
-        value = matrix.reshape(self.x_shape + self.d_shape)
-        if not self.x_first:
-            value = matrix.T.reshape(self.d_shape + self.x_shape)
-        for primitive, params in self.steps:
-            value = primitive.bind(value, **dict(params))
-        return value
+from mtlopt.rows.protocol import STATIC, Leaves
 
 
 @jax.tree_util.register_dataclass
@@ -84,10 +39,6 @@ class HeadProducts:
     layout: Layout = dataclasses.field(metadata=STATIC)
     members: Members | None = dataclasses.field(default=None, metadata=STATIC)
 
-    @property
-    def _dtype(self) -> jnp.dtype:
-        return solver_dtype([self.x, self.d])
-
     def pays(self) -> bool:
         """Whether a Gramian takes fewer operations than that of arrays."""
         num_tasks, outputs, features = self.x.shape
@@ -99,68 +50,28 @@ class HeadProducts:
         """Returns those of all tasks from those of some, where others are zero."""
         return dataclasses.replace(self, members=members)
 
-    def scale(
-        self, factors: jax.Array, present: jax.Array | None = None
-    ) -> "HeadProducts":
-        """Returns the gradients times factors `[tasks]`, zero for absent tasks."""
-        dtype = self._dtype
-        factors = self._of_members(factors)
-        present = present if present is None else self._of_members(present)
-        (d,) = arithmetic.scale_rows([self.d.astype(dtype)], factors, present)
-        (x,) = arithmetic.scale_rows([self.x], jnp.ones_like(factors), present)
-        return dataclasses.replace(self, x=x, d=d)
+    def leaf(
+        self, groups: Groups, scales: jax.Array, present: jax.Array | None, dtype: Any
+    ) -> ProductLeaf:
+        """Returns the gradients times `scales`, zero for absent tasks.
 
-    def _of_members(self, values: jax.Array) -> jax.Array:
-        return values if self.members is None else self.members.take(values)
-
-    def _of_all(self, values: jax.Array) -> jax.Array:
-        return values if self.members is None else self.members.spread(values)
-
-    def gramian(self) -> jax.Array:
-        """Returns `<d_s d_t^T, x_s x_t^T>`, `[tasks, tasks]`."""
-        num_tasks, outputs, _ = self.x.shape
+        Args:
+          groups: the tasks of the members.
+          scales: `[tasks]`.
+          present: bool of the same; None for all.
+          dtype: of the leaf.
+        """
+        wide = solver_dtype([self.x, self.d])
+        own = groups.of_samples(scales)
+        there = present if present is None else groups.of_samples(present)
         # With the largest entry of `x` about one, no product of two flushes to zero.
-        unit = scale_of(products.largest_entries([self.x]))
-        (x,) = arithmetic.scale_rows([self.x.astype(unit.dtype)], unit)
-        (d,) = arithmetic.scale_rows([self.d.astype(unit.dtype)], 1 / unit)
-        both = _outer(x) * _outer(d)
-        blocks = both.reshape(num_tasks, outputs, num_tasks, outputs)
-        total = self._of_all(self._of_all(jnp.sum(blocks, axis=(1, 3))).T)
-        return (total + total.T) / 2
-
-    def combine(self, weights: jax.Array) -> jax.Array:
-        """Returns `sum_t weights[t] x_t^T d_t` as a leaf of the latent."""
-        dtype = self._dtype
-        weights = self._of_members(weights).astype(dtype)
-        d = self.d.astype(dtype) * weights[:, None, None]
-        matrix = jnp.tensordot(
-            self.x.astype(dtype), d, ((0, 1), (0, 1)), precision="highest"
-        )
-        return self.layout.finish(matrix)
-
-    def rows(self) -> jax.Array:
-        """Returns the gradients as matrices, `[tasks, features, positions]`."""
-        x, d = (factor.astype(self._dtype) for factor in (self.x, self.d))
-        rows = jnp.einsum("tnf,tnp->tfp", x, d, precision="highest")
-        return self._of_all(rows)
-
-    def bounds(self) -> jax.Array:
-        """Returns a number that no entry of a gradient exceeds, `[tasks]`."""
-        x, d = (products.largest_entries([factor]) for factor in (self.x, self.d))
-        return self._of_all(self.x.shape[1] * x * d)
-
-
-def _outer(value: jax.Array) -> jax.Array:
-    """Returns the inner products of all tasks' outputs, of `[tasks, outputs, ...]`."""
-    flat = value.reshape(-1, value.shape[2])
-    return jax.lax.dot_general(
-        flat,
-        flat,
-        (((1,), (1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=solver_dtype([value]),
-        out_sharding=products.replicated(value),
-    )
+        x, d, ones = self.x.astype(wide), self.d.astype(wide), jnp.ones_like(own)
+        (x,) = arithmetic.scale_rows([x], ones, there)
+        unit = scale_of(products.largest_entries([x]))
+        (x,) = arithmetic.scale_rows([x], unit)
+        (d,) = arithmetic.scale_rows([d], own, there)
+        (d,) = arithmetic.scale_rows([d], 1 / unit)
+        return ProductLeaf(x, d, self.layout, "highest", dtype, in_pairs=True)
 
 
 Factors = tuple[jax.Array, jax.Array]
@@ -179,22 +90,14 @@ def pull_with_products(
       The result and, for each of its leaves, the layout and the factors `x` and `d` if
       it is a product.
     """
-    program = pullback_program(pull, cotangent)
-    jaxpr = program.jaxpr
-    found = [as_product(p) for p in find_products(program, lambda *_: True)]
-    found = [p and (None if p.x_batch or p.scales else p) for p in found]
-    factors = [var for p in found if p is not None for var in (p.x, p.d)]
-    values = dict(zip(jaxpr.constvars, program.consts, strict=True))
-    values[jaxpr.invars[0]] = cotangent
-    results = evaluate(jaxpr, jaxpr.eqns, values, [*jaxpr.outvars, *factors])
-    leaves, rest = results[: len(found)], iter(results[len(found) :])
-    matrices = [
-        None if p is None else (p.x_matrix(next(rest), ()), p.d_matrix(next(rest)))
-        for p in found
-    ]
-    layouts = [None if p is None else Layout.of(p) for p in found]
+    pullback = Pullback(pull, cotangent)
     structure = jax.tree.structure(jax.eval_shape(pull, cotangent))
-    return structure.unflatten(leaves), layouts, matrices
+    found = [p if p and not p.layout.layers else None for p in pullback.products]
+    are_products = [i for i, p in enumerate(found) if p is not None]
+    leaves, xs, ds = pullback.run(range(len(found)), are_products, cotangent)
+    pairs = dict(zip(are_products, zip(xs, ds, strict=True), strict=True))
+    matrices = [pairs.get(i) for i in range(len(found))]
+    return structure.unflatten(leaves), [p and p.layout for p in found], matrices
 
 
 def stack_products(
@@ -228,71 +131,65 @@ def if_it_pays(layout: Layout, x: jax.Array, d: jax.Array) -> HeadProducts | Non
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadProductRows(OwnSpace):
+class HeadProductRows(LeafRows):
     """Latent rows, some leaves of which are products of small factors.
 
     Attributes:
       latent_grads: all leaves `[tasks, ...]`, which XLA makes only if they are read.
-      factors: by leaf its products; None where the array is read.
       pull: pullback of the encoder.
     """
 
     latent_grads: Leaves
-    factors: list[HeadProducts | None]
     pull: Callable[[Leaves], Leaves]
 
+    @classmethod
+    def of(
+        cls,
+        latent_grads: Leaves,
+        found: Sequence[HeadProducts | None],
+        pull: Callable[[Leaves], Leaves],
+        scales: jax.Array,
+        present: jax.Array | None,
+    ) -> "HeadProductRows":
+        """Returns rows times `scales`, zero for absent tasks.
+
+        Args:
+          latent_grads: scaled already.
+          found: by leaf its products; None where the array is read.
+          pull: pullback of the encoder.
+          scales: `[tasks]`.
+          present: bool of the same; None for all.
+        """
+        num_tasks = len(scales)
+        members = next(one.members for one in found if one is not None)
+        if members is None:
+            groups = Groups(jnp.arange(num_tasks, dtype=jnp.int32), num_tasks, True)
+        else:
+            indices = jnp.asarray(members.indices, jnp.int32)
+            groups = Groups(indices, num_tasks)
+        rows, undone = {}, {}
+        for i, (leaf, one) in enumerate(zip(latent_grads, found, strict=True)):
+            if one is None:
+                rows[i] = leaf
+            else:
+                undone[i] = one.leaf(groups, scales, present, leaf.dtype)
+        shapes = [
+            jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in latent_grads
+        ]
+        made = Made(rows, undone, tuple(shapes))
+        return cls(groups, lambda: made, latent_grads, pull)
+
     def gramian(self, basis: jax.Array | None = None) -> jax.Array:
-        total = jnp.zeros([], solver_dtype(self.latent_grads))
-        for leaf, found in zip(self.latent_grads, self.factors, strict=True):
-            if found is None:
-                total += products.gramian([leaf], basis)
-            elif basis is None:
-                total += found.gramian()
-            elif basis.ndim == 1:
-                total += found.scale(basis).gramian()
-            else:  # the rows themselves: products of factors lose the digits
-                total += products.gramian([found.rows()], basis)
-        return total
-
-    def rotated(self) -> Callable[[jax.Array], jax.Array]:
-        return self.gramian
-
-    def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
-        def largest() -> jax.Array:
-            pairs = zip(self.latent_grads, self.factors, strict=True)
-            return jnp.max(
-                jnp.stack(
-                    [
-                        products.largest_entries([leaf])
-                        if found is None
-                        else found.bounds()
-                        for leaf, found in pairs
-                    ]
-                ),
-                axis=0,
-            )
-
-        return products.scale_if_needed(
-            self.gramian, largest, self.latent_grads, present
-        )
-
-    def norms(self) -> jax.Array:
-        found = self.scaled_gramian(None)
-        return jnp.sqrt(diagonal(found.matrix)) / found.scales
+        if basis is None or basis.ndim == 2:
+            return super().gramian(basis)
+        scaled = self.made.scaled(self.groups, basis)
+        return dataclasses.replace(self, make=lambda: scaled).gramian()
 
     def mix(self, weights: jax.Array) -> Leaves:
-        return [
-            arithmetic.combine(weights, [leaf])[0]
-            if found is None
-            else found.combine(weights).astype(leaf.dtype)
-            for leaf, found in zip(self.latent_grads, self.factors, strict=True)
-        ]
+        return self._combine_made(weights)
 
     def along(self, direction: Leaves) -> jax.Array:
         return arithmetic.inner_products(self.latent_grads, direction)
 
     def leaves(self) -> Leaves:
-        return self.latent_grads
-
-    def held(self) -> Leaves:
         return self.latent_grads

@@ -1,7 +1,7 @@
 """One function, applied to the row of every task."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from mtlopt.rows.protocol import Leaves
 Batching = Literal["auto", "unroll", "vmap", "map"] | int
 
 # Up to this many tasks an unrolled program compiles about as fast as a loop.
-_UNROLL_LIMIT = 8
+UNROLL_LIMIT = 8
 
 
 def map_tasks(
@@ -34,7 +34,7 @@ def map_tasks(
       Leaves `[tasks, ...]`.
     """
     if batching == "auto":
-        batching = _choose_batching(function, rows)
+        batching = choose_batching(function, rows)
     if not len(rows[0]):
         batching = "vmap"  # the others need a row to learn the result's shape from
     if batching == "unroll":
@@ -48,8 +48,54 @@ def map_tasks(
     return jax.lax.map(function, rows, batch_size=batching)
 
 
-def _choose_batching(function: Callable[[Leaves], Leaves], rows: Leaves) -> Batching:
+def choose_batching(function: Callable[[Leaves], Leaves], rows: Leaves) -> Batching:
+    """Returns the way of `map_tasks` that is fastest by measurement."""
     if jax.default_backend() != "cpu":
         return "vmap"
-    few = rows[0].shape[0] <= _UNROLL_LIMIT
+    few = rows[0].shape[0] <= UNROLL_LIMIT
     return "unroll" if few or convolves(function, [r[0] for r in rows]) else "map"
+
+
+def map_after(
+    function: Callable[[Any], Any], values: Any, size: int, after: jax.Array | None
+) -> Any:
+    """`lax.map` in chunks, whose results have no memory before `after` is known.
+
+    XLA's scheduler for a CPU starts early what it can, and would keep the results of
+    all layers at the same time, each in pages that the system must hand out. So the
+    results begin as an array made of a number that depends on the layer before.
+
+    Args:
+      function: of the values of one task.
+      values: leaves `[tasks, ...]`.
+      size: tasks at a time, a divisor of their number; if all, there is no loop.
+      after: any array.
+    """
+    num_tasks = len(jax.tree.leaves(values)[0])
+    if size == num_tasks:
+        return jax.vmap(function)(values)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], values))
+    number = jnp.zeros([]) if after is None else after.reshape(-1)[0]
+
+    def chunk(index: jax.Array) -> Any:
+        def cut(leaf: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(leaf, index * size, size)
+
+        if size == 1:
+            one = function(jax.tree.map(lambda leaf: cut(leaf)[0], values))
+            return jax.tree.map(lambda leaf: leaf[None], one)
+        return jax.vmap(function)(jax.tree.map(cut, values))
+
+    def body(index: jax.Array, results: Any) -> Any:
+        return jax.tree.map(
+            lambda all_of, some: jax.lax.dynamic_update_slice_in_dim(
+                all_of, some, index * size, 0
+            ),
+            results,
+            chunk(index),
+        )
+
+    start = jax.tree.map(
+        lambda s: jnp.full((num_tasks, *s.shape), number.astype(s.dtype)), shapes
+    )
+    return jax.lax.fori_loop(0, num_tasks // size, body, start)

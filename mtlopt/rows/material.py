@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mtlopt.linalg.normalise import ScaledGramian
 from mtlopt.rows import arithmetic, products
 from mtlopt.rows.protocol import Leaves, OwnSpace
-from mtlopt.rows.pushforward import pushforward
+from mtlopt.rows.pushforward import along
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,6 @@ class MaterialRows(OwnSpace):
     def leaves(self) -> Leaves:
         return self.values
 
-    def held(self) -> Leaves:
-        return self.values
-
 
 @dataclasses.dataclass(frozen=True)
 class PulledRows(OwnSpace):
@@ -106,11 +103,7 @@ class PulledRows(OwnSpace):
     def along(self, direction: Leaves) -> jax.Array:
         if "made" in vars(self):
             return self.made.along(direction)
-        push = pushforward(self.pull_latent, self.latent_grads)
-        return arithmetic.inner_products(self.latent_grads, push(direction))
+        return along(self.pull_latent, self.latent_grads, direction)
 
     def leaves(self) -> Leaves:
-        return self.made.values
-
-    def held(self) -> Leaves:
         return self.made.values

@@ -71,7 +71,7 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
         if basis is not None:
             total += _rotated_products(leaf, basis.astype(dtype))
         elif isinstance(leaf, tuple) or few_long_rows(leaf):
-            total += _products_of_pairs(leaf, dtype)
+            total += products_of_pairs(leaf, leaf, dtype)
         else:
             total += _inner_products(leaf, leaf, dtype)
     return (total + total.T) / 2
@@ -107,7 +107,7 @@ def scaled_gramian(
     return scale_if_needed(
         functools.partial(gramian, rows),
         lambda: largest_entries(rows),
-        rows,
+        [leaf[0] for leaf in rows],
         present,
     )
 
@@ -115,7 +115,7 @@ def scaled_gramian(
 def scale_if_needed(
     products_of: Callable[..., jax.Array],
     largest_of: Callable[[], jax.Array],
-    rows: Sequence[Leaf],
+    row: Sequence[Any],
     present: jax.Array | None,
 ) -> ScaledGramian:
     """Returns the Gramian as it is, or that of scaled rows.
@@ -123,18 +123,18 @@ def scale_if_needed(
     Args:
       products_of: returns the Gramian, or that of the rows in a basis.
       largest_of: returns the largest absolute value in each row, `[tasks]`.
-      rows: leaves `[tasks, ...]`, for their size.
+      row: leaves of one task, or their shapes and types.
       present: Tasks to look at, bool `[tasks]`; None for all.
     """
     products = products_of()
-    squares, size = diagonal(products), sum(leaf[0].size for leaf in rows)
+    squares, size = diagonal(products), sum(leaf.size for leaf in row)
 
     def as_it_is() -> ScaledGramian:
         return ScaledGramian(products, jnp.ones_like(squares))
 
     def rescale() -> ScaledGramian:
         # Streamed rows are scaled in their own type, which may be half precision.
-        kinds = [jnp.finfo(leaf.dtype) for leaf in jax.tree.leaves(rows)]
+        kinds = [jnp.finfo(leaf.dtype) for leaf in row]
         limit = 2.0 ** (min(kind.maxexp for kind in kinds) - 1)
         scales = jnp.minimum(scale_of(largest_of()), limit)
         matrix = products_of(scales)
@@ -204,31 +204,30 @@ def _inner_products(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
     )
 
 
-def _products_of_pairs(leaf: Leaf, dtype: Any) -> jax.Array:
-    """The same of a leaf's rows with each other."""
-    tasks = range(len(leaf))
-    rows = [leaf[i].astype(dtype) for i in tasks]
-    upper = {(i, j): jnp.sum(rows[i] * rows[j]) for i in tasks for j in tasks if i <= j}
+def products_of_pairs(
+    left: Leaf | list[jax.Array], right: Leaf | list[jax.Array], dtype: Any
+) -> jax.Array:
+    """The same of few tasks, pair by pair: a symmetric matrix."""
+    tasks = range(len(right))
+    left, right = ([rows[i].astype(dtype) for i in tasks] for rows in (left, right))
+    upper = {
+        (i, j): jnp.sum(left[i] * right[j]) for i in tasks for j in tasks if i <= j
+    }
     entries = [upper[min(i, j), max(i, j)] for i in tasks for j in tasks]
-    return jnp.stack(entries).reshape(len(leaf), len(leaf))
+    return jnp.stack(entries).reshape(len(tasks), len(tasks))
 
 
 def _rotated_products(leaf: Leaf, basis: jax.Array) -> jax.Array:
     """The same of the rows `basis^T leaf`."""
 
     def products(rows: jax.Array) -> jax.Array:
-        wide = rows.astype(basis.dtype)
-        if basis.ndim == 1:
-            turned = jax.vmap(jnp.multiply)(wide, basis)
-        else:
-            turned = jnp.tensordot(
-                basis.T, wide, axes=1, precision=jax.lax.Precision.HIGHEST
-            )
+        turned = rotate(rows, basis)
         return _inner_products(turned, turned, basis.dtype)
 
     if isinstance(leaf, tuple):  # as numbers are read, none of the rotated rows exists
         rows = [row.astype(basis.dtype) for row in leaf]
-        return _products_of_pairs(tuple(_rotate(rows, basis)), basis.dtype)
+        turned = _rotate_few(rows, basis)
+        return products_of_pairs(turned, turned, basis.dtype)
     if not alone():
         return products(leaf)
     flat = flat_rows(leaf)
@@ -246,7 +245,20 @@ def _rotated_products(leaf: Leaf, basis: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, chunks, add_chunk, total) if chunks else total
 
 
-def _rotate(rows: Sequence[jax.Array], basis: jax.Array) -> list[jax.Array]:
+def rotate(leaf: jax.Array, basis: jax.Array) -> jax.Array:
+    """Returns the rows `basis^T leaf`, in the type of the basis.
+
+    Args:
+      leaf: `[tasks, ...]`.
+      basis: as in `gramian`.
+    """
+    wide = leaf.astype(basis.dtype)
+    if basis.ndim == 1:
+        return jax.vmap(jnp.multiply)(wide, basis)
+    return jnp.tensordot(basis.T, wide, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+
+def _rotate_few(rows: Sequence[jax.Array], basis: jax.Array) -> list[jax.Array]:
     """Returns the rotated rows of few, one by one."""
     tasks = range(len(rows))
     if basis.ndim == 1:

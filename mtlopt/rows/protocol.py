@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 import jax
 
-from mtlopt.linalg.normalise import ScaledGramian
+from mtlopt.linalg.normalise import ScaledGramian, safe_root
+from mtlopt.linalg.products import diagonal
 
 Leaves = list[jax.Array]
 STATIC = {"static": True}  # metadata of dataclass fields that are not pytree children
@@ -46,7 +47,7 @@ class Rows(Protocol):
         ...
 
     def norms(self) -> jax.Array:
-        """Returns the norms of the rows, `[tasks]`: less work than their Gramian."""
+        """Returns the norms of the rows, `[tasks]`."""
         ...
 
     def mix(self, weights: jax.Array) -> Leaves:
@@ -86,10 +87,20 @@ class Rows(Protocol):
 
 
 class OwnSpace:
-    """Operations that follow from `mix`, `along` and `pull`."""
+    """Operations that follow from the others."""
+
+    def rotated(self: Rows) -> Callable[[jax.Array], jax.Array]:
+        return self.gramian
+
+    def norms(self: Rows) -> jax.Array:
+        found = self.scaled_gramian(None)
+        return safe_root(diagonal(found.matrix)) / found.scales
 
     def combine(self: Rows, weights: jax.Array) -> Leaves:
         return self.pull(self.mix(weights))
 
     def product(self: Rows, weights: jax.Array) -> jax.Array:
         return self.along(self.mix(weights))
+
+    def held(self: Rows) -> Any:
+        return self.leaves()

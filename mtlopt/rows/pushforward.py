@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 
+from mtlopt.rows.arithmetic import inner_products
 from mtlopt.rows.protocol import Leaves
 
 
@@ -18,3 +19,10 @@ def pushforward(
     """
     push = jax.linear_transpose(pull, [leaf[0] for leaf in rows])
     return lambda direction: push(direction)[0]
+
+
+def along(
+    pull: Callable[[Leaves], Leaves], rows: Leaves, direction: Leaves
+) -> jax.Array:
+    """Returns the inner products of pulled rows with a shared direction, `[tasks]`."""
+    return inner_products(rows, pushforward(pull, rows)(direction))

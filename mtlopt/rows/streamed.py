@@ -12,7 +12,7 @@ from mtlopt.linalg.products import dot
 from mtlopt.rows import products
 from mtlopt.rows.arithmetic import combine, inner_products, row_norms
 from mtlopt.rows.protocol import Leaves, OwnSpace
-from mtlopt.rows.pushforward import pushforward
+from mtlopt.rows.pushforward import along, pushforward
 
 NOT_KEPT = (
     "`streaming` must be False for a method that needs more of the rows than their "
@@ -54,7 +54,7 @@ class StreamedRows(OwnSpace):
         return products.scale_if_needed(
             functools.partial(self._products, rows),
             lambda: jax.lax.map(largest, jnp.arange(len(rows[0]))),
-            rows,
+            [row[0] for row in rows],
             present,
         )
 
@@ -101,8 +101,7 @@ class StreamedRows(OwnSpace):
         return self.pull_latent(combine(weights, self.latent_grads))
 
     def along(self, direction: Leaves) -> jax.Array:
-        push = pushforward(self.pull_latent, self.latent_grads)
-        return inner_products(self.latent_grads, push(direction))
+        return along(self.pull_latent, self.latent_grads, direction)
 
     def leaves(self) -> Leaves:
         raise ValueError(NOT_KEPT)

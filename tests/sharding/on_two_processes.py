@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
+from tests.problems import ROUTES
 from tests.sharding import comparison, network
 
 
@@ -30,7 +31,13 @@ def main():
             for leaf in batch
         )
 
-    updates, _, _ = comparison.many_devices(mesh, fully=True, put_batch=put_batch)
+    everything = comparison.all_methods()  # all of which run on eight devices
+    updates, _, _ = comparison.many_devices(
+        mesh,
+        fully=True,
+        put_batch=put_batch,
+        methods={name: everything[name] for name in ROUTES},
+    )
     updates = multihost_utils.process_allgather(updates, tiled=True)
     expected = pickle.loads(Path(reference).read_bytes())
     found = {

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import mtlopt
+from tests.problems import ROUTES
 from tests.sharding import comparison, network
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,7 @@ def test_eight_devices_equal_one(found, placement, name):
     assert found[placement]["errors"][name] <= RTOL
 
 
-@methods
+@pytest.mark.parametrize("name", ROUTES)
 def test_two_processes_equal_one(found, name):
     """Each process holds half of the batch and half of the encoder."""
     for process in found["processes"]:
