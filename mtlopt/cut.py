@@ -140,6 +140,7 @@ class Cut:
         self._jaxpr = jaxpr = program.jaxpr
         self._vector = jaxpr.outvars[0] if is_vector else None
         marks = [eqn for eqn in jaxpr.eqns if is_mark(eqn)]
+        _check_once(marks)
         self._trees = [marked_tree(eqn) for eqn in marks]
         self._marked = [var for eqn in marks for var in eqn.outvars]
         self._early = _early(jaxpr.eqns, self._marked)
@@ -374,3 +375,17 @@ def _apart(eqns: Sequence[Any], sources: Iterable[Any]) -> tuple[list[Any], set[
 
 def _reads(eqns: Sequence[Any]) -> Iterable[Any]:
     return (var for eqn in eqns for var in variables(eqn.invars))
+
+
+def _check_once(marks: Sequence[Any]) -> None:
+    """Raises if two marks are on one array, as in a function that each loss calls."""
+    seen: set[Any] = set()
+    for mark in marks:
+        marked = set(variables(mark.invars))
+        if seen & marked:
+            raise ValueError(
+                "an array is marked twice by mtlopt.latent. Mark it once, and hand the "
+                "marked array to all losses: with a mark of its own each task would "
+                "have a latent of its own, in which no two gradients conflict."
+            )
+        seen |= marked

@@ -18,6 +18,7 @@ import numpy as np
 SHARED = "shared"
 STACKED = "stacked"
 FROZEN = "frozen"
+UNKNOWN = ""  # no name of a task: what `some_labels` does not know
 RESERVED = (SHARED, STACKED, FROZEN)  # labels that are no tasks
 
 PyTree = Any
@@ -94,6 +95,17 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
                 f"{SHARED!r}, {STACKED!r}, {FROZEN!r} or the name of a task."
             )
     return jax.tree.unflatten(treedef, labels)
+
+
+def some_labels(params: PyTree, rules: Rules) -> PyTree:
+    """Returns the labels of `label_params`, `UNKNOWN` for leaves that no rule covers.
+
+    Only a mapping from path to label can leave some out.
+    """
+    is_tree = jax.tree.structure(rules) == jax.tree.structure(params)
+    if isinstance(rules, Mapping) and not is_tree and "*" not in rules:
+        rules = {"*": UNKNOWN, **rules}
+    return label_params(params, rules)
 
 
 def _unbox(rules: PyTree) -> PyTree:

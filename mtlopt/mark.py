@@ -23,8 +23,10 @@ def latent(z: PyTree) -> PyTree:
       marked, in the order in which the program runs them. A mark on something that
       depends on another mark, such as the second skip connection of a U-Net, belongs to
       the encoder like the first, and the heads take both as given.
-    * Mark once for all tasks. If each loss has a mark of its own, gradients of
-      different tasks are orthogonal in the latent, and methods there see no conflict.
+    * Mark once for all tasks, and hand the marked arrays to all losses. An array that
+      is marked twice is an error. If each loss computes and marks one of its own,
+      gradients of different tasks are orthogonal in the latent, and methods there see
+      no conflict.
     * A head may read its own leaves, frozen leaves, the arguments of the call and what
       is marked. A shared leaf that a head reads goes through the mark, too:
       `h, w = mtlopt.latent((h, params["w"]))`.
@@ -40,8 +42,9 @@ def latent(z: PyTree) -> PyTree:
     Raises:
       TypeError: if a leaf of `z` is no array and no number.
       ValueError: if `z` has no leaf; later, at the first call of an oracle, if a loss
-        reads shared leaves or activations of the encoder that are not marked, or if the
-        mark lies in a loop, in a branch, or in a function with a derivative rule.
+        reads shared leaves or activations of the encoder that are not marked, if an
+        array is marked twice, or if the mark lies in a loop, in a branch, or in a
+        function with a derivative rule.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -28,7 +28,16 @@ except ImportError as error:
 
 from mtlopt._checks import by_task, checked
 from mtlopt.heads import Stacked
-from mtlopt.labels import FROZEN, SHARED, STACKED, Rules, label_params, leaf_paths
+from mtlopt.labels import (
+    FROZEN,
+    SHARED,
+    STACKED,
+    UNKNOWN,
+    Rules,
+    label_params,
+    leaf_paths,
+    some_labels,
+)
 from mtlopt.make_oracle import task_grad as pure_task_grad
 from mtlopt.make_problem import change_functions
 from mtlopt.oracle import Oracle as PureOracle
@@ -63,7 +72,8 @@ def task_grad(
       losses: as in `mtlopt.task_grad`, such as a mapping from task to
         `loss(model, z, *args) -> scalar`.
       labels: rules on the paths of the parameters, see `label_params`, or labels from
-        `label_modules`. None to find them from the program, see `infer_labels`.
+        `label_modules`. Labels of leaves that no rule covers, of all without rules, are
+        found from the program, see `infer_labels`: `{"trunk": "frozen"}` is enough.
       encode: `encode(model, *args) -> z`.
       wrt: which variables are trained: a filter of NNX. The others are constants, such
         as the base of a network whose adapters are trained, `wrt=nnx.LoRAParam`.
@@ -219,7 +229,9 @@ class Oracle:
             return self._of_arrays(function, graphdef, name)
 
         losses, encode = change_functions(self._losses, self._encode, change)
-        if self._rules is None:
+        rules = {} if self._rules is None else self._rules
+        labels = some_labels(params, rules)
+        if UNKNOWN in jax.tree.leaves(labels):
             labels = infer_labels(
                 losses,
                 params,
@@ -229,9 +241,8 @@ class Oracle:
                 tasks=self._options.get("tasks"),
                 has_aux=self._has_aux,
                 has_state=True,
+                rules=rules,
             )
-        else:
-            labels = label_params(params, self._rules)
         owners = _state_owners(params, labels, state, self.num_tasks)
         oracle = self._task_grad(losses, encode, labels, owners)
         self._oracles[graphdef] = oracle

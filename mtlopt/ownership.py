@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt.heads import Stacked
-from mtlopt.labels import FROZEN, SHARED, STACKED, Partition, path_string
+from mtlopt.labels import (
+    FROZEN,
+    SHARED,
+    STACKED,
+    UNKNOWN,
+    Partition,
+    Rules,
+    path_string,
+    some_labels,
+)
 from mtlopt.make_problem import make_problem
 from mtlopt.model_state import StateForm
 from mtlopt.problems import Problem, Reads
@@ -125,6 +134,7 @@ def infer_labels(
     tasks: Sequence[str] | None = None,
     has_aux: bool = False,
     has_state: bool = False,
+    rules: Rules | None = None,
 ) -> PyTree:
     """Finds from the program itself who owns which parameter leaf.
 
@@ -141,6 +151,8 @@ def infer_labels(
       tasks: as in `task_grad`.
       has_aux: as in `task_grad`.
       has_state: as in `task_grad`.
+      rules: a mapping from path to label, see `label_params`, for leaves whose labels
+        you know, such as frozen ones.
 
     Returns:
       Labels with the structure of `params`.
@@ -178,8 +190,12 @@ def infer_labels(
             "`losses` must return a mapping or sequence of scalars, or a vector made "
             "by jnp.stack of scalars, to see which loss reads which leaf."
         )
+    known = None if rules is None else jax.tree.leaves(some_labels(params, rules))
     labels = []
     for i, (path, leaf) in enumerate(leaves):
+        if known is not None and known[i] != UNKNOWN:
+            labels.append(known[i])
+            continue
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             labels.append(FROZEN)
             continue

@@ -83,6 +83,7 @@ def train_step(
       >>> print(jnp.round(output.losses, 3))
       [0. 0.]
     """
+    check_oracle(oracle)
 
     def step(
         run: Run, *args: Any, present: Any = None, **extra_args: Any
@@ -129,6 +130,16 @@ def update_of(
             "optax.adam(1e-3))."
         ) from cause
     return found, opt_state
+
+
+def check_oracle(oracle: Any) -> None:
+    """Raises unless a step is built from an oracle of arrays."""
+    if not isinstance(oracle, Oracle):
+        kind = type(oracle)
+        raise TypeError(
+            f"`oracle` must be a mtlopt.Oracle, got {kind.__module__}.{kind.__name__}. "
+            "Of an oracle of modules, take that of oracle.pure(model)."
+        )
 
 
 def with_state(oracle: Oracle, args: tuple[Any, ...], run: Run) -> tuple[Any, ...]:

@@ -24,6 +24,12 @@ def small(function, labels=SMALL_LABELS, **options):
     return mtlopt.task_grad(function, labels, tasks=("a", "b"), **options)
 
 
+def marked_by_each(params, x):
+    """Each loss marks what it is given."""
+    z = trunk(params, x)
+    return {name: jnp.vdot(params[name], mtlopt.latent(z)) for name in ("a", "b")}
+
+
 def branch(params, x):
     return jax.lax.cond(x[0] > 0, mtlopt.latent, lambda z: z, trunk(params, x))
 
@@ -76,6 +82,7 @@ def with_rule(params, x):
             lambda p, x: mtlopt.latent(trunk(p, x)) * jnp.stack([p["a"], p["b"]])[0],
             "must return a mapping or sequence of scalars, or a vector made by",
         ),
+        (marked_by_each, "an array is marked twice by mtlopt.latent. Mark it once"),
         (
             lambda p, x: pair(p, branch(p, x)),
             "must not be inside a loop, a branch.*got a mark in `cond`.*what it ret",

@@ -47,6 +47,7 @@ def loss_of(task, column):
 
 LOSSES = {task: loss_of(task, column) for column, task in enumerate(TASKS)}
 ORACLE = mtlopt.nnx.task_grad(LOSSES, LABELS, encode=encode)
+SGD = optax.sgd(0.1)
 DATA = jax.random.normal(jax.random.key(1), (6, 8, 3))
 
 
@@ -318,6 +319,22 @@ def test_labels_are_found_and_written():
         mtlopt.nnx.label_modules(model, a=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
 
 
+def test_rules_for_some_leaves():
+    """What no rule covers is found."""
+    oracle = mtlopt.nnx.task_grad(
+        LOSSES, {"trunk": "frozen", "a/norm": "a"}, encode=encode
+    )
+    model = Net(nnx.Rngs(0))
+    found = oracle.labels(model, DATA[0])
+    full = {**LABELS, "trunk": "frozen"}
+    expected = mtlopt.nnx.task_grad(LOSSES, full, encode=encode)
+    assert found == expected.labels(model)
+    with pytest.raises(ValueError, match="the rule 'stem' matches no leaf"):
+        mtlopt.nnx.task_grad(LOSSES, {"stem": "frozen"}, encode=encode).labels(
+            model, DATA[0]
+        )
+
+
 def test_labels_of_a_state_fit_in_an_optimizer_of_nnx():
     """There a leaf is a variable around an array, and its path that of the variable."""
     model = Net(nnx.Rngs(0))
@@ -404,6 +421,13 @@ def test_modules_in_the_place_of_other_things():
         optimizer.update(model, ORACLE(model, DATA[0]))
     with pytest.raises(ValueError, match="`batching` must be a positive int"):
         mtlopt.nnx.task_grad(LOSSES, LABELS, encode=encode, batching=1.5)
+    for make_step, tx in (
+        (mtlopt.train_step, mtlopt.sum_tasks(3)),
+        (mtlopt.block_step, mtlopt.alternate_blocks(SGD, SGD, LABELS)),
+        (mtlopt.individual_step, mtlopt.individual_optimizers(SGD, 3, LABELS)),
+    ):
+        with pytest.raises(TypeError, match=r"got mtlopt\.nnx\.Oracle.*pure\(model\)"):
+            make_step(ORACLE, tx)
     with pytest.raises(TypeError, match="unexpected keyword argument 'strem'"):
         mtlopt.nnx.task_grad(LOSSES, LABELS, encode=encode, strem=True)
 

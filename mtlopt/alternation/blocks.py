@@ -19,7 +19,7 @@ from mtlopt.labels import (
 )
 from mtlopt.oracle import Oracle
 from mtlopt.per_label import per_label
-from mtlopt.step import Run, StepOutput, with_state
+from mtlopt.step import Run, StepOutput, check_oracle, with_state
 
 PyTree = Any
 Block = Literal["shared", "task"]
@@ -234,6 +234,7 @@ def block_step(
     """
     if block is not None:
         check_choice("block", block, BLOCKS)
+    check_oracle(oracle)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def step(

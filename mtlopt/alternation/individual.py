@@ -25,7 +25,7 @@ from mtlopt.grad import Grad, check_updates
 from mtlopt.labels import SHARED, Partition, Rules, check_same_labels, label_params
 from mtlopt.oracle import Oracle
 from mtlopt.per_label import advance, join, per_label, select
-from mtlopt.step import Run, StepOutput, with_state
+from mtlopt.step import Run, StepOutput, check_oracle, with_state
 
 PyTree = Any
 
@@ -259,6 +259,7 @@ def individual_step(
       Pascal et al., *Improved optimization strategies for deep multi-task networks*,
       2021, equations 4, 7 and 8.
     """
+    check_oracle(oracle)
     num_tasks = oracle.num_tasks
     if num_groups is not None:
         num_groups = as_int("num_groups", num_groups, high=num_tasks)
