@@ -81,6 +81,10 @@ def _forwarded(program: core.Jaxpr) -> list[int | None]:
         return None if isinstance(operand, core.Literal) else places.get(operand)
 
     for eqn in program.eqns:
+        if eqn.primitive.name in _SAME_NUMBERS:
+            found = place(eqn.invars[0])
+            if found is not None:
+                places[eqn.outvars[0]] = found
         if not is_call(eqn):
             continue
         (inner,) = core.jaxprs_in_params(eqn.params)
@@ -90,6 +94,9 @@ def _forwarded(program: core.Jaxpr) -> list[int | None]:
             if found is not None:
                 places[variable] = found
     return [place(variable) for variable in program.outvars]
+
+
+_SAME_NUMBERS = ("copy", "copy_p", "sharding_constraint", "stop_gradient")
 
 
 def remembered_leaves(

@@ -66,7 +66,7 @@ def check_task_grads(
             raise TypeError(
                 "`updates` must be a mtlopt.TaskGrads, got a State of Flax NNX. A "
                 "chain with a method goes into mtlopt.nnx.Optimizer, not into "
-                "nnx.Optimizer."
+                "nnx.Optimizer, and takes what an oracle of mtlopt.nnx returns."
             )
         raise TypeError(
             f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. "

@@ -22,6 +22,7 @@ from mtlopt.problems import Evaluation, OfProblem, Problem, Reads
 from mtlopt.rows.arithmetic import scale_head_grads
 from mtlopt.rows.products import gramian_of_tasks
 from mtlopt.rows.protocol import Leaves
+from mtlopt.samples import fold_keys
 
 PyTree = Any
 
@@ -51,7 +52,7 @@ class Microbatches(OfProblem):
         z: PyTree = None,
         members: Any = None,
     ) -> Reads:
-        first = args if z is not None else cut_part(args, 0, self.parts)
+        first = args if z is not None else self._cut(args, 0)
         return self.problem.reads(params, stacked, first, z, members)
 
     def evaluate(
@@ -88,7 +89,7 @@ class Microbatches(OfProblem):
         index: Any,
         state: PyTree,
     ) -> Evaluation[PartLinearization]:
-        args = cut_part(inputs.args, index, self.parts)
+        args = self._cut(inputs.args, index)
         shares, present = shares[index], inputs.present
         if self.has_state:
             args = *args[:-1], state
@@ -124,6 +125,12 @@ class Microbatches(OfProblem):
 
         return _sum_parts(combined, self.parts, self._state(inputs))[0]
 
+    def _cut(self, args: tuple[Any, ...], index: Any) -> tuple[Any, ...]:
+        """Returns the arguments of one part; the state is that of the whole."""
+        if not self.has_state:
+            return cut_part(args, index, self.parts)
+        return *cut_part(args[:-1], index, self.parts), args[-1]
+
     def _state(self, inputs: Inputs) -> PyTree:
         return inputs.args[-1] if self.has_state else None
 
@@ -154,7 +161,7 @@ class Microbatches(OfProblem):
         problem = self.problem
         if not problem.has_latent:
             return None
-        first, *others = cut_part(inputs.args, 0, self.parts)
+        first, *others = self._cut(inputs.args, 0)
 
         def encode(batch: PyTree) -> PyTree:
             args = (batch, *others)
@@ -196,12 +203,6 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
         rows = jnp.reshape(leaf, (size[0] // parts, parts, *jnp.shape(leaf)[1:]))
         return jax.lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False)
 
-    def fold(leaf: Any) -> Any:
-        is_key = hasattr(leaf, "dtype") and jnp.issubdtype(
-            leaf.dtype, jax.dtypes.prng_key
-        )
-        return jax.random.fold_in(leaf, index) if is_key else leaf
-
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args[0])}
     for position, other in enumerate(args[1:], start=2):
         if hasattr(other, "shape") and other.shape and other.shape[:1] in sizes:
@@ -211,7 +212,7 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
                 "microbatches. Pass the batch as one pytree, such as (x, y)."
             )
     batch = jax.tree_util.tree_map_with_path(cut, args[0])
-    return batch, *jax.tree.map(fold, args[1:])
+    return batch, *fold_keys(args[1:], index)
 
 
 def _sum_parts(

@@ -11,10 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt._jaxprs import forwarded_inputs
+from mtlopt._jaxprs import dependent_outputs, forwarded_inputs
 from mtlopt.heads import Inputs
 from mtlopt.labels import SHARED, STACKED, Rules, label_params, path_string
-from mtlopt.problems import Aux, Evaluation, HeadEvaluation, OfProblem, Problem
+from mtlopt.problems import (
+    Aux,
+    Evaluation,
+    HeadEvaluation,
+    OfProblem,
+    Problem,
+    Reads,
+)
 
 PyTree = Any
 
@@ -74,16 +81,25 @@ class StateForm(NamedTuple):
             if task_position is not None:
                 state = self._of_task(state, others[task_position])
 
-            def call(state: PyTree) -> tuple[Any, PyTree, Any]:
+            def call(state: PyTree, others: list[Any]) -> tuple[Any, PyTree, Any]:
                 return self._unpack(function(params, *others, state), name)
 
-            value, new, aux = call(state)
+            value, new, aux = call(state, others)
             written = _written(state, new, name)
-            if written and len(written) == len(jax.tree.leaves(state)):
+            if written:
                 # A function inside of `jit` or `checkpoint` returns other objects.
-                same = forwarded_inputs(lambda state: call(state)[1], state)
+                same = forwarded_inputs(lambda state: call(state, others)[1], state)
                 written = {i: leaf for i, leaf in written.items() if same[i] != i}
             self._check_written(written, state, name, task_position is not None)
+            if self.of_samples and written:
+                found = _from_arguments(lambda others: call(state, others)[1], others)
+                for i in written:
+                    if found[i]:
+                        raise ValueError(
+                            f"{name} makes the state `{_paths(state)[i]}` of its "
+                            "arguments, but with samplewise every sample has others. "
+                            "State may depend on state alone, as a count does."
+                        )
             return value, (Written(written), aux)
 
         return run
@@ -108,13 +124,43 @@ class StateForm(NamedTuple):
             for leaf, owner in zip(leaves, self.owners(state), strict=True)
         )
 
+    def check(self, state: PyTree, tasks: tuple[str, ...], stacked: bool) -> None:
+        """Raises unless labels of the state fit the problem.
+
+        Args:
+          state: the state.
+          tasks: names of the tasks.
+          stacked: whether heads are stacked.
+        """
+        allowed = (SHARED, STACKED) if stacked else (SHARED, *tasks)
+        leaves = jax.tree.leaves(state)
+        for path, label, leaf in zip(
+            _paths(state), self.owners(state), leaves, strict=True
+        ):
+            if label not in allowed:
+                raise ValueError(
+                    f"the label of the state `{path}` must be one of "
+                    f"{', '.join(map(repr, allowed))}, got {label!r}."
+                )
+            if label == STACKED and jnp.shape(leaf)[:1] != (len(tasks),):
+                raise ValueError(
+                    f"the stacked state `{path}` must have a leading task axis of size "
+                    f"{len(tasks)}, got shape {jnp.shape(leaf)}."
+                )
+
     def _check_written(
         self, written: dict[int, Any], state: PyTree, name: str, stacked: bool
     ) -> None:
         paths, owners = _paths(state), self.owners(state)
         for i, leaf in written.items():
             is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-            if self.of_samples and (is_float or stacked):
+            if self.of_samples and stacked:
+                raise ValueError(
+                    f"{name} writes the state `{paths[i]}`. With samplewise it runs "
+                    "once for each sample, and would write it as often. Take dropout "
+                    "and the like out of stacked heads, or write a loss for each task."
+                )
+            if self.of_samples and is_float:
                 raise ValueError(
                     f"{name} writes the state `{paths[i]}`, but with samplewise it "
                     "sees one sample, which has no statistics of the batch. Use a "
@@ -139,6 +185,18 @@ class StatefulProblem(OfProblem):
     @property
     def label_counts(self) -> Callable[..., Any] | None:
         return self.problem.label_counts
+
+    def reads(
+        self,
+        params: PyTree,
+        stacked: list[bool] | None,
+        args: Any,
+        z: PyTree = None,
+        members: Any = None,
+    ) -> Reads:
+        if args:
+            self.form.check(args[-1], self.tasks, self.stacked)
+        return self.problem.reads(params, stacked, args, z, members)
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation[Any]:
         out = self.problem.evaluate(inputs, factors, members)
@@ -207,9 +265,15 @@ class _NextState:
             if leaf is None:
                 continue  # the encoder's, which did not run: see `MarkedProblem`
             self._claim(i, name)
-            owner = task
-            if by_owner and self._owners[i] in self._tasks:
-                owner = self._tasks.index(self._owners[i])
+            label, owner = self._owners[i], task
+            own = self._tasks.index(label) if label in self._tasks else None
+            if by_owner:
+                owner = own
+            elif own not in (None, task):
+                raise ValueError(
+                    f"the state `{self._paths[i]}` is labelled {label!r}, but {name} "
+                    f"writes it. Label it {SHARED!r}."
+                )
             if owner is not None and self._present is not None:
                 leaf = jnp.where(self._present[owner], leaf, self._leaves[i])
             self._leaves[i] = leaf
@@ -235,6 +299,25 @@ class _NextState:
                 "own; for dropout, a stream of random numbers of its own."
             )
         self._writers[leaf] = name
+
+
+def _from_arguments(
+    new_state: Callable[[list[Any]], PyTree], args: list[Any]
+) -> list[bool]:
+    """Returns, per leaf of the state, whether it depends on the arguments."""
+    leaves, treedef = jax.tree.flatten(args)
+    is_array = [hasattr(leaf, "dtype") for leaf in leaves]
+
+    def of_arrays(arrays: list[Any]) -> Any:
+        rest = iter(arrays)
+        filled = [
+            next(rest) if array else leaf
+            for leaf, array in zip(leaves, is_array, strict=True)
+        ]
+        return jax.tree.leaves(new_state(treedef.unflatten(filled)))
+
+    arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
+    return dependent_outputs(of_arrays, arrays)[0]
 
 
 def _paths(state: PyTree) -> list[str]:

@@ -27,6 +27,7 @@ except ImportError as error:
     ) from error
 
 from mtlopt._checks import by_task, checked
+from mtlopt.grad import check_no_grad
 from mtlopt.heads import Stacked
 from mtlopt.labels import (
     FROZEN,
@@ -147,7 +148,14 @@ class Oracle:
         self._rules, self._wrt = labels, wrt
         self._has_aux, self._options = has_aux, options
         # Arguments are looked at before there is a module.
-        self.tasks = self._task_grad(losses, encode, SHARED, SHARED).tasks
+        given = sorted({"has_state", "state_labels"} & options.keys())
+        if given:
+            raise TypeError(
+                f"`{given[0]}` must be left out: the state is that of the module, and "
+                "belongs to the task whose parameters are nearest."
+            )
+        arrays = self._task_grad(losses, encode, SHARED, SHARED)
+        self.tasks, self._stacked = arrays.tasks, arrays.problem.stacked
         self._oracles: dict[nnx.GraphDef[Any], PureOracle] = {}
 
     @property
@@ -163,6 +171,13 @@ class Oracle:
           *args: arguments of the functions.
           present: as in `mtlopt.Oracle.__call__`.
         """
+        for leaf in jax.tree.leaves(args, is_leaf=_is_variable):
+            if _is_variable(leaf):
+                raise TypeError(
+                    "the arguments after `model` must be arrays, got a variable of "
+                    "Flax NNX. Make the module that holds it, such as nnx.Rngs, a part "
+                    "of `model`, so that it moves."
+                )
         graphdef, params, state = _split(model, self._wrt)
         oracle = self._pure(graphdef, params, args, state)
         grads = oracle(params, *args, state, present=present)
@@ -229,10 +244,30 @@ class Oracle:
             return self._of_arrays(function, graphdef, name)
 
         losses, encode = change_functions(self._losses, self._encode, change)
-        rules = {} if self._rules is None else self._rules
-        labels = some_labels(params, rules)
+        labels = some_labels(params, {} if self._rules is None else self._rules)
         if UNKNOWN in jax.tree.leaves(labels):
-            labels = infer_labels(
+            labels = self._find_labels(losses, encode, params, args, state)
+        owners = _state_owners(params, labels, state, self.num_tasks)
+        oracle = self._task_grad(losses, encode, labels, owners)
+        self._oracles[graphdef] = oracle
+        return oracle
+
+    def _find_labels(
+        self,
+        losses: Any,
+        encode: Callable[..., Any] | None,
+        params: PyTree,
+        args: tuple[Any, ...],
+        state: PyTree,
+    ) -> PyTree:
+        """Returns labels from rules and the program; all functions are traced."""
+
+        def guess(leaf: Any) -> str:
+            is_stack = self._stacked and jnp.shape(leaf)[:1] == (self.num_tasks,)
+            return STACKED if is_stack else SHARED
+
+        try:
+            return infer_labels(
                 losses,
                 params,
                 *args,
@@ -241,12 +276,15 @@ class Oracle:
                 tasks=self._options.get("tasks"),
                 has_aux=self._has_aux,
                 has_state=True,
-                rules=rules,
+                state_labels=jax.tree.map(guess, state),
+                rules=self._rules,
             )
-        owners = _state_owners(params, labels, state, self.num_tasks)
-        oracle = self._task_grad(losses, encode, labels, owners)
-        self._oracles[graphdef] = oracle
-        return oracle
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                "labels are found from all functions in one trace: pass arguments that "
+                "have what each of them reads, or give the labels of all parameters as "
+                f"`labels`. The trace raised {type(error).__name__}: {error}."
+            ) from error
 
     def _task_grad(
         self,
@@ -327,9 +365,15 @@ class Optimizer(nnx.Optimizer):
         Returns:
           The updates.
         """
+        check_no_grad(grads, "mtlopt.nnx.Optimizer.update")
         if not isinstance(grads, TaskGrads):
             return super().update(model, grads, **kwargs)
         params = nnx.as_pure(nnx.state(model, self.wrt))
+        if jax.tree.structure(params) != grads.partition.treedef:
+            raise ValueError(
+                "`wrt` of the optimizer must be that of mtlopt.nnx.task_grad, and "
+                "`model` the module of the gradients: the parameters differ."
+            )
         opt_state, kwargs = nnx.as_pure((self.opt_state, kwargs))
         updates, opt_state = update_of(self.tx, grads, opt_state, params, **kwargs)
         nnx.update(model, optax.apply_updates(params, updates))
@@ -380,6 +424,10 @@ def _copy(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.copy(leaf)
 
 
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
 def _split(model: Any, wrt: Any) -> tuple[nnx.GraphDef[Any], PyTree, PyTree]:
     """Returns graph, parameters and the other state, without boxes."""
     graphdef, params, state = nnx.split(model, wrt, ...)
@@ -388,6 +436,14 @@ def _split(model: Any, wrt: Any) -> tuple[nnx.GraphDef[Any], PyTree, PyTree]:
             f"`model` must be a module with variables of `wrt`, {wrt}, got a "
             f"{type(model).__name__} without."
         )
+    for part in (params, state):
+        for node in jax.tree.leaves(part, is_leaf=_is_variable):
+            value = node.get_raw_value() if _is_variable(node) else node
+            if not jax.tree_util.all_leaves([value]):
+                raise ValueError(
+                    "each variable of `model` must hold one array, got one with a "
+                    f"{type(value).__name__}. Use nnx.Dict or nnx.List of variables."
+                )
     return graphdef, nnx.as_pure(params), nnx.as_pure(state)
 
 
@@ -397,7 +453,7 @@ def _state_owners(
     """Returns who owns which leaf of the state.
 
     That is the label which all parameters of the nearest module around it have that has
-    any.
+    any which move.
     """
     paths = [path.split("/") for path, _ in leaf_paths(params)]
     names = jax.tree.leaves(labels)
@@ -408,12 +464,11 @@ def _state_owners(
             near = {
                 name
                 for other, name in zip(paths, names, strict=True)
-                if other[:length] == parts[:length]
+                if other[:length] == parts[:length] and name != FROZEN
             }
             if near:
                 owner = near.pop() if len(near) == 1 else SHARED
                 break
         is_stack = jnp.shape(leaf)[:1] == (num_tasks,)
-        alone = owner == FROZEN or (owner == STACKED and not is_stack)
-        owners.append(SHARED if alone else owner)
+        owners.append(SHARED if owner == STACKED and not is_stack else owner)
     return jax.tree.structure(state).unflatten(owners)

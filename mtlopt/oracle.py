@@ -170,6 +170,9 @@ class Oracle:
             )
         one = Members((task,), self.num_tasks) if isinstance(task, int) else None
         inputs = self._inputs(params, args, members=one)
+        if self.has_state:  # the others' heads stand still
+            alone = jnp.arange(self.num_tasks) == task
+            inputs = dataclasses.replace(inputs, present=alone)
         out = self._evaluate(inputs, [task])
         one = jnp.ones_like(out.losses)
         direction = out.linear.combine(one, one, None)

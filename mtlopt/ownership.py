@@ -102,7 +102,7 @@ def check_ownership(
                 f"the loss of task {task!r} reads no leaf that is labelled {label!r}, "
                 f"so that `{path}` would never move. Let it read the parameters from "
                 "its first argument, not from a module or parameters outside. If this "
-                f"batch has no labels for it, pass present={{{task!r}: False}}."
+                "batch has no labels of the task, say so by `present`."
             )
 
 
@@ -134,6 +134,7 @@ def infer_labels(
     tasks: Sequence[str] | None = None,
     has_aux: bool = False,
     has_state: bool = False,
+    state_labels: Rules | None = None,
     rules: Rules | None = None,
 ) -> PyTree:
     """Finds from the program itself who owns which parameter leaf.
@@ -151,6 +152,7 @@ def infer_labels(
       tasks: as in `task_grad`.
       has_aux: as in `task_grad`.
       has_state: as in `task_grad`.
+      state_labels: as in `task_grad`.
       rules: a mapping from path to label, see `label_params`, for leaves whose labels
         you know, such as frozen ones.
 
@@ -174,7 +176,7 @@ def infer_labels(
       ... )
       {'down': 'down', 'trunk': 'shared', 'up': 'up'}
     """
-    state = StateForm(has_aux, None, isinstance(losses, Samplewise))
+    state = StateForm(has_aux, state_labels, isinstance(losses, Samplewise))
     problem = make_problem(
         losses, encode, tasks, has_aux, state=state if has_state else None
     )

@@ -257,7 +257,7 @@ def first_of(batch: PyTree) -> PyTree:
 
 
 def fold_keys(args: tuple[Any, ...], index: jax.Array) -> tuple[Any, ...]:
-    """Returns the arguments with typed PRNG keys folded with the index of a sample."""
+    """Returns the arguments with typed PRNG keys folded with an index."""
 
     def fold(leaf: Any) -> Any:
         is_key = hasattr(leaf, "dtype") and jnp.issubdtype(

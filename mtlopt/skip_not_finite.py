@@ -46,6 +46,9 @@ def skip_not_finite(
     inside get `active` accordingly: if `per_label` is among them, the head of a
     left-out task does not move. If no task is left, the whole update is skipped.
 
+    The model's state moves in the oracle. `train_step` keeps it if an update is
+    skipped; `mtlopt.nnx` has moved it by then.
+
     Args:
       inner: a transform that returns updates of parameters: weightings, an aggregator
         and an optimizer, chained; the last may be missing, or come alone.
@@ -106,10 +109,10 @@ def skip_not_finite(
                 "`inner` must end in updates of the parameters, got TaskGrads. Chain "
                 "an aggregator after the weightings, inside `skip_not_finite`."
             )
-        spoilt += [jnp.any(~_finite(leaf)) for leaf in jax.tree.leaves(moved)]
+        spoilt += [jnp.any(~finite(leaf)) for leaf in jax.tree.leaves(moved)]
         spoilt += [
             # What starts from infinity, as the lowest loss so far, may stay there.
-            jnp.any(_finite(before) & ~_finite(after))
+            jnp.any(finite(before) & ~finite(after))
             for before, after in zip(
                 jax.tree.leaves(old), jax.tree.leaves(new), strict=True
             )
@@ -136,7 +139,7 @@ def _present(updates: Any) -> jax.Array:
     return updates.present
 
 
-def _finite(leaf: Any) -> jax.Array:
+def finite(leaf: Any) -> jax.Array:
     """Whether the numbers of a leaf are finite; counts and keys are."""
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return jnp.isfinite(leaf)

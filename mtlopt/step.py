@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mtlopt._guard import WHAT_TO_DO
 from mtlopt.oracle import Oracle
+from mtlopt.skip_not_finite import SkipNotFiniteState, finite
 from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
@@ -94,9 +96,37 @@ def train_step(
             optimizer, grads, run.opt_state, run.params, **extra_args
         )
         params = optax.apply_updates(run.params, updates)
-        return Run(params, opt_state, grads.state), StepOutput(grads.losses, grads.aux)
+        state = keep_finite(run, opt_state, grads.state)
+        return Run(params, opt_state, state), StepOutput(grads.losses, grads.aux)
 
     return step
+
+
+def keep_finite(run: Run, opt_state: PyTree, state: PyTree) -> PyTree:
+    """Returns the new state, or the old one if `skip_not_finite` skipped the step.
+
+    If it went on without some tasks, leaves keep their value that would get a number
+    which is not finite. Without it in the chain, the new state.
+    """
+
+    def skipped(tree: PyTree) -> list[Any]:
+        nodes = jax.tree.leaves(tree, is_leaf=_skips)
+        return [node.num_skipped for node in nodes if _skips(node)]
+
+    counts = list(zip(skipped(run.opt_state), skipped(opt_state), strict=True))
+    if not counts or state is None:
+        return state
+    skip = jnp.any(jnp.stack([after != before for before, after in counts]))
+
+    def keep(old: Any, new: Any) -> Any:
+        spoilt = jnp.any(finite(old) & ~finite(new))
+        return jnp.where(skip | spoilt, old, new)
+
+    return jax.tree.map(keep, run.state, state)
+
+
+def _skips(node: Any) -> bool:
+    return isinstance(node, SkipNotFiniteState)
 
 
 def update_of(

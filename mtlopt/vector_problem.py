@@ -90,15 +90,17 @@ class VectorProblem:
         z: PyTree = None,
         members: Any = None,
     ) -> Reads:
-        del stacked, z, members  # one function: all or nothing
+        del stacked, z
 
         def values(params: PyTree) -> Any:
             return self.values(params, args)[0]
 
         reads = used_leaves_of_entries(values, params, self.num_tasks)
-        return Reads(
-            None, None if reads is None else dict(zip(self.tasks, reads, strict=True))
-        )
+        if reads is None:
+            return Reads(None, None)
+        known = members is not None and all(isinstance(i, int) for i in members)
+        chosen = members if known else range(self.num_tasks)
+        return Reads(None, {self.tasks[i]: reads[i] for i in chosen})
 
     @property
     def num_tasks(self) -> int:
