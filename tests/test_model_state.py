@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import mtlopt
@@ -347,3 +348,135 @@ def test_labels_are_found_through_it():
         LOSSES, PARAMS, BATCH, STATE, encode=encode, has_state=True
     )
     assert found == LABELS
+
+
+def one_function(params, x, state):
+    """Both losses, and a count for each task."""
+    values = [jnp.sum(params[task] @ params["trunk"].T) for task in ("a", "b")]
+    return values, {task: state[task] + 1 for task in ("a", "b")}
+
+
+COUNTS = {"a": jnp.array(0), "b": jnp.array(0)}
+
+
+def counting_oracle(labels):
+    return mtlopt.task_grad(
+        one_function, LABELS, tasks=("a", "b"), has_state=True, state_labels=labels
+    )
+
+
+def test_one_task_of_one_function_moves_its_own_state():
+    oracle = counting_oracle({"a": "a", "b": "b"})
+    assert_equal(
+        oracle.task("a", PARAMS, BATCH, COUNTS).state, {**COUNTS, "a": jnp.array(1)}
+    )
+    tx = mtlopt.individual_optimizers(optax.sgd(0.1), 2, LABELS)
+    run = mtlopt.Run(PARAMS, tx.init(PARAMS), COUNTS)
+    step = mtlopt.individual_step(oracle, tx)
+    assert_equal(step(run, BATCH)[0].state, {"a": jnp.array(1), "b": jnp.array(1)})
+    run, _ = step(run, BATCH, present=jnp.array([True, False]))
+    assert_equal(run.state, {"a": jnp.array(1), "b": jnp.array(0)})
+
+
+def test_labels_of_the_state_are_checked():
+    with pytest.raises(ValueError, match="state `a` must be one of 'shared', 'a', 'b'"):
+        counting_oracle({"a": "A", "b": "b"})(PARAMS, BATCH, COUNTS)
+    with pytest.raises(ValueError, match=r"state `b` must be one of .*got 'stacked'"):
+        counting_oracle({"a": "a", "b": "stacked"})(PARAMS, BATCH, COUNTS)
+    oracle = stacked_oracle({"*": "shared", "heads": "stacked"})
+    with pytest.raises(ValueError, match=r"`heads` must have a leading task axis of s"):
+        oracle(STACKED_PARAMS, BATCH, {**STACKED_STATE, "heads": jnp.zeros(2)})
+    oracle = mtlopt.task_grad(
+        LOSSES,
+        LABELS,
+        encode=encode,
+        has_state=True,
+        state_labels={"*": "shared", "trunk/mean": "b"},
+    )
+    with pytest.raises(ValueError, match="`trunk/mean` is labelled 'b', but encode w"):
+        oracle(PARAMS, BATCH, STATE)
+
+
+def test_a_state_made_of_the_sample_is_refused():
+    oracle = of_samples(
+        lambda params, x, s: (
+            x @ params["trunk"],
+            {**s, "n": s["n"] + (x[0] > 0).astype(int)},
+        )
+    )
+    with pytest.raises(ValueError, match="encode makes the state `n` of its arguments"):
+        jax.eval_shape(oracle, PARAMS, BATCH, {"n": jnp.array(0), "b": jnp.array(1)})
+
+
+@pytest.mark.parametrize("skips", ["step", "task"])
+def test_a_skipped_step_keeps_the_state(skips):
+    """Where one task is left out, what stays finite moves."""
+    tx = mtlopt.skip_not_finite(
+        optax.chain(mtlopt.sum_tasks(2), optax.sgd(0.1)), per_task=skips == "task"
+    )
+    nan = head("b")
+    oracle = mtlopt.task_grad(
+        {"a": head("a"), "b": lambda params, z, x, s: nan(params, z * jnp.nan, x, s)},
+        LABELS,
+        encode=encode,
+        has_state=True,
+    )
+    run = mtlopt.Run(PARAMS, tx.init(PARAMS), STATE)
+    run, _ = jax.jit(mtlopt.train_step(oracle, tx))(run, BATCH)
+    expected = STATE
+    if skips == "task":
+        expected = one_after_the_other(PARAMS, BATCH, STATE, "a")[1]
+    assert_equal(run.state, expected)
+
+
+def test_keys_in_arrays_and_a_state_as_long_as_the_batch():
+    """Of the parts of a batch neither is cut."""
+    oracle = mtlopt.task_grad(
+        {"a": lambda p, z, x, s: (jnp.vdot(p["a"], z[0]), s)},
+        {"trunk": "shared", "a": "a"},
+        encode=lambda p, x, s: (x @ p["trunk"], {**s, "sum": s["sum"] + jnp.sum(x)}),
+        has_state=True,
+        microbatches=2,
+    )
+    state = {"sum": jnp.zeros(len(BATCH)), "keys": jax.random.split(jax.random.key(0))}
+    params = {name: PARAMS[name] for name in ("trunk", "a")}
+    found = jax.jit(oracle)(params, BATCH, state).state
+    np.testing.assert_allclose(found["sum"], jnp.sum(BATCH), rtol=1e-6)
+    alone = mtlopt.task_grad(
+        {"a": lambda p, z, x, s: (jnp.vdot(p["a"], z[0]), s)},
+        {"trunk": "shared", "a": "a"},
+        encode=lambda p, x, s: (x @ p["trunk"], s + 1),
+        has_state=True,
+        microbatches=2,
+    )
+    found = jax.jit(alone)(params, BATCH, jnp.zeros(len(BATCH))).state
+    np.testing.assert_array_equal(found, 2)
+
+
+@pytest.mark.parametrize("copy", [jnp.copy, jax.lax.stop_gradient])
+def test_a_copy_is_not_written(copy):
+    """By the functions that pass all of the state through it, under `jit`."""
+
+    def through(function):
+        return lambda *args: function(*args[:-1], jax.tree.map(copy, args[-1]))
+
+    oracle = mtlopt.task_grad(
+        {task: through(loss) for task, loss in LOSSES.items()},
+        LABELS,
+        encode=through(encode),
+        has_state=True,
+    )
+    found = jax.jit(oracle)(PARAMS, BATCH, STATE).state
+    assert_equal(found, one_after_the_other(PARAMS, BATCH, STATE)[1])
+
+
+def test_one_function_and_a_task_known_to_be_absent():
+    """Its loss may read nothing then."""
+    oracle = mtlopt.task_grad(
+        lambda p, x: [jnp.sum(p["a"] @ p["trunk"].T), jnp.zeros([])],
+        LABELS,
+        tasks=("a", "b"),
+    )
+    assert oracle(PARAMS, BATCH, present=[True, False]).losses[1] == 0
+    with pytest.raises(ValueError, match="task 'b' reads no leaf that is labelled 'b'"):
+        oracle(PARAMS, BATCH)

@@ -491,3 +491,58 @@ def test_flax_is_loaded_on_first_use():
         "else:\n    raise AssertionError"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class HalfFrozen(nnx.Module):
+    def __init__(self, rngs):
+        self.t = nnx.Linear(3, 4, rngs=rngs)
+        self.a, self.b = Head(rngs), Head(rngs)
+
+
+def test_state_of_a_head_with_frozen_parameters():
+    """It is the head's: with one function it stands still where the task is absent."""
+    oracle = mtlopt.nnx.task_grad(
+        lambda m, x: [jnp.mean(h(m.t(x)) ** 2) for h in (m.a, m.b)],
+        {"t": "shared", "a": "a", "b": "b", "a/norm": "frozen"},
+        tasks=("a", "b"),
+    )
+    model = HalfFrozen(nnx.Rngs(0))
+    oracle(model, DATA[0], present=jnp.array([False, True]))
+    assert jnp.all(model.a.norm.mean[...] == 0)
+    assert jnp.any(model.b.norm.mean[...] != 0)
+
+
+def test_labels_of_stacked_heads_are_found():
+    """Also if their state has a key for each task."""
+    head = mtlopt.stacked(
+        lambda model, z, task, x: jnp.mean((model.heads(z) - x[:, task]) ** 2), 3
+    )
+    oracle = mtlopt.nnx.task_grad(head, encode=lambda model, x: model.trunk(x))
+    found = oracle.labels(StackedHeads(nnx.Rngs(0)), DATA[0])
+    assert set(jax.tree.leaves(found["heads"])) == {"stacked"}
+
+
+def test_what_cannot_be_found_or_moved():
+    model = Net(nnx.Rngs(0))
+    unlabelled = mtlopt.nnx.task_grad(LOSSES, encode=encode)
+    with pytest.raises(ValueError, match="labels are found from all functions in one"):
+        unlabelled.pure(model)
+    with pytest.raises(TypeError, match="got a variable of Flax NNX"):
+        ORACLE(model, nnx.Rngs(0))
+    model.tree = nnx.Variable({"a": jnp.ones(2), "b": jnp.ones(2)})
+    with pytest.raises(ValueError, match="must hold one array, got one with a dict"):
+        ORACLE(model, DATA[0])
+    with pytest.raises(TypeError, match="`state_labels` must be left out"):
+        mtlopt.nnx.task_grad(LOSSES, LABELS, encode=encode, state_labels="shared")
+    model, optimizer = make()
+    grads = ORACLE(model, DATA[0])
+    other = mtlopt.nnx.Optimizer(model, optimizer.tx, wrt=nnx.All(nnx.Param, HasBias()))
+    with pytest.raises(ValueError, match="`wrt` of the optimizer must be that of"):
+        other.update(model, grads)
+
+
+class HasBias:
+    """A filter: biases alone."""
+
+    def __call__(self, path, _):
+        return "bias" in path
