@@ -43,7 +43,9 @@ def strict(dtype, promotion="strict"):
 
 
 def two_updates(name, rows, losses, present=None):
-    method, oracle = METHODS[name].make(len(rows)), matrix_oracle(len(rows))
+    options = {"num_steps": 3} if name == "sdmgrad" else {}  # all do the same
+    method = METHODS[name].make(len(rows), **options)
+    oracle = matrix_oracle(len(rows))
     params = jnp.zeros(rows.shape[1:], rows.dtype)
     state = method.init(params)
     for _ in range(2):
