@@ -159,6 +159,16 @@ def test_seeds_side_by_side():
             np.testing.assert_allclose(left[i], right, rtol=1e-4, atol=1e-5)
 
 
+def test_a_step_under_plain_jit_moves_copies():
+    """As in plain NNX: modules that are not returned stay as they were."""
+    model, optimizer = make()
+    before = arrays((model, optimizer))
+    losses = jax.jit(step)(model, optimizer, DATA[0])
+    assert losses.shape == (3,)
+    for left, right in zip(before, arrays((model, optimizer)), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
 def test_the_functional_road_makes_the_same_steps():
     """`pure` gives copies, so that a donated run deletes nothing of the module."""
     expected, _, losses = trained(3)
