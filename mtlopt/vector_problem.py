@@ -98,9 +98,9 @@ class VectorProblem:
         reads = used_leaves_of_entries(values, params, self.num_tasks)
         if reads is None:
             return Reads(None, None)
-        known = members is not None and all(isinstance(i, int) for i in members)
-        chosen = members if known else range(self.num_tasks)
-        return Reads(None, {self.tasks[i]: reads[i] for i in chosen})
+        if members is None or not all(isinstance(i, int) for i in members):
+            members = range(self.num_tasks)
+        return Reads(None, {self.tasks[i]: reads[i] for i in members})
 
     @property
     def num_tasks(self) -> int:
