@@ -74,9 +74,9 @@ def task_grad(
       has_state: whether the last argument of a call is the model's state, such as
         BatchNorm statistics, any pytree of arrays. Every function takes it last and
         returns `(value, state)`, or `(value, state, aux)`; `grads.state` is the new
-        one, which moves once a step whatever the number of tasks. All functions start
-        from the state before the step, and a leaf belongs to the one that writes it;
-        leaves of a head whose task is absent stay.
+        one, which moves once, or once for each of several microbatches, whatever the
+        number of tasks. All functions start from the same state, and a leaf belongs to
+        the one that writes it; leaves of a head whose task is absent keep their values.
       state_labels: rules on the paths of the state, as in `labels`, where functions do
         not tell who owns a leaf: `"stacked"` for leaves with a leading task axis, of
         which a stacked head sees its own entry; and a task's name for leaves that stay
@@ -100,10 +100,10 @@ def task_grad(
         it says of single samples, `[parts, rows, ...]`, is in the batch's order with
         these two axes exchanged). `losses`, `heads` and `losses_at` run on the whole
         batch.
-      label_counts: `label_counts(*args) -> [tasks]`, or a mapping from task to number,
-        called without the state:
-        labels of each task in a part, for losses that are means over the labelled
-        samples. Default: equal parts; of `samplewise` losses their weights.
+      label_counts: `label_counts(*args) -> [tasks]`, or a mapping from task to number:
+        how many labels each task has in a part, for losses that are means over the
+        labelled samples. `args` come without the model's state. Default: equal parts;
+        of `samplewise` losses their weights.
 
     Returns:
       An `Oracle`: frozen and hashable.

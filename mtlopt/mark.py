@@ -15,9 +15,9 @@ def latent(z: PyTree) -> PyTree:
 
     Write the whole forward pass as one function and mark where encoder and heads meet.
     `task_grad` then cuts the program there: what the marked arrays depend on is the
-    encoder, what a loss still needs is its task's head. The problem costs what it does
-    cut by hand, and latent methods and line searches work on it. Anywhere else the mark
-    is the identity.
+    encoder, what a loss still needs is its task's head. The problem costs as many
+    operations as if you cut it by hand, and latent methods and line searches work on
+    it. Anywhere else the mark is the identity.
 
     * Several marks are all part of the latent: `grads.z` is a tuple of what they
       marked, in the order in which the program runs them. A mark on something that

@@ -64,10 +64,10 @@ def task_grad(
 ) -> "Oracle":
     """Builds the oracle of a module's per-task gradients.
 
-    As `mtlopt.task_grad`, but functions take the module in the place of parameters, and
-    a call moves the module's state, such as BatchNorm statistics and counts of dropout,
-    once a step, as `nnx.grad` does. A function that writes parameters, as weight
-    normalisation does, leaves them as they were.
+    As `mtlopt.task_grad`, but functions take the module instead of parameters, and a
+    call moves the module's state, such as BatchNorm statistics and counts of dropout,
+    once, as `nnx.grad` does (with microbatches, once for each). If a function writes
+    parameters, as weight normalisation does, they keep their values.
 
     Args:
       losses: as in `mtlopt.task_grad`, such as a mapping from task to
@@ -86,7 +86,8 @@ def task_grad(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if an argument has a wrong value.
+      ValueError: if an argument has a wrong value; later, at the first call with such
+        a module, if labels, leaves and functions do not agree.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt, optax
@@ -133,7 +134,11 @@ class Pure(NamedTuple):
 
 
 class Oracle:
-    """Per-task gradients of modules: built by `task_grad`."""
+    """Per-task gradients of modules: built by `task_grad`.
+
+    Attributes:
+      tasks: names of the tasks, in the order of the losses.
+    """
 
     def __init__(
         self,
@@ -170,6 +175,14 @@ class Oracle:
           model: a module.
           *args: arguments of the functions.
           present: as in `mtlopt.Oracle.__call__`.
+
+        Returns:
+          `TaskGrads`, with losses `[tasks]`.
+
+        Raises:
+          TypeError: if an argument holds a variable of Flax NNX.
+          ValueError: if labels and functions do not agree, or a function adds a
+            variable to the module.
         """
         for leaf in jax.tree.leaves(args, is_leaf=_is_variable):
             if _is_variable(leaf):
@@ -339,6 +352,11 @@ class Optimizer(nnx.Optimizer):
 
     Its `update(model, grads)` takes what an `Oracle` returns, or ordinary gradients.
 
+    Args:
+      model: a module.
+      tx: a chain with an aggregator.
+      wrt: which variables are trained, as in `task_grad`.
+
     Examples:
       >>> import jax.numpy as jnp, mtlopt, optax
       >>> from flax import nnx
@@ -355,7 +373,7 @@ class Optimizer(nnx.Optimizer):
     def update(self, model: Any, grads: Any, /, **kwargs: Any) -> PyTree:
         """Moves the module and the optimizer's state.
 
-        Heads of absent tasks stand still if the chain ends with `per_label`.
+        Heads of absent tasks do not move if the chain ends with `per_label`.
 
         Args:
           model: the module.
@@ -364,6 +382,10 @@ class Optimizer(nnx.Optimizer):
 
         Returns:
           The updates.
+
+        Raises:
+          TypeError: if the chain has no aggregator, or `grads` is a `Grad`.
+          ValueError: if `wrt` or `model` is not that of the gradients.
         """
         check_no_grad(grads, "mtlopt.nnx.Optimizer.update")
         if not isinstance(grads, TaskGrads):

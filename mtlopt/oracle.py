@@ -38,6 +38,13 @@ class Oracle:
 
     Every call takes the parameters and then the arguments of the user's functions, and
     is meant to run inside `jax.jit`, where what nobody reads costs nothing.
+
+    Attributes:
+      problem: the problem, in one of the shapes of `task_grad`.
+      labels: rules on the parameters, as given.
+      headless: tasks that have no parameters of their own.
+      has_state: whether the last argument of a call is the model's state.
+      checked: signatures at which labels and functions were found to agree.
     """
 
     problem: Problem[Any]
@@ -66,13 +73,12 @@ class Oracle:
           *args: arguments of the functions: batch, keys, and last the model's state.
           present: `[tasks]` bool, or a mapping from task to bool: the tasks that have
             labels in this batch. Every method leaves absent tasks out, which is not
-            the same as a zero gradient; chain `per_label` behind the aggregator to
-            keep their heads still. What an absent task's loss computes to does not
-            matter, NaN included, except where one function returns all losses and marks
-            no latent: there it must be finite. If it is made of Python bools or is a
-            NumPy array, the functions of absent tasks are not run: their losses are
-            zero, and they have no entry in `aux.tasks`. Each pattern then has a program
-            of its own.
+            the same as a zero gradient; chain `per_label` after the aggregator, so that
+            their heads do not move. An absent task's loss may be anything, NaN
+            included, but it must be finite if one function returns all losses and marks
+            no latent. If `present` is made of Python bools or is a NumPy array,
+            the functions of absent tasks are not run: their losses are zero, and they
+            have no entry in `aux.tasks`. Each pattern then has a program of its own.
 
         Returns:
           `TaskGrads`.

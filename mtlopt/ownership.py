@@ -66,8 +66,8 @@ def check_ownership(
     for (path, label), read in zip(owners, reads.encode or [], strict=False):
         if read and label not in (SHARED, FROZEN):
             raise ValueError(
-                f"{encoder} reads `{path}`, which is labelled {label!r}. What it "
-                f"reads must be labelled {SHARED!r}, or {FROZEN!r} if it never moves."
+                f"{encoder} reads `{path}`, which is labelled {label!r}. Label "
+                f"it {SHARED!r}, or {FROZEN!r} if it never moves."
             )
     if reads.tasks is None:
         if partition.head_labels:
@@ -160,7 +160,8 @@ def infer_labels(
       Labels with the structure of `params`.
 
     Raises:
-      ValueError: if a leaf is read by nobody, or the losses cannot be told apart.
+      ValueError: if no function reads a leaf, a loss reads a leaf that `encode` reads,
+        the losses cannot be told apart, or a rule matches no leaf.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -19,9 +19,18 @@ class Run(NamedTuple):
     """All that a training step changes: save it, donate it, carry it through a scan.
 
     Attributes:
-      params: parameters.
+      params: parameters, a pytree of arrays.
       opt_state: state of the optimizer, from its `init`.
-      state: the model's state, with `task_grad(..., has_state=True)`.
+      state: the model's state, a pytree of arrays, with
+        `task_grad(..., has_state=True)`; None without.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> params = {"trunk": jnp.ones(2)}
+      >>> optimizer = optax.chain(mtlopt.upgrad(2), optax.sgd(0.05))
+      >>> mtlopt.Run(params, optimizer.init(params)).state is None
+      True
     """
 
     params: PyTree
@@ -30,7 +39,7 @@ class Run(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What a training step tells.
+    """Losses and aux of a training step.
 
     Attributes:
       losses: `[tasks]`, before the step.
@@ -48,7 +57,7 @@ def train_step(
 
     The step evaluates the gradients of all tasks, lets the chain make one update of
     them, and moves parameters, optimizer and the model's state. Heads of absent tasks
-    stand still if the chain ends with `per_label`, which is told who is present.
+    do not move if the chain ends with `per_label`, which is told who is present.
 
     Args:
       oracle: from `task_grad`.
@@ -62,7 +71,8 @@ def train_step(
       optimizer.
 
     Raises:
-      TypeError: at a step, if there is no aggregator, or `run` is no `Run`.
+      TypeError: if `oracle` is no `mtlopt.Oracle`; at a step, if there is no
+        aggregator, or `run` is no `Run`.
       ValueError: at a step, if `run.state` is missing or not asked for.
 
     Examples:
@@ -168,7 +178,7 @@ def check_oracle(oracle: Any) -> None:
         kind = type(oracle)
         raise TypeError(
             f"`oracle` must be a mtlopt.Oracle, got {kind.__module__}.{kind.__name__}. "
-            "Of an oracle of modules, take that of oracle.pure(model)."
+            "If it is an oracle of modules, pass oracle.pure(model).oracle."
         )
 
 

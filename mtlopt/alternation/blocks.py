@@ -210,6 +210,7 @@ def block_step(
       for the optimizer, such as `value` for `optax.reduce_on_plateau`.
 
     Raises:
+      TypeError: if `oracle` is no `mtlopt.Oracle`; at a step, if `run` is no `Run`.
       ValueError: if `block` is unknown; at the first step, if `optimizer` has no
         `alternate_blocks` or its labels are not those of the oracle.
 

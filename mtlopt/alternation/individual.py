@@ -235,6 +235,7 @@ def individual_step(
       leading axis of turns.
 
     Raises:
+      TypeError: if `oracle` is no `mtlopt.Oracle`; at a step, if `run` is no `Run`.
       ValueError: if `num_groups` does not fit the tasks; at the first step, if `groups`
         or `key` is missing or not asked for, or `optimizer` has another number of
         states or other labels than the oracle.
