@@ -22,7 +22,18 @@ PAGES = [
 ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+# One example page stands for those that differ by framework or problem.
+LONG = {"equinox", "flax_linen", "haiku", "heat_equation", "keras", "recommender"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.stem in LONG else [])
+        for page in PAGES
+    ],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_snippets_run(page):
     """All Python blocks of a page run, one after the other."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)

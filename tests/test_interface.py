@@ -110,13 +110,19 @@ def test_state_works_with_tree_utilities(name):
     assert all(value.shape == (3,) for value in weights)
 
 
-def test_one_program_for_all_steps_with_donation():
+few_and_others = pytest.mark.parametrize(
+    "few", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
+
+
+@few_and_others
+def test_one_program_for_all_steps_with_donation(few):
     """Params and state are donated; the second step compiles nothing."""
     oracle = make_oracle()
     transforms = {
         name: optax.chain(method.make(3, labels=LABELS), optax.adam(1e-2))
         for name, method in METHODS.items()
-        if method.min_tasks <= 3
+        if method.min_tasks <= 3 and (name in ROUTES) == few
     }
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=QUICK)
@@ -222,11 +228,13 @@ def test_eager_equals_jit(name):
     assert error(update(ROWS, LOSSES), generic_update(name), ROWS) < 1e-5
 
 
-def test_bfloat16_is_float32_rounded():
+@few_and_others
+def test_bfloat16_is_float32_rounded(few):
     """The Gramian and the solver are float32 whatever the params are."""
+    names = [name for name in METHODS if (name in ROUTES) == few]
 
     def everything(rows, losses):
-        return {name: make_update(name)(rows, losses) for name in METHODS}
+        return {name: make_update(name)(rows, losses) for name in names}
 
     rows = jnp.asarray(ROWS, jnp.bfloat16)
     losses = jnp.asarray(LOSSES, jnp.bfloat16)
