@@ -141,8 +141,8 @@ from mtlopt.diagnostics.measures import (
 from mtlopt.diagnostics.suggestions import suggestions
 from mtlopt.diagnostics.would_rise import would_rise
 from mtlopt.every import EveryState, every
+from mtlopt.forms import stacked
 from mtlopt.grad import Grad
-from mtlopt.heads import stacked
 from mtlopt.labels import label_params
 from mtlopt.latent_space import in_latent_space
 from mtlopt.leave_out import leave_out

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from mtlopt._checks import as_int, check_choice
-from mtlopt.heads import Stacked
+from mtlopt.forms import Stacked
 from mtlopt.labels import Rules, check_task_names
 from mtlopt.linearization import RowOptions
 from mtlopt.make_problem import make_problem

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mtlopt._checks import checked
-from mtlopt.heads import make_head_fns, map_functions
+from mtlopt.forms import map_functions
+from mtlopt.heads import make_head_fns
 from mtlopt.linearization import RowOptions
 from mtlopt.marked_problem import MarkedProblem, cut_apart
 from mtlopt.model_state import StateForm, StatefulProblem

@@ -27,8 +27,8 @@ except ImportError as error:
     ) from error
 
 from mtlopt._checks import by_task, checked
+from mtlopt.forms import Stacked
 from mtlopt.grad import check_no_grad
-from mtlopt.heads import Stacked
 from mtlopt.labels import (
     FROZEN,
     SHARED,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtlopt.heads import Stacked
+from mtlopt.forms import Stacked
 from mtlopt.labels import (
     FROZEN,
     SHARED,

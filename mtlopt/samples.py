@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from mtlopt._checks import check_choice
-from mtlopt.heads import Stacked, are_of_heads
+from mtlopt.forms import Stacked
+from mtlopt.heads import are_of_heads
 from mtlopt.labels import path_string
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
