@@ -7,6 +7,8 @@ import pytest
 from experiments.bench import compile_time
 from experiments.bench.workloads import stacked_mlp
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small(monkeypatch):

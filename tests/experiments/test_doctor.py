@@ -15,6 +15,8 @@ from experiments.__main__ import main
 from experiments.data.multimnist import load_multimnist
 from tests.experiments.event_files import read_runs
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ["doctor", "--method", "mgda", "--epochs", "1", "--batch-size", "16"]
 OPTIONS += ["--every", "1", "--tensorboard"]
 STEPS, SEEDS = 6, 2
