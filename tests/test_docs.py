@@ -23,7 +23,8 @@ PAGES = [
 
 
 # One example page stands for those that differ by framework or problem.
-LONG = {"equinox", "flax_linen", "haiku", "heat_equation", "keras", "recommender"}
+LONG = {"equinox", "flax_linen", "haiku", "heat_equation", "keras"}
+LONG |= {"recommender", "three_heads"}
 
 
 @pytest.mark.parametrize(
