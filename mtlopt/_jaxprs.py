@@ -54,6 +54,23 @@ def used_leaves_of_entries(
     return [_used_by(program.jaxpr, list(variables([entry]))) for entry in entries]
 
 
+def split_arrays(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
+    """Returns the arrays of a tree, and the tree as a function of them.
+
+    What is no array stays as it is: it cannot be an argument of a traced function.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
+
+    def join(arrays: list[Any]) -> PyTree:
+        filled = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
+        return treedef.unflatten(filled)
+
+    return [leaves[i] for i in places], join
+
+
 def dependent_outputs(
     function: Callable[..., Any], *args: PyTree
 ) -> tuple[list[bool], list[Any]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtlopt._jaxprs import dependent_outputs, forwarded_inputs
+from mtlopt._jaxprs import dependent_outputs, forwarded_inputs, split_arrays
 from mtlopt.heads import Inputs
 from mtlopt.labels import SHARED, STACKED, Rules, label_params, path_string
 from mtlopt.problems import (
@@ -305,19 +305,8 @@ def _from_arguments(
     new_state: Callable[[list[Any]], PyTree], args: list[Any]
 ) -> list[bool]:
     """Returns, per leaf of the state, whether it depends on the arguments."""
-    leaves, treedef = jax.tree.flatten(args)
-    is_array = [hasattr(leaf, "dtype") for leaf in leaves]
-
-    def of_arrays(arrays: list[Any]) -> Any:
-        rest = iter(arrays)
-        filled = [
-            next(rest) if array else leaf
-            for leaf, array in zip(leaves, is_array, strict=True)
-        ]
-        return jax.tree.leaves(new_state(treedef.unflatten(filled)))
-
-    arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
-    return dependent_outputs(of_arrays, arrays)[0]
+    arrays, join = split_arrays(args)
+    return dependent_outputs(lambda arrays: new_state(join(arrays)), arrays)[0]
 
 
 def _paths(state: PyTree) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mtlopt._jaxprs import split_arrays
 from mtlopt.forms import Stacked
 from mtlopt.labels import (
     FROZEN,
@@ -227,18 +228,11 @@ def infer_labels(
 
 def _trace_reads(problem: Problem[Any], params: PyTree, args: tuple[Any, ...]) -> Reads:
     """Runs `problem.reads` on shapes; what is not an array stays as it is."""
-    leaves, treedef = jax.tree.flatten(args)
-    is_array = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
+    arrays, join = split_arrays(args)
     found: list[Reads] = []
 
     def trace(params: PyTree, arrays: list[Any]) -> None:
-        rest = iter(arrays)
-        filled = [
-            next(rest) if array else leaf
-            for leaf, array in zip(leaves, is_array, strict=True)
-        ]
-        found.append(problem.reads(params, None, treedef.unflatten(filled)))
+        found.append(problem.reads(params, None, join(arrays)))
 
-    arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
     jax.eval_shape(trace, params, arrays)
     return found[0]

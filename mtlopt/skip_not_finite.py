@@ -46,8 +46,8 @@ def skip_not_finite(
     inside get `active` accordingly: if `per_label` is among them, the head of a
     left-out task does not move. If no task is left, the whole update is skipped.
 
-    If an update is skipped, `train_step` keeps the model's state as well. `mtlopt.nnx`
-    does not: its oracle moves that state before the update.
+    If an update is skipped, the step functions keep the model's state as well.
+    `mtlopt.nnx` does not: its oracle moves that state before the update.
 
     Args:
       inner: a transform that returns updates of parameters: weightings, an aggregator

@@ -480,3 +480,28 @@ def test_one_function_and_a_task_known_to_be_absent():
     assert oracle(PARAMS, BATCH, present=[True, False]).losses[1] == 0
     with pytest.raises(ValueError, match="task 'b' reads no leaf that is labelled 'b'"):
         oracle(PARAMS, BATCH)
+
+
+@pytest.mark.parametrize("steps", ["blocks", "turns"])
+def test_skipped_steps_of_alternation_keep_the_state(steps):
+    """As the step of a chain does; a turn that is not skipped moves its own."""
+    oracle = mtlopt.task_grad(
+        {
+            "a": head("a"),
+            "b": lambda params, z, x, s: head("b")(params, z * jnp.nan, x, s),
+        },
+        LABELS,
+        encode=encode,
+        has_state=True,
+    )
+    if steps == "blocks":
+        inner = mtlopt.alternate_blocks(optax.sgd(0.1), optax.sgd(0.1), LABELS)
+        make, expected = mtlopt.block_step, STATE
+    else:
+        inner = mtlopt.individual_optimizers(optax.sgd(0.1), 2, LABELS)
+        make = mtlopt.individual_step
+        expected = one_after_the_other(PARAMS, BATCH, STATE, "a")[1]
+    tx = mtlopt.skip_not_finite(inner)
+    run = mtlopt.Run(PARAMS, tx.init(PARAMS), STATE)
+    run, _ = jax.jit(make(oracle, tx))(run, BATCH)
+    assert_equal(run.state, expected)

@@ -19,7 +19,7 @@ from mtlopt.labels import (
 )
 from mtlopt.oracle import Oracle
 from mtlopt.per_label import per_label
-from mtlopt.step import Run, StepOutput, check_oracle, with_state
+from mtlopt.step import Run, StepOutput, check_oracle, keep_finite, with_state
 
 PyTree = Any
 Block = Literal["shared", "task"]
@@ -265,7 +265,8 @@ def block_step(
             **extra_args,
         )
         params = optax.apply_updates(params, updates)
-        return Run(params, opt_state, grad.state), StepOutput(grad.losses, grad.aux)
+        model_state = keep_finite(run, opt_state, grad.state)
+        return Run(params, opt_state, model_state), StepOutput(grad.losses, grad.aux)
 
     return step
 

@@ -25,7 +25,7 @@ from mtlopt.grad import Grad, check_updates
 from mtlopt.labels import SHARED, Partition, Rules, check_same_labels, label_params
 from mtlopt.oracle import Oracle
 from mtlopt.per_label import advance, join, per_label, select
-from mtlopt.step import Run, StepOutput, check_oracle, with_state
+from mtlopt.step import Run, StepOutput, check_oracle, keep_finite, with_state
 
 PyTree = Any
 
@@ -308,7 +308,7 @@ def individual_step(
                 partition=oracle.partition(params),
                 **extra_args,
             )
-            new_state = grad.state
+            new_state = keep_finite(run, opt_state, grad.state)
             all_move = groups is None and present is None
             if not all_move and not isinstance(moving, np.ndarray):
                 there = jnp.any(moving)  # a turn without a task moves nothing
