@@ -55,6 +55,9 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
           nested mappings) and covers every leaf below it; a part may hold the shell
           wildcards `*`, `?` and `[...]`. Where several paths cover a leaf, the one with
           the most parts wins, then the one with fewer wildcards.
+        * the names of tasks, such as `["left", "right"]`: leaves below a path of that
+          name belong to the task, the others are shared. (If `params` is a list or a
+          tuple, this is a prefix.)
         * a callable from `(path, leaf)` to label.
         * a pytree of labels that is a prefix of `params`; a single string labels all.
 
@@ -75,7 +78,10 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
       {'encoder': {'w': 'shared'}, 'heads': {'left': 'a', 'right': 'b'}}
       >>> mtlopt.label_params(params, {"*": "shared", "heads/left": "a"})
       {'encoder': {'w': 'shared'}, 'heads': {'left': 'a', 'right': 'shared'}}
+      >>> mtlopt.label_params({"encoder": 1.0, "left": 1.0}, ["left"])
+      {'encoder': 'shared', 'left': 'left'}
     """
+    rules = _of_names(params, rules)
     leaves, treedef = leaf_paths(params), jax.tree.structure(params)
     if not leaves:
         raise ValueError("`params` must have at least one leaf, got an empty tree.")
@@ -102,10 +108,19 @@ def some_labels(params: PyTree, rules: Rules) -> PyTree:
 
     Only a mapping from path to label can leave some out.
     """
+    rules = _of_names(params, rules)
     is_tree = jax.tree.structure(rules) == jax.tree.structure(params)
     if isinstance(rules, Mapping) and not is_tree and "*" not in rules:
         rules = {"*": UNKNOWN, **rules}
     return label_params(params, rules)
+
+
+def _of_names(params: PyTree, rules: Rules) -> Rules:
+    """Returns rules for names of tasks; other rules as they are."""
+    names = isinstance(rules, list | tuple) and not isinstance(params, list | tuple)
+    if not names or not all(isinstance(name, str) for name in rules):
+        return rules
+    return {"*": SHARED, **{name: name for name in rules}}
 
 
 def _unbox(rules: PyTree) -> PyTree:

@@ -6,6 +6,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -89,6 +90,18 @@ def test_prefix_trees_of_tuples_and_lists():
         {"a": "shared"},
         "shared",
     )
+
+
+def test_names_of_tasks():
+    """Leaves below a path of that name are the task's, the others shared."""
+    params = {"trunk": {"w": 0.0}, "a": {"w": 0.0, "b": 0.0}, "b": 0.0}
+    labels = {"trunk": {"w": "shared"}, "a": {"w": "a", "b": "a"}, "b": "b"}
+    assert label_params(params, ["a", "b"]) == labels
+    assert label_params(params, ("a", "b")) == labels
+    with pytest.raises(ValueError, match="'c' matches no leaf"):
+        label_params(params, ["a", "c"])
+    names, tree = (mtlopt.per_label(optax.sgd(0.1), x) for x in (["a", "b"], labels))
+    assert names.init(params) == tree.init(params)
 
 
 class Two(nnx.Module):
