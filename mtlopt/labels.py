@@ -117,8 +117,9 @@ def some_labels(params: PyTree, rules: Rules) -> PyTree:
 
 def _of_names(params: PyTree, rules: Rules) -> Rules:
     """Returns rules for names of tasks; other rules as they are."""
-    names = isinstance(rules, list | tuple) and not isinstance(params, list | tuple)
-    if not names or not all(isinstance(name, str) for name in rules):
+    if not isinstance(rules, list | tuple) or isinstance(params, list | tuple):
+        return rules
+    if not all(isinstance(name, str) and name not in RESERVED for name in rules):
         return rules
     return {"*": SHARED, **{name: name for name in rules}}
 
