@@ -10,18 +10,18 @@ import numpy as np
 from tqdm import tqdm
 
 import mtlopt
-from experiments import multimnist
-from experiments.cli import (
+from experiments.aligned_mtl import multimnist
+from experiments.doctor_figures import draw_doctor
+from experiments.lab.cli import (
     Start,
     experiment_parser,
     methods_for,
     pop_start,
     positive,
 )
-from experiments.doctor_figures import draw_doctor
-from experiments.report import command_line, markdown_table, write_results
-from experiments.run_folder import CsvStream, claim
-from experiments.training import (
+from experiments.lab.report import command_line, markdown_table, write_results
+from experiments.lab.run_folder import CsvStream, claim
+from experiments.lab.training import (
     Problem,
     epoch_order,
     init_params,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.figures import (
+from experiments.lab.figures import (
     COLOURS,
     FAINT,
     STYLE,

@@ -28,8 +28,8 @@ from experiments.bench.workloads import (
     method_step,
     plain_step,
 )
-from experiments.cli import positive
-from experiments.report import markdown_table
+from experiments.lab.cli import positive
+from experiments.lab.report import markdown_table
 
 PLAIN = "plain"
 DEFAULT = ("stacked_lenet", "stacked_mlp")

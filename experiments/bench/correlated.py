@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 import mtlopt
-from experiments.report import markdown_table
+from experiments.lab.report import markdown_table
 
 METHODS = (
     "aligned_mtl",

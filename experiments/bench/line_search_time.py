@@ -31,8 +31,7 @@ import numpy as np
 import optax
 
 from experiments.bench.machine import one_of, pin_to_one_thread, write_record
-from experiments.cli import positive
-from experiments.fbls import (
+from experiments.fast_line_search.methods import (
     BETAS,
     DIRECTIONS,
     Method,
@@ -43,8 +42,9 @@ from experiments.fbls import (
     num_examples,
     start,
 )
-from experiments.report import markdown_table
-from experiments.training import take
+from experiments.lab.cli import positive
+from experiments.lab.report import markdown_table
+from experiments.lab.training import take
 
 PyTree = Any
 
@@ -342,7 +342,7 @@ def _verdict(value: float, goal: float) -> str:
 def lenet5(batch_size: int, _: argparse.Namespace) -> Workload:
     """LeNet-5 on two overlaid digits."""
     from experiments.data.multimnist import load_multimnist
-    from experiments.fbls_multimnist import lenet5_problem
+    from experiments.fast_line_search.multimnist import lenet5_problem
 
     data = load_multimnist(num_train=2_048, num_validation=1, num_test=1)
     problem = lenet5_problem(data)
@@ -352,7 +352,7 @@ def lenet5(batch_size: int, _: argparse.Namespace) -> Workload:
 def resnet18(batch_size: int, options: argparse.Namespace) -> Workload:
     """ResNet-18 on ten one-vs-rest tasks."""
     from experiments.data.cifar10 import load_cifar10
-    from experiments.fbls_cifar10 import resnet_problem
+    from experiments.fast_line_search.cifar10 import resnet_problem
 
     width = options.width
     problem = resnet_problem(load_cifar10(num_train=1_024, num_test=1), width)
@@ -363,7 +363,7 @@ def resnet18(batch_size: int, options: argparse.Namespace) -> Workload:
 def bert(batch_size: int, options: argparse.Namespace) -> Workload:
     """BERT on three copies of sentence similarity."""
     from experiments.data.sts import load_sts
-    from experiments.fbls_bert import bert_problem
+    from experiments.fast_line_search.bert import bert_problem
 
     data = load_sts(length=options.length, num_train=256, num_test=1)
     # The published vocabulary, of which these sentences use a few words.

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 
 import mtlopt
-from experiments.cli import UsageError
-from experiments.report import provenance
+from experiments.lab.cli import UsageError
+from experiments.lab.report import provenance
 
 MEMORY = ("default", "keep")  # of the allocator, or after `mtlopt.keep_memory`
 

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import ate_mammography, ate_synthetic, ate_wireless
+from experiments.ate_sg import mammography as ate_mammography
+from experiments.ate_sg import synthetic as ate_synthetic
+from experiments.ate_sg import wireless as ate_wireless
+from experiments.ate_sg.costs import NO_CODE, parameter_costs
+from experiments.ate_sg.phases import Problem, make_steps
 from experiments.bench.machine import one_of
-from experiments.phase_costs import NO_CODE, parameter_costs
-from experiments.phases import Problem, make_steps
-from experiments.report import markdown_table
-from experiments.training import take
+from experiments.lab.report import markdown_table
+from experiments.lab.training import take
 from mtlopt import Run, block_step
 
 # The experiments of the paper, and options that make just enough data for a batch.

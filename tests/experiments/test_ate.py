@@ -9,11 +9,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import ate_mammography, ate_synthetic, ate_wireless
-from experiments.ate import parse
-from experiments.ate_report import oscillation
-from experiments.ate_runs import Run
-from experiments.cli import Start, UsageError
+from experiments.ate_sg import mammography as ate_mammography
+from experiments.ate_sg import synthetic as ate_synthetic
+from experiments.ate_sg import wireless as ate_wireless
+from experiments.ate_sg.experiment import parse
+from experiments.ate_sg.report import oscillation
+from experiments.ate_sg.runs import Run
+from experiments.lab.cli import Start, UsageError
 
 pytestmark = pytest.mark.slow
 

@@ -11,18 +11,19 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import ate_runs, phases
-from experiments.ate_figures import draw_figures
-from experiments.ate_mammography import NETWORKS
-from experiments.ate_mammography import TASKS as MAMMOGRAPHY_TASKS
-from experiments.ate_report import make_report, summarize
-from experiments.ate_runs import Run, run_all
-from experiments.checkpoints import Checkpoints
-from experiments.classifiers import INPUTS, make_problem, one_of, yes_or_no
+from experiments.ate_sg import phases
+from experiments.ate_sg import runs as ate_runs
+from experiments.ate_sg.classifiers import INPUTS, make_problem, one_of, yes_or_no
+from experiments.ate_sg.costs import Costs, count_params, flop_costs, parameter_costs
+from experiments.ate_sg.figures import draw_figures
+from experiments.ate_sg.mammography import NETWORKS
+from experiments.ate_sg.mammography import TASKS as MAMMOGRAPHY_TASKS
+from experiments.ate_sg.phases import Model, Schedule, Trainer, moving_at
+from experiments.ate_sg.report import make_report, summarize
+from experiments.ate_sg.runs import Run, run_all
 from experiments.data.quadrants import load_quadrants
-from experiments.phase_costs import Costs, count_params, flop_costs, parameter_costs
-from experiments.phases import Model, Schedule, Trainer, moving_at
-from experiments.training import epoch_order, take
+from experiments.lab.checkpoints import Checkpoints
+from experiments.lab.training import epoch_order, take
 from mtlopt.models import MultiTaskMLP, ResNet, SignalNet
 
 TASKS = {"quad": one_of(4), "circ": yes_or_no()}

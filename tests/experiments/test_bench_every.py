@@ -6,10 +6,15 @@ import optax
 import pytest
 
 import mtlopt
+from experiments.aligned_mtl.multimnist import (
+    Settings,
+    load_data,
+    make_problem,
+    make_schedule,
+)
 from experiments.bench import every as bench
 from experiments.bench.workloads import wide_mlp
-from experiments.multimnist import Settings, load_data, make_problem, make_schedule
-from experiments.training import epoch_order, take
+from experiments.lab.training import epoch_order, take
 
 
 def test_the_goal_is_nine_plain_steps_and_one_of_the_method():

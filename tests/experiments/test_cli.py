@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import mtlopt
-from experiments.__main__ import EXPERIMENTS, main
-from experiments.cli import methods_for
-from experiments.multimnist import FEW, parse
+from experiments.__main__ import MOVED, NAMES, main
+from experiments.aligned_mtl.multimnist import FEW, parse
+from experiments.lab.cli import methods_for
 
 Fail = Callable[..., str]
 
@@ -38,7 +38,7 @@ def test_help_lists_experiments(capsys):
     assert main(["--help"]) == 0
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in EXPERIMENTS)
+    assert all(name in out for name in NAMES)
 
 
 def test_no_traceback_in_a_process():
@@ -52,7 +52,13 @@ def test_no_traceback_in_a_process():
 def test_unknown_experiment_lists_names(fail):
     message = fail("mnist")
     assert "'mnist'" in message
-    assert all(name in message for name in EXPERIMENTS)
+    assert all(name in message for name in NAMES)
+
+
+def test_old_names_say_the_new_one(fail):
+    for old, new in MOVED.items():
+        assert new in NAMES
+        assert f"{old!r} is now {new!r}." in fail(old)
 
 
 def test_unknown_method_lists_names(fail):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.comparison import delta_m, growth_rate, mean_rank
+from experiments.lab.comparison import delta_m, growth_rate, mean_rank
 
 # Senushkin et al., Table 4: mean translation error in metres, rotation in degrees, and
 # the growth rates of both in per cent.

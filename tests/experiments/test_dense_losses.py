@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.dense_losses import (
+from experiments.lab.vision.losses import (
     binary_cross_entropy,
     cosine_loss,
     cross_entropy,

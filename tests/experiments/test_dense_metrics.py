@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.dense_metrics import (
+from experiments.lab.vision.metrics import (
     ANGLES,
     angle,
     angle_scores,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import mtlopt
-from experiments import doctor, multimnist
+from experiments import doctor
 from experiments.__main__ import main
+from experiments.aligned_mtl import multimnist
 from experiments.data.multimnist import load_multimnist
 from tests.experiments.event_files import read_runs
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.cli import UsageError
-from experiments.run_folder import CsvStream, claim
+from experiments.lab.cli import UsageError
+from experiments.lab.run_folder import CsvStream, claim
 from tests.experiments.event_files import read_events, read_runs
 
 ROW = {"method": "mgda", "only": "", "seed": 0, "epoch": 1, "moving": "shared"}

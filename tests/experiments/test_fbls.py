@@ -12,24 +12,22 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import (
-    fbls,
-    fbls_bert,
-    fbls_cifar10,
-    fbls_command,
-    fbls_multimnist,
-    fbls_report,
-    fbls_runs,
-)
-from experiments.cli import Start, UsageError
 from experiments.data.cifar10 import load_cifar10
 from experiments.data.multimnist import load_multimnist
 from experiments.data.sts import load_sts
-from experiments.fbls import State, make_methods
-from experiments.fbls_report import Subject
-from experiments.fbls_runs import History, Run, Settings
-from experiments.run_folder import write_json
-from experiments.training import batches
+from experiments.fast_line_search import bert as fbls_bert
+from experiments.fast_line_search import cifar10 as fbls_cifar10
+from experiments.fast_line_search import command as fbls_command
+from experiments.fast_line_search import methods as fbls
+from experiments.fast_line_search import multimnist as fbls_multimnist
+from experiments.fast_line_search import report as fbls_report
+from experiments.fast_line_search import runs as fbls_runs
+from experiments.fast_line_search.methods import State, make_methods
+from experiments.fast_line_search.report import Subject
+from experiments.fast_line_search.runs import History, Run, Settings
+from experiments.lab.cli import Start, UsageError
+from experiments.lab.run_folder import write_json
+from experiments.lab.training import batches
 from mtlopt.models import MultiTaskMLP, ResNet, stack_heads
 
 pytestmark = pytest.mark.slow

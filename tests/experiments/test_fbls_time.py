@@ -8,7 +8,7 @@ from flax import nnx
 
 from experiments.bench import line_search_time as bench
 from experiments.bench.line_search_time import Row, Workload
-from experiments.fbls import State, make_problem
+from experiments.fast_line_search.methods import State, make_problem
 from mtlopt.models import MultiTaskMLP, stack_heads
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
-from experiments.metrics import Scores, weighted_scores
+from experiments.lab.metrics import Scores, weighted_scores
 
 score = jax.jit(weighted_scores, static_argnums=2)
 

@@ -9,8 +9,8 @@ import matplotlib.image
 import pytest
 
 import mtlopt
-from experiments import multimnist
 from experiments.__main__ import main
+from experiments.aligned_mtl import multimnist
 from experiments.data.multimnist import load_multimnist
 from tests.experiments.event_files import read_runs
 

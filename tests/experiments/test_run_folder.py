@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import UsageError
-from experiments.run_folder import CsvStream, claim, write_json
+from experiments.lab.cli import UsageError
+from experiments.lab.run_folder import CsvStream, claim, write_json
 
 SETTINGS = {"methods": ("mgda", "pcgrad"), "epochs": 3, "data_dir": None}
 

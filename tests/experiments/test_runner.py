@@ -12,10 +12,10 @@ import optax
 import pytest
 
 import mtlopt
-from experiments import runner
-from experiments.checkpoints import Checkpoints
-from experiments.runner import Result, Schedule, run_methods
-from experiments.training import Problem, epoch_order, make_evaluate
+from experiments.aligned_mtl import runner
+from experiments.aligned_mtl.runner import Result, Schedule, run_methods
+from experiments.lab.checkpoints import Checkpoints
+from experiments.lab.training import Problem, epoch_order, make_evaluate
 
 METHODS = ("pcgrad", "aligned_mtl_ub")  # one has a key in its state, one aligns
 SCHEDULE = Schedule(epochs=3, seeds=2, batch_size=16, dominance_every=3)

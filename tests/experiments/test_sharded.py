@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import sharded
-from experiments.cli import UsageError
+from experiments.bench import sharded
+from experiments.lab.cli import UsageError
 
 ROOT = Path(__file__).parents[2]
 DEVICES, SMALL = 4, 1024  # bytes of losses and of small matrices
@@ -21,7 +21,7 @@ def results(tmp_path_factory):
     """Of a short run in a process of its own, where four devices are simulated."""
     out = tmp_path_factory.mktemp("sharded") / "out"
     options = f"--devices {DEVICES} --steps 3 --methods sum_tasks,mgda_ub,aligned_mtl"
-    command = [sys.executable, "-m", "experiments", "sharded", *options.split()]
+    command = [sys.executable, "-m", "experiments", "bench.sharded", *options.split()]
     done = subprocess.run(
         [*command, "--out", str(out)],
         cwd=ROOT,

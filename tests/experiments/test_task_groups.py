@@ -13,21 +13,22 @@ import optax
 import pytest
 
 import mtlopt
-from experiments import task_groups, task_groups_training
-from experiments.__main__ import EXPERIMENTS, main
-from experiments.checkpoints import Checkpoints
-from experiments.cli import UsageError
+from experiments.__main__ import main
 from experiments.data import attributes
 from experiments.data.digits import Digits, DigitSet, load_digits
-from experiments.task_groups import Settings, conclude
-from experiments.task_groups_problems import MIXED_TASKS, PARTS, Part
-from experiments.task_groups_training import (
+from experiments.lab.checkpoints import Checkpoints
+from experiments.lab.cli import UsageError
+from experiments.mtl_io import group_training as task_groups_training
+from experiments.mtl_io import task_groups
+from experiments.mtl_io.group_problems import MIXED_TASKS, PARTS, Part
+from experiments.mtl_io.group_training import (
     History,
     Schedule,
     Setting,
     make_groups,
     run_settings,
 )
+from experiments.mtl_io.task_groups import Settings, conclude
 
 pytestmark = pytest.mark.slow
 
@@ -371,7 +372,15 @@ def test_choices_are_by_validation(parts):
 
 # The command.
 
-OPTIONS = ["task_groups", "--groups", "4", "--epochs", "2", "--mixed-epochs", "1"]
+OPTIONS = [
+    "mtl_io.task_groups",
+    "--groups",
+    "4",
+    "--epochs",
+    "2",
+    "--mixed-epochs",
+    "1",
+]
 OPTIONS += ["--batch-size", "32", "--learning-rates", "0.003", "0.03"]
 
 
@@ -390,14 +399,15 @@ def out(digits, whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task_groups, "load", lambda _: digits)
         patch.setattr(task_groups, "run_settings", run)
-        patch.setitem(EXPERIMENTS, "task_groups", "")
         assert main([*OPTIONS, "--out", str(folder)]) == 0
     return folder
 
 
 def test_results(out: Path):
     results = json.loads((out / "results.json").read_text())
-    assert results["command"].startswith("python -m experiments task_groups --groups")
+    assert results["command"].startswith(
+        "python -m experiments mtl_io.task_groups --groups"
+    )
     assert results["versions"]["mtlopt"] == mtlopt.__version__
     titles = {
         "attributes": "SUS, IUS (4 groups), IO (4 groups)",

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import mtlopt
-from experiments import toy
-from experiments.cli import UsageError
-from experiments.landscapes import FLOOR, LANDSCAPES
+from experiments.aligned_mtl import toy
+from experiments.aligned_mtl.landscapes import FLOOR, LANDSCAPES
+from experiments.lab.cli import UsageError
 
 NAMES = list(LANDSCAPES)
 TINY = ("sum_tasks", "aligned_mtl_ub")
@@ -218,7 +218,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_results(out: Path):
     results = json.loads((out / "results.json").read_text())
-    assert results["command"].startswith("python -m experiments toy --methods")
+    assert results["command"].startswith(
+        "python -m experiments aligned_mtl.toy --methods"
+    )
     assert results["settings"]["learning_rates"] == list(toy.LEARNING_RATES)
     assert results["versions"]["mtlopt"] == mtlopt.__version__
     assert tuple(results["methods"]) == TINY
@@ -230,7 +232,7 @@ def test_results(out: Path):
 
 def test_report(out: Path):
     report = (out / "report.md").read_text()
-    assert "`python -m experiments toy --methods" in report
+    assert "`python -m experiments aligned_mtl.toy --methods" in report
     assert "never" in report
     for method in TINY:
         assert report.count(f"| {mtlopt.METHODS[method].title} ") == len(NAMES)

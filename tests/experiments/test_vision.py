@@ -16,9 +16,8 @@ import pytest
 from flax import nnx
 
 import mtlopt
-from experiments import vision_training
-from experiments.__main__ import EXPERIMENTS, main
-from experiments.cli import UsageError
+from experiments.__main__ import NAMES as COMMANDS
+from experiments.__main__ import main
 from experiments.data.rendered import load_room_views, load_rooms, load_streets
 from experiments.data.rendered_samples import (
     attribute_labels,
@@ -29,12 +28,14 @@ from experiments.data.rendered_samples import (
     street_labels,
 )
 from experiments.data.samples import Sample, Samples, make_sample
-from experiments.vision import Experiment, Settings, parse, run
-from experiments.vision_data import Data, Split, hold_out, make_data
-from experiments.vision_methods import make_methods, method_names, norm_widths
-from experiments.vision_problems import Problem, make_problem
-from experiments.vision_report import by_rate, choose, make_rows
-from experiments.vision_tasks import (
+from experiments.lab.cli import UsageError
+from experiments.lab.vision import training as vision_training
+from experiments.lab.vision.data import Data, Split, hold_out, make_data
+from experiments.lab.vision.experiment import Experiment, Settings, parse, run
+from experiments.lab.vision.methods import make_methods, method_names, norm_widths
+from experiments.lab.vision.problems import Problem, make_problem
+from experiments.lab.vision.report import by_rate, choose, make_rows
+from experiments.lab.vision.tasks import (
     ERROR,
     F1,
     attribute_tasks,
@@ -43,15 +44,15 @@ from experiments.vision_tasks import (
     room_tasks,
     street_tasks,
 )
-from experiments.vision_training import History, Run, Schedule, read_run
+from experiments.lab.vision.training import History, Run, Schedule, read_run
 from mtlopt.models.conv_norm import ConvNorm
 from mtlopt.models.layers import Conv
 from mtlopt.models.shared_encoder import SharedEncoder
 
 SIZE = (6, 8)
 WIDTH = 6  # of the encoder; with a sharing ratio of 0.8 each task has five of it
-NAMES = ("nyuv2", "cityscapes7", "celeba_groups", "cityscapes3", "celeba")
-NAMES += ("seven_scenes",)
+NAMES = ("mtl_io.nyuv2", "mtl_io.cityscapes7", "mtl_io.celeba_groups")
+NAMES += ("aligned_mtl.cityscapes3", "aligned_mtl.celeba", "aligned_mtl.seven_scenes")
 METHODS = ("sum_tasks", "io", "pcgrad", "single")
 
 
@@ -479,7 +480,7 @@ def test_a_batch_larger_than_the_split_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("name", NAMES)
 def test_experiments_are_whole(name: str, capsys: pytest.CaptureFixture[str]):
     """Registered; help; methods and the paper's rows exist; a release is looked for."""
-    assert name in EXPERIMENTS
+    assert name in COMMANDS
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])
     assert "sum_tasks" in capsys.readouterr().out

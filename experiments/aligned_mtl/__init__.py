@@ -1,0 +1,1 @@
+"""Aligned-MTL: Senushkin et al., 2023."""

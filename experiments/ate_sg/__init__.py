@@ -1,0 +1,1 @@
+"""ATE-SG: Bellavia, Della Santa and Papini, 2026."""

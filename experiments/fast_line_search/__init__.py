@@ -1,0 +1,1 @@
+"""Fast line search: Filatov and Merkulov, 2021."""

@@ -1,0 +1,157 @@
+"""Fast line search on BERT: table 3 (Filatov and Merkulov, 2021)."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.bench.line_search_time import STS_TRAIN, Workload, measure, report
+from experiments.data.sts import Split, Sts, load_sts
+from experiments.fast_line_search.command import check_batch_size, parse, run_experiment
+from experiments.fast_line_search.methods import Problem, make_problem
+from experiments.fast_line_search.report import Subject
+from experiments.fast_line_search.runs import Settings
+from experiments.lab.cli import UsageError
+
+NUM_TASKS = 3
+SIZES = ("tiny", "small", "base")
+
+DESCRIPTION = """\
+Trains BERT on three copies of one task, the similarity of two sentences, with line
+searches and with eight learning rates of SGD, and times a step of every method: table 3
+of "Fast Line Search for Multi-Task Learning" (Filatov and Merkulov, 2021). See
+fast_line_search.multimnist for the methods. BERT starts from random parameters, not
+from pretrained ones, and trains without dropout.
+
+With no option the sentence pairs are generated, a toy language and not STS-B, and BERT
+has 2 layers of 128. Timing needs no real data: its numbers are those of any sentences
+of this length. --data-dir takes vocab.txt with GLUE's train.tsv and dev.tsv, or with
+sts-train.csv and sts-test.csv.
+
+--full takes BERT base, 12 layers of 768, on all pairs. The paper gives no batch size,
+length or learning rates for this experiment: 32, 128 and eight as elsewhere are ours.
+"""
+
+FULL = {
+    "epochs": 3,
+    "seeds": 3,
+    "batch_size": 32,
+    "train_examples": 0,
+    "test_examples": 0,
+    "size": "base",
+    "length": 128,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertSettings(Settings):
+    """Those of all experiments, and the size of the network.
+
+    Attributes:
+      size: a name in `SIZES`.
+      length: tokens of a sentence pair.
+      rounds: steps of each method that are timed.
+    """
+
+    size: str = "tiny"
+    length: int = 32
+    rounds: int = 7
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the experiment.
+
+    Args:
+      argv: the options, see `DESCRIPTION`.
+
+    Raises:
+      UsageError: if an option, the data or the output folder is at fault.
+    """
+    quick = BertSettings(
+        ("fbls", "fbls_calibrated", "bls", "mgda_ub", "sgd"),
+        epochs=2,
+        seeds=1,
+        batch_size=32,
+        decay_every=1,
+        train_examples=320,
+        test_examples=128,
+    )
+    more = {
+        "size": {"choices": SIZES, "help": "of BERT"},
+        "length": {"help": "tokens of a sentence pair"},
+        "rounds": {"help": "steps of each method that are timed"},
+    }
+    settings, out, start = parse(
+        "fast_line_search.bert", DESCRIPTION, quick, FULL, argv, more
+    )
+    folder = settings.data_dir
+    try:
+        data = load_sts(
+            None if folder is None else Path(folder),
+            length=settings.length,
+            num_train=settings.train_examples or None,
+            num_test=settings.test_examples or None,
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(error) from error
+    problem = bert_problem(data, settings.size)
+    check_batch_size(settings, problem)
+    subject = Subject(
+        "fast_line_search.bert",
+        "Fast line search on BERT",
+        f"BERT {settings.size}, {settings.length} tokens, from random parameters, with "
+        "three heads of two layers that learn the same similarity; the loss is the "
+        "squared error of a fifth of it.",
+        data.source,
+        stand_in=folder is None,
+        error="mean absolute error [points of 5]",
+        factor=5.0,
+    )
+
+    def time_steps() -> str:
+        workload = Workload(
+            f"BERT {settings.size}, T = 3, {settings.length} tokens",
+            problem,
+            settings.batch_size,
+            STS_TRAIN,
+        )
+        rows = measure(workload, settings.rounds, settings.direction)
+        return "\n## Time of a step (table 3)\n\n" + report(workload, rows)
+
+    run_experiment(subject, settings, problem, out, start=start, more=time_steps)
+
+
+def bert_problem(data: Sts, size: str) -> Problem:
+    """Returns BERT with three stacked heads of two layers, on the device's data."""
+    from flax import nnx
+
+    from mtlopt.models import bert, stack_heads
+
+    def build(key: jax.Array) -> Any:
+        model = bert(
+            size,
+            vocabulary_size=data.vocabulary_size,
+            max_length=data.train.tokens.shape[1],
+            rngs=nnx.Rngs(key),
+        )
+        return stack_heads(model)
+
+    def judge(output: jax.Array, batch: Any, task: Any) -> dict[str, jax.Array]:
+        del task  # all three are the same, as in the paper
+        miss = output[:, 0] - batch["scores"]
+        return {"loss": miss**2, "error": jnp.abs(miss)}
+
+    def on_device(split: Split) -> dict[str, jax.Array]:
+        return {name: jnp.asarray(part) for name, part in split._asdict().items()}
+
+    return make_problem(
+        build,
+        NUM_TASKS,
+        lambda batch: (batch["tokens"], batch["segments"], batch["mask"]),
+        judge,
+        on_device(data.train),
+        on_device(data.test),
+    )

@@ -1,0 +1,1 @@
+"""The machine of all experiments; it knows none of them."""

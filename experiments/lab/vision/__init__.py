@@ -1,0 +1,1 @@
+"""Experiments on images: dense predictions, attributes, poses."""

@@ -1,0 +1,131 @@
+"""Images and labels of a vision experiment: rendered, or of a release."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.data.samples import Samples
+from experiments.lab.cli import UsageError
+
+_HELD_OUT = 0.1  # share of a train split, for releases without a validation split
+
+
+class Split:
+    """The samples of a split, each kept in memory from when it is first asked for.
+
+    A batch is `{"image": uint8 [num, height, width, 3], "labels": by the name of the
+    task, as in `experiments.data.samples`, but classes are int8}`.
+
+    Args:
+      samples: from where they are read.
+
+    Attributes:
+      tasks: names of the labels.
+    """
+
+    def __init__(self, samples: Samples):
+        first = samples[0]
+        self.tasks = tuple(first.labels)
+        self._samples = samples
+        self._known = np.zeros(len(samples), bool)
+        # Memory that nothing was written to is not taken.
+        self._image = np.empty((len(samples), *first.image.shape), np.uint8)
+        self._labels = {
+            task: np.empty(
+                (len(samples), *label.shape),
+                np.int8 if label.dtype.kind == "i" else np.float32,
+            )
+            for task, label in first.labels.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def first(self, num: int) -> "Split":
+        """Returns the first samples only."""
+        samples = self._samples
+        return Split(Samples(samples.names[:num], samples.read, samples.source))
+
+    def batch(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns some samples, for `Problem`.
+
+        Raises:
+          UsageError: if a sample cannot be read.
+        """
+        self._read(np.unique(rows[~self._known[rows]]))
+        labels = {task: label[rows] for task, label in self._labels.items()}
+        return {"image": self._image[rows], "labels": labels}
+
+    def padded(self, start: int, size: int) -> dict[str, Any]:
+        """Returns `size` samples from `start` on, past the end such without a label."""
+        batch = self.batch(np.arange(start, start + size) % len(self))
+        beyond = np.arange(start, start + size) >= len(self)
+        for label in batch["labels"].values():
+            label[beyond] = np.nan if label.dtype.kind == "f" else -1
+        return batch
+
+    def _read(self, rows: np.ndarray) -> None:
+        if not len(rows):
+            return
+        try:
+            sample = self._samples.batch(rows)
+        except (OSError, ValueError) as error:
+            raise UsageError(error) from error
+        self._image[rows] = np.rint(255 * sample.image)
+        for task, label in sample.labels.items():
+            self._labels[task][rows] = label
+        self._known[rows] = True
+
+
+class Data(NamedTuple):
+    """Three splits that share no image. source: in words, rendered or official."""
+
+    train: Split
+    validation: Split
+    test: Split
+    source: str
+
+    def first(self, num: int) -> "Data":
+        """Returns the first samples of each split only."""
+        train, validation, test = (each.first(num) for each in self[:3])
+        source = f"at most {num} of each split of {self.source}"
+        return Data(train, validation, test, source)
+
+
+def make_data(samples: Mapping[str, Samples], source: str) -> Data:
+    """Returns the splits `train`, `validation` and `test`, of which little is read."""
+    train, validation, test = (
+        Split(samples[name]) for name in ("train", "validation", "test")
+    )
+    return Data(train, validation, test, source)
+
+
+def hold_out(train: Samples, test: Samples) -> dict[str, Samples]:
+    """Returns the three splits of a release that has no validation split.
+
+    Validated is on a tenth of the train split, the last in a row, not any: the names
+    follow cities and sequences, whose images are too alike to be on both sides.
+
+    Raises:
+        ValueError: if there are fewer than two train samples.
+
+    Examples:
+        >>> train, test = Samples(list("abcdefghij"), str, ""), Samples("k", str, "")
+        >>> splits = hold_out(train, test)
+        >>> {name: "".join(split.names) for name, split in splits.items()}
+        {'train': 'abcdefghi', 'validation': 'j', 'test': 'k'}
+        >>> splits["validation"].read(0)
+        '9'
+    """
+    if len(train) < 2:
+        raise ValueError(
+            "`train` must have 2 samples or more, one of them to validate on, got "
+            f"{len(train)}: {train.source}."
+        )
+    cut = len(train) - max(1, round(_HELD_OUT * len(train)))
+    kept = Samples(train.names[:cut], train.read, train.source)
+    last = Samples(
+        train.names[cut:], lambda place: train.read(cut + place), train.source
+    )
+    return {"train": kept, "validation": last, "test": test}

@@ -1,0 +1,1 @@
+"""Individual optimizers: Pascal et al., 2021."""
