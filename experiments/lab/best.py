@@ -1,0 +1,48 @@
+"""The best epoch of each run, chosen by validation."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+class Best(NamedTuple):
+    """What was best so far.
+
+    Attributes:
+      model: parameters and state then, with leading axes of runs if there are several.
+      score: of them, the higher the better, `[]` or `[runs]`.
+      epoch: from 1; 0 for none yet.
+    """
+
+    model: PyTree
+    score: jax.Array
+    epoch: jax.Array
+
+
+def no_best(model: PyTree, runs: tuple[int, ...] = ()) -> Best:
+    """Returns a copy of the model that anything beats; `runs`: the shape of scores."""
+    model = jax.tree.map(jnp.copy, model)
+    return Best(model, jnp.full(runs, -jnp.inf), jnp.zeros(runs, jnp.int32))
+
+
+def keep_best(best: Best, model: PyTree, score: jax.Array, epoch: Any) -> Best:
+    """Keeps each run's model where its score beats the best so far."""
+    better = score > best.score
+    return Best(
+        choose(better, model, best.model),
+        jnp.where(better, score, best.score),
+        jnp.where(better, epoch, best.epoch),
+    )
+
+
+def choose(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """Chooses between trees, run by run where the condition has an axis of runs."""
+
+    def one(a: jax.Array, b: jax.Array) -> jax.Array:
+        ones = [1] * (a.ndim - condition.ndim)
+        return jnp.where(condition.reshape(*condition.shape, *ones), a, b)
+
+    return jax.tree.map(one, new, old)

@@ -1,0 +1,305 @@
+"""The folder of one run: whose it is, and files that survive a `kill -9`.
+
+Every file is written beside its place and moved there when it is complete. A record or
+a checkpoint carries a checksum: a damaged one is never read as another result.
+"""
+
+import datetime as dt
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.lab.settings import Options, UsageError, deciding, one_line, option
+
+PyTree = Any
+_SETTINGS = "settings.json"
+_LOCK = ".lock"
+_KEPT = 2  # checkpoints of a training: the newest, and one if that is damaged
+_PACKAGES = ("mtlopt", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
+
+
+class RunFolder:
+    """The folder of a run with these settings; locked until `close`.
+
+    An empty or missing folder is claimed whether or not `resume` is set, so that one
+    command line serves for the first start and all later ones.
+
+    Args:
+      settings: those of the run.
+      resume: whether a run with the same settings may be continued.
+
+    Attributes:
+      path: the folder.
+
+    Raises:
+      UsageError: if the folder cannot be written, holds something else, holds a run and
+        `resume` is not set, holds a run with other settings, or another run is at work
+        in it.
+    """
+
+    def __init__(self, settings: Options, *, resume: bool | None = None):
+        self.path = Path(settings.out)
+        self.tensorboard = settings.tensorboard
+        wanted = json.loads(json.dumps(deciding(settings)))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / _LOCK).open("w")
+            self._claim(wanted, settings.resume if resume is None else resume)
+        except OSError as error:
+            raise UsageError(
+                f"--out must be a writable folder, but {self.path} is not: "
+                f"{error.strerror}."
+            ) from error
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.close()
+
+    def _claim(self, wanted: dict[str, Any], resume: bool) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another run is at work in {self.path}. Wait for it, or choose "
+                "another folder with --out."
+            ) from error
+        others = [entry for entry in self.path.iterdir() if entry.name != _LOCK]
+        path = self.path / _SETTINGS
+        if path.exists():
+            self._check_same(_read_settings(path), wanted, resume)
+        elif others:
+            raise UsageError(
+                f"--out must be an empty folder or that of a run, but {self.path} "
+                "holds other files. Choose another folder."
+            )
+        write_text(path, json.dumps(wanted, indent=1) + "\n")
+
+    def _check_same(
+        self, found: dict[str, Any], wanted: dict[str, Any], resume: bool
+    ) -> None:
+        if not resume:
+            raise UsageError(
+                f"--out already holds a run, in {self.path}. Continue it with "
+                "--resume, choose another folder, or remove this one."
+            )
+        for name in {**wanted, **found}:
+            if found.get(name) != wanted.get(name):
+                raise UsageError(
+                    f"--out holds a run with other settings, in {self.path}: "
+                    f"{option(name)} was {found.get(name)!r} there, got "
+                    f"{wanted.get(name)!r}."
+                )
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a text at once."""
+        write_text(self.path / name, text)
+
+    def write_results(self, settings: Options, report: str, **results: Any) -> None:
+        """Writes `report.md`, and `results.json` with how it came about.
+
+        Args:
+          settings: those of the run.
+          report: Markdown.
+          **results: all else that the JSON file says.
+        """
+        self.write("report.md", report)
+        record = {"settings": deciding(settings), **provenance(), **results}
+        self.write("results.json", json.dumps(_finite(record), indent=1) + "\n")
+
+    def record(self, name: str) -> "Record":
+        """Returns the file of a finished training."""
+        return Record(self.path / "runs" / f"{name}.json")
+
+    def checkpoints(self, name: str) -> "Checkpoints":
+        """Returns the checkpoints of a training."""
+        return Checkpoints(self.path / "checkpoints" / name)
+
+
+class Record:
+    """Numbers in a JSON file that knows its checksum.
+
+    Args:
+      path: the file.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def write(self, value: Any) -> None:
+        """Writes at once."""
+        self._path.parent.mkdir(exist_ok=True)
+        text = json.dumps(value)
+        write_text(self._path, f"{_sum_of(text.encode())}\n{text}\n")
+
+    def read(self) -> Any:
+        """Returns what was written; None if there is no file.
+
+        Raises:
+          UsageError: if the file is damaged.
+        """
+        if not self._path.exists():
+            return None
+        found, _, text = self._path.read_bytes().partition(b"\n")
+        if found.decode(errors="replace") != _sum_of(text.removesuffix(b"\n")):
+            raise UsageError(
+                f"{self._path} is damaged. Delete it, and the next --resume trains "
+                "what it held again."
+            )
+        return json.loads(text)
+
+
+class Checkpoints:
+    """Checkpoints of one training (Orbax), each with a checksum beside it.
+
+    Args:
+      folder: where they are; made by the first `save`.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder.absolute()
+        self._manager: Any = None
+
+    def _open(self) -> Any:
+        import orbax.checkpoint as ocp  # a second of imports that --help need not pay
+
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=_KEPT, enable_async_checkpointing=False
+            )
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        return self._manager, ocp.args
+
+    def save(self, epoch: int, state: PyTree, history: Any) -> None:
+        """Saves the state after `epoch` epochs, and what was recorded so far."""
+        manager, args = self._open()
+        try:
+            manager.save(
+                epoch,
+                args=args.Composite(
+                    state=args.StandardSave({"state": state}),
+                    history=args.JsonSave({"history": history}),
+                ),
+            )
+            sums = {step: self._sum(step) for step in manager.all_steps()}
+            for old in self._folder.glob("*.sha256"):
+                if int(old.stem) not in sums:
+                    old.unlink()
+            write_text(self._folder / f"{epoch}.sha256", sums[epoch])
+        except (OSError, ValueError) as error:  # the second from TensorStore
+            raise UsageError(
+                f"cannot write a checkpoint in {self._folder}: "
+                f"{one_line(error)[:200]} The run may go on with --resume."
+            ) from error
+
+    def restore(self, like: PyTree) -> tuple[int, PyTree, Any] | None:
+        """Restores the newest checkpoint that is intact.
+
+        Args:
+          like: a state with the structure, shapes and dtypes of the saved one.
+
+        Returns:
+          Epoch, state and history; None if there is no checkpoint.
+
+        Raises:
+          UsageError: if all that there are are damaged.
+        """
+        if not self._folder.exists():
+            return None
+        manager, args = self._open()
+        steps = sorted(manager.all_steps(), reverse=True)
+        for epoch in steps:
+            path = self._folder / f"{epoch}.sha256"
+            # Without a checksum the run was killed between the two: unknown, not used.
+            if not path.exists() or path.read_text() != self._sum(epoch):
+                continue
+            saved = manager.restore(
+                epoch,
+                args=args.Composite(
+                    state=args.StandardRestore({"state": like}),
+                    history=args.JsonRestore(),
+                ),
+            )
+            for later in steps[: steps.index(epoch)]:
+                manager.delete(later)
+            return epoch, saved["state"]["state"], saved["history"]["history"]
+        if steps and all((self._folder / f"{n}.sha256").exists() for n in steps):
+            raise UsageError(
+                f"the checkpoints in {self._folder} are damaged. Delete this folder, "
+                f"and the next --resume trains its {steps[0]} epochs again."
+            )
+        for step in steps:
+            manager.delete(step)
+        return None
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        if self._manager is not None:
+            self._manager.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _sum(self, epoch: int) -> str:
+        """Returns the checksum of all files of a checkpoint, and their names."""
+        digest = hashlib.sha256()
+        folder = self._folder / str(epoch)
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                digest.update(str(path.relative_to(folder)).encode())
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file at once: a reader, or a killed run, sees the old or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def provenance() -> dict[str, Any]:
+    """Returns date, device and versions, for a results file."""
+    return {
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is damaged. Choose another folder with --out.")
+    return found
+
+
+def _sum_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

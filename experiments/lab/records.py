@@ -1,0 +1,127 @@
+"""The one long table of a run: a row for each number, from which all else is made."""
+
+import csv
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.lab.folder import RunFolder
+from experiments.lab.settings import UsageError
+
+if TYPE_CHECKING:
+    from experiments.lab.loop import Training
+
+Row = dict[str, Any]
+
+
+def rows_of(
+    training: "Training", tasks: Sequence[str], epoch: int, values: Mapping[str, Any]
+) -> Iterator[Row]:
+    """Yields the rows of what was recorded at an epoch.
+
+    Args:
+      training: of which runs.
+      tasks: names of the second axis.
+      epoch: from 1.
+      values: numbers by name, `[runs]`, `[runs, parts]`, or one for all runs.
+    """
+    for name, numbers in values.items():
+        array = np.asarray(numbers, float)
+        labels = training.parts.get(name, tasks)
+        for place, run in enumerate(training.runs):
+            own = array if array.ndim == 0 else array[place]
+            keys = {**run, "epoch": epoch, "name": name}
+            if own.ndim == 0:
+                yield {**keys, "part": "", "value": float(own)}
+                continue
+            for part, value in zip(labels, own, strict=True):
+                yield {**keys, "part": part, "value": float(value)}
+
+
+class Stream:
+    """A table that is written to a CSV file, and to event files, as it grows.
+
+    Args:
+      folder: of the run.
+      name: of the file, which is written anew: after a resume, the checkpoints know
+        what was recorded, so that no row is lost and none is there twice.
+    """
+
+    def __init__(self, folder: RunFolder, name: str):
+        self._path = folder.path / f"{name}.csv"
+        self._path.unlink(missing_ok=True)
+        self._rows: list[Row] = []
+        self._events = (
+            Events(folder.path / "tensorboard") if folder.tensorboard else None
+        )
+
+    def append(self, rows: Iterator[Row]) -> None:
+        """Appends rows and flushes."""
+        new = list(rows)
+        if not new:
+            return
+        with self._path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(new[0]))
+            if not self._rows:
+                writer.writeheader()
+            writer.writerows(new)
+        self._rows += new
+        if self._events is not None:
+            self._events.append(new)
+
+    def frame(self) -> pd.DataFrame:
+        """Returns the table."""
+        return pd.DataFrame(self._rows)
+
+
+class Events:
+    """Event files for TensorBoard: a folder for each run, a scalar for each number.
+
+    Args:
+      folder: of all runs. What a killed run left there is removed.
+
+    Raises:
+      UsageError: if the package that writes them is missing.
+    """
+
+    def __init__(self, folder: Any):
+        try:
+            import tensorboardX
+        except ImportError as error:
+            raise UsageError(
+                "--tensorboard needs the package tensorboardX. Install it: "
+                'pip install -e ".[tensorboard]".'
+            ) from error
+        shutil.rmtree(folder, ignore_errors=True)
+        self._folder, self._make = folder, tensorboardX.SummaryWriter
+        self._writers: dict[str, Any] = {}
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Writes rows and flushes."""
+        for row in rows:
+            keys = {k: v for k, v in row.items() if k not in _NUMBERS}
+            name = run_name(keys)
+            if name not in self._writers:
+                self._writers[name] = self._make(str(self._folder / name))
+            tag = f"{row['name']}/{row['part']}" if row["part"] != "" else row["name"]
+            self._writers[name].add_scalar(tag, row["value"], row["epoch"])
+        for writer in self._writers.values():
+            writer.flush()
+
+
+_NUMBERS = ("epoch", "name", "part", "value")
+
+
+def run_name(keys: Mapping[str, Any]) -> str:
+    """Returns the folder of the run that these columns name; empty ones are left out.
+
+    Examples:
+      >>> run_name({"method": "IO, 2 groups", "only": "", "rate": 1e-3, "seed": 0})
+      'method=IO_2_groups,rate=0.001,seed=0'
+    """
+    named = {name: re.sub(r"[^\w.+-]+", "_", str(key)) for name, key in keys.items()}
+    return ",".join(f"{name}={key}" for name, key in named.items() if key)

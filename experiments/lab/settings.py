@@ -1,0 +1,191 @@
+"""Settings of an experiment: a dataclass is its options, their help and the record."""
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+import mtlopt
+
+
+class UsageError(Exception):
+    """A mistake of the user: shown as one line, without a traceback."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all experiments have; none of it decides a number of the run.
+
+    Attributes:
+      out: folder for all that the run writes.
+      resume: continue the run in `out`, which must have the same settings.
+      tensorboard: write the metrics as event files too, into `out`/tensorboard.
+      full: the paper's settings, of which any option overrides one.
+    """
+
+    out: str = ""
+    resume: bool = False
+    tensorboard: bool = False
+    full: bool = False
+
+
+SettingsType = TypeVar("SettingsType", bound=Options)
+
+
+def parse(
+    name: str,
+    description: str | None,
+    quick: SettingsType,
+    argv: Sequence[str],
+    *,
+    full: Mapping[str, Any] | None = None,
+    names: Mapping[str, Collection[str]] | None = None,
+) -> SettingsType:
+    """Reads the options.
+
+    Args:
+      name: of the experiment.
+      description: shown by `--help` with its line breaks.
+      quick: the settings without an option.
+      argv: the options.
+      full: what `--full` changes.
+      names: for fields that are tuples of names, those that there are.
+
+    Returns:
+      The settings.
+
+    Raises:
+      SystemExit: after `--help`.
+      UsageError: if an option is at fault.
+    """
+    full, names = full or {}, names or {}
+    known = {"all", *(name for valid in names.values() for name in valid)}
+    profile = full if "--full" in argv else {}
+    default = dataclasses.replace(quick, out=f"results/{name}", **profile)
+    text = (description or "") + _changes(full)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            settings = tyro.cli(
+                type(quick),
+                default=default,
+                args=[part for text in argv for part in _split(text, known)],
+                prog=f"python -m experiments {name}",
+                description=text,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as exit_:
+        if exit_.code:
+            raise UsageError(_message(errors.getvalue())) from None
+        raise
+    chosen = {
+        field: choose_names(getattr(settings, field), valid, option(field))
+        for field, valid in names.items()
+    }
+    _check_positive(settings, default)
+    return dataclasses.replace(settings, **chosen)
+
+
+def deciding(settings: Options) -> dict[str, Any]:
+    """Returns the settings that decide numbers, by name."""
+    common = {field.name for field in dataclasses.fields(Options)}
+    fields = dataclasses.asdict(settings)
+    return {name: fields[name] for name in fields if name not in common}
+
+
+def option(field: str) -> str:
+    """Returns what is typed for a field.
+
+    Examples:
+      >>> option("batch_size")
+      '--batch-size'
+    """
+    return f"--{field.replace('_', '-')}"
+
+
+def choose_names(
+    texts: Sequence[str], valid: Collection[str], option: str
+) -> tuple[str, ...]:
+    """Returns the chosen names, each once, in the order in which they were given.
+
+    Args:
+      texts: names; `all` for all.
+      valid: the names to choose from.
+      option: the option, for the message.
+
+    Raises:
+      UsageError: if a name is not valid.
+
+    Examples:
+      >>> choose_names(["b", "a", "b"], ["a", "b", "c"], "--names")
+      ('b', 'a')
+      >>> choose_names(["all"], ["a", "b", "c"], "--names")
+      ('a', 'b', 'c')
+    """
+    for name in texts:
+        if name != "all" and name not in valid:
+            raise UsageError(
+                f"{option} must name some of {', '.join(valid)}, or all; got {name!r}."
+            )
+    if not texts:
+        raise UsageError(f"{option} must name at least one of {', '.join(valid)}.")
+    return tuple(valid) if "all" in texts else tuple(dict.fromkeys(texts))
+
+
+def methods_for(num_tasks: int) -> tuple[str, ...]:
+    """Returns the names in `mtlopt.METHODS` that so many tasks are enough for."""
+    methods = mtlopt.METHODS.items()
+    return tuple(name for name, method in methods if method.min_tasks <= num_tasks)
+
+
+def one_line(message: object) -> str:
+    r"""Joins a message's lines, so that it stays one line.
+
+    Examples:
+      >>> one_line("two  \n lines")
+      'two lines'
+    """
+    return " ".join(str(message).split())
+
+
+def _split(text: str, known: Collection[str]) -> list[str]:
+    """Splits names at commas: `mgda,pcgrad`."""
+    parts = [part for part in text.split(",") if part]
+    return parts if not known.isdisjoint(parts) else [text]
+
+
+def _changes(full: Mapping[str, Any]) -> str:
+    if not full:
+        return ""
+    lines = [f"  {option(name)} {_words(value)}" for name, value in full.items()]
+    return "\n".join(["\n--full:", *lines])
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _message(page: str) -> str:
+    """Returns what tyro says of a mistake, without its rules and its help."""
+    parts = re.split(r"^\s*-{3,}\s*$", page, flags=re.MULTILINE)
+    return one_line(parts[1] if len(parts) > 1 else page)
+
+
+def _check_positive(settings: Options, default: Options) -> None:
+    """Numbers that were given must be positive; a default may be 0, for all."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value == getattr(default, field.name):
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            if is_number and not 0 < number < float("inf"):
+                raise UsageError(
+                    f"{option(field.name)} must be a positive number, got {number}."
+                )

@@ -1,0 +1,126 @@
+"""Tables as Markdown, made from the long table of records."""
+
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+def command_line(experiment: str, argv: Sequence[str]) -> str:
+    """Returns what was typed.
+
+    Examples:
+      >>> command_line("toy", ["--out", "my results"])
+      "python -m experiments toy --out 'my results'"
+    """
+    return shlex.join(["python", "-m", "experiments", experiment, *argv])
+
+
+def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """Returns the rows that have these values in these columns.
+
+    Examples:
+      >>> table = pd.DataFrame({"name": ["loss", "loss", "error"], "value": [1, 2, 3]})
+      >>> select(table, name="loss")["value"].tolist()
+      [1, 2]
+    """
+    for column, value in values.items():
+        table = table[table[column] == value]
+    return table
+
+
+def curve(table: pd.DataFrame, *, by: str = "seed") -> tuple[np.ndarray, np.ndarray]:
+    """Returns epochs `[points]` and values `[points, runs]`, mean over the parts."""
+    wide = table.pivot_table("value", "epoch", by, "mean", dropna=False)
+    return wide.index.to_numpy(), wide.to_numpy()
+
+
+def number(values: Sequence[float], factor: float = 1.0, digits: int = 2) -> str:
+    """Returns mean and, of several seeds, standard deviation.
+
+    Examples:
+      >>> number([0.5, 0.7], 100, 1), number([2.0])
+      ('60.0 ± 14.1', '2.00')
+    """
+    values = [float(value) for value in values]
+    mean = f"{factor * statistics.fmean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {factor * float(np.std(values, ddof=1)):.{digits}f}"
+
+
+def count(number: int, noun: str) -> str:
+    """Returns a number with its noun.
+
+    Examples:
+      >>> count(1, "seed"), count(3, "seed")
+      ('1 seed', '3 seeds')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table that is aligned in plain text too.
+
+    The first column is aligned left, the others right.
+
+    Examples:
+      >>> print(markdown_table(["method", "left"], [["mgda", "93.1"]]))
+      | method | left |
+      | :----- | ---: |
+      | mgda   | 93.1 |
+    """
+    # At least two: a rule of a colon alone is no rule.
+    columns = zip(header, *rows, strict=True)
+    widths = [max(2, *map(len, column)) for column in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        padded = [f"{first[0]:<{first[1]}}"]
+        padded += [f"{cell:>{width}}" for cell, width in others]
+        return f"| {' | '.join(padded)} |"
+
+    first, *others = (width - 1 for width in widths)
+    rule = [":" + "-" * first, *("-" * width + ":" for width in others)]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+def read_table(metrics: Sequence[str], text: str) -> dict[str, dict[str, str]]:
+    """Reads a paper's table: a line for each method, a column for each metric.
+
+    Examples:
+      >>> read_table(["error", "f1"], "ius 9.1 69.0")
+      {'ius': {'error': '9.1', 'f1': '69.0'}}
+    """
+    lines = (line.split() for line in text.strip().splitlines())
+    return {name: dict(zip(metrics, cells, strict=True)) for name, *cells in lines}
+
+
+def cost_table(
+    seconds: Mapping[str, float],
+    operations: Mapping[str, float],
+    titles: Mapping[str, str],
+    base: str,
+) -> str:
+    """Returns costs of a step, in multiples of that of one method.
+
+    Args:
+      seconds: of a step, by name, see `program.fastest`.
+      operations: of XLA's count, by name.
+      titles: of the methods.
+      base: the name of that one method.
+    """
+    header = ["method", "milliseconds", "multiple", "operations, multiple"]
+    rows = [
+        [
+            titles[name],
+            f"{1e3 * own:.2f}",
+            f"{own / seconds[base]:.2f}",
+            f"{operations[name] / operations[base]:.2f}",
+        ]
+        for name, own in seconds.items()
+    ]
+    return markdown_table(header, rows)

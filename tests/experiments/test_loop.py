@@ -1,0 +1,155 @@
+"""The one loop: a killed run resumes to the bit, a damaged file is never a result."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pandas as pd
+import pytest
+
+from experiments.lab import loop
+from experiments.lab.folder import RunFolder
+from experiments.lab.loop import Training, train
+from experiments.lab.settings import Options, UsageError
+
+EPOCHS, TASKS = 5, ("up", "down")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """Those of a toy.
+
+    Attributes:
+      rate: of the growth.
+    """
+
+    rate: float = 0.5
+
+
+def make(method: str, epochs: list[int], die_at: int | None = None) -> Training:
+    """A state of two runs that grows in each epoch; `epochs` lists those trained."""
+
+    def epoch(state: Any, number: int, progress: Callable[..., None]) -> Any:
+        if number == die_at:
+            raise KeyboardInterrupt
+        epochs.append(number)
+        state = state * 1.5 + 0.1
+        progress(1, "")
+        values = {"loss": jnp.stack([state, -state], axis=1), "twice": 2 * state}
+        return state, {**values, "seconds": 0.0}
+
+    runs = [{"method": method, "seed": seed} for seed in range(2)]
+    return Training(
+        method,
+        runs,
+        lambda: jnp.array([1.0, 2.0]),
+        epoch,
+        1,
+        lambda state: {"test": state / 3},
+        lambda state: bool(state[0] < 5),  # so for four epochs
+    )
+
+
+def run(out: Path, resume: bool = False, die_at: int | None = None) -> pd.DataFrame:
+    with RunFolder(Settings(out=str(out), resume=resume)) as folder:
+        trainings = [make("a", []), make("b", [], die_at)]
+        return train(trainings, EPOCHS, TASKS, folder)
+
+
+@pytest.fixture(autouse=True)
+def save_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+
+
+def test_the_long_table(tmp_path: Path):
+    """A row for each number; the last record is that of the end; early stopping."""
+    table = run(tmp_path)
+    a = table[(table["method"] == "a") & (table["seed"] == 1)]
+    assert a["epoch"].max() == 4
+    up = a[(a["name"] == "loss") & (a["part"] == "up")]["value"].tolist()
+    state, expected = jnp.array(2.0), []
+    for _ in range(4):
+        state = state * 1.5 + 0.1
+        expected.append(float(state))
+    assert up == expected
+    assert a[a["name"] == "twice"]["value"].tolist() == [2 * x for x in expected]
+    test = a[a["name"] == "test"]
+    assert test["epoch"].tolist() == [4]
+    assert test["value"].tolist() == [pytest.approx(expected[-1] / 3)]
+    written = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False)
+    pd.testing.assert_frame_equal(written, table, check_dtype=False)
+
+
+@pytest.mark.parametrize("die_at", range(4))
+def test_killed_run_resumes_to_the_bit(tmp_path: Path, die_at: int):
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", die_at=die_at)
+    trained: list[int] = []
+    with RunFolder(Settings(out=str(tmp_path / "killed"), resume=True)) as folder:
+        trainings = [make("a", trained), make("b", trained)]
+        resumed = train(trainings, EPOCHS, TASKS, folder)
+    pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
+    assert trained == list(range(die_at, 4))  # nothing is trained twice
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8 % len(data)] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def test_flipped_bits_give_a_line_or_the_same_result(tmp_path: Path):
+    whole = run(tmp_path / "whole")
+    lines = 0
+    for number in itertools.count():
+        out = tmp_path / str(number)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, die_at=3)
+        kinds = ("runs", "checkpoints")
+        files = [p for kind in kinds for p in sorted((out / kind).rglob("*"))]
+        files = [path for path in files if path.is_file() and path.stat().st_size]
+        if number == len(files):
+            break
+        flip(files[number], 1001 * (number + 1))
+        try:
+            resumed = run(out, resume=True)
+        except UsageError as error:
+            lines += 1
+            assert "\n" not in str(error)
+            assert "Delete" in str(error)
+        else:
+            pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
+    assert lines >= 1  # the record of the first training has no older copy
+    assert number > 5
+
+
+def test_one_run_at_a_time(tmp_path: Path):
+    with (
+        RunFolder(Settings(out=str(tmp_path))),
+        pytest.raises(UsageError, match="another run is at work"),
+    ):
+        RunFolder(Settings(out=str(tmp_path), resume=True))
+    RunFolder(Settings(out=str(tmp_path), resume=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(), r"already holds a run.*--resume"),
+        (Settings(resume=True, rate=0.1), "--rate was 0.5 there, got 0.1"),
+    ],
+)
+def test_refuses_another_run(tmp_path: Path, settings: Settings, message: str):
+    run(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        RunFolder(dataclasses.replace(settings, out=str(tmp_path)))
+
+
+def test_refuses_foreign_files(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match="holds other files"):
+        run(tmp_path)
