@@ -54,7 +54,11 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / _LOCK).open("w")
-            self._claim(wanted, settings.resume if resume is None else resume)
+            try:
+                self._claim(wanted, settings.resume if resume is None else resume)
+            except BaseException:
+                self._lock.close()
+                raise
         except OSError as error:
             raise UsageError(
                 f"--out must be a writable folder, but {self.path} is not: "

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from experiments.aligned_mtl.runner import Result, Schedule, run_methods
 
 import mtlopt
 from experiments.aligned_mtl import runner
-from experiments.aligned_mtl.runner import Result, Schedule, run_methods
 from experiments.lab.checkpoints import Checkpoints
 from experiments.lab.training import Problem, epoch_order, make_evaluate
 
