@@ -1,36 +1,40 @@
 """A short training that shows how the tasks get on, and says what may help."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+import pandas as pd
 
 import mtlopt
 from experiments.aligned_mtl import multimnist
-from experiments.doctor_figures import draw_doctor
-from experiments.lab.cli import (
-    Start,
-    experiment_parser,
-    methods_for,
-    pop_start,
-    positive,
+from experiments.lab.batches import epoch_order, num_examples, take
+from experiments.lab.figures import (
+    COLOURS,
+    FAINT,
+    STYLE,
+    Curve,
+    draw_curve,
+    finish,
+    pyplot,
+    readable_log_axis,
+    whole_numbers,
 )
-from experiments.lab.report import command_line, markdown_table, write_results
-from experiments.lab.run_folder import CsvStream, claim
-from experiments.lab.training import (
-    Problem,
-    epoch_order,
-    init_params,
-    init_state,
-    make_train,
-    take,
-)
+from experiments.lab.folder import RunFolder
+from experiments.lab.loop import Progress, Training, Values, train
+from experiments.lab.problem import Problem, stack_seeds
+from experiments.lab.program import Program
+from experiments.lab.settings import Options, UsageError, methods_for, parse
+from experiments.lab.tables import command_line, curve, markdown_table, select
 
-TASKS = multimnist.TASKS
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAME, TASKS = "doctor", multimnist.TASKS
 # What the report lists of a diagnosis, beside lengths and weights.
 SCALARS = (
     "norm_ratio",
@@ -52,9 +56,9 @@ mtlopt.task_weights; see docs/monitoring.md.
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides the numbers of a run; each field is an option of its name.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """What decides the numbers of a run.
 
     Attributes:
       method: a name in `mtlopt.METHODS`.
@@ -77,23 +81,6 @@ class Settings:
     data_dir: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Course:
-    """What was seen on the way. The first two axes are measurements and seeds.
-
-    Attributes:
-      steps: steps done before each measurement.
-      diagnosis: of the gradients of the next batch.
-      losses: mean over the steps until the next measurement, `[..., tasks]`.
-      weights: of the last of these steps, see `mtlopt.task_weights`, `[..., tasks]`.
-    """
-
-    steps: list[int]
-    diagnosis: mtlopt.Diagnosis
-    losses: np.ndarray
-    weights: np.ndarray
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the experiment.
 
@@ -103,199 +90,134 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       UsageError: if an option, the data or the output folder is at fault.
     """
-    settings, out, start = parse(argv)
+    settings = parse(NAME, DESCRIPTION, Settings(), argv)
+    known = methods_for(len(TASKS))
+    if settings.method not in known:
+        raise UsageError(
+            f"--method must be one of {', '.join(known)}, got {settings.method!r}."
+        )
     data = multimnist.load_data(
         settings.data_dir, settings.batch_size, num_train=settings.train_pairs
     )
-    claim(out, dataclasses.asdict(settings), **start._asdict())
-    csv = CsvStream(out / "metrics.csv")
-    course = train(multimnist.make_problem(data), settings, csv)
-    sentences = mtlopt.suggestions(course.diagnosis, TASKS)
-    command = command_line("doctor", argv)
-    report = make_report(course, sentences, settings, data.source, command)
-    write_results(
-        out,
-        "doctor",
-        settings,
-        report,
-        command=command,
-        data={"source": data.source, "stand_in": settings.data_dir is None},
-        measures={name: _moments(value) for name, value in measures(course)},
-        cosines=_mean_cosines(course).tolist(),
-        suggestions=sentences,
-    )
-    title = mtlopt.METHODS[settings.method].title
-    draw_doctor(
-        out / "doctor.png",
-        course.steps,
-        course.diagnosis,
-        course.losses,
-        course.weights,
-        TASKS,
-        f"{title} (line: mean over seeds, band: minimum to maximum). "
-        f"Data: {data.source}",
-    )
-    print(f"\n{report}\nWritten to {out}.")
-
-
-def parse(argv: Sequence[str]) -> tuple[Settings, Path, Start]:
-    """Returns the settings, the output folder, and how the run starts."""
-    parser = experiment_parser("doctor", DESCRIPTION, resumable=False)
-    whole, quick = positive(int), Settings()
-    parser.add_argument(
-        "--method",
-        choices=methods_for(len(TASKS)),
-        default=quick.method,
-        metavar="NAME",
-        help=f"one of {', '.join(methods_for(len(TASKS)))} [%(default)s]",
-    )
-    numbers = {
-        "epochs": (whole, "passes over the training pairs"),
-        "seeds": (whole, "number of seeds, from 0, trained together"),
-        "batch_size": (whole, "pairs per step"),
-        "learning_rate": (positive(float), "of Adam, before its decay to zero"),
-        "every": (whole, "steps between two diagnoses"),
-        "train_pairs": (whole, "number of training pairs"),
-    }
-    for name, (kind, text) in numbers.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind,
-            default=getattr(quick, name),
-            metavar="NUM",
-            help=f"{text} [%(default)s]",
+    # Short enough to be run again: the same command writes the same files.
+    with RunFolder(settings, resume=True) as folder:
+        training = make_training(multimnist.lenet_problem(data), settings)
+        measurements = settings.epochs * len(_starts(settings, len(data.train.images)))
+        table = train([training], measurements, TASKS, folder)
+        sentences = mtlopt.suggestions(whole_diagnosis(table), TASKS)
+        command = command_line(NAME, argv)
+        report = make_report(table, sentences, settings, data.source, command)
+        folder.write_results(
+            settings,
+            report,
+            command=command,
+            data={"source": data.source, "stand_in": settings.data_dir is None},
+            suggestions=sentences,
         )
-    options = vars(parser.parse_args(argv))
-    out, start = pop_start(options)
-    return Settings(**options), out, start
+        draw_figure(table, settings, data.source, folder.path / "doctor.png")
+    print(f"\n{report}\nWritten to {folder.path}.")
 
 
-def train(problem: Problem, settings: Settings, csv: CsvStream) -> Course:
-    """Trains all seeds, with a diagnosis every few steps.
+def _starts(settings: Settings, num_train: int) -> range:
+    """The steps of an epoch before which there is a diagnosis."""
+    return range(0, num_train // settings.batch_size, settings.every)
 
-    Args:
-      problem: what is trained.
-      settings: how.
-      csv: to which every diagnosis is written.
 
-    Returns:
-      What was seen.
-    """
-    num_steps = problem.num_train // settings.batch_size
+def make_training(problem: Problem, settings: Settings) -> Training:
+    """Returns the training, in which an epoch goes from one diagnosis to the next."""
+    data = problem.splits["train"]
+    num_train = num_examples(data)
+    num_steps = num_train // settings.batch_size
+    starts = _starts(settings, num_train)
     optimizer = multimnist.make_optimizer(
         multimnist.Settings(
-            (settings.method,),
-            epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
+            epochs=settings.epochs, learning_rate=settings.learning_rate
         ),
         num_steps,
         settings.method,
     )
-    params, opt_state, *_ = init_state(init_params(problem, settings.seeds), optimizer)
-    run_steps = make_train(problem.oracle, optimizer)
-    measure = make_diagnose(problem.oracle)
-    seen: list[Any] = []
-    with tqdm(
-        total=settings.epochs * num_steps, unit="step", dynamic_ncols=True
-    ) as bar:
-        bar.set_description(settings.method)
-        for epoch in range(settings.epochs):
-            order = epoch_order(
-                problem.num_train, settings.batch_size, settings.seeds, epoch
+    program = Program(multimnist.make_steps(problem, optimizer), donate_argnums=0)
+
+    @jax.jit
+    def measure(run: mtlopt.Run, rows: jax.Array) -> mtlopt.Diagnosis:
+        def one(run: mtlopt.Run, rows: jax.Array) -> mtlopt.Diagnosis:
+            return mtlopt.diagnose(
+                problem.oracle(run.params, take(data, rows), run.state)
             )
-            for first in range(0, num_steps, settings.every):
-                stop = min(first + settings.every, num_steps)
-                diagnosis = measure(params, order, first, problem.train)
-                params, opt_state, total = run_steps(
-                    params, opt_state, order, first, stop, problem.train
-                )
-                # Fetched now: the next steps are given the buffers of the state.
-                step = epoch * num_steps + first
-                losses = total / (stop - first)
-                weights = mtlopt.task_weights(opt_state)
-                seen.append(jax.device_get((step, diagnosis, losses, weights)))
-                for row in rows_of(settings.method, *seen[-1]):
-                    csv.append(row)
-                bar.update(stop - first)
-    steps, diagnoses, losses, weights = zip(*seen, strict=True)
-    return Course(
-        list(steps),
-        jax.tree.map(lambda *leaves: np.stack(leaves), *diagnoses),
-        np.stack(losses),
-        np.stack(weights),
-    )
+
+        return jax.vmap(one)(run, rows)
+
+    def start() -> mtlopt.Run:
+        params, state = stack_seeds(problem.init, settings.seeds)
+        opt_state = jax.vmap(optimizer.init)(params)
+        return jax.tree.map(jnp.copy, mtlopt.Run(params, opt_state, state))
+
+    def epoch(
+        run: mtlopt.Run, number: int, progress: Progress
+    ) -> tuple[mtlopt.Run, Values]:
+        passes, place = divmod(number, len(starts))
+        first = starts[place]
+        stop = min(first + settings.every, num_steps)
+        order = epoch_order(num_train, settings.batch_size, settings.seeds, passes)
+        diagnosis = jax.device_get(measure(run, order[:, first]))
+        run, total = program(run, order, first, stop, data)
+        progress(1, "")
+        return run, {
+            "step": passes * num_steps + first,
+            "loss": total / (stop - first),
+            "norm": diagnosis.norms,
+            "weight": mtlopt.task_weights(run.opt_state),
+            "cosine": diagnosis.cosines[:, 0, 1],
+            **{name: getattr(diagnosis, name) for name in SCALARS},
+            "finite_losses": diagnosis.finite_losses,
+            "finite_gradients": diagnosis.finite_gradients,
+        }
+
+    runs = [{"method": settings.method, "seed": s} for s in range(settings.seeds)]
+    return Training(settings.method, runs, start, epoch, 1)
 
 
-def make_diagnose(oracle: mtlopt.Oracle) -> Callable[..., mtlopt.Diagnosis]:
-    """Returns the jitted `diagnose(params, order, step, data)` of all seeds.
-
-    It looks at the batch that the given step of the epoch is about to use.
-    """
-
-    def measure(params: Any, order: jax.Array, step: Any, data: Any) -> Any:
-        return mtlopt.diagnose(oracle(params, take(data, order[step])))
-
-    return jax.jit(jax.vmap(measure, in_axes=(0, 0, None, None)))
-
-
-def rows_of(
-    method: str,
-    step: int,
-    diagnosis: mtlopt.Diagnosis,
-    losses: np.ndarray,
-    weights: np.ndarray,
-) -> Iterator[dict[str, Any]]:
-    """Yields the rows of the CSV: one for each seed."""
-    for seed in range(len(losses)):
-        row = {"method": method, "seed": seed, "step": step}
-        by_task = {"loss": losses, "norm": diagnosis.norms, "weight": weights}
-        for name, values in by_task.items():
-            for task, value in zip(TASKS, values[seed], strict=True):
-                row[f"{name}_{task}"] = float(value)
-        row["cosine"] = float(diagnosis.cosines[seed, 0, 1])
-        for name in SCALARS:
-            row[name] = float(getattr(diagnosis, name)[seed])
-        yield row
-
-
-def measures(course: Course) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields a title and `[measurements, seeds]` for each line of the report."""
-    by_task = {
-        "training loss": course.losses,
-        "gradient norm": np.asarray(course.diagnosis.norms),
-        "weight": course.weights,
+def whole_diagnosis(table: pd.DataFrame) -> mtlopt.Diagnosis:
+    """Returns all diagnoses; arrays have axes of measurements and seeds."""
+    cosine = _course(table, "cosine")
+    one = np.ones_like(cosine)
+    finite = {
+        name: _course(table, name) > 0 for name in ("finite_losses", "finite_gradients")
     }
-    for name, values in by_task.items():
-        for index, task in enumerate(TASKS):
-            yield f"{name}, {task}", values[..., index]
-    for name in SCALARS:
-        yield name.replace("_", " "), np.asarray(getattr(course.diagnosis, name))
-
-
-def _moments(values: np.ndarray) -> dict[str, float]:
-    """Returns the first, the middle and the last of a course, of the median seed."""
-    course = np.median(values, axis=1)
-    return {
-        "first": float(course[0]),
-        "median": float(np.median(course)),
-        "last": float(course[-1]),
+    fields: dict[str, Any] = {
+        "cosines": np.stack([one, cosine, cosine, one], -1).reshape(*one.shape, 2, 2),
+        "norms": _course(table, "norm"),
+        **{name: _course(table, name) for name in SCALARS},
+        **finite,
+        "present": np.ones_like(finite["finite_losses"]),
+        "tasks": TASKS,
     }
+    return mtlopt.Diagnosis(**fields)
 
 
-def _mean_cosines(course: Course) -> np.ndarray:
-    return np.mean(course.diagnosis.cosines, axis=(0, 1))
+def _course(table: pd.DataFrame, name: str) -> np.ndarray:
+    """Returns what was recorded, `[measurements, seeds]`, by task with a last axis."""
+    own = select(table, name=name)
+    parts = [part for part in TASKS if part in set(own["part"])] or [""]
+    each = [curve(select(own, part=part))[1] for part in parts]
+    return np.stack(each, axis=-1) if parts != [""] else each[0]
 
 
 def make_report(
-    course: Course,
+    table: pd.DataFrame,
     sentences: Sequence[str],
     settings: Settings,
     source: str,
     command: str,
 ) -> str:
     """Returns suggestions and numbers as Markdown."""
-    moments = {name: _moments(values) for name, values in measures(course)}
-    cosines = _mean_cosines(course)
+    courses = {}
+    by_task = {"training loss": "loss", "gradient norm": "norm", "weight": "weight"}
+    for title, name in by_task.items():
+        values = _course(table, name)
+        courses |= {f"{title}, {t}": values[..., i] for i, t in enumerate(TASKS)}
+    courses |= {name.replace("_", " "): _course(table, name) for name in SCALARS}
+    cosine = _course(table, "cosine").mean()
     return "\n".join(
         [
             f"# Doctor: {mtlopt.METHODS[settings.method].title}",
@@ -314,25 +236,90 @@ def make_report(
             "comparison with a tuned summed loss tells: `python -m experiments "
             "multimnist`.",
             "",
-            "## Cosines between the gradients, mean",
-            "",
-            markdown_table(
-                ["", *TASKS],
-                [
-                    [task, *(f"{value:.3f}" for value in row)]
-                    for task, row in zip(TASKS, cosines, strict=True)
-                ],
-            ),
+            f"Mean cosine between the two gradients: {cosine:.3f}.",
             "",
             "## Over the training, median seed",
             "",
-            markdown_table(
-                ["", "first", "median", "last"],
-                [
-                    [name, *(f"{value:.3g}" for value in each.values())]
-                    for name, each in moments.items()
-                ],
-            ),
+            markdown_table(["", "first", "median", "last"], _moments(courses)),
             "",
         ]
     )
+
+
+def _moments(courses: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """Returns rows of the first, the middle and the last, of the median seed."""
+    rows = []
+    for name, values in courses.items():
+        course = np.median(values, axis=1)
+        numbers = (course[0], np.median(course), course[-1])
+        rows.append([name, *(f"{value:.3g}" for value in numbers)])
+    return rows
+
+
+def draw_figure(
+    table: pd.DataFrame, settings: Settings, source: str, path: Path
+) -> None:
+    """Draws losses and weights, and all that a diagnosis holds."""
+    steps = _course(table, "step")[:, 0]
+
+    def by_task(name: str) -> list[Curve]:
+        values = _course(table, name)
+        each = zip(TASKS, COLOURS, strict=False)
+        return [Curve(t, steps, values[..., i], c) for i, (t, c) in enumerate(each)]
+
+    def scalar(name: str, label: str, colour: int) -> Curve:
+        return Curve(label, steps, _course(table, name), COLOURS[colour])
+
+    ratios = [
+        scalar("norm_ratio", "norm ratio", 2),
+        scalar("dominance_rate", "dominance", 3),
+    ]
+    plt = pyplot()
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(2, 3, figsize=(9.0, 5.0), layout="constrained")
+        matrix, *axes = grid.flat
+        _draw_matrix(matrix, whole_diagnosis(table).cosines.mean(axis=(0, 1)))
+        _draw(axes[0], "training loss", by_task("loss"))
+        _draw(axes[1], "gradient norm", by_task("norm"), log=True)
+        _draw(axes[2], "norm ratio, dominance rate", ratios, log=True)
+        gap = [scalar("relative_gap", "relative gap", 4)]
+        _draw(axes[3], "stationarity gap over mean norm", gap)
+        axes[3].axhline(
+            len(TASKS) ** -0.5,
+            color=FAINT,
+            linestyle="--",
+            linewidth=1,
+            label="gap of orthogonal ones",
+        )
+        axes[3].set_ylim(bottom=0)
+        _draw(axes[4], "weight of the gradient", by_task("weight"))
+        for axis in axes:
+            axis.set_xlabel("step")
+        title = mtlopt.METHODS[settings.method].title
+        title += " (line: mean over seeds, band: minimum to maximum). "
+        finish(figure, axes, f"{title}Data: {source}", path)
+        plt.close(figure)
+
+
+def _draw(axis: "Axes", title: str, curves: Sequence[Curve], log: bool = False) -> None:
+    axis.set_title(title)
+    axis.grid(axis="y", color=FAINT, linewidth=0.4)
+    for each in curves:
+        draw_curve(axis, each)
+    whole_numbers(axis)
+    if log:
+        axis.set_yscale("log")
+        readable_log_axis(axis)
+
+
+def _draw_matrix(axis: "Axes", cosines: np.ndarray) -> None:
+    """Draws the cosines, from -1 (conflict) to 1, with their numbers."""
+    axis.set_title("cosines, mean")
+    axis.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1)
+    axis.set_xticks(range(len(TASKS)), list(TASKS))
+    axis.set_yticks(range(len(TASKS)), list(TASKS))
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    for (row, column), value in np.ndenumerate(cosines):
+        colour = "white" if abs(value) > 0.6 else "black"
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)

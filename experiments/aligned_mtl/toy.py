@@ -1,11 +1,9 @@
 """Two losses of two parameters with every method: figure 1 of Aligned-MTL."""
 
-import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +14,11 @@ from tqdm import tqdm
 import mtlopt
 from experiments.aligned_mtl.landscapes import LANDSCAPES, Landscape, Loss
 from experiments.aligned_mtl.toy_figures import Paths, draw_paths
-from experiments.lab.cli import choose_names, experiment_parser, methods_for, positive
-from experiments.lab.report import command_line, markdown_table, write_results
-from experiments.lab.run_folder import claim
+from experiments.lab.folder import RunFolder
+from experiments.lab.settings import Options, UsageError, methods_for, parse
+from experiments.lab.tables import command_line, markdown_table
 
+NAME = "aligned_mtl.toy"
 OPTIMIZERS = {"adam": optax.adam, "sgd": optax.sgd}
 
 # One grid for all methods. A step of Adam is about as long as its learning rate: with
@@ -46,24 +45,25 @@ starts, then in the fewest steps, then the nearest.
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides the numbers of a run; each field is an option of its name.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """What decides the numbers of a run.
 
     Attributes:
-      methods: names in `mtlopt.METHODS`.
+      methods: some of the names in `mtlopt.METHODS`, or all.
       steps: updates of every run.
-      scale: factor of the first loss; that of the second is one minus it.
-      landscape: a name in `LANDSCAPES`, or `"both"`.
-      optimizer: a name in `OPTIMIZERS`.
+      scale: factor of the first loss, between 0 and 1; that of the second is one minus
+        it.
+      landscape: which landscapes.
+      optimizer: base optimizer, with a constant learning rate.
       learning_rates: of which each method gets its best.
     """
 
-    methods: tuple[str, ...]
+    methods: tuple[str, ...] = methods_for(2)
     steps: int = 5_000
     scale: float = 0.5
-    landscape: str = "both"
-    optimizer: str = "adam"
+    landscape: Literal["yu", "cagrad", "both"] = "both"
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rates: tuple[float, ...] = LEARNING_RATES
 
     @property
@@ -109,110 +109,41 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       UsageError: if an option or the output folder is at fault.
     """
-    settings, out = parse(argv)
+    names = {"methods": methods_for(2)}
+    settings = parse(NAME, DESCRIPTION, Settings(), argv, names=names)
+    if not 0 < settings.scale < 1:
+        raise UsageError(f"--scale must be between 0 and 1, got {settings.scale:g}.")
     # Short enough to be run again: the same command writes the same files.
-    claim(out, dataclasses.asdict(settings), resume=True)
-    outcomes, compile_seconds = run_methods(settings)
-    command = command_line("aligned_mtl.toy", argv)
-    report = make_report(outcomes, settings, command)
-    write_results(
-        out,
-        "aligned_mtl.toy",
-        settings,
-        report,
-        command=command,
-        landscapes={name: _describe(name) for name in settings.landscapes},
-        methods={
-            method: {
-                "title": mtlopt.METHODS[method].title,
-                "compile_seconds": compile_seconds[method],
-                **{name: _summarize(outcome) for name, outcome in entry.items()},
-            }
-            for method, entry in outcomes.items()
-        },
-    )
-    for name in settings.landscapes:
-        draw_paths(
-            out,
-            name,
-            {
-                f"{mtlopt.METHODS[method].title}\nlr {entry[name].learning_rate:g}": (
-                    _paths(entry[name])
-                )
+    with RunFolder(settings, resume=True) as folder:
+        outcomes, compile_seconds = run_methods(settings)
+        command = command_line(NAME, argv)
+        report = make_report(outcomes, settings, command)
+        folder.write_results(
+            settings,
+            report,
+            command=command,
+            landscapes={name: _describe(name) for name in settings.landscapes},
+            methods={
+                method: {
+                    "title": mtlopt.METHODS[method].title,
+                    "compile_seconds": compile_seconds[method],
+                    **{name: _summarize(outcome) for name, outcome in entry.items()},
+                }
                 for method, entry in outcomes.items()
             },
-            f"{settings.optimizer}, {settings.steps} steps, scale {settings.scale:g}",
         )
-    print(f"\n{report}\nWritten to {out}.")
+        what = f"{settings.optimizer}, {settings.steps} steps, scale {settings.scale:g}"
+        for name in settings.landscapes:
+            paths = {
+                _title(m, entry[name]): _paths(entry[name])
+                for m, entry in outcomes.items()
+            }
+            draw_paths(folder.path, name, paths, what)
+    print(f"\n{report}\nWritten to {folder.path}.")
 
 
-def parse(argv: Sequence[str]) -> tuple[Settings, Path]:
-    """Returns the settings and the output folder."""
-    known = methods_for(2)
-    default = Settings(known)
-    parser = experiment_parser(
-        "aligned_mtl.toy",
-        DESCRIPTION,
-        resumable=False,
-        has_data=False,
-        has_metrics=False,
-    )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=["all"],
-        metavar="NAME",
-        help=f"all [default], or some of {', '.join(known)}",
-    )
-    parser.add_argument(
-        "--steps",
-        type=positive(int),
-        default=default.steps,
-        help="updates of every run [%(default)s]",
-    )
-    parser.add_argument(
-        "--scale",
-        type=_share,
-        default=default.scale,
-        help="factor of the first loss, between 0 and 1 [%(default)s]",
-    )
-    parser.add_argument(
-        "--landscape",
-        choices=(*LANDSCAPES, "both"),
-        default=default.landscape,
-        help="[%(default)s]",
-    )
-    parser.add_argument(
-        "--optimizer",
-        choices=tuple(OPTIMIZERS),
-        default=default.optimizer,
-        help="base optimizer, with a constant learning rate [%(default)s]",
-    )
-    parser.add_argument(
-        "--learning-rates",
-        nargs="+",
-        type=positive(float),
-        default=default.learning_rates,
-        metavar="RATE",
-        help="of which each method gets its best "
-        f"[{' '.join(f'{rate:g}' for rate in default.learning_rates)}]",
-    )
-    options = vars(parser.parse_args(argv))
-    out = Path(options.pop("out"))
-    options["learning_rates"] = tuple(options["learning_rates"])
-    methods = choose_names(options.pop("methods"), known, "--methods")
-    return Settings(methods, **options), out
-
-
-def _share(text: str) -> float:
-    """An argparse type for numbers between 0 and 1, without both."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
-    return value
+def _title(method: str, outcome: Outcome) -> str:
+    return f"{mtlopt.METHODS[method].title}\nlr {outcome.learning_rate:g}"
 
 
 def run_methods(settings: Settings) -> tuple[Outcomes, dict[str, float]]:
