@@ -1,5 +1,6 @@
 """``python -m experiments PAPER.EXPERIMENT [options]``: runs one experiment."""
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,9 @@ MOVED = {
 }
 
 
+_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment that the first argument names.
 
@@ -106,6 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except UsageError as error:
         print(f"experiments: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _NO_WRITING:
+            raise
+        print(f"experiments: error: cannot write: {one_line(error)}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("experiments: interrupted; see --help for --resume.", file=sys.stderr)

@@ -44,12 +44,14 @@ class RunFolder:
     Raises:
       UsageError: if the folder cannot be written, holds something else, holds a run and
         `resume` is not set, holds a run with other settings, or another run is at work
-        in it.
+        in it; or if the package that writes event files is missing.
     """
 
     def __init__(self, settings: Options, *, resume: bool | None = None):
         self.path = Path(settings.out)
         self.tensorboard = settings.tensorboard
+        if self.tensorboard:
+            _check_tensorboard()
         wanted = json.loads(json.dumps(deciding(settings)))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -283,6 +285,16 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+
+
+def _check_tensorboard() -> None:
+    try:
+        import tensorboardX  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "--tensorboard needs the package tensorboardX. Install it: "
+            'pip install -e ".[tensorboard]".'
+        ) from error
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def train(
                 for epoch, values in history:
                     table.append(rows_of(training, tasks, epoch, values))
         bar.update(total - bar.n)
-    return table.frame()
+    return table.close()
 
 
 def _train(

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from experiments.lab.folder import RunFolder
-from experiments.lab.settings import UsageError
 
 if TYPE_CHECKING:
     from experiments.lab.loop import Training
@@ -73,8 +72,10 @@ class Stream:
         if self._events is not None:
             self._events.append(new)
 
-    def frame(self) -> pd.DataFrame:
-        """Returns the table."""
+    def close(self) -> pd.DataFrame:
+        """Closes the event files, and returns the table."""
+        if self._events is not None:
+            self._events.close()
         return pd.DataFrame(self._rows)
 
 
@@ -83,25 +84,17 @@ class Events:
 
     Args:
       folder: of all runs. What a killed run left there is removed.
-
-    Raises:
-      UsageError: if the package that writes them is missing.
     """
 
     def __init__(self, folder: Any):
-        try:
-            import tensorboardX
-        except ImportError as error:
-            raise UsageError(
-                "--tensorboard needs the package tensorboardX. Install it: "
-                'pip install -e ".[tensorboard]".'
-            ) from error
+        import tensorboardX  # an extra, which `RunFolder` has looked for
+
         shutil.rmtree(folder, ignore_errors=True)
         self._folder, self._make = folder, tensorboardX.SummaryWriter
         self._writers: dict[str, Any] = {}
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Writes rows and flushes."""
+        """Hands rows to the writers, which write them soon."""
         for row in rows:
             keys = {k: v for k, v in row.items() if k not in _NUMBERS}
             name = run_name(keys)
@@ -109,8 +102,11 @@ class Events:
                 self._writers[name] = self._make(str(self._folder / name))
             tag = f"{row['name']}/{row['part']}" if row["part"] != "" else row["name"]
             self._writers[name].add_scalar(tag, row["value"], row["epoch"])
+
+    def close(self) -> None:
+        """Waits until all is written."""
         for writer in self._writers.values():
-            writer.flush()
+            writer.close()
 
 
 _NUMBERS = ("epoch", "name", "part", "value")

@@ -172,9 +172,11 @@ def _words(value: Any) -> str:
 
 
 def _message(page: str) -> str:
-    """Returns what tyro says of a mistake, without its rules and its help."""
-    parts = re.split(r"^\s*-{3,}\s*$", page, flags=re.MULTILINE)
-    return one_line(parts[1] if len(parts) > 1 else page)
+    """Returns what tyro says of a mistake, without its box, its title and its help."""
+    boxed = page.startswith("╭")
+    lines = [line.strip(" │") for line in page.splitlines() if line[:1] not in "╭╰"]
+    parts = re.split(r"^[-─]{3,}$", "\n".join(lines), flags=re.MULTILINE)
+    return one_line(parts[0 if boxed or len(parts) == 1 else 1])
 
 
 def _check_positive(settings: Options, default: Options) -> None:

@@ -111,19 +111,15 @@ def test_flipped_bits_give_a_line_or_the_same_result(
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9)  # time is for reading
     files = [path for path in sorted(killed.rglob("*/**/*")) if path.is_file()]
     files = [path.relative_to(killed) for path in files if path.stat().st_size]
-    lines = 0
     for number, file in enumerate(files):
         out = shutil.copytree(killed, tmp_path / str(number))
         flip(out / file, 1001 * (number + 1))
-        try:
-            resumed = run(out, resume=True)
-        except UsageError as error:
-            lines += 1
-            assert "\n" not in str(error)
-            assert "Delete" in str(error)
+        if file.parent.name == "runs":  # it has no older copy
+            with pytest.raises(UsageError, match=r"^[^\n]*damaged. Delete[^\n]*$"):
+                run(out, resume=True)
         else:
+            resumed = run(out, resume=True)
             pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
-    assert lines == 1  # the record of the first training has no older copy
     assert len(files) > 20
 
 

@@ -1,0 +1,112 @@
+"""The rooms of `experiments/`: who may import whom, and how one is added."""
+
+import ast
+import importlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import experiments
+from experiments.__main__ import INDEX
+
+ROOT = Path(experiments.__file__).parent
+PAPERS = {"aligned_mtl", "ate_sg", "mtl_io", "fast_line_search", "real_data"}
+SAME_LINES = 12  # in a row, that may stand twice
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of `experiments` that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            both = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (both & FILES.keys()) or {node.module}
+    return {name for name in found if name in FILES and name != "experiments"}
+
+
+GRAPH = {name: imports(path) for name, path in FILES.items()}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1] if "." in name else ""
+
+
+def reached(name: str) -> set[str]:
+    """All modules that one imports, directly or not."""
+    found, ahead = set(), [name]
+    while ahead:
+        new = GRAPH[ahead.pop()] - found
+        found |= new
+        ahead += new
+    return found
+
+
+def test_no_circle():
+    assert [name for name in GRAPH if name in reached(name)] == []
+
+
+def test_arrows_point_downwards():
+    """`data` and `lab` know no experiment, and nobody knows `bench`."""
+    for name, others in GRAPH.items():
+        rooms = {room(other) for other in others}
+        if room(name) in ("lab", "data"):
+            assert rooms <= {"lab", "data"}, name
+        if room(name) != "bench":
+            assert "bench" not in rooms, name
+
+
+def test_few_entries_at_the_top():
+    entries = [path for path in ROOT.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 14
+
+
+def test_no_block_stands_twice():
+    """Blank lines and comments do not count, nor do lists of imports."""
+    blocks: Counter[tuple[str, ...]] = Counter()
+    for path in FILES.values():
+        tree = ast.parse(path.read_text())
+        skipped = {
+            line
+            for node in tree.body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        lines = [
+            line.strip()
+            for number, line in enumerate(path.read_text().splitlines(), 1)
+            if number not in skipped and line.strip() and line.strip()[0] != "#"
+        ]
+        size = SAME_LINES + 1
+        own = {tuple(lines[i : i + size]) for i in range(len(lines) - size + 1)}
+        blocks.update(own)
+    assert [block[0] for block, times in blocks.items() if times > 1] == []
+
+
+def test_an_experiment_is_read_in_an_afternoon():
+    """Its own file and what it imports from `lab` have 2,000 lines together."""
+    for paper, entries in INDEX.items():
+        for entry in entries:
+            name = f"experiments.{paper}.{entry}"
+            read = {name, *(m for m in reached(name) if room(m) == "lab")}
+            lines = sum(len(FILES[m].read_text().splitlines()) for m in read)
+            assert lines <= 2_000, (name, lines)
+
+
+@pytest.mark.parametrize("paper", INDEX)
+def test_the_index_names_modules(paper: str):
+    assert paper in PAPERS
+    for name in INDEX[paper]:
+        module = importlib.import_module(f"experiments.{paper}.{name}")
+        assert callable(module.main)
+        assert module.DESCRIPTION
