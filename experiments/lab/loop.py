@@ -92,24 +92,33 @@ def train(
         for number, training in enumerate(trainings):
             before = sum(each.steps * epochs for each in trainings[:number])
             bar.update(before - bar.n)
+            append = _appender(training, tasks, table)
             record = folder.record(training.name)
             history = record.read()
             if history is None:
-                history = _train(training, epochs, tasks, folder, table, bar)
-                record.write(history)
+                record.write(_train(training, epochs, folder, append, bar))
             else:
                 for epoch, values in history:
-                    table.append(rows_of(training, tasks, epoch, values))
+                    append(epoch, values)
         bar.update(total - bar.n)
     return table.close()
+
+
+def _appender(
+    training: Training, tasks: Sequence[str], table: Stream
+) -> Callable[[int, Values], None]:
+    def append(epoch: int, values: Values) -> None:
+        rows = rows_of(training.runs, training.parts, tasks, epoch, values)
+        table.append(rows)
+
+    return append
 
 
 def _train(
     training: Training,
     epochs: int,
-    tasks: Sequence[str],
     folder: RunFolder,
-    table: Stream,
+    append: Callable[[int, Values], None],
     bar: tqdm,
 ) -> list[Any]:
     """Trains from the newest checkpoint; returns epochs and what was recorded."""
@@ -120,7 +129,7 @@ def _train(
         done, state, history = saved
         bar.update(done * training.steps)
         for epoch, values in history:
-            table.append(rows_of(training, tasks, epoch, values))
+            append(epoch, values)
     started = time.monotonic()
     for number in range(done, epochs):
         if not training.goes_on(state):
@@ -134,14 +143,14 @@ def _train(
         state, values = training.epoch(state, number, progress)
         done = number + 1
         history.append((done, _plain(values)))
-        table.append(rows_of(training, tasks, *history[-1]))
+        append(*history[-1])
         if time.monotonic() > started + CHECKPOINT_SECONDS and done < epochs:
             checkpoints.save(done, state, history)
             started = time.monotonic()
     values = _plain(training.finish(state))
     if values:
         history.append((done, values))
-        table.append(rows_of(training, tasks, done, values))
+        append(done, values)
     checkpoints.remove()
     return history
 

@@ -4,34 +4,36 @@ import csv
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from experiments.lab.folder import RunFolder
 
-if TYPE_CHECKING:
-    from experiments.lab.loop import Training
-
 Row = dict[str, Any]
 
 
 def rows_of(
-    training: "Training", tasks: Sequence[str], epoch: int, values: Mapping[str, Any]
+    runs: Sequence[Mapping[str, Any]],
+    parts: Mapping[str, Sequence[Any]],
+    tasks: Sequence[str],
+    epoch: int,
+    values: Mapping[str, Any],
 ) -> Iterator[Row]:
     """Yields the rows of what was recorded at an epoch.
 
     Args:
-      training: of which runs.
-      tasks: names of the second axis.
+      runs: what tells them apart.
+      parts: labels of the second axis, by name.
+      tasks: its labels for other names.
       epoch: from 1.
       values: numbers by name, `[runs]`, `[runs, parts]`, or one for all runs.
     """
     for name, numbers in values.items():
         array = np.asarray(numbers, float)
-        labels = training.parts.get(name, tasks)
-        for place, run in enumerate(training.runs):
+        labels = parts.get(name, tasks)
+        for place, run in enumerate(runs):
             own = array if array.ndim == 0 else array[place]
             keys = {**run, "epoch": epoch, "name": name}
             if own.ndim == 0:

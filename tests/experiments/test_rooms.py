@@ -110,3 +110,20 @@ def test_the_index_names_modules(paper: str):
         module = importlib.import_module(f"experiments.{paper}.{name}")
         assert callable(module.main)
         assert module.DESCRIPTION
+
+
+def test_the_recipe_makes_an_experiment(tmp_path: Path, monkeypatch):
+    """The file in CONTRIBUTING.md runs, resumes, and is short."""
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    recipe = text.split("## A new experiment")[1].split("```python\n")[1]
+    recipe = recipe.split("```")[0]
+    code = [line for line in recipe.splitlines() if line.strip()]
+    assert len(code) <= 60
+    (tmp_path / "planes.py").write_text(recipe)
+    monkeypatch.syspath_prepend(tmp_path)
+    planes = importlib.import_module("planes")
+    options = ["--epochs", "3", "--out", str(tmp_path / "out")]
+    planes.main(options)
+    planes.main([*options, "--resume"])
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| mgda" in report
