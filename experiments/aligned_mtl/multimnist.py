@@ -18,7 +18,12 @@ from experiments.lab.best import Best, keep_best, no_best
 from experiments.lab.figures import COLOURS, Curve, draw_dots, draw_panels
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
-from experiments.lab.problem import Problem, make_problem, stack_seeds
+from experiments.lab.problem import (
+    Problem,
+    head_labels,
+    make_problem,
+    stack_seeds,
+)
 from experiments.lab.program import Program, fastest
 from experiments.lab.settings import Options, UsageError, methods_for, parse
 from experiments.lab.tables import (
@@ -256,22 +261,28 @@ def make_optimizer(
     """Returns the method, chained before Adam: all methods get the same."""
     # Both losses are cross-entropies.
     options = {"kind": "classification"} if method == "uncertainty" else {}
-    labels = {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}}
-    rate: optax.Schedule = optax.exponential_decay(
-        settings.learning_rate, 10 * steps_per_epoch, 0.85, staircase=True
+    made = mtlopt.METHODS[method].make(
+        len(TASKS),
+        labels=head_labels(TASKS),
+        steps_per_epoch=steps_per_epoch,
+        **options,
     )
+    return optax.chain(made, optax.adam(make_schedule(settings, steps_per_epoch)))
+
+
+def make_schedule(settings: Settings, steps_per_epoch: int) -> optax.Schedule:
+    """Returns the learning rate."""
     if settings.decay == "cosine":
         num_steps = settings.epochs * steps_per_epoch
-        rate = optax.warmup_cosine_decay_schedule(
+        return optax.warmup_cosine_decay_schedule(
             init_value=0.0,
             peak_value=settings.learning_rate,
             warmup_steps=num_steps // 10,
             decay_steps=num_steps,
         )
-    made = mtlopt.METHODS[method].make(
-        len(TASKS), labels=labels, steps_per_epoch=steps_per_epoch, **options
+    return optax.exponential_decay(
+        settings.learning_rate, 10 * steps_per_epoch, 0.85, staircase=True
     )
-    return optax.chain(made, optax.adam(rate))
 
 
 class State(NamedTuple):

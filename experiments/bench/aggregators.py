@@ -32,7 +32,7 @@ from experiments.bench import torchjd_weights
 from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
 from experiments.bench.other_process import OtherProcess
 from experiments.bench.torchjd_weights import timed_calls
-from experiments.lab.report import markdown_table
+from experiments.lab.tables import markdown_table
 from mtlopt.aggregators.aligned_mtl import aligned_mtl_weights
 from mtlopt.aggregators.balance_norms import balance_norms_weights
 from mtlopt.aggregators.cagrad import cagrad_weights

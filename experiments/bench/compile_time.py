@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 import mtlopt
-from experiments.bench.machine import one_of, write_record
+from experiments.bench.machine import one_of, positive, write_record
 from experiments.bench.workloads import (
     WORKLOADS,
     Step,
@@ -28,8 +28,7 @@ from experiments.bench.workloads import (
     method_step,
     plain_step,
 )
-from experiments.lab.cli import positive
-from experiments.lab.report import markdown_table
+from experiments.lab.tables import markdown_table
 
 PLAIN = "plain"
 DEFAULT = ("stacked_lenet", "stacked_mlp")

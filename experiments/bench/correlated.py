@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 import mtlopt
-from experiments.lab.report import markdown_table
+from experiments.lab.tables import markdown_table
 
 METHODS = (
     "aligned_mtl",

@@ -24,13 +24,19 @@ import optax
 
 import mtlopt
 from experiments.aligned_mtl.multimnist import (
-    LABELS,
     Settings,
+    lenet_problem,
     load_data,
-    make_problem,
+    make_evaluate,
     make_schedule,
+    make_steps,
 )
-from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
+from experiments.bench.machine import (
+    pin_to_one_thread,
+    positive,
+    timing_parser,
+    write_record,
+)
 from experiments.bench.steps import Block, compiled, take_turns
 from experiments.bench.workloads import (
     REUSED_STEPS,
@@ -40,15 +46,9 @@ from experiments.bench.workloads import (
     plain_step,
     reused_step,
 )
-from experiments.lab.cli import positive
-from experiments.lab.report import markdown_table
-from experiments.lab.training import (
-    Problem,
-    epoch_order,
-    init_params,
-    make_evaluate,
-    make_train,
-)
+from experiments.lab.batches import epoch_order, num_examples
+from experiments.lab.problem import Problem, stack_seeds
+from experiments.lab.tables import markdown_table
 
 METHODS = ("nash_mtl", "mgda", "aligned_mtl")
 PERIODS = (1, 10, 100)
@@ -110,24 +110,22 @@ class Cost:
 
 def train(problem: Problem, settings: Settings, method: str, period: int) -> Training:
     """Trains all seeds with one method."""
-    steps_per_epoch = problem.num_train // settings.batch_size
-    num_tasks = problem.oracle.num_tasks
+    data = problem.splits["train"]
+    num_train = num_examples(data)
+    steps_per_epoch = num_train // settings.batch_size
+    made = mtlopt.METHODS[method].make(len(problem.tasks), labels=problem.labels)
     optimizer = optax.chain(
-        mtlopt.every(period, mtlopt.METHODS[method].make(num_tasks, labels=LABELS)),
-        optax.adam(make_schedule(settings, steps_per_epoch)),
+        mtlopt.every(period, made), optax.adam(make_schedule(settings, steps_per_epoch))
     )
-    run = make_train(problem.oracle, optimizer)
-    params = init_params(problem, settings.seeds)
-    opt_state: Any = jax.vmap(optimizer.init)(params)
+    steps = jax.jit(make_steps(problem, optimizer), donate_argnums=0)
+    params, state = stack_seeds(problem.init, settings.seeds)
+    run: Any = mtlopt.Run(params, jax.vmap(optimizer.init)(params), state)
     losses = jnp.zeros([])
     for epoch in range(settings.epochs):
-        order = epoch_order(
-            problem.num_train, settings.batch_size, settings.seeds, epoch
-        )
-        params, opt_state, losses = run(
-            params, opt_state, order, 0, steps_per_epoch, problem.train
-        )
-    accuracy = make_evaluate(problem)(params, problem.test)["accuracy"]
+        order = epoch_order(num_train, settings.batch_size, settings.seeds, epoch)
+        run, losses = steps(run, order, 0, steps_per_epoch, data)
+    model = (run.params, run.state)
+    accuracy = make_evaluate(problem)(model, problem.splits["test"])["accuracy"]
     return Training(
         method,
         period,
@@ -171,15 +169,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     mtlopt.keep_memory()
     pin_to_one_thread(args.core)
-    settings = Settings(METHODS, epochs=args.epochs, seeds=args.seeds)
+    settings = Settings(methods=METHODS, epochs=args.epochs, seeds=args.seeds)
     data = load_data(
         None,
         settings.batch_size,
         num_train=settings.train_pairs,
         num_validation=settings.validation_pairs,
     )
-    problem = make_problem(data)
-    steps = settings.epochs * (problem.num_train // settings.batch_size)
+    problem = lenet_problem(data)
+    steps = settings.epochs * (len(data.train.images) // settings.batch_size)
     print(f"### {data.source}: {steps} steps, {settings.seeds} seeds\n", flush=True)
     trained = [
         train(problem, settings, method, period)

@@ -30,7 +30,7 @@ from experiments.bench.workloads import (
     with_options,
 )
 from experiments.lab.figures import COLOURS, STYLE, finish, pyplot
-from experiments.lab.report import markdown_table
+from experiments.lab.tables import markdown_table
 
 PLAIN = "plain"
 BATCH_SIZE = 64

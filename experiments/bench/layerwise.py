@@ -42,7 +42,7 @@ from experiments.bench.workloads import (
     wide_mlp,
     with_options,
 )
-from experiments.lab.report import markdown_table
+from experiments.lab.tables import markdown_table
 
 METHODS = ("aligned_mtl", "upgrad", "mgda")
 

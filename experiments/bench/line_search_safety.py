@@ -28,11 +28,10 @@ import optax
 
 import mtlopt
 from experiments.bench.line_search_time import count
-from experiments.bench.machine import one_of, pin_to_one_thread, write_record
+from experiments.bench.machine import one_of, pin_to_one_thread, positive, write_record
 from experiments.fast_line_search.methods import Problem, num_examples
-from experiments.lab.cli import positive
-from experiments.lab.report import markdown_table
-from experiments.lab.training import take
+from experiments.lab.batches import take
+from experiments.lab.tables import markdown_table
 
 PyTree = Any
 

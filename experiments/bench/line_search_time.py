@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.bench.machine import one_of, pin_to_one_thread, write_record
+from experiments.bench.machine import one_of, pin_to_one_thread, positive, write_record
 from experiments.fast_line_search.methods import (
     BETAS,
     DIRECTIONS,
@@ -42,9 +42,8 @@ from experiments.fast_line_search.methods import (
     num_examples,
     start,
 )
-from experiments.lab.cli import positive
-from experiments.lab.report import markdown_table
-from experiments.lab.training import take
+from experiments.lab.batches import take
+from experiments.lab.tables import markdown_table
 
 PyTree = Any
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -12,8 +13,8 @@ from typing import Any
 import jax
 
 import mtlopt
-from experiments.lab.cli import UsageError
-from experiments.lab.report import provenance
+from experiments.lab.folder import provenance
+from experiments.lab.settings import UsageError
 
 MEMORY = ("default", "keep")  # of the allocator, or after `mtlopt.keep_memory`
 
@@ -44,6 +45,34 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
                 f"must be one of {', '.join(names)}, got {text!r}"
             )
         return text
+
+    return convert
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    """Returns an argparse type for positive, finite numbers.
+
+    Args:
+      kind: `int` or `float`.
+
+    Examples:
+      >>> positive(int)("3")
+      3
+      >>> positive(float)("-0.5")
+      Traceback (most recent call last):
+      ...
+      argparse.ArgumentTypeError: must be a positive number, got -0.5
+    """
+    noun = "a positive integer" if kind is int else "a positive number"
+
+    def convert(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be {noun}, got {text}")
+        return value
 
     return convert
 

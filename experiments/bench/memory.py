@@ -27,8 +27,8 @@ from experiments.bench.machine import MEMORY, one_of, timing_parser, write_recor
 from experiments.bench.other_process import OtherProcess
 from experiments.bench.steps import PLAIN, torch_process
 from experiments.bench.workloads import WORKLOADS
-from experiments.lab.cli import choose_names
-from experiments.lab.report import markdown_table
+from experiments.lab.settings import choose_names
+from experiments.lab.tables import markdown_table
 
 TORCH = "PyTorch plain"
 BLOCK_SECONDS = 0.5

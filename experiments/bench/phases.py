@@ -23,8 +23,8 @@ from experiments.ate_sg import wireless as ate_wireless
 from experiments.ate_sg.costs import NO_CODE, parameter_costs
 from experiments.ate_sg.phases import Problem, make_steps
 from experiments.bench.machine import one_of
-from experiments.lab.report import markdown_table
-from experiments.lab.training import take
+from experiments.lab.batches import take
+from experiments.lab.tables import markdown_table
 from mtlopt import Run, block_step
 
 # The experiments of the paper, and options that make just enough data for a batch.

@@ -32,7 +32,7 @@ import mtlopt
 from experiments.bench.aggregators import PAIRS
 from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
 from experiments.bench.other_process import start_torch
-from experiments.lab.report import markdown_table
+from experiments.lab.tables import markdown_table
 
 INPUTS, WIDTH, LAYERS = 128, 512, 4
 SIZES = ((256, 2), (256, 8), (256, 32), (256, 256), (512, 64))

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,16 +14,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import mtlopt
-from experiments.lab.cli import (
-    UsageError,
-    choose_names,
-    experiment_parser,
-    methods_for,
-    positive,
-)
-from experiments.lab.report import command_line, markdown_table, write_results
-from experiments.lab.run_folder import claim
+from experiments.lab.folder import RunFolder
+from experiments.lab.settings import Options, UsageError, methods_for, parse
+from experiments.lab.tables import command_line, markdown_table
 
+NAME = "bench.sharded"
 DESCRIPTION = """\
 Trains a small network on two synthetic tasks three times: on one device, with the batch
 sharded over all devices (data-parallel), and with parameters and optimizer state
@@ -43,19 +37,19 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter")
 _AXIS = "devices"
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides the numbers of a run; each field is an option of its name.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """What decides the numbers of a run.
 
     Attributes:
-      methods: names in `mtlopt.METHODS`.
+      methods: some of the names in `mtlopt.METHODS`, or all.
       steps: updates of every run.
-      devices: how many devices take part.
+      devices: how many devices to simulate on a CPU; 0 for those that there are.
     """
 
     methods: tuple[str, ...] = ("sum_tasks", "mgda_ub", "mgda", "aligned_mtl")
     steps: int = 50
-    devices: int = 1
+    devices: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +76,37 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       UsageError: if an option or the output folder is at fault.
     """
-    settings, out = parse(argv)
-    claim(out, dataclasses.asdict(settings), resume=True)
+    names = {"methods": methods_for(len(TASKS))}
+    settings = parse(NAME, DESCRIPTION, Settings(), argv, names=names)
+    if settings.devices:
+        simulate(settings.devices)
+    settings = dataclasses.replace(settings, devices=jax.device_count())
+    with RunFolder(settings, resume=True) as folder:
+        outcomes = run_methods(settings)
+        command = command_line(NAME, argv)
+        report = make_report(outcomes, settings, command)
+        folder.write_results(
+            settings,
+            report,
+            command=command,
+            methods={
+                method: {
+                    placement: {
+                        "final_losses": outcome.losses[-1].tolist(),
+                        "distance": distance(outcome, runs[PLACEMENTS[0]]),
+                        "held": outcome.held,
+                        "communicated": outcome.communicated,
+                    }
+                    for placement, outcome in runs.items()
+                }
+                for method, runs in outcomes.items()
+            },
+        )
+    print(f"\n{report}\nWritten to {folder.path}.")
+
+
+def run_methods(settings: Settings) -> dict[str, dict[str, Outcome]]:
+    """Trains every method on every placement."""
     outcomes: dict[str, dict[str, Outcome]] = {}
     with tqdm(total=len(settings.methods) * len(PLACEMENTS), unit="run") as bar:
         for method in settings.methods:
@@ -92,57 +115,7 @@ def main(argv: Sequence[str]) -> None:
                 bar.set_description(f"{method}, {placement}")
                 outcomes[method][placement] = train(method, placement, settings)
                 bar.update()
-    command = command_line("bench.sharded", argv)
-    report = make_report(outcomes, settings, command)
-    write_results(
-        out,
-        "bench.sharded",
-        settings,
-        report,
-        command=command,
-        methods={
-            method: {
-                placement: {
-                    "final_losses": outcome.losses[-1].tolist(),
-                    "distance": distance(outcome, runs[PLACEMENTS[0]]),
-                    "held": outcome.held,
-                    "communicated": outcome.communicated,
-                }
-                for placement, outcome in runs.items()
-            }
-            for method, runs in outcomes.items()
-        },
-    )
-    print(f"\n{report}\nWritten to {out}.")
-
-
-def parse(argv: Sequence[str]) -> tuple[Settings, Path]:
-    """Returns the settings and the output folder; settles the number of devices."""
-    known, default = methods_for(len(TASKS)), Settings()
-    parser = experiment_parser(
-        "bench.sharded", DESCRIPTION, resumable=False, has_data=False, has_metrics=False
-    )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=default.methods,
-        metavar="NAME",
-        help=f"all, or some of {', '.join(known)} [{' '.join(default.methods)}]",
-    )
-    parser.add_argument(
-        "--steps",
-        type=positive(int),
-        default=default.steps,
-        help="updates of every run [%(default)s]",
-    )
-    parser.add_argument(
-        "--devices", type=positive(int), help="simulate so many devices on a CPU"
-    )
-    options = parser.parse_args(argv)
-    methods = choose_names(options.methods, known, "--methods")
-    if options.devices is not None:
-        simulate(options.devices)
-    return Settings(methods, options.steps, jax.device_count()), Path(options.out)
+    return outcomes
 
 
 def simulate(num_devices: int) -> None:

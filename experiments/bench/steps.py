@@ -52,8 +52,8 @@ from experiments.bench.workloads import (
     reused_step,
     with_options,
 )
-from experiments.lab.cli import choose_names
-from experiments.lab.report import markdown_table
+from experiments.lab.settings import choose_names
+from experiments.lab.tables import markdown_table
 
 PLAIN, FLOOR, PRODUCT = "plain", "Jacobian floor", "product"
 REUSED = f"every_{REUSED_STEPS}_nash_mtl"

@@ -22,8 +22,8 @@ from experiments.ate_sg.phases import Model, Schedule, Trainer, moving_at
 from experiments.ate_sg.report import make_report, summarize
 from experiments.ate_sg.runs import Run, run_all
 from experiments.data.quadrants import load_quadrants
+from experiments.lab.batches import epoch_order, take
 from experiments.lab.checkpoints import Checkpoints
-from experiments.lab.training import epoch_order, take
 from mtlopt.models import MultiTaskMLP, ResNet, SignalNet
 
 TASKS = {"quad": one_of(4), "circ": yes_or_no()}

@@ -8,13 +8,13 @@ import pytest
 import mtlopt
 from experiments.aligned_mtl.multimnist import (
     Settings,
+    lenet_problem,
     load_data,
-    make_problem,
     make_schedule,
 )
 from experiments.bench import every as bench
 from experiments.bench.workloads import wide_mlp
-from experiments.lab.training import epoch_order, take
+from experiments.lab.batches import epoch_order, take
 
 
 def test_the_goal_is_nine_plain_steps_and_one_of_the_method():
@@ -26,21 +26,21 @@ def test_the_goal_is_nine_plain_steps_and_one_of_the_method():
 @pytest.mark.slow
 def test_training_reuses_weights():
     """Six steps by hand: weights of the first and the fourth batch."""
-    settings = Settings(("mgda",), epochs=1, seeds=1, batch_size=8)
-    problem = make_problem(load_data(None, 8, num_train=48, num_validation=8))
+    settings = Settings(methods=("mgda",), epochs=1, seeds=1, batch_size=8)
+    problem = lenet_problem(load_data(None, 8, num_train=48, num_validation=8))
     found = bench.train(problem, settings, "mgda", 3)
 
     adam = optax.adam(make_schedule(settings, 6))
-    params = problem.init(jax.random.key(0))
+    params, model_state = problem.init(0)
     state, losses, weights = adam.init(params), [], np.zeros(2)
 
     @jax.jit
     def gradients(params, batch):
-        grads = problem.oracle(params, batch)
+        grads = problem.oracle(params, batch, model_state)
         return mtlopt.mgda_weights(grads.rows().gramian()), grads
 
     for step, rows in enumerate(epoch_order(48, 8, 1, 0)[0]):
-        new, grads = gradients(params, take(problem.train, rows))
+        new, grads = gradients(params, take(problem.splits["train"], rows))
         if step % 3 == 0:
             weights = new
         updates, state = adam.update(grads.combine(weights), state, params)

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from experiments.bench import sharded
-from experiments.lab.cli import UsageError
+from experiments.lab.settings import UsageError
 
 ROOT = Path(__file__).parents[2]
 DEVICES, SMALL = 4, 1024  # bytes of losses and of small matrices
@@ -89,6 +89,6 @@ def test_asynchronous_collectives_count_once():
 
 def test_devices_are_settled_once():
     count = jax.device_count()
-    assert sharded.parse(["--devices", str(count)])[0].devices == count
+    sharded.simulate(count)
     with pytest.raises(UsageError, match=f"--devices must be {count} in a process"):
-        sharded.parse(["--devices", str(count + 1)])
+        sharded.simulate(count + 1)

@@ -17,7 +17,7 @@ from experiments.__main__ import main
 from experiments.data import attributes
 from experiments.data.digits import Digits, DigitSet, load_digits
 from experiments.lab.checkpoints import Checkpoints
-from experiments.lab.cli import UsageError
+from experiments.lab.settings import UsageError
 from experiments.mtl_io import group_training as task_groups_training
 from experiments.mtl_io import task_groups
 from experiments.mtl_io.group_problems import MIXED_TASKS, PARTS, Part

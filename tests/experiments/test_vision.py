@@ -28,7 +28,7 @@ from experiments.data.rendered_samples import (
     street_labels,
 )
 from experiments.data.samples import Sample, Samples, make_sample
-from experiments.lab.cli import UsageError
+from experiments.lab.settings import UsageError
 from experiments.lab.vision import training as vision_training
 from experiments.lab.vision.data import Data, Split, hold_out, make_data
 from experiments.lab.vision.experiment import Experiment, Settings, parse, run
