@@ -1,5 +1,7 @@
-"""Classification networks of several tasks, made ready for training in phases."""
+"""Classification networks of several tasks, for training in phases."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,58 +9,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
-import mtlopt
-from experiments.ate_sg.phases import Model, Problem
-from experiments.lab.metrics import weighted_scores
+from experiments.lab.batches import map_batches
+from experiments.lab.problem import Problem, make_problem
 
+PyTree = Any
+Model = tuple[PyTree, PyTree]  # parameters, and statistics of BatchNorm
 INPUTS = "inputs"
 
 
-class Task(NamedTuple):
+class Head(NamedTuple):
     """What a head's logits mean.
 
     Attributes:
-      num_classes: classes of the labels.
       losses: from logits `[batch, outputs]` and labels to the losses `[batch]`.
       predict: from logits to classes, in the shape of the labels.
     """
 
-    num_classes: int
     losses: Callable[[jax.Array, jax.Array], jax.Array]
     predict: Callable[[jax.Array], jax.Array]
 
 
-def one_of(num_classes: int) -> Task:
-    """Returns the task to find one of several classes; labels are int `[batch]`.
-
-    Examples:
-      >>> one_of(3).predict(jnp.array([[0.0, 2.0, 1.0]]))
-      Array([1], dtype=int32)
-    """
-    return Task(
-        num_classes,
-        optax.softmax_cross_entropy_with_integer_labels,
-        lambda logits: jnp.argmax(logits, axis=-1),
-    )
+# One of several classes; labels are int `[batch]`.
+ONE_OF = Head(
+    optax.softmax_cross_entropy_with_integer_labels,
+    lambda logits: jnp.argmax(logits, axis=-1),
+)
 
 
-def yes_or_no(positive: float = 1.0, negative: float = 1.0) -> Task:
+def yes_or_no(positive: float = 1.0, negative: float = 1.0) -> Head:
     r"""Returns the task to answer one or several questions; labels are 0 or 1.
 
     .. math:: \ell = -\sum_{i=1}^m \mu_1 \gamma_i \log \hat\gamma_i
         + \mu_0 (1 - \gamma_i) \log (1 - \hat\gamma_i)
 
-    with the sigmoid :math:`\hat\gamma_i` of a logit. Labels are `[batch, m]`, or
-    `[batch]` for one question. Scores take all answers of the task as one list.
+    with the sigmoid :math:`\hat\gamma_i` of a logit (section 4.2.2). Labels are
+    `[batch, m]`, or `[batch]` for one question. Scores take all answers as one list.
 
     Args:
       positive: :math:`\mu_1`.
       negative: :math:`\mu_0`.
-
-    References:
-      Bellavia et al., ATE-SG, section 4.2.2.
     """
 
     def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -67,71 +57,81 @@ def yes_or_no(positive: float = 1.0, negative: float = 1.0) -> Task:
         terms += negative * (1 - truth) * jax.nn.log_sigmoid(-logits)
         return -jnp.sum(terms, axis=-1)
 
-    return Task(2, losses, lambda logits: (logits > 0).astype(jnp.int32))
+    return Head(losses, lambda logits: (logits > 0).astype(jnp.int32))
 
 
-def make_problem(
-    make_model: Callable[[nnx.Rngs], Any],
-    tasks: Mapping[str, Task],
-    splits: Sequence[Mapping[str, np.ndarray]],
-    prepare: Callable[[jax.Array], jax.Array] = lambda inputs: inputs,
-) -> Problem:
-    """Makes pure functions of a network and puts the data on the device.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier(Problem):
+    """A network that classifies, and its data; its loss is the sum of mean losses.
 
-    Args:
-      make_model: builds the network, with a head for each task.
-      tasks: what the heads are for.
-      splits: train, validation and test, each with `INPUTS` and the tasks' labels.
-      prepare: what the network is given instead of a batch of inputs.
-
-    Returns:
-      The problem; its loss is the sum of the tasks' mean losses.
+    Attributes:
+      heads: what they find.
+      latent: `latent(network, batch)`, what the heads read.
     """
 
-    def loss(task: str) -> Callable[..., jax.Array]:
-        def mean(model: Any, z: Any, batch: Any) -> jax.Array:
-            return jnp.mean(tasks[task].losses(model.heads[task](z), batch[task]))
+    heads: Mapping[str, Head]
+    latent: Callable[[Any, PyTree], PyTree]
 
-        return mean
+    def encode(self, model: Model, batch: PyTree) -> PyTree:
+        """Returns the latent in evaluation mode."""
+        return self.latent(self.network(*model), batch)
 
-    def encode(model: Any, batch: Any) -> Any:
-        return model.encode(prepare(batch[INPUTS]))
+    def encode_split(self, model: Model, split: PyTree, size: int) -> PyTree:
+        """Returns that of a split, `size` examples at a time: a bound of the memory."""
+        return map_batches(lambda batch: self.encode(model, batch), split, size)
 
-    of_modules = mtlopt.nnx.task_grad(
-        {task: loss(task) for task in tasks},
-        {"encoder": "shared", **{f"heads/{task}": task for task in tasks}},
-        encode=encode,
-    )
-    # The functions need the shapes only.
-    shapes = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-    _, _, oracle, merge = of_modules.pure(shapes)
-
-    def init(key: jax.Array) -> Model:
-        params, stats, _, _ = of_modules.pure(make_model(nnx.Rngs(key)))
-        return Model(params, stats)
-
-    def network(model: Model) -> Any:
-        module = merge(*model)
-        module.eval()
-        return module
-
-    def losses(model: Model, z: Any, batch: Any) -> jax.Array:
-        heads = network(model).heads
-        each = [
-            task.losses(heads[name](z), batch[name]) for name, task in tasks.items()
-        ]
+    def losses(self, model: Model, z: PyTree, batch: PyTree) -> jax.Array:
+        """Returns the losses of the examples, `[tasks, batch]`."""
+        heads = self.network(*model).heads
+        each = [own.losses(heads[t](z), batch[t]) for t, own in self.heads.items()]
         return jnp.stack(each)
 
-    def scores(model: Model, z: Any, batch: Any) -> dict[str, jax.Array]:
-        heads, each = network(model).heads, []
-        for name, task in tasks.items():
-            classes = task.predict(heads[name](z)).reshape(-1)
-            labels = batch[name].reshape(-1)
-            each.append(weighted_scores(classes, labels, task.num_classes)._asdict())
-        return {metric: jnp.stack([own[metric] for own in each]) for metric in each[0]}
+    def predict(self, model: Model, z: PyTree) -> dict[str, jax.Array]:
+        """Returns the classes that the heads find."""
+        heads = self.network(*model).heads
+        return {task: own.predict(heads[task](z)) for task, own in self.heads.items()}
 
-    def encode_batch(model: Model, batch: Any) -> Any:
-        return encode(network(model), batch)
+    def scores(self, classes: Mapping[str, Any], split: Any) -> dict[str, np.ndarray]:
+        """Returns the test scores of predicted classes, each `[seeds, tasks]`.
 
+        Averages over the classes, weighted by their sizes; a quotient by 0 is 0.
+        """
+        from sklearn.metrics import precision_recall_fscore_support
+
+        options: Any = {"average": "weighted", "zero_division": 0}
+        score = functools.partial(precision_recall_fscore_support, **options)
+        truths = {task: np.ravel(split[task]) for task in self.heads}
+        each = [
+            [score(truth, np.ravel(found))[:3] for found in classes[task]]
+            for task, truth in truths.items()
+        ]
+        names = ("test_precision", "test_recall", "test_f1")
+        return dict(zip(names, np.array(each).T, strict=True))
+
+
+def make_classifier(
+    build: Callable[[jax.Array], Any],
+    heads: Mapping[str, Head],
+    splits: Sequence[Mapping[str, np.ndarray]],
+    prepare: Callable[[jax.Array], jax.Array] = lambda inputs: inputs,
+) -> Classifier:
+    """Makes the problem of a network, and puts the data on the device.
+
+    Args:
+      build: from a PRNG key to the network, with a head for each task.
+      heads: what they are for.
+      splits: train, validation and test, each with `INPUTS` and the tasks' labels.
+      prepare: what the network is given instead of a batch of inputs.
+    """
+
+    def loss(task: str, model: Any, z: Any, batch: Any) -> jax.Array:
+        return jnp.mean(heads[task].losses(model.heads[task](z), batch[task]))
+
+    def latent(model: Any, batch: Any) -> Any:
+        return model.encode(prepare(batch[INPUTS]))
+
+    losses = {task: functools.partial(loss, task) for task in heads}
     train, validation, test = (jax.tree.map(jnp.asarray, dict(s)) for s in splits)
-    return Problem(oracle, init, encode_batch, losses, scores, train, validation, test)
+    named = {"train": train, "validation": validation, "test": test}
+    problem = make_problem(build, losses, latent, named)
+    return Classifier(**vars(problem), heads=heads, latent=latent)

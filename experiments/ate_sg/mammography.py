@@ -4,19 +4,26 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.ate_sg.classifiers import INPUTS, make_problem, yes_or_no
-from experiments.ate_sg.experiment import DESCRIPTION, Experiment, run_experiment
-from experiments.ate_sg.experiment import Settings as Common
-from experiments.ate_sg.phases import Problem
-from experiments.ate_sg.runs import Run
+from experiments.ate_sg.classifiers import (
+    INPUTS,
+    Classifier,
+    make_classifier,
+    yes_or_no,
+)
+from experiments.ate_sg.report import METHOD, read_paper, run_experiment
+from experiments.ate_sg.training import NAMES, PAPERS
+from experiments.ate_sg.training import Settings as Common
 from experiments.data.mammography import load_mammography
+from experiments.lab.settings import parse
 from mtlopt.models import ResNet, mammography_resnet50
 
+NAME = "ate_sg.mammography"
 # Section 4.2.2: positive labels of the first two tasks are rare.
 TASKS = {
     "task1": yes_or_no(positive=1.5, negative=0.5),
@@ -25,55 +32,56 @@ TASKS = {
 }
 
 # Table 8: recall, precision and F1 of the three tasks.
-PAPER = {
-    Run("sgd", 1e-3, 1): (
-        (0.8679, 0.9145, 0.6430),
-        (0.8797, 0.9189, 0.6324),
-        (0.8725, 0.9165, 0.6315),
-    ),
-    Run("sgd", 1e-3, 10): (
-        (0.8698, 0.9110, 0.6534),
-        (0.8821, 0.9178, 0.6418),
-        (0.8746, 0.9141, 0.6364),
-    ),
-    Run("sgd", 1e-3, None): (
-        (0.8721, 0.9116, 0.6485),
-        (0.8838, 0.9169, 0.6383),
-        (0.8767, 0.9141, 0.6323),
-    ),
-    Run("adam", 1e-3, 1): (
-        (0.8741, 0.9180, 0.6368),
-        (0.8848, 0.9197, 0.6296),
-        (0.8783, 0.9186, 0.5853),
-    ),
-    Run("adam", 1e-3, 10): (
-        (0.8783, 0.9176, 0.6301),
-        (0.8849, 0.9189, 0.6202),
-        (0.8809, 0.9181, 0.5619),
-    ),
-    Run("adam", 1e-3, None): (
-        (0.8726, 0.9186, 0.6436),
-        (0.8822, 0.9202, 0.6376),
-        (0.8765, 0.9194, 0.5846),
-    ),
+PAPER = read_paper(
+    TASKS,
+    """
+    sgd_0.001_ate_1   0.8679 0.9145 0.6430  0.8797 0.9189 0.6324  0.8725 0.9165 0.6315
+    sgd_0.001_ate_10  0.8698 0.9110 0.6534  0.8821 0.9178 0.6418  0.8746 0.9141 0.6364
+    sgd_0.001_classic 0.8721 0.9116 0.6485  0.8838 0.9169 0.6383  0.8767 0.9141 0.6323
+    adam_0.001_ate_1  0.8741 0.9180 0.6368  0.8848 0.9197 0.6296  0.8783 0.9186 0.5853
+    adam_0.001_ate_10 0.8783 0.9176 0.6301  0.8849 0.9189 0.6202  0.8809 0.9181 0.5619
+    adam_0.001_classic 0.8726 0.9186 0.6436  0.8822 0.9202 0.6376  0.8765 0.9194 0.5846
+    """,
+)
+
+DESCRIPTION = f"""\
+Tells distribution, type and malignancy of calcifications, with SG and with Adam.
+
+{METHOD}
+
+With no option: 96 drawn images of 32 x 32 pixels instead of the 1,332 of 224 x 224 of
+MedIMeta's mammo_calc, two residual blocks of 8 and 16 channels, 1 seed, 200 epochs.
+With --full: 1,332 images, drawn or of --data-dir, ResNet-50 (Table 7), and the paper's
+settings; the paper prints --learning-rates 0.001 --phases 1 10.
+"""
+
+FULL = PAPERS | {
+    "network": "resnet50",
+    "train_images": 1_332,
+    "validation_images": 214,
+    "test_images": 326,
+    "side": 224,
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Common):
     """The common settings and these.
 
     Attributes:
-      network: a name in `NETWORKS`.
+      network: two residual blocks, or the paper's.
       train_images: of the training split.
       validation_images: of the validation split.
       test_images: of the test split.
-      side: height and width of the images.
+      side: height and width of the images in pixels.
       data_dir: folder of MedIMeta's mammo_calc; None for drawn images.
     """
 
+    epochs: int = 200
+    seeds: int = 1
+    batch_size: int = 32
     optimizers: tuple[str, ...] = ("sgd", "adam")
-    network: str = "small"
+    network: Literal["small", "resnet50"] = "small"
     train_images: int = 96
     validation_images: int = 48
     test_images: int = 96
@@ -81,7 +89,7 @@ class Settings(Common):
     data_dir: str | None = None
 
 
-def small_resnet(rngs: nnx.Rngs) -> ResNet:
+def small_resnet(key: jax.Array) -> ResNet:
     """Makes two residual blocks, and branches that are as small beside them."""
     outputs = {"task1": 5, "task2": 14, "task3": 1}
     return ResNet(
@@ -89,17 +97,17 @@ def small_resnet(rngs: nnx.Rngs) -> ResNet:
         {task: (16, size) for task, size in outputs.items()},
         width=8,
         head_activation=functools.partial(nnx.leaky_relu, negative_slope=0.2),
-        rngs=rngs,
+        rngs=nnx.Rngs(key),
     )
 
 
 NETWORKS = {
     "small": small_resnet,
-    "resnet50": lambda rngs: mammography_resnet50(rngs=rngs),
+    "resnet50": lambda key: mammography_resnet50(rngs=nnx.Rngs(key)),
 }
 
 
-def load(settings: Settings) -> tuple[Problem, str]:
+def load(settings: Settings) -> tuple[Classifier, str]:
     """Returns the problem and, in words, what is trained on what."""
     data = load_mammography(
         None if settings.data_dir is None else Path(settings.data_dir),
@@ -108,59 +116,20 @@ def load(settings: Settings) -> tuple[Problem, str]:
         num_test=settings.test_images,
         side=settings.side,
     )
-    problem = make_problem(
+    problem = make_classifier(
         NETWORKS[settings.network],
         TASKS,
         [
             dict(zip((INPUTS, *TASKS), split, strict=True))
             for split in (data.train, data.validation, data.test)
         ],
-        prepare=_as_colours,
+        prepare=lambda images: jnp.repeat(images, 3, axis=-1),
     )
     name = {"small": "A small ResNet", "resnet50": "ResNet-50"}[settings.network]
     return problem, f"{name} on {data.source}"
 
 
-def _as_colours(images: Any) -> Any:
-    return jnp.repeat(images, 3, axis=-1)
-
-
-EXPERIMENT = Experiment(
-    name="ate_sg.mammography",
-    title="ATE-SG and ATE-Adam, mammography calcifications",
-    description=DESCRIPTION.format(
-        summary="Tells distribution, type and malignancy of calcifications, with SG\n"
-        "and with Adam.",
-        quick="96 drawn images of 32 x 32 pixels instead of the 1,332 of\n"
-        "224 x 224 of MedIMeta's mammo_calc, two residual blocks of 8 and 16\n"
-        "channels, 1 seed, 200 epochs.",
-        full="1,332 images, drawn or of --data-dir, and ResNet-50 (Table 7);\n"
-        "the paper prints --learning-rates 0.001 --phases 1 10",
-    ),
-    quick=Settings(epochs=200, seeds=1, batch_size=32),
-    full=Settings(
-        epochs=5_000,
-        seeds=11,
-        batch_size=32,
-        network="resnet50",
-        train_images=1_332,
-        validation_images=214,
-        test_images=326,
-        side=224,
-    ),
-    load=load,
-    paper=PAPER,
-    options={
-        "network": "two residual blocks, or the paper's",
-        "train_images": "images of the training split",
-        "validation_images": "images of the validation split",
-        "test_images": "images of the test split",
-        "side": "height and width of the images in pixels",
-    },
-    choices={"network": tuple(NETWORKS)},
-)
-
-
 def main(argv: Sequence[str]) -> None:
-    """Runs the experiment; see `ate.run_experiment`."""
-    run_experiment(EXPERIMENT, argv)
+    """Runs the experiment."""
+    settings = parse(NAME, DESCRIPTION, Settings(), argv, full=FULL, names=NAMES)
+    run_experiment(NAME, "ATE-SG, ATE-Adam, mammography", settings, load, PAPER, argv)

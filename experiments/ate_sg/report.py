@@ -1,251 +1,284 @@
-"""The tables of the alternation experiments."""
+"""The command that the three experiments share, its tables and its figures."""
 
+import collections
 import itertools
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from experiments.ate_sg.costs import Costs
-from experiments.ate_sg.runs import Result, Run
-from experiments.lab.report import markdown_table, percent
+from experiments.ate_sg.costs import Costs, flop_costs, parameter_costs
+from experiments.ate_sg.training import COST_ROUNDS, Phases, Run, Settings
+from experiments.lab import tables
+from experiments.lab.batches import num_examples
+from experiments.lab.figures import COLOURS, Curve, draw_panels
+from experiments.lab.folder import RunFolder
+from experiments.lab.loop import train
+from experiments.lab.settings import UsageError
+from experiments.lab.tables import select
 
+# Of `--help`.
+METHOD = """\
+Trains both blocks of parameters at once (Classic SG) and the shared parameters and the
+heads in turn, for E0 = Ets epochs each (ATE-SG), and prints test scores beside the
+paper's: Bellavia, Della Santa and Papini, "ATE-SG: alternate through the epochs
+stochastic gradient for multi-task neural networks", 2026. Figures show the losses over
+epochs and over cost. The learning rate falls on plateaus of the validation loss, and
+training ends when that has not fallen for long; scores are those of the best epoch."""
 METRICS = {"recall": "recall", "precision": "precision", "f1": "F1"}
-
-# For each run the paper's recall, precision and F1, each of all tasks, from 0 to 1.
-Paper = Mapping[Run, Sequence[Sequence[float]]]
-
-
-class Oscillation(NamedTuple):
-    """How much a loss goes up and down.
-
-    Attributes:
-      change: median absolute change from an epoch to the next, its trend included.
-      zigzag: median distance of a loss from the mean of its two neighbours: zero for
-        any straight line.
-      rises: in what share of the epochs the loss rose.
-    """
-
-    change: float
-    zigzag: float
-    rises: float
+LOSSES = {"train_loss": "training loss", "validation_loss": "validation loss"}
+MEDIANS = {
+    "epochs": "epochs",
+    "best_epoch": "best epoch",
+    "cost_by_parameters": "cost by parameters",
+    "cost_by_flops": "cost by FLOPs",
+    "best_validation_loss": "validation loss",
+    "best_train_loss": "training loss",
+    "last_train_loss": "at the end",
+}
+Units = Mapping[str, Costs]  # what epochs cost, by parameters and by FLOPs
+Paper = Mapping[str, Mapping[str, str]]
 
 
-def oscillation(loss: Sequence[float]) -> Oscillation:
-    """Returns the oscillation in the last third of the epochs.
+def read_paper(tasks: Mapping[str, Any], text: str) -> Paper:
+    """Reads recall, precision and F1 of all tasks, a line for each `Run.name`."""
+    names = [f"{name} {task}" for name in METRICS for task in tasks]
+    return tables.read_table(names, text)
+
+
+def run_experiment(
+    name: str,
+    title: str,
+    settings: Settings,
+    load: Callable[[Any], tuple[Any, str]],
+    paper: Paper,
+    argv: Sequence[str],
+) -> None:
+    """Trains, and writes and prints the tables beside the paper's.
 
     Args:
-      loss: `[epochs]`.
+      name: of the command.
+      title: of the report.
+      settings: of the run.
+      load: from settings to the problem and, in words, what is trained on what.
+      paper: see `read_paper`.
+      argv: what was typed.
+    """
+    try:
+        problem, source = load(settings)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(error) from error
+    found = num_examples(problem.splits["train"])
+    if settings.batch_size > found:
+        raise UsageError(
+            f"--batch-size must be at most {found}, the number of training examples, "
+            f"got {settings.batch_size}."
+        )
+    with RunFolder(settings) as folder:
+        phases = {each: Phases(problem, settings, each) for each in settings.optimizers}
+        trainings = [phases[run.optimizer].training(run) for run in settings.runs]
+        table = train(trainings, settings.epochs, problem.tasks, folder)
+        units = {
+            "parameters": parameter_costs(problem),
+            "flops": flop_costs(problem, settings.batch_size),
+        }
+        seconds = {each: own.seconds() for each, own in phases.items()}
+        summary = summarize(table, settings.runs, units)
+        command = tables.command_line(name, argv)
+        seeds = tables.count(settings.seeds, "seed")
+        report = (
+            f"# {title}\n\n`{command}`\n\n{source}. Batch {settings.batch_size}, at "
+            f"most {settings.epochs} epochs, {seeds}.\n\n"
+            f"{make_tables(summary, settings.runs, paper)}\n\n"
+            f"{cost_table(units, seconds)}\n"
+        )
+        folder.write_results(
+            settings,
+            report,
+            command=command,
+            source=source,
+            costs={unit: costs._asdict() for unit, costs in units.items()},
+            seconds_per_epoch=seconds,
+            runs=summary.to_dict("records"),
+            paper=paper,
+        )
+        draw_figures(table, settings.runs, units, source, folder.path)
+    print(f"\n{report}\nWritten to {folder.path}.")
 
-    Returns:
-      The oscillation; NaN for fewer than three epochs, or a loss that is not finite.
+
+def oscillation(loss: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Returns how much a loss `[epochs]` goes up and down in its last third.
+
+    Median absolute change from an epoch to the next, its trend included; zigzag, the
+    median distance from the mean of both neighbours, zero for any straight line; share
+    of epochs in which it rose. NaN for fewer than three epochs, or not finite ones.
 
     Examples:
       >>> oscillation([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 2.0, 3.0, 2.0])
-      Oscillation(change=1.0, zigzag=1.0, rises=0.5)
+      {'change': 1.0, 'zigzag': 1.0, 'rises': 0.5}
     """
     last = np.asarray(loss, float)[-max(1, len(loss) // 3) :]
     if len(last) < 3 or not np.isfinite(last).all():
-        return Oscillation(math.nan, math.nan, math.nan)
+        return dict.fromkeys(("change", "zigzag", "rises"), math.nan)
     changes = np.diff(last)
-    return Oscillation(
-        change=float(np.median(np.abs(changes))),
-        zigzag=float(np.median(np.abs(np.diff(changes)))) / 2,
-        rises=float(np.mean(changes > 0)),
+    change, bend = (float(np.median(np.abs(x))) for x in (changes, np.diff(changes)))
+    rises = float(np.mean(changes > 0))
+    return {"change": change, "zigzag": bend / 2, "rises": rises}
+
+
+def by_epoch(own: pd.DataFrame, name: str) -> np.ndarray:
+    """Returns a run's numbers of a name, summed over the tasks, `[epochs, seeds]`."""
+    rows = select(own, name=name)
+    wide = rows.pivot(index="epoch", columns=["seed", "part"], values="value")
+    return (
+        wide.to_numpy().reshape(len(wide), len(rows["seed"].unique()), -1).sum(axis=-1)
     )
 
 
-def summarize(
-    results: Mapping[Run, Result], units: Mapping[str, Costs]
-) -> dict[Run, dict[str, Any]]:
-    """Returns the numbers of the tables, for each run.
+def summarize(table: pd.DataFrame, runs: Sequence[Run], units: Units) -> pd.DataFrame:
+    """Returns the numbers of the tables: a row for each run and seed."""
+    summary = []
+    for run in runs:
+        own = select(table, **run._asdict())
+        losses = {name: by_epoch(own, name) for name in LOSSES}
+        for seed, (_, rows) in enumerate(own.groupby("seed")):
+            ends = ("epochs", "best_epoch")
+            epochs, best = (int(by_epoch(rows, end)[-1, 0]) for end in ends)
+            row = {**run._asdict(), "training": run.title, "seed": seed}
+            row |= {"epochs": epochs, "best_epoch": best}
+            for unit, costs in units.items():
+                cost = costs.until(best, run.length)
+                row[f"cost_by_{unit}"] = cost[-1] if best else math.nan
+            for name, values in losses.items():
+                loss = values[:epochs, seed]  # without what came after the stop
+                row[f"last_{name}"] = loss[-1]
+                row[f"best_{name}"] = loss[best - 1] if best else math.nan
+                each = oscillation(loss)
+                row |= {f"{name}_{key}": value for key, value in each.items()}
+            for metric, title in METRICS.items():
+                end = select(rows, name=f"test_{metric}")
+                titles = (f"{title}, {task}" for task in end["part"])
+                row |= dict(zip(titles, end["value"], strict=True))
+            summary.append(row)
+    return pd.DataFrame(summary)
 
-    Args:
-      results: the finished runs.
-      units: what epochs cost, for each unit.
-    """
-    summary = {}
-    for run, result in results.items():
-        history = result.history
-        seconds = {
-            moving: statistics.median(
-                time
-                for time, now in zip(history.seconds, history.moving, strict=True)
-                if now == moving
-            )
-            for moving in dict.fromkeys(history.moving)
+
+def groups_of(runs: Sequence[Run]) -> Iterator[tuple[str, float, list[Run]]]:
+    """Yields the runs to be compared: of one optimizer and learning rate."""
+    for key, group in itertools.groupby(runs, lambda run: run[:2]):
+        yield *key, list(group)
+
+
+def make_tables(summary: pd.DataFrame, runs: Sequence[Run], paper: Paper) -> str:
+    """Returns the tables of scores, training and oscillation as Markdown."""
+    parts = []
+    for optimizer, rate, group in groups_of(runs):
+        own = select(summary, optimizer=optimizer, rate=rate)
+        by_run = own.groupby("training", sort=False)[summary.columns[5:]]
+        medians: Any = by_run.agg(lambda values: np.median(values))  # NaN stays NaN
+        for name in LOSSES:
+            zigzag = medians[f"{name}_zigzag"]  # the training without phases is last
+            medians[f"{name}_relative"] = zigzag / (zigzag.iloc[-1] or math.nan)
+        fields = ("change", "zigzag", "relative", "rises")
+        oscillations = {
+            f"{name}_{field}": f"{title}: {field}" if field == "change" else field
+            for name, title in LOSSES.items()
+            for field in fields
         }
-        entry = {
-            "training_type": run.training_type,
-            "optimizer": run.optimizer,
-            "learning_rate": run.learning_rate,
-            "phase_epochs": run.length,
-            "epochs": result.epochs,
-            "best_epoch": result.best_epoch,
-            "test": dict(result.test),
-            "seconds_per_epoch": seconds,
-        }
-        for name in ("train_loss", "validation_loss"):
-            # [epochs, seeds], summed over the tasks, without what came after the stop.
-            losses = np.sum(getattr(history, name), axis=-1)
-            own = [losses[:epochs, seed] for seed, epochs in enumerate(result.epochs)]
-            entry[f"last_{name}"] = [float(loss[-1]) for loss in own]
-            entry[f"best_{name}"] = [
-                float(loss[best - 1]) if best else math.nan
-                for loss, best in zip(own, result.best_epoch, strict=True)
-            ]
-            each = map(oscillation, own)
-            for field, values in zip(
-                Oscillation._fields, zip(*each, strict=True), strict=True
-            ):
-                entry[f"{name}_{field}"] = list(values)
-        for unit, costs in units.items():
-            cost = costs.until(len(history.seconds), run.length)
-            entry[f"cost_by_{unit}"] = [
-                float(cost[best - 1]) if best else math.nan
-                for best in result.best_epoch
-            ]
-        summary[run] = entry
-    return summary
-
-
-def make_report(
-    summary: Mapping[Run, Mapping[str, Any]],
-    units: Mapping[str, Costs],
-    tasks: Sequence[str],
-    paper: Paper,
-    introduction: Sequence[str],
-) -> str:
-    """Returns the tables as Markdown.
-
-    Args:
-      summary: from `summarize`.
-      units: what epochs cost, for each unit.
-      tasks: names of the tasks.
-      paper: the paper's table.
-      introduction: the first paragraphs.
-    """
-    parts = [*introduction]
-    for (optimizer, rate), group in _groups(summary):
         parts += [
             f"## {optimizer.upper()}, starting learning rate {rate:g}",
             "Test scores of the best epoch in percent, averages over the classes "
             "weighted by their sizes (± is the standard deviation of the seeds).",
-            _scores_table(group, tasks, paper),
-            "Medians of the seeds. The cost is that until the best epoch, in epochs of "
-            "the full gradient.",
-            _training_table(group),
-            "Oscillation of the summed loss in the last third of the epochs: the "
-            "median absolute change from an epoch to the next, trend included; zigzag, "
-            "the median distance from the mean of both neighbours, without the trend, "
-            "and the same relative to the training without phases; and the share of "
-            "epochs in which the loss rose.",
-            _oscillation_table(group),
+            _scores_table(own, group, paper),
+            "Medians of the seeds. Costs are until the best epoch, in full epochs.",
+            _median_table(medians, MEDIANS),
+            "Oscillation of the summed loss in the last third of the epochs: median "
+            "absolute change from one to the next, trend included; zigzag, the median "
+            "distance from the mean of both neighbours, and relative to the training "
+            "without phases; share of epochs in which the loss rose.",
+            _median_table(medians, oscillations, digits=3),
         ]
-    parts += [
-        "## Cost of an epoch, that of the full gradient being 1",
-        '"Parameters" is the paper\'s estimate, the share of parameters that '
-        "backpropagation passes through. Operations are XLA's count of the compiled "
-        "steps with SG; encoding the training data comes at the start of each task "
-        "phase. Time is the median epoch of this run, with the evaluation on the "
-        "validation split and without that encoding.",
-        _cost_table(summary, units),
-    ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
-def _groups(
-    summary: Mapping[Run, Mapping[str, Any]],
-) -> Iterable[tuple[tuple[str, float], dict[Run, Mapping[str, Any]]]]:
-    """Yields the runs to be compared: of one optimizer and learning rate."""
-    pairs = itertools.groupby(
-        summary.items(), lambda item: (item[0].optimizer, item[0].learning_rate)
-    )
-    for key, items in pairs:
-        yield key, dict(items)
-
-
-def _scores_table(
-    group: Mapping[Run, Mapping[str, Any]], tasks: Sequence[str], paper: Paper
-) -> str:
-    header = ["training type"]
-    header += [f"{title}, {task}" for title in METRICS.values() for task in tasks]
-    rows = []
-    for run, entry in group.items():
-        row = [run.training_type]
-        for metric in METRICS:
-            row += map(percent, zip(*entry["test"][metric], strict=True))
-        rows.append(row)
-        if run in paper:
-            values = itertools.chain.from_iterable(paper[run])
+def _scores_table(own: pd.DataFrame, group: Sequence[Run], paper: Paper) -> str:
+    names, rows = [name for name in own if ", " in name], []
+    for run in group:
+        each = select(own, **run._asdict())[names].to_numpy().T
+        rows.append([run.title, *(tables.number(values, 100) for values in each)])
+        if run.name in paper:
+            values = map(float, paper[run.name].values())
             rows.append(["— paper", *(f"{100 * value:.2f}" for value in values)])
-    return markdown_table(header, rows)
+    return tables.markdown_table(["training type", *names], rows)
 
 
-def _training_table(group: Mapping[Run, Mapping[str, Any]]) -> str:
-    columns = {
-        "epochs": "epochs",
-        "best epoch": "best_epoch",
-        "cost by parameters": "cost_by_parameters",
-        "cost by FLOPs": "cost_by_flops",
-        "validation loss": "best_validation_loss",
-        "training loss": "best_train_loss",
-        "at the end": "last_train_loss",
-    }
-    rows = []
-    for run, entry in group.items():
-        medians = [statistics.median(entry[name]) for name in columns.values()]
-        rows.append([run.training_type, *(f"{value:.4g}" for value in medians)])
-    return markdown_table(["training type", *columns], rows)
-
-
-def _oscillation_table(group: Mapping[Run, Mapping[str, Any]]) -> str:
-    header = ["training type"]
-    for split in ("training", "validation"):
-        header += [f"{split} loss: change", "zigzag", "relative", "rises"]
-    (classic,) = (entry for run, entry in group.items() if run.length is None)
-    rows = []
-    for run, entry in group.items():
-        row = [run.training_type]
-        for name in ("train_loss", "validation_loss"):
-            change, zigzag, rises = (
-                statistics.median(entry[f"{name}_{field}"])
-                for field in Oscillation._fields
-            )
-            base = statistics.median(classic[f"{name}_zigzag"])
-            relative = zigzag / base if base else math.nan
-            row += [f"{change:.2g}", f"{zigzag:.2g}", f"{relative:.2f}", f"{rises:.2f}"]
-        rows.append(row)
-    return markdown_table(header, rows)
-
-
-def _cost_table(
-    summary: Mapping[Run, Mapping[str, Any]], units: Mapping[str, Costs]
+def _median_table(
+    medians: pd.DataFrame, columns: Mapping[str, str], digits: int = 4
 ) -> str:
-    optimizers = list(dict.fromkeys(run.optimizer for run in summary))
+    values = medians[list(columns)].itertuples(name=None)
+    rows = [
+        [title, *(f"{value:.{digits}g}" for value in row)] for title, *row in values
+    ]
+    return tables.markdown_table(["training type", *columns.values()], rows)
+
+
+def cost_table(units: Units, seconds: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns the table of the costs of an epoch, measured by optimizer and phase."""
     header = ["epoch of", "parameters", "operations"]
-    header += [f"time, {name.upper()}" for name in optimizers]
+    header += [f"time, {name.upper()}" for name in seconds]
     rows = []
     for moving, title in (("shared", "shared parameters"), ("task", "heads")):
-        row = [title, *(f"{getattr(costs, moving):.3f}" for costs in units.values())]
-        for name in optimizers:
-            full, own = (_seconds(summary, name, now) for now in ("full", moving))
-            row.append(f"{own / full:.3f}")
-        rows.append(row)
-    encoding = f"{units['flops'].encode:.3f}"
-    rows.append(["encoding, once a task phase", "", encoding, *[""] * len(optimizers)])
-    return markdown_table(header, rows)
+        values = [getattr(costs, moving) for costs in units.values()]
+        values += [own[moving] / own["full"] for own in seconds.values()]
+        rows.append([title, *(f"{value:.3f}" for value in values)])
+    encoding = ["", f"{units['flops'].encode:.3f}", *[""] * len(seconds)]
+    rows.append(["encoding, once a task phase", *encoding])
+    return (
+        "## Cost of an epoch, that of the full gradient being 1\n\n"
+        "Parameters: the paper's estimate, the share of them that backpropagation "
+        "passes through. Operations: XLA's count of the compiled steps, SG. Time: of "
+        "an epoch of all seeds with its evaluation, after the training, phases in "
+        f"turns, the fastest of {COST_ROUNDS} rounds.\n\n"
+        f"{tables.markdown_table(header, rows)}"
+    )
 
 
-def _seconds(
-    summary: Mapping[Run, Mapping[str, Any]], optimizer: str, moving: str
-) -> float:
-    """Returns the median time of an epoch, NaN if there was none."""
-    times = [
-        entry["seconds_per_epoch"][moving]
-        for run, entry in summary.items()
-        if run.optimizer == optimizer and moving in entry["seconds_per_epoch"]
-    ]
-    return statistics.median(times) if times else math.nan
+def draw_figures(
+    table: pd.DataFrame, runs: Sequence[Run], units: Units, source: str, out: Path
+) -> None:
+    """Draws losses (the paper's figures 3, 4, 6 to 9) and learning rates (figure 5)."""
+    for optimizer, rate, group in groups_of(runs):
+        losses, rates = collections.defaultdict(list), {}
+        for run, colour in zip(group, itertools.cycle(COLOURS)):
+            own = select(table, **run._asdict())
+            each = by_epoch(own, "learning_rate")
+            epochs, seeds = np.arange(1, len(each) + 1), each.shape[1]
+            axes = {"epoch": epochs}
+            for unit, costs in units.items():
+                axes[MEDIANS[f"cost_by_{unit}"]] = costs.until(len(each), run.length)
+            for loss, (by, x) in itertools.product(LOSSES, axes.items()):
+                y = by_epoch(own, loss)
+                some = np.isfinite(y).any(axis=1)  # nanmedian warns where there is none
+                curve = Curve(run.title, x[some], y[some], colour, middle=np.nanmedian)
+                losses[f"{LOSSES[loss]}, {by}"].append(curve)
+            lines = zip(each.T[:, :, None], itertools.cycle(COLOURS))
+            rates[run.title] = [  # one under the other, so that equal ones are seen
+                Curve(f"seed {seed}", epochs, y, colour, width=4 - 3 * seed / seeds)
+                for seed, (y, colour) in enumerate(lines)
+            ]
+        bands = "line: median of the seeds, band: minimum to maximum"
+        for kind, panels, title, xlabel in (
+            ("losses", losses, f"Losses ({bands})", "epoch, or cost in epochs"),
+            ("learning_rates", rates, "Learning rates", "epoch"),
+        ):
+            draw_panels(
+                out / f"{kind}_{optimizer}_{rate:g}.png",
+                panels,
+                xlabel=xlabel,
+                ylabel=kind.replace("_", " "),
+                title=f"{title}, starting learning rate {rate:g}. {source}",
+                log=True,
+            )

@@ -10,18 +10,16 @@ epoch of the heads costs their share of the parameters. Programs are compiled, n
 """
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from experiments.ate_sg import mammography as ate_mammography
-from experiments.ate_sg import synthetic as ate_synthetic
-from experiments.ate_sg import wireless as ate_wireless
+from experiments.ate_sg import mammography, synthetic, wireless
+from experiments.ate_sg.classifiers import Classifier
 from experiments.ate_sg.costs import NO_CODE, parameter_costs
-from experiments.ate_sg.phases import Problem, make_steps
+from experiments.ate_sg.training import make_steps
 from experiments.bench.machine import one_of
 from experiments.lab.batches import take
 from experiments.lab.tables import markdown_table
@@ -29,10 +27,10 @@ from mtlopt import Run, block_step
 
 # The experiments of the paper, and options that make just enough data for a batch.
 NETWORKS = {
-    "synthetic": (ate_synthetic.EXPERIMENT, {"points": 1_000}),
-    "wireless": (ate_wireless.EXPERIMENT, {"signals_each": 120}),
+    "synthetic": (synthetic, {"points": 1_000}),
+    "wireless": (wireless, {"signals_each": 120}),
     "mammography": (
-        ate_mammography.EXPERIMENT,
+        mammography,
         {"train_images": 32, "validation_images": 1, "test_images": 1},
     ),
 }
@@ -45,22 +43,21 @@ class Count(NamedTuple):
     temporary_bytes: float
 
 
-def count_steps(problem: Problem, batch_size: int) -> dict[str, Count]:
+def count_steps(problem: Classifier, batch_size: int) -> dict[str, Count]:
     """Counts a step of every phase, and the encoding of a batch."""
-    optimizers, steps = make_steps(problem, "sgd")
-    model = jax.eval_shape(problem.init, jax.random.key(0))
+    phases = make_steps(problem, "sgd")
+    model = jax.eval_shape(problem.init, 0)
     batch = jax.eval_shape(
-        lambda split: take(split, jnp.arange(batch_size)), problem.train
+        lambda split: take(split, jnp.arange(batch_size)), problem.splits["train"]
     )
     z = jax.eval_shape(problem.encode, model, batch)
+    steps = {name: step for name, (_, step) in phases.items()}
     runs = {
-        name: Run(
-            model.params, jax.eval_shape(optimizer.init, model.params), model.stats
-        )
-        for name, optimizer in optimizers.items()
+        name: Run(model[0], jax.eval_shape(transform.init, model[0]), model[1])
+        for name, (transform, _) in phases.items()
     }
     # The heads alone move, but on a batch that the step encodes anew.
-    heads = block_step(problem.oracle, optimizers["task"], "task")
+    heads = block_step(problem.oracle, phases["task"][0], "task")
     return {
         "both": _count(steps["full"], runs["full"], None, batch),
         "shared": _count(steps["shared"], runs["shared"], None, batch),
@@ -78,7 +75,7 @@ def _count(function: Callable[..., Any], *args: Any) -> Count:
     return Count(counts["flops"], memory.temp_size_in_bytes)
 
 
-def table(problem: Problem, batch_size: int) -> str:
+def table(problem: Classifier, batch_size: int) -> str:
     """Returns a network's Markdown table, and the cost of cycles."""
     counts = count_steps(problem, batch_size)
     paper = parameter_costs(problem)
@@ -120,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for name in parser.parse_args(argv).networks or NETWORKS:
         experiment, small = NETWORKS[name]
-        settings = dataclasses.replace(experiment.full, **small)
+        settings = experiment.Settings(**{**experiment.FULL, **small})
         problem, _ = experiment.load(settings)
         print(f"### {name}, batch {settings.batch_size}\n")
         print(table(problem, settings.batch_size), flush=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +42,16 @@ class Curve:
       x: `[points]`.
       y: `[points, seeds]`: the line is the mean, the band from minimum to maximum.
       colour: of both.
+      width: of the line; a wide one shows under a narrow one.
+      middle: what the line is instead of the mean.
     """
 
     label: str
-    x: Sequence[float]
+    x: Any
     y: Any
     colour: str
+    width: float = 1.4
+    middle: Callable[..., Any] = np.mean
 
 
 def draw_panels(
@@ -159,8 +163,8 @@ def draw_curve(axis: "Axes", curve: Curve) -> None:
     values = np.where(np.isfinite(values), values, np.nan)
     axis.fill_between(
         curve.x,
-        values.min(axis=1),
-        values.max(axis=1),
+        np.fmin.reduce(values, axis=1),  # which ignores NaN
+        np.fmax.reduce(values, axis=1),
         color=curve.colour,
         alpha=0.2,
         linewidth=0,
@@ -168,9 +172,9 @@ def draw_curve(axis: "Axes", curve: Curve) -> None:
     marker = "o" if len(curve.x) <= 12 else None
     axis.plot(
         curve.x,
-        values.mean(axis=1),
+        curve.middle(values, axis=1),
         color=curve.colour,
-        linewidth=1.4,
+        linewidth=curve.width,
         marker=marker,
         markersize=3,
         label=curve.label,

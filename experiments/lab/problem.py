@@ -22,7 +22,7 @@ class Problem:
     Attributes:
       oracle: gradients, `oracle(params, batch, state)`, in training mode.
       init: from a seed to the initial parameters and model state, in arrays of their
-        own, so that they may be donated.
+        own, so that they may be donated. The seed may be traced.
       network: `network(params, state)`, the module in evaluation mode.
       labels: who owns which leaf of the parameters.
       splits: by name, pytrees with a leading axis of examples.
@@ -74,13 +74,15 @@ def make_problem(
     shapes = nnx.eval_shape(functools.partial(build, jax.random.key(0)))
     _, _, oracle, merge = of_modules.pure(shapes)
 
-    @functools.cache  # initialising takes longer than a short run
     def built(seed: int) -> tuple[PyTree, PyTree]:
         params, state, _, _ = of_modules.pure(build(jax.random.key(seed)))
         return params, state
 
+    once = functools.cache(built)  # initialising takes longer than a short run
+
     def init(seed: int) -> tuple[PyTree, PyTree]:
-        return jax.tree.map(jnp.copy, built(seed))
+        make = built if isinstance(seed, jax.Array) else once
+        return jax.tree.map(jnp.copy, make(seed))
 
     def network(params: PyTree, state: PyTree) -> Any:
         model = merge(params, state)

@@ -55,7 +55,8 @@ class Stream:
     def __init__(self, folder: RunFolder, name: str):
         self._path = folder.path / f"{name}.csv"
         self._path.unlink(missing_ok=True)
-        self._rows: list[Row] = []
+        self._columns: list[str] = []
+        self._rows: list[tuple[Any, ...]] = []  # millions: a dictionary is large
         self._events = (
             Events(folder.path / "tensorboard") if folder.tensorboard else None
         )
@@ -66,11 +67,12 @@ class Stream:
         if not new:
             return
         with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(new[0]))
+            self._columns = self._columns or list(new[0])
+            writer = csv.DictWriter(file, self._columns)
             if not self._rows:
                 writer.writeheader()
             writer.writerows(new)
-        self._rows += new
+        self._rows += [tuple(row[name] for name in self._columns) for row in new]
         if self._events is not None:
             self._events.append(new)
 
@@ -78,7 +80,7 @@ class Stream:
         """Closes the event files, and returns the table."""
         if self._events is not None:
             self._events.close()
-        return pd.DataFrame(self._rows)
+        return pd.DataFrame(self._rows, columns=self._columns)
 
 
 class Events:

@@ -180,11 +180,13 @@ def _message(page: str) -> str:
 
 
 def _check_positive(settings: Options, default: Options) -> None:
-    """Numbers that were given must be positive; a default may be 0, for all."""
+    """What was given must be there, and positive; a default may be 0, for all."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if value == getattr(default, field.name):
             continue
+        if value == ():
+            raise UsageError(f"{option(field.name)} must have at least one value.")
         for number in value if isinstance(value, tuple) else (value,):
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
             if is_number and not 0 < number < float("inf"):

@@ -1,6 +1,5 @@
 """Training in phases: against loops by hand, and by what callbacks of Keras do."""
 
-import csv
 import dataclasses
 import functools
 from pathlib import Path
@@ -9,35 +8,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
+from flax import nnx
 
-from experiments.ate_sg import phases
-from experiments.ate_sg import runs as ate_runs
-from experiments.ate_sg.classifiers import INPUTS, make_problem, one_of, yes_or_no
+from experiments.ate_sg.classifiers import INPUTS, ONE_OF, make_classifier, yes_or_no
 from experiments.ate_sg.costs import Costs, count_params, flop_costs, parameter_costs
-from experiments.ate_sg.figures import draw_figures
 from experiments.ate_sg.mammography import NETWORKS
 from experiments.ate_sg.mammography import TASKS as MAMMOGRAPHY_TASKS
-from experiments.ate_sg.phases import Model, Schedule, Trainer, moving_at
-from experiments.ate_sg.report import make_report, summarize
-from experiments.ate_sg.runs import Run, run_all
+from experiments.ate_sg.report import by_epoch, draw_figures, make_tables, summarize
+from experiments.ate_sg.training import OPTIMIZERS, Phases, Run, Settings, moving_at
 from experiments.data.quadrants import load_quadrants
-from experiments.lab.batches import epoch_order, take
-from experiments.lab.checkpoints import Checkpoints
+from experiments.lab import loop
+from experiments.lab.batches import epoch_order, num_examples, take
+from experiments.lab.folder import RunFolder
+from experiments.lab.pace import Patience
+from experiments.lab.tables import select
 from mtlopt.models import MultiTaskMLP, ResNet, SignalNet
+from tests.experiments.test_pace import callbacks_of_keras
 
-TASKS = {"quad": one_of(4), "circ": yes_or_no()}
-SCHEDULE = Schedule(
+TASKS = {"quad": ONE_OF, "circ": yes_or_no()}
+SETTINGS = Settings(
     epochs=40, seeds=3, batch_size=32, stop_patience=5, plateau_patience=2
 )
-LENGTHS = (None, 1, 2)
+LENGTHS = (0, 1, 2)
+UNITS = {"parameters": Costs(1.0, 0.5, 0.0), "flops": Costs(0.8, 0.2, 0.1)}
 
 
 def mlp_problem(width=8, num_points=200):
     data = load_quadrants(num_points)
     heads = {"quad": (width, 4), "circ": (width, 1)}
-    return make_problem(
-        lambda rngs: MultiTaskMLP(trunk=(width,), heads=heads, rngs=rngs),
+    return make_classifier(
+        lambda key: MultiTaskMLP(trunk=(width,), heads=heads, rngs=nnx.Rngs(key)),
         TASKS,
         [
             {INPUTS: split.points, "quad": split.quadrants, "circ": split.circles}
@@ -51,26 +53,34 @@ def problem():
     return mlp_problem()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def trainers(problem):
-    """Makes each trainer once: nearly all the time is compilation."""
-    make = functools.cache(functools.partial(Trainer, problem))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ate_runs, "Trainer", lambda _, *args: make(args[0], SCHEDULE))
-        yield lambda optimizer="sgd": make(optimizer, SCHEDULE)
+@pytest.fixture(scope="module")
+def phases(problem):
+    """Makes each once: nearly all the time is compilation."""
+    return functools.cache(lambda name="sgd": Phases(problem, SETTINGS, name))
 
 
-def run_epochs(trainer, length, num, learning_rate):
-    """Yields the state, on the host, and the record before and after each epoch."""
-    state = trainer.init(length)
-    for epoch in range(num):
-        moving = moving_at(epoch, length)
+@pytest.fixture(scope="module")
+def by_hand(problem):
+    """Losses and the gradient of their sum, of one seed, by `jax.grad`."""
+
+    def losses(params, batch):
+        model = (params, {})
+        return jnp.mean(problem.losses(model, problem.encode(model, batch), batch), 1)
+
+    def total(params, batch):
+        return jnp.sum(losses(params, batch))
+
+    return jax.jit(losses), jax.jit(jax.grad(total))
+
+
+def run_epochs(phases, length, num, rate):
+    """Yields the states before and after each epoch, on the host, and its values."""
+    training = phases.training(Run("sgd", rate, length))
+    state = training.start()
+    for number in range(num):
         before = jax.tree.map(np.array, state)
-        features = trainer.features(state) if moving == "task" else None
-        state, record, _ = trainer.run_epoch(
-            state, moving, epoch, learning_rate, features
-        )
-        yield moving, before, jax.tree.map(np.array, state), record
+        state, values = training.epoch(state, number, lambda *_: None)
+        yield moving_at(number, length), before, jax.tree.map(np.array, state), values
 
 
 def seed_of(tree, seed):
@@ -86,56 +96,49 @@ def same_bits(left, right):
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_epochs_equal_a_loop_by_hand(problem, trainers, length, optimizer):
+def test_epochs_equal_a_loop_by_hand(problem, phases, by_hand, length, optimizer):
     """Gradients of the summed loss by `jax.grad`, moved by plain Optax, by block."""
     rate, num_epochs = 0.01, 4
-
-    @jax.jit
-    def losses(params, batch):
-        model = Model(params, {})
-        return jnp.mean(problem.losses(model, problem.encode(model, batch), batch), 1)
-
-    total = jax.jit(jax.grad(lambda params, batch: jnp.sum(losses(params, batch))))
-    tx = phases.OPTIMIZERS[optimizer](rate)
+    losses, gradient = by_hand
+    tx = OPTIMIZERS[optimizer](rate)
     blocks = {"shared": ["encoder"], "task": ["heads"], "full": ["encoder", "heads"]}
-    *_, (_, _, found, record) = run_epochs(
-        trainers(optimizer), length, num_epochs, rate
-    )
+    *_, (_, _, found, values) = run_epochs(phases(optimizer), length, num_epochs, rate)
+    splits = problem.splits
 
     for seed in range(3):
-        params = problem.init(jax.random.key(seed)).params
+        params, _ = problem.init(seed)
         states = {block: tx.init(params[block]) for block in params}
         for epoch in range(num_epochs):
-            rows = epoch_order(problem.num_train, 32, 3, epoch)[seed]
+            rows = epoch_order(num_examples(splits["train"]), 32, 3, epoch)[seed]
             means = []
             for row in rows:
-                batch = take(problem.train, row)
+                batch = take(splits["train"], row)
                 means.append(losses(params, batch))
-                grads = total(params, batch)
+                grads = gradient(params, batch)
                 for block in blocks[moving_at(epoch, length)]:
                     updates, states[block] = tx.update(grads[block], states[block])
                     moved = optax.apply_updates(params[block], updates)
                     params = {**params, block: moved}
         for a, b in zip(
-            jax.tree.leaves(found.model.params), jax.tree.leaves(params), strict=True
+            jax.tree.leaves(found.run.params), jax.tree.leaves(params), strict=True
         ):
             np.testing.assert_allclose(a[seed], b, atol=2e-5)
         expected = np.mean(means, axis=0)
-        np.testing.assert_allclose(record.train_loss[seed], expected, rtol=1e-4)
-        expected = losses(params, problem.validation)
-        np.testing.assert_allclose(record.validation_loss[seed], expected, rtol=1e-4)
+        np.testing.assert_allclose(values["train_loss"][seed], expected, rtol=1e-4)
+        expected = losses(params, splits["validation"])
+        np.testing.assert_allclose(values["validation_loss"][seed], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_what_does_not_move_keeps_its_bits(trainers, length):
+def test_what_does_not_move_keeps_its_bits(phases, length):
     """In a phase the other block's parameters and optimizer state are untouched."""
-    for moving, before, after, _ in run_epochs(trainers("adam"), length, 4, 0.01):
+    for moving, before, after, _ in run_epochs(phases("adam"), length, 4, 0.01):
         for block in ("encoder", "heads"):
             moves = moving in ("full", {"encoder": "shared", "heads": "task"}[block])
-            old, new = before.model.params[block], after.model.params[block]
+            old, new = before.run.params[block], after.run.params[block]
             assert same_bits(old, new) != moves
-        if length is not None:
-            states = (s.opt_state.inner_state.inner_states for s in (before, after))
+        if length:
+            states = (s.run.opt_state.inner_state.inner_states for s in (before, after))
             # Beside Adam's own state only the learning rate is there, which is set.
             old, new = (
                 {label: state.inner_state for label, state in own.items()}
@@ -145,103 +148,131 @@ def test_what_does_not_move_keeps_its_bits(trainers, length):
             assert same_bits(old["quad"], new["quad"]) == (moving == "shared")
 
 
-def test_seeds_equal_single_seed_runs(problem, trainers):
+def test_seeds_equal_single_seed_runs(problem, phases):
     """Seed 0 of three, and a run of seed 0 alone, agree to rounding; seeds differ."""
-    alone = Trainer(problem, "sgd", dataclasses.replace(SCHEDULE, seeds=1))
+    alone = Phases(problem, dataclasses.replace(SETTINGS, seeds=1), "sgd")
     for (*_, one), (*_, three) in zip(
-        run_epochs(alone, None, 3, 0.1),
-        run_epochs(trainers(), None, 3, 0.1),
-        strict=True,
+        run_epochs(alone, 0, 3, 0.1), run_epochs(phases(), 0, 3, 0.1), strict=True
     ):
-        for a, b in zip(one, three, strict=True):
-            np.testing.assert_allclose(a[0], b[0], rtol=1e-4)
-        assert (three.validation_loss[0] != three.validation_loss[1]).all()
+        for name in three:
+            np.testing.assert_allclose(one[name][0], three[name][0], rtol=1e-4)
+        losses = three["validation_loss"]
+        assert (losses[0] != losses[1]).all()
 
 
-def callbacks_of_keras(losses, schedule, learning_rate):
-    """ReduceLROnPlateau and EarlyStopping, as documented, from validation losses.
-
-    Yields the learning rate of each epoch; returns the best epoch.
-    """
-    rate, waited, lowest = learning_rate, 0, np.inf
-    best, best_epoch, patience = np.inf, 0, 0
-    rates = []
-    for epoch, loss in enumerate(losses, start=1):
-        rates.append(rate)
-        if loss < lowest - 1e-4:
-            lowest, waited = loss, 0
-        else:
-            waited += 1
-            if waited >= schedule.plateau_patience:
-                rate, waited = 0.75 * rate, 0
-        if loss < best:
-            best, best_epoch, patience = loss, epoch, 0
-        else:
-            patience += 1
-            if patience >= schedule.stop_patience:
-                break
-    return rates, best_epoch
-
-
-@pytest.mark.parametrize("length", [None, 2])
-def test_plateaus_and_stopping_are_those_of_keras(trainers, length):
+@pytest.mark.parametrize("length", [0, 2])
+def test_plateaus_and_stopping_are_those_of_keras(phases, length):
     """Each seed for itself: rates, last epoch, best epoch; then it stands still."""
-    epochs = list(run_epochs(trainers(), length, 40, 2.0))
-    losses = np.array([np.sum(record.validation_loss, 1) for *_, record in epochs])
-    rates = np.array([record.learning_rate for *_, record in epochs])
-    running = np.array([record.running for *_, record in epochs])
+    epochs = list(run_epochs(phases(), length, 40, 2.0))
+    losses = np.array([np.sum(own["validation_loss"], 1) for *_, own in epochs])
+    rates = np.array([own["learning_rate"] for *_, own in epochs])
     states = [after for _, _, after, _ in epochs]
+    patience = Patience(5, 2, 0.75, 1e-4)
     stops = []
     for seed in range(3):
-        expected, best_epoch = callbacks_of_keras(losses[:, seed], SCHEDULE, 2.0)
+        expected, best_epoch = callbacks_of_keras(losses[:, seed], patience)
         stop = len(expected)
         stops.append(stop)
+        expected = 2 * np.array(expected)
         np.testing.assert_allclose(rates[:stop, seed], expected, rtol=1e-6)
-        assert running[:, seed].tolist() == [True] * stop + [False] * (40 - stop)
+        assert np.isnan(rates[stop:, seed]).all()
+        assert np.isnan(losses[stop:, seed]).all()
         own = seed_of(states[-1], seed)
-        assert (own.epochs, own.best_epoch) == (stop, best_epoch)
-        best = seed_of(states[best_epoch - 1].model, seed)
-        assert same_bits(own.best_model, best)
+        assert (own.pace.epochs, own.pace.best.epoch) == (stop, best_epoch)
+        best = seed_of(states[best_epoch - 1].run, seed)
+        assert same_bits(own.pace.best.model, (best.params, best.state))
         # All but the learning rate, which is set and then read by nobody.
         at_stop = seed_of(states[stop - 1], seed)
         assert same_bits(own, at_stop)
     assert min(stops) < 40
 
 
-def test_a_broken_run_stops_without_a_best_epoch(problem, trainers, tmp_path):
+def test_a_broken_run_stops_without_a_best_epoch(phases, tmp_path):
     """NaN is no lower loss: after the patience the initial model is the best.
 
-    The run ends with its last seed, so does the CSV; tables and figures hold.
+    The run ends with its last seed, so does the table; tables and figures hold.
     """
-    initial = trainers().init(None).model
-    *_, (_, _, last, _) = run_epochs(trainers(), None, 7, 1e30)
-    assert last.epochs.tolist() == [5] * 3
-    assert last.best_epoch.tolist() == [0] * 3
-    assert same_bits(last.best_model, initial)
+    run = Run("sgd", 1e30, 0)
+    initial = phases().start("full").run
+    *_, (_, _, last, _) = run_epochs(phases(), 0, 7, 1e30)
+    assert last.pace.epochs.tolist() == [5] * 3
+    assert last.pace.best.epoch.tolist() == [0] * 3
+    assert same_bits(last.pace.best.model, (initial.params, initial.state))
 
-    run = Run("sgd", 1e30, None)
-    results = run_all(problem, [run], SCHEDULE, PRICES, tmp_path)
-    assert len(results[run].history.seconds) == 5
-    assert [row["epoch"] for row in read_csv(tmp_path)] == [
-        epoch for epoch in "12345" for _ in range(3)
-    ]
-    report = make_report(summarize(results, PRICES), PRICES, tuple(TASKS), {}, ["x"])
-    assert "nan" in report
-    draw_figures(results, PRICES, "x", tmp_path)
+    with folder(tmp_path / "out") as out:
+        table = loop.train([phases().training(run)], 40, tuple(TASKS), out)
+    assert table["epoch"].max() == 5
+    summary = summarize(table, [run], UNITS)
+    assert summary["epochs"].tolist() == [5] * 3
+    assert "nan" in make_tables(summary, [run], {})
+    draw_figures(table, [run], UNITS, "x", tmp_path)
     assert (tmp_path / "losses_sgd_1e+30.png").exists()
 
 
-def test_test_scores_are_those_of_the_best_model(problem, trainers):
-    trainer = trainers()
-    state = trainer.init(None)
+def by_definition(classes, labels):
+    """Precision, recall and F1, class by class, with a 0 for 0 / 0."""
+    total = np.zeros(3)
+    for c in range(4):
+        true = np.sum((classes == c) & (labels == c))
+        predicted, size = np.sum(classes == c), np.sum(labels == c)
+        precision = true / predicted if predicted else 0
+        recall = true / size if size else 0
+        f1 = 2 * precision * recall / (precision + recall) if true else 0
+        total += size / len(labels) * np.array([precision, recall, f1])
+    return total
+
+
+# Predictions, labels, and precision, recall and F1.
+BY_HAND = {
+    "all right": ([0, 1, 2], [0, 1, 2], (1, 1, 1)),
+    "all wrong": ([1, 0], [0, 1], (0, 0, 0)),
+    "two of three": ([0, 0, 1], [0, 1, 1], (5 / 6, 2 / 3, 2 / 3)),
+    # Classes of 1, 2 and 3 samples; t = 1, 1, 2 and p = 2, 1, 3.
+    "three sizes": (
+        [0, 0, 1, 2, 2, 2],
+        [0, 2, 1, 1, 2, 2],
+        (1 / 12 + 2 / 6 + 3 / 6 * 2 / 3, 4 / 6, 1 / 6 * 2 / 3 + 2 / 6 * 2 / 3 + 3 / 9),
+    ),
+    # Class 1 is never predicted and class 2 never comes.
+    "never predicted": ([0, 0, 2, 0], [0, 0, 1, 1], (1 / 3, 1 / 2, 2 / 5)),
+}
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_scores_by_hand(problem, case):
+    """All answers of a task are one list; a seed for each row of predictions."""
+    classes, labels, expected = BY_HAND[case]
+    classes, labels = np.array(classes), np.array(labels)
+    np.testing.assert_allclose(by_definition(classes, labels), expected)
+    found = problem.scores(
+        {"quad": np.array([classes, labels]), "circ": np.array([[classes]] * 2)},
+        {"quad": labels, "circ": labels[None]},
+    )
+    for name, value in zip(("precision", "recall", "f1"), expected, strict=True):
+        expected = [[value, value], [1, value]]
+        np.testing.assert_allclose(found[f"test_{name}"], expected)
+
+
+def test_test_scores_are_those_of_the_best_model(problem, phases):
+    state = phases().start("full")
     for epoch in range(2):
-        state, *_ = trainer.run_epoch(state, "full", epoch, 0.1)
-    scores = trainer.test_scores(state)
+        state, _ = phases().epoch(state, "full", epoch, 0.1)
+    found = phases().finish(state)
+    test = problem.splits["test"]
     for seed in range(3):
-        model = seed_of(state.best_model, seed)
-        z = problem.encode(model, problem.test)
-        for metric, values in problem.scores(model, z, problem.test).items():
-            np.testing.assert_allclose(scores[metric][seed], values, rtol=1e-6)
+        model = seed_of(state.pace.best.model, seed)
+        heads = problem.network(*model).heads
+        z = problem.encode(model, test)
+        classes = {
+            "quad": jnp.argmax(heads["quad"](z), 1),
+            "circ": heads["circ"](z) > 0,
+        }
+        for place, task in enumerate(TASKS):
+            expected = by_definition(np.ravel(classes[task]), np.ravel(test[task]))
+            own = [
+                found[f"test_{m}"][seed, place] for m in ("precision", "recall", "f1")
+            ]
+            np.testing.assert_allclose(own, expected, rtol=1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -253,26 +284,26 @@ def norm_problem():
         images = rng.normal(size=(num, 8, 8, 1)).astype(np.float32)
         return {INPUTS: images, "a": (images.mean((1, 2, 3)) > 0).astype(np.int32)}
 
-    def make_model(rngs):
-        return ResNet(
-            (1,), {"a": (1,)}, width=2, in_channels=1, small_images=True, rngs=rngs
-        )
+    def build(key):
+        small = {"width": 2, "in_channels": 1, "small_images": True}
+        return ResNet((1,), {"a": (1,)}, **small, rngs=nnx.Rngs(key))
 
-    return make_problem(make_model, {"a": yes_or_no()}, [split(10)] * 3)
+    return make_classifier(build, {"a": yes_or_no()}, [split(10)] * 3)
 
 
 def test_statistics_move_with_the_shared_parameters_only(norm_problem):
     """And features are those of evaluation mode, by the statistics that stand still."""
-    trainer = Trainer(norm_problem, "sgd", Schedule(4, 2, 4, 350, 50))
-    for moving, before, after, _ in run_epochs(trainer, 1, 4, 0.1):
-        stand = same_bits(before.model.stats, after.model.stats)
+    phases = Phases(norm_problem, Settings(epochs=4, seeds=2, batch_size=4), "sgd")
+    for moving, before, after, _ in run_epochs(phases, 1, 4, 0.1):
+        stand = same_bits(before.run.state, after.run.state)
         assert stand == (moving == "task")
         if moving == "task":
-            features = trainer.features(jax.tree.map(jnp.asarray, before))
+            before = jax.tree.map(jnp.asarray, before)
+            features = phases.features(before)
             for seed in range(2):
-                model = seed_of(before.model, seed)
-                z = norm_problem.encode(model, norm_problem.train)
-                np.testing.assert_allclose(features.train[seed], z, atol=1e-6)
+                model = seed_of((before.run.params, before.run.state), seed)
+                z = norm_problem.encode(model, norm_problem.splits["train"])
+                np.testing.assert_allclose(features[0][seed], z, atol=1e-6)
 
 
 @pytest.mark.parametrize("labels", [1, 3])
@@ -291,21 +322,21 @@ def test_weighted_binary_losses_are_the_formula(labels):
 
 
 @pytest.mark.parametrize(
-    ("make_model", "tasks", "counts"),
+    ("build", "tasks", "counts"),
     [
-        (lambda rngs: MultiTaskMLP(rngs=rngs), TASKS, (526_848, 1_580_037)),
+        (lambda key: MultiTaskMLP(rngs=nnx.Rngs(key)), TASKS, (526_848, 1_580_037)),
         (
-            lambda rngs: SignalNet(rngs=rngs),
-            {"mod": one_of(6), "sig": one_of(8)},
+            lambda key: SignalNet(rngs=nnx.Rngs(key)),
+            {"mod": ONE_OF, "sig": ONE_OF},
             (12_928, 26_382),
         ),
         (NETWORKS["resnet50"], MAMMOGRAPHY_TASKS, (23_534_592, 26_891_892)),
     ],
     ids=["synthetic", "wireless", "mammography"],
 )
-def test_parameter_costs_are_the_papers(make_model, tasks, counts):
+def test_parameter_costs_are_the_papers(build, tasks, counts):
     """Tables 1, 4 and 7, the last without its 53,120 statistics."""
-    problem = make_problem(make_model, tasks, [{}, {}, {}])
+    problem = make_classifier(build, tasks, [{}, {}, {}])
     assert count_params(problem) == counts
     costs = parameter_costs(problem)
     assert costs.task == 1 - counts[0] / counts[1]
@@ -313,7 +344,7 @@ def test_parameter_costs_are_the_papers(make_model, tasks, counts):
 
 
 def test_the_small_network_has_about_the_papers_share():
-    problem = make_problem(NETWORKS["small"], MAMMOGRAPHY_TASKS, [{}, {}, {}])
+    problem = make_classifier(NETWORKS["small"], MAMMOGRAPHY_TASKS, [{}, {}, {}])
     assert 0.1 < parameter_costs(problem).task < 0.25
 
 
@@ -337,76 +368,54 @@ def test_costs_add_up():
     np.testing.assert_allclose(costs.until(5, 2), expected)
 
 
-RUNS = (Run("sgd", 0.1, 2), Run("sgd", 0.1, None))
-SHORT = dataclasses.replace(SCHEDULE, epochs=6)
-PRICES = {"parameters": Costs(1.0, 0.5, 0.0), "flops": Costs(0.8, 0.2, 0.1)}
+def folder(out: Path) -> RunFolder:
+    return RunFolder(dataclasses.replace(SETTINGS, out=str(out)), resume=True)
 
 
-def run(problem, out: Path):
-    out.mkdir(exist_ok=True)
-    return run_all(problem, RUNS, SHORT, PRICES, out)
-
-
-def without_times(result):
-    return {**vars(result), "history": {**vars(result.history), "seconds": None}}
-
-
-def read_csv(out: Path):
-    with (out / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        del row["seconds_all_seeds"]
-    return rows
+RUNS = (Run("sgd", 0.1, 2), Run("sgd", 0.1, 0))
 
 
 @pytest.fixture(scope="module")
-def whole(problem, tmp_path_factory):
-    """An uninterrupted run: its folder and its results."""
-    out = tmp_path_factory.mktemp("whole")
-    return out, run(problem, out)
+def whole(phases, tmp_path_factory):
+    """The table of an uninterrupted run."""
+    with folder(tmp_path_factory.mktemp("whole")) as out:
+        trainings = map(phases().training, RUNS)
+        return loop.train(trainings, 6, tuple(TASKS), out)
 
 
-# Of the first run's six epochs: in a shared phase, at its end, in a task phase, at its
-# end; and in the second run.
-@pytest.mark.parametrize("saves", [1, 2, 3, 4, 8])
-def test_killed_run_resumes_to_the_bit(problem, whole, tmp_path, monkeypatch, saves):
-    save, done = Checkpoints.save, []
+# Of the first run's six epochs: in a shared phase, and before a task phase, in it and
+# after it, whose features are encoded again.
+@pytest.mark.parametrize("die_at", [1, 2, 3, 4])
+def test_killed_run_resumes_to_the_bit(phases, whole, tmp_path, monkeypatch, die_at):
+    first, last = map(phases().training, RUNS)
 
-    def save_and_die(self, *args):
-        save(self, *args)
-        done.append(args[0])
-        if len(done) == saves:
+    def epoch(state, number, progress):
+        if number == die_at:
             raise KeyboardInterrupt
+        return first.epoch(state, number, progress)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ate_runs, "CHECKPOINT_SECONDS", 0)
-        patch.setattr(ate_runs.Checkpoints, "save", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            run(problem, tmp_path)
-    resumed = run(problem, tmp_path)
-    out, expected = whole
-    for key in RUNS:
-        assert without_times(resumed[key]) == without_times(expected[key])
-    assert read_csv(tmp_path) == read_csv(out)
-
-
-def test_finished_run_is_not_trained_again(problem, whole, monkeypatch):
-    out, expected = whole
-    monkeypatch.setattr(Trainer, "run_epoch", None)
-    assert run(problem, out) == expected
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    dies = dataclasses.replace(first, epoch=epoch)
+    with folder(tmp_path) as out, pytest.raises(KeyboardInterrupt):
+        loop.train([dies], 6, tuple(TASKS), out)
+    with folder(tmp_path) as out:
+        trainings = [phases().training(RUNS[0]), last]
+        resumed = loop.train(trainings, 6, tuple(TASKS), out)
+    pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
 
 
-def test_csv_has_a_row_for_each_run_epoch_and_seed(whole):
-    rows = read_csv(whole[0])
-    keys = [(row["phase_epochs"], row["epoch"], row["seed"]) for row in rows]
-    assert keys == [
-        (length, epoch, seed)
-        for length in ("2", "")
-        for epoch in "123456"
-        for seed in "012"
-    ]
-    assert [row["moving"] for row in rows[::3]] == [
-        *["shared"] * 2, *["task"] * 2, *["shared"] * 2, *["full"] * 6
-    ]  # fmt: skip
-    cost = [float(row["cost_by_parameters"]) for row in rows[::3]]
-    assert cost == [1, 2, 2.5, 3, 4, 5, 1, 2, 3, 4, 5, 6]
+def test_numbers_of_the_table(phases, whole):
+    """A number for each run, epoch and seed; losses summed, and costs by phase."""
+    for run in RUNS:
+        *_, (*_, values) = run_epochs(phases(), run.length, 6, 0.1)
+        found = by_epoch(select(whole, **run._asdict()), "validation_loss")
+        assert found.shape == (6, 3)
+        expected = np.asarray(values["validation_loss"], float).sum(1)
+        np.testing.assert_array_equal(found[-1], expected)
+    summary = summarize(whole, RUNS, UNITS)
+    costs = {2: [1, 2, 2.5, 3, 4, 5], 0: [1, 2, 3, 4, 5, 6]}
+    for run in RUNS:
+        own = summary[summary["training"] == run.title]
+        best, cost = own["best_epoch"].tolist(), own["cost_by_parameters"].tolist()
+        assert cost == [costs[run.length][epoch - 1] for epoch in best]
+        assert own["epochs"].tolist() == [6] * 3

@@ -1,0 +1,66 @@
+"""The pace of a run: its learning rate falls on plateaus, and in the end it stops.
+
+All of it is for one run, and runs under `jit` and `vmap`, each run for itself.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.lab.best import Best, keep_best, no_best
+
+PyTree = Any
+
+
+class Pace(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+      best: the epoch with the lowest loss so far; its score is the loss times -1.
+      plateau: state of `optax.contrib.reduce_on_plateau`.
+      epochs: number of epochs trained.
+    """
+
+    best: Best
+    plateau: Any
+    epochs: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How long a run waits for a lower loss.
+
+    Attributes:
+      stop: epochs without one after which the run stops.
+      plateau: epochs without one after which its learning rate falls.
+      factor: by which the learning rate falls.
+      min_delta: the least fall of the loss that ends a plateau.
+    """
+
+    stop: int
+    plateau: int
+    factor: float
+    min_delta: float
+
+    def start(self, model: tuple[PyTree, PyTree]) -> Pace:
+        """Returns the pace before the first epoch of parameters and model state."""
+        plateau = self._plateau().init(model[0])
+        return Pace(no_best(model), plateau, jnp.zeros([], jnp.int32))
+
+    def after(self, pace: Pace, model: PyTree, loss: jax.Array) -> Pace:
+        """Returns the pace after an epoch, from its model and validation loss."""
+        _, plateau = self._plateau().update((), pace.plateau, value=loss)
+        epochs = pace.epochs + 1
+        return Pace(keep_best(pace.best, model, -loss, epochs), plateau, epochs)
+
+    def goes_on(self, pace: Pace) -> jax.Array:
+        """Returns whether the run still learns, bool `[]`."""
+        return pace.epochs - pace.best.epoch < self.stop
+
+    def _plateau(self) -> optax.GradientTransformationExtraArgs:
+        return optax.contrib.reduce_on_plateau(
+            factor=self.factor, patience=self.plateau, rtol=0.0, atol=self.min_delta
+        )
