@@ -1,21 +1,20 @@
 """Forty attributes by ResNet-18: Senushkin et al., 2023 (Aligned-MTL), on CelebA."""
 
 import functools
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
+from flax import nnx
 
 from experiments.lab.figures import COLOURS, STYLE, finish, pyplot
-from experiments.lab.vision.data import Data
+from experiments.lab.tables import read_table, select
 from experiments.lab.vision.experiment import Experiment, Settings, run
-from experiments.lab.vision.problems import Problem, make_problem
-from experiments.lab.vision.report import read_table
-from experiments.lab.vision.tasks import ACCURACY, attribute_tasks
-from experiments.lab.vision.training import Run, Schedule
-from experiments.mtl_io.celeba_data import load_attributes
+from experiments.lab.vision.report import Titles, in_order
+from experiments.mtl_io.attributes import ACCURACY, attribute_tasks, load_attributes
+from mtlopt.models import ResNet, celeba_resnet18, stack_heads
 
 DESCRIPTION = """\
 Forty yes-or-no attributes of images by a ResNet-18 with a linear head of two classes
@@ -27,14 +26,8 @@ stand-in for the faces of CelebA: numbers on them say nothing about photographs.
 it, CelebA is read. The learning rate is constant here; the paper's falls.
 """
 
-METHODS = (
-    "sum_tasks",
-    "uncertainty",
-    "gradnorm",
-    "pcgrad",
-    "mgda_ub",
-    "aligned_mtl_ub",
-)
+METHODS = ("sum_tasks", "uncertainty", "gradnorm", "pcgrad")
+METHODS += ("mgda_ub", "aligned_mtl_ub")
 FULL_METHODS = (*METHODS, "mgda", "aligned_mtl")
 PAPER = read_table(
     ("accuracy",),
@@ -50,46 +43,37 @@ PAPER = read_table(
 )
 
 
-def make(settings: Settings, data: Data) -> Problem:
-    """Returns the problem, with the paper's ResNet-18 or a small one."""
-    from flax import nnx
-
-    from mtlopt.models import ResNet, celeba_resnet18, stack_heads
-
-    names = data.train.tasks
-
-    def build(key: jax.Array) -> Any:
-        if settings.full:
-            return celeba_resnet18(len(names), rngs=nnx.Rngs(key))
-        heads = {f"attribute{i}": (2,) for i in range(len(names))}
-        return stack_heads(
-            ResNet((1, 1), heads, width=8, small_images=True, rngs=nnx.Rngs(key))
-        )
-
-    tasks = attribute_tasks(names, (ACCURACY,), outputs=2)
-    return make_problem(build, tasks, stacked=True)
+def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> Any:
+    """Returns the paper's ResNet-18 or a small one."""
+    rngs = nnx.Rngs(key)
+    if not settings.small:
+        return celeba_resnet18(len(names), rngs=rngs)
+    heads = {f"attribute{i}": (2,) for i in range(len(names))}
+    return stack_heads(ResNet((1, 1), heads, width=8, small_images=True, rngs=rngs))
 
 
-def draw_radar(runs: Mapping[str, Sequence[Run]], source: str, out: Path) -> None:
+def draw_radar(chosen: pd.DataFrame, titles: Titles, source: str, out: Path) -> None:
     """Draws the error of each attribute, a ring for each method (Fig. 4)."""
-    names = [name for name in next(iter(runs.values()))[0].test if "error_" in name]
+    own = chosen[chosen["name"].str.startswith("test_error_")]
+    names = list(own["name"].unique())
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(
             figsize=(7.5, 8), subplot_kw={"projection": "polar"}, layout="constrained"
         )
-        for index, (title, each) in enumerate(runs.items()):
-            errors = [100 * np.mean([run.test[name] for run in each]) for name in names]
+        for index, method in enumerate(in_order(own)):
+            means = select(own, method=method).groupby("name")["value"].mean()
+            errors = [100 * means[name] for name in names]
             axis.plot(
                 [*angles, angles[0]],
                 [*errors, errors[0]],
                 color=COLOURS[index % len(COLOURS)],
                 linestyle="-" if index < len(COLOURS) else "--",
                 linewidth=1,
-                label=title,
+                label=titles[method],
             )
-        labels = [name.removeprefix("error_") for name in names]
+        labels = [name.removeprefix("test_error_") for name in names]
         axis.set_xticks(angles, labels, fontsize=6)
         finish(
             figure, [axis], f"Test error by attribute [%]. {source}", out / "radar.png"
@@ -100,10 +84,17 @@ def draw_radar(runs: Mapping[str, Sequence[Run]], source: str, out: Path) -> Non
 EXPERIMENT = Experiment(
     name="aligned_mtl.celeba",
     description=DESCRIPTION,
-    quick=Schedule(METHODS, 4, 2, 32, (1e-3, 1e-2)),
-    full=Schedule(FULL_METHODS, 20, 10, 256, (1e-4, 5e-4, 1e-3)),
+    quick=Settings(methods=METHODS, batch_size=32),
+    full={
+        "methods": FULL_METHODS,
+        "epochs": 20,
+        "seeds": 10,
+        "batch_size": 256,
+        "learning_rates": (1e-4, 5e-4, 1e-3),
+    },
     load=load_attributes,
-    make=make,
+    tasks=functools.partial(attribute_tasks, metrics=(ACCURACY,), outputs=2),
+    build=build,
     num_tasks=40,
     stacked=True,
     paper=lambda _: PAPER,

@@ -4,16 +4,24 @@ import functools
 from typing import Any
 
 import jax
+from flax import nnx
 
 from experiments.data.cityscapes import CLASSES, load_cityscapes
 from experiments.data.rendered import load_streets
 from experiments.data.rendered_samples import rendered_samples, street_labels
-from experiments.lab.vision.data import Data, hold_out, make_data
+from experiments.data.samples import Samples
+from experiments.lab.tables import read_table
+from experiments.lab.vision import losses, metrics
+from experiments.lab.vision.data import hold_out
 from experiments.lab.vision.experiment import Experiment, Settings, run
-from experiments.lab.vision.problems import Problem, make_problem
-from experiments.lab.vision.report import read_table
-from experiments.lab.vision.tasks import street_tasks
-from experiments.lab.vision.training import Schedule
+from experiments.lab.vision.problem import (
+    SEGMENTATION_METRICS,
+    Metric,
+    Task,
+    segmentation,
+    separate,
+)
+from mtlopt.models import PyramidResNet
 
 DESCRIPTION = """\
 Segmentation in 19 classes, the way to the centre of each instance, and disparity on
@@ -28,16 +36,8 @@ here (the labels of its own are secret), and a tenth of its train split is held 
 network is pretrained here, and the learning rate is constant.
 """
 
-METHODS = (
-    "sum_tasks",
-    "gradnorm",
-    "mgda_ub",
-    "pcgrad",
-    "aligned_mtl",
-    "aligned_mtl_ub",
-    "sgd",
-    "fbls",
-)
+METHODS = ("sum_tasks", "gradnorm", "mgda_ub", "pcgrad")
+METHODS += ("aligned_mtl", "aligned_mtl_ub", "sgd", "fbls")
 FULL_METHODS = (*METHODS, "uncertainty", "mgda", "ius", "io")
 # Disparity "up to scale", so not in our unit.
 PAPER = read_table(
@@ -52,47 +52,72 @@ PAPER = read_table(
     aligned_mtl_ub 66.07 10.54 0.3213
     """,
 )
-_QUICK_SIZE, _FULL_SIZE = (48, 96), (256, 512)
+# The network learns offsets and disparities in units of so many pixels, so that the
+# three losses are of one order.
+PIXELS = 10.0
 
 
-def load(settings: Settings) -> Data:
+def load(settings: Settings) -> dict[str, Samples]:
     """Reads Cityscapes, or draws streets."""
-    size = _FULL_SIZE if settings.full else _QUICK_SIZE
+    size = (48, 96) if settings.small else (256, 512)
     if settings.data_dir is None:
-        numbers = (500, 100, 100) if settings.full else (64, 16, 32)
-        streets = load_streets(*numbers, size=size)
-        return make_data(rendered_samples(streets, street_labels), streets.source)
-    train, test = (
-        load_cityscapes(settings.data_dir, split, size=size)
-        for split in ("train", "val")
-    )
-    return make_data(hold_out(train, test), train.source)
+        numbers = (64, 16, 32) if settings.small else (500, 100, 100)
+        return rendered_samples(load_streets(*numbers, size=size), street_labels)
+    read = functools.partial(load_cityscapes, settings.data_dir, size=size)
+    return hold_out(read("train"), read("val"))
 
 
-def make(settings: Settings, data: Data) -> Problem:
-    """Returns the problem, with the paper's network or a small one."""
-    del data
-    from flax import nnx
+def in_pixels(name: str, error: str) -> Task:
+    """Returns a task of quantities in pixels, and the name of its error."""
 
-    from mtlopt.models import PyramidResNet
+    def loss(out: jax.Array, label: jax.Array) -> jax.Array:
+        return losses.l1(out, label / PIXELS)
 
+    def count(out: jax.Array, label: jax.Array) -> Any:
+        return metrics.count_errors(out * PIXELS, label)
+
+    def scores(sums: Any) -> dict[str, jax.Array]:
+        return {name: metrics.error_scores(sums)[error]}
+
+    return Task(loss, count, scores, lambda out: out * PIXELS)
+
+
+TASKS = separate(
+    {
+        "segmentation": segmentation(len(CLASSES)),
+        "instances": in_pixels("offset", "absolute"),
+        "disparity": in_pixels("disparity", "square"),
+    },
+    (
+        SEGMENTATION_METRICS[0],
+        Metric("offset", "instance error [px]", "instances", False),
+        Metric("disparity", "disparity MSE [px²]", "disparity", False),
+    ),
+)
+
+
+def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> PyramidResNet:
+    """Returns the paper's network or a small one."""
+    del names
+    heads = {"segmentation": len(CLASSES), "instances": 2, "disparity": 1}
     small = {"stages": (1, 1, 1), "bottleneck": False, "width": 4}
-    sizes: dict[str, Any] = {} if settings.full else small
-
-    def build(key: jax.Array) -> PyramidResNet:
-        heads = {"segmentation": len(CLASSES), "instances": 2, "disparity": 1}
-        return PyramidResNet(heads, rngs=nnx.Rngs(key), **sizes)
-
-    return make_problem(build, street_tasks(len(CLASSES)))
+    sizes: dict[str, Any] = small if settings.small else {}
+    return PyramidResNet(heads, rngs=nnx.Rngs(key), **sizes)
 
 
 EXPERIMENT = Experiment(
     name="aligned_mtl.cityscapes3",
     description=DESCRIPTION,
-    quick=Schedule(METHODS, 4, 2, 8, (1e-3, 1e-2)),
-    full=Schedule(FULL_METHODS, 100, 3, 8, (1e-4, 1e-3, 1e-2, 1e-1)),
+    quick=Settings(methods=METHODS),
+    full={
+        "methods": FULL_METHODS,
+        "epochs": 100,
+        "seeds": 3,
+        "learning_rates": (1e-4, 1e-3, 1e-2, 1e-1),
+    },
     load=load,
-    make=make,
+    tasks=lambda _: TASKS,
+    build=build,
     num_tasks=3,
     paper=lambda _: PAPER,
     table="Table 3 of Senushkin et al., 2023",

@@ -1,18 +1,23 @@
 """The pose of a camera in a room: Senushkin et al., 2023 (Aligned-MTL), on 7-Scenes."""
 
+import dataclasses
 import functools
+from typing import Any, Literal
 
 import jax
+import numpy as np
+from flax import nnx
 
 from experiments.data.rendered import load_room_views
 from experiments.data.rendered_samples import pose_labels, rendered_samples
+from experiments.data.samples import Samples
 from experiments.data.seven_scenes import SCENES, load_seven_scenes
-from experiments.lab.vision.data import Data, hold_out, make_data
-from experiments.lab.vision.experiment import Experiment, Settings, run
-from experiments.lab.vision.problems import Problem, make_problem
+from experiments.lab.vision import experiment, losses, metrics
+from experiments.lab.vision.data import hold_out
+from experiments.lab.vision.experiment import Experiment, run
+from experiments.lab.vision.problem import Metric, Task, separate
 from experiments.lab.vision.report import Paper
-from experiments.lab.vision.tasks import pose_tasks
-from experiments.lab.vision.training import Schedule
+from mtlopt.models import ResNet, pose_resnet34
 
 DESCRIPTION = """\
 The place and the rotation of a camera in a known room, by a ResNet-34 with two linear
@@ -25,19 +30,8 @@ train frames is held out. Images are not cropped here, and the learning rate is
 constant; the paper crops at random and lowers the rate.
 """
 
-METHODS = (
-    "sum_tasks",
-    "uncertainty",
-    "gradnorm",
-    "pcgrad",
-    "mgda",
-    "mgda_ub",
-    "aligned_mtl",
-    "aligned_mtl_ub",
-    "ius",
-    "io",
-    "single",
-)
+METHODS = ("sum_tasks", "uncertainty", "gradnorm", "pcgrad", "mgda", "mgda_ub")
+METHODS += ("aligned_mtl", "aligned_mtl_ub", "ius", "io", "single")
 # Table 6, mean of ten seeds: metres, then degrees, of each scene in `SCENES`.
 _TABLE = """
 sum_tasks      0.49 0.91 1.03 0.68 0.70 0.90 0.55 6.26 11.75 13.08  8.26  6.68  8.72 11.81
@@ -49,7 +43,19 @@ uncertainty    0.19 0.37 0.29 0.26 0.26 0.29 0.46 9.04 15.44 18.69 10.60 10.19 1
 aligned_mtl    0.26 0.53 0.63 0.26 0.35 0.29 0.59 7.47 14.40 18.95  9.14  7.72  9.58 14.08
 aligned_mtl_ub 0.20 0.48 0.50 0.29 0.31 0.32 0.58 5.81 12.18 13.58  9.03  6.31  9.38 12.26
 """  # noqa: E501
-_QUICK_SIZE, _FULL_SIZE = (48, 64), (256, 341)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(experiment.Settings):
+    """As in the other vision experiments.
+
+    Attributes:
+      scene: that of the run.
+    """
+
+    scene: Literal[
+        "chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs"
+    ] = "chess"
 
 
 def paper(settings: Settings) -> Paper:
@@ -62,48 +68,63 @@ def paper(settings: Settings) -> Paper:
     }
 
 
-def load(settings: Settings) -> Data:
+def load(settings: Settings) -> dict[str, Samples]:
     """Reads a scene, or draws a room from many places."""
-    size = _FULL_SIZE if settings.full else _QUICK_SIZE
+    size, scene = (48, 64) if settings.small else (256, 341), settings.scene
     if settings.data_dir is None:
-        numbers = (1000, 100, 400) if settings.full else (160, 32, 64)
-        place = SCENES.index(settings.scene)
-        views = load_room_views(*numbers, room=place, size=size)
-        return make_data(rendered_samples(views, pose_labels), views.source)
-    train, test = (
-        load_seven_scenes(settings.data_dir, settings.scene, split, size=size)
-        for split in ("train", "test")
-    )
-    return make_data(hold_out(train, test), train.source)
+        numbers = (160, 32, 64) if settings.small else (1000, 100, 400)
+        views = load_room_views(*numbers, room=SCENES.index(scene), size=size)
+        return rendered_samples(views, pose_labels)
+    read = functools.partial(load_seven_scenes, settings.data_dir, scene, size=size)
+    return hold_out(read("train"), read("test"))
 
 
-def make(settings: Settings, data: Data) -> Problem:
-    """Returns the problem, with the paper's ResNet-34 or a small one."""
-    del data
-    from flax import nnx
+def error(name: str, loss: Any, count: Any) -> Task:
+    """Returns a task whose metric is the median of the errors of all frames."""
 
-    from mtlopt.models import ResNet, pose_resnet34
+    def scores(errors: np.ndarray) -> dict[str, Any]:
+        return {name: np.nanmedian(errors)}  # NaN is for frames past the end
 
-    def build(key: jax.Array) -> ResNet:
-        if settings.full:
-            return pose_resnet34(rngs=nnx.Rngs(key))
-        heads = {"translation": (3,), "rotation": (4,)}
-        return ResNet((1, 1, 1), heads, width=8, rngs=nnx.Rngs(key))
+    return Task(loss, count, scores, join=np.concatenate)
 
-    return make_problem(build, pose_tasks())
+
+TASKS = separate(
+    {
+        "translation": error("translation", losses.translation_loss, metrics.distances),
+        "rotation": error("rotation", losses.rotation_loss, metrics.rotation_angles),
+    },
+    (
+        Metric("translation", "median translation [m]", "translation", False, 1, 3),
+        Metric("rotation", "median rotation [°]", "rotation", False),
+    ),
+)
+
+
+def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> ResNet:
+    """Returns the paper's ResNet-34 or a small one."""
+    del names
+    if not settings.small:
+        return pose_resnet34(rngs=nnx.Rngs(key))
+    heads = {"translation": (3,), "rotation": (4,)}
+    return ResNet((1, 1, 1), heads, width=8, rngs=nnx.Rngs(key))
 
 
 EXPERIMENT = Experiment(
     name="aligned_mtl.seven_scenes",
     description=DESCRIPTION,
-    quick=Schedule(METHODS, 6, 2, 16, (1e-3, 1e-2)),
-    full=Schedule(METHODS, 120, 10, 128, (1e-4, 1e-3, 1e-2)),
+    quick=Settings(methods=METHODS, epochs=6, batch_size=16),
+    full={
+        "epochs": 120,
+        "seeds": 10,
+        "batch_size": 128,
+        "learning_rates": (1e-4, 1e-3, 1e-2),
+    },
     load=load,
-    make=make,
+    tasks=lambda _: TASKS,
+    build=build,
     num_tasks=2,
     paper=paper,
     table="Table 6 of Senushkin et al., 2023",
-    scenes=SCENES,
 )
 
 main = functools.partial(run, EXPERIMENT)

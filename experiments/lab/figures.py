@@ -59,30 +59,36 @@ def draw_panels(
     panels: Mapping[str, Sequence[Curve]],
     *,
     xlabel: str,
-    ylabel: str,
     title: str,
+    ylabel: str = "",
     log: bool = False,
+    at_points: bool = False,
+    common: bool = True,
 ) -> None:
-    """Draws small multiples: a panel for each method, on common axes.
+    """Draws small multiples: a panel for each method or quantity.
 
     Args:
       path: the PNG file.
       panels: from a panel's title to its curves.
       xlabel: label of the horizontal axes.
-      ylabel: label of the vertical axes.
       title: title of the figure.
+      ylabel: label of the vertical axes.
       log: whether the vertical axis is logarithmic.
+      at_points: whether the horizontal axis is logarithmic, with ticks at the points of
+        the first curve, as for learning rates; else it counts, as for epochs.
+      common: whether the panels have a common vertical axis.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
+    width, height = (3.1, 2.5) if at_points else (2.6, 1.75)
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
             rows,
             columns,
-            figsize=(0.6 + 2.6 * columns, 1.0 + 1.75 * rows),
+            figsize=(0.6 + width * columns, 1.0 + height * rows),
             sharex=True,
-            sharey=True,
+            sharey=common,
             squeeze=False,
             layout="constrained",
         )
@@ -90,18 +96,20 @@ def draw_panels(
         for axis, (name, curves) in zip(axes, panels.items(), strict=False):
             axis.set_title(name)
             axis.grid(axis="y", color=FAINT, linewidth=0.4)
-            if log:
-                axis.set_yscale("log")
             for curve in curves:
                 draw_curve(axis, curve)
+            if log:
+                axis.set_yscale("log")
+                readable_log_axis(axis)
+            if at_points:
+                _ticks_at(axis, curves[0].x)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         for axis in axes[len(panels) - columns : len(panels)]:
             axis.tick_params(labelbottom=True)
             axis.set_xlabel(xlabel)
-        whole_numbers(axes[0])
-        if log:
-            readable_log_axis(axes[0])
+        if not at_points:
+            whole_numbers(axes[0])
         figure.supylabel(ylabel, fontsize=9, color=_INK)
         finish(figure, axes, title, path)
         plt.close(figure)
@@ -195,6 +203,13 @@ def readable_log_axis(axis: "Axes") -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _ticks_at(axis: "Axes", points: Sequence[float]) -> None:
+    axis.set_xscale("log")
+    axis.set_xticks(list(points), [f"{point:g}" for point in points], minor=False)
+    axis.set_xticks([], minor=True)
+    axis.tick_params(axis="both", which="both", labelsize=7)
 
 
 def finish(figure: Any, axes: Sequence["Axes"], title: str, path: Path) -> None:

@@ -24,13 +24,14 @@ class Problem:
       init: from a seed to the initial parameters and model state, in arrays of their
         own, so that they may be donated. The seed may be traced.
       network: `network(params, state)`, the module in evaluation mode.
+        With `train=True`, in training mode.
       labels: who owns which leaf of the parameters.
       splits: by name, pytrees with a leading axis of examples.
     """
 
     oracle: mtlopt.Oracle
     init: Callable[[int], tuple[PyTree, PyTree]]
-    network: Callable[[PyTree, PyTree], Any]
+    network: Callable[..., Any]
     labels: Mapping[str, str]
     splits: Mapping[str, Any]
 
@@ -84,9 +85,10 @@ def make_problem(
         make = built if isinstance(seed, jax.Array) else once
         return jax.tree.map(jnp.copy, make(seed))
 
-    def network(params: PyTree, state: PyTree) -> Any:
+    def network(params: PyTree, state: PyTree, *, train: bool = False) -> Any:
         model = merge(params, state)
-        model.eval()
+        if not train:
+            model.eval()
         return model
 
     return Problem(oracle, init, network, labels, splits)

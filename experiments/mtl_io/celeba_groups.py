@@ -4,14 +4,12 @@ import functools
 from typing import Any
 
 import jax
+from flax import nnx
 
-from experiments.lab.vision.data import Data
+from experiments.lab.tables import read_table
 from experiments.lab.vision.experiment import Experiment, Settings, run
-from experiments.lab.vision.problems import Problem, make_problem
-from experiments.lab.vision.report import read_table
-from experiments.lab.vision.tasks import ERROR, F1, attribute_tasks
-from experiments.lab.vision.training import Schedule
-from experiments.mtl_io.celeba_data import load_attributes
+from experiments.mtl_io.attributes import ERROR, F1, attribute_tasks, load_attributes
+from mtlopt.models import CelebaCNN, stack_heads
 
 DESCRIPTION = """\
 Forty yes-or-no attributes of images by a convolutional network of nine layers. Tasks
@@ -61,29 +59,27 @@ DISTANCES = {
 }
 
 
-def make(settings: Settings, data: Data) -> Problem:
-    """Returns the problem, with the paper's network or a narrow one."""
-    from flax import nnx
-
-    from mtlopt.models import CelebaCNN, stack_heads
-
-    names, width = data.train.tasks, 64 if settings.full else 4
-
-    def build(key: jax.Array) -> Any:
-        heads = {name.replace(" ", "_"): (1,) for name in names}
-        return stack_heads(CelebaCNN(heads, width=width, rngs=nnx.Rngs(key)))
-
-    tasks = attribute_tasks(names, (ERROR, F1), outputs=1)
-    return make_problem(build, tasks, stacked=True)
+def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> Any:
+    """Returns the paper's network or a narrow one."""
+    heads = {name.replace(" ", "_"): (1,) for name in names}
+    width = 4 if settings.small else 64
+    return stack_heads(CelebaCNN(heads, width=width, rngs=nnx.Rngs(key)))
 
 
 EXPERIMENT = Experiment(
     name="mtl_io.celeba_groups",
     description=DESCRIPTION,
-    quick=Schedule(METHODS, 4, 2, 32, (1e-3, 1e-2)),
-    full=Schedule(FULL_METHODS, 15, 3, 256, (1e-5, 1e-4, 5e-4, 1e-3, 5e-3)),
+    quick=Settings(methods=METHODS, batch_size=32),
+    full={
+        "methods": FULL_METHODS,
+        "epochs": 15,
+        "seeds": 3,
+        "batch_size": 256,
+        "learning_rates": (1e-5, 1e-4, 5e-4, 1e-3, 5e-3),
+    },
     load=load_attributes,
-    make=make,
+    tasks=functools.partial(attribute_tasks, metrics=(ERROR, F1), outputs=1),
+    build=build,
     num_tasks=40,
     stacked=True,
     paper=lambda _: PAPER,

@@ -4,18 +4,21 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from experiments.data.cityscapes import CATEGORIES, load_cityscapes
 from experiments.data.rendered import load_streets
 from experiments.data.rendered_samples import rendered_samples, street_groups
 from experiments.data.samples import Sample, Samples, make_sample
-from experiments.lab.vision.data import Data, hold_out, make_data
+from experiments.lab.tables import read_table
+from experiments.lab.vision import metrics
+from experiments.lab.vision.data import hold_out
 from experiments.lab.vision.experiment import Experiment, Settings, run
-from experiments.lab.vision.problems import Problem, make_problem
-from experiments.lab.vision.report import read_table
-from experiments.lab.vision.tasks import category_tasks
-from experiments.lab.vision.training import Schedule
+from experiments.lab.vision.losses import binary_cross_entropy
+from experiments.lab.vision.problem import SEGMENTATION_METRICS, ByTask, Tasks
+from mtlopt.models import UNet
 
 DESCRIPTION = """\
 Seven tasks of one nature on images of streets: each of seven categories of pixels
@@ -47,23 +50,19 @@ DISTANCES = {
     "ius": (8102.39, 262.68, 30.85),
     "io": (8438.78, 277.29, 30.44),
 }
-_QUICK_SIZE, _FULL_SIZE = (32, 64), (128, 256)
 
 
-def load(settings: Settings) -> Data:
+def load(settings: Settings) -> dict[str, Samples]:
     """Reads Cityscapes, or draws streets."""
-    size = _FULL_SIZE if settings.full else _QUICK_SIZE
+    size = (32, 64) if settings.small else (128, 256)
     if settings.data_dir is None:
-        numbers = (2975, 300, 500) if settings.full else (80, 16, 32)
-        streets = load_streets(*numbers, size=size)
-        splits, source = rendered_samples(streets, street_groups), streets.source
+        numbers = (80, 16, 32) if settings.small else (2975, 300, 500)
+        samples = rendered_samples(load_streets(*numbers, size=size), street_groups)
     else:
-        train, test = (
-            load_cityscapes(settings.data_dir, split, size=size, num_classes=7)
-            for split in ("train", "val")
-        )
-        splits, source = hold_out(train, test), train.source
-    return make_data({name: one_each(part) for name, part in splits.items()}, source)
+        folder = settings.data_dir
+        read = functools.partial(load_cityscapes, folder, size=size, num_classes=7)
+        samples = hold_out(read("train"), read("val"))
+    return {name: one_each(part) for name, part in samples.items()}
 
 
 def one_each(samples: Samples) -> Samples:
@@ -81,29 +80,50 @@ def one_each(samples: Samples) -> Samples:
     return Samples(samples.names, read, samples.source)
 
 
-def make(settings: Settings, data: Data) -> Problem:
-    """Returns the problem, with the paper's U-Net or a small one."""
-    del data
-    from flax import nnx
+def predicted(outputs: ByTask) -> jax.Array:
+    """Returns the category with the highest logit."""
+    logits = [outputs[name] for name in CATEGORIES]
+    return metrics.classes_of(jnp.concatenate(logits, axis=-1))
 
-    from mtlopt.models import UNet
 
-    sizes: dict[str, Any] = {} if settings.full else {"width": 4, "depth": 2}
+def count(outputs: ByTask, labels: ByTask) -> jax.Array:
+    """Returns the confusion matrix of one segmentation."""
+    whole = jnp.stack([labels[name] for name in CATEGORIES], axis=-1)
+    there = jnp.all(whole >= 0, axis=-1)
+    classes = jnp.where(there, jnp.argmax(whole, axis=-1), -1)
+    return metrics.count_classes(predicted(outputs), classes, len(CATEGORIES))
 
-    def build(key: jax.Array) -> UNet:
-        return UNet(dict.fromkeys(CATEGORIES, 1), rngs=nnx.Rngs(key), **sizes)
 
-    return make_problem(build, category_tasks(CATEGORIES))
+TASKS = Tasks(
+    losses=dict.fromkeys(CATEGORIES, binary_cross_entropy),
+    classified=CATEGORIES,
+    count=count,
+    scores=lambda parts: metrics.segmentation_scores(metrics.total(parts)),
+    metrics=tuple(metric._replace(task="") for metric in SEGMENTATION_METRICS),
+    draw={"categories": predicted},
+)
+
+
+def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> UNet:
+    """Returns the paper's U-Net or a small one."""
+    sizes: dict[str, Any] = {"width": 4, "depth": 2} if settings.small else {}
+    return UNet(dict.fromkeys(names, 1), rngs=nnx.Rngs(key), **sizes)
 
 
 EXPERIMENT = Experiment(
     name="mtl_io.cityscapes7",
     description=DESCRIPTION,
-    quick=Schedule(METHODS, 4, 2, 8, (2e-3, 1e-2)),
-    # The paper does not say how long.
-    full=Schedule(FULL_METHODS, 200, 3, 24, (1e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3)),
+    quick=Settings(methods=METHODS, learning_rates=(2e-3, 1e-2)),
+    full={
+        "methods": FULL_METHODS,
+        "epochs": 200,  # the paper does not say how long
+        "seeds": 3,
+        "batch_size": 24,
+        "learning_rates": (1e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3),
+    },
     load=load,
-    make=make,
+    tasks=lambda _: TASKS,
+    build=build,
     num_tasks=len(CATEGORIES),
     paper=lambda _: PAPER,
     table="Table 2 of Pascal et al., 2021",

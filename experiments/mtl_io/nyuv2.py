@@ -4,16 +4,24 @@ import functools
 from typing import Any
 
 import jax
+from flax import nnx
 
 from experiments.data.nyuv2 import CLASSES, load_nyuv2
 from experiments.data.rendered import load_rooms
 from experiments.data.rendered_samples import rendered_samples, room_labels
-from experiments.lab.vision.data import Data, hold_out, make_data
+from experiments.data.samples import Samples
+from experiments.lab.tables import read_table
+from experiments.lab.vision import losses, metrics
+from experiments.lab.vision.data import hold_out
 from experiments.lab.vision.experiment import Experiment, Settings, run
-from experiments.lab.vision.problems import Problem, make_problem
-from experiments.lab.vision.report import read_table
-from experiments.lab.vision.tasks import room_tasks
-from experiments.lab.vision.training import Schedule
+from experiments.lab.vision.problem import (
+    SEGMENTATION_METRICS,
+    Metric,
+    Task,
+    segmentation,
+    separate,
+)
+from mtlopt.models import UNet
 
 DESCRIPTION = """\
 Three tasks of different nature on images of rooms: segmentation in 13 classes, depth
@@ -27,29 +35,18 @@ photographs. With it, NYUv2 is read: the labelled file or the preprocessed folde
 MTAN; a tenth of its train split is held out for validation.
 """
 
-METHODS = (
-    "sum_tasks",
-    "ius",
-    "io",
-    "gradnorm",
-    "pcgrad",
-    "mgda_ub",
-    "aligned_mtl",
-    "aligned_mtl_ub",
-    "roaming",
-    "single",
-)
-_METRICS = (
-    "mean_iou",
-    "pixel_accuracy",
-    "absolute",
-    "relative",
-    "mean_angle",
-    "median_angle",
+METHODS = ("sum_tasks", "ius", "io", "gradnorm", "pcgrad", "mgda_ub")
+METHODS += ("aligned_mtl", "aligned_mtl_ub", "roaming", "single")
+METRICS = (
+    *SEGMENTATION_METRICS,
+    Metric("absolute", "depth error [m]", "depth", False, 1, 3),
+    Metric("relative", "relative depth error [%]", "depth", False, 100),
+    Metric("mean_angle", "mean angle [°]", "normals", False),
+    Metric("median_angle", "median angle [°]", "normals", False),
 )
 # Table 1. Its depth errors have no unit.
 PAPER = read_table(
-    _METRICS,
+    [metric.name for metric in METRICS],
     """
     sum_tasks 24.29±0.38 48.79±0.35 68.48±0.28 52.93±0.59 27.28±0.02 33.70±0.03
     ius       24.93±0.33 48.91±0.17 67.76±0.61 53.25±0.77 27.28±0.05 33.70±0.05
@@ -65,44 +62,47 @@ DISTANCES = {
     "ius": (2597.74, 67.44, 38.52),
     "io": (2769.52, 71.06, 38.97),
 }
-_QUICK_SIZE, _FULL_SIZE = (32, 48), (288, 384)
 
 
-def load(settings: Settings) -> Data:
+def load(settings: Settings) -> dict[str, Samples]:
     """Reads NYUv2, or draws rooms."""
-    size = _FULL_SIZE if settings.full else _QUICK_SIZE
+    size = (32, 48) if settings.small else (288, 384)
     if settings.data_dir is None:
-        numbers = (795, 100, 654) if settings.full else (80, 16, 32)
-        rooms = load_rooms(*numbers, size=size)
-        return make_data(rendered_samples(rooms, room_labels), rooms.source)
-    train, test = (
-        load_nyuv2(settings.data_dir, split, size=size) for split in ("train", "test")
-    )
-    return make_data(hold_out(train, test), train.source)
+        numbers = (80, 16, 32) if settings.small else (795, 100, 654)
+        return rendered_samples(load_rooms(*numbers, size=size), room_labels)
+    read = functools.partial(load_nyuv2, settings.data_dir, size=size)
+    return hold_out(read("train"), read("test"))
 
 
-def make(settings: Settings, data: Data) -> Problem:
-    """Returns the problem, with the paper's U-Net or a small one."""
-    del data
-    from flax import nnx
+TASKS = separate(
+    {
+        "segmentation": segmentation(len(CLASSES)),
+        "depth": Task(
+            losses.l1, metrics.count_errors, metrics.error_scores, lambda depth: depth
+        ),
+        "normals": Task(
+            losses.cosine_loss, metrics.count_angles, metrics.angle_scores, losses.unit
+        ),
+    },
+    METRICS,
+)
 
-    from mtlopt.models import UNet
 
-    sizes: dict[str, Any] = {} if settings.full else {"width": 8, "depth": 2}
-
-    def build(key: jax.Array) -> UNet:
-        return UNet(rngs=nnx.Rngs(key), **sizes)
-
-    return make_problem(build, room_tasks(len(CLASSES)))
+def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> UNet:
+    """Returns the paper's U-Net or a small one."""
+    del names
+    sizes: dict[str, Any] = {"width": 8, "depth": 2} if settings.small else {}
+    return UNet(rngs=nnx.Rngs(key), **sizes)
 
 
 EXPERIMENT = Experiment(
     name="mtl_io.nyuv2",
     description=DESCRIPTION,
-    quick=Schedule(METHODS, 4, 3, 8, (2e-3, 1e-2)),
-    full=Schedule(METHODS, 500, 3, 8, (1e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3)),
+    quick=Settings(methods=METHODS, seeds=3, learning_rates=(2e-3, 1e-2)),
+    full={"epochs": 500, "learning_rates": (1e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3)},
     load=load,
-    make=make,
+    tasks=lambda _: TASKS,
+    build=build,
     num_tasks=3,
     paper=lambda _: PAPER,
     table="Table 1 of Pascal et al., 2021",

@@ -9,7 +9,6 @@ from experiments.lab.vision.losses import (
     binary_cross_entropy,
     cosine_loss,
     cross_entropy,
-    inverse_depth_l1,
     l1,
     norm,
     rotation_loss,
@@ -44,21 +43,15 @@ CASES = {
     "cross_entropy": (cross_entropy, PREDICTIONS[3], CLASSES, by_softmax),
     "binary_cross_entropy": (
         binary_cross_entropy,
-        PREDICTIONS[1][..., 0],
+        PREDICTIONS[1],
         np.minimum(CLASSES, 1),
-        by_sigmoid,
+        lambda x, y: by_sigmoid(x[..., 0], y),
     ),
     "l1": (
         l1,
         PREDICTIONS[2],
         rng.normal(size=[2, 3, 2]),
         lambda x, t: np.abs(x - t).mean(axis=-1),
-    ),
-    "inverse_depth_l1": (
-        inverse_depth_l1,
-        PREDICTIONS[1],
-        rng.uniform(0.5, 9, size=[2, 3, 1]),
-        lambda x, d: np.abs(x - 1 / d)[..., 0],
     ),
     "cosine_loss": (
         cosine_loss,

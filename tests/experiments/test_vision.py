@@ -1,23 +1,23 @@
 """The vision experiments: data, problems, methods, training, the command."""
 
-import csv
-import dataclasses
 import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 from flax import nnx
 
 import mtlopt
 from experiments.__main__ import NAMES as COMMANDS
 from experiments.__main__ import main
+from experiments.aligned_mtl import cityscapes3, seven_scenes
 from experiments.data.rendered import load_room_views, load_rooms, load_streets
 from experiments.data.rendered_samples import (
     attribute_labels,
@@ -28,23 +28,24 @@ from experiments.data.rendered_samples import (
     street_labels,
 )
 from experiments.data.samples import Sample, Samples, make_sample
+from experiments.data.seven_scenes import SCENES
+from experiments.lab import loop
 from experiments.lab.settings import UsageError
-from experiments.lab.vision import training as vision_training
-from experiments.lab.vision.data import Data, Split, hold_out, make_data
-from experiments.lab.vision.experiment import Experiment, Settings, parse, run
-from experiments.lab.vision.methods import make_methods, method_names, norm_widths
-from experiments.lab.vision.problems import Problem, make_problem
-from experiments.lab.vision.report import by_rate, choose, make_rows
-from experiments.lab.vision.tasks import (
-    ERROR,
-    F1,
-    attribute_tasks,
-    category_tasks,
-    pose_tasks,
-    room_tasks,
-    street_tasks,
+from experiments.lab.tables import select
+from experiments.lab.vision import training
+from experiments.lab.vision.data import Split, hold_out
+from experiments.lab.vision.experiment import (
+    Experiment,
+    Settings,
+    load_problem,
+    read_settings,
+    run,
 )
-from experiments.lab.vision.training import History, Run, Schedule, read_run
+from experiments.lab.vision.methods import make_methods, method_names, norm_widths
+from experiments.lab.vision.problem import VisionProblem
+from experiments.lab.vision.report import choose, scores_by_method
+from experiments.mtl_io import cityscapes7, nyuv2
+from experiments.mtl_io.attributes import ERROR, F1, attribute_tasks
 from mtlopt.models.conv_norm import ConvNorm
 from mtlopt.models.layers import Conv
 from mtlopt.models.shared_encoder import SharedEncoder
@@ -80,25 +81,19 @@ class Tiny(SharedEncoder):
         )
 
 
-def make(settings: Any, data: Any) -> Problem:
-    del settings, data
-    return make_problem(lambda key: Tiny(rngs=nnx.Rngs(key)), room_tasks(13))
-
-
-def load(settings: Any) -> Data:
+def load(settings: Any) -> dict[str, Samples]:
     del settings
-    rooms = load_rooms(8, 3, 3, size=SIZE)
-    return make_data(rendered_samples(rooms, room_labels), rooms.source)
+    return rendered_samples(load_rooms(8, 3, 3, size=SIZE), room_labels)
 
 
-SCHEDULE = Schedule(METHODS, 2, 2, 4, (0.001, 0.01))
 TINY = Experiment(
     name="nyuv2",
     description="",
-    quick=SCHEDULE,
-    full=dataclasses.replace(SCHEDULE, epochs=500),
+    quick=Settings(methods=METHODS, epochs=2, batch_size=4),
+    full={"epochs": 500},
     load=load,
-    make=make,
+    tasks=lambda _: nyuv2.TASKS,
+    build=lambda settings, names, key: Tiny(rngs=nnx.Rngs(key)),
     num_tasks=3,
     paper=lambda _: {"io": {"mean_iou": "29.48±0.30"}},
     table="Table 1",
@@ -106,21 +101,20 @@ TINY = Experiment(
 
 
 @pytest.fixture(scope="module")
-def data() -> Data:
-    return load(None)
-
-
-@pytest.fixture(scope="module")
-def problem() -> Problem:
-    return make(None, None)
+def problem() -> VisionProblem:
+    return load_problem(TINY, TINY.quick)[0]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
-    out = tmp_path_factory.mktemp("whole")
+    out = tmp_path_factory.mktemp("whole") / "run"
     run(TINY, ["--out", str(out)])
     return out
+
+
+def read(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "metrics.csv", keep_default_na=False)
 
 
 # The data.
@@ -224,13 +218,12 @@ def test_a_sample_that_cannot_be_read_is_named():
 
 
 @pytest.mark.slow
-def test_scores_do_not_depend_on_the_batches(problem: Problem, data: Data):
+def test_scores_do_not_depend_on_the_batches(problem: VisionProblem):
     """A split in one batch and in padded ones: the same losses and metrics."""
-    method = make_methods(problem, 8, 2)["sum_tasks"]()
-    state = method.start(0)
+    method = make_methods(problem, ["sum_tasks"], 8, 2)["sum_tasks"]
+    state, test = method.start(0), problem.splits["test"]
     found = [
-        vision_training.Evaluator(problem, size)(method.predict, state, data.test)
-        for size in (3, 2)
+        training.make_evaluate(problem, size)(method, state, test) for size in (3, 2)
     ]
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-4)
     for name, value in found[0][1].items():
@@ -250,24 +243,25 @@ def test_scores_of_right_answers():
     pairs = {name: np.concatenate([-x, x], -1) for name, x in logits.items()}
     assert two.scores([two.count(pairs, yes)])["error"] == 0
 
-    seg = rng.integers(0, 3, [2, 4, 4])
-    one_hot = {n: np.where(seg == k, 1, 0) for k, n in enumerate("abc")}
+    names = cityscapes7.CATEGORIES
+    seg = rng.integers(0, len(names), [2, 4, 4])
+    one_hot = {name: np.where(seg == k, 1, 0) for k, name in enumerate(names)}
     maps = {name: 1.0 * label[..., None] for name, label in one_hot.items()}
-    categories = category_tasks("abc")
+    categories = cityscapes7.TASKS
     assert categories.scores([categories.count(maps, one_hot)])["mean_iou"] == 1
 
-    streets = street_tasks(3)
     labels = {"segmentation": seg, "instances": rng.normal(size=[2, 4, 4, 2])}
     labels["disparity"] = rng.normal(size=[2, 4, 4, 1])
     outputs = {task: labels[task] / 10 for task in ("instances", "disparity")}
-    outputs["segmentation"] = np.eye(3)[seg]
+    outputs["segmentation"] = np.eye(len(cityscapes3.CLASSES))[seg]
     outputs = jax.tree.map(jnp.asarray, outputs)
+    streets = cityscapes3.TASKS
     found = streets.scores([streets.count(outputs, labels)])
     np.testing.assert_allclose(
         [found["mean_iou"], found["offset"], found["disparity"]], [1, 0, 0], atol=1e-6
     )
 
-    poses = pose_tasks()
+    poses = seven_scenes.TASKS
     pose = {"translation": np.ones([3, 3]), "rotation": np.eye(4)[:3]}
     pose["translation"][2] = pose["rotation"][2] = np.nan
     moved = {"translation": np.zeros([3, 3]), "rotation": -2 * np.eye(4)[:3]}
@@ -280,13 +274,13 @@ def test_scores_of_right_answers():
 
 
 @pytest.mark.slow
-def test_absent_labels_move_no_head(problem: Problem, data: Data):
+def test_absent_labels_move_no_head(problem: VisionProblem):
     """With no depth in a batch its head stays, in a chain and in turns."""
-    batch = data.train.batch(np.arange(4))
+    batch = problem.splits["train"].batch(np.arange(4))
     batch["labels"]["depth"] = np.full_like(batch["labels"]["depth"], np.nan)
     batch["labels"]["segmentation"][:2] = -1
     for name in ("sum_tasks", "io"):
-        method = make_methods(problem, 8, 2)[name]()
+        method = make_methods(problem, [name], 8, 2)[name]
         state = method.start(0)
         after, losses = jax.jit(method.step)(
             state, batch, jnp.float32(0.1), jnp.ones(3, bool)
@@ -296,34 +290,36 @@ def test_absent_labels_move_no_head(problem: Problem, data: Data):
                 jax.tree.leaves(
                     jax.tree.map(
                         lambda a, b: bool(np.any(a != b)),
-                        state.params["heads"][task],
-                        after.params["heads"][task],
+                        state.run.params["heads"][task],
+                        after.run.params["heads"][task],
                     )
                 )
             )
-            for task in problem.names
+            for task in problem.tasks
         }
         assert moved == {"segmentation": True, "depth": False, "normals": True}
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
+        assert all(
+            np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.run.params)
+        )
         assert np.isfinite(losses).all()
 
 
 @pytest.mark.slow
-def test_statistics_move_once_a_forward_pass(problem: Problem, data: Data):
+def test_statistics_move_once_a_forward_pass(problem: VisionProblem):
     """The encoder's running mean is 0.9 of the old one, in each turn of IUS anew.
 
     A head's moves in its own turn only, and not without labels of its task.
     """
-    batch, means = data.train.batch(np.arange(4)), []
+    batch, means = problem.splits["train"].batch(np.arange(4)), []
     for name, turns in (("sum_tasks", 1), ("ius", 3)):
-        method = make_methods(problem, 8, 2)[name]()
+        method = make_methods(problem, [name], 8, 2)[name]
         step = jax.jit(method.step)
         state, rate = method.start(0), jnp.float32(0.0)
         after, _ = step(state, batch, rate, jnp.ones(3, bool))
-        moved = after.stats["encoder"]["layer"]["norm"]["mean"]
-        means.append((moved / (1 - 0.9**turns), after.stats["heads"]["depth"]))
+        moved = after.run.state["encoder"]["layer"]["norm"]["mean"]
+        means.append((moved / (1 - 0.9**turns), after.run.state["heads"]["depth"]))
         after, _ = step(state, batch, rate, jnp.array([True, False, True]))
-        for leaf in jax.tree.leaves(after.stats["heads"]["depth"]["norm"]):
+        for leaf in jax.tree.leaves(after.run.state["heads"]["depth"]["norm"]):
             assert leaf in (0, 1)
     for left, right in zip(*map(jax.tree.leaves, means), strict=True):
         assert np.all(left != 0)
@@ -331,26 +327,29 @@ def test_statistics_move_once_a_forward_pass(problem: Problem, data: Data):
 
 
 @pytest.mark.slow
-def test_uncertainty_is_told_the_kind_of_each_loss(problem: Problem):
+def test_uncertainty_is_told_the_kind_of_each_loss(problem: VisionProblem):
     """Factor 1 for a cross-entropy, 1/2 for an error."""
-    start = make_methods(problem, 4, 2)["uncertainty"]().start
-    weights = mtlopt.task_weights(start(0).opt_state)
-    factors = dict(zip(problem.names, weights.tolist(), strict=True))
+    start = make_methods(problem, ["uncertainty"], 4, 2)["uncertainty"].start
+    weights = mtlopt.task_weights(start(0).run.opt_state)
+    factors = dict(zip(problem.tasks, weights.tolist(), strict=True))
     assert factors == {"segmentation": 1.0, "depth": 0.5, "normals": 0.5}
 
 
-def test_roaming_masks_channels(problem: Problem, data: Data):
+def test_roaming_masks_channels(problem: VisionProblem):
     """Each task trains and predicts by its own channels, and statistics of its own."""
-    method = make_methods(problem, 8, 2)["roaming"]()
+    method = make_methods(problem, ["roaming"], 8, 2)["roaming"]
     state = method.start(0)
     params, _ = problem.init(0)
     assert norm_widths(params["encoder"]) == {"layer/norm": WIDTH}
     after, losses = jax.jit(method.step)(
-        state, data.train.batch(np.arange(4)), jnp.float32(0.01), jnp.ones(3, bool)
+        state,
+        problem.splits["train"].batch(np.arange(4)),
+        jnp.float32(0.01),
+        jnp.ones(3, bool),
     )
     assert np.isfinite(losses).all()
-    assert set(after.stats) == set(problem.names)
-    images = data.test.batch(np.arange(len(data.test)))["image"]
+    assert set(after.run.state) == set(problem.tasks)
+    images = problem.splits["test"].batch(np.arange(3))["image"]
     outputs = method.predict(after, images)
     assert {task: out.shape for task, out in outputs.items()} == {
         "segmentation": (3, *SIZE, 13),
@@ -360,11 +359,12 @@ def test_roaming_masks_channels(problem: Problem, data: Data):
     masks = np.asarray(after.more.masks["layer/norm"])
     assert np.all(np.sum(masks, axis=1) == WIDTH - 1)
     for channel in range(WIDTH):
-        moved = jax.tree.map(jnp.copy, after.params)
+        moved = jax.tree.map(jnp.copy, after.run.params)
         conv = moved["encoder"]["layer"]["conv"]
         conv["kernel"] = conv["kernel"].at[..., channel].add(1.0)
-        there = method.predict(after._replace(params=moved), images)
-        for task, mask in zip(problem.names, masks, strict=True):
+        run_there = after.run._replace(params=moved)
+        there = method.predict(after._replace(run=run_there), images)
+        for task, mask in zip(problem.tasks, masks, strict=True):
             is_same = np.array_equal(outputs[task], there[task])
             assert is_same == (not mask[channel]), (task, channel)
 
@@ -376,67 +376,81 @@ def test_roaming_masks_channels(problem: Problem, data: Data):
 def test_killed_and_resumed_equals_uninterrupted(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Killed within an epoch, after a checkpoint: the same rows, tests and choices."""
-    monkeypatch.setattr(vision_training, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    original, calls = vision_training.Trainer._validate, []
+    """Killed within an epoch, after a checkpoint: the same numbers and choices."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    original, calls = training.host_order, []
 
-    def validate(self: Any, *args: Any) -> None:
-        calls.append(0)
-        if len(calls) == 6:  # in the second epoch of the third run
+    def order(*args: Any) -> np.ndarray:
+        calls.append(args)
+        if len(calls) == 6:  # the second epoch of the third run
             raise KeyboardInterrupt
-        original(self, *args)
+        return original(*args)
 
-    monkeypatch.setattr(vision_training.Trainer, "_validate", validate)
+    monkeypatch.setattr(training, "host_order", order)
     argv = ["--out", str(tmp_path / "run"), "--resume", "--methods", "io"]
     with pytest.raises(KeyboardInterrupt):
         run(TINY, argv)
     run(TINY, argv)
-    names = sorted(path.name for path in (tmp_path / "run" / "runs").glob("*.json"))
-    assert len(names) == 8
-    for name in names:
-        ours, theirs = (read_run(f / "runs" / name) for f in (tmp_path / "run", whole))
-        assert ours.test == theirs.test
-        assert ours.best_epoch == theirs.best_epoch
-        for field in ("train_loss", "validation_loss", "validation", "covered"):
-            assert getattr(ours.history, field) == getattr(theirs.history, field)
-    with (tmp_path / "run" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 16
-    assert (
-        len(
-            {tuple(row[k] for k in ("method", "rate", "seed", "epoch")) for row in rows}
-        )
-        == 16
+    assert len(calls) == 6 + 2 * 8 - 5  # two methods, two rates, two seeds
+    found, expected = (
+        table[~table["name"].isin(["seconds", "compile_seconds", "temporary_bytes"])]
+        for table in (read(tmp_path / "run"), read(whole))
+    )
+    kept = expected[expected["method"].isin(["sum_tasks", "io"])]
+    pd.testing.assert_frame_equal(
+        found.reset_index(drop=True), kept.reset_index(drop=True)
     )
 
 
 @pytest.mark.slow
 def test_single_tasks_train_one_head(whole: Path):
-    """The other heads of a single-task run keep their initial outputs."""
-    runs = [read_run(path) for path in (whole / "runs").glob("single_*.json")]
-    assert {each.only for each in runs} == {"segmentation", "depth", "normals"}
-    assert all(len(each.history.train_loss[0]) == 1 for each in runs)
+    """Losses and tests of a single task are its own."""
+    table = select(read(whole), method="single")
+    assert set(table["only"]) == {"segmentation", "depth", "normals"}
+    losses = select(table, name="train_loss")
+    assert (losses["part"] == losses["only"]).all()
+    assert len(losses) == 3 * 2 * 2 * 2  # tasks, rates, seeds, epochs
+    scores = json.loads((whole / "results.json").read_text())["scores"]["single"]
+    chosen = select(choose(table), only="depth", name="test_absolute")
+    assert scores["absolute"] == chosen["value"].tolist()
 
 
 # The report.
 
 
-def made_run(method: str, rate: float, seed: int, losses: list[float], test: float):
-    history = History(validation_loss=[[loss] for loss in losses])
-    return Run(method, method, "", rate, seed, history, 1, {"error": test})
+def rows(method: str, rate: float, seed: int, loss: float, test: float) -> list[Any]:
+    keys = {"method": method, "only": "", "rate": rate, "seed": seed, "part": ""}
+    values = {"best_loss": loss, "test_error": test}
+    return [{**keys, "name": name, "value": value} for name, value in values.items()]
 
 
 def test_validation_chooses_the_rate():
-    """By the lowest validation loss, mean over seeds; not by the test, nor with NaN."""
-    runs = [
-        made_run("sum_tasks", 0.1, 0, [3.0, 1.0], 0.9),
-        made_run("sum_tasks", 0.1, 1, [3.0, 2.0], 0.8),
-        made_run("sum_tasks", 1.0, 0, [0.5, 4.0], 0.1),
-        made_run("sum_tasks", 1.0, 1, [4.0, float("nan")], 0.1),
-    ]
-    assert choose(by_rate(runs)["sum_tasks"]) == 0.1
-    (row,) = make_rows(runs, ["a"], [ERROR]).values()
-    assert row.scores == {"error": [0.9, 0.8]}
+    """By the lowest validation loss, mean over seeds; not by the test."""
+    table = pd.DataFrame(
+        rows("sum_tasks", 0.1, 0, 1.0, 0.9)
+        + rows("sum_tasks", 0.1, 1, 2.0, 0.8)
+        + rows("sum_tasks", 1.0, 0, 0.5, 0.1)
+        + rows("sum_tasks", 1.0, 1, float("inf"), 0.1)
+        + rows("single", 1.0, 0, 1.0, 0.1)
+    )
+    assert scores_by_method(choose(table), [ERROR]) == {
+        "sum_tasks": {"error": [0.9, 0.8]}
+    }
+
+
+@pytest.mark.slow
+def test_best_epoch_is_the_last_of_the_lowest_validation_loss(whole: Path):
+    """Mean over the tasks."""
+    table = read(whole)
+    keys = ["method", "only", "rate", "seed"]
+    losses = select(table, name="validation_loss")
+    means = losses.groupby([*keys, "epoch"])["value"].mean().unstack()
+    for name, expected in (
+        ("best_loss", means.min(axis=1)),
+        ("best_epoch", means.iloc[:, ::-1].idxmin(axis=1)),
+    ):
+        found = select(table, name=name).set_index(keys)["value"].sort_index()
+        np.testing.assert_allclose(found, expected.sort_index(), rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -446,30 +460,30 @@ def test_files_of_a_run(whole: Path):
         assert text in report
     results = json.loads((whole / "results.json").read_text())
     assert results["data"].startswith("rendered rooms")
-    assert list(results["rows"]) == ["single", "sum_tasks", "io", "pcgrad"]
+    assert list(results["scores"]) == ["single", "sum_tasks", "io", "pcgrad"]
+    assert set(results["costs"]["seconds"]) == {"sum_tasks", "io", "pcgrad"}
+    assert all(value > 0 for value in results["costs"]["operations"].values())
     for name in ("learning_rates", "training", "predictions_io"):
         assert matplotlib.image.imread(whole / f"{name}.png").ndim == 3
     assert not list(whole.rglob("*.partial*"))
-    assert all(each["temporary_bytes"] > 0 for each in results["runs"])
+    assert (select(read(whole), name="temporary_bytes")["value"] > 0).all()
 
 
 # The command.
 
 
-def test_the_summed_loss_is_always_a_row():
-    settings, _, _ = parse(TINY, ["--methods", "io", "mgda"])
-    assert settings.methods == ("sum_tasks", "io", "mgda")
-
-
 def test_options():
-    settings, out, start = parse(
-        TINY, ["--full", "--seeds", "5", "--learning-rates", "1", "0.1", "--resume"]
-    )
-    assert settings == Settings(METHODS, 500, 5, 4, (0.1, 1.0), full=True)
-    assert out == Path("results/nyuv2")
-    assert start.resume
+    """The summed loss is always among the methods; --full changes the sizes too."""
+    settings = read_settings(TINY, ["--methods", "io,mgda"])
+    assert settings.methods == ("sum_tasks", "io", "mgda")
+    options = ["--full", "--seeds", "5", "--learning-rates", "1", "0.1"]
+    settings = read_settings(TINY, options)
+    assert (settings.epochs, settings.seeds, settings.batch_size) == (500, 5, 4)
+    assert settings.learning_rates == (0.1, 1.0)
+    assert not settings.small
+    assert settings.out == "results/nyuv2"
     with pytest.raises(UsageError, match="--methods must name"):
-        parse(TINY, ["--methods", "none"])
+        read_settings(TINY, ["--methods", "none"])
 
 
 def test_a_batch_larger_than_the_split_is_refused(tmp_path: Path):
@@ -486,13 +500,17 @@ def test_experiments_are_whole(name: str, capsys: pytest.CaptureFixture[str]):
     assert "sum_tasks" in capsys.readouterr().out
     experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
     known = method_names(experiment.num_tasks, stacked=experiment.stacked)
-    settings, _, _ = parse(experiment, ["--data-dir", "nowhere"])
-    for each in (experiment.quick, experiment.full):
-        assert set(each.methods) <= set(known)
-        assert each.methods[0] == "sum_tasks"
+    settings = read_settings(experiment, ["--data-dir", "nowhere"])
+    for methods in (settings.methods, experiment.full.get("methods", ["sum_tasks"])):
+        assert set(methods) <= set(known)
+        assert methods[0] == "sum_tasks"
     assert set(experiment.paper(settings)) <= set(known)
     with pytest.raises(FileNotFoundError):
         experiment.load(settings)
+
+
+def test_scenes_are_those_of_the_release():
+    assert get_type_hints(seven_scenes.Settings)["scene"].__args__ == SCENES
 
 
 def test_a_trial_on_few_images(tmp_path: Path):
@@ -501,8 +519,7 @@ def test_a_trial_on_few_images(tmp_path: Path):
     out = tmp_path / "few"
     run(TINY, [*options, "--methods", "sum_tasks", "--out", str(out)])
     assert "at most 2 of each split" in (out / "report.md").read_text()
-    lines = (out / "metrics.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 2  # rates, epochs
+    assert len(select(read(out), name="seconds")) == 2 * 2  # rates, epochs
     assert (out / "predictions_sum_tasks.png").exists()
-    data = load(None).first(2)
-    assert [len(part) for part in data[:3]] == [2, 2, 2]
+    problem, _ = load_problem(TINY, read_settings(TINY, options))
+    assert [len(split) for split in problem.splits.values()] == [2, 2, 2]

@@ -1,12 +1,11 @@
 """Images and labels of a vision experiment: rendered, or of a release."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from experiments.data.samples import Samples
-from experiments.lab.cli import UsageError
+from experiments.lab.settings import UsageError
 
 _HELD_OUT = 0.1  # share of a train split, for releases without a validation split
 
@@ -16,12 +15,6 @@ class Split:
 
     A batch is `{"image": uint8 [num, height, width, 3], "labels": by the name of the
     task, as in `experiments.data.samples`, but classes are int8}`.
-
-    Args:
-      samples: from where they are read.
-
-    Attributes:
-      tasks: names of the labels.
     """
 
     def __init__(self, samples: Samples):
@@ -42,17 +35,8 @@ class Split:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def first(self, num: int) -> "Split":
-        """Returns the first samples only."""
-        samples = self._samples
-        return Split(Samples(samples.names[:num], samples.read, samples.source))
-
     def batch(self, rows: np.ndarray) -> dict[str, Any]:
-        """Returns some samples, for `Problem`.
-
-        Raises:
-          UsageError: if a sample cannot be read.
-        """
+        """Returns some samples; raises a UsageError if one cannot be read."""
         self._read(np.unique(rows[~self._known[rows]]))
         labels = {task: label[rows] for task, label in self._labels.items()}
         return {"image": self._image[rows], "labels": labels}
@@ -78,27 +62,10 @@ class Split:
         self._known[rows] = True
 
 
-class Data(NamedTuple):
-    """Three splits that share no image. source: in words, rendered or official."""
-
-    train: Split
-    validation: Split
-    test: Split
-    source: str
-
-    def first(self, num: int) -> "Data":
-        """Returns the first samples of each split only."""
-        train, validation, test = (each.first(num) for each in self[:3])
-        source = f"at most {num} of each split of {self.source}"
-        return Data(train, validation, test, source)
-
-
-def make_data(samples: Mapping[str, Samples], source: str) -> Data:
-    """Returns the splits `train`, `validation` and `test`, of which little is read."""
-    train, validation, test = (
-        Split(samples[name]) for name in ("train", "validation", "test")
-    )
-    return Data(train, validation, test, source)
+def first(samples: Samples, num: int) -> Samples:
+    """Returns the first samples only."""
+    source = f"at most {num} of each split of {samples.source}"
+    return Samples(samples.names[:num], samples.read, source)
 
 
 def hold_out(train: Samples, test: Samples) -> dict[str, Samples]:
@@ -107,16 +74,13 @@ def hold_out(train: Samples, test: Samples) -> dict[str, Samples]:
     Validated is on a tenth of the train split, the last in a row, not any: the names
     follow cities and sequences, whose images are too alike to be on both sides.
 
-    Raises:
-        ValueError: if there are fewer than two train samples.
-
     Examples:
-        >>> train, test = Samples(list("abcdefghij"), str, ""), Samples("k", str, "")
-        >>> splits = hold_out(train, test)
-        >>> {name: "".join(split.names) for name, split in splits.items()}
-        {'train': 'abcdefghi', 'validation': 'j', 'test': 'k'}
-        >>> splits["validation"].read(0)
-        '9'
+      >>> train, test = Samples(list("abcdefghij"), str, ""), Samples("k", str, "")
+      >>> splits = hold_out(train, test)
+      >>> {name: "".join(split.names) for name, split in splits.items()}
+      {'train': 'abcdefghi', 'validation': 'j', 'test': 'k'}
+      >>> splits["validation"].read(0)
+      '9'
     """
     if len(train) < 2:
         raise ValueError(
@@ -125,7 +89,6 @@ def hold_out(train: Samples, test: Samples) -> dict[str, Samples]:
         )
     cut = len(train) - max(1, round(_HELD_OUT * len(train)))
     kept = Samples(train.names[:cut], train.read, train.source)
-    last = Samples(
-        train.names[cut:], lambda place: train.read(cut + place), train.source
-    )
+    names = train.names[cut:]
+    last = Samples(names, lambda place: train.read(cut + place), train.source)
     return {"train": kept, "validation": last, "test": test}

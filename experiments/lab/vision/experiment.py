@@ -1,61 +1,62 @@
-"""The command of a vision experiment: from its options to the files that it leaves."""
+"""A vision experiment, from its options to the files that it leaves."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
+import jax
+import pandas as pd
 
-from experiments.lab.cli import (
-    Start,
-    UsageError,
-    choose_names,
-    experiment_parser,
-    pop_start,
-    positive,
-)
-from experiments.lab.report import command_line, write_results
-from experiments.lab.run_folder import claim
-from experiments.lab.vision.data import Data
-from experiments.lab.vision.figures import draw_predictions, draw_rates, draw_training
-from experiments.lab.vision.methods import SINGLE, SUM, method_names
-from experiments.lab.vision.problems import Problem
+from experiments.data.samples import Samples
+from experiments.lab.folder import RunFolder
+from experiments.lab.loop import train
+from experiments.lab.settings import Options, UsageError, parse
+from experiments.lab.tables import command_line, count
+from experiments.lab.vision import figures
+from experiments.lab.vision.data import Split, first
+from experiments.lab.vision.methods import SINGLE, SUM, make_methods, method_names
+from experiments.lab.vision.problem import Tasks, VisionProblem, vision_problem
 from experiments.lab.vision.report import (
     Paper,
-    by_rate,
-    cost_table,
-    distance_table,
-    growth_section,
-    make_rows,
-    rates_table,
-    summarize,
-    summary_table,
+    Titles,
+    choose,
+    make_report,
+    scores_by_method,
 )
-from experiments.lab.vision.training import Run, Schedule, run_methods
-
-_NUMBERS = {
-    "epochs": "passes over the train split",
-    "seeds": "number of seeds, from 0",
-    "batch_size": "samples a step",
-}
+from experiments.lab.vision.training import make_trainings, measure_costs
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings(Schedule):
-    """What decides the numbers of a run; each field is an option of its name.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """What decides the numbers of a run.
 
     Attributes:
-      full: whether images and network have the paper's sizes.
+      methods: some of the names in `mtlopt.METHODS`, ius and io (in groups: io_4),
+        roaming, sgd, fbls, single, or all. The summed loss is always among them.
+      epochs: passes over the train split.
+      seeds: number of seeds, from 0.
+      batch_size: samples per step.
+      learning_rates: the grid of every method, which gets its best by validation.
+      num_images: only the first of each split, for a trial; 0 for all.
       data_dir: folder of the release; None for rendered images.
-      scene: which of several, where an experiment has them.
-      num_images: of each split, the first; 0 for all.
+      sizes: of images and network.
     """
 
-    full: bool = False
-    data_dir: str | None = None
-    scene: str = ""
+    methods: tuple[str, ...]
+    epochs: int = 4
+    seeds: int = 2
+    batch_size: int = 8
+    learning_rates: tuple[float, ...] = (1e-3, 1e-2)
     num_images: int = 0
+    data_dir: str | None = None
+    sizes: Literal["small", "paper"] = "small"
+
+    @property
+    def small(self) -> bool:
+        """Whether images and network are smaller than the paper's."""
+        return self.sizes == "small"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,224 +67,105 @@ class Experiment:
       name: of the command.
       description: for `--help`.
       quick: the settings without an option.
-      full: those with `--full`.
-      load: from the settings to the data.
-      make: from the settings and the data to the problem.
+      full: what `--full` changes, besides the sizes.
+      load: from the settings to the samples of the three splits.
+      tasks: from the names of the labels to what is learnt.
+      build: from the settings, the names of the labels and a key to the network.
       num_tasks: number of tasks.
-      stacked: whether the heads are stacked.
       paper: from the settings to the paper's numbers.
       table: which table they are from.
+      stacked: whether the heads are stacked.
       distances: the paper's distances by method.
-      scenes: names of the data sets of which a run takes one, by default the first.
-      draw: draws more, `draw(runs by the method's title, source, folder)`.
+      draw: draws more, `draw(the chosen runs, titles of methods, source, folder)`.
     """
 
     name: str
     description: str
-    quick: Schedule
-    full: Schedule
-    load: Callable[[Settings], Data]
-    make: Callable[[Settings, Data], Problem]
+    quick: Settings
+    full: Mapping[str, Any]
+    load: Callable[[Any], Mapping[str, Samples]]
+    tasks: Callable[[tuple[str, ...]], Tasks]
+    build: Callable[[Any, tuple[str, ...], jax.Array], Any]
     num_tasks: int
-    paper: Callable[[Settings], Paper]
+    paper: Callable[[Any], Paper]
     table: str
     stacked: bool = False
     distances: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
-    scenes: tuple[str, ...] = ()
-    draw: Callable[[Mapping[str, Sequence[Run]], str, Path], None] | None = None
+    draw: Callable[[pd.DataFrame, Titles, str, Path], None] | None = None
 
 
 def run(experiment: Experiment, argv: Sequence[str]) -> None:
-    """Runs an experiment.
-
-    Args:
-      experiment: which.
-      argv: the options.
-
-    Raises:
-      UsageError: if an option, the data or the output folder is at fault.
-    """
-    settings, out, start = parse(experiment, argv)
-    claim(out, dataclasses.asdict(settings), **start._asdict())
-    try:
-        data = experiment.load(settings)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(error) from error
-    if settings.num_images:
-        data = data.first(settings.num_images)
-    if settings.batch_size > len(data.train):
-        raise UsageError(
-            f"--batch-size must be at most {len(data.train)}, the number of training "
-            f"images, got {settings.batch_size}."
+    """Runs an experiment; bad options, data or folders are a UsageError."""
+    settings = read_settings(experiment, argv)
+    problem, source = load_problem(experiment, settings)
+    size, rates, seeds = settings.batch_size, settings.learning_rates, settings.seeds
+    steps = len(problem.splits["train"]) // size
+    methods = make_methods(problem, settings.methods, steps * settings.epochs, steps)
+    titles = {name: method.title for name, method in methods.items()}
+    titles[SINGLE] = "Single task"
+    with RunFolder(settings) as folder:
+        out, command = folder.path, command_line(experiment.name, argv)
+        trainings = make_trainings(problem, methods, rates, seeds, size, out / "drawn")
+        table = train(trainings, settings.epochs, problem.tasks, folder)
+        costs, chosen = measure_costs(problem, methods, size), choose(table)
+        scores = scores_by_method(chosen, problem.learnt.metrics)
+        times = f"{count(settings.epochs, 'epoch')}, {count(seeds, 'seed')}"
+        report = make_report(
+            table,
+            scores,
+            costs,
+            titles,
+            problem.learnt.metrics,
+            heading=f"# {experiment.name}\n\n`{command}`\n\nData: {source}. Adam, "
+            f"batch {size}, {times} (± is their standard deviation).",
+            paper=experiment.paper(settings),
+            paper_table=experiment.table,
+            paper_distances=experiment.distances,
         )
-    problem = experiment.make(settings, data)
-    runs = run_methods(problem, data, settings, out)
-    rows = make_rows(runs, problem.names, problem.tasks.metrics)
-    command = command_line(experiment.name, argv)
-    report = make_report(experiment, settings, problem, data, runs, command)
-    write_results(
-        out,
-        experiment.name,
-        settings,
-        report,
-        command=command,
-        data=data.source,
-        **summarize(rows, runs),
-    )
-    draw_figures(experiment, problem, data, runs, out)
+        about = {"command": command, "data": source, "scores": scores, "costs": costs}
+        folder.write_results(settings, report, **about)
+        figures.draw(problem, table, titles, f"Data: {source}", out)
+        if experiment.draw is not None:
+            experiment.draw(chosen, titles, f"Data: {source}", out)
     print(f"\n{report}\nWritten to {out}.")
 
 
-def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Settings, Path, Start]:
-    """Returns the settings, the output folder, and how the run starts."""
+def read_settings(experiment: Experiment, argv: Sequence[str]) -> Settings:
+    """Returns the settings; the summed loss is always among the methods."""
     names = method_names(experiment.num_tasks, stacked=experiment.stacked)
-    parser = experiment_parser(experiment.name, experiment.description)
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="the paper's sizes and counts, where a release or a GPU is at hand",
+    settings = parse(
+        experiment.name,
+        experiment.description,
+        experiment.quick,
+        argv,
+        full={**experiment.full, "sizes": "paper"},
+        names={"methods": names},
     )
-    quick, full = experiment.quick, experiment.full
-
-    def default(field: str) -> str:
-        values = [_words(getattr(each, field)) for each in (quick, full)]
-        more = f"; full: {values[1]}" if values[0] != values[1] else ""
-        return f"[{values[0]}{more}]"
-
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        metavar="NAME",
-        help=f"all, or some of {', '.join(names)}; {SUM} is always among them "
-        f"{default('methods')}",
+    methods = dict.fromkeys([SUM, *settings.methods])
+    rates = sorted(set(settings.learning_rates))
+    return dataclasses.replace(
+        settings, methods=tuple(methods), learning_rates=tuple(rates)
     )
-    for field, text in _NUMBERS.items():
-        parser.add_argument(
-            f"--{field.replace('_', '-')}",
-            type=positive(int),
-            metavar="NUM",
-            help=f"{text} {default(field)}",
+
+
+def load_problem(
+    experiment: Experiment, settings: Settings
+) -> tuple[VisionProblem, str]:
+    """Returns the problem, of whose data little is read yet, and their source."""
+    try:
+        samples = experiment.load(settings)
+        if settings.num_images:
+            samples = {n: first(s, settings.num_images) for n, s in samples.items()}
+        splits = {name: Split(each) for name, each in samples.items()}
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(error) from error
+    found, names = len(splits["train"]), splits["train"].tasks
+    if settings.batch_size > found:
+        raise UsageError(
+            f"--batch-size must be at most {found}, the number of training images, got "
+            f"{settings.batch_size}."
         )
-    parser.add_argument(
-        "--learning-rates",
-        nargs="+",
-        type=positive(float),
-        metavar="RATE",
-        help="the grid of every method, which gets its best by validation "
-        f"{default('learning_rates')}",
-    )
-    parser.add_argument(
-        "--num-images",
-        type=positive(int),
-        metavar="NUM",
-        help="only the first of each split, for a trial [all]",
-    )
-    if experiment.scenes:
-        parser.add_argument(
-            "--scene",
-            default=experiment.scenes[0],
-            choices=experiment.scenes,
-            help="the scene of the run [%(default)s]",
-        )
-    options = vars(parser.parse_args(argv))
-    out, start = pop_start(options)
-    base = full if options["full"] else quick
-    given = {name: value for name, value in options.items() if value is not None}
-    if "learning_rates" in given:
-        given["learning_rates"] = tuple(sorted(set(given["learning_rates"])))
-    if "methods" in given:
-        chosen = choose_names(given["methods"], names, "--methods")
-        given["methods"] = tuple(dict.fromkeys([SUM, *chosen]))
-    return Settings(**{**vars(base), **given}), out, start
-
-
-def _words(value: Any) -> str:
-    if not isinstance(value, tuple):
-        return str(value)
-    return " ".join(x if isinstance(x, str) else f"{x:g}" for x in value)
-
-
-def make_report(
-    experiment: Experiment,
-    settings: Settings,
-    problem: Problem,
-    data: Data,
-    runs: Sequence[Run],
-    command: str,
-) -> str:
-    """Returns the tables as Markdown."""
-    rows = make_rows(runs, problem.names, problem.tasks.metrics)
-    epochs, seeds = (
-        f"1 {noun}" if number == 1 else f"{number} {noun}s"
-        for number, noun in ((settings.epochs, "epoch"), (settings.seeds, "seed"))
-    )
-    return "\n".join(
-        [
-            f"# {experiment.name}",
-            "",
-            f"`{command}`",
-            "",
-            f"Data: {data.source}. Adam, batch {settings.batch_size}, "
-            f"{epochs}, {seeds} (± is their standard deviation).",
-            "",
-            f"## Test ({experiment.table})",
-            "",
-            "At the learning rate and the epoch of the lowest validation loss, mean "
-            "over the tasks. Ranks are averaged over the metrics; Δm is the gain over "
-            "single tasks.",
-            "",
-            summary_table(rows, problem.tasks.metrics, experiment.paper(settings)),
-            "",
-            *growth_section(rows, problem.tasks.metrics),
-            "## Lowest validation loss by learning rate",
-            "",
-            rates_table(runs),
-            "",
-            "## Cost",
-            "",
-            "The fastest epoch, without evaluation and compilation; what the compiled "
-            "step needs beside its arguments and results.",
-            "",
-            cost_table(rows),
-            "",
-            "## Distance in the shared parameters",
-            "",
-            distance_table(runs, experiment.distances),
-            "",
-        ]
-    )
-
-
-def draw_figures(
-    experiment: Experiment,
-    problem: Problem,
-    data: Data,
-    runs: Sequence[Run],
-    out: Path,
-) -> None:
-    """Draws learning rates, training, and what each method sees in test images."""
-    source = f"Data: {data.source}"
-    rows = make_rows(runs, problem.names, problem.tasks.metrics)
-    rows.pop(SINGLE, None)
-    groups = {
-        name: rates
-        for name, rates in by_rate(runs).items()
-        if name.split("_")[0] in ("sum", "ius", "io")
-    }
-    shown = {rows[name].title: groups[name] for name in list(groups)[:6]}
-    if len(groups[SUM]) > 1:
-        draw_rates(out / "learning_rates.png", shown, problem.names, source)
-    chosen = {row.title: row.runs for row in rows.values()}
-    draw_training(out / "training.png", chosen, problem.names, source)
-    if experiment.draw is not None:
-        experiment.draw(chosen, source, out)
-    for name, row in rows.items():
-        path = out / "drawn" / f"{row.runs[0].name}.npz"
-        if path.exists():
-            with np.load(path) as drawn:
-                draw_predictions(
-                    out / f"predictions_{name}.png",
-                    data.test,
-                    dict(drawn),
-                    f"{row.title}. {source}",
-                )
+    build = functools.partial(experiment.build, settings, names)
+    tasks, stacked = experiment.tasks(names), experiment.stacked
+    problem = vision_problem(build, tasks, splits, stacked=stacked)
+    return problem, samples["train"].source

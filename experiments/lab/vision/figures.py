@@ -1,84 +1,93 @@
 """Figures of the vision experiments: learning rates, training, and what is seen."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.lab.figures import COLOURS, STYLE, Curve, draw_panels, pyplot
+from experiments.lab.tables import curve, select
 from experiments.lab.vision.data import Split
-from experiments.lab.vision.training import NUM_DRAWN, Run
-from experiments.mtl_io.group_figures import draw_log_panels
+from experiments.lab.vision.methods import SINGLE
+from experiments.lab.vision.problem import VisionProblem
+from experiments.lab.vision.report import Titles, choose, in_families, in_order
+from experiments.lab.vision.training import NUM_DRAWN, run_name
 
 _BANDS = "line: mean over seeds, band: minimum to maximum"
 
 
+def draw(
+    problem: VisionProblem, table: pd.DataFrame, titles: Titles, source: str, out: Path
+) -> None:
+    """Draws learning rates, training, and what each method sees in test images."""
+    tasks, chosen = problem.tasks, choose(table)
+    if select(table, method=in_families(table)[0])["rate"].nunique() > 1:
+        shown = tasks if len(tasks) < len(COLOURS) else ()
+        draw_rates(out / "learning_rates.png", table, titles, shown, source)
+    shown = tasks if len(tasks) <= len(COLOURS) else ()
+    draw_training(out / "training.png", chosen, titles, shown, source)
+    for name in in_order(chosen):
+        rate = select(chosen, method=name)["rate"].iloc[0]
+        path = out / "drawn" / f"{run_name(name, '', rate, 0)}.npz"
+        if path.exists():
+            with np.load(path) as drawn:
+                title = f"{titles[name]}. {source}"
+                target = out / f"predictions_{name}.png"
+                draw_predictions(target, problem.splits["test"], dict(drawn), title)
+
+
 def draw_rates(
-    path: Path,
-    groups: Mapping[str, Mapping[float, Sequence[Run]]],
-    tasks: Sequence[str],
-    source: str,
+    path: Path, table: pd.DataFrame, titles: Titles, tasks: Any, source: str
 ) -> None:
     """Draws the lowest validation losses over the learning rate (Fig. 1 to 3).
 
-    Args:
-      path: the PNG file.
-      groups: from the title of a method, at most six, to its runs by learning rate.
-      tasks: names of the tasks; more than five are drawn by their mean only.
-      source: of the data.
+    Of the summed loss, IUS and IO: the mean over all tasks, and of each in `tasks`.
     """
-    shown = tasks if len(tasks) <= 5 else ()
 
-    def curve(index: int, title: str, task: int | None) -> Curve:
-        def lowest(run: Run) -> float:
-            losses = run.history.validation_loss
-            if task is None:
-                return run.best_loss
-            return float(np.nanmin(np.array(losses)[:, task]))
+    def line(method: str, task: str, colour: str) -> Curve:
+        own = select(table, method=method)
+        lowest = select(own, name="best_loss")
+        if task:
+            losses = select(own, name="validation_loss", part=task)
+            lowest = losses.groupby(["rate", "seed"], as_index=False)["value"].min()
+        wide = lowest.pivot(index="rate", columns="seed", values="value")
+        return Curve(titles[method], wide.index.tolist(), wide.to_numpy(), colour)
 
-        rates = groups[title]
-        values = [[lowest(run) for run in runs] for runs in rates.values()]
-        return Curve(title, list(rates), values, COLOURS[index])
-
-    panels = {
-        name: [curve(index, title, task) for index, title in enumerate(groups)]
-        for name, task in [("average", None), *((t, i) for i, t in enumerate(shown))]
-    }
-    draw_log_panels(
+    pairs = list(zip(in_families(table), COLOURS, strict=False))
+    draw_panels(
         path,
-        panels,
+        {
+            task or "average": [line(method, task, colour) for method, colour in pairs]
+            for task in ("", *tasks)
+        },
         xlabel="learning rate",
         title=f"Lowest validation losses over training ({_BANDS}). {source}",
+        log=True,
+        at_points=True,
+        common=False,
     )
 
 
 def draw_training(
-    path: Path, groups: Mapping[str, Sequence[Run]], tasks: Sequence[str], source: str
+    path: Path, chosen: pd.DataFrame, titles: Titles, tasks: Any, source: str
 ) -> None:
-    """Draws the validation losses of the chosen runs over the epochs.
+    """Draws the validation losses of the chosen runs: of `tasks`, or their mean."""
 
-    Args:
-      path: the PNG file.
-      groups: from the title of a method to its runs, one a seed.
-      tasks: names of the tasks; more than six are drawn by their mean only.
-      source: of the data.
-    """
-
-    def curves(runs: Sequence[Run]) -> list[Curve]:
-        losses = np.array([run.history.validation_loss for run in runs])
-        epochs = range(1, losses.shape[1] + 1)
-        if len(tasks) > len(COLOURS):
-            return [Curve("mean", epochs, losses.mean(axis=2).T, COLOURS[0])]
+    def curves(method: str) -> list[Curve]:
+        losses = select(chosen, method=method, name="validation_loss")
+        if not tasks:
+            return [Curve("mean", *curve(losses), COLOURS[0])]
         return [
-            Curve(task, epochs, losses[:, :, index].T, COLOURS[index])
-            for index, task in enumerate(tasks)
+            Curve(task, *curve(select(losses, part=task)), colour)
+            for task, colour in zip(tasks, COLOURS, strict=False)
         ]
 
     draw_panels(
         path,
-        {title: curves(runs) for title, runs in groups.items()},
+        {titles[name]: curves(name) for name in in_order(chosen) if name != SINGLE},
         xlabel="epoch",
         ylabel="validation loss",
         title=f"Validation losses at the chosen learning rate ({_BANDS}). {source}",
@@ -89,20 +98,11 @@ def draw_training(
 def draw_predictions(
     path: Path, split: Split, drawn: Mapping[str, np.ndarray], title: str
 ) -> None:
-    """Draws test images, with label and prediction of each task beside them.
-
-    Args:
-      path: the PNG file.
-      split: the test split.
-      drawn: from the task to its predictions for the first images.
-      title: of the figure.
-    """
+    """Draws the first images of a split, with labels and predictions beside them."""
     num = min(NUM_DRAWN, len(split))
     batch = split.batch(np.arange(num))
-    images = batch["image"]
-    labels = {task: _as_label(batch["labels"], task) for task in drawn}
-    columns, shape = 1 + 2 * len(drawn), images.shape[1] / images.shape[2]
-    width = 1.6 * columns
+    images, columns = batch["image"], 1 + 2 * len(drawn)
+    width, shape = 1.6 * columns, images.shape[1] / images.shape[2]
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
@@ -114,16 +114,16 @@ def draw_predictions(
         )
         for axis in grid.flat:
             axis.set_axis_off()
-        for row in range(num):
-            grid[row, 0].imshow(images[row])
-            for place, (task, predicted) in enumerate(drawn.items()):
-                pair = (labels[task][row], predicted[row])
-                for side, image in enumerate(pair):
-                    axis = grid[row, 1 + 2 * place + side]
-                    _show(axis, image, labels[task][row])
-                    if row == 0:
-                        axis.set_title(f"{task}, {('label', 'predicted')[side]}")
+        for axis, image in zip(grid[:, 0], images, strict=True):
+            axis.imshow(image)
         grid[0, 0].set_title("image")
+        for place, (task, predicted) in enumerate(drawn.items()):
+            labels = _as_label(batch["labels"], task)
+            for side, shown in enumerate((labels, predicted)):
+                column = grid[:, 1 + 2 * place + side]
+                column[0].set_title(f"{task}, {('label', 'predicted')[side]}")
+                for axis, image, label in zip(column, shown, labels, strict=False):
+                    _show(axis, image, label)
         figure.suptitle(textwrap.fill(title, width=int(13 * width)), fontsize=9)
         figure.savefig(path)
         plt.close(figure)
@@ -134,8 +134,7 @@ def _as_label(labels: Mapping[str, np.ndarray], task: str) -> np.ndarray:
     if task in labels:
         return labels[task]
     whole = np.stack(list(labels.values()), axis=-1)
-    there = np.all(whole >= 0, axis=-1)
-    return np.where(there, np.argmax(whole, axis=-1), -1)
+    return np.where(np.all(whole >= 0, axis=-1), np.argmax(whole, axis=-1), -1)
 
 
 def _show(axis: Any, image: np.ndarray, label: np.ndarray) -> None:
@@ -144,10 +143,9 @@ def _show(axis: Any, image: np.ndarray, label: np.ndarray) -> None:
         shown = np.ma.masked_less(image, 0)
         axis.imshow(shown, cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
         return
+    length = np.linalg.norm(image, axis=-1, keepdims=True)
     if image.shape[-1] == 3:
-        length = np.linalg.norm(image, axis=-1, keepdims=True)
-        unit = image / np.where(length > 0, length, 1)
-        axis.imshow(np.nan_to_num(0.5 + 0.5 * unit))
+        axis.imshow(np.nan_to_num(0.5 + 0.5 * image / np.where(length > 0, length, 1)))
         return
     low, high = np.nanpercentile(np.linalg.norm(label, axis=-1), [2, 98])
-    axis.imshow(np.linalg.norm(image, axis=-1), cmap="viridis", vmin=low, vmax=high)
+    axis.imshow(length[..., 0], cmap="viridis", vmin=low, vmax=high)

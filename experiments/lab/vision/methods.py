@@ -1,7 +1,8 @@
 """How the tasks of a vision experiment move: aggregators, turns, roaming, search."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 import optax
 
 import mtlopt
-from experiments.lab.vision.problems import ByTask, Problem
+from experiments.lab.program import Program
+from experiments.lab.settings import methods_for
+from experiments.lab.vision.problem import ByTask, VisionProblem
 
 PyTree = Any
 
@@ -18,18 +21,9 @@ _SHARING_RATIO = 0.8
 
 
 class State(NamedTuple):
-    """All that changes while training.
+    """All that changes while training; more: groups of tasks, or masks of roaming."""
 
-    Attributes:
-      params: parameters.
-      stats: BatchNorm statistics; with Maximum Roaming those of every task.
-      opt_state: state of the method and of the optimizers.
-      more: the groups of the tasks, or the masks of Maximum Roaming.
-    """
-
-    params: PyTree
-    stats: PyTree
-    opt_state: PyTree
+    run: mtlopt.Run
     more: PyTree
 
 
@@ -52,176 +46,148 @@ class Method:
     predict: Callable[[State, jax.Array], ByTask]
     searches: bool = False
 
-
-def make_methods(
-    problem: Problem, num_steps: int, steps_per_epoch: int
-) -> dict[str, Callable[[], Method]]:
-    """Returns all methods that there are for a problem, by name.
-
-    Args:
-      problem: what is trained.
-      num_steps: of the whole training.
-      steps_per_epoch: of them in an epoch.
-    """
-    num_tasks, labels = problem.oracle.num_tasks, problem.labels
-
-    own_options = {"uncertainty": {"kind": problem.kinds}}
-
-    def named(name: str, method: Any) -> Callable[[], Method]:
-        options = {
-            "labels": labels,
-            "steps_per_epoch": steps_per_epoch,
-            **own_options.get(name, {}),
-        }
-        return lambda: _chained(
-            problem,
-            method.title,
-            lambda rate: optax.chain(
-                method.make(num_tasks, **options),
-                mtlopt.per_label(optax.adam(rate), labels),
-            ),
-        )
-
-    def turns(num_groups: int, individual: bool) -> Callable[[], Method]:
-        return lambda: _in_turns(problem, num_groups, individual)
-
-    methods = {
-        name: named(name, method)
-        for name, method in mtlopt.METHODS.items()
-        if method.min_tasks <= num_tasks
-    }
-    for name, individual in (("ius", False), ("io", True)):
-        methods[name] = turns(num_tasks, individual)
-        for num_groups in _groupings(num_tasks):
-            methods[f"{name}_{num_groups}"] = turns(num_groups, individual)
-    if "stacked" not in labels.values():
-        methods["roaming"] = lambda: _roaming(problem, num_steps)
-    methods["sgd"] = lambda: _chained(
-        problem,
-        "Summed loss, SGD",
-        lambda rate: optax.chain(mtlopt.sum_tasks(num_tasks), optax.sgd(rate)),
-    )
-    methods["fbls"] = lambda: dataclasses.replace(
-        _chained(
-            problem,
-            "FBLS",
-            lambda _: mtlopt.fast_backtracking(mtlopt.mgda(num_tasks)),
-        ),
-        searches=True,
-    )
-    return methods
+    @functools.cached_property
+    def program(self) -> Program:
+        """The step, compiled once for all runs; it donates the state."""
+        return Program(self.step, donate_argnums=0)
 
 
 def method_names(num_tasks: int, *, stacked: bool = False) -> tuple[str, ...]:
     """Returns the names that `--methods` knows."""
-    names = [n for n, m in mtlopt.METHODS.items() if m.min_tasks <= num_tasks]
+    names = list(methods_for(num_tasks))
     for name in ("ius", "io"):
-        names += [name, *(f"{name}_{num}" for num in _groupings(num_tasks))]
+        groups = [num for num in (2, 4, 8, 20) if num < num_tasks]
+        names += [name, *(f"{name}_{num}" for num in groups)]
     names += ["sgd", "fbls"] if stacked else ["roaming", "sgd", "fbls", SINGLE]
     return tuple(names)
 
 
-def _groupings(num_tasks: int) -> tuple[int, ...]:
-    return tuple(num for num in (2, 4, 8, 20) if num < num_tasks)
+def make_methods(
+    problem: VisionProblem, names: Iterable[str], num_steps: int, steps_per_epoch: int
+) -> dict[str, Method]:
+    """Returns methods by name; single tasks are members of the summed loss."""
+    labels, num_tasks = problem.labels, len(problem.tasks)
+
+    def aggregated(name: str) -> Method:
+        kinds = tuple(map(problem.learnt.kind, problem.tasks))
+        options = {"kind": kinds} if name == "uncertainty" else {}
+        make = functools.partial(
+            mtlopt.METHODS[name].make,
+            num_tasks,
+            labels=labels,
+            steps_per_epoch=steps_per_epoch,
+            **options,
+        )
+        return _method(
+            problem,
+            mtlopt.METHODS[name].title,
+            lambda rate: optax.chain(
+                make(), mtlopt.per_label(optax.adam(rate), labels)
+            ),
+        )
+
+    def by_name(name: str) -> Method:
+        family, _, num_groups = name.partition("_")
+        if name in mtlopt.METHODS:
+            return aggregated(name)
+        if family in ("ius", "io"):
+            return _in_turns(problem, int(num_groups or num_tasks), family == "io")
+        if name == "roaming":
+            return _roaming(problem, num_steps)
+        if name == "sgd":
+            sums, title = mtlopt.sum_tasks(num_tasks), "Summed loss, SGD"
+            return _method(
+                problem, title, lambda rate: optax.chain(sums, optax.sgd(rate))
+            )
+        search = mtlopt.fast_backtracking(mtlopt.mgda(num_tasks))
+        return _method(problem, "FBLS", lambda _: search, searches=True)
+
+    methods: dict[str, Method] = {}
+    for name in names:
+        own = SUM if name == SINGLE else name
+        methods[name] = methods[own] if own in methods else by_name(own)
+    return methods
 
 
-def _chained(
-    problem: Problem,
+def _method(
+    problem: VisionProblem,
     title: str,
-    make: Callable[[Any], optax.GradientTransformationExtraArgs],
+    make: Callable[[Any], optax.GradientTransformation],
+    *,
+    one_step: Callable[..., Any] | None = None,
+    stats_of: Callable[[PyTree], PyTree] = lambda stats: stats,
+    more: Callable[[int], PyTree] = lambda _: (),
+    update: Callable[[PyTree], PyTree] = lambda more: more,
+    predict: Callable[[State, jax.Array], ByTask] | None = None,
+    searches: bool = False,
 ) -> Method:
-    """A chain behind the oracle, made for a learning rate."""
+    """Makes a method of `make(rate)` and `one_step(optimizer, state, batch, present)`.
+
+    `more(seed)` is what a state has more, `update` its new value, `stats_of` the
+    first statistics.
+    """
+
+    def chained(optimizer: Any, state: State, batch: Any, present: Any) -> Any:
+        step = mtlopt.train_step(problem.oracle, optimizer)
+        return step(state.run, batch, present=present)
 
     def optimizer(rate: Any) -> optax.GradientTransformationExtraArgs:
         return optax.chain(make(rate), mtlopt.track_distance(problem.labels))
 
     def start(seed: int) -> State:
         params, stats = problem.init(seed)
-        return State(params, stats, optimizer(0.0).init(params), ())
+        run = mtlopt.Run(params, optimizer(0.0).init(params), stats_of(stats))
+        return State(run, more(seed))
 
-    def step(
-        state: State, batch: PyTree, rate: jax.Array, members: jax.Array
-    ) -> tuple[State, jax.Array]:
-        one_step = mtlopt.train_step(problem.oracle, optimizer(rate))
+    def step(state: State, batch: PyTree, rate: Any, members: Any) -> Any:
         present = problem.present(batch) & members
-        run, output = one_step(_run(state), batch, present=present)
-        return _moved(run, state.more), output.losses
+        step = one_step or chained
+        run, output = step(optimizer(rate), state, batch, present)
+        return State(run, update(state.more)), output.losses
 
-    return Method(title, start, step, _predict(problem))
+    def seen(state: State, image: jax.Array) -> ByTask:
+        return problem.predict(state.run.params, state.run.state, image)
 
-
-def _run(state: State) -> mtlopt.Run:
-    return mtlopt.Run(state.params, state.opt_state, state.stats)
-
-
-def _moved(run: mtlopt.Run, more: PyTree) -> State:
-    return State(run.params, run.state, run.opt_state, more)
+    return Method(title, start, step, predict or seen, searches)
 
 
-def _predict(problem: Problem) -> Callable[[State, jax.Array], ByTask]:
-    return lambda state, image: problem.predict(state.params, state.stats, image)
-
-
-def _turns_optimizer(
-    problem: Problem, num_groups: int, individual: bool, rate: Any
-) -> optax.GradientTransformationExtraArgs:
-    return optax.chain(
-        mtlopt.individual_optimizers(
-            optax.adam(rate), num_groups, problem.labels, share_state=not individual
-        ),
-        mtlopt.track_distance(problem.labels),
+def _turns(problem: VisionProblem, num_groups: int, individual: bool) -> Any:
+    """Returns the optimizers of turns, for a learning rate."""
+    return lambda rate: mtlopt.individual_optimizers(
+        optax.adam(rate), num_groups, problem.labels, share_state=not individual
     )
 
 
-def _in_turns(problem: Problem, num_groups: int, individual: bool) -> Method:
+def _in_turns(problem: VisionProblem, num_groups: int, individual: bool) -> Method:
     """IUS, or IO, of tasks or of groups; every turn moves the encoder's statistics."""
-    num_tasks = problem.oracle.num_tasks
+    num_tasks = len(problem.tasks)
     grouped = num_groups < num_tasks
 
-    def start(seed: int) -> State:
-        params, stats = problem.init(seed)
-        tx = _turns_optimizer(problem, num_groups, individual, 0.0)
-        groups = mtlopt.random_groups(seed, num_tasks, num_groups) if grouped else ()
-        return State(params, stats, tx.init(params), groups)
+    def one_step(optimizer: Any, state: State, batch: Any, present: Any) -> Any:
+        number, groups = (num_groups, state.more) if grouped else (None, None)
+        step = mtlopt.individual_step(problem.oracle, optimizer, number)
+        return step(state.run, batch, groups=groups, present=present)
 
-    def step(
-        state: State, batch: PyTree, rate: jax.Array, members: jax.Array
-    ) -> tuple[State, jax.Array]:
-        groups = state.more
-        turns = mtlopt.individual_step(
-            problem.oracle,
-            _turns_optimizer(problem, num_groups, individual, rate),
-            num_groups if grouped else None,
-        )
-        run, output = turns(
-            _run(state),
-            batch,
-            groups=groups if grouped else None,
-            present=problem.present(batch) & members,
-        )
-        return _moved(run, groups), output.losses
+    def more(seed: int) -> PyTree:
+        return mtlopt.random_groups(seed, num_tasks, num_groups) if grouped else ()
 
-    title = ("IO" if individual else "IUS") + (
-        f" ({num_groups} groups)" if grouped else ""
-    )
-    return Method(title, start, step, _predict(problem))
+    title = "IO" if individual else "IUS"
+    title += f" ({num_groups} groups)" if grouped else ""
+    make = _turns(problem, num_groups, individual)
+    return _method(problem, title, make, one_step=one_step, more=more)
 
 
-def _roaming(problem: Problem, num_steps: int) -> Method:
+def _roaming(problem: VisionProblem, num_steps: int) -> Method:
     """Maximum Roaming, in turns with one state of the optimizer, as its paper has it.
 
-    A channel is masked behind its BatchNorm: where scale and bias are zero, ReLU gives
-    zero. Statistics are those of each task's own channels, and so one for each task.
+    A channel is masked by its BatchNorm: if scale and bias are zero, ReLU gives zero.
+    Statistics are those of each task's own channels, and so one for each task.
     """
-    names = problem.names
-    params, _ = problem.init(0)
-    roaming = mtlopt.maximum_roaming(
-        len(names), norm_widths(params["encoder"]), _SHARING_RATIO, num_steps
-    )
+    tasks, (params, _) = problem.tasks, problem.init(0)
+    widths = norm_widths(params["encoder"])
+    roaming = mtlopt.maximum_roaming(len(tasks), widths, _SHARING_RATIO, num_steps)
 
-    def loss(index: int) -> Callable[..., Any]:
-        task = names[index]
-
+    def loss(index: int, task: str) -> Callable[..., Any]:
         def one(params: PyTree, batch: PyTree, masks: PyTree, stats: PyTree) -> Any:
             params = _masked(params, masks, index)
             value, own = problem.loss(task, params, stats[task], batch)
@@ -229,39 +195,31 @@ def _roaming(problem: Problem, num_steps: int) -> Method:
 
         return one
 
-    oracle = mtlopt.task_grad(
-        {task: loss(index) for index, task in enumerate(names)},
-        problem.labels,
-        has_state=True,
-    )
+    losses = {task: loss(index, task) for index, task in enumerate(tasks)}
+    oracle = mtlopt.task_grad(losses, problem.labels, has_state=True)
 
-    def start(seed: int) -> State:
-        params, stats = problem.init(seed)
-        stats = {task: jax.tree.map(jnp.copy, stats) for task in names}
-        tx = _turns_optimizer(problem, len(names), False, 0.0)
-        return State(params, stats, tx.init(params), roaming.init(seed))
-
-    def step(
-        state: State, batch: PyTree, rate: jax.Array, members: jax.Array
-    ) -> tuple[State, jax.Array]:
-        tx = _turns_optimizer(problem, len(names), False, rate)
-        run, output = mtlopt.individual_step(oracle, tx)(
-            _run(state),
-            batch,
-            state.more.masks,
-            present=problem.present(batch) & members,
-        )
-        return _moved(run, roaming.update(state.more)), output.losses
+    def one_step(optimizer: Any, state: State, batch: Any, present: Any) -> Any:
+        step = mtlopt.individual_step(oracle, optimizer)
+        return step(state.run, batch, state.more.masks, present=present)
 
     def predict(state: State, image: jax.Array) -> ByTask:
+        params, _, stats = state.run
+        masked = [_masked(params, state.more.masks, i) for i in range(len(tasks))]
         return {
-            task: problem.predict(
-                _masked(state.params, state.more.masks, index), state.stats[task], image
-            )[task]
-            for index, task in enumerate(names)
+            task: problem.predict(own, stats[task], image)[task]
+            for task, own in zip(tasks, masked, strict=True)
         }
 
-    return Method("Maximum Roaming", start, step, jax.jit(predict))
+    return _method(
+        problem,
+        "Maximum Roaming",
+        _turns(problem, len(tasks), False),
+        one_step=one_step,
+        stats_of=lambda stats: {task: jax.tree.map(jnp.copy, stats) for task in tasks},
+        more=roaming.init,
+        update=roaming.update,
+        predict=jax.jit(predict),
+    )
 
 
 def norm_widths(tree: PyTree) -> dict[str, int]:
@@ -272,29 +230,22 @@ def norm_widths(tree: PyTree) -> dict[str, int]:
       >>> norm_widths({"conv": {"kernel": jnp.ones(5), "norm": norm}})
       {'conv/norm': 3}
     """
-    widths = {}
-
-    def visit(node: Any, path: tuple[str, ...]) -> None:
-        if isinstance(node, Mapping):
-            if set(node) == {"scale", "bias"}:
-                widths["/".join(path)] = node["scale"].shape[0]
-            for name, child in node.items():
-                visit(child, (*path, name))
-
-    visit(tree, ())
-    return widths
+    leaves = jax.tree.leaves_with_path(tree)
+    return {
+        _path(keys[:-1]): len(leaf) for keys, leaf in leaves if keys[-1].key == "scale"
+    }
 
 
 def _masked(params: PyTree, masks: PyTree, task: int) -> PyTree:
     """Parameters in which the encoder's channels of other tasks are zero."""
     own = mtlopt.task_masks(masks, task)
 
-    def visit(node: Any, path: tuple[str, ...]) -> Any:
-        if not isinstance(node, Mapping):
-            return node
-        mask = own.get("/".join(path))
-        if mask is not None:
-            return {name: leaf * mask for name, leaf in node.items()}
-        return {name: visit(child, (*path, name)) for name, child in node.items()}
+    def one(keys: Any, leaf: jax.Array) -> jax.Array:
+        mask = own.get(_path(keys[:-1]))
+        return leaf if mask is None else leaf * mask
 
-    return {**params, "encoder": visit(params["encoder"], ())}
+    return {**params, "encoder": jax.tree.map_with_path(one, params["encoder"])}
+
+
+def _path(keys: Any) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")

@@ -1,12 +1,14 @@
-"""Metrics of the dense-prediction, face and pose experiments, batch by batch.
+"""Metrics of dense predictions, attributes and poses, batch by batch.
 
-A `count_*` function turns a batch into sums, which are added over the batches, by
-`jax.tree.map(jnp.add, first, second)`, and a `*_scores` function turns the sums of all
-of them into scores. So a score does not depend on how the samples are batched. What has
-no label counts nowhere, see `experiments.lab.vision.losses`. All run under `jit`.
+A `count_*` function turns a batch into sums, which `total` adds over the batches, and a
+`*_scores` function turns them into scores by name: a score does not depend on how the
+samples are batched. A place without a label counts nowhere, see `losses`; nothing to
+count makes 0. A shape that does not fit is a ValueError.
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,38 +16,30 @@ import jax.numpy as jnp
 from experiments.lab.vision.losses import check_shapes, norm, unit
 from mtlopt.linalg.normalise import nan_unless_finite, safe_divide
 
-ANGLES = (11.25, 22.5, 30.0)  # in degrees
+Numbers = dict[str, jax.Array]
 _BINS_PER_DEGREE = 100
 _NUM_BINS = 180 * _BINS_PER_DEGREE
 
 
-class SegmentationScores(NamedTuple):
-    """Each from 0 to 1 and of shape `[]`."""
+def total(parts: Sequence[Any]) -> Any:
+    """Returns the sums over the batches."""
+    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
 
-    mean_iou: jax.Array
-    pixel_accuracy: jax.Array
+
+def classes_of(logits: jax.Array) -> jax.Array:
+    """Returns the most likely classes."""
+    return jnp.argmax(logits, axis=-1)
 
 
 def count_classes(
     predictions: jax.Array, labels: jax.Array, num_classes: int
 ) -> jax.Array:
-    """Returns the confusion matrix: how often class i was predicted as class j.
-
-    Args:
-        predictions: the predicted classes, from 0 on, integer `[...]`.
-        labels: the true ones, integer `[...]`, below 0 where there is none.
-        num_classes: the number of classes.
-
-    Returns:
-        The counts, int32 `[classes, classes]`: exact up to two thousand million pixels.
-
-    Raises:
-        ValueError: if the shapes differ.
+    """Returns how often class i was predicted as class j, int32 `[classes, classes]`.
 
     Examples:
-        >>> count_classes(jnp.array([0, 1, 1]), jnp.array([0, 0, -1]), 2)
-        Array([[1, 1],
-               [0, 0]], dtype=int32)
+      >>> count_classes(jnp.array([0, 1, 1]), jnp.array([0, 0, -1]), 2)
+      Array([[1, 1],
+             [0, 0]], dtype=int32)
     """
     check_shapes(predictions, labels)
     counts = jnp.zeros([num_classes, num_classes], jnp.int32)
@@ -54,7 +48,7 @@ def count_classes(
     return counts.at[rows, predictions].add(1, mode="drop")
 
 
-def segmentation_scores(confusion: jax.Array) -> SegmentationScores:
+def segmentation_scores(confusion: jax.Array) -> Numbers:
     r"""Returns the mean intersection over union and the pixel accuracy.
 
     .. math:: \mathrm{mIoU} = \frac{1}{|K|} \sum_{c \in K}
@@ -63,270 +57,113 @@ def segmentation_scores(confusion: jax.Array) -> SegmentationScores:
 
     K are the classes that occur among labels or predictions. Differs from the code of
     Pascal et al., which averages over images.
-
-    Args:
-        confusion: `n`, `[classes, classes]`, the sum over the batches.
-
-    Examples:
-        >>> print(segmentation_scores(jnp.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])))
-        SegmentationScores(mean_iou=Array(0.775, dtype=float32),
-                           pixel_accuracy=Array(0.875, dtype=float32))
     """
     confusion = confusion.astype(jnp.result_type(float))
     right = jnp.diagonal(confusion)
     union = jnp.sum(confusion, axis=0) + jnp.sum(confusion, axis=1) - right
     num_classes = jnp.sum(union > 0).astype(right.dtype)
-    return SegmentationScores(
-        safe_divide(jnp.sum(safe_divide(right, union)), num_classes),
-        safe_divide(jnp.sum(right), jnp.sum(confusion)),
-    )
+    return {
+        "mean_iou": safe_divide(jnp.sum(safe_divide(right, union)), num_classes),
+        "pixel_accuracy": safe_divide(jnp.sum(right), jnp.sum(confusion)),
+    }
 
 
-class ErrorSums(NamedTuple):
-    """Sums over all values: their number, int32, and errors, each of shape `[]`."""
+def count_errors(predictions: jax.Array, targets: jax.Array) -> Numbers:
+    r"""Returns the sums of :math:`|x - t|`, :math:`|x - t| / |t|`, :math:`(x - t)^2`.
 
-    count: jax.Array
-    absolute: jax.Array
-    relative: jax.Array
-    square: jax.Array
-
-
-class ErrorScores(NamedTuple):
-    """Means over all values, each of shape `[]`."""
-
-    absolute: jax.Array
-    relative: jax.Array
-    square: jax.Array
-
-
-def count_errors(predictions: jax.Array, targets: jax.Array) -> ErrorSums:
-    r"""Returns the sums of errors of a depth, a disparity or an instance offset.
-
-    .. math:: |x - t|, \qquad \frac{|x - t|}{|t|}, \qquad (x - t)^2
-
-    for each channel of each place. The relative one is for targets that are not 0; for
-    one that is, it counts as 0.
-
-    Args:
-        predictions: `x`, `[..., channels]`.
-        targets: `t`, `[..., channels]`, not finite where there is none.
-
-    Raises:
-        ValueError: if the shapes differ.
-
-    Examples:
-        >>> sums = count_errors(jnp.array([[3.0], [4.0]]), jnp.array([[2.0], [8.0]]))
-        >>> [float(score) for score in error_scores(sums)]
-        [2.5, 0.5, 8.5]
+    Of each channel of each place; the relative error of a target of 0 counts as 0.
     """
     check_shapes(predictions, targets)
     known = jnp.isfinite(targets)
     targets = jnp.where(known, targets, 0)
     errors = jnp.where(known, jnp.abs(predictions - targets), 0)
-    return ErrorSums(
-        jnp.sum(known, dtype=jnp.int32),
-        jnp.sum(errors),
-        jnp.sum(safe_divide(errors, jnp.abs(targets))),
-        jnp.sum(errors**2),
-    )
+    return {
+        "count": jnp.sum(known, dtype=jnp.int32),
+        "absolute": jnp.sum(errors),
+        "relative": jnp.sum(safe_divide(errors, jnp.abs(targets))),
+        "square": jnp.sum(errors**2),
+    }
 
 
-def error_scores(sums: ErrorSums) -> ErrorScores:
-    """Returns the mean errors: absolute and relative (depth), square (disparity)."""
-    count = sums.count.astype(sums.absolute.dtype)
-    return ErrorScores(*(safe_divide(total, count) for total in sums[1:]))
+def error_scores(sums: Numbers) -> Numbers:
+    """Returns the mean errors: absolute, relative and square."""
+    count = sums["count"].astype(sums["absolute"].dtype)
+    names = ("absolute", "relative", "square")
+    return {name: safe_divide(sums[name], count) for name in names}
 
 
-class AngleSums(NamedTuple):
-    """Sums over all normals.
-
-    count: int32 `[]`. angle: in degrees, `[]`. within: how many below each of
-    `ANGLES`, int32 `[3]`. histogram: int32 `[18000]`, in bins of a hundredth of a
-    degree.
-    """
-
-    count: jax.Array
-    angle: jax.Array
-    within: jax.Array
-    histogram: jax.Array
-
-
-class AngleScores(NamedTuple):
-    """Mean and median in degrees, `[]`; the share below each of `ANGLES`, `[3]`."""
-
-    mean: jax.Array
-    median: jax.Array
-    within: jax.Array
-
-
-def count_angles(predictions: jax.Array, normals: jax.Array) -> AngleSums:
-    """Returns the sums of the angles between predicted and true normals.
-
-    Args:
-        predictions: of any length, `[..., 3]`.
-        normals: `[..., 3]`, not finite where there is none.
-
-    Raises:
-        ValueError: if the shapes differ.
-
-    Examples:
-        >>> x, y = jnp.eye(2, 3)
-        >>> sums = count_angles(jnp.stack([x, x + y, y]), jnp.stack([x, x, x]))
-        >>> mean, median, within = angle_scores(sums)
-        >>> print(mean, median.round(2), within)
-        45.0 45.0 [0.33333334 0.33333334 0.33333334]
-    """
+def count_angles(predictions: jax.Array, normals: jax.Array) -> Numbers:
+    """Returns sum and histogram of the angles between predicted and true normals."""
     check_shapes(predictions, normals)
     known = jnp.all(jnp.isfinite(normals), axis=-1)
     angles = jnp.where(known, angle(predictions, normals), 0)
     bins = jnp.clip((angles * _BINS_PER_DEGREE).astype(jnp.int32), max=_NUM_BINS - 1)
     counted = jnp.zeros(_NUM_BINS, jnp.int32).at[bins].add(known.astype(jnp.int32))
-    within = [jnp.sum(known & (angles < limit), dtype=jnp.int32) for limit in ANGLES]
-    return AngleSums(
-        jnp.sum(known, dtype=jnp.int32), jnp.sum(angles), jnp.stack(within), counted
-    )
+    number = jnp.sum(known, dtype=jnp.int32)
+    return {"count": number, "angle": jnp.sum(angles), "histogram": counted}
 
 
-def angle_scores(sums: AngleSums) -> AngleScores:
-    """Returns the mean and the median angle and the shares of small ones.
-
-    The median is exact to half a hundredth of a degree.
-    """
-    count = sums.count.astype(sums.angle.dtype)
+def angle_scores(sums: Numbers) -> Numbers:
+    """Returns mean and median in degrees, this exact to half a hundredth."""
+    count = sums["count"].astype(sums["angle"].dtype)
     # The bins of the two normals in the middle, which are one if their number is odd.
-    up_to = jnp.cumsum(sums.histogram)
-    ranks = ((sums.count + 1) // 2, sums.count // 2 + 1)
+    up_to = jnp.cumsum(sums["histogram"])
+    ranks = ((sums["count"] + 1) // 2, sums["count"] // 2 + 1)
     low, high = (jnp.argmax(up_to >= rank) for rank in ranks)
     median = jnp.where(count > 0, ((low + high + 1) / 2) / _BINS_PER_DEGREE, 0)
-    # A NaN among the predictions is in no bin.
-    return AngleScores(
-        safe_divide(sums.angle, count),
-        nan_unless_finite(median, sums.angle),
-        nan_unless_finite(
-            safe_divide(sums.within.astype(count.dtype), count), sums.angle
-        ),
-    )
+    return {
+        "mean_angle": safe_divide(sums["angle"], count),
+        # A NaN among the predictions is in no bin.
+        "median_angle": nan_unless_finite(median, sums["angle"]),
+    }
 
 
-class AttributeSums(NamedTuple):
-    """Numbers of samples for each attribute, int32 `[attributes]`.
-
-    count: with a label. wrong: predicted otherwise. positive: with a yes. predicted:
-    with a label and predicted as a yes. true: with both.
-    """
-
-    count: jax.Array
-    wrong: jax.Array
-    positive: jax.Array
-    predicted: jax.Array
-    true: jax.Array
-
-
-class AttributeScores(NamedTuple):
-    """Means over the attributes, each from 0 to 1 and of shape `[]`."""
-
-    error: jax.Array
-    f1: jax.Array
-
-
-def count_attributes(predictions: jax.Array, labels: jax.Array) -> AttributeSums:
-    """Returns the counts of yes-or-no attributes.
-
-    Args:
-        predictions: 1 for yes and 0 for no, integer or bool `[batch, attributes]`.
-        labels: likewise, and below 0 where there is none.
-
-    Raises:
-        ValueError: if the shapes differ.
-
-    Examples:
-        >>> predictions = jnp.array([[1, 0], [1, 1], [0, 1]])
-        >>> labels = jnp.array([[1, 0], [0, 1], [0, -1]])
-        >>> print(attribute_scores(count_attributes(predictions, labels)))
-        AttributeScores(error=Array(0.16666667, dtype=float32),
-                        f1=Array(0.8333334, dtype=float32))
-    """
+def count_attributes(predictions: jax.Array, labels: jax.Array) -> Numbers:
+    """Returns numbers of samples by attribute, of 1 and 0 `[batch, attributes]`."""
     check_shapes(predictions, labels)
     known, positive, predicted = labels >= 0, labels == 1, predictions == 1
-    return AttributeSums(
-        *(
-            jnp.sum(chosen, axis=0, dtype=jnp.int32)
-            for chosen in (
-                known,
-                known & (predicted != positive),
-                positive,
-                known & predicted,
-                positive & predicted,
-            )
-        )
-    )
+    chosen = {
+        "count": known,
+        "wrong": known & (predicted != positive),
+        "positive": positive,
+        "predicted": known & predicted,
+        "true": positive & predicted,
+    }
+    return {name: jnp.sum(own, axis=0, dtype=jnp.int32) for name, own in chosen.items()}
 
 
-def attribute_scores(sums: AttributeSums) -> AttributeScores:
-    r"""Returns the average error and the average F1 of the attributes.
+def attribute_scores(sums: Numbers) -> Numbers:
+    r"""Returns the error of each attribute, and the averages of error and F1.
 
     .. math:: E = \frac{1}{T} \sum_t \frac{w_t}{n_t}, \qquad
         F_1 = \frac{1}{T} \sum_t \frac{2 t_t}{p_t + q_t}
 
     Of :math:`n_t` samples, :math:`w_t` are predicted wrongly, :math:`p_t` have
-    attribute t, :math:`q_t` are predicted to, and :math:`t_t` both. A quotient with a
-    zero denominator counts as 0.
-
-    References:
-        Pascal et al., "Optimization strategies in multi-task learning: averaged or
-        independent losses?", Table 3. The paper does not say how F1 is averaged; its
-        code does.
+    attribute t, :math:`q_t` are predicted to, and :math:`t_t` both. Pascal et al. do
+    not say how F1 is averaged; their code does.
     """
-    count, wrong, positive, predicted, true = (
-        part.astype(jnp.result_type(float)) for part in sums
-    )
-    return AttributeScores(
-        jnp.mean(safe_divide(wrong, count)),
-        jnp.mean(safe_divide(2 * true, positive + predicted)),
-    )
+    parts = {name: part.astype(jnp.result_type(float)) for name, part in sums.items()}
+    either = parts["positive"] + parts["predicted"]
+    each = safe_divide(parts["wrong"], parts["count"])
+    f1 = jnp.mean(safe_divide(2 * parts["true"], either))
+    return {"each": each, "error": jnp.mean(each), "f1": f1}
 
 
-def pose_errors(
-    translations: jax.Array,
-    rotations: jax.Array,
-    true_translations: jax.Array,
-    true_rotations: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    r"""Returns by how much the pose of each camera is wrong.
+def distances(predictions: jax.Array, places: jax.Array) -> jax.Array:
+    """Returns how far each camera is from its place; NaN if this is not known."""
+    check_shapes(predictions, places)
+    return norm(predictions - places)
 
-    .. math:: \| \hat t - t \|_2, \qquad 2 \arccos | \langle \hat q, q \rangle |
 
-    The score of a scene is the median of each over all its frames, which are few enough
-    to keep.
+def rotation_angles(predictions: jax.Array, rotations: jax.Array) -> jax.Array:
+    r"""Returns :math:`2 \arccos | \langle \hat q, q \rangle |` of quaternions.
 
-    Args:
-        translations: `[..., 3]`.
-        rotations: quaternions of any length, `[..., 4]`.
-        true_translations: `[..., 3]`.
-        true_rotations: `[..., 4]`.
-
-    Returns:
-        Distances, in the unit of the translations, and angles from 0 to 180 degrees,
-        each `[...]`; NaN where there is no true pose, for `jnp.nanmedian`.
-
-    Raises:
-        ValueError: if shapes differ.
-
-    Examples:
-        >>> turned = jnp.array([[1.0, 1.0, 0.0, 0.0]])  # about the first axis
-        >>> unturned = jnp.array([[-1.0, 0.0, 0.0, 0.0]])
-        >>> print(*pose_errors(jnp.ones([1, 3]), turned, jnp.ones([1, 3]), unturned))
-        [0.] [90.]
-
-    References:
-        Senushkin et al., "Independent component alignment for multi-task learning",
-        Table 4.
+    In degrees up to 180, whatever their lengths; NaN if a rotation is not known.
     """
-    check_shapes(translations, true_translations)
-    check_shapes(rotations, true_rotations)
+    check_shapes(predictions, rotations)
     # On the sphere of quaternions, half of the way; -q is as good as q.
-    half = angle(rotations, true_rotations)
-    return norm(translations - true_translations), 2 * jnp.minimum(half, 180 - half)
+    half = angle(predictions, rotations)
+    return 2 * jnp.minimum(half, 180 - half)
 
 
 def angle(first: jax.Array, second: jax.Array) -> jax.Array:

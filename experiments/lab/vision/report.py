@@ -1,251 +1,224 @@
-"""What the runs of a vision experiment say: choices, tables, numbers."""
+"""The long table of a vision experiment, told: choices, tables, numbers."""
 
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.lab.comparison import delta_m, growth_rate, mean_rank
-from experiments.lab.report import markdown_table
+from experiments.lab.tables import cost_table, markdown_table, number, select
 from experiments.lab.vision.methods import SINGLE, SUM
-from experiments.lab.vision.problems import Metric
-from experiments.lab.vision.training import Run
+from experiments.lab.vision.problem import Metric
 
 # From the name of a method to the paper's numbers as printed, by metric.
 Paper = Mapping[str, Mapping[str, str]]
-# By name of the method and learning rate, one run a seed.
-ByRate = Mapping[str, Mapping[float, Sequence[Run]]]
+# By method and metric, the numbers of the seeds.
+Scores = Mapping[str, Mapping[str, Sequence[float]]]
+Titles = Mapping[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A method at the learning rate that validation chose.
+def choose(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows at the rate of the lowest validation loss, mean over seeds.
 
-    Attributes:
-      title: of the method.
-      rates: the rate, or that of each single task.
-      runs: one a seed; of single tasks, of each task one a seed.
-      scores: test metrics, by name one number a seed.
+    Every method has its own rate, and so has every single task.
+    """
+    losses = select(table, name="best_loss")
+    own = losses.groupby(["method", "only", "rate"], sort=False)["value"]
+    best = own.agg(statistics.fmean).groupby(["method", "only"], sort=False).idxmin()
+    keys = pd.MultiIndex.from_frame(table[["method", "only", "rate"]])
+    return table[keys.isin(list(best))]
+
+
+def in_order(table: pd.DataFrame) -> list[str]:
+    """Returns the names of the methods, single tasks first."""
+    return sorted(table["method"].unique(), key=lambda name: name != SINGLE)
+
+
+def in_families(table: pd.DataFrame) -> list[str]:
+    """Returns the names of the summed loss, IUS and IO, in groups or not."""
+    families = ("sum", "ius", "io")
+    return [name for name in in_order(table) if name.split("_")[0] in families]
+
+
+def scores_by_method(
+    chosen: pd.DataFrame, metrics: Sequence[Metric]
+) -> dict[str, dict[str, list[float]]]:
+    """Returns the test metrics; of single tasks those of the one that was trained.
+
+    Single tasks have none of all tasks together.
     """
 
-    title: str
-    rates: tuple[float, ...]
-    runs: tuple[Run, ...]
-    scores: dict[str, list[float]]
+    def values(method: str, metric: Metric) -> list[float]:
+        only = metric.task if method == SINGLE else ""
+        name = f"test_{metric.name}"
+        return select(chosen, method=method, only=only, name=name)["value"].tolist()
 
-
-def read_table(metrics: Sequence[str], text: str) -> dict[str, dict[str, str]]:
-    """Reads a paper's table: a line for each method, a column for each metric.
-
-    Examples:
-      >>> read_table(["error", "f1"], "ius 9.1 69.0")
-      {'ius': {'error': '9.1', 'f1': '69.0'}}
-    """
-    lines = (line.split() for line in text.strip().splitlines())
-    return {name: dict(zip(metrics, cells, strict=True)) for name, *cells in lines}
-
-
-def by_rate(runs: Sequence[Run]) -> dict[str, dict[float, list[Run]]]:
-    """Sorts the runs by method (and task, of single ones) and learning rate."""
-    sorted_runs: dict[str, dict[float, list[Run]]] = {}
-    for run in runs:
-        name = f"{run.method}_{run.only}" if run.only else run.method
-        sorted_runs.setdefault(name, {}).setdefault(run.rate, []).append(run)
-    return sorted_runs
-
-
-def choose(rates: Mapping[float, Sequence[Run]]) -> float:
-    """Returns the learning rate with the lowest validation loss, mean over seeds."""
-    means = {
-        rate: statistics.fmean(run.best_loss for run in runs)
-        for rate, runs in rates.items()
+    whole = any(not metric.task for metric in metrics)
+    methods = [name for name in in_order(chosen) if name != SINGLE or not whole]
+    return {
+        method: {metric.name: values(method, metric) for metric in metrics}
+        for method in methods
     }
-    return min(means, key=lambda rate: means[rate])
 
 
-def make_rows(
-    runs: Sequence[Run], tasks: Sequence[str], metrics: Sequence[Metric]
-) -> dict[str, Row]:
-    """Returns the rows of the table by name of the method, the single tasks first."""
-    groups = by_rate(runs)
-    chosen = {name: groups[name][choose(rates)] for name, rates in groups.items()}
-    rows = {}
-    singles = [chosen.pop(f"{SINGLE}_{task}", None) for task in tasks]
-    if singles[0] is not None:
-        each = {task: own or [] for task, own in zip(tasks, singles, strict=True)}
-        rows[SINGLE] = Row(
-            each[tasks[0]][0].title,
-            tuple(own[0].rate for own in each.values()),
-            tuple(run for own in each.values() for run in own),
-            {m.name: [run.test[m.name] for run in each[m.task]] for m in metrics},
-        )
-    for name, own in chosen.items():
-        scores = {m.name: [run.test[m.name] for run in own] for m in metrics}
-        rows[name] = Row(own[0].title, (own[0].rate,), tuple(own), scores)
-    return rows
+def make_report(
+    table: pd.DataFrame,
+    scores: Scores,
+    costs: Mapping[str, Mapping[str, float]],
+    titles: Titles,
+    metrics: Sequence[Metric],
+    *,
+    heading: str,
+    paper: Paper,
+    paper_table: str,
+    paper_distances: Mapping[str, Sequence[float]],
+) -> str:
+    """Returns the tables as Markdown."""
+    return f"""{heading}
+
+## Test ({paper_table})
+
+At the learning rate and the epoch of the lowest validation loss, mean over the tasks.
+Ranks are averaged over the metrics; Δm is the gain over single tasks.
+
+{summary_table(scores, titles, metrics, paper)}
+
+{growth_section(scores, titles, metrics)}## Lowest validation loss by learning rate
+
+{rates_table(table)}
+
+## Choices of validation
+
+Temporary memory is that of the compiled step beside its arguments and results.
+
+{choices_table(choose(table), titles)}
+
+## Cost of a step
+
+After the training, methods in turns, the fastest of several; multiples are of the
+summed loss, whose program single tasks run, one by one.
+
+{cost_table(costs["seconds"], costs["operations"], titles, SUM)}
+
+## Distance in the shared parameters
+
+{distance_table(table, titles, paper_distances)}
+"""
 
 
 def summary_table(
-    rows: Mapping[str, Row], metrics: Sequence[Metric], paper: Paper
+    scores: Scores, titles: Titles, metrics: Sequence[Metric], paper: Paper
 ) -> str:
     """Returns the test metrics, the paper's beside them, ranks and gains."""
-    arrows = [f"{m.title} {'↑' if m.higher_is_better else '↓'}" for m in metrics]
     in_paper = [m for m in metrics if any(m.name in each for each in paper.values())]
-    header = ["method", *arrows, "rank"]
     higher = [metric.higher_is_better for metric in metrics]
-    means = {
-        name: [statistics.fmean(row.scores[m.name]) for m in metrics]
-        for name, row in rows.items()
-    }
-    ranked = [name for name in rows if name != SINGLE]
-    with_nan = np.array([means[name] for name in ranked])
+    means = _means(scores, metrics)
+    ranked = [name for name in scores if name != SINGLE]
+    values = np.array([means[name] for name in ranked])
     worst = np.where(higher, -np.inf, np.inf)
-    ranks = mean_rank(np.where(np.isnan(with_nan), worst, with_nan), higher)
-    rank_of = dict(zip(ranked, ranks, strict=True))
-    gains = _gains(rows, means, metrics)
+    ranks = mean_rank(np.where(np.isnan(values), worst, values), higher)
+    rank_of = {name: f"{rank:.2f}" for name, rank in zip(ranked, ranks, strict=True)}
+    gains = _gains(means, metrics)
+    header = ["method", *(metric.arrow for metric in metrics), "rank"]
     header += ["Δm [%]"] * bool(gains) + [f"{m.title}, paper" for m in in_paper]
     lines = []
-    for name, row in rows.items():
-        cells = [number(row.scores[m.name], m.factor, m.digits) for m in metrics]
-        rank = f"{rank_of[name]:.2f}" if name in rank_of else ""
+    for name, own in scores.items():
+        cells = [number(own[m.name], m.factor, m.digits) for m in metrics]
         gain = [gains[name]] if gains else []
         theirs = [paper.get(name, {}).get(m.name, "") for m in in_paper]
-        lines.append([row.title, *cells, rank, *gain, *theirs])
+        lines.append([titles[name], *cells, rank_of.get(name, ""), *gain, *theirs])
     return markdown_table(header, lines)
+
+
+def _means(scores: Scores, metrics: Sequence[Metric]) -> dict[str, list[float]]:
+    return {
+        name: [statistics.fmean(own[metric.name]) for metric in metrics]
+        for name, own in scores.items()
+    }
 
 
 def _gains(
-    rows: Mapping[str, Row],
-    means: Mapping[str, Sequence[float]],
-    metrics: Sequence[Metric],
+    means: Mapping[str, Sequence[float]], metrics: Sequence[Metric]
 ) -> dict[str, str]:
     """Relative gains over single tasks in percent; a task counts as one."""
-    if SINGLE not in rows:
+    if SINGLE not in means:
         return {}
-    tasks = dict.fromkeys(metric.task for metric in metrics)
-    parts = {name: [] for name in rows}
-    for task in tasks:
+    values, parts = np.array(list(means.values())), []
+    for task in dict.fromkeys(metric.task for metric in metrics):
         own = [i for i, metric in enumerate(metrics) if metric.task == task]
-        higher = np.array([metrics[i].higher_is_better for i in own])
         base = np.array([means[SINGLE][i] for i in own])
         if not np.all(np.isfinite(base) & (base != 0)):
             return {}
-        for name in rows:
-            scores = np.array([means[name][i] for i in own])
-            parts[name].append(float(delta_m(scores, base, higher)))
-    return {
-        name: f"{100 * statistics.fmean(each):+.2f}" for name, each in parts.items()
-    }
+        higher = [metrics[i].higher_is_better for i in own]
+        parts.append(delta_m(values[:, own], base, higher))
+    gains = np.mean(parts, axis=0)
+    return {name: f"{100 * gain:+.2f}" for name, gain in zip(means, gains, strict=True)}
 
 
-def growth_section(rows: Mapping[str, Row], metrics: Sequence[Metric]) -> list[str]:
-    """Returns growth rates over the summed loss, where all metrics are errors."""
+def growth_section(scores: Scores, titles: Titles, metrics: Sequence[Metric]) -> str:
+    """Returns growth rates over the summed loss, if all metrics are errors."""
     if any(metric.higher_is_better for metric in metrics):
-        return []
-    base = {m.name: statistics.fmean(rows[SUM].scores[m.name]) for m in metrics}
+        return ""
+    means = _means(scores, metrics)
     lines = []
-    for row in rows.values():
-        means = [(statistics.fmean(row.scores[m.name]), base[m.name]) for m in metrics]
-        growths = [float(growth_rate(own, sums)) for own, sums in means]
-        lines.append([row.title, *(f"{100 * growth:+.2f}" for growth in growths)])
+    for name, own in means.items():
+        growths = 100 * growth_rate(own, means[SUM])
+        lines.append([titles[name], *(f"{growth:+.2f}" for growth in growths)])
     header = ["method", *(metric.title.split(" [")[0] for metric in metrics)]
     title = "## Growth rate over the summed loss [%]"
-    return [title, "", markdown_table(header, lines), ""]
+    return f"{title}\n\n{markdown_table(header, lines)}\n\n"
 
 
-def rates_table(runs: Sequence[Run]) -> str:
+def rates_table(table: pd.DataFrame) -> str:
     """Returns the lowest validation losses by learning rate."""
-    groups = by_rate(runs)
-    rates = sorted({rate for each in groups.values() for rate in each})
-    lines = [
-        [name]
-        + [
-            number([run.best_loss for run in each[rate]], 1, 4) if rate in each else ""
-            for rate in rates
-        ]
-        for name, each in groups.items()
-    ]
+    losses = select(table, name="best_loss")
+    rates = sorted(losses["rate"].unique())
+    lines = []
+    for (method, only), own in losses.groupby(["method", "only"], sort=False):
+        found = [select(own, rate=rate)["value"].tolist() for rate in rates]
+        cells = [number(each, 1, 4) if each else "" for each in found]
+        lines.append([f"{method}_{only}" if only else method, *cells])
     return markdown_table(["method", *(f"{rate:g}" for rate in rates)], lines)
 
 
-def cost_table(rows: Mapping[str, Row]) -> str:
-    """Returns what training cost, and the choices of validation."""
-    base = _seconds(rows[SUM])
+def choices_table(chosen: pd.DataFrame, titles: Titles) -> str:
+    """Returns what validation chose, and what the compiled step needs."""
     lines = []
-    for row in rows.values():
-        memory = max(run.temporary_bytes for run in row.runs) / 2**20
-        lines.append(
-            [
-                row.title,
-                ", ".join(f"{rate:g}" for rate in row.rates),
-                ", ".join(str(run.best_epoch) for run in row.runs),
-                f"{_seconds(row):.2f}",
-                f"{_seconds(row) / base:.2f}",
-                f"{memory:.1f}",
-                f"{max(run.compile_seconds for run in row.runs):.1f}",
-            ]
-        )
-    header = ["method", "learning rate", "best epochs", "seconds an epoch"]
-    header += ["relative", "temporary memory [MiB]", "compilation [s]"]
+    for method in in_order(chosen):
+        own = select(chosen, method=method)
+        epochs = select(own, name="best_epoch")
+        rates = epochs.drop_duplicates("only")["rate"]
+        memory = select(own, name="temporary_bytes")["value"].max() / 2**20
+        compilation = select(own, name="compile_seconds")["value"].max()
+        cells = [
+            ", ".join(f"{choice:g}" for choice in choices)
+            for choices in (rates, epochs["value"])
+        ]
+        lines.append([titles[method], *cells, f"{memory:.1f}", f"{compilation:.1f}"])
+    header = ["method", "learning rate", "best epochs"]
+    header += ["temporary memory [MiB]", "compilation [s]"]
     return markdown_table(header, lines)
 
 
-def _seconds(row: Row) -> float:
-    """The fastest epoch; of single tasks, of all of them together."""
-    fastest: dict[str, float] = {}
-    for run in row.runs:
-        seconds = min(run.history.seconds)
-        fastest[run.only] = min(seconds, fastest.get(run.only, seconds))
-    return sum(fastest.values())
-
-
-def distance_table(runs: Sequence[Run], paper: Mapping[str, Sequence[float]]) -> str:
+def distance_table(
+    table: pd.DataFrame, titles: Titles, paper: Mapping[str, Sequence[float]]
+) -> str:
     """Returns distances in the shared parameters, all at one rate and epoch (Table 4).
 
     Rate and epoch are those that validation chose for the summed loss.
     """
-    groups = by_rate(runs)
-    rate = choose(groups[SUM])
-    epoch = round(statistics.median(run.best_epoch for run in groups[SUM][rate]))
+    best = select(choose(table), method=SUM, name="best_epoch")
+    rate, epoch = best["rate"].iloc[0], round(statistics.median(best["value"]))
     header = ["method", "covered", "shortest", "ratio"]
     header += [f"{name}, paper" for name in header[1:]]
     lines = []
-    for name, each in groups.items():
-        if name.split("_")[0] not in ("sum", "ius", "io"):
-            continue
-        covered, shortest = (
-            [getattr(run.history, kind)[epoch - 1] for run in each[rate]]
-            for kind in ("covered", "shortest")
-        )
-        ratio = [a / b for a, b in zip(covered, shortest, strict=True)]
-        numbers = [number(values, 1, 2) for values in (covered, shortest, ratio)]
+    for name in in_families(table):
+        at = select(table, method=name, rate=rate, epoch=epoch)
+        covered = select(at, name="covered")["value"].to_numpy()
+        shortest = select(at, name="shortest")["value"].to_numpy()
+        numbers = [number(each) for each in (covered, shortest, covered / shortest)]
         theirs = [f"{value:.2f}" for value in paper.get(name, ())] or [""] * 3
-        lines.append([each[rate][0].title, *numbers, *theirs])
+        lines.append([titles[name], *numbers, *theirs])
     caption = f"Learning rate {rate:g}, after epoch {epoch}."
     return f"{caption}\n\n{markdown_table(header, lines)}"
-
-
-def number(values: Sequence[float], factor: float, digits: int) -> str:
-    """Returns mean and, of several seeds, standard deviation.
-
-    Examples:
-      >>> number([0.5, 0.7], 100, 1), number([2.0], 1, 2)
-      ('60.0 ± 14.1', '2.00')
-    """
-    mean = f"{factor * statistics.fmean(values):.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {factor * float(np.std(values, ddof=1)):.{digits}f}"
-
-
-def summarize(rows: Mapping[str, Row], runs: Sequence[Run]) -> dict[str, Any]:
-    """Returns the numbers of the tables, and all that was recorded."""
-    return {
-        "rows": {
-            name: {"title": row.title, "rates": row.rates, "test": row.scores}
-            for name, row in rows.items()
-        },
-        "runs": [dataclasses.asdict(run) for run in runs],
-    }
