@@ -27,10 +27,10 @@ import numpy as np
 import optax
 
 import mtlopt
-from experiments.bench.line_search_time import count
 from experiments.bench.machine import one_of, pin_to_one_thread, positive, write_record
-from experiments.fast_line_search.methods import Problem, num_examples
-from experiments.lab.batches import take
+from experiments.fast_line_search.methods import Problem
+from experiments.fast_line_search.timing import count
+from experiments.lab.batches import num_examples, take
 from experiments.lab.tables import markdown_table
 
 PyTree = Any
@@ -193,7 +193,7 @@ def run(
       seed: of the parameters and the order of the batches.
     """
     params, _ = problem.init(seed)
-    state, data = tx.init(params), problem.train
+    state, data = tx.init(params), problem.splits["train"]
     rows = _batches(case, num_examples(data), seed)
     chunks = np.split(rows, range(_CHUNK, case.steps, _CHUNK))
     for chunk in {len(chunk): chunk for chunk in chunks}.values():
@@ -209,8 +209,8 @@ def run(
         rises.append(programs.judge(before, after, chunk, data))
     losses = jax.jit(problem.oracle.losses)(params, data, ())
     error = None
-    if problem.test is not None:
-        scored = jax.jit(problem.score)(params, (), problem.test)
+    if "test" in problem.splits:
+        scored = jax.jit(problem.score)(params, (), problem.splits["test"])
         error = float(jnp.mean(scored["error"]))
     return Run(
         np.concatenate(rises),
@@ -241,7 +241,7 @@ def count_steps(case: Case) -> dict[str, Callable[..., float]]:
     problem = case.make(0)
     params, _ = problem.init(0)
     rows = jnp.arange(case.batch_size)
-    batch = take(problem.train, rows)
+    batch = take(problem.splits["train"], rows)
     oracle = problem.oracle
     z = jax.eval_shape(lambda params: oracle(params, batch, ()).z, params)
     forward = count(oracle.losses, params, batch, ())
@@ -249,7 +249,11 @@ def count_steps(case: Case) -> dict[str, Callable[..., float]]:
 
     def once(tx: Any) -> float:
         return count(
-            make_step(problem, tx), params, tx.init(params), rows, problem.train
+            make_step(problem, tx),
+            params,
+            tx.init(params),
+            rows,
+            problem.splits["train"],
         )
 
     counts = {name: once(tx) for name, tx in SEARCHES.items()}
@@ -371,18 +375,20 @@ def tanh_problem(seed: int) -> Problem:
 
         return loss
 
+    labels = {"w": "shared", "a": "a", "b": "b"}
     oracle = mtlopt.task_grad(
         {task: head(index, task) for index, task in enumerate("ab")},
-        {"w": "shared", "a": "a", "b": "b"},
+        labels,
         encode=lambda params, batch, _: jnp.tanh(batch["x"] @ params["w"]),
     )
     data = jax.tree.map(jnp.asarray, {"x": x, "y": np.stack(y, axis=1)})
     return Problem(
         oracle,
         lambda _: (jax.tree.map(jnp.asarray, params), ()),
+        lambda *_: None,
+        labels,
+        {"train": data},
         lambda *_: {},
-        data,
-        None,
     )
 
 

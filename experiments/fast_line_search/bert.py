@@ -2,22 +2,21 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from experiments.bench.line_search_time import STS_TRAIN, Workload, measure, report
 from experiments.data.sts import Split, Sts, load_sts
-from experiments.fast_line_search.command import check_batch_size, parse, run_experiment
+from experiments.fast_line_search import experiment as shared
 from experiments.fast_line_search.methods import Problem, make_problem
-from experiments.fast_line_search.report import Subject
-from experiments.fast_line_search.runs import Settings
-from experiments.lab.cli import UsageError
+from experiments.fast_line_search.timing import STS_TRAIN, Workload, measure, report
+from experiments.lab.settings import parse
+from mtlopt.models import bert, stack_heads
 
+NAME = "fast_line_search.bert"
 NUM_TASKS = 3
-SIZES = ("tiny", "small", "base")
 
 DESCRIPTION = """\
 Trains BERT on three copies of one task, the similarity of two sentences, with line
@@ -46,89 +45,56 @@ FULL = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class BertSettings(Settings):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(shared.Settings):
     """Those of all experiments, and the size of the network.
 
     Attributes:
-      size: a name in `SIZES`.
+      size: of BERT.
       length: tokens of a sentence pair.
       rounds: steps of each method that are timed.
     """
 
-    size: str = "tiny"
+    methods: tuple[str, ...] = ("fbls", "fbls_calibrated", "bls", "mgda_ub", "sgd")
+    epochs: int = 2
+    seeds: int = 1
+    batch_size: int = 32
+    decay_every: int = 1
+    train_examples: int = 320
+    test_examples: int = 128
+    size: Literal["tiny", "small", "base"] = "tiny"
     length: int = 32
     rounds: int = 7
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-
-    Raises:
-      UsageError: if an option, the data or the output folder is at fault.
-    """
-    quick = BertSettings(
-        ("fbls", "fbls_calibrated", "bls", "mgda_ub", "sgd"),
-        epochs=2,
-        seeds=1,
-        batch_size=32,
-        decay_every=1,
-        train_examples=320,
-        test_examples=128,
-    )
-    more = {
-        "size": {"choices": SIZES, "help": "of BERT"},
-        "length": {"help": "tokens of a sentence pair"},
-        "rounds": {"help": "steps of each method that are timed"},
-    }
-    settings, out, start = parse(
-        "fast_line_search.bert", DESCRIPTION, quick, FULL, argv, more
-    )
-    folder = settings.data_dir
-    try:
-        data = load_sts(
-            None if folder is None else Path(folder),
-            length=settings.length,
-            num_train=settings.train_examples or None,
-            num_test=settings.test_examples or None,
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(error) from error
+    """Runs the experiment with the options `argv`, see `DESCRIPTION`."""
+    settings = parse(NAME, DESCRIPTION, Settings(), argv, full=FULL, names=shared.NAMES)
+    data = shared.load(load_sts, settings, length=settings.length)
     problem = bert_problem(data, settings.size)
-    check_batch_size(settings, problem)
-    subject = Subject(
-        "fast_line_search.bert",
+    subject = shared.Subject(
+        NAME,
         "Fast line search on BERT",
         f"BERT {settings.size}, {settings.length} tokens, from random parameters, with "
         "three heads of two layers that learn the same similarity; the loss is the "
         "squared error of a fifth of it.",
         data.source,
-        stand_in=folder is None,
         error="mean absolute error [points of 5]",
         factor=5.0,
     )
 
-    def time_steps() -> str:
-        workload = Workload(
-            f"BERT {settings.size}, T = 3, {settings.length} tokens",
-            problem,
-            settings.batch_size,
-            STS_TRAIN,
-        )
-        rows = measure(workload, settings.rounds, settings.direction)
-        return "\n## Time of a step (table 3)\n\n" + report(workload, rows)
+    workload = Workload("BERT", problem, settings.batch_size, STS_TRAIN)
 
-    run_experiment(subject, settings, problem, out, start=start, more=time_steps)
+    def time_steps() -> tuple[str, Any]:
+        rows = measure(workload, settings.rounds, settings.direction)
+        text = f"\n## Time of a step (table 3)\n\n{report(workload, rows)}"
+        return text, [dataclasses.asdict(row) for row in rows]
+
+    shared.run_experiment(subject, settings, problem, argv, time_steps)
 
 
 def bert_problem(data: Sts, size: str) -> Problem:
     """Returns BERT with three stacked heads of two layers, on the device's data."""
-    from flax import nnx
-
-    from mtlopt.models import bert, stack_heads
 
     def build(key: jax.Array) -> Any:
         model = bert(

@@ -2,20 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from experiments.data.cifar10 import Cifar10, Split, load_cifar10
-from experiments.fast_line_search.command import parse, run_experiment
+from experiments.fast_line_search import experiment as shared
 from experiments.fast_line_search.methods import Problem, make_problem
-from experiments.fast_line_search.report import Subject
-from experiments.fast_line_search.runs import Settings
-from experiments.lab.cli import UsageError
+from experiments.lab.settings import parse
+from mtlopt.models import resnet, stack_heads
 
+NAME = "fast_line_search.cifar10"
 NUM_TASKS = 10
 
 DESCRIPTION = """\
@@ -45,65 +45,41 @@ FULL = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class CifarSettings(Settings):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(shared.Settings):
     """Those of all experiments, and the width of the network.
 
     Attributes:
       width: channels of the first stage; 64 is ResNet-18.
     """
 
+    methods: tuple[str, ...] = ("fbls", "fbls_decay", "fbls_calibrated", "sgd")
+    epochs: int = 2
+    seeds: int = 1
+    batch_size: int = 64
+    decay_every: int = 1
+    train_examples: int = 640
+    test_examples: int = 256
     width: int = 4
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-
-    Raises:
-      UsageError: if an option, the data or the output folder is at fault.
-    """
-    quick = CifarSettings(
-        ("fbls", "fbls_decay", "fbls_calibrated", "sgd"),
-        epochs=2,
-        seeds=1,
-        batch_size=64,
-        decay_every=1,
-        train_examples=640,
-        test_examples=256,
-    )
-    more = {"width": {"help": "channels of the first stage"}}
-    settings, out, start = parse(
-        "fast_line_search.cifar10", DESCRIPTION, quick, FULL, argv, more
-    )
-    folder = settings.data_dir
-    try:
-        data = load_cifar10(
-            None if folder is None else Path(folder),
-            num_train=settings.train_examples or None,
-            num_test=settings.test_examples or None,
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(error) from error
-    subject = Subject(
-        "fast_line_search.cifar10",
+    """Runs the experiment with the options `argv`, see `DESCRIPTION`."""
+    settings = parse(NAME, DESCRIPTION, Settings(), argv, full=FULL, names=shared.NAMES)
+    data = shared.load(load_cifar10, settings)
+    subject = shared.Subject(
+        NAME,
         "Fast line search on CIFAR-10",
         f"ResNet-18 with {settings.width} channels in its first stage (64 in the "
         "paper) and ten linear heads; saying no to every class has an error of 10 %.",
         data.source,
-        stand_in=folder is None,
     )
     problem = resnet_problem(data, settings.width)
-    run_experiment(subject, settings, problem, out, start=start)
+    shared.run_experiment(subject, settings, problem, argv)
 
 
 def resnet_problem(data: Cifar10, width: int) -> Problem:
     """Returns ResNet-18 with ten stacked one-vs-rest heads, on the device's data."""
-    from flax import nnx
-
-    from mtlopt.models import resnet, stack_heads
 
     def build(key: jax.Array) -> Any:
         heads = {f"class{i}": (1,) for i in range(NUM_TASKS)}

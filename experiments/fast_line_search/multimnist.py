@@ -1,20 +1,20 @@
 """Fast line search on MultiMNIST: figures 3, 4 and 6 (Filatov and Merkulov, 2021)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from experiments.data.multimnist import MultiMnist, Split, load_multimnist
-from experiments.fast_line_search.command import parse, run_experiment
-from experiments.fast_line_search.methods import Problem, make_methods, make_problem
-from experiments.fast_line_search.report import Subject
-from experiments.fast_line_search.runs import Settings
-from experiments.lab.cli import UsageError
+from experiments.fast_line_search import experiment as shared
+from experiments.fast_line_search.methods import Problem, make_problem
+from experiments.lab.settings import parse
+from mtlopt.models import LeNet5, stack_heads
 
+NAME = "fast_line_search.multimnist"
 TASKS = ("left", "right")
 
 DESCRIPTION = """\
@@ -40,47 +40,25 @@ FULL = {"epochs": 100, "decay_every": 10, "train_examples": 0, "test_examples": 
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-
-    Raises:
-      UsageError: if an option, the data or the output folder is at fault.
-    """
-    quick = Settings(
-        tuple(make_methods(2, 1)), epochs=6, train_examples=4_096, test_examples=1_500
+    """Runs the experiment with the options `argv`, see `DESCRIPTION`."""
+    settings = parse(
+        NAME, DESCRIPTION, shared.Settings(), argv, full=FULL, names=shared.NAMES
     )
-    settings, out, start = parse(
-        "fast_line_search.multimnist", DESCRIPTION, quick, FULL, argv
-    )
-    folder = settings.data_dir
-    try:
-        data = load_multimnist(
-            None if folder is None else Path(folder),
-            num_train=settings.train_examples or None,
-            num_validation=1,  # nothing is selected: all values are shown
-            num_test=settings.test_examples or None,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(error) from error
-    subject = Subject(
-        "fast_line_search.multimnist",
+    # Nothing is selected, so nothing validates: all values are shown.
+    data = shared.load(load_multimnist, settings, num_validation=1)
+    subject = shared.Subject(
+        NAME,
         "Fast line search on MultiMNIST",
         "LeNet-5 with a linear head for each digit.",
         f"MultiMNIST of {len(data.train.images):,} train and "
         f"{len(data.test.images):,} test pairs from {data.source}"
-        + (", a stand-in for full MNIST" if folder is None else ""),
-        stand_in=folder is None,
+        + (", a stand-in for full MNIST" if settings.data_dir is None else ""),
     )
-    run_experiment(subject, settings, lenet5_problem(data), out, start=start)
+    shared.run_experiment(subject, settings, lenet5_problem(data), argv)
 
 
 def lenet5_problem(data: MultiMnist) -> Problem:
     """Returns LeNet-5 with stacked linear heads, on the device's data."""
-    from flax import nnx
-
-    from mtlopt.models import LeNet5, stack_heads
 
     def judge(logits: jax.Array, batch: Any, task: Any) -> dict[str, jax.Array]:
         labels = batch["labels"][:, task]

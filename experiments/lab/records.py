@@ -58,7 +58,7 @@ class Stream:
         self._columns: list[str] = []
         self._rows: list[tuple[Any, ...]] = []  # millions: a dictionary is large
         self._events = (
-            Events(folder.path / "tensorboard") if folder.tensorboard else None
+            Events(folder.path / "tensorboard" / name) if folder.tensorboard else None
         )
 
     def append(self, rows: Iterator[Row]) -> None:

@@ -2,24 +2,26 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 import mtlopt
 from experiments.data.attributes import label, measure, medians
-from experiments.data.digits import Digits, DigitSet, load_digits
-from experiments.lab.training import Problem, network_functions
+from experiments.data.digits import Digits, DigitSet
+from experiments.lab.problem import Problem, make_problem
+from mtlopt.models import MultiTaskMLP, stack_heads
 
 # For each metric its mean over a split, [runs, tasks].
 Metrics = Mapping[str, np.ndarray]
 
 _TRUNK = (32, 32)
 _POOL = 2  # 28 x 28 pixels become 14 x 14
+_NUM_PIXELS = (28 // _POOL) ** 2
 _NUM_DIGITS = 10
 MIXED_TASKS = ("digit", "slant", "ink")
 
@@ -29,31 +31,22 @@ class Part:
     """A part of the experiment.
 
     Attributes:
-      problem: what is trained.
-      labels: who owns which leaf of the parameters.
-      measures: from the metrics of a split to the numbers that are reported.
+      problem: what is trained; its splits are `train`, `validation` and `test`.
+      score: `score(params, state, batch)`, metrics of each example, `[tasks, batch]`.
+      measures: from their means over a split to the numbers that are reported.
       criterion: the measure that chooses, the smaller the better.
       source: where the data come from, in words.
     """
 
     problem: Problem
-    labels: Mapping[str, str]
+    score: Callable[[Any, Any, Any], dict[str, jax.Array]]
     measures: Callable[[Metrics], dict[str, np.ndarray]]
     criterion: str
     source: str
 
 
-def load(data_dir: str | None) -> Digits:
-    """Loads the digits that both parts learn from."""
-    return load_digits(None if data_dir is None else Path(data_dir))
-
-
 def attributes(digits: Digits) -> Part:
     """Returns forty binary tasks on the digits, with stacked linear heads."""
-    from flax import nnx
-
-    from mtlopt.models import MultiTaskMLP, stack_heads
-
     thresholds = medians(digits.train.images)
     names = tuple(label(*digits.train, thresholds))
 
@@ -61,21 +54,22 @@ def attributes(digits: Digits) -> Part:
         answers = np.stack(list(label(*part, thresholds).values()), axis=1)
         return {"image": _pixels(part.images), "answers": jnp.asarray(answers, float)}
 
-    def make_model(key: jax.Array) -> Any:
+    def build(key: jax.Array) -> Any:
         heads = dict.fromkeys(names, (1,))
-        model = MultiTaskMLP(_num_pixels(), _TRUNK, heads, rngs=nnx.Rngs(key))
+        model = MultiTaskMLP(_NUM_PIXELS, _TRUNK, heads, rngs=nnx.Rngs(key))
         return stack_heads(model)
 
-    init, merge = network_functions(make_model)
-
-    def loss(params: Any, z: Any, task: jax.Array, batch: Any) -> jax.Array:
-        logits = merge(params).heads["stacked"](z)[:, 0]
+    def loss(model: Any, z: Any, task: jax.Array, batch: Any) -> jax.Array:
+        logits = model.heads["stacked"](z)[:, 0]
         answers = batch["answers"][:, task]
         return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, answers))
 
-    def score(params: Any, batch: Any) -> dict[str, jax.Array]:
-        model = merge(params)
-        z = model.encode(batch["image"])
+    losses = mtlopt.stacked(loss, len(names))
+    problem = make_problem(build, losses, _encode, _splits(digits, split), tasks=names)
+
+    def score(params: Any, state: Any, batch: Any) -> dict[str, jax.Array]:
+        model = problem.network(params, state)
+        z = _encode(model, batch)
         own = nnx.vmap(lambda head: head(z)[:, 0])
         logits, answers = own(model.heads["stacked"]), batch["answers"].T
         said = (logits > 0).astype(answers.dtype)
@@ -97,16 +91,7 @@ def attributes(digits: Digits) -> Part:
             "f1": f1.mean(axis=1),
         }
 
-    labels = {"encoder": "shared", "heads": "stacked"}
-    oracle = mtlopt.task_grad(
-        mtlopt.stacked(loss, len(names)),
-        labels,
-        encode=lambda params, batch: merge(params).encode(batch["image"]),
-        tasks=names,
-    )
-    splits = map(split, (digits.train, digits.validation, digits.test))
-    source = f"40 attributes of {digits.source}"
-    return Part(Problem(oracle, init, score, *splits), labels, measures, "loss", source)
+    return Part(problem, score, measures, "loss", f"40 attributes of {digits.source}")
 
 
 def mixed(digits: Digits) -> Part:
@@ -117,7 +102,6 @@ def mixed(digits: Digits) -> Part:
     on the mean of the training digits and not scaled.
     """
     trained = _targets(digits.train)
-    means = {task: trained[task].mean() for task in ("slant", "ink")}
     # The losses of the best constant predictions.
     counts = np.bincount(digits.train.labels, minlength=_NUM_DIGITS)
     shares = counts / counts.sum()
@@ -125,26 +109,16 @@ def mixed(digits: Digits) -> Part:
     constant = np.array([entropy, trained["slant"].var(), trained["ink"].var()])
 
     def split(part: DigitSet) -> dict[str, jax.Array]:
-        targets = _targets(part)
         centred = {
-            task: jnp.asarray(targets[task] - mean, float)
-            for task, mean in means.items()
+            task: jnp.asarray(values - trained[task].mean(), float)
+            for task, values in _targets(part).items()
         }
-        return {
-            "image": _pixels(part.images),
-            "digit": jnp.asarray(part.labels),
-            **centred,
-        }
+        digit = jnp.asarray(part.labels)
+        return {"image": _pixels(part.images), "digit": digit, **centred}
 
-    def make_model(key: jax.Array) -> Any:
-        from flax import nnx
-
-        from mtlopt.models import MultiTaskMLP
-
+    def build(key: jax.Array) -> Any:
         heads = {"digit": (_NUM_DIGITS,), "slant": (1,), "ink": (1,)}
-        return MultiTaskMLP(_num_pixels(), _TRUNK, heads, rngs=nnx.Rngs(key))
-
-    init, merge = network_functions(make_model)
+        return MultiTaskMLP(_NUM_PIXELS, _TRUNK, heads, rngs=nnx.Rngs(key))
 
     def example_losses(task: str, model: Any, z: Any, batch: Any) -> jax.Array:
         out = model.heads[task](z)
@@ -153,14 +127,14 @@ def mixed(digits: Digits) -> Part:
         return (out[:, 0] - batch[task]) ** 2
 
     def make_loss(task: str) -> Callable[..., jax.Array]:
-        def loss(params: Any, z: Any, batch: Any) -> jax.Array:
-            return jnp.mean(example_losses(task, merge(params), z, batch))
+        return lambda *args: jnp.mean(example_losses(task, *args))
 
-        return loss
+    losses = {task: make_loss(task) for task in MIXED_TASKS}
+    problem = make_problem(build, losses, _encode, _splits(digits, split))
 
-    def score(params: Any, batch: Any) -> dict[str, jax.Array]:
-        model = merge(params)
-        z = model.encode(batch["image"])
+    def score(params: Any, state: Any, batch: Any) -> dict[str, jax.Array]:
+        model = problem.network(params, state)
+        z = _encode(model, batch)
         losses = [example_losses(task, model, z, batch) for task in MIXED_TASKS]
         wrong = jnp.argmax(model.heads["digit"](z), axis=-1) != batch["digit"]
         errors = [wrong.astype(losses[0].dtype), *map(jnp.sqrt, losses[1:])]
@@ -176,28 +150,20 @@ def mixed(digits: Digits) -> Part:
                 numbers[f"{task}_{name}"] = metrics[name][:, index]
         return numbers
 
-    labels = {"encoder": "shared", **{f"heads/{task}": task for task in MIXED_TASKS}}
-    oracle = mtlopt.task_grad(
-        {task: make_loss(task) for task in MIXED_TASKS},
-        labels,
-        encode=lambda params, batch: merge(params).encode(batch["image"]),
-    )
-    splits = map(split, (digits.train, digits.validation, digits.test))
     source = f"digit, slant and ink of {digits.source}"
-    return Part(
-        Problem(oracle, init, score, *splits),
-        labels,
-        measures,
-        "relative_loss",
-        source,
-    )
+    return Part(problem, score, measures, "relative_loss", source)
 
 
 PARTS = {"attributes": attributes, "mixed": mixed}
 
 
-def _num_pixels() -> int:
-    return (28 // _POOL) ** 2
+def _encode(model: Any, batch: Any) -> jax.Array:
+    return model.encode(batch["image"])
+
+
+def _splits(digits: Digits, split: Callable[[DigitSet], Any]) -> dict[str, Any]:
+    names = ("train", "validation", "test")
+    return {name: split(getattr(digits, name)) for name in names}
 
 
 def _pixels(images: np.ndarray) -> jax.Array:

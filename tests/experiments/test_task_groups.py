@@ -1,6 +1,5 @@
 """Tasks in groups: the attributes, the training in turns, the choices, the command."""
 
-import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -10,31 +9,27 @@ import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 
 import mtlopt
 from experiments.__main__ import main
 from experiments.data import attributes
 from experiments.data.digits import Digits, DigitSet, load_digits
-from experiments.lab.checkpoints import Checkpoints
+from experiments.lab.batches import epoch_order
 from experiments.lab.settings import UsageError
-from experiments.mtl_io import group_training as task_groups_training
 from experiments.mtl_io import task_groups
 from experiments.mtl_io.group_problems import MIXED_TASKS, PARTS, Part
-from experiments.mtl_io.group_training import (
-    History,
-    Schedule,
-    Setting,
-    make_groups,
-    run_settings,
-)
-from experiments.mtl_io.task_groups import Settings, conclude
+from experiments.mtl_io.group_training import Settings, Way, make_groups
+from tests.experiments.event_files import read_runs
 
 pytestmark = pytest.mark.slow
 
-SCHEDULE = Schedule(epochs=2, seeds=2, batch_size=32, learning_rates=(0.003, 0.03))
-SUS, IUS, IO = Setting(1), Setting(4, individual=False), Setting(4)
-WAYS = (SUS, IUS, IO)
+SEEDS, RATES = 2, (0.003, 0.03)
+WAYS = SUS, IUS, IO = Way(1), Way(4, individual=False), Way(4)
+OPTIONS = ["mtl_io.task_groups", "--groups", "4", "--epochs", "2"]
+OPTIONS += ["--mixed-epochs", "1", "--batch-size", "32", "--tensorboard"]
+OPTIONS += ["--learning-rates", "0.03", "0.003"]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +52,25 @@ def parts(digits: Digits) -> dict[str, Part]:
 
 
 @pytest.fixture(scope="module")
-def whole(parts, tmp_path_factory: pytest.TempPathFactory):
-    """An uninterrupted run on the attributes: its folder and its histories."""
-    out = tmp_path_factory.mktemp("whole")
-    return out, run_settings("attributes", parts["attributes"], WAYS, SCHEDULE, out)
+def out(digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run of both parts."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task_groups, "load_digits", lambda _: digits)
+        assert main([*OPTIONS, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(out: Path) -> pd.DataFrame:
+    """What was recorded of the attributes: by setting, rate, seed and epoch."""
+    records = pd.read_csv(out / "attributes_metrics.csv")
+    return records.pivot(index=task_groups.KEYS, columns="name", values="value")
+
+
+@pytest.fixture(scope="module")
+def results(out: Path) -> dict:
+    return json.loads((out / "results.json").read_text())
 
 
 # The attributes.
@@ -143,14 +153,14 @@ def test_attributes_are_forty_and_balanced(digits):
 def test_stacked_heads_equal_a_loop_over_tasks(parts):
     """Losses of the oracle and scores are those of each head written out."""
     problem = parts["attributes"].problem
-    params = problem.init(jax.random.key(0))
-    batch = jax.tree.map(lambda leaf: leaf[:7], problem.train)
+    params, state = problem.init(0)
+    batch = jax.tree.map(lambda leaf: leaf[:7], problem.splits["train"])
     encoder, head = params["encoder"], params["heads"]["stacked"]["dense1"]
     z = batch["image"]
     for layer in ("dense1", "dense2"):
         z = jax.nn.relu(z @ encoder[layer]["kernel"] + encoder[layer]["bias"])
-    scores = jax.jit(problem.score)(params, batch)
-    losses = jax.jit(problem.oracle.losses)(params, batch)
+    scores = jax.jit(parts["attributes"].score)(params, state, batch)
+    losses = jax.jit(problem.oracle.losses)(params, batch, state)
     for task in (0, 11, 39):
         logits = z @ head["kernel"][task, :, 0] + head["bias"][task, 0]
         answers = batch["answers"][:, task]
@@ -176,10 +186,10 @@ def test_f1_is_that_of_the_positive_answers(parts):
 def test_relative_losses_of_constant_predictions_are_one(parts, digits):
     """The best constants have exactly the losses that the others are divided by."""
     problem = parts["mixed"].problem
-    params = jax.tree.map(jnp.zeros_like, problem.init(jax.random.key(0)))
+    params, state = jax.tree.map(jnp.zeros_like, problem.init(0))
     shares = np.bincount(digits.train.labels, minlength=10) / len(digits.train.labels)
     params["heads"]["digit"]["dense1"]["bias"] = jnp.log(shares)
-    scores = jax.jit(problem.score)(params, problem.train)
+    scores = jax.jit(parts["mixed"].score)(params, state, problem.splits["train"])
     means = {
         name: np.asarray(values.mean(axis=1))[None] for name, values in scores.items()
     }
@@ -200,34 +210,30 @@ def test_groups_are_dealt_anew_for_every_seed():
     assert len({tuple(row) for row in np.asarray(groups)}) == 3
 
 
-def test_run_is_the_loop_over_its_groups(parts, whole):
+def test_run_is_the_loop_over_its_groups(parts, table):
     """Losses and distances of one run, by hand: Adam on each group's summed loss."""
-    part = parts["attributes"]
-    problem, rate, seed = part.problem, 1, 1
-    groups = make_groups(40, 4, SCHEDULE.seeds)[seed]
-    order = task_groups_training.epoch_order(96, 32, SCHEDULE.seeds, epoch=0)[seed]
-    inner = optax.adam(SCHEDULE.learning_rates[rate])
-    params = problem.init(jax.random.key(seed))
-    start = params["encoder"]
+    problem, rate, seed = parts["attributes"].problem, RATES[1], 1
+    groups = make_groups(40, 4, SEEDS)[seed]
+    order = epoch_order(96, 32, SEEDS, epoch=0)[seed]
     # A head is in one group only, and has no gradient in the others.
-    states = [
-        mtlopt.per_label(inner, {"encoder": "encoder", "heads": "stacked"}).init(params)
-        for _ in range(4)
-    ]
+    inner = mtlopt.per_label(
+        optax.adam(rate), {"encoder": "encoder", "heads": "stacked"}
+    )
+    params, model_state = problem.init(seed)
+    start = params["encoder"]
+    states = [inner.init(params) for _ in range(4)]
 
     @jax.jit
     def turn(params, state, rows, members):
-        batch = jax.tree.map(lambda leaf: leaf[rows], problem.train)
+        batch = jax.tree.map(lambda leaf: leaf[rows], problem.splits["train"])
 
         def total(params):
-            return jnp.sum(members * problem.oracle.losses(params, batch))
+            losses = problem.oracle.losses(params, batch, model_state)
+            return jnp.sum(members * losses)
 
         loss, grads = jax.value_and_grad(total)(params)
-        updates, state = mtlopt.per_label(
-            inner, {"encoder": "encoder", "heads": "stacked"}
-        ).update(
-            grads, state, params, active={"encoder": True, "stacked": members == 1}
-        )
+        active = {"encoder": True, "stacked": members == 1}
+        updates, state = inner.update(grads, state, params, active=active)
         return optax.apply_updates(params, updates), state, loss
 
     def distance(a, b):
@@ -243,185 +249,118 @@ def test_run_is_the_loop_over_its_groups(parts, whole):
             covered += distance(params["encoder"], before)
             total += float(loss)
         losses.append(total)
-    history, run = whole[1][IO], rate * SCHEDULE.seeds + seed
-    np.testing.assert_allclose(history.train_loss[0][run], np.mean(losses), rtol=1e-3)
-    np.testing.assert_allclose(history.covered[0][run], covered, rtol=1e-3)
+    found = table.loc[IO.title, rate, seed, 1]
+    np.testing.assert_allclose(found["train_loss"], np.mean(losses), rtol=1e-3)
+    np.testing.assert_allclose(found["covered"], covered, rtol=1e-3)
     shortest = distance(params["encoder"], start)
-    np.testing.assert_allclose(history.shortest[0][run], shortest, rtol=1e-3)
+    np.testing.assert_allclose(found["shortest"], shortest, rtol=1e-3)
 
 
-def test_distances_are_consistent(whole):
+def test_distances_are_consistent(table):
     """Covered never falls and is never below shortest; more turns travel farther."""
-    for history in whole[1].values():
-        covered, shortest = np.array(history.covered), np.array(history.shortest)
-        assert (np.diff(covered, axis=0) > 0).all()
-        assert (covered >= shortest).all()
-    sus, io = (np.array(whole[1][way].covered) for way in (SUS, IO))
-    assert (io > sus).all()
+    covered = table["covered"].unstack("epoch")
+    assert (covered[2] > covered[1]).all()
+    assert (table["covered"] >= table["shortest"]).all()
+    assert (table["covered"][IO.title] > table["covered"]["SUS"]).all()
 
 
-def test_memory_of_io_is_a_state_for_each_group(whole, parts):
+def test_memory_of_io_is_a_state_for_each_group(results):
     """Adam: 2 N P numbers and N counts for the trunk, whose P are known."""
     trunk = 196 * 32 + 32 + 32 * 32 + 32
+    costs = results["parts"]["attributes"]["costs"]
     for way in WAYS:
         copies = way.groups if way.individual else 1
-        assert whole[1][way].shared_bytes == 4 * copies * (2 * trunk + 1)
-    heads = [whole[1][way].heads_bytes for way in WAYS]
+        assert costs[way.title]["shared"] == 4 * copies * (2 * trunk + 1)
+        assert costs[way.title]["seconds"] > 0
+    heads = [costs[way.title]["heads"] for way in WAYS]
     assert heads[0] == heads[1] == heads[2]
     assert heads[0] >= 4 * 2 * 40 * 33
 
 
-def test_more_groups_learn_faster_at_low_learning_rates(whole):
+def test_more_groups_learn_faster_at_low_learning_rates(table):
     """Four times as many updates: a lower loss at the lower rate."""
-    rate = slice(0, SCHEDULE.seeds)
-    sus, io = (
-        np.array(whole[1][way].validation["loss"])[-1, rate] for way in (SUS, IO)
+    losses = table["validation_loss"].xs(
+        (RATES[0], 2), level=["learning_rate", "epoch"]
     )
-    assert (io < sus).all()
+    assert (losses[IO.title] < losses["SUS"]).all()
 
 
-def without_times(history: History) -> dict:
-    numbers = dataclasses.asdict(history)
-    return {name: v for name, v in numbers.items() if "seconds" not in name}
-
-
-def read_csv(out: Path) -> list[dict[str, str]]:
-    with (out / "attributes_metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        del row["seconds_all_runs"]
-    return rows
-
-
-def test_killed_run_resumes_to_the_bit(parts, whole, tmp_path, monkeypatch):
-    """Killed after the first epoch, which is not repeated."""
-    save, order, trained = Checkpoints.save, task_groups_training.epoch_order, []
-
-    def save_and_die(self, *args):
-        save(self, *args)
-        raise KeyboardInterrupt
-
-    def recorded_order(*args):
-        trained.append(args[-1])
-        return order(*args)
-
-    def run() -> dict[Setting, History]:
-        part = parts["attributes"]
-        return run_settings("attributes", part, (IO,), SCHEDULE, tmp_path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            run()
-    monkeypatch.setattr(task_groups_training, "epoch_order", recorded_order)
-    resumed = run()
-    assert trained == [1]
-    out, expected = whole
-    assert without_times(resumed[IO]) == without_times(expected[IO])
-    assert read_csv(tmp_path) == [r for r in read_csv(out) if r["setting"] == IO.title]
-    assert run() == resumed  # a finished run is not trained again
-    assert trained == [1]
-
-
-def test_csv_has_a_row_for_each_setting_epoch_and_run(whole):
-    rows = read_csv(whole[0])
-    keys = [(r["setting"], r["epoch"], r["learning_rate"], r["seed"]) for r in rows]
-    assert keys == [
-        (way.title, epoch, rate, seed)
-        for way in WAYS
-        for epoch in "12"
-        for rate in ("0.003", "0.03")
-        for seed in "01"
-    ]
+def test_every_setting_rate_seed_and_epoch_is_recorded(table):
+    titles = [way.title for way in WAYS]
+    expected = pd.MultiIndex.from_product([titles, RATES, range(SEEDS), (1, 2)])
+    assert set(table.index) == set(expected)
+    assert not table.isna().any(axis=None)
 
 
 # The choices.
 
 
-def history_of(losses: np.ndarray) -> History:
-    """A history whose numbers tell where they are from, `[epochs, rates, seeds]`."""
-    runs = losses.reshape(len(losses), -1)
-    index = np.arange(runs.size).reshape(runs.shape)
-    return History(
-        validation={"loss": runs.tolist()},
-        test={"loss": (100 + index).tolist()},
-        covered=(10 + index).tolist(),
-        shortest=np.ones(runs.shape).tolist(),
-    )
+def records_of(title: str, losses: np.ndarray) -> list[dict]:
+    """Records whose numbers tell where they are from, `[epochs, rates, seeds]`."""
+    rows = []
+    for place, (at, loss) in enumerate(np.ndenumerate(losses)):
+        epoch, rate, seed = at
+        keys = {"setting": title, "learning_rate": (0.1, 0.2)[rate], "seed": seed}
+        numbers = {"validation_loss": loss, "test_loss": 100 + place}
+        numbers |= {"covered": 10 + place, "shortest": 1}
+        for name, value in numbers.items():
+            rows.append({**keys, "epoch": epoch + 1, "name": name, "value": value})
+    return rows
 
 
-def test_choices_are_by_validation(parts):
+def test_choices_are_by_validation(parts, monkeypatch):
     """The rate by the mean over the seeds of each one's best; NaN is never best."""
-    schedule = Schedule(epochs=3, seeds=2, batch_size=1, learning_rates=(0.1, 0.2))
     losses = np.array([[[3, 3], [5, 2]], [[2, 4], [1, 4]], [[3, 5], [np.nan, 5]]])
     broken = np.full((3, 2, 2), np.nan)
     broken[:, 0] = [[9, 9], [8, 8], [9, 9]]
-    histories = {SUS: history_of(losses), IO: history_of(broken)}
-    outcome = conclude(parts["attributes"], schedule, histories)
-    choice = outcome.choices[SUS]
-    assert (choice.learning_rate, choice.best_epoch) == (0.2, [2, 1])
-    assert choice.validation["loss"] == [1, 2]
-    assert choice.test["loss"] == [100 + 6, 100 + 3]
-    assert outcome.choices[IO].learning_rate == 0.1
-    assert outcome.choices[IO].best_epoch == [2, 2]
+    records = pd.DataFrame(records_of("SUS", losses) + records_of("IO", broken))
+    titles = ["SUS", "IO"]
+    outcome = task_groups.conclude("attributes", parts["attributes"], titles, records)
+    best = outcome.best.loc["SUS"]
+    assert best["learning_rate"].tolist() == [0.2, 0.2]
+    assert best["epoch"].tolist() == [2, 1]
+    assert best["validation_loss"].tolist() == [1, 2]
+    assert best["test_loss"].tolist() == [100 + 6, 100 + 3]
+    assert outcome.best.loc["IO", "learning_rate"].tolist() == [0.1, 0.1]
+    assert outcome.best.loc["IO", "epoch"].tolist() == [2, 2]
     # Rate 0.2 never works for IO, so the common one is 0.1, at its lowest mean.
-    assert (outcome.common_rate, outcome.common_epoch) == (0.1, 2)
-    assert outcome.travels[SUS].covered == [10 + 4, 10 + 5]
-    assert outcome.travels[SUS].ratio == [14, 15]
+    assert (outcome.rate, outcome.epoch) == (0.1, 2)
+    assert outcome.distances.loc["SUS", "covered"].tolist() == [10 + 4, 10 + 5]
+    assert outcome.distances.loc["SUS", "ratio"].tolist() == [14, 15]
+    monkeypatch.setitem(task_groups.JUDGED, "attributes", "validation_loss")
+    verdict = task_groups._verdict(outcome)
+    assert "lower for no setting, and higher for IO, with every seed" in verdict
 
 
 # The command.
 
-OPTIONS = [
-    "mtl_io.task_groups",
-    "--groups",
-    "4",
-    "--epochs",
-    "2",
-    "--mixed-epochs",
-    "1",
-]
-OPTIONS += ["--batch-size", "32", "--learning-rates", "0.003", "0.03"]
 
-
-@pytest.fixture(scope="module")
-def out(digits, whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished tiny run."""
-    folder = tmp_path_factory.mktemp("run") / "out"
-
-    def run(name, part, ways, schedule, out):
-        if name == "mixed":
-            return run_settings(name, part, ways, schedule, out)
-        # Trained already, and this is what the options ask for.
-        assert (tuple(ways), schedule) == (WAYS, SCHEDULE)
-        return whole[1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_groups, "load", lambda _: digits)
-        patch.setattr(task_groups, "run_settings", run)
-        assert main([*OPTIONS, "--out", str(folder)]) == 0
-    return folder
-
-
-def test_results(out: Path):
-    results = json.loads((out / "results.json").read_text())
+def test_results(results):
     assert results["command"].startswith(
         "python -m experiments mtl_io.task_groups --groups"
     )
     assert results["versions"]["mtlopt"] == mtlopt.__version__
+    assert results["settings"]["learning_rates"] == list(RATES)  # in order
     titles = {
-        "attributes": "SUS, IUS (4 groups), IO (4 groups)",
-        "mixed": "SUS, IUS (3 groups), IO (3 groups)",
+        "attributes": ["SUS", "IUS (4 groups)", "IO (4 groups)"],
+        "mixed": ["SUS", "IUS (3 groups)", "IO (3 groups)"],
     }
     for name, part in results["parts"].items():
-        assert ", ".join(part["settings"]) == titles[name]
-        assert part["distances_at"]["learning_rate"] in (0.003, 0.03)
-        for entry in part["settings"].values():
-            assert len(entry["best_epoch"]) == 2  # seeds
-            assert all(ratio >= 1 for ratio in entry["distances"]["ratio"])
-    entry = results["parts"]["attributes"]["settings"]["IO (4 groups)"]
-    assert entry["paper_table_3"] == [9.11, 69.48]
-    assert entry["paper_table_4"] == [6560.56, 242.55, 27.05]
+        assert list(part["costs"]) == titles[name]
+        assert part["distances_at"]["rate"] in RATES
+        for rows in (part["best"], part["distances"]):
+            assert len(rows) == 3 * SEEDS
+        assert all(row["ratio"] >= 1 for row in part["distances"])
+    attributes = results["parts"]["attributes"]
+    assert attributes["paper_table_3"]["IO (4 groups)"] == [9.11, 69.48]
+    assert attributes["paper_table_4"]["IO (4 groups)"] == [6560.56, 242.55, 27.05]
+
+
+def test_each_part_has_event_files(out: Path):
+    """Those of the second part do not replace those of the first."""
+    for name, num_ways in (("attributes", 3), ("mixed", 3)):
+        runs = read_runs(out / "tensorboard" / f"{name}_metrics")
+        assert len(runs) == num_ways * len(RATES) * SEEDS
 
 
 def test_report(out: Path):
@@ -441,29 +380,30 @@ def test_figures_are_images(out: Path, name: str):
 
 
 def test_every_setting_is_an_option():
-    settings, _, _ = task_groups.parse([])
-    assert settings == Settings()
+    settings = task_groups.read([])
+    assert dataclasses.replace(settings, out="") == Settings()
+    flags = ("resume", "tensorboard", "full")
     for field in dataclasses.fields(settings):
         option = f"--{field.name.replace('_', '-')}"
         value = {"problem": "mixed"}.get(field.name, "5")
-        changed, _, _ = task_groups.parse([option, value])
+        changed = task_groups.read([option, *([] if field.name in flags else [value])])
         assert getattr(changed, field.name) != getattr(settings, field.name)
 
 
 def test_full_has_the_papers_counts():
-    settings, _, _ = task_groups.parse(["--full"])
+    settings = task_groups.read(["--full"])
     assert (settings.epochs, settings.seeds) == (15, 3)
     titles = {way.title for way in settings.ways("attributes")}
-    assert titles == set(task_groups.PAPER_SCORES)
+    assert titles == set(task_groups.PAPER_SCORES["attributes"])
     assert set(task_groups.PAPER_DISTANCES["attributes"]) <= titles
     mixed = {way.title for way in settings.ways("mixed")}
     assert mixed == set(task_groups.PAPER_DISTANCES["mixed"])
 
 
 def test_bad_arguments(digits, monkeypatch, tmp_path):
-    monkeypatch.setattr(task_groups, "load", lambda _: digits)
+    monkeypatch.setattr(task_groups, "load_digits", lambda _: digits)
     with pytest.raises(UsageError, match="--groups must be from 2 to 40, got 1 41"):
-        task_groups.parse(["--groups", "1", "41"])
+        task_groups.read(["--groups", "1", "41"])
     with pytest.raises(UsageError, match="--batch-size must be at most 96"):
         task_groups.main(["--batch-size", "97", "--out", str(tmp_path / "out")])
     monkeypatch.undo()

@@ -1,0 +1,369 @@
+"""What the line-search experiments share: settings, training, tables and figures."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+import mtlopt
+from experiments.fast_line_search.methods import (
+    BETAS,
+    Method,
+    Problem,
+    make_methods,
+    make_step,
+    start,
+)
+from experiments.fast_line_search.timing import time_methods
+from experiments.lab.batches import host_order, map_batches, num_examples, take
+from experiments.lab.figures import COLOURS, FAINT, Curve, draw_panels
+from experiments.lab.folder import RunFolder
+from experiments.lab.loop import Progress, Training, Values, train
+from experiments.lab.program import Program
+from experiments.lab.settings import Options, UsageError
+from experiments.lab.tables import command_line, count, markdown_table, number
+
+PyTree = Any
+METHODS = tuple(make_methods(2, 1))
+NAMES = {"methods": METHODS}
+# Columns of the table: scores and their digits; what is told of a line search.
+SCORES = {"train_loss": 3, "train_error": 2, "test_loss": 3, "test_error": 2}
+SEARCHED = {"trials": ".2f", "step_size": ".3g", "at_upper": ".0%", "at_floor": ".0%"}
+# File name of each figure, and its curves: a method at its first beta, or at its best
+# learning rate; "*" is a method at all its values.
+FIGURES = {
+    "sgd": ("sgd*", "sgd", "fbls", "fbls_decay"),  # figures 3 and 5
+    "betas": ("fbls*", "bls*"),  # figure 4
+    "methods": ("sgd", "mgda_ub", "bls", "fbls", "fbls_calibrated"),  # figure 6
+}
+
+_EVALUATION_BATCH = 500  # examples per forward pass: bounds the memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """What decides the numbers of a run.
+
+    Attributes:
+      methods: names of methods, or all.
+      direction: what finds the direction of a line search.
+      epochs: passes over the train split.
+      seeds: number of seeds, from 0; they differ in initial parameters and order.
+      batch_size: examples a step.
+      decay_every: epochs after which FBLS + decay halves its upper bound.
+      train_examples: number of train examples; 0 for all.
+      test_examples: number of test examples; 0 for all.
+      data_dir: folder of the official data; None for the stand-in.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    direction: Literal["mgda", "edm", "pcgrad"] = "mgda"
+    epochs: int = 6
+    seeds: int = 3
+    batch_size: int = 256
+    decay_every: int = 2
+    train_examples: int = 4_096
+    test_examples: int = 1_500
+    data_dir: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What the tables of an experiment are about.
+
+    Attributes:
+      name: of the experiment.
+      title: of the report.
+      network: and what else the reader must know, a sentence or two.
+      source: where the data come from.
+      error: what it is, with its unit.
+      factor: by which errors are multiplied to have that unit.
+    """
+
+    name: str
+    title: str
+    network: str
+    source: str
+    error: str = "error [%]"
+    factor: float = 100.0
+
+
+def load(loader: Callable[..., Any], settings: Settings, **more: Any) -> Any:
+    """Returns the data of as many examples as the settings say.
+
+    Raises:
+      UsageError: if the data are at fault.
+    """
+    try:
+        return loader(
+            None if settings.data_dir is None else Path(settings.data_dir),
+            num_train=settings.train_examples or None,
+            num_test=settings.test_examples or None,
+            **more,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(error) from error
+
+
+def run_experiment(
+    subject: Subject,
+    settings: Settings,
+    problem: Problem,
+    argv: Sequence[str],
+    time_steps: Callable[[], tuple[str, Any]] | None = None,
+) -> None:
+    """Trains all runs, measures costs, and writes metrics, tables and figures.
+
+    If there is `time_steps`, it measures them, and returns their section of the report
+    and their numbers.
+
+    Raises:
+      UsageError: if the batch size or the output folder is at fault.
+    """
+    num_train = num_examples(problem.splits["train"])
+    if settings.batch_size > num_train:
+        raise UsageError(
+            f"--batch-size must be at most {num_train}, the number of train examples, "
+            f"got {settings.batch_size}."
+        )
+    decay_steps = settings.decay_every * (num_train // settings.batch_size)
+    known = make_methods(problem.oracle.num_tasks, decay_steps, settings.direction)
+    methods = {name: known[name] for name in settings.methods}
+    with RunFolder(settings) as folder:
+        programs = {
+            name: Program(make_step(problem, method), donate_argnums=1)
+            for name, method in methods.items()
+        }
+        trainings = make_trainings(problem, methods, programs, settings)
+        records = train(trainings, settings.epochs, problem.tasks, folder)
+        table = wide(records, subject.factor)
+        if time_steps is None:
+            text, costs = time_methods(problem, methods, programs, settings.batch_size)
+        else:
+            text, costs = time_steps()
+        report = make_report(subject, settings, methods, table) + text
+        folder.write_results(
+            settings,
+            report,
+            command=command_line(subject.name, argv),
+            data={"source": subject.source, "stand_in": settings.data_dir is None},
+            runs=last(table).reset_index().to_dict("records"),
+            costs=costs,
+        )
+        draw_figures(subject, methods, table, folder.path)
+    print(f"\n{report}\nWritten to {folder.path}.")
+
+
+def make_trainings(
+    problem: Problem,
+    methods: Mapping[str, Method],
+    programs: Mapping[str, Program],
+    settings: Settings,
+) -> list[Training]:
+    """Returns a training for each method, value and seed; the steps are by method."""
+    data, size = problem.splits["train"], settings.batch_size
+    num_train, evaluate = num_examples(data), make_evaluate(problem)
+    judged = min(map(num_examples, problem.splits.values()))
+    splits = {"train": take(data, slice(judged)), "test": problem.splits["test"]}
+
+    def make(name: str, value: float, seed: int) -> Training:
+        def epoch(
+            run: mtlopt.Run, index: int, progress: Progress
+        ) -> tuple[mtlopt.Run, Values]:
+            did = []
+            for rows in jnp.asarray(host_order(num_train, size, seed, index)):
+                run, one = programs[name](jnp.float32(value), run, rows, data)
+                did.append(one)
+                progress(1, "")
+            values = {key: np.mean([float(one[key]) for one in did]) for key in did[0]}
+            for split, examples in splits.items():
+                for key, own in evaluate(run, examples).items():
+                    values[f"{split}_{key}"] = own[None]
+            return run, values
+
+        return Training(
+            f"{name}-{value:.4g}-seed{seed}",
+            [{"method": name, "number": value, "seed": seed}],
+            lambda: start(problem, methods[name], value, seed),
+            epoch,
+            num_train // size,
+        )
+
+    return [
+        make(name, value, seed)
+        for name, method in methods.items()
+        for value in method.values
+        for seed in range(settings.seeds)
+    ]
+
+
+def make_evaluate(problem: Problem) -> Callable[[mtlopt.Run, PyTree], Values]:
+    """Returns `evaluate(run, split)`: loss and error, each `[tasks]`."""
+
+    @jax.jit
+    def score(params: PyTree, state: PyTree, split: PyTree) -> dict[str, jax.Array]:
+        own = functools.partial(problem.score, params, state)
+        return map_batches(own, split, _EVALUATION_BATCH, axis=1)
+
+    def evaluate(run: mtlopt.Run, split: PyTree) -> Values:
+        scores = jax.device_get(score(run.params, run.state, split))
+        return {name: own.mean(axis=1, dtype=float) for name, own in scores.items()}
+
+    return evaluate
+
+
+def wide(records: pd.DataFrame, factor: float) -> pd.DataFrame:
+    """Returns a row for each run and epoch, a column for each name; means over tasks.
+
+    Errors are multiplied by a factor. Numbers that are none are infinite, so that a
+    mean with one of them is, too.
+    """
+    keys = ["method", "number", "seed", "epoch", "name"]
+    numbers = records.fillna({"value": np.inf}).groupby(keys)["value"]
+    table = numbers.mean().unstack("name")
+    errors = ["train_error", "test_error"]
+    return table.assign(**{name: factor * table[name] for name in errors})
+
+
+def last(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows of the last epoch."""
+    return table.xs(table.index.get_level_values("epoch").max(), level="epoch")
+
+
+def _of(table: pd.DataFrame, method: str, at: float | None = None) -> pd.DataFrame:
+    own = table.xs(method, level="method")
+    return own if at is None else own.xs(at, level="number")
+
+
+def best_value(table: pd.DataFrame, method: str) -> float:
+    """Returns the value of a method with the least test error after the last epoch.
+
+    Chosen on the test split: a choice in favour of the methods with a learning rate.
+    """
+    errors = _of(last(table), method)["test_error"]
+    return float(errors.groupby("number").mean().idxmin())
+
+
+def make_report(
+    subject: Subject,
+    settings: Settings,
+    methods: Mapping[str, Method],
+    table: pd.DataFrame,
+) -> str:
+    """Returns the tables of losses and errors as Markdown."""
+    ends = last(table)
+    scores = [
+        name.replace("error", subject.error).replace("_", " ", 1) for name in SCORES
+    ]
+    rows = [
+        [
+            method.title,
+            f"{method.symbol} = {value:.4g}",
+            *_scores(_of(ends, name, value)),
+            *_searched(_of(table, name, value)),
+        ]
+        for name, method in methods.items()
+        for value in method.values
+    ]
+    searched = [name.replace("_", " ") for name in SEARCHED]
+    parts = [
+        f"# {subject.title}",
+        f"Data: {subject.source}. {subject.network} Batch {settings.batch_size}, "
+        f"{count(settings.epochs, 'epoch')}, {count(settings.seeds, 'seed')} (± is "
+        f"their standard deviation), direction by {settings.direction}. β is the share "
+        "of the linear decrease that a line search asks for, η a learning rate. FBLS + "
+        f"decay halves its upper bound every {count(settings.decay_every, 'epoch')}.",
+        "## After the last epoch, mean over the tasks",
+        markdown_table(["method", "value", *scores, *searched], rows),
+    ]
+    if "fbls" in methods:
+        parts.append(_comparison(subject, methods, table))
+    if {"fbls", "bls"} <= set(methods):
+        searches = ("fbls", "bls")
+        rows = [[methods[name].title, *_scores(_of(ends, name))] for name in searches]
+        parts.append("## FBLS and BLS, over all β (figure 4)")
+        parts.append(markdown_table(["method", *scores], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(ends: pd.DataFrame) -> list[str]:
+    return [_spread(ends[name], digits) for name, digits in SCORES.items()]
+
+
+def _spread(values: pd.Series, digits: int = 2) -> str:
+    finite = bool(np.isfinite(values).all())
+    return number(values.tolist(), 1, digits) if finite else "diverged"
+
+
+def _searched(rows: pd.DataFrame) -> list[str]:
+    """Returns means over all steps of a line search, as cells."""
+    means = rows.reindex(columns=list(SEARCHED)).mean()
+    cells = zip(means, SEARCHED.values(), strict=True)
+    return ["" if np.isnan(mean) else format(mean, form) for mean, form in cells]
+
+
+def _comparison(
+    subject: Subject, methods: Mapping[str, Method], table: pd.DataFrame
+) -> str:
+    """Returns the sentence that compares FBLS with the best learning rates."""
+
+    def error(name: str, value: float) -> str:
+        return _spread(_of(last(table), name, value)["test_error"])
+
+    parts = [f"FBLS (β = {BETAS[0]}), no tuning: {error('fbls', BETAS[0])}"]
+    for name in ("sgd", "mgda_ub"):
+        if name in methods:
+            value = best_value(table, name)
+            parts.append(
+                f"best of {len(methods[name].values)} learning rates of "
+                f"{methods[name].title}, η = {value:.4g}: {error(name, value)}"
+            )
+    return (
+        f"Test {subject.error}: {'; '.join(parts)}. Best is by this very column, which "
+        "is in favour of the methods with a learning rate."
+    )
+
+
+def draw_figures(
+    subject: Subject, methods: Mapping[str, Method], table: pd.DataFrame, out: Path
+) -> None:
+    """Draws the losses and the errors over epochs, for train and test."""
+    for figure, names in FIGURES.items():
+        members = []
+        for member in names:
+            name = member.removesuffix("*")
+            if name not in methods:
+                continue
+            # Short labels: they stand in one row below the panels.
+            method, label = methods[name], methods[name].title
+            value, colour = method.values[0], COLOURS[METHODS.index(name)]
+            is_rate = method.symbol == "η"
+            if member != name:  # all eight learning rates are a backdrop
+                value, colour = None, FAINT if is_rate else colour
+                label += f", all {method.symbol}"
+            elif is_rate:
+                value = best_value(table, name)
+                label += f", {value:.2g}"
+            members.append((label, _of(table, name, value), colour))
+        if not members:
+            continue
+        for metric, ylabel in (("loss", "loss"), ("error", subject.error)):
+            panels: dict[str, list[Curve]] = {"train": [], "test": []}
+            for split, curves in panels.items():
+                for label, rows, colour in members:
+                    own = rows[f"{split}_{metric}"].unstack("epoch")
+                    curves.append(Curve(label, list(own), own.to_numpy().T, colour))
+            draw_panels(
+                out / f"{figure}_{metric}.png",
+                panels,
+                xlabel="epoch",
+                ylabel=ylabel,
+                title=f"{subject.title} (line: mean, band: minimum to maximum). "
+                f"Data: {subject.source}",
+            )
