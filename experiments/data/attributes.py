@@ -23,21 +23,13 @@ _PARTS = {"first": slice(0, 10), "middle": slice(10, 18), "last": slice(18, 28)}
 
 
 def measure(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Measures the shape of digits.
+    """Measures the shape of digits: 24 measures by name, each float `[num]`.
+
+    All but `ink` and `width` are relative to the digit's own ink or size; the ninths
+    are the shares of the ink in a 3 x 3 grid.
 
     Args:
       images: uint8 `[num, 28, 28]`, each with some ink.
-
-    Returns:
-      24 measures by name, each float `[num]`. All but `ink` and `width` are relative to
-      the digit's own ink or size; the ninths are the shares of the ink in a 3 x 3 grid.
-
-    Examples:
-      >>> image = np.zeros([1, 28, 28], np.uint8)
-      >>> image[0, 4:24, 13:15] = 255  # an upright stroke, 20 x 2
-      >>> measures = measure(image)
-      >>> len(measures), float(measures["ink"][0]), float(measures["width"][0])
-      (24, 40.0, 2.0)
     """
     grey = images / 255.0
     on = grey > 0.5
@@ -98,21 +90,12 @@ def medians(images: np.ndarray) -> dict[str, float]:
 def label(
     images: np.ndarray, digits: np.ndarray, thresholds: dict[str, float]
 ) -> dict[str, np.ndarray]:
-    """Answers the 40 questions.
+    """Answers the 40 questions: attributes by name, each bool `[num]`.
 
     Args:
       images: uint8 `[num, 28, 28]`.
       digits: the classes, int `[num]`.
       thresholds: of the measures, see `medians`.
-
-    Returns:
-      40 attributes by name, each bool `[num]`.
-
-    Examples:
-      >>> images = np.tile(np.arange(0, 252, 9, dtype=np.uint8), (3, 28, 1))
-      >>> labels = label(images, np.array([0, 4, 7]), medians(images))
-      >>> len(labels), *(labels[name].tolist() for name in ("digit 4", "even"))
-      (40, [False, True, False], [True, True, False])
     """
     labels = {f"digit {digit}": digits == digit for digit in range(_NUM_DIGITS)}
     for name, members in CLASSES.items():

@@ -5,29 +5,13 @@ the image. The shapes are cartoons of what the words mean, and how often a label
 is our own choice: accuracies on these images say nothing about mammograms.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.resizing import resize_matrix
+from experiments.data.resizing import resize_linear
 
-# In the order of the release.
-TYPES = (
-    "AMORPHOUS",
-    "COARSE",
-    "DYSTROPHIC",
-    "EGGSHELL",
-    "FINE_LINEAR_BRANCHING",
-    "LARGE_RODLIKE",
-    "LUCENT_CENTER",
-    "LUCENT_CENTERED",
-    "MILK_OF_CALCIUM",
-    "PLEOMORPHIC",
-    "PUNCTATE",
-    "ROUND_AND_REGULAR",
-    "SKIN",
-    "VASCULAR",
-)
 DISTRIBUTIONS = ("CLUSTERED", "DIFFUSELY_SCATTERED", "LINEAR", "REGIONAL", "SEGMENTAL")
 
 _DISTRIBUTION_SHARES = (0.5, 0.1, 0.15, 0.1, 0.15)
@@ -37,42 +21,75 @@ _MALIGNANT, _MALIGNANT_IF_SUSPICIOUS = 0.25, 0.7
 _NUM_SPECKS = (12, 19)  # in an image
 _SPECK = (0.035, 0.05)  # radius, in sides of the image
 _LINE = 0.12  # width of drawn lines, in radii of a speck
+_THIRD = 2 * np.pi / 3
+
+
+class _Speck(NamedTuple):
+    """Coordinates in radii of the speck, and the width of lines."""
+
+    u: np.ndarray  # along the axis
+    v: np.ndarray  # across it
+    r: np.ndarray  # polar ones
+    angle: np.ndarray  # in radians
+    line: float
+
+    def inside(self, distance: np.ndarray) -> np.ndarray:
+        """1 where the signed distance is negative, 0 where positive, soft between."""
+        return 0.5 - 0.5 * np.tanh(distance / self.line)
+
+    def along(self, distance: np.ndarray) -> np.ndarray:
+        """A line where the distance is zero."""
+        return np.exp(-((distance / self.line) ** 2))
+
+    def branches(self) -> np.ndarray:
+        """Three arms: the plane folded onto one of them."""
+        arm = (self.angle + _THIRD / 2) % _THIRD - _THIRD / 2
+        return self.along(self.r * np.sin(arm)) * self.inside(self.r - 1.4)
+
+
+# Brightness from 0 to 1 of each type, in the order of the release.
+_BRIGHTNESS: dict[str, Callable[[_Speck], np.ndarray]] = {
+    "AMORPHOUS": lambda s: 0.5 * np.exp(-(s.r**2)),
+    "COARSE": lambda s: s.inside(s.r - 1.2),
+    "DYSTROPHIC": lambda s: (
+        s.inside(s.r - 1 - 0.4 * np.cos(3 * s.angle)) * (s.r > 0.35)
+    ),
+    "EGGSHELL": lambda s: s.along(s.r - 1),
+    "FINE_LINEAR_BRANCHING": lambda s: s.branches(),
+    "LARGE_RODLIKE": lambda s: s.inside(
+        np.maximum(np.abs(s.u) - 1.5, np.abs(s.v) - 0.3)
+    ),
+    "LUCENT_CENTER": lambda s: s.inside(s.r - 1) * s.inside(0.35 - s.r),
+    "LUCENT_CENTERED": lambda s: s.inside(s.r - 1.2) * s.inside(0.75 - s.r),
+    "MILK_OF_CALCIUM": lambda s: (
+        s.inside(s.r - 1) * s.inside(0.9 - np.hypot(s.u, s.v + 0.6))
+    ),
+    "PLEOMORPHIC": lambda s: s.inside(np.abs(s.u) + 2 * np.abs(s.v) - 1),
+    "PUNCTATE": lambda s: np.exp(-((s.r / 0.3) ** 2)),
+    "ROUND_AND_REGULAR": lambda s: s.inside(s.r - 0.65),
+    "SKIN": lambda s: s.along(np.maximum(np.abs(s.u), np.abs(s.v)) - 0.9),
+    # Two parallel walls.
+    "VASCULAR": lambda s: s.along(np.abs(s.v) - 0.45) * s.inside(np.abs(s.u) - 1.6),
+}
+TYPES = tuple(_BRIGHTNESS)
 
 
 class Mammograms(NamedTuple):
-    """Images with the labels of the three tasks, which are 0 or 1.
+    """Images with the labels of the three tasks, which are 0 or 1."""
 
-    images: uint8 [num, side, side]. distributions: int32 [num, 5], in the order of
-    `DISTRIBUTIONS`. types: int32 [num, 14], in the order of `TYPES`. malignant: int32
-    [num].
-    """
-
-    images: np.ndarray
-    distributions: np.ndarray
-    types: np.ndarray
-    malignant: np.ndarray
+    images: np.ndarray  # uint8 [num, side, side]
+    distributions: np.ndarray  # int32 [num, 5], as in `DISTRIBUTIONS`
+    types: np.ndarray  # int32 [num, 14], as in `TYPES`
+    malignant: np.ndarray  # int32 [num]
 
 
 def draw_mammograms(num: int, *, side: int, rng: np.random.Generator) -> Mammograms:
     """Draws images of cloudy tissue with 12 to 18 calcifications each.
 
-    The types of an image say what its calcifications look like, its distributions
-    where they lie, and it is malignant if thin bright rays spread from the lesion. As
-    in the release, whatever is LUCENT_CENTERED is LUCENT_CENTER too. Malignant is more
+    The types of an image say what its calcifications look like, its distributions where
+    they lie, and it is malignant if thin bright rays spread from the lesion. As in the
+    release, whatever is LUCENT_CENTERED is LUCENT_CENTER too. Malignant is more
     frequent with a suspicious type, so the tasks help each other.
-
-    Args:
-        num: the number of images.
-        side: their height and width in pixels.
-        rng: the source of randomness.
-
-    Returns:
-        The images and their labels.
-
-    Examples:
-        >>> drawn = draw_mammograms(2, side=32, rng=np.random.default_rng(0))
-        >>> drawn.images.shape, drawn.types.shape
-        ((2, 32, 32), (2, 14))
     """
     types = _pick(num, np.full(len(TYPES), 1 / len(TYPES)), _SECOND_TYPE, rng)
     distributions = _pick(
@@ -106,24 +123,23 @@ def draw_one(
     side: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Draws one image.
+    """Draws one image, float64 [side, side], about in [0, 1].
+
+    The randomness is drawn in the same way whatever the labels, so the same state gives
+    the same tissue.
 
     Args:
-        distributions: places in `DISTRIBUTIONS`, one at least. A calcification lies
-            as any of them says.
+        distributions: places in `DISTRIBUTIONS`, one at least. A calcification lies as
+            any of them says.
         types: places in `TYPES`, one at least. A calcification is of any of them.
         malignant: whether rays spread from the lesion.
         side: height and width in pixels.
-        rng: the source of randomness. It is drawn from in the same way whatever the
-            labels, so the same state gives the same tissue.
-
-    Returns:
-        The image, float64 [side, side], about in [0, 1].
+        rng: the source of randomness.
     """
     image = 0.25 + 0.02 * rng.normal(size=[side, side])
     for size, contrast in ((6, 0.08), (14, 0.03)):
-        matrix = resize_matrix(size, side, "linear")
-        image += contrast * matrix @ rng.normal(size=[size, size]) @ matrix.T
+        noise = rng.normal(size=[size, size, 1])
+        image += contrast * resize_linear(noise, (side, side))[..., 0]
     centre = rng.uniform(0.35, 0.65, 2)
     direction, num_rays = rng.uniform(0, 2 * np.pi), int(rng.integers(5, 9))
     num_specks = int(rng.integers(*_NUM_SPECKS))
@@ -146,58 +162,10 @@ def draw_one(
 
 
 def draw_speck(kind: int, u: np.ndarray, v: np.ndarray, line: float) -> np.ndarray:
-    """Draws one calcification.
-
-    Args:
-        kind: its type, a place in `TYPES`.
-        u: coordinates along its axis, in radii; any shape.
-        v: coordinates across its axis.
-        line: the width of lines, in radii.
-
-    Returns:
-        Brightness from 0 to 1, of the shape of `u` and `v`.
-    """
-    r, angle = np.hypot(u, v), np.arctan2(v, u)
-
-    def inside(distance: np.ndarray) -> np.ndarray:
-        """1 where the signed distance is negative, 0 where positive, soft between."""
-        return 0.5 - 0.5 * np.tanh(distance / line)
-
-    def along(distance: np.ndarray) -> np.ndarray:
-        """A line where the distance is zero."""
-        return np.exp(-((distance / line) ** 2))
-
-    match TYPES[kind]:
-        case "AMORPHOUS":
-            return 0.5 * np.exp(-(r**2))
-        case "COARSE":
-            return inside(r - 1.2)
-        case "DYSTROPHIC":
-            return inside(r - 1 - 0.4 * np.cos(3 * angle)) * (r > 0.35)
-        case "EGGSHELL":
-            return along(r - 1)
-        case "FINE_LINEAR_BRANCHING":
-            third = 2 * np.pi / 3  # three arms: fold the plane onto one of them
-            arm = (angle + third / 2) % third - third / 2
-            return along(r * np.sin(arm)) * inside(r - 1.4)
-        case "LARGE_RODLIKE":
-            return inside(np.maximum(np.abs(u) - 1.5, np.abs(v) - 0.3))
-        case "LUCENT_CENTER":
-            return inside(r - 1) * inside(0.35 - r)
-        case "LUCENT_CENTERED":
-            return inside(r - 1.2) * inside(0.75 - r)
-        case "MILK_OF_CALCIUM":
-            return inside(r - 1) * inside(0.9 - np.hypot(u, v + 0.6))
-        case "PLEOMORPHIC":
-            return inside(np.abs(u) + 2 * np.abs(v) - 1)
-        case "PUNCTATE":
-            return np.exp(-((r / 0.3) ** 2))
-        case "ROUND_AND_REGULAR":
-            return inside(r - 0.65)
-        case "SKIN":
-            return along(np.maximum(np.abs(u), np.abs(v)) - 0.9)
-        case _:  # VASCULAR, two parallel walls
-            return along(np.abs(v) - 0.45) * inside(np.abs(u) - 1.6)
+    """Draws a calcification of a type, a place in `TYPES`; see `_Speck`."""
+    return _BRIGHTNESS[TYPES[kind]](
+        _Speck(u, v, np.hypot(u, v), np.arctan2(v, u), line)
+    )
 
 
 def _pick(

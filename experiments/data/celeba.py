@@ -6,30 +6,22 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from experiments.data.files import (
-    find_file,
-    find_folder,
-    read_image,
-    read_lines,
-    release_error,
-)
+from experiments.data.files import Release, find_folder
 from experiments.data.resizing import resize_linear
-from experiments.data.samples import (
-    Sample,
-    Samples,
-    check_size,
-    check_split,
-    make_sample,
-)
+from experiments.data.samples import Samples, check_settings, in_words, make_sample
 
 Split = Literal["train", "validation", "test"]  # 0, 1 and 2 in the release
 
 NUM_ATTRIBUTES = 40
-_RELEASE = "CelebA"
+_RELEASE = Release("CelebA")
 _SHAPE = (218, 178)
-_IMAGES = "img_align_celeba"
-_ATTRIBUTES = "list_attr_celeba.txt"
-_PARTITION = "list_eval_partition.txt"
+_MOST_IMAGES = 250_000  # the release has 202,599
+# The folders of the release, and what is in each.
+_PARTS = {
+    "Img": "img_align_celeba",
+    "Anno": "list_attr_celeba.txt",
+    "Eval": "list_eval_partition.txt",
+}
 
 
 def load_celeba(
@@ -50,37 +42,22 @@ def load_celeba(
         split: which of the official splits.
         size: height and width of the images; the papers' by default.
 
-    Returns:
-        The samples.
-
-    Raises:
-        FileNotFoundError: if a file is missing, an image of the split too.
-        ValueError: here, if a list is damaged or the two do not agree; on reading, if
-            an image is damaged or of another size.
-
     References:
         Liu, Luo, Wang and Tang, "Deep learning face attributes in the wild", 2015,
         https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html.
     """
-    check_split(split, get_args(Split))
-    check_size(size)
-    folder = find_folder(
-        data_dir, f"the folder with {_IMAGES}, {_ATTRIBUTES} and {_PARTITION}"
-    )
+    check_settings(split, get_args(Split), size)
+    folder = find_folder(data_dir, f"the folder with {', '.join(_PARTS.values())}")
     images, attributes_file, partition_file = (
         folder / part / name if (folder / part).is_dir() else folder / name
-        for part, name in (
-            ("Img", _IMAGES),
-            ("Anno", _ATTRIBUTES),
-            ("Eval", _PARTITION),
-        )
+        for part, name in _PARTS.items()
     )
     attributes, names, has = _read_attributes(attributes_file)
     parts = _read_partition(partition_file, names)
     rows = np.flatnonzero(parts == get_args(Split).index(split))
     if not len(rows):
         found = f"has no image of the {split} split"
-        raise release_error(partition_file, found, "images of all splits", _RELEASE)
+        raise _RELEASE.error(partition_file, found, "images of all splits")
     names = [names[row] for row in rows]
     there = set(os.listdir(images)) if images.is_dir() else set()
     missing = [name for name in names if name not in there]
@@ -90,58 +67,56 @@ def load_celeba(
             f"{len(names)} of the {split} split are missing. Copy them from {_RELEASE}."
         )
 
-    def read(place: int) -> Sample:
-        image = read_image(images / names[place], "RGB", _SHAPE, _RELEASE)
+    def read(place: int):
+        image = _RELEASE.image(images / names[place], "JPEG", "RGB", _SHAPE)
         labels = dict(zip(attributes, has[rows[place]], strict=True))
         return make_sample(resize_linear(image, size) / 255, labels)
 
-    source = (
-        f"{_RELEASE} in {folder}, {split} ({len(names):,} images of {size[0]} x "
-        f"{size[1]} pixels with {NUM_ATTRIBUTES} attributes)"
+    origin, detail = (
+        f"{_RELEASE} in {folder}, {split}",
+        f" with {len(has.T)} attributes",
     )
-    return Samples(names, read, source)
+    return Samples(names, read, in_words(origin, len(names), size, detail))
 
 
 def _read_attributes(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     """Reads the attributes, the images and which has which, uint8 `[images, 40]`."""
-    lines = read_lines(find_file(path.parent, path.name, _RELEASE))
+    lines = _RELEASE.lines(path, _MOST_IMAGES)
     count, header = [*lines, "", ""][:2]
     attributes, num_images = header.split(), len(lines) - 2
-    if num_images < 1 or count != str(num_images):
+    if num_images < 1 or count.strip() != str(num_images):
         found = f"has {num_images} lines of images and begins with {count[:20]!r}"
-        expected = "it to begin with their number"
-        raise release_error(path, found, expected, _RELEASE)
+        raise _RELEASE.error(path, found, "it to begin with their number")
     if len(attributes) != NUM_ATTRIBUTES or len(set(attributes)) != NUM_ATTRIBUTES:
         found = f"names {len(set(attributes))} attributes"
-        raise release_error(path, found, f"{NUM_ATTRIBUTES}", _RELEASE)
+        raise _RELEASE.error(path, found, f"{NUM_ATTRIBUTES}")
     names, has = [], bytearray()
     for line in lines[2:]:
         name, *values = line.split() or [""]
         if len(values) != NUM_ATTRIBUTES or not {"1", "-1"}.issuperset(values):
             found = f"has the line {line[:40]!r} with {len(values)} values"
             expected = f"a file name and {NUM_ATTRIBUTES} values that are 1 or -1"
-            raise release_error(path, found, expected, _RELEASE)
+            raise _RELEASE.error(path, found, expected)
         names.append(name)
         has.extend(value == "1" for value in values)
     if len(set(names)) < num_images:
         found = f"has {len(set(names))} file names in {num_images} lines"
-        raise release_error(path, found, "each once", _RELEASE)
+        raise _RELEASE.error(path, found, "each once")
     return attributes, names, np.frombuffer(has, np.uint8).reshape(-1, NUM_ATTRIBUTES)
 
 
 def _read_partition(path: Path, names: list[str]) -> np.ndarray:
     """Reads the split of each image, 0, 1 or 2."""
-    lines = read_lines(find_file(path.parent, path.name, _RELEASE))
+    lines = _RELEASE.lines(path, _MOST_IMAGES)
     if len(lines) != len(names):
-        found = f"has {len(lines)} lines"
-        expected = f"{len(names)}, one for each image of {_ATTRIBUTES}"
-        raise release_error(path, found, expected, _RELEASE)
+        expected = f"{len(names)}, one for each image of {_PARTS['Anno']}"
+        raise _RELEASE.error(path, f"has {len(lines)} lines", expected)
     parts = []
     for line, name in zip(lines, names, strict=True):
-        found_name, _, part = line.partition(" ")
+        found_name, _, part = line.strip().partition(" ")
         if found_name != name or part not in ("0", "1", "2"):
             found = f"has the line {line[:40]!r}"
-            expected = f"{name} as in {_ATTRIBUTES}, and 0, 1 or 2"
-            raise release_error(path, found, expected, _RELEASE)
+            expected = f"{name} as in {_PARTS['Anno']}, and 0, 1 or 2"
+            raise _RELEASE.error(path, found, expected)
         parts.append(int(part))
     return np.array(parts)

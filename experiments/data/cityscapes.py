@@ -5,22 +5,10 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from experiments.data.files import (
-    check_companions,
-    find_folder,
-    read_image,
-    release_error,
-    stems,
-)
+from experiments.data.files import Release, check_companions, find_folder, stems
 from experiments.data.offsets import centre_offsets
 from experiments.data.resizing import resize_linear, resize_nearest
-from experiments.data.samples import (
-    Sample,
-    Samples,
-    check_size,
-    check_split,
-    make_sample,
-)
+from experiments.data.samples import Samples, check_settings, in_words, make_sample
 
 Split = Literal["train", "val"]
 
@@ -49,8 +37,9 @@ _CLASSES = (
 )
 CLASSES = tuple(name for _, name, _ in _CLASSES)
 CATEGORIES = tuple(dict.fromkeys(category for _, _, category in _CLASSES))
+CATEGORY_OF_CLASS = np.array([CATEGORIES.index(c) for _, _, c in _CLASSES], np.uint8)
 
-_RELEASE = "Cityscapes"
+_RELEASE = Release("Cityscapes")
 _SHAPE = (1024, 2048)
 _NUM_IDS = 34
 _PER_INSTANCE = 1000  # instance k of class c has the id 1000 c + k
@@ -94,24 +83,15 @@ def load_cityscapes(
         data_dir: the folder that holds `leftImg8bit` and `gtFine`, `disparity` or both.
             A task whose folder is not there at all is present in no sample.
         split: which of the official splits. The labels of the third are secret.
-        size: height and width of image and labels. The papers take 128 x 256 and
-            256 x 512.
+        size: height and width of image and labels: 128 x 256 or 256 x 512 in the
+            papers.
         num_classes: 19 for the classes of the benchmark, 7 for their categories.
-
-    Returns:
-        The samples.
-
-    Raises:
-        FileNotFoundError: if a folder is missing, or a file in one that is there.
-        ValueError: here, if files do not belong together; on reading, if one is
-            damaged, of another size or of another kind.
 
     References:
         Cordts et al., "The Cityscapes dataset for semantic urban scene understanding",
         2016, https://www.cityscapes-dataset.com.
     """
-    check_split(split, get_args(Split))
-    check_size(size)
+    check_settings(split, get_args(Split), size)
     if num_classes not in (7, 19):
         raise ValueError(f"`num_classes` must be 7 or 19, got {num_classes}.")
     wanted = f"the folder with {_IMAGES}, gtFine and disparity of {_RELEASE}"
@@ -133,14 +113,14 @@ def load_cityscapes(
             names, folder / label.folder / split, f"*/*{label.ending}", _RELEASE
         )
 
-    def read(place: int) -> Sample:
+    def read(place: int):
         path = images / f"{names[place]}_{_IMAGES}.png"
-        image = read_image(path, "RGB", _SHAPE, _RELEASE)
+        image = _RELEASE.image(path, "PNG", "RGB", _SHAPE)
         # In all three kinds of file, 0 is a pixel without a label.
         maps = dict.fromkeys(_LABELS, np.zeros(size, int))
         for task, label in labelled.items():
             path = folder / label.folder / split / f"{names[place]}{label.ending}"
-            pixels = read_image(path, label.kind, _SHAPE, _RELEASE)
+            pixels = _RELEASE.image(path, "PNG", label.kind, _SHAPE)
             if task != "disparity":
                 _check_ids(path, pixels)
             maps[task] = resize_nearest(pixels, size).astype(int)
@@ -155,19 +135,15 @@ def load_cityscapes(
         }
         return make_sample(resize_linear(image, size) / 255, labels)
 
-    source = (
-        f"{_RELEASE} in {folder}, {split} ({len(names):,} images of {size[0]} x "
-        f"{size[1]} pixels with {', '.join(labelled)})"
-    )
-    return Samples(names, read, source)
+    origin, detail = f"{_RELEASE} in {folder}, {split}", f" with {', '.join(labelled)}"
+    return Samples(names, read, in_words(origin, len(names), size, detail))
 
 
 def _to_class(num_classes: int) -> np.ndarray:
     """Returns the class, or the category, of each id, and -1 for one that is void."""
-    places = np.full(_NUM_IDS, -1)
-    for place, (number, _, category) in enumerate(_CLASSES):
-        places[number] = place if num_classes == 19 else CATEGORIES.index(category)
-    return places
+    of_id, numbers = np.full(_NUM_IDS, -1), [number for number, _, _ in _CLASSES]
+    of_id[numbers] = np.arange(19) if num_classes == 19 else CATEGORY_OF_CLASS
+    return of_id
 
 
 def _check_ids(path: Path, pixels: np.ndarray) -> None:
@@ -181,4 +157,4 @@ def _check_ids(path: Path, pixels: np.ndarray) -> None:
             f"ids from 0 to {_NUM_IDS - 1}, or {_PER_INSTANCE} c + k for instance k of "
             f"a class c from {_FIRST_WITH_INSTANCES} on"
         )
-        raise release_error(path, f"holds the id {ids[wrong][0]}", expected, _RELEASE)
+        raise _RELEASE.error(path, f"holds the id {ids[wrong][0]}", expected)

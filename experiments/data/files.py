@@ -1,51 +1,210 @@
-"""Files of official releases: reading them, and the error for one that is not right.
+"""Files of official releases: opening them, and the error for one that is not right.
 
-Every message names the file, what is wrong with it and what was expected. Nothing is
-unpickled.
+A loader opens regular files only, each as the one format that it has in the release. It
+compares the size that a file states with what the file and the release can hold before
+it sets memory aside. Nothing is unpickled. Every error is one line that names the file,
+what is wrong with it and what was expected.
 """
 
 import contextlib
+import math
+import re
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-# What Pillow calls them; releases up to 11 open 16-bit grey as either of the two.
+# Pillow's names of what a pixel is; releases up to 11 open 16-bit grey as either.
 _MODES = {
     "RGB": ("RGB",),
     "8-bit grey": ("L",),
     "16-bit grey": ("I;16", "I"),
 }
+_LINE = 160  # bytes of a line of text, on average and at most
+_HEADER = 2**20  # bytes of an image or an array that are not its values, at most
+_CHUNK = 2**26  # bytes of a piece in which HDF5 reads, at most
+# Bytes of a MATLAB file, at most. NYUv2's have 10 KiB, and deflate, which they use,
+# shrinks data by 1032 at most.
+_MATLAB = 2**16
 
 
-def release_error(path: Path, found: str, expected: str, release: str) -> ValueError:
-    """Returns the error for a file that is not what the official release holds.
+class ReleaseError(ValueError):
+    """A file is not what the official release holds."""
 
-    Args:
-        path: the file.
-        found: what is wrong with it, as a verb phrase.
-        expected: what it must be.
-        release: the name of the release that has the right file.
 
-    Returns:
-        The error, with a message of one line.
-    """
-    message = f"{path} {found}; expected {expected}. Copy it from {release} again."
-    return ValueError(" ".join(message.split()))
+@dataclass(frozen=True)
+class Release:
+    """The official release of a data set. name: as the messages have it."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def error(self, path: Path, found: str, expected: str) -> ReleaseError:
+        """Returns the error: `found` says what is wrong, `expected` what must be."""
+        message = f"{path} {found}; expected {expected}. Copy it from {self} again."
+        printable = (letter if letter.isprintable() else " " for letter in message)
+        return ReleaseError(" ".join("".join(printable).split()))
+
+    def open(self, path: Path, most: int) -> BinaryIO:
+        """Opens a regular file, or a link to one, of at most `most` bytes.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ReleaseError: if it is a folder, a pipe or a device, or too large.
+        """
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path.parent} has no {path.name}. Copy it from {self}."
+            )
+        if not path.is_file():
+            raise self.error(path, "is not a regular file", "one")
+        size = path.stat().st_size
+        if size > most:
+            raise self.error(path, f"has {size:,} bytes", f"{most:,} at most")
+        return path.open("rb")
+
+    @contextlib.contextmanager
+    def parsing(self, path: Path, form: str, expected: str) -> Iterator[None]:
+        """Turns whatever a parser of some form raises into the error of the file."""
+        try:
+            yield
+        except ReleaseError:
+            raise
+        # Bytes that make no sense may raise anything, a MemoryError too.
+        except Exception as error:
+            found = f"cannot be read as {form} ({str(error)[:200]})"
+            raise self.error(path, found, expected) from error
+
+    def lines(self, path: Path, most: int) -> list[str]:
+        """Returns the lines, at most `most`, of a UTF-8 text; none empty at the end."""
+        with self.open(path, most * _LINE) as file:
+            data = file.read()
+        num = data.count(b"\n")
+        if num > most:
+            raise self.error(path, f"has {num:,} lines", f"{most:,} at most")
+        try:
+            lines = [line.removesuffix("\r") for line in data.decode().split("\n")]
+        except UnicodeDecodeError as error:
+            found = f"is not UTF-8 at byte {error.start}"
+            raise self.error(path, found, "a text file") from error
+        while lines and not lines[-1].strip():
+            lines.pop()
+        return lines
+
+    def image(
+        self,
+        path: Path,
+        form: Literal["JPEG", "PNG", "TIFF"],
+        kind: Literal["RGB", "8-bit grey", "16-bit grey"],
+        shape: tuple[int, int],
+    ) -> np.ndarray:
+        """Reads one image, `[height, width, 3]` or `[height, width]`.
+
+        Args:
+            path: the file.
+            form: its format, whatever its name.
+            kind: of its pixels.
+            shape: the height and the width it must have.
+        """
+        from PIL import Image
+
+        expected = f"{kind} (mode {_MODES[kind][0]}) and {shape}"
+        with (
+            self.open(path, 4 * math.prod(shape) + _HEADER) as file,
+            self.parsing(path, f"a {form} image", expected),
+            # By default Pillow tries all formats, and has Ghostscript run PostScript.
+            Image.open(file, formats=(form,)) as image,
+        ):
+            if image.mode in _MODES[kind] and image.size[::-1] == shape:
+                return np.asarray(image)
+            found = f"is an image of mode {image.mode} and shape {image.size[::-1]}"
+            raise self.error(path, found, expected)
+
+    def array(self, path: Path, most: int) -> np.ndarray:
+        """Reads an npy file of at most `most` values.
+
+        Its header must state the size of what follows. Python objects are refused.
+        """
+        with (
+            self.open(path, 8 * most + _HEADER) as file,
+            self.parsing(path, "a numpy array", "an npy file"),
+        ):
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):  # later ones state the size of their header too
+                raise ValueError(f"version {version}")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            stated = math.prod(shape) * dtype.itemsize
+            follow = path.stat().st_size - file.tell()
+            if stated != follow:
+                raise ValueError(
+                    f"{dtype} {shape} takes {stated:,} bytes, and {follow:,} follow"
+                )
+            file.seek(0)
+            return np.load(file, allow_pickle=False)
+
+    @contextlib.contextmanager
+    def hdf5(self, path: Path, expected: str) -> Iterator[Any]:
+        """Opens an HDF5 file, of which arrays are read by `dataset`.
+
+        Whatever goes wrong while it is open is an error of the file.
+
+        Raises:
+            ImportError: if h5py is not installed.
+        """
+        try:
+            import h5py
+        except ImportError as error:
+            raise ImportError(
+                f"{path} is read with h5py, which is not installed. Run "
+                '`pip install "mtlopt[experiments]"`.'
+            ) from error
+        self.open(path, 2**63).close()  # any size: it is read in pieces
+        with self.parsing(path, "HDF5", expected), h5py.File(path, "r") as file:
+            yield file
+
+    def dataset(self, path: Path, file: Any, key: str) -> Any:
+        """Returns an array of an HDF5 file, of which nothing is read yet.
+
+        It must be in the file itself, as a link or a virtual array may lead to any
+        file.
+        """
+        import h5py
+
+        linked = isinstance(file.get(key, getlink=True), h5py.HardLink)
+        entry: Any = file[key] if linked else None
+        if not isinstance(entry, h5py.Dataset) or entry.is_virtual or entry.external:
+            expected = "one in the file itself"
+            raise self.error(path, f"holds no array {key!r}", expected)
+        chunk = math.prod(entry.chunks or ()) * entry.dtype.itemsize
+        if chunk > _CHUNK:
+            found = f"holds {key!r} in pieces of {chunk:,} bytes"
+            raise self.error(path, found, f"{_CHUNK:,} at most")
+        return entry
+
+    def matlab(self, path: Path, key: str) -> np.ndarray:
+        """Reads a variable from a MATLAB file of the older format: finite, flat."""
+        import scipy.io
+
+        with (
+            self.open(path, _MATLAB) as file,
+            self.parsing(path, "a MATLAB file", f"one with {key}"),
+        ):
+            # A cell would take the memory that its shape states.
+            kinds = {name: kind for name, _, kind in scipy.io.whosmat(file)}
+            if not re.fullmatch(r"double|single|u?int\d+", kinds[key]):
+                raise self.error(path, f"holds {key} as {kinds[key]}", "numbers")
+            array = scipy.io.loadmat(file, variable_names=[key])[key].ravel()
+        if array.dtype.kind not in "uif" or not np.isfinite(array).all():
+            raise self.error(path, f"holds {key} {array.dtype}", "finite numbers")
+        return array
 
 
 def find_folder(data_dir: Path | str, wanted: str) -> Path:
-    """Returns `data_dir` as a path.
-
-    Args:
-        data_dir: what the user gave.
-        wanted: the folder that it must be, in words.
-
-    Raises:
-        FileNotFoundError: if it is no folder.
-    """
+    """Returns `data_dir`, if it is a folder; `wanted` says which it must be."""
     if not Path(data_dir).is_dir():
         raise FileNotFoundError(
             f"`data_dir` must be a folder, got {data_dir}. Give {wanted}."
@@ -53,27 +212,11 @@ def find_folder(data_dir: Path | str, wanted: str) -> Path:
     return Path(data_dir)
 
 
-def find_file(folder: Path, name: str, release: str) -> Path:
-    """Returns `folder / name`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-    """
-    if not (folder / name).is_file():
-        raise FileNotFoundError(f"{folder} has no {name}. Copy it from {release}.")
-    return folder / name
-
-
 def stems(folder: Path, pattern: str) -> set[str]:
     """Returns the names of the files that match a pattern, without their ending.
 
-    Args:
-        folder: the folder; one that does not exist is empty.
-        pattern: a glob; what follows its last `*` is the ending.
-
-    Examples:
-        >>> stems(Path(__file__).parent, "fi*.py")
-        {'files'}
+    The ending is what follows the last `*` of the pattern. A folder that does not exist
+    has none.
     """
     ending = pattern.rpartition("*")[2]
     return {
@@ -83,19 +226,19 @@ def stems(folder: Path, pattern: str) -> set[str]:
 
 
 def check_companions(
-    names: Collection[str], folder: Path, pattern: str, release: str
+    names: Collection[str], folder: Path, pattern: str, release: Release
 ) -> None:
     """Checks that a folder holds one file for each name and no other.
 
     Args:
-        names: the stems that the files must have.
+        names: the stems that the files must have, see `stems`.
         folder: the folder.
-        pattern: see `stems`.
-        release: the name of the release.
+        pattern: of the files.
+        release: the release.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if there is one more.
+        ReleaseError: if there is one more.
     """
     ending = pattern.rpartition("*")[2]
     found = stems(folder, pattern)
@@ -110,114 +253,4 @@ def check_companions(
     if extra:
         what = f"is one of {len(found)} files with the ending {ending}"
         expected = f"{len(names)}, one for each image, and none of that name"
-        raise release_error(folder / f"{extra[0]}{ending}", what, expected, release)
-
-
-def read_lines(path: Path) -> list[str]:
-    """Returns the lines of a text file without blanks around them.
-
-    Empty lines at the end are left out.
-    """
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return [line.strip() for line in text.rstrip().splitlines()]
-
-
-def read_image(
-    path: Path,
-    kind: Literal["RGB", "8-bit grey", "16-bit grey"],
-    shape: tuple[int, int],
-    release: str,
-) -> np.ndarray:
-    """Reads one image with Pillow.
-
-    Args:
-        path: the file.
-        kind: what a pixel must be.
-        shape: the height and the width it must have.
-        release: the name of the release.
-
-    Returns:
-        The image, `[height, width, 3]` or `[height, width]`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, of another kind or of another shape.
-    """
-    from PIL import Image
-
-    find_file(path.parent, path.name, release)
-    expected = f"{kind} (mode {_MODES[kind][0]}) and {shape}"
-    try:
-        with Image.open(path) as file:
-            mode, found_shape = file.mode, file.size[::-1]
-            fits = mode in _MODES[kind] and found_shape == shape
-            # Not before its header is as expected: it may ask for any memory.
-            image = np.asarray(file) if fits else None
-    # Pillow raises any of these at bytes that are missing or make no sense.
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        TypeError,
-        LookupError,
-        Image.DecompressionBombError,
-    ) as error:
-        found = f"cannot be read as an image ({error})"
-        raise release_error(path, found, expected, release) from error
-    if image is None:
-        found = f"is an image of mode {mode} and shape {found_shape}"
-        raise release_error(path, found, expected, release)
-    return image
-
-
-def read_array(path: Path, release: str) -> np.ndarray:
-    """Reads one npy file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or holds Python objects, which are not unpickled.
-    """
-    find_file(path.parent, path.name, release)
-    try:
-        array = np.load(path, allow_pickle=False)
-    # numpy raises any of these at bytes that are missing or make no sense.
-    except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:
-        found = f"cannot be read as a numpy array ({error})"
-        raise release_error(path, found, "an npy file", release) from error
-    if not isinstance(array, np.ndarray):
-        raise release_error(path, "holds several arrays", "an npy file", release)
-    return array
-
-
-@contextlib.contextmanager
-def open_hdf5(path: Path, expected: str, release: str) -> Iterator[Any]:
-    """Opens an HDF5 file for reading.
-
-    What goes wrong while it is read, a missing array too, is an error of the file.
-
-    Args:
-        path: the file.
-        expected: what it must be, in words.
-        release: the name of the release.
-
-    Yields:
-        The `h5py.File`.
-
-    Raises:
-        ImportError: if h5py is not installed.
-        ValueError: if the file is damaged.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(
-            f"{path} is read with h5py, which is not installed. Run "
-            '`pip install "mtlopt[experiments]"`.'
-        ) from error
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    # h5py raises either of these three at bytes that are missing or make no sense.
-    except (OSError, RuntimeError, KeyError) as error:
-        found = f"cannot be read as HDF5 ({error})"
-        raise release_error(path, found, expected, release) from error
+        raise release.error(folder / f"{extra[0]}{ending}", what, expected)

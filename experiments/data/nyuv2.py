@@ -6,23 +6,9 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from experiments.data.files import (
-    check_companions,
-    find_file,
-    find_folder,
-    open_hdf5,
-    read_array,
-    release_error,
-    stems,
-)
+from experiments.data.files import Release, check_companions, find_folder, stems
 from experiments.data.resizing import resize_linear, resize_nearest
-from experiments.data.samples import (
-    Sample,
-    Samples,
-    check_size,
-    check_split,
-    make_sample,
-)
+from experiments.data.samples import Samples, check_settings, in_words, make_sample
 
 Split = Literal["train", "test"]
 
@@ -42,11 +28,12 @@ CLASSES = (
     "window",
 )
 
-_RELEASE = "NYUv2"
+_RELEASE = Release("NYUv2")
 _LABELLED = "nyu_depth_v2_labeled.mat"
 _SPLITS = "splits.mat"
 _MAPPING = "classMapping40.mat"
 _SHAPE = (480, 640)
+_MOST = 3 * 480 * 640  # values of an array of one image
 # The class, from 1 on, of each of the 40 that Gupta et al. sort the 894 names into.
 # fmt: off
 _CLASS_OF_40 = (
@@ -83,28 +70,17 @@ def load_nyuv2(
 
     - `segmentation`, int32 `[height, width]`, places in `CLASSES`.
     - `depth`, float32 `[height, width, 1]`, in metres.
-    - `normals`, float32 `[height, width, 3]`, of norm 1. The labelled file has none,
-      and they are present in none of its samples.
+    - `normals`, float32 `[height, width, 3]`, unit; only the folders have them.
 
     Args:
-        data_dir: either the folder with `nyu_depth_v2_labeled.mat` and `splits.mat`
-            of the release and `classMapping40.mat`, which sorts its names into 40
-            classes (github.com/ankurhanda/nyuv2-meta-data has the last two); or the
-            folder with `train` and `val` of MTAN, whose folders `image`, `label`,
-            `depth` and `normal` hold `0.npy`, `1.npy` and so on. A task whose folder
-            is not there at all is present in no sample.
+        data_dir: the folder that holds `nyu_depth_v2_labeled.mat` and `splits.mat` of
+            the release, and `classMapping40.mat` of
+            github.com/ankurhanda/nyuv2-meta-data; or the folder with `train` and `val`
+            of MTAN, whose folders `image`, `label`, `depth` and `normal` hold npy
+            files. A task whose folder is not there at all is present in no sample.
         split: which of the official splits, of 795 and 654 images. MTAN calls the
             second "val".
         size: height and width of image and labels; that of the papers by default.
-
-    Returns:
-        The samples.
-
-    Raises:
-        FileNotFoundError: if a file is missing, or a folder.
-        ValueError: here, if files do not belong together; on reading, if one is
-            damaged, of another size or of another kind.
-        ImportError: if the labelled file is there and h5py is not installed.
 
     References:
         Silberman, Hoiem, Kohli and Fergus, "Indoor segmentation and support inference
@@ -114,11 +90,10 @@ def load_nyuv2(
         using depth information", 2013 (the 13); Liu, Johns and Davison, "End-to-end
         multi-task learning with attention", 2019 (MTAN).
     """
-    check_split(split, get_args(Split))
-    check_size(size)
+    check_settings(split, get_args(Split), size)
     wanted = f"the folder with {_LABELLED}, or with train and val of MTAN"
     folder = find_folder(data_dir, wanted)
-    if (folder / _LABELLED).is_file():
+    if (folder / _LABELLED).exists():
         names, read_frame = _index_labelled(folder, split)
         origin = folder / _LABELLED
     else:
@@ -129,7 +104,7 @@ def load_nyuv2(
             )
         names, read_frame = _index_folders(origin)
 
-    def read(place: int) -> Sample:
+    def read(place: int):
         image, *labels = read_frame(place)
         resized = (resize_nearest(label, size) for label in labels)
         return make_sample(
@@ -137,10 +112,7 @@ def load_nyuv2(
             dict(zip(_Frame._fields[1:], resized, strict=True)),
         )
 
-    source = (
-        f"{_RELEASE} in {origin}, {split} ({len(names):,} images of {size[0]} x "
-        f"{size[1]} pixels)"
-    )
+    source = in_words(f"{_RELEASE} in {origin}, {split}", len(names), size)
     return Samples(names, read, source)
 
 
@@ -148,29 +120,29 @@ def _index_labelled(folder: Path, split: Split) -> _Index:
     """Indexes the labelled file, in which MATLAB's axes are in the reverse order."""
     path = folder / _LABELLED
     expected = "MATLAB's v7.3 file with images, depths, labels and names"
-    with open_hdf5(path, expected, _RELEASE) as file:
-        num, num_names = len(file["images"]), file["names"].size
-        for key, kinds, shape in (
-            ("images", "u", (num, 3, *_SHAPE[::-1])),
-            ("depths", "f", (num, *_SHAPE[::-1])),
-            ("labels", "u", (num, *_SHAPE[::-1])),
-        ):
-            array = file[key]
-            if array.shape != shape or array.dtype.kind not in kinds:
+    arrays = {
+        "images": ("u", (3, *_SHAPE[::-1])),
+        "depths": ("f", _SHAPE[::-1]),
+        "labels": ("u", _SHAPE[::-1]),
+    }
+    with _RELEASE.hdf5(path, expected) as file:
+        num_names = _RELEASE.dataset(path, file, "names").size
+        num = _RELEASE.dataset(path, file, "images").shape[0]
+        for key, (kinds, shape) in arrays.items():
+            array = _RELEASE.dataset(path, file, key)
+            if array.shape != (num, *shape) or array.dtype.kind not in kinds:
                 found = f"holds {key} {array.dtype} {array.shape}"
-                raise release_error(path, found, f"{shape}", _RELEASE)
-    rows = _read_rows(folder, num)[split]
-    to_class = _read_mapping(folder, num_names)
+                raise _RELEASE.error(path, found, f"{(num, *shape)}")
+    rows = _read_rows(folder / _SPLITS, num)[split]
+    to_class = _read_mapping(folder / _MAPPING, num_names)
 
     def read(place: int) -> _Frame:
         row = rows[place]
-        with open_hdf5(path, expected, _RELEASE) as file:
-            image, depth, labels = (
-                file[key][row].T for key in ("images", "depths", "labels")
-            )
+        with _RELEASE.hdf5(path, expected) as file:
+            image, depth, labels = (file[key][row].T for key in arrays)
         if labels.max() > num_names:
             found = f"holds the label {labels.max()} in image {row + 1}"
-            raise release_error(path, found, f"{num_names} at most", _RELEASE)
+            raise _RELEASE.error(path, found, f"{num_names} at most")
         normals = np.full([*_SHAPE, 3], np.nan)
         depth = _mark_depth(path, depth[..., None])
         return _Frame(image / 255, to_class[labels], depth, normals)
@@ -178,50 +150,27 @@ def _index_labelled(folder: Path, split: Split) -> _Index:
     return [f"image {row + 1}" for row in rows], read
 
 
-def _read_rows(folder: Path, num: int) -> dict[str, np.ndarray]:
+def _read_rows(path: Path, num: int) -> dict[str, np.ndarray]:
     """Returns the rows of each split. Each image must be in one of them."""
-    path = find_file(folder, _SPLITS, _RELEASE)
-    rows = {
-        split: _read_matlab(path, f"{split}Ndxs").astype(int) - 1
-        for split in get_args(Split)
-    }
-    if not np.array_equal(np.sort(np.concatenate(list(rows.values()))), np.arange(num)):
+    rows = {split: _RELEASE.matlab(path, f"{split}Ndxs") for split in get_args(Split)}
+    names = np.sort(np.concatenate(list(rows.values())))
+    # Not by `arange(num)`, which is as large as the labelled file states.
+    if len(names) != num or not np.array_equal(names, np.arange(len(names)) + 1):
         sizes = " + ".join(str(len(row)) for row in rows.values())
         expected = f"each of the {num} of {_LABELLED} once"
-        raise release_error(path, f"names {sizes} images", expected, _RELEASE)
-    return rows
+        raise _RELEASE.error(path, f"names {sizes} images", expected)
+    return {split: row.astype(int) - 1 for split, row in rows.items()}
 
 
-def _read_mapping(folder: Path, num_names: int) -> np.ndarray:
+def _read_mapping(path: Path, num_names: int) -> np.ndarray:
     """Returns the class of each label of the release; label 0 is none."""
-    path = find_file(folder, _MAPPING, "github.com/ankurhanda/nyuv2-meta-data")
-    class_of_name = _read_matlab(path, "mapClass")
-    if (
-        len(class_of_name) != num_names
-        or not np.isin(class_of_name, range(1, 41)).all()
-    ):
-        found = (
-            f"maps {len(class_of_name)} names to {class_of_name.min(initial=40)} to "
-            f"{class_of_name.max(initial=1)}"
-        )
+    of_40 = Release("github.com/ankurhanda/nyuv2-meta-data").matlab(path, "mapClass")
+    if len(of_40) != num_names or not np.isin(of_40, range(1, 41)).all():
+        lowest, highest = of_40.min(initial=40), of_40.max(initial=1)
+        found = f"maps {len(of_40)} names to {lowest} to {highest}"
         expected = f"the {num_names} names of {_LABELLED} and 1 to 40"
-        raise release_error(path, found, expected, _RELEASE)
-    return np.append(0, np.array(_CLASS_OF_40)[class_of_name.astype(int) - 1]) - 1
-
-
-def _read_matlab(path: Path, key: str) -> np.ndarray:
-    """Reads the numbers of a variable from a MATLAB file of the older format."""
-    import scipy.io
-
-    try:
-        array = scipy.io.loadmat(path, variable_names=[key])[key]
-    # Of bytes that are missing or make no sense, it may try to make anything.
-    except Exception as error:
-        found = f"cannot be read as a MATLAB file ({error})"
-        raise release_error(path, found, f"one with {key}", _RELEASE) from error
-    if array.dtype.kind not in "uif":
-        raise release_error(path, f"holds {key} {array.dtype}", "numbers", _RELEASE)
-    return array.ravel()
+        raise _RELEASE.error(path, found, expected)
+    return np.append(0, np.array(_CLASS_OF_40)[of_40.astype(int) - 1]) - 1
 
 
 def _index_folders(folder: Path) -> _Index:
@@ -238,15 +187,15 @@ def _index_folders(folder: Path) -> _Index:
             f"{folder} has no {', '.join(_CHANNELS)}. Copy one from MTAN's {_RELEASE}."
         )
     for name in ("image", *labelled):
-        check_companions(names, folder / name, "*.npy", f"MTAN's {_RELEASE}")
+        check_companions(names, folder / name, "*.npy", _RELEASE)
 
     def read(place: int) -> _Frame:
         paths = {name: folder / name / f"{place}.npy" for name in _CHANNELS}
         path = images / f"{place}.npy"
-        image = read_array(path, _RELEASE)
-        if image.dtype.kind != "f" or image.ndim != 3 or image.shape[-1] != 3:
+        image = _RELEASE.array(path, _MOST)
+        if image.dtype.kind != "f" or image.shape[2:] != (3,) or not image.size:
             found = f"holds {image.dtype} {image.shape}"
-            raise release_error(path, found, "floats (height, width, 3)", _RELEASE)
+            raise _RELEASE.error(path, found, "floats (height, width, 3)")
         _check_range(path, image, 0, 1)
         maps = {}
         for name, channels in _CHANNELS.items():
@@ -254,16 +203,16 @@ def _index_folders(folder: Path) -> _Index:
             # What the release has where there is no label.
             maps[name] = np.full(shape, -1 if name == "label" else 0)
             if name in labelled:
-                maps[name] = read_array(paths[name], _RELEASE)
+                maps[name] = _RELEASE.array(paths[name], _MOST)
             if maps[name].shape != shape or maps[name].dtype.kind not in "iuf":
                 found = f"holds {maps[name].dtype} {maps[name].shape}"
                 expected = f"numbers {shape}, as image/{place}.npy has pixels"
-                raise release_error(paths[name], found, expected, _RELEASE)
+                raise _RELEASE.error(paths[name], found, expected)
         classes, depth, normals = maps.values()
         if not np.isin(classes, range(-1, len(CLASSES))).all():
             found = f"holds labels from {classes.min()} to {classes.max()}"
             expected = f"whole ones from -1 to {len(CLASSES) - 1}"
-            raise release_error(paths["label"], found, expected, _RELEASE)
+            raise _RELEASE.error(paths["label"], found, expected)
         _check_range(paths["normal"], normals, -1, 1)
         norms = np.linalg.norm(normals, axis=-1, keepdims=True)
         normals = normals / np.where(norms > 0, norms, np.nan)
@@ -286,4 +235,4 @@ def _check_range(path: Path, values: np.ndarray, low: float, high: float) -> Non
     slack = 1e-3
     if not (low - slack <= lowest and highest <= high + slack and np.isfinite(highest)):
         found = f"holds values from {lowest:.6g} to {highest:.6g}"
-        raise release_error(path, found, f"{low} to {high}", _RELEASE)
+        raise _RELEASE.error(path, found, f"{low} to {high}")

@@ -11,12 +11,12 @@ def centre_offsets(instances: np.ndarray) -> np.ndarray:
     for pixel n of instance i(n), which has :math:`N_i` pixels.
 
     Args:
-        instances: the number of the instance of each pixel, integer
-            `[height, width]`; below 0 where there is none.
+        instances: the number of the instance of each pixel, integer `[height, width]`;
+            below 0 where there is none.
 
     Returns:
-        Rows down and columns to the right, in pixels, float32 `[height, width, 2]`;
-        NaN where there is no instance.
+        Rows down and columns to the right, in pixels, float32 `[height, width, 2]`; NaN
+        where there is no instance.
 
     Examples:
         >>> centre_offsets(np.array([[7, 7, -1]]))[0]
@@ -27,9 +27,7 @@ def centre_offsets(instances: np.ndarray) -> np.ndarray:
     References:
         Kendall, Gal and Cipolla, "Multi-task learning using uncertainty to weigh losses
         for scene geometry and semantics", 2018, section 4.2,
-        https://arxiv.org/abs/1705.07115. The code of Senushkin et al., "Independent
-        component alignment for multi-task learning", has the opposite sign, which an L1
-        error does not see.
+        https://arxiv.org/abs/1705.07115.
     """
     _, which = np.unique(instances, return_inverse=True)
     which = which.reshape(-1)

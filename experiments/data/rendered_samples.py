@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from experiments.data.rendered import RenderedData, RenderedSplit
-from experiments.data.rendered import Samples as Drawn
+from experiments.data.cityscapes import CATEGORY_OF_CLASS, CLASSES
+from experiments.data.rendered import Drawn, RenderedData, RenderedSplit
 from experiments.data.samples import Sample, Samples, make_sample
-from experiments.data.streets import GROUP_OF_CLASS, STREET_CLASSES
 
 Labels = Mapping[str, np.ndarray]
 SPLITS = ("train", "validation", "test")
@@ -21,12 +20,6 @@ def rendered_samples(
     Args:
         data: the rendered data.
         labels: from one drawn image, with an axis of length 1 in front, to its labels.
-
-    Examples:
-        >>> from experiments.data.rendered import load_rooms
-        >>> samples = rendered_samples(load_rooms(2, 1, 1, size=(24, 32)), room_labels)
-        >>> {task: label.shape for task, label in samples["train"][1].labels.items()}
-        {'segmentation': (24, 32), 'depth': (24, 32, 1), 'normals': (24, 32, 3)}
     """
 
     def one(split: RenderedSplit) -> Samples:
@@ -54,7 +47,7 @@ def street_labels(drawn: Drawn) -> Labels:
 
     As there, the sky has no disparity, and what is no single thing has no centre.
     """
-    alone, sky = drawn.instances == 0, drawn.classes == STREET_CLASSES.index("sky")
+    alone, sky = drawn.instances == 0, drawn.classes == CLASSES.index("sky")
     return {
         "segmentation": drawn.classes.astype(np.int32),
         "instances": np.where(alone[..., None], np.nan, drawn.offsets),
@@ -64,16 +57,14 @@ def street_labels(drawn: Drawn) -> Labels:
 
 def street_groups(drawn: Drawn) -> Labels:
     """Returns the segmentation of `load_cityscapes` in 7 categories."""
-    return {"segmentation": GROUP_OF_CLASS[drawn.classes].astype(np.int32)}
+    return {"segmentation": CATEGORY_OF_CLASS[drawn.classes].astype(np.int32)}
 
 
 def attribute_labels(names: tuple[str, ...]) -> Callable[[Drawn], Labels]:
     """Returns labels in the form of `load_celeba`: a name for each attribute."""
-
-    def labels(drawn: Drawn) -> Labels:
-        return dict(zip(names, drawn.attributes.T.astype(np.int32), strict=True))
-
-    return labels
+    return lambda drawn: dict(
+        zip(names, drawn.attributes.T.astype(np.int32), strict=True)
+    )
 
 
 def pose_labels(drawn: Drawn) -> Labels:

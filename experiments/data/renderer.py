@@ -23,26 +23,16 @@ _CORNERS = np.array(np.meshgrid(*[[-1, 1]] * 3), np.float32).reshape(3, 8).T
 
 
 class Rendered(NamedTuple):
-    """An image and its labels.
+    """An image and its labels, for each pixel."""
 
-    image: uint8 [height, width, 3]. classes: uint8 [height, width]. instances: int16
-    [height, width], from 1, and 0 where there is none. offsets: float32 [height, width,
-    2], how many rows and columns from the pixel to the mean place of its instance's
-    pixels; 0 where there is no instance. depth: float32 [height, width], along the
-    optical axis, in metres. disparity: float32 [height, width], in pixels, between two
-    such cameras `BASELINE` apart. normals: float32 [height, width, 3], unit, in the
-    camera's frame, towards the camera. surfaces: int16 [height, width], the part of the
-    scene.
-    """
-
-    image: np.ndarray
-    classes: np.ndarray
-    instances: np.ndarray
-    offsets: np.ndarray
-    depth: np.ndarray
-    disparity: np.ndarray
-    normals: np.ndarray
-    surfaces: np.ndarray
+    image: np.ndarray  # uint8 [height, width, 3]
+    classes: np.ndarray  # uint8 [height, width]
+    instances: np.ndarray  # int16 [height, width], from 1; 0 for none
+    offsets: np.ndarray  # float32 [height, width, 2], see `centre_offsets`; 0 for none
+    depth: np.ndarray  # float32 [height, width], along the optical axis, in metres
+    disparity: np.ndarray  # float32 [height, width], of cameras `BASELINE` apart
+    normals: np.ndarray  # float32 [height, width, 3], unit, in the camera's frame
+    surfaces: np.ndarray  # int16 [height, width], the part of the scene
 
 
 def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> Rendered:
@@ -56,16 +46,9 @@ def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> Rendered:
         camera: the camera.
         size: height and width of the image in pixels.
 
-    Returns:
-        The image and its labels.
-
     Raises:
-        ValueError: if `size` is not positive, the camera's quaternion is not unit, or
-            a ray meets nothing.
-
-    References:
-        The instance offsets are those of Kendall, Gal and Cipolla, "Multi-task learning
-        using uncertainty to weigh losses for scene geometry and semantics", 2018.
+        ValueError: if `size` is not positive, the camera's quaternion is not unit, or a
+            ray meets nothing.
     """
     height, width = size
     if height < 1 or width < 1:
@@ -167,12 +150,10 @@ def _bounds(
 ) -> tuple[list[list[int]], np.ndarray]:
     """Returns what bounds every part in the image.
 
-    Returns:
-        The rectangles, each its first row and column and the ones after the last, as
-        top, bottom, left, end; and the least depths, float32 [parts].
+    That is its rectangle, the first row and column and the ones after the last, as top,
+    bottom, left, end; and its least depth, float32 [parts].
     """
-    flat = np.where(scene.shapes[:, None] == SHAPES.index("plane"), [1, 1, 0], 1)
-    corners = _CORNERS * (scene.halves * flat)[:, None, :]
+    corners = _CORNERS * scene.halves[:, None, :]
     corners = np.einsum("pij,pcj->ipc", scene.rotations, corners)
     corners += (scene.centres - camera.position).T[:, :, None]
     x, y, z = np.einsum("ji,jpc->ipc", rotation, corners)
@@ -191,62 +172,36 @@ def _bounds(
     return rectangles, np.where(behind, 0, z.min(axis=1))
 
 
-def _cut_plane(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    cut = -origin[2] / directions[2]
-    x, y = origin[:2, None, None] + cut * directions[:2]
-    return np.where((np.abs(x) <= 1) & (np.abs(y) <= 1), cut, np.inf)
-
-
 def _cut_box(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    inverse = 1 / directions
+    # A ray along a face never leaves its slab: 0 would make NaN of it.
+    inverse = 1 / np.where(directions == 0, np.float32(1e-20), directions)
     middle, half = -origin[:, None, None] * inverse, np.abs(inverse)
     near, far = (middle - half).max(axis=0), (middle + half).min(axis=0)
     return np.where(near < far, near, np.inf)
 
 
 def _cut_sphere(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """From inside, the far side."""
-    middle, half = _chord(origin, directions)
-    near = middle - half
-    return np.where(near > _NEAREST, near, middle + half)
-
-
-def _cut_cylinder(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    middle, half = _chord(origin[:2], directions[:2])
-    slab, thickness = -origin[2] / directions[2], np.abs(1 / directions[2])
-    near = np.maximum(middle - half, slab - thickness)
-    far = np.minimum(middle + half, slab + thickness)
-    return np.where(near < far, near, np.inf)
-
-
-def _chord(origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns middle and half length of rays in the unit ball; NaN where they miss."""
+    """From inside, the far side; NaN where a ray misses."""
     # The nearest point to the centre first: stable for small parts that are far away.
     square = _dot(directions, directions)
     middle = -np.einsum("i,ihw->hw", origin, directions) / square
     nearest = origin[:, None, None] + middle * directions
-    inside = 1 - _dot(nearest, nearest)
-    return middle, np.sqrt(inside / square)
+    half = np.sqrt((1 - _dot(nearest, nearest)) / square)
+    near = middle - half
+    return np.where(near > _NEAREST, near, middle + half)
 
 
 _CUTS: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
-    _cut_plane,
     _cut_box,
     _cut_sphere,
-    _cut_cylinder,
 )
 
 
 def _canonical_normals(shapes: np.ndarray, local: np.ndarray) -> np.ndarray:
     """Returns normals, of any length, of canonical shapes at points on them."""
-    normals = local.copy()
-    normals[:, shapes == SHAPES.index("plane")] = [[0], [0], [1]]
-    boxes = shapes == SHAPES.index("box")
+    normals, boxes = local.copy(), shapes == SHAPES.index("box")
     faces = np.argmax(np.abs(local[:, boxes]), axis=0)
     normals[:, boxes] *= np.arange(3)[:, None] == faces
-    tubes = shapes == SHAPES.index("cylinder")
-    side = np.hypot(local[0, tubes], local[1, tubes]) > np.abs(local[2, tubes])
-    normals[:, tubes] *= np.stack([side, side, ~side])
     return normals
 
 

@@ -1,6 +1,6 @@
 """The form that all image data sets share: read one sample or one batch at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,10 +25,6 @@ class Sample(NamedTuple):
 
 def make_sample(image: np.ndarray, labels: Mapping[str, np.ndarray]) -> Sample:
     """Returns a sample, and sees for itself which labels are there.
-
-    Args:
-        image: `[height, width, 3]`.
-        labels: by the name of the task, see `Sample`.
 
     Examples:
         >>> labels = {"class": np.array(-1), "depth": np.array([2.0, np.nan])}
@@ -66,11 +62,7 @@ class Samples:
         return self.read(range(len(self))[place])
 
     def batch(self, places: Sequence[int] | np.ndarray) -> Sample:
-        """Reads some samples, several at a time, and stacks them.
-
-        Args:
-            places: of the samples, one or more.
-        """
+        """Reads the samples at some places, several at a time, and stacks them."""
         with ThreadPoolExecutor() as pool:
             samples = list(pool.map(self.__getitem__, places))
         images, *parts = zip(*samples, strict=True)
@@ -81,30 +73,20 @@ class Samples:
         )
         return Sample(np.stack(images), labels, present)
 
-    def batches(
-        self, size: int, order: Sequence[int] | np.ndarray | None = None
-    ) -> Iterator[Sample]:
-        """Reads one batch after the other.
 
-        Args:
-            size: the number of samples in a batch. The last may have fewer.
-            order: places in the order to read them in, for example a permutation.
-                None reads all in their own.
-        """
-        if size < 1:
-            raise ValueError(f"`size` must be at least 1, got {size}.")
-        order = range(len(self)) if order is None else order
-        for start in range(0, len(order), size):
-            yield self.batch(order[start : start + size])
-
-
-def check_split(split: str, splits: Sequence[str]) -> None:
-    """Raises a ValueError if a split is none of those that there are."""
+def check_settings(split: str, splits: Sequence[str], size: tuple[int, int]) -> None:
+    """Raises a ValueError if there is no such split, or the size is none."""
     if split not in splits:
         raise ValueError(f"`split` must be one of {', '.join(splits)}, got {split!r}.")
+    check_size(size)
 
 
 def check_size(size: tuple[int, int]) -> None:
     """Raises a ValueError if a height or a width is below 1."""
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"`size` must be a height and a width, got {size}.")
+
+
+def in_words(origin: str, num: int, size: tuple[int, int], detail: str = "") -> str:
+    """Returns the source of the images of a split for a table or a log."""
+    return f"{origin} ({num:,} images of {size[0]} x {size[1]} pixels{detail})"

@@ -1,20 +1,19 @@
 """What a rendered scene is made of, and a builder that puts it together.
 
-The world is in metres: x to the right, y ahead, z up. Everything is a plane, a box, a
-sphere or a cylinder, moved, turned and stretched from one canonical shape: the square
-|x|, |y| <= 1 at z = 0, the cube |x|, |y|, |z| <= 1, the unit sphere, and the cylinder
-of unit radius about z between z = -1 and z = 1.
+The world is in metres: x to the right, y ahead, z up. Everything is a box or a sphere,
+moved, turned about z and stretched from one canonical shape: the cube |x|, |y|, |z| <=
+1 and the unit sphere.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-SHAPES = ("plane", "box", "sphere", "cylinder")
-PATTERNS = ("plain", "stripes", "checks", "bricks", "panes", "grain", "mottle")
+SHAPES = ("box", "sphere")
+PATTERNS = ("plain", "stripes", "checks", "mottle")
 COLOURS = {
     "red": (0.72, 0.13, 0.11),
     "orange": (0.90, 0.48, 0.12),
@@ -28,35 +27,19 @@ COLOURS = {
     "grey": (0.52, 0.53, 0.54),
     "black": (0.10, 0.10, 0.11),
 }
-
 _JITTER = 0.04  # of a colour, about its name's
-# Turns the canonical z axis to an axis of the object, and keeps y upright if it can.
-_TURNS = {
-    "x": np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], np.float32),
-    "y": np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32),
-    "z": np.eye(3, dtype=np.float32),
-}
 
-Axis = Literal["x", "y", "z"]
 Triple = tuple[float, float, float]
 
 
 class Place(NamedTuple):
-    """Where a thing's origin is, and how far it is turned about its z axis.
-
-    at: in the world, in metres. yaw: counterclockwise from above, in radians.
-    """
+    """Where a thing's origin is, and how far it is turned about its z axis."""
 
     at: Triple
     yaw: float = 0.0
 
     def moved(self, x: float, y: float, z: float, turn: float = 0.0) -> "Place":
-        """Returns a place given in the frame of this one.
-
-        Examples:
-            >>> Place((1.0, 0.0, 0.0)).moved(0.0, 2.0, 0.5)
-            Place(at=(1.0, 2.0, 0.5), yaw=0.0)
-        """
+        """Returns a place given in the frame of this one."""
         cos, sin = math.cos(self.yaw), math.sin(self.yaw)
         at_x, at_y, at_z = self.at
         at = at_x + cos * x - sin * y, at_y + sin * x + cos * y, at_z + z
@@ -69,40 +52,28 @@ ORIGIN = Place((0.0, 0.0, 0.0))
 class Scene(NamedTuple):
     """Parts as arrays with one row each, and the light.
 
-    A point p of a canonical shape is at `rotations @ (halves * p) + centres`.
-
-    shapes: int8 [parts], places in `SHAPES`. centres: float32 [parts, 3]. rotations:
-    float32 [parts, 3, 3]. halves: float32 [parts, 3], half the size along each
-    canonical axis; 1 along the normal of a plane. classes: uint8 [parts]. instances:
-    int16 [parts], from 1, and 0 for what belongs to no instance. hues: int8 [parts],
-    places in `COLOURS`. colours and accents: float32 [parts, 3], the two colours
-    between which the pattern varies. patterns: int8 [parts], places in `PATTERNS`.
-    scales: float32 [parts], the size of the pattern in metres. glows: float32 [parts],
-    from 0 for what is lit to 1 for what shines by itself. light: float32 [3], its
-    place. reach: the distance at which the light has faded by half, in metres. ambient:
-    the share of light from everywhere, in [0, 1]. haze: the distance at which haze
-    hides all but 1 / e, in metres. space: float32 [2, 3], opposite corners of where a
-    camera may be. seed: picks patterns and noise.
+    A point p of a canonical shape is at `rotations @ (halves * p) + centres`. A pattern
+    varies between colour and accent.
     """
 
-    shapes: np.ndarray
-    centres: np.ndarray
-    rotations: np.ndarray
-    halves: np.ndarray
-    classes: np.ndarray
-    instances: np.ndarray
-    hues: np.ndarray
-    colours: np.ndarray
-    accents: np.ndarray
-    patterns: np.ndarray
-    scales: np.ndarray
-    glows: np.ndarray
-    light: np.ndarray
-    reach: float
-    ambient: float
-    haze: float
-    space: np.ndarray
-    seed: int
+    shapes: np.ndarray  # int8 [parts], places in `SHAPES`
+    centres: np.ndarray  # float32 [parts, 3]
+    rotations: np.ndarray  # float32 [parts, 3, 3]
+    halves: np.ndarray  # float32 [parts, 3], half sizes along the canonical axes
+    classes: np.ndarray  # uint8 [parts]
+    instances: np.ndarray  # int16 [parts], from 1; 0 for what is no instance
+    hues: np.ndarray  # int8 [parts], places in `COLOURS`
+    colours: np.ndarray  # float32 [parts, 3]
+    accents: np.ndarray  # float32 [parts, 3]
+    patterns: np.ndarray  # int8 [parts], places in `PATTERNS`
+    scales: np.ndarray  # float32 [parts], the size of the pattern in metres
+    glows: np.ndarray  # float32 [parts], 0 for what is lit, 1 for what shines
+    light: np.ndarray  # float32 [3], its place
+    reach: float  # the distance at which the light has faded by half, in metres
+    ambient: float  # the share of light from everywhere, in [0, 1]
+    haze: float  # the distance at which haze hides all but 1 / e, in metres
+    space: np.ndarray  # float32 [2, 3], opposite corners of where a camera may be
+    seed: int  # of patterns and noise
 
 
 class Paint(NamedTuple):
@@ -134,42 +105,27 @@ class Paint(NamedTuple):
 
 @dataclass(frozen=True)
 class Thing:
-    """An object under construction; parts are given in its own frame.
-
-    Its frame is that of its place. `sizes` below are half sizes along its axes.
-    """
+    """An object under construction; parts are given in the frame of its place."""
 
     rows: list[tuple]
     label: int
     instance: int
     place: Place
 
-    def plane(self, centre: Triple, sizes: Triple, paint: Paint, axis: Axis) -> None:
-        """Adds a rectangle with its normal along an axis."""
-        self._add("plane", centre, sizes, paint, axis)
-
     def box(self, centre: Triple, sizes: Triple, paint: Paint) -> None:
-        """Adds a box."""
-        self._add("box", centre, sizes, paint, "z")
+        """Adds a box of half sizes along the axes."""
+        self._add("box", centre, sizes, paint)
 
     def ball(self, centre: Triple, sizes: Triple | float, paint: Paint) -> None:
         """Adds a sphere of a radius or an ellipsoid of three."""
         if not isinstance(sizes, tuple):
             sizes = (sizes, sizes, sizes)
-        self._add("sphere", centre, sizes, paint, "z")
+        self._add("sphere", centre, sizes, paint)
 
-    def pole(
-        self, centre: Triple, radius: float, half: float, paint: Paint, axis: Axis = "z"
-    ) -> None:
-        """Adds a cylinder of a radius and half a length along an axis."""
-        x, y, z = (half if axis == name else radius for name in "xyz")
-        self._add("cylinder", centre, (x, y, z), paint, axis)
-
-    def _add(
-        self, shape: str, centre: Triple, sizes: Triple, paint: Paint, axis: Axis
-    ) -> None:
-        row = SHAPES.index(shape), self.label, self.instance, *self.place
-        self.rows.append((*row, centre, sizes, axis, paint))
+    def _add(self, shape: str, centre: Triple, sizes: Triple, paint: Paint) -> None:
+        place = self.place.moved(*centre)
+        row = SHAPES.index(shape), self.label, self.instance, *place, sizes, paint
+        self.rows.append(row)
 
 
 class SceneBuilder:
@@ -178,7 +134,7 @@ class SceneBuilder:
     Examples:
         >>> builder = SceneBuilder(("floor", "ball"), np.random.default_rng(0))
         >>> red = builder.paint("red")
-        >>> builder.stuff("floor").plane((0, 0, 0), (9, 9, 0), red, "z")
+        >>> builder.stuff("floor").box((0, 0, -1), (9, 9, 1), red)
         >>> builder.thing("ball", Place((0, 4, 0))).ball((0, 0, 1), 1.0, red)
         >>> scene = builder.build(light=(0, 0, 9), space=((0, 0, 1), (1, 1, 2)))
         >>> scene.classes.tolist(), scene.instances.tolist(), scene.centres[1].tolist()
@@ -230,24 +186,19 @@ class SceneBuilder:
         haze: float = np.inf,
     ) -> Scene:
         """Returns the scene; see `Scene` for the arguments."""
-        shapes, labels, instances, at, yaw, centres, sizes, axes, paints = zip(
+        shapes, labels, instances, centres, yaw, halves, paints = zip(
             *self._rows, strict=True
         )
         hues, colours, patterns, accents, scales, glows = zip(*paints, strict=True)
-        frames = np.zeros([len(shapes), 3, 3], np.float32)
-        frames[:, 0, 0] = frames[:, 1, 1] = np.cos(yaw)
-        frames[:, 1, 0] = np.sin(yaw)
-        frames[:, 0, 1] = -frames[:, 1, 0]
-        frames[:, 2, 2] = 1
-        turns = np.stack([_TURNS[axis] for axis in axes])
-        moved = np.einsum("pij,pj->pi", frames, _floats(centres))
-        halves = np.abs(np.einsum("pji,pj->pi", turns, _floats(sizes)))
-        halves[np.equal(shapes, SHAPES.index("plane")), 2] = 1
+        rotations = np.tile(np.eye(3, dtype=np.float32), (len(shapes), 1, 1))
+        rotations[:, 0, 0] = rotations[:, 1, 1] = np.cos(yaw)
+        rotations[:, 1, 0] = np.sin(yaw)
+        rotations[:, 0, 1] = -rotations[:, 1, 0]
         return Scene(
             shapes=np.array(shapes, np.int8),
-            centres=_floats(at) + moved,
-            rotations=np.einsum("pij,pjk->pik", frames, turns),
-            halves=halves,
+            centres=_floats(centres),
+            rotations=rotations,
+            halves=_floats(halves),
             classes=np.array(labels, np.uint8),
             instances=np.array(instances, np.int16),
             hues=np.array([list(COLOURS).index(hue) for hue in hues], np.int8),

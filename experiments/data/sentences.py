@@ -29,41 +29,21 @@ HIGHEST = 5.0
 
 
 class Pairs(NamedTuple):
-    """Sentence pairs. first, second: lists of str. scores: float32 [num], 0 to 5."""
+    """Sentence pairs and their similarity."""
 
     first: list[str]
     second: list[str]
-    scores: np.ndarray
+    scores: np.ndarray  # float32 [num], from 0 to 5
 
 
 def vocabulary() -> list[str]:
-    """Returns all words of the sentences, after the four special tokens of BERT.
-
-    Examples:
-        >>> vocabulary()[:6]
-        ['[PAD]', '[UNK]', '[CLS]', '[SEP]', 'a', 'again']
-    """
+    """Returns all words of the sentences, after the four special tokens of BERT."""
     words = {word for slot in _SLOTS for meaning in slot for word in meaning}
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(words | {"a", "the", "in"})]
 
 
 def make_pairs(num: int, rng: np.random.Generator) -> Pairs:
-    """Generates sentence pairs; every number of shared slots comes equally often.
-
-    Args:
-        num: the number of pairs.
-        rng: the source of randomness.
-
-    Returns:
-        The pairs and their similarity.
-
-    Examples:
-        >>> pairs = make_pairs(1, np.random.default_rng(10))
-        >>> pairs.first[0]
-        'the lady tonight cuts a guitar in the forest'
-        >>> pairs.second[0], float(pairs.scores[0])
-        ('a woman cuts the boat in the forest tonight', 3.5)
-    """
+    """Generates pairs; every number of shared slots comes equally often."""
     first, second, scores = [], [], np.empty(num, np.float32)
     for row in range(num):
         shared = rng.permutation(len(_SLOTS)) < rng.integers(len(_SLOTS) + 1)

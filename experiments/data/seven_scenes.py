@@ -7,32 +7,19 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from experiments.data.files import (
-    check_companions,
-    find_file,
-    find_folder,
-    read_image,
-    read_lines,
-    release_error,
-    stems,
-)
+from experiments.data.files import Release, check_companions, find_folder, stems
 from experiments.data.resizing import resize_linear
-from experiments.data.samples import (
-    Sample,
-    Samples,
-    check_size,
-    check_split,
-    make_sample,
-)
+from experiments.data.samples import Samples, check_settings, in_words, make_sample
 
 Split = Literal["train", "test"]
 
 SCENES = ("chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs")
 
-_RELEASE = "7-Scenes"
+_RELEASE = Release("7-Scenes")
 _SHAPE = (480, 640)
 _IMAGE, _POSE = ".color.png", ".pose.txt"
 _FILES: dict[str, str] = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
+_FARTHEST = 1e4  # metres from the origin: no scene is as large
 _ATOL = 1e-2  # of R R^T = 1: the files have seven digits, and drift is not a blunder
 
 
@@ -50,7 +37,8 @@ def load_seven_scenes(
 
     - `translation`, float32 `[3]`, in metres.
     - `rotation`, float32 `[4]`, a unit quaternion with the scalar first and not
-      negative, which of the two quaternions of a rotation picks one.
+    negative,
+      which of the two quaternions of a rotation picks one.
 
     Args:
         data_dir: the folder that holds the folders of the scenes.
@@ -59,21 +47,12 @@ def load_seven_scenes(
         size: height and width of the images. The shorter side is the paper's by
             default, which then crops them to 224 x 224.
 
-    Returns:
-        The samples.
-
-    Raises:
-        FileNotFoundError: if a file or a sequence of the split is missing.
-        ValueError: here, if files do not belong together; on reading, if one is
-            damaged, an image has another size, or a pose is no rotation.
-
     References:
         Shotton et al., "Scene coordinate regression forests for camera relocalization
         in RGB-D images", 2013,
         https://www.microsoft.com/en-us/research/project/rgb-d-dataset-7-scenes.
     """
-    check_split(split, get_args(Split))
-    check_size(size)
+    check_settings(split, get_args(Split), size)
     if scene not in SCENES:
         raise ValueError(f"`scene` must be one of {', '.join(SCENES)}, got {scene!r}.")
     wanted = f"the folder with {scene} of {_RELEASE}"
@@ -84,9 +63,9 @@ def load_seven_scenes(
         for frame in _find_frames(folder / sequence)
     ]
 
-    def read(place: int) -> Sample:
+    def read(place: int):
         path = folder / f"{names[place]}{_IMAGE}"
-        image = read_image(path, "RGB", _SHAPE, _RELEASE)
+        image = _RELEASE.image(path, "PNG", "RGB", _SHAPE)
         pose = _read_pose(folder / f"{names[place]}{_POSE}")
         rotation = Rotation.from_matrix(pose[:3, :3])
         labels = {
@@ -95,64 +74,55 @@ def load_seven_scenes(
         }
         return make_sample(resize_linear(image, size) / 255, labels)
 
-    source = (
-        f"{_RELEASE} in {folder}, {split} ({len(names):,} images of {size[0]} x "
-        f"{size[1]} pixels with the pose of the camera)"
-    )
-    return Samples(names, read, source)
+    origin, detail = f"{_RELEASE} in {folder}, {split}", " with the pose of the camera"
+    return Samples(names, read, in_words(origin, len(names), size, detail))
 
 
 def _read_splits(folder: Path) -> dict[str, list[str]]:
     """Returns the folders of the sequences of each split, which share none."""
     splits: dict[str, list[str]] = {}
     for split, name in _FILES.items():
-        path = find_file(folder, name, _RELEASE)
-        matches = [re.fullmatch(r"sequence(\d+)", line) for line in read_lines(path)]
+        path = folder / name
+        lines = _RELEASE.lines(path, most=99)
+        matches = [re.fullmatch(r"sequence(\d{1,3})", line.strip()) for line in lines]
         numbers = [int(match[1]) for match in matches if match]
         if not numbers or len(set(numbers)) < len(matches):
             found = f"names {len(set(numbers))} sequences in {len(matches)} lines"
             expected = "lines like sequence1, each once"
-            raise release_error(path, found, expected, _RELEASE)
+            raise _RELEASE.error(path, found, expected)
         splits[split] = [f"seq-{number:02d}" for number in numbers]
     shared = set(splits["train"]) & set(splits["test"])
     if shared:
         found = f"names {min(shared)}, as {_FILES['train']} does"
         expected = "sequences for one of the two"
-        raise release_error(folder / _FILES["test"], found, expected, _RELEASE)
+        raise _RELEASE.error(folder / _FILES["test"], found, expected)
     return splits
 
 
 def _find_frames(folder: Path) -> list[str]:
     """Returns the names of the frames of a sequence, which are numbered from 0 on."""
-    frames = sorted(stems(folder, f"frame-*{_IMAGE}"))
+    pattern = f"frame-*{_IMAGE}"
+    frames = [f"frame-{number:06d}" for number in range(len(stems(folder, pattern)))]
     if not frames:
         raise FileNotFoundError(
             f"{folder} has no frame-000000{_IMAGE}. Unpack {folder.name}.zip of "
             f"{_RELEASE} there."
         )
-    expected = [f"frame-{number:06d}" for number in range(len(frames))]
-    for frame, name in zip(frames, expected, strict=True):
-        if frame != name:
-            raise FileNotFoundError(
-                f"{folder} has no {name}{_IMAGE}, but {frame}{_IMAGE} of {len(frames)} "
-                f"frames. Copy it from {_RELEASE}."
-            )
-    check_companions(frames, folder, f"*{_POSE}", _RELEASE)
+    for files in (pattern, f"*{_POSE}"):
+        check_companions(frames, folder, files, _RELEASE)
     return frames
 
 
 def _read_pose(path: Path) -> np.ndarray:
     """Reads the matrix that takes points from the camera to the room, [4, 4]."""
-    rows = [line.split() for line in read_lines(path)]
     expected = "four lines of four numbers: a rotation, a translation and 0 0 0 1"
-    try:
-        pose = np.array(rows, float)
-    except ValueError as error:
-        found = f"cannot be read as numbers ({error})"
-        raise release_error(path, found, expected, _RELEASE) from error
-    if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        found = f"holds finite and other numbers of shape {pose.shape}"
-        raise release_error(path, found, expected, _RELEASE)
+    lines = _RELEASE.lines(path, most=9)
+    with _RELEASE.parsing(path, "numbers", expected):
+        pose = np.array([line.split() for line in lines], float)
+    # A NaN is refused too.
+    if pose.shape != (4, 4) or not (np.abs(pose) < _FARTHEST).all():
+        found = f"holds numbers of shape {pose.shape}, not all of them finite and small"
+        raise _RELEASE.error(path, found, expected)
     rotation = pose[:3, :3]
     is_rotation = (
         np.allclose(rotation @ rotation.T, np.eye(3), atol=_ATOL)
@@ -161,5 +131,5 @@ def _read_pose(path: Path) -> np.ndarray:
     )
     if not is_rotation:
         found = f"holds no pose (determinant {np.linalg.det(rotation):.3g})"
-        raise release_error(path, found, expected, _RELEASE)
+        raise _RELEASE.error(path, found, expected)
     return pose

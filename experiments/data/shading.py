@@ -5,8 +5,7 @@ import numpy as np
 from experiments.data.scenes import PATTERNS, Scene
 
 _NOISE = 0.015  # standard deviation of a pixel
-_MORTAR = 0.12  # of a brick's height
-_TABLE = 64  # side of the table of random values behind mottle and grain
+_TABLE = 64  # side of the table of random values behind mottle
 
 
 def shade(
@@ -20,7 +19,7 @@ def shade(
     distance: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Returns the colours of points.
+    """Returns the colours of points, uint8 [3, points].
 
     Args:
         scene: the scene.
@@ -31,9 +30,6 @@ def shade(
         local_normals: normals of the canonical shapes, [3, points].
         distance: from the camera, [points].
         rng: draws the camera's noise.
-
-    Returns:
-        uint8 [3, points].
     """
     mix = _pattern(scene, parts, local, local_normals)
     colours = scene.colours.T.take(parts, axis=1)
@@ -74,14 +70,6 @@ def _pattern(
                 mix[chosen] = np.floor(u) % 2
             case "checks":
                 mix[chosen] = (np.floor(u) + np.floor(v)) % 2
-            case "bricks":
-                row = np.floor(v)
-                along = (u / 2.2 + row / 2) % 1
-                mix[chosen] = (v - row < _MORTAR) | (along < _MORTAR / 2.2)
-            case "panes":
-                mix[chosen] = (np.abs(u % 1 - 0.5) < 0.28) & (np.abs(v % 1 - 0.5) < 0.3)
-            case "grain":
-                mix[chosen] = _cloud(table, u, 12 * v)
             case "mottle":
                 mix[chosen] = _cloud(table, u, v)
     return mix
@@ -102,16 +90,11 @@ def _cloud(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _smooth(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Interpolates a table of values at the integers, repeated for ever."""
     row, column = np.floor(u), np.floor(v)
-    down, right = u - row, v - column
-    down, right = (x * x * (3 - 2 * x) for x in (down, right))
+    down, right = (x * x * (3 - 2 * x) for x in (u - row, v - column))
     low, left = (x.astype(np.intp) % _TABLE for x in (row, column))
     high, end = (low + 1) % _TABLE, (left + 1) % _TABLE
     first, second = (
-        _between(right, table.take(row + left), table.take(row + end))
-        for row in (low * _TABLE, high * _TABLE)
+        table[line, left] + right * (table[line, end] - table[line, left])
+        for line in (low, high)
     )
-    return _between(down, first, second)
-
-
-def _between(share: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return first + share * (second - first)
+    return first + down * (second - first)

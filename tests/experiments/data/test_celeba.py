@@ -103,7 +103,7 @@ def replaced(old, new):
 
 FIRST = f"{IMAGES}/{NAMES[0]}"
 DAMAGE = {
-    "cut image": (FIRST, cut, "cannot be read as an image"),
+    "cut image": (FIRST, cut, "cannot be read as a JPEG image"),
     "empty image": (FIRST, lambda path: path.write_bytes(b""), "cannot be read"),
     "text": (FIRST, lambda path: path.write_text("x" * 99), "cannot be read"),
     "grey image": (

@@ -5,7 +5,12 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments.data.cityscapes import CATEGORIES, CLASSES, load_cityscapes
+from experiments.data.cityscapes import (
+    CATEGORIES,
+    CATEGORY_OF_CLASS,
+    CLASSES,
+    load_cityscapes,
+)
 from tests.experiments.data.trees import (
     check_form,
     check_refused,
@@ -131,6 +136,25 @@ def test_categories_group_the_classes(whole):
     np.testing.assert_array_equal(fine < 0, coarse < 0)
 
 
+def test_category_of_each_class():
+    """By the names of the benchmark."""
+    groups = {
+        category: [
+            name
+            for name, place in zip(CLASSES, CATEGORY_OF_CLASS, strict=True)
+            if CATEGORIES[place] == category
+        ]
+        for category in CATEGORIES
+    }
+    assert groups["flat"] == ["road", "sidewalk"]
+    assert groups["construction"] == ["building", "wall", "fence"]
+    assert groups["object"] == ["pole", "traffic light", "traffic sign"]
+    assert groups["nature"] == ["vegetation", "terrain"]
+    assert groups["sky"] == ["sky"]
+    assert groups["human"] == ["person", "rider"]
+    assert len(groups["vehicle"]) == 6
+
+
 def test_streaming(whole):
     samples = load_cityscapes(whole[0], size=SIZE)
     check_streaming(samples)
@@ -177,10 +201,10 @@ def set_id(path, number, dtype):
 
 
 DAMAGE = {
-    "cut image": ("image", cut, "cannot be read as an image"),
+    "cut image": ("image", cut, "cannot be read as a PNG image"),
     "empty image": ("image", lambda path: path.write_bytes(b""), "cannot be read"),
     "grey image": ("image", lambda path: set_id(path, 7, np.uint8), "of mode L"),
-    "cut ids": ("ids", cut, "cannot be read as an image .* 8-bit grey"),
+    "cut ids": ("ids", cut, "cannot be read as a PNG image .* 8-bit grey"),
     "small ids": ("ids", small, r"shape \(64, 128\); expected .* \(1024, 2048\)"),
     "coloured ids": (
         "ids",
@@ -216,7 +240,7 @@ DAMAGE = {
     "text for disparity": (
         "disparity",
         lambda path: path.write_text("P1 1"),
-        "cannot be read as an image",
+        "cannot be read as a PNG image",
     ),
     "small disparity": ("disparity", small, "of mode L"),
     "missing disparity": ("disparity", lambda path: path.unlink(), "has no"),

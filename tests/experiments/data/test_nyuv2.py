@@ -223,8 +223,8 @@ FILE = f"labelled/{LABELLED}"
 DAMAGE = {
     "cut file": (FILE, cut, "cannot be read as HDF5"),
     "old format": (FILE, matlab("images", [1]), "cannot be read as HDF5"),
-    "no depths": (FILE, edited(lambda file: file.pop("depths")), "as HDF5 .*depths"),
-    "no names": (FILE, edited(lambda file: file.pop("names")), "as HDF5 .*names"),
+    "no depths": (FILE, edited(lambda file: file.pop("depths")), "no array 'depths'"),
+    "no names": (FILE, edited(lambda file: file.pop("names")), "no array 'names'"),
     "fewer depths": (
         FILE,
         replaced("depths", lambda x: x[:2]),

@@ -106,8 +106,8 @@ def text(content):
 
 IMAGE, POSE = "seq-01/frame-000000.color.png", "seq-01/frame-000000.pose.txt"
 DAMAGE = {
-    "cut image": (IMAGE, cut, "cannot be read as an image"),
-    "empty image": (IMAGE, text(""), "cannot be read as an image"),
+    "cut image": (IMAGE, cut, "cannot be read as a PNG image"),
+    "empty image": (IMAGE, text(""), "cannot be read as a PNG image"),
     "small image": (
         IMAGE,
         lambda path: write_image(path, np.zeros([48, 64, 3], np.uint8)),
@@ -118,7 +118,11 @@ DAMAGE = {
         lambda path: write_image(path, np.zeros([480, 640], np.uint16)),
         "of mode I;16",
     ),
-    "missing image": (IMAGE, lambda path: path.unlink(), "but frame-000001.color.png"),
+    "missing image": (
+        IMAGE,
+        lambda path: path.unlink(),
+        "no frame-000000.color.png, and 0 others",
+    ),
     "missing pose": (POSE, lambda path: path.unlink(), "has no .*, and 0 others of 2"),
     "pose of no image": (
         "seq-01/frame-000002.pose.txt",
@@ -129,7 +133,7 @@ DAMAGE = {
     "words": (POSE, text("a b\nc d"), "cannot be read as numbers"),
     "three lines": (POSE, text("1 0 0 0\n0 1 0 0\n0 0 1 0"), r"shape \(3, 4\)"),
     "ragged": (POSE, text("1 0 0 0\n0 1 0"), "cannot be read as numbers"),
-    "lost": (POSE, matrix(scale=np.nan), r"finite and other numbers of shape \(4, 4\)"),
+    "lost": (POSE, matrix(scale=np.nan), r"shape \(4, 4\), not all of them finite"),
     "scaled": (POSE, matrix(scale=2.0), r"holds no pose \(determinant 8\)"),
     "mirrored": (POSE, matrix(scale=-1.0), r"holds no pose \(determinant -1\)"),
     "last row": (POSE, matrix(last=0.0), r"holds no pose \(determinant 1\)"),
