@@ -9,7 +9,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
 import mtlopt
 from experiments.fast_line_search.methods import (
@@ -30,6 +29,7 @@ from experiments.lab.settings import Options, UsageError
 from experiments.lab.tables import command_line, count, markdown_table, number
 
 PyTree = Any
+Frame = Any  # of pandas, whose types cannot say what a column is
 METHODS = tuple(make_methods(2, 1))
 NAMES = {"methods": METHODS}
 # Columns of the table: scores and their digits; what is told of a line search.
@@ -170,7 +170,7 @@ def make_trainings(
     data, size = problem.splits["train"], settings.batch_size
     num_train, evaluate = num_examples(data), make_evaluate(problem)
     judged = min(map(num_examples, problem.splits.values()))
-    splits = {"train": take(data, slice(judged)), "test": problem.splits["test"]}
+    splits = {"train": take(data, jnp.arange(judged)), "test": problem.splits["test"]}
 
     def make(name: str, value: float, seed: int) -> Training:
         def epoch(
@@ -218,7 +218,7 @@ def make_evaluate(problem: Problem) -> Callable[[mtlopt.Run, PyTree], Values]:
     return evaluate
 
 
-def wide(records: pd.DataFrame, factor: float) -> pd.DataFrame:
+def wide(records: Frame, factor: float) -> Frame:
     """Returns a row for each run and epoch, a column for each name; means over tasks.
 
     Errors are multiplied by a factor. Numbers that are none are infinite, so that a
@@ -231,17 +231,17 @@ def wide(records: pd.DataFrame, factor: float) -> pd.DataFrame:
     return table.assign(**{name: factor * table[name] for name in errors})
 
 
-def last(table: pd.DataFrame) -> pd.DataFrame:
+def last(table: Frame) -> Frame:
     """Returns the rows of the last epoch."""
     return table.xs(table.index.get_level_values("epoch").max(), level="epoch")
 
 
-def _of(table: pd.DataFrame, method: str, at: float | None = None) -> pd.DataFrame:
+def _of(table: Frame, method: str, at: float | None = None) -> Frame:
     own = table.xs(method, level="method")
     return own if at is None else own.xs(at, level="number")
 
 
-def best_value(table: pd.DataFrame, method: str) -> float:
+def best_value(table: Frame, method: str) -> float:
     """Returns the value of a method with the least test error after the last epoch.
 
     Chosen on the test split: a choice in favour of the methods with a learning rate.
@@ -254,7 +254,7 @@ def make_report(
     subject: Subject,
     settings: Settings,
     methods: Mapping[str, Method],
-    table: pd.DataFrame,
+    table: Frame,
 ) -> str:
     """Returns the tables of losses and errors as Markdown."""
     ends = last(table)
@@ -292,25 +292,23 @@ def make_report(
     return "\n\n".join(parts) + "\n"
 
 
-def _scores(ends: pd.DataFrame) -> list[str]:
+def _scores(ends: Frame) -> list[str]:
     return [_spread(ends[name], digits) for name, digits in SCORES.items()]
 
 
-def _spread(values: pd.Series, digits: int = 2) -> str:
+def _spread(values: Frame, digits: int = 2) -> str:
     finite = bool(np.isfinite(values).all())
     return number(values.tolist(), 1, digits) if finite else "diverged"
 
 
-def _searched(rows: pd.DataFrame) -> list[str]:
+def _searched(rows: Frame) -> list[str]:
     """Returns means over all steps of a line search, as cells."""
     means = rows.reindex(columns=list(SEARCHED)).mean()
     cells = zip(means, SEARCHED.values(), strict=True)
     return ["" if np.isnan(mean) else format(mean, form) for mean, form in cells]
 
 
-def _comparison(
-    subject: Subject, methods: Mapping[str, Method], table: pd.DataFrame
-) -> str:
+def _comparison(subject: Subject, methods: Mapping[str, Method], table: Frame) -> str:
     """Returns the sentence that compares FBLS with the best learning rates."""
 
     def error(name: str, value: float) -> str:
@@ -331,7 +329,7 @@ def _comparison(
 
 
 def draw_figures(
-    subject: Subject, methods: Mapping[str, Method], table: pd.DataFrame, out: Path
+    subject: Subject, methods: Mapping[str, Method], table: Frame, out: Path
 ) -> None:
     """Draws the losses and the errors over epochs, for train and test."""
     for figure, names in FIGURES.items():

@@ -38,7 +38,9 @@ _FAST_COMPILATION = {
 PLAIN, SHARED, PER_TASK = "plain", "per task, shared", "per task"
 MGDA_UB, FBLS, CALIBRATED, BLS = "MGDA-UB", "FBLS", "FBLS, calibrated", "BLS"
 _NAMES = ("mgda_ub", "fbls", "fbls_calibrated", "bls")
-_METHODS = dict(zip((MGDA_UB, FBLS, CALIBRATED, BLS), _NAMES, strict=True))
+_METHODS: dict[str, str] = dict(
+    zip((MGDA_UB, FBLS, CALIBRATED, BLS), _NAMES, strict=True)
+)
 
 # Share of SGD's time in tables 1 and 3, and the goals for FBLS beside the plain step.
 PAPER: dict[str, dict[str, float]] = {

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from experiments.data.digits import Digits, load_digits
 from experiments.lab.figures import COLOURS, Curve, draw_panels
@@ -22,6 +21,8 @@ from experiments.mtl_io.group_training import (
     make_training,
     measure_costs,
 )
+
+Frame = Any  # of pandas, whose types cannot say what a column is
 
 NAME = "mtl_io.task_groups"
 NUM_ATTRIBUTES = 40
@@ -196,16 +197,14 @@ class Outcome:
     name: str
     part: Part
     titles: list[str]
-    table: pd.DataFrame
-    best: pd.DataFrame
+    table: Frame
+    best: Frame
     rate: float
     epoch: int
-    distances: pd.DataFrame
+    distances: Frame
 
 
-def conclude(
-    name: str, part: Part, titles: list[str], records: pd.DataFrame
-) -> Outcome:
+def conclude(name: str, part: Part, titles: list[str], records: Frame) -> Outcome:
     """Chooses learning rates and epochs, by validation alone, from the long table."""
     table = records.pivot(index=KEYS, columns="name", values="value")
     losses = table[f"validation_{part.criterion}"].fillna(np.inf)
@@ -221,7 +220,7 @@ def conclude(
     return Outcome(name, part, titles, table, best, rate, int(epoch), there)
 
 
-def lowest(table: pd.DataFrame, measure: str) -> pd.Series:
+def lowest(table: Frame, measure: str) -> Frame:
     """Returns the lowest of a validation loss over training; never what is none."""
     losses = table[f"validation_{measure}"].fillna(np.inf)
     return losses.groupby(KEYS[:3]).min()
@@ -276,7 +275,7 @@ def make_report(
 
 def _table(
     outcome: Outcome,
-    numbers: pd.DataFrame,
+    numbers: Frame,
     columns: Mapping[str, tuple[str, float, int]],
     paper: Mapping[str, tuple[float, ...]],
     chosen: Sequence[str] = (),

@@ -197,7 +197,7 @@ def test_figures_are_images(out: Path, name: str):
 def test_table_and_event_files_hold_the_metrics(out: Path):
     """A folder for each method and seed; of each name a number for each epoch."""
     table = pd.read_csv(out / "metrics.csv", keep_default_na=False)
-    runs = read_runs(out / "tensorboard")
+    runs = read_runs(out / "tensorboard" / "metrics")
     assert set(runs) == {f"method={name},seed={s}" for name in NAMES for s in (0, 1)}
     for row in table.to_dict("records"):
         scalars = runs[f"method={row['method']},seed={row['seed']}"]

@@ -31,7 +31,7 @@ def test_rows_become_scalars(tmp_path: Path):
         {**ROW, "seed": 1, "value": 5.0},
     ]
     write(tmp_path, rows)
-    runs = read_runs(tmp_path / "tensorboard")
+    runs = read_runs(tmp_path / "tensorboard" / "metrics")
     assert set(runs) == {"method=mgda,seed=0", "method=mgda,seed=1"}
     first = runs["method=mgda,seed=0"]
     assert math.isnan(first.pop(("loss", 2)))
@@ -45,7 +45,7 @@ def test_a_resumed_run_writes_anew(tmp_path: Path):
     first, second = {**ROW, "value": 1.0}, {**ROW, "epoch": 2, "value": 0.5}
     write(tmp_path, [first])
     write(tmp_path, [first, second])
-    (scalars,) = read_runs(tmp_path / "tensorboard").values()
+    (scalars,) = read_runs(tmp_path / "tensorboard" / "metrics").values()
     assert scalars == {("loss", 1): 1.0, ("loss", 2): pytest.approx(0.5)}
 
 
