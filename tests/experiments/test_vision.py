@@ -32,7 +32,7 @@ from experiments.data.seven_scenes import SCENES
 from experiments.lab import loop
 from experiments.lab.settings import UsageError
 from experiments.lab.tables import select
-from experiments.lab.vision import training
+from experiments.lab.vision import experiment, training
 from experiments.lab.vision.data import Split, hold_out
 from experiments.lab.vision.experiment import (
     Experiment,
@@ -41,7 +41,12 @@ from experiments.lab.vision.experiment import (
     read_settings,
     run,
 )
-from experiments.lab.vision.methods import make_methods, method_names, norm_widths
+from experiments.lab.vision.methods import (
+    Method,
+    make_methods,
+    method_names,
+    norm_widths,
+)
 from experiments.lab.vision.problem import VisionProblem
 from experiments.lab.vision.report import choose, scores_by_method
 from experiments.mtl_io import cityscapes7, nyuv2
@@ -101,15 +106,50 @@ TINY = Experiment(
 
 
 @pytest.fixture(scope="module")
-def problem() -> VisionProblem:
-    return load_problem(TINY, TINY.quick)[0]
+def loaded() -> tuple[VisionProblem, str]:
+    return load_problem(TINY, TINY.quick)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def problem(loaded: tuple[VisionProblem, str]) -> VisionProblem:
+    return loaded[0]
+
+
+@pytest.fixture(scope="module")
+def methods(problem: VisionProblem) -> dict[str, Method]:
+    """Those of all tests and runs, whose steps are compiled once."""
+    names = (*METHODS, "roaming", "uncertainty")
+    return make_methods(problem, names, num_steps=4, steps_per_epoch=2)
+
+
+def step(method: Method, state: Any, batch: Any, rate: float, members: Any) -> Any:
+    state = jax.tree.map(jnp.copy, state)  # the program donates it
+    return method.program(state, batch, jnp.float32(rate), jnp.array(members))
+
+
+@pytest.fixture(scope="module")
+def run_tiny(loaded: Any, methods: dict[str, Method]) -> Callable[[list[str]], None]:
+    """Runs the command with the compiled steps of the tests."""
+
+    def made(problem: Any, names: Any, *steps: int) -> dict[str, Method]:
+        assert problem is loaded[0]
+        assert steps == (4, 2)
+        return {name: methods[name] for name in names}
+
+    def run_shared(argv: list[str]) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experiment, "load_problem", lambda *_: loaded)
+            patch.setattr(experiment, "make_methods", made)
+            run(TINY, argv)
+
+    return run_shared
+
+
+@pytest.fixture(scope="module")
+def whole(run_tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    run(TINY, ["--out", str(out)])
+    run_tiny(["--out", str(out)])
     return out
 
 
@@ -218,9 +258,9 @@ def test_a_sample_that_cannot_be_read_is_named():
 
 
 @pytest.mark.slow
-def test_scores_do_not_depend_on_the_batches(problem: VisionProblem):
+def test_scores_do_not_depend_on_the_batches(problem: VisionProblem, methods: Any):
     """A split in one batch and in padded ones: the same losses and metrics."""
-    method = make_methods(problem, ["sum_tasks"], 8, 2)["sum_tasks"]
+    method = methods["sum_tasks"]
     state, test = method.start(0), problem.splits["test"]
     found = [
         training.make_evaluate(problem, size)(method, state, test) for size in (3, 2)
@@ -274,17 +314,14 @@ def test_scores_of_right_answers():
 
 
 @pytest.mark.slow
-def test_absent_labels_move_no_head(problem: VisionProblem):
+def test_absent_labels_move_no_head(problem: VisionProblem, methods: Any):
     """With no depth in a batch its head stays, in a chain and in turns."""
     batch = problem.splits["train"].batch(np.arange(4))
     batch["labels"]["depth"] = np.full_like(batch["labels"]["depth"], np.nan)
     batch["labels"]["segmentation"][:2] = -1
     for name in ("sum_tasks", "io"):
-        method = make_methods(problem, [name], 8, 2)[name]
-        state = method.start(0)
-        after, losses = jax.jit(method.step)(
-            state, batch, jnp.float32(0.1), jnp.ones(3, bool)
-        )
+        state = methods[name].start(0)
+        after, losses = step(methods[name], state, batch, 0.1, [True] * 3)
         moved = {
             task: any(
                 jax.tree.leaves(
@@ -305,20 +342,18 @@ def test_absent_labels_move_no_head(problem: VisionProblem):
 
 
 @pytest.mark.slow
-def test_statistics_move_once_a_forward_pass(problem: VisionProblem):
-    """The encoder's running mean is 0.9 of the old one, in each turn of IUS anew.
+def test_statistics_move_once_a_forward_pass(problem: VisionProblem, methods: Any):
+    """The encoder's running mean is 0.9 of the old one, in each turn of IO anew.
 
     A head's moves in its own turn only, and not without labels of its task.
     """
     batch, means = problem.splits["train"].batch(np.arange(4)), []
-    for name, turns in (("sum_tasks", 1), ("ius", 3)):
-        method = make_methods(problem, [name], 8, 2)[name]
-        step = jax.jit(method.step)
-        state, rate = method.start(0), jnp.float32(0.0)
-        after, _ = step(state, batch, rate, jnp.ones(3, bool))
+    for name, turns in (("sum_tasks", 1), ("io", 3)):
+        state = methods[name].start(0)
+        after, _ = step(methods[name], state, batch, 0.0, [True] * 3)
         moved = after.run.state["encoder"]["layer"]["norm"]["mean"]
         means.append((moved / (1 - 0.9**turns), after.run.state["heads"]["depth"]))
-        after, _ = step(state, batch, rate, jnp.array([True, False, True]))
+        after, _ = step(methods[name], state, batch, 0.0, [True, False, True])
         for leaf in jax.tree.leaves(after.run.state["heads"]["depth"]["norm"]):
             assert leaf in (0, 1)
     for left, right in zip(*map(jax.tree.leaves, means), strict=True):
@@ -327,26 +362,22 @@ def test_statistics_move_once_a_forward_pass(problem: VisionProblem):
 
 
 @pytest.mark.slow
-def test_uncertainty_is_told_the_kind_of_each_loss(problem: VisionProblem):
+def test_uncertainty_is_told_the_kind_of_each_loss(problem: Any, methods: Any):
     """Factor 1 for a cross-entropy, 1/2 for an error."""
-    start = make_methods(problem, ["uncertainty"], 4, 2)["uncertainty"].start
+    start = methods["uncertainty"].start
     weights = mtlopt.task_weights(start(0).run.opt_state)
     factors = dict(zip(problem.tasks, weights.tolist(), strict=True))
     assert factors == {"segmentation": 1.0, "depth": 0.5, "normals": 0.5}
 
 
-def test_roaming_masks_channels(problem: VisionProblem):
+def test_roaming_masks_channels(problem: VisionProblem, methods: dict[str, Method]):
     """Each task trains and predicts by its own channels, and statistics of its own."""
-    method = make_methods(problem, ["roaming"], 8, 2)["roaming"]
+    method = methods["roaming"]
     state = method.start(0)
     params, _ = problem.init(0)
     assert norm_widths(params["encoder"]) == {"layer/norm": WIDTH}
-    after, losses = jax.jit(method.step)(
-        state,
-        problem.splits["train"].batch(np.arange(4)),
-        jnp.float32(0.01),
-        jnp.ones(3, bool),
-    )
+    batch = problem.splits["train"].batch(np.arange(4))
+    after, losses = step(method, state, batch, 0.01, [True] * 3)
     assert np.isfinite(losses).all()
     assert set(after.run.state) == set(problem.tasks)
     images = problem.splits["test"].batch(np.arange(3))["image"]
@@ -374,7 +405,7 @@ def test_roaming_masks_channels(problem: VisionProblem):
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, run_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Killed within an epoch, after a checkpoint: the same numbers and choices."""
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
@@ -389,8 +420,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     monkeypatch.setattr(training, "host_order", order)
     argv = ["--out", str(tmp_path / "run"), "--resume", "--methods", "io"]
     with pytest.raises(KeyboardInterrupt):
-        run(TINY, argv)
-    run(TINY, argv)
+        run_tiny(argv)
+    run_tiny(argv)
     assert len(calls) == 6 + 2 * 8 - 5  # two methods, two rates, two seeds
     found, expected = (
         table[~table["name"].isin(["seconds", "compile_seconds", "temporary_bytes"])]
@@ -498,15 +529,15 @@ def test_experiments_are_whole(name: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])
     assert "sum_tasks" in capsys.readouterr().out
-    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
-    known = method_names(experiment.num_tasks, stacked=experiment.stacked)
-    settings = read_settings(experiment, ["--data-dir", "nowhere"])
-    for methods in (settings.methods, experiment.full.get("methods", ["sum_tasks"])):
+    own = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    known = method_names(own.num_tasks, stacked=own.stacked)
+    settings = read_settings(own, ["--data-dir", "nowhere"])
+    for methods in (settings.methods, own.full.get("methods", ["sum_tasks"])):
         assert set(methods) <= set(known)
         assert methods[0] == "sum_tasks"
-    assert set(experiment.paper(settings)) <= set(known)
+    assert set(own.paper(settings)) <= set(known)
     with pytest.raises(FileNotFoundError):
-        experiment.load(settings)
+        own.load(settings)
 
 
 def test_scenes_are_those_of_the_release():
