@@ -11,7 +11,6 @@ from flax import nnx
 from experiments.data.sts import Split, Sts, load_sts
 from experiments.fast_line_search import experiment as shared
 from experiments.fast_line_search.methods import Problem, make_problem
-from experiments.fast_line_search.timing import STS_TRAIN, Workload, measure, report
 from experiments.lab.settings import parse
 from mtlopt.models import bert, stack_heads
 
@@ -52,7 +51,6 @@ class Settings(shared.Settings):
     Attributes:
       size: of BERT.
       length: tokens of a sentence pair.
-      rounds: steps of each method that are timed.
     """
 
     methods: tuple[str, ...] = ("fbls", "fbls_calibrated", "bls", "mgda_ub", "sgd")
@@ -64,7 +62,6 @@ class Settings(shared.Settings):
     test_examples: int = 128
     size: Literal["tiny", "small", "base"] = "tiny"
     length: int = 32
-    rounds: int = 7
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,16 +78,9 @@ def main(argv: Sequence[str]) -> None:
         data.source,
         error="mean absolute error [points of 5]",
         factor=5.0,
+        paper_times={"mgda_ub": "0.36", "fbls": "0.39", "bls": "1.26"},  # table 3
     )
-
-    workload = Workload("BERT", problem, settings.batch_size, STS_TRAIN)
-
-    def time_steps() -> tuple[str, Any]:
-        rows = measure(workload, settings.rounds, settings.direction)
-        text = f"\n## Time of a step (table 3)\n\n{report(workload, rows)}"
-        return text, [dataclasses.asdict(row) for row in rows]
-
-    shared.run_experiment(subject, settings, problem, argv, time_steps)
+    shared.run_experiment(subject, settings, problem, argv)
 
 
 def bert_problem(data: Sts, size: str) -> Problem:

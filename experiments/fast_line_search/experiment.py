@@ -84,6 +84,7 @@ class Subject:
       source: where the data come from.
       error: what it is, with its unit.
       factor: by which errors are multiplied to have that unit.
+      paper_times: of the paper's steps, as multiples of SGD's, by method.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Subject:
     source: str
     error: str = "error [%]"
     factor: float = 100.0
+    paper_times: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load(loader: Callable[..., Any], settings: Settings, **more: Any) -> Any:
@@ -116,12 +118,8 @@ def run_experiment(
     settings: Settings,
     problem: Problem,
     argv: Sequence[str],
-    time_steps: Callable[[], tuple[str, Any]] | None = None,
 ) -> None:
     """Trains all runs, measures costs, and writes metrics, tables and figures.
-
-    If there is `time_steps`, it measures them, and returns their section of the report
-    and their numbers.
 
     Raises:
       UsageError: if the batch size or the output folder is at fault.
@@ -143,10 +141,9 @@ def run_experiment(
         trainings = make_trainings(problem, methods, programs, settings)
         records = train(trainings, settings.epochs, problem.tasks, folder)
         table = wide(records, subject.factor)
-        if time_steps is None:
-            text, costs = time_methods(problem, methods, programs, settings.batch_size)
-        else:
-            text, costs = time_steps()
+        text, costs = time_methods(
+            problem, methods, programs, settings.batch_size, subject.paper_times
+        )
         report = make_report(subject, settings, methods, table) + text
         folder.write_results(
             settings,

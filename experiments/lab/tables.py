@@ -104,6 +104,7 @@ def cost_table(
     operations: Mapping[str, float],
     titles: Mapping[str, str],
     base: str,
+    paper: Mapping[str, str] | None = None,
 ) -> str:
     """Returns costs of a step, in multiples of that of one method.
 
@@ -112,14 +113,17 @@ def cost_table(
       operations: of XLA's count, by name.
       titles: of the methods.
       base: the name of that one method.
+      paper: its multiples, by name.
     """
     header = ["method", "milliseconds", "multiple", "operations, multiple"]
+    header += ["multiple, paper"] if paper else []
     rows = [
         [
             titles[name],
             f"{1e3 * own:.2f}",
             f"{own / seconds[base]:.2f}",
             f"{operations[name] / operations[base]:.2f}",
+            *([paper.get(name, "")] if paper else []),
         ]
         for name, own in seconds.items()
     ]

@@ -7,10 +7,9 @@ import pytest
 from flax import nnx
 
 import mtlopt
-from experiments.bench import line_search_time
-from experiments.fast_line_search import timing as bench
+from experiments.bench import line_search_time as bench
+from experiments.bench.line_search_time import Row, Workload
 from experiments.fast_line_search.methods import make_problem
-from experiments.fast_line_search.timing import Row, Workload
 from mtlopt.models import MultiTaskMLP, stack_heads
 
 pytestmark = pytest.mark.slow
@@ -167,12 +166,12 @@ def test_report_turns_steps_into_epochs_and_shares(workload):
 
 def test_bad_workload_is_refused(capsys):
     with pytest.raises(SystemExit):
-        line_search_time.main(["lenet9"])
+        bench.main(["lenet9"])
     assert "must be one of lenet5, resnet18, bert" in capsys.readouterr().err
 
 
 def test_no_rounds_are_an_error(capsys):
     """There is no median of nothing."""
     with pytest.raises(SystemExit):
-        line_search_time.main(["lenet5", "--rounds", "0"])
+        bench.main(["lenet5", "--rounds", "0"])
     assert "must be a positive integer, got 0" in capsys.readouterr().err
