@@ -25,11 +25,9 @@ _PARTS = {"first": slice(0, 10), "middle": slice(10, 18), "last": slice(18, 28)}
 def measure(images: np.ndarray) -> dict[str, np.ndarray]:
     """Measures the shape of digits: 24 measures by name, each float `[num]`.
 
-    All but `ink` and `width` are relative to the digit's own ink or size; the ninths
-    are the shares of the ink in a 3 x 3 grid.
-
-    Args:
-      images: uint8 `[num, 28, 28]`, each with some ink.
+    The images are uint8 `[num, 28, 28]`, each with some ink. All measures but `ink` and
+    `width` are relative to the digit's own ink or size; the ninths are the shares of
+    the ink in a 3 x 3 grid.
     """
     grey = images / 255.0
     on = grey > 0.5
@@ -90,12 +88,9 @@ def medians(images: np.ndarray) -> dict[str, float]:
 def label(
     images: np.ndarray, digits: np.ndarray, thresholds: dict[str, float]
 ) -> dict[str, np.ndarray]:
-    """Answers the 40 questions: attributes by name, each bool `[num]`.
+    """Answers the 40 questions on digits and their images: bool `[num]` by name.
 
-    Args:
-      images: uint8 `[num, 28, 28]`.
-      digits: the classes, int `[num]`.
-      thresholds: of the measures, see `medians`.
+    The thresholds are those of the measures, see `medians`.
     """
     labels = {f"digit {digit}": digits == digit for digit in range(_NUM_DIGITS)}
     for name, members in CLASSES.items():

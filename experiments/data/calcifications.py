@@ -116,25 +116,17 @@ def draw_mammograms(num: int, *, side: int, rng: np.random.Generator) -> Mammogr
 
 
 def draw_one(
-    distributions: np.ndarray,
-    types: np.ndarray,
-    malignant: bool,
+    distributions: np.ndarray,  # places in `DISTRIBUTIONS`, one at least
+    types: np.ndarray,  # places in `TYPES`, one at least
+    malignant: bool,  # whether rays spread from the lesion
     *,
     side: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Draws one image, float64 [side, side], about in [0, 1].
 
-    The randomness is drawn in the same way whatever the labels, so the same state gives
-    the same tissue.
-
-    Args:
-        distributions: places in `DISTRIBUTIONS`, one at least. A calcification lies as
-            any of them says.
-        types: places in `TYPES`, one at least. A calcification is of any of them.
-        malignant: whether rays spread from the lesion.
-        side: height and width in pixels.
-        rng: the source of randomness.
+    A calcification lies as any of the distributions says and is of any of the types.
+    The randomness is drawn in the same way whatever the labels.
     """
     image = 0.25 + 0.02 * rng.normal(size=[side, side])
     for size, contrast in ((6, 0.08), (14, 0.03)):

@@ -19,11 +19,8 @@ def look_at(
 ) -> Camera:
     """Returns the camera at a position that has a target at the centre of its image.
 
-    Args:
-        position: its place, [3], not straight above or below the target.
-        target: the place it looks at, [3].
-        roll: by how much it is turned about its axis, in radians.
-        focal: the focal length in widths of the image.
+    The target is not straight above or below. `roll` turns the camera about its axis,
+    in radians; `focal` is in widths of the image.
     """
     ahead = np.subtract(target, position, dtype=np.float64)
     ahead /= np.linalg.norm(ahead)

@@ -33,14 +33,10 @@ def load_celeba(
     """Indexes a split of the aligned and cropped faces of CelebA.
 
     The labels of a sample are its attributes by their names, in the order of the
-    release, each int32 `[]`: 1 for yes and 0 for no. All of them are always there.
-
-    Args:
-        data_dir: the folder that holds `img_align_celeba`, `list_attr_celeba.txt` and
-            `list_eval_partition.txt`; or these in `Img`, `Anno` and `Eval`, as in the
-            release.
-        split: which of the official splits.
-        size: height and width of the images; the papers' by default.
+    release, each int32 `[]`: 1 for yes and 0 for no. All of them are always there. The
+    folder holds `img_align_celeba`, `list_attr_celeba.txt` and
+    `list_eval_partition.txt`; or these in `Img`, `Anno` and `Eval`, as in the release.
+    The papers' images have 64 x 64 pixels.
 
     References:
         Liu, Luo, Wang and Tang, "Deep learning face attributes in the wild", 2015,

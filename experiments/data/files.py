@@ -52,9 +52,8 @@ class Release:
     def open(self, path: Path, most: int) -> BinaryIO:
         """Opens a regular file, or a link to one, of at most `most` bytes.
 
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ReleaseError: if it is a folder, a pipe or a device, or too large.
+        Raises a FileNotFoundError if there is none, and a ReleaseError if it is a
+        folder, a pipe, a device, or too large.
         """
         if not path.exists():
             raise FileNotFoundError(
@@ -98,18 +97,11 @@ class Release:
     def image(
         self,
         path: Path,
-        form: Literal["JPEG", "PNG", "TIFF"],
+        form: Literal["JPEG", "PNG", "TIFF"],  # whatever the name
         kind: Literal["RGB", "8-bit grey", "16-bit grey"],
-        shape: tuple[int, int],
+        shape: tuple[int, int],  # the height and the width it must have
     ) -> np.ndarray:
-        """Reads one image, `[height, width, 3]` or `[height, width]`.
-
-        Args:
-            path: the file.
-            form: its format, whatever its name.
-            kind: of its pixels.
-            shape: the height and the width it must have.
-        """
+        """Reads one image, `[height, width, 3]` or `[height, width]`."""
         from PIL import Image
 
         expected = f"{kind} (mode {_MODES[kind][0]}) and {shape}"
@@ -151,9 +143,6 @@ class Release:
         """Opens an HDF5 file, of which arrays are read by `dataset`.
 
         Whatever goes wrong while it is open is an error of the file.
-
-        Raises:
-            ImportError: if h5py is not installed.
         """
         try:
             import h5py
@@ -230,15 +219,7 @@ def check_companions(
 ) -> None:
     """Checks that a folder holds one file for each name and no other.
 
-    Args:
-        names: the stems that the files must have, see `stems`.
-        folder: the folder.
-        pattern: of the files.
-        release: the release.
-
-    Raises:
-        FileNotFoundError: if a file is missing.
-        ReleaseError: if there is one more.
+    The names are stems of the files that match the pattern, see `stems`.
     """
     ending = pattern.rpartition("*")[2]
     found = stems(folder, pattern)

@@ -35,16 +35,8 @@ def find_idx(folder: Path, name: str) -> Path | None:
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
     """Reads an idx file of unsigned bytes, with the shape that its header states.
 
-    Gzip is recognised by content, not by name.
-
-    Args:
-        path: the file.
-        num_axes: the number of axes it must have: 3 for images, 1 for labels.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ReleaseError: if the file is not idx, holds another type or number of axes,
-            states more than the release has, is cut short, or goes on after its data.
+    Gzip is recognised by content, not by name. `num_axes` is 3 for images, 1 for
+    labels.
     """
     with RELEASE.open(path, 4 + 4 * _MOST_AXES + _MOST_BYTES) as file:
         zipped = file.read(2) == _GZIP_MAGIC

@@ -54,8 +54,7 @@ def load_mammography(
             draws as many as it has (1,332).
         num_validation: likewise (214).
         num_test: likewise (326).
-        side: height and width of the images. Those of the release have 224 and are
-            resized by bilinear interpolation with antialiasing.
+        side: height and width of the images; those of the release are resized.
         seed: picks the images taken from each split if not all, or the drawn ones.
 
     Returns:

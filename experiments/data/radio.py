@@ -33,7 +33,7 @@ def simulate(
         \frac{1}{128} \sum_n |s_n|^2 = 1, \qquad E |w_n|^2 = 10^{-snr / 10}
 
     The phase is uniform and the carrier offset f is uniform up to 0.01 cycles per
-    sample; the noise w is complex Gaussian. The waveforms s are
+    sample; the noise w is complex Gaussian. The waveforms s, by modulation, are
 
         AM-DSB   carrier plus a message of four tones between 0.01 and 0.06 cycles
         AM-SSB   its upper sideband alone, without carrier
@@ -43,12 +43,6 @@ def simulate(
         PULSED   rectangular pulses; width and period tell the four radars apart
 
     each with its own random message, symbols, delay and rates.
-
-    Args:
-        waveform: the modulation and the signal type.
-        num: the number of signals.
-        snr: the signal-to-noise ratio in decibel, over the 128 samples of a signal.
-        rng: the source of randomness.
     """
     modulation, signal_type = waveform
     if modulation.startswith("AM"):

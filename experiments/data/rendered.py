@@ -117,14 +117,7 @@ def load_rooms(
     """Returns rooms, a new one in each image: a stand-in for NYUv2 in its 13 classes.
 
     Nothing is rendered before it is asked for, and an image stays the same whatever the
-    numbers.
-
-    Args:
-        num_train: the number of train images.
-        num_validation: of validation images.
-        num_test: of test images.
-        size: height and width in pixels; (288, 384) is the size in Pascal et al.
-        seed: a non-negative integer; another one gives other rooms.
+    numbers of images. The size is height and width; (288, 384) in Pascal et al.
 
     Examples:
         >>> data = load_rooms(2, 1, 1, size=(24, 32))

@@ -17,9 +17,7 @@ def rendered_samples(
 ) -> dict[str, Samples]:
     """Returns the splits of rendered data by name, each sample drawn when it is read.
 
-    Args:
-        data: the rendered data.
-        labels: from one drawn image, with an axis of length 1 in front, to its labels.
+    `labels` makes the labels of one drawn image, with an axis of length 1 in front.
     """
 
     def one(split: RenderedSplit) -> Samples:

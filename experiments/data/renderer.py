@@ -36,19 +36,10 @@ class Rendered(NamedTuple):
 
 
 def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> Rendered:
-    """Renders what a camera sees of a scene.
+    """Renders what a camera sees of a scene that is closed round it.
 
     The result depends on nothing else: the noise of the image is drawn by the scene's
-    seed and the camera's pose.
-
-    Args:
-        scene: closed round the camera, so that every ray meets something.
-        camera: the camera.
-        size: height and width of the image in pixels.
-
-    Raises:
-        ValueError: if `size` is not positive, the camera's quaternion is not unit, or a
-            ray meets nothing.
+    seed and the camera's pose. `size` is the height and the width in pixels.
     """
     height, width = size
     if height < 1 or width < 1:
@@ -148,10 +139,10 @@ def _bounds(
     right: np.ndarray,
     down: np.ndarray,
 ) -> tuple[list[list[int]], np.ndarray]:
-    """Returns what bounds every part in the image.
+    """Returns the rectangle that bounds every part in the image, and its least depth.
 
-    That is its rectangle, the first row and column and the ones after the last, as top,
-    bottom, left, end; and its least depth, float32 [parts].
+    A rectangle is the first row and column and the ones after the last: top, bottom,
+    left, end.
     """
     corners = _CORNERS * scene.halves[:, None, :]
     corners = np.einsum("pij,pcj->ipc", scene.rotations, corners)

@@ -15,20 +15,22 @@ from experiments.data.scenes import COLOURS, PATTERNS, SHAPES, Scene
 Attributes = dict[str, tuple[str, float]]
 
 # Thresholds are close to the medians where the words allow it.
+# fmt: off
+_HUES = {
+    "red": 0.005, "orange": 0.005, "yellow": 0.005, "green": 0.005,
+    "blue": 0.05, "purple": 0.005, "pink": 0.005, "brown": 0.03,
+    "white": 0.02, "grey": 0.005, "black": 0.01,
+}
+_CLASSES = {
+    "bed": 0.01, "books": 0.005, "ceiling": 0.02, "chair": 0.005,
+    "furniture": 0.06, "picture": 0.01, "table": 0.005, "sofa": 0.005,
+    "tv": 0.001, "window": 0.08,
+}
+# fmt: on
 ROOM_ATTRIBUTES: Attributes = {
     "many spheres": ("sphere", 0.5),
     "many boxes": ("box", 22.5),
-    "something red": ("red", 0.005),
-    "something orange": ("orange", 0.005),
-    "something yellow": ("yellow", 0.005),
-    "something green": ("green", 0.005),
-    "something blue": ("blue", 0.05),
-    "something purple": ("purple", 0.005),
-    "something pink": ("pink", 0.005),
-    "something brown": ("brown", 0.03),
-    "something white": ("white", 0.02),
-    "something grey": ("grey", 0.005),
-    "something black": ("black", 0.01),
+    **{f"something {hue}": (hue, above) for hue, above in _HUES.items()},
     "patterned things": ("patterned", 0.7),
     "many things": ("instances", 6.5),
     "one large thing": ("largest", 0.15),
@@ -46,16 +48,7 @@ ROOM_ATTRIBUTES: Attributes = {
     "nothing close": ("nearest", 1.25),
     "far view": ("depth", 2.5),
     "deeper on the left": ("deeper left", 0.0),
-    "shows bed": ("bed", 0.01),
-    "shows books": ("books", 0.005),
-    "shows ceiling": ("ceiling", 0.02),
-    "shows chair": ("chair", 0.005),
-    "shows furniture": ("furniture", 0.06),
-    "shows picture": ("picture", 0.01),
-    "shows table": ("table", 0.005),
-    "shows sofa": ("sofa", 0.005),
-    "shows tv": ("tv", 0.001),
-    "shows window": ("window", 0.08),
+    **{f"shows {name}": (name, above) for name, above in _CLASSES.items()},
 }
 
 _IN_SIGHT = 0.001  # share of the image from which a part or an instance counts
@@ -64,12 +57,10 @@ _IN_SIGHT = 0.001  # share of the image from which a part or an instance counts
 def measure(
     scene: Scene, camera: Camera, rendered: Rendered, classes: tuple[str, ...]
 ) -> dict[str, float]:
-    """Measures what `render` gave for a scene and a camera.
+    """Measures, by name, what `render` gave for a scene and a camera.
 
-    Returns:
-        Measures by name: for each of `SHAPES`, how many parts are in sight; for each of
-        `COLOURS`, the share of the image that things of that colour have; for each of
-        the scene's classes, its share of the image; and others, see the code.
+    For each of `SHAPES`, how many parts are in sight; for each of `COLOURS`, the share
+    of the image that things of that colour have; for each class, its share; and others.
     """
     num_parts, num_pixels = len(scene.shapes), rendered.surfaces.size
     shares = np.bincount(rendered.surfaces.reshape(-1), minlength=num_parts)

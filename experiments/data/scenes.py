@@ -129,17 +129,7 @@ class Thing:
 
 
 class SceneBuilder:
-    """Collects the parts of a scene, and is its source of randomness.
-
-    Examples:
-        >>> builder = SceneBuilder(("floor", "ball"), np.random.default_rng(0))
-        >>> red = builder.paint("red")
-        >>> builder.stuff("floor").box((0, 0, -1), (9, 9, 1), red)
-        >>> builder.thing("ball", Place((0, 4, 0))).ball((0, 0, 1), 1.0, red)
-        >>> scene = builder.build(light=(0, 0, 9), space=((0, 0, 1), (1, 1, 2)))
-        >>> scene.classes.tolist(), scene.instances.tolist(), scene.centres[1].tolist()
-        ([0, 1], [0, 1], [0.0, 4.0, 1.0])
-    """
+    """Collects the parts of a scene, and is its source of randomness."""
 
     def __init__(self, classes: tuple[str, ...], rng: np.random.Generator):
         self.rng = rng

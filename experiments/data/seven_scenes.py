@@ -30,22 +30,17 @@ def load_seven_scenes(
     *,
     size: tuple[int, int] = (256, 341),
 ) -> Samples:
-    """Indexes the train or the test sequences of one scene.
+    """Indexes the train or the test sequences of one of `SCENES`.
 
     The labels of a sample, which are always there, are the pose of the camera in the
     room:
 
     - `translation`, float32 `[3]`, in metres.
     - `rotation`, float32 `[4]`, a unit quaternion with the scalar first and not
-    negative,
-      which of the two quaternions of a rotation picks one.
+    negative.
 
-    Args:
-        data_dir: the folder that holds the folders of the scenes.
-        scene: one of `SCENES`.
-        split: which of the official splits.
-        size: height and width of the images. The shorter side is the paper's by
-            default, which then crops them to 224 x 224.
+    The shorter side of the images is the paper's by default, which then crops them to
+    224 x 224.
 
     References:
         Shotton et al., "Scene coordinate regression forests for camera relocalization

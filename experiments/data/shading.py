@@ -10,27 +10,16 @@ _TABLE = 64  # side of the table of random values behind mottle
 
 def shade(
     scene: Scene,
-    parts: np.ndarray,
+    parts: np.ndarray,  # int [points], of which part each point is
     *,
-    points: np.ndarray,
-    normals: np.ndarray,
-    local: np.ndarray,
-    local_normals: np.ndarray,
-    distance: np.ndarray,
-    rng: np.random.Generator,
+    points: np.ndarray,  # [3, points], places in the world
+    normals: np.ndarray,  # [3, points], unit, in the world
+    local: np.ndarray,  # [3, points], places in the frames of the parts, in metres
+    local_normals: np.ndarray,  # [3, points], of the canonical shapes
+    distance: np.ndarray,  # [points], from the camera
+    rng: np.random.Generator,  # of the camera's noise
 ) -> np.ndarray:
-    """Returns the colours of points, uint8 [3, points].
-
-    Args:
-        scene: the scene.
-        parts: the part that each point is of, int [points].
-        points: places in the world, [3, points].
-        normals: unit normals in the world, [3, points].
-        local: places in the frames of the parts, in metres, [3, points].
-        local_normals: normals of the canonical shapes, [3, points].
-        distance: from the camera, [points].
-        rng: draws the camera's noise.
-    """
+    """Returns the colours of points, uint8 [3, points]."""
     mix = _pattern(scene, parts, local, local_normals)
     colours = scene.colours.T.take(parts, axis=1)
     colours += mix * (scene.accents - scene.colours).T.take(parts, axis=1)

@@ -76,8 +76,8 @@ def load_sts(
             pairs of a toy language, see `sentences.make_pairs`.
         length: tokens of a pair, with the three special ones and padding.
         num_train: the number of train pairs, the first ones. None takes all, or
-            generates 1,024.
-        num_test: likewise, or generates 256.
+            generates 1,024, and 256 to test.
+        num_test: likewise.
         seed: picks the generated pairs.
 
     References:

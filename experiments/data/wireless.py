@@ -85,8 +85,7 @@ def load_wireless(
             None simulates signals of the same nine waveforms, see `simulate`.
         num_each: the number of signals of each waveform; 7,000 make the paper's 63,000.
             None takes all of the release, or simulates 700.
-        snr: the signal-to-noise ratio in decibel. The release has even ones from -20 to
-            18; the paper takes 0.
+        snr: in decibel. The release has even ones from -20 to 18; the paper takes 0.
         seed: picks the split, the signals taken if not all, and the simulated ones.
 
     References:
