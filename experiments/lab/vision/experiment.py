@@ -30,7 +30,7 @@ from experiments.lab.vision.training import make_trainings, measure_costs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """What decides the numbers of a run.
+    """The options that decide the numbers of a run.
 
     Attributes:
       methods: some of the names in `mtlopt.METHODS`, ius and io (in groups: io_4),
@@ -61,7 +61,7 @@ class Settings(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What one experiment adds.
+    """The parts that one experiment adds.
 
     Attributes:
       name: of the command.

@@ -42,7 +42,7 @@ SEGMENTATION_METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Tasks:
-    """What is learnt.
+    """All that is learnt.
 
     Attributes:
       losses: by task, `loss(outputs, labels)`, a mean over what has a label.
@@ -116,7 +116,7 @@ def separate(tasks: Mapping[str, Task], shown: tuple[Metric, ...]) -> Tasks:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VisionProblem(Problem):
-    """What is trained. A batch is `{"image": uint8, "labels": by task}`.
+    """Network, tasks and data. A batch is `{"image": uint8, "labels": by task}`.
 
     Attributes:
       learnt: losses and metrics.

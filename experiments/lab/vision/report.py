@@ -90,7 +90,7 @@ Ranks are averaged over the metrics; Δm is the gain over single tasks.
 
 ## Choices of validation
 
-Temporary memory is that of the compiled step beside its arguments and results.
+Temporary memory is that of the compiled step without its arguments and results.
 
 {choices_table(choose(table), titles)}
 
