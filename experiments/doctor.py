@@ -218,30 +218,21 @@ def make_report(
         courses |= {f"{title}, {t}": values[..., i] for i, t in enumerate(TASKS)}
     courses |= {name.replace("_", " "): _course(table, name) for name in SCALARS}
     cosine = _course(table, "cosine").mean()
-    return "\n".join(
+    return "\n\n".join(
         [
             f"# Doctor: {mtlopt.METHODS[settings.method].title}",
-            "",
             f"`{command}`",
-            "",
             f"Data: {source}. LeNet, Adam, learning rate {settings.learning_rate:g} "
             f"(cosine), batch {settings.batch_size}, {settings.epochs} epochs, "
             f"{settings.seeds} seeds; a diagnosis every {settings.every} steps.",
-            "",
             "## Suggestions",
-            "",
-            *(f"- {sentence}" for sentence in sentences),
-            "",
+            "\n".join(f"- {sentence}" for sentence in sentences),
             "Rules of thumb on the gradients alone. Whether a method helps, a "
             "comparison with a tuned summed loss tells: `python -m experiments "
             "multimnist`.",
-            "",
             f"Mean cosine between the two gradients: {cosine:.3f}.",
-            "",
             "## Over the training, median seed",
-            "",
             markdown_table(["", "first", "median", "last"], _moments(courses)),
-            "",
         ]
     )
 

@@ -434,34 +434,24 @@ def make_report(
         {name: own[key] for name, own in costs.items()}
         for key in ("seconds", "operations")
     )
-    return "\n".join(
+    return "\n\n".join(
         [
             "# MultiMNIST",
-            "",
             f"Data: {source}. LeNet, Adam, learning rate {settings.learning_rate:g} "
             f"({settings.decay}), batch {settings.batch_size}, "
             f"{count(settings.epochs, 'epoch')}, {seeds} (± is their standard "
             'deviation). "Paper" is Table 2 of Aligned-MTL, on full MNIST.',
-            "",
             "## Test accuracy [%]",
-            "",
             _accuracy_table(table, titles),
-            "",
             "## Dominance rate of the task gradients over the shared parameters",
-            "",
             f'Every {settings.dominance_every} steps, over all seeds. "Aligned" is '
             "after the method's alignment.",
-            "",
             _dominance_table(table, titles),
-            "",
             "## Cost of a step",
-            "",
             f"One seed, after the training, methods in turns, the fastest of "
             f"{_COST_ROUNDS} rounds of {_COST_STEPS} steps; multiples are of "
             f"{titles[base]}.",
-            "",
             cost_table(seconds, operations, titles, base),
-            "",
         ]
     )
 

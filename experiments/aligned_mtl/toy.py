@@ -284,9 +284,7 @@ def make_report(outcomes: Outcomes, settings: Settings, command: str) -> str:
     rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
     parts = [
         "# Toy landscapes",
-        "",
         f"`{command}`",
-        "",
         f"Steps until a run is near the Pareto front, of {settings.steps}; "
         f"{settings.optimizer} with the learning rate that is best for each method, "
         f"of {rates}; loss scales {settings.scale:g} and {1 - settings.scale:g}. The "
@@ -296,18 +294,13 @@ def make_report(outcomes: Outcomes, settings: Settings, command: str) -> str:
     for name in settings.landscapes:
         landscape = LANDSCAPES[name]
         runs = {method: entry[name] for method, entry in outcomes.items()}
-        table = _table(landscape, runs)
         parts += [
-            "",
             f"## {landscape.title}",
-            "",
             f"Near is a distance of at most {landscape.tolerance:g}.",
-            "",
-            table,
-            "",
+            _table(landscape, runs),
             _verdict(runs),
         ]
-    return "\n".join([*parts, ""])
+    return "\n\n".join(parts)
 
 
 def _table(landscape: Landscape, runs: dict[str, Outcome]) -> str:

@@ -293,19 +293,15 @@ def make_report(
             sizes = [outcome.held, *outcome.communicated.values()]
             numbers += [f"{size / 1024:.1f}" for size in sizes]
             rows.append([mtlopt.METHODS[method].title, placement, *numbers])
-    return "\n".join(
+    return "\n\n".join(
         [
             "# Several devices",
-            "",
             f"`{command}`",
-            "",
             f"{settings.devices} devices ({jax.devices()[0].device_kind}), "
             f"{settings.steps} steps of Adam. Losses of the last step; their largest "
             "relative distance from those of one device over all steps; parameters and "
             "optimizer state that a device holds; bytes that the collectives of a step "
             "return to a device.",
-            "",
             markdown_table(header, rows),
-            "",
         ]
     )

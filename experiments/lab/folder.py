@@ -120,7 +120,7 @@ class RunFolder:
           report: Markdown.
           **results: all else that the JSON file says.
         """
-        self.write("report.md", report)
+        self.write("report.md", report.rstrip() + "\n")
         record = {"settings": deciding(settings), **provenance(), **results}
         self.write("results.json", json.dumps(_finite(record), indent=1) + "\n")
 
