@@ -133,9 +133,8 @@ def by_epoch(own: pd.DataFrame, name: str) -> np.ndarray:
     """Returns a run's numbers of a name, summed over the tasks, `[epochs, seeds]`."""
     rows = select(own, name=name)
     wide = rows.pivot(index="epoch", columns=["seed", "part"], values="value")
-    return (
-        wide.to_numpy().reshape(len(wide), len(rows["seed"].unique()), -1).sum(axis=-1)
-    )
+    shape = (len(wide), len(rows["seed"].unique()), -1)
+    return wide.to_numpy().reshape(shape).sum(axis=-1)
 
 
 def summarize(table: pd.DataFrame, runs: Sequence[Run], units: Units) -> pd.DataFrame:
