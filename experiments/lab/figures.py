@@ -144,16 +144,9 @@ def draw_dots(
             reach = [mean - values.min(axis=1), values.max(axis=1) - mean]
             # Beside each other, so that no bar hides another.
             offset = 0.12 * ((len(tasks) - 1) / 2 - index)
-            axis.errorbar(
-                mean,
-                rows + offset,
-                xerr=reach,
-                fmt="o",
-                markersize=5,
-                linewidth=1.2,
-                color=COLOURS[index],
-                label=task,
-            )
+            style: Any = {"fmt": "o", "markersize": 5, "linewidth": 1.2}
+            style |= {"color": COLOURS[index], "label": task}
+            axis.errorbar(mean, rows + offset, xerr=reach, **style)
         axis.set_yticks(rows, list(groups))
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
@@ -169,24 +162,12 @@ def draw_curve(axis: "Axes", curve: Curve) -> None:
     """Draws a curve and its band; values that are not finite are gaps."""
     values = np.asarray(curve.y, float)
     values = np.where(np.isfinite(values), values, np.nan)
-    axis.fill_between(
-        curve.x,
-        np.fmin.reduce(values, axis=1),  # which ignores NaN
-        np.fmax.reduce(values, axis=1),
-        color=curve.colour,
-        alpha=0.2,
-        linewidth=0,
-    )
-    marker = "o" if len(curve.x) <= 12 else None
-    axis.plot(
-        curve.x,
-        curve.middle(values, axis=1),
-        color=curve.colour,
-        linewidth=curve.width,
-        marker=marker,
-        markersize=3,
-        label=curve.label,
-    )
+    # Of what is a number.
+    least, most = (each.reduce(values, axis=1) for each in (np.fmin, np.fmax))
+    axis.fill_between(curve.x, least, most, color=curve.colour, alpha=0.2, linewidth=0)
+    style: Any = {"color": curve.colour, "linewidth": curve.width, "markersize": 3}
+    style["marker"] = "o" if len(curve.x) <= 12 else None
+    axis.plot(curve.x, curve.middle(values, axis=1), label=curve.label, **style)
 
 
 def whole_numbers(axis: "Axes") -> None:
