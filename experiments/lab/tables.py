@@ -34,8 +34,13 @@ def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
 
 def curve(table: pd.DataFrame, *, by: str = "seed") -> tuple[np.ndarray, np.ndarray]:
     """Returns epochs `[points]` and values `[points, runs]`, mean over the parts."""
-    wide = table.pivot_table("value", "epoch", by, "mean", dropna=False)
+    wide = table.pivot_table("value", "epoch", by, _mean, dropna=False)
     return wide.index.to_numpy(), wide.to_numpy()
+
+
+def _mean(values: pd.Series) -> float:
+    """The mean; NaN if any is, unlike that of pandas."""
+    return float(values.to_numpy().mean())
 
 
 def number(values: Sequence[float], factor: float = 1.0, digits: int = 2) -> str:
