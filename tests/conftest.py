@@ -1,6 +1,10 @@
 """Settings shared by all tests: strict, and the same everywhere."""
 
+import atexit
+import gc
 import os
+import shutil
+import tempfile
 
 # Tests assert mathematics on CPU unless told otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,6 +23,21 @@ FLAGS += "--xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):  # newer XLA aborts on a flag that it does not know
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)  # read at the first computation
+# A third of the programs are equal to earlier ones of other functions or files. Each
+# process keeps them for itself: JAX does not write its cache in one piece.
+if not jax.config.jax_compilation_cache_dir:
+    PROGRAMS = tempfile.mkdtemp(prefix="mtlopt-tests-")
+    atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+    jax.config.update("jax_compilation_cache_dir", PROGRAMS)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+# Tracing makes many objects that live on; Python's defaults look at them too often.
+gc.set_threshold(100_000, 20, 100)
+
+
+def pytest_collection_finish():
+    """Modules live to the end: the collector need not look at them."""
+    gc.freeze()
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])

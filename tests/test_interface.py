@@ -59,6 +59,7 @@ def test_types(name, dtype):
         args = cast(first(make_batches()), dtype)
         oracle = make_oracle()
 
+        @jax.jit  # traced once, and used four times
         def update(state):
             return tx.update(oracle(params, *args), state, params, unknown_argument=3)
 
@@ -143,7 +144,7 @@ def test_one_program_for_all_steps_with_donation(few):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
 
 
-# Numbers, on Jacobians that are given. One program a method for all of them.
+# Numbers, on Jacobians that are given. One program for all methods and all of them.
 
 
 def make_update(name):
@@ -157,9 +158,10 @@ def make_update(name):
     return update
 
 
-@functools.cache
-def compiled(name):
-    return jax.jit(jax.vmap(make_update(name)), compiler_options=QUICK)
+@jax.jit
+def vmapped_updates(*given):
+    """Updates of all methods, each leaf with one problem per row."""
+    return {name: jax.vmap(make_update(name))(*given) for name in METHODS}
 
 
 def random_rows(seed=0, num_tasks=NUM_TASKS, size=SIZE):
@@ -169,12 +171,21 @@ def random_rows(seed=0, num_tasks=NUM_TASKS, size=SIZE):
 # Numbers that bfloat16 holds exactly.
 ROWS = random_rows().astype(jnp.bfloat16).astype(np.float32)
 LOSSES = np.array([1.0, 2.0, 0.5, 4.0], np.float32)
+EQUAL_ROW = np.float32([3.0, -4.0, 12.0, 0.0, 0.0, 0.0]) / 13
 
 
 @functools.cache
+def updates_on(num_present, equal=False):
+    """Updates `[size]` of every method; the first tasks are present, as a mask."""
+    rows = np.tile(EQUAL_ROW, (NUM_TASKS, 1)) if equal else ROWS
+    losses = np.ones(NUM_TASKS, np.float32) if equal else LOSSES
+    present = np.arange(NUM_TASKS) < num_present
+    found = vmapped_updates(rows[None], losses[None], present[None])
+    return {name: np.asarray(update[0]) for name, update in found.items()}
+
+
 def generic_update(name):
-    everybody = np.ones((1, NUM_TASKS), bool)
-    return np.asarray(compiled(name)(ROWS[None], LOSSES[None], everybody)[0])
+    return updates_on(NUM_TASKS)[name]
 
 
 def error(actual, expected, rows):
@@ -200,11 +211,8 @@ def test_length_on_equal_gradients(name, num_tasks):
     """T equal unit gradients g give `method.equal(T) g`; other tasks are absent."""
     if num_tasks < METHODS[name].min_tasks:
         pytest.skip("needs more tasks")
-    gradient = np.float32([3.0, -4.0, 12.0, 0.0, 0.0, 0.0]) / 13
-    rows = np.tile(gradient, (1, NUM_TASKS, 1))
-    losses, present = np.ones((1, NUM_TASKS), np.float32), np.arange(NUM_TASKS)
-    update = compiled(name)(rows, losses, (present < num_tasks)[None])[0]
-    expected = METHODS[name].equal(num_tasks) * gradient
+    update = updates_on(num_tasks, equal=True)[name]
+    expected = METHODS[name].equal(num_tasks) * EQUAL_ROW
     np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-7)
 
 

@@ -83,8 +83,8 @@ def by_autodiff(params=PARAMS, args=ARGS, space="both"):
     def of_latent(z):
         return jnp.stack([LOSSES[t](params, z, *args) for t in TASKS]) * scales
 
-    jacobian = jax.jacobian(of_shared)(shared)
-    latent = jax.jacobian(of_latent)(encode(params, *args))
+    jacobian = jax.jit(jax.jacobian(of_shared), compiler_options=QUICK)(shared)
+    latent = jax.jit(jax.jacobian(of_latent))(encode(params, *args))
 
     def combined(weights):
         weights = np.array(weights)
@@ -396,15 +396,22 @@ def test_heads_get_their_own_gradient(name, plain, plain_states):
 def test_task_is_the_gradient_of_one_loss(shape, float64):
     """By name and by index; by a group's members or weights, their weighted sum."""
     oracle = make_oracle() if shape == "encode" else SHAPES[shape]()
-    gradients = [gradient_of(task, PARAMS, *ARGS) for task in TASKS]
-    losses = losses_of(PARAMS, *ARGS)
-    for key in ("b", 1, np.int64(1), np.asarray(1), jnp.asarray(1)):
-        found = oracle.task(key, PARAMS, *ARGS)
+    keys = ("b", 1, np.int64(1), np.asarray(1), jnp.asarray(1))
+    groups = ([1, 0, 1], [0.5, 0.0, -2.0], [True, True, False])
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def everything(params):
+        gradients = [gradient_of(task, params, *ARGS) for task in TASKS]
+        single = [oracle.task(key, params, *ARGS) for key in keys]
+        several = [oracle.task(jnp.array(group), params, *ARGS) for group in groups]
+        return gradients, losses_of(params, *ARGS), single, several
+
+    gradients, losses, single, several = everything(PARAMS)
+    for found in single:
         assert found.losses.shape == ()
         assert_close(found.losses, losses[1], 1e-12)
         assert_close(found.grad, gradients[1], 1e-12)
-    for weights in ([1, 0, 1], [0.5, 0.0, -2.0], [True, True, False]):
-        found = oracle.task(jnp.array(weights), PARAMS, *ARGS)
+    for weights, found in zip(groups, several, strict=True):
         summed = jax.tree.map(
             lambda *leaves: sum(
                 w * leaf for w, leaf in zip(weights, leaves, strict=True)
@@ -707,7 +714,7 @@ def test_batch_statistics_move_once_a_step():
 
 
 def test_vmapped_seeds_equal_single_runs():
-    """11 trainings at once are 11 trainings, behind Adam."""
+    """11 trainings at once are 11 trainings, behind Adam; all go the way of one."""
     oracle, seeds = make_oracle(), np.arange(11)
     transforms = {
         name: optax.chain(METHODS[name].make(3, labels=LABELS), optax.adam(1e-2))
@@ -716,18 +723,18 @@ def test_vmapped_seeds_equal_single_runs():
 
     def train(params):
         def step(carry, batch):
-            def one(name):
-                params, state = carry[name]
-                grads = oracle(params, *batch)
-                updates, state = transforms[name].update(grads, state, params)
-                return optax.apply_updates(params, updates), state
+            params, states = carry
+            grads = oracle(params, *batch)
+            found = {
+                name: tx.update(grads, states[name], params)
+                for name, tx in transforms.items()
+            }
+            moves = {name: updates for name, (updates, _) in found.items()}
+            states = {name: state for name, (_, state) in found.items()}
+            return (optax.apply_updates(params, moves["pcgrad"]), states), moves
 
-            return {name: one(name) for name in transforms}, None
-
-        carry = {name: (params, tx.init(params)) for name, tx in transforms.items()}
-        return {
-            name: out[0] for name, out in jax.lax.scan(step, carry, BATCHES)[0].items()
-        }
+        states = {name: tx.init(params) for name, tx in transforms.items()}
+        return jax.lax.scan(step, (params, states), BATCHES)[1]
 
     with jax.enable_x64(True):
         singles = [make_params(seed) for seed in seeds]

@@ -4,9 +4,9 @@ Every claim is a measure of violation: zero where it holds, of order one where i
 not. A method that makes the claim stays below rounding on every Jacobian of the right
 kind; for one that does not, some Jacobian shows why. Claims are about the first update.
 
-The Jacobians are given in many forms (scaled, permuted, rotated) to one vmapped program
-a method. Smaller numbers of tasks are padded with absent ones. Structure (rank, sums
-that are zero) is exact in float32: such rows, and all factors, are dyadic.
+The Jacobians are given in many forms (scaled, permuted, rotated) to one program of
+many methods. Smaller numbers of tasks are padded with absent ones. Structure (rank,
+sums that are zero) is exact in float32: such rows, and all factors, are dyadic.
 
 A Jacobian has hidden columns: gradients of a part of the latent that the encoder does
 not move. Methods in latent space look at them, all others never see them.
@@ -240,10 +240,22 @@ def batch(size, forms):
 # Updates of every method on all of them.
 
 
-def make_run(name, size):
-    """The first update and the weights of it, from one entry of a batch."""
-    method, columns = METHODS[name], COLUMNS[size]
-    tx = method.make(size)
+# With batches of factorisations. Several of those in one program may wait for each
+# other for ever: each holds a thread of jaxlib's pool while its parts queue up there.
+FACTORISE = {"nash_mtl", "fairgrad", "imtl_g", "conflict_free"}
+FACTORISE |= {"aligned_mtl", "aligned_mtl_ub"}
+
+
+def in_one_program(name, size):
+    """The methods that are compiled together with this one."""
+    if size > 8:  # not batched
+        return tuple(METHODS)
+    return (name,) if name in FACTORISE else tuple(sorted(set(METHODS) - FACTORISE))
+
+
+def make_run(names, size):
+    """First updates of the methods and their weights, from one entry of a batch."""
+    columns, methods = COLUMNS[size], {name: METHODS[name].make(size) for name in names}
 
     def head(params, z, task, rows, losses):
         return jnp.vdot(rows[task], z) + losses[task]
@@ -255,19 +267,21 @@ def make_run(name, size):
 
     def run(rows, losses, present, seed):
         params = jnp.zeros(columns, rows.dtype)
-        if method.latent:
-            grads = oracle(params, rows, losses, present=present)
-        else:
-            visible = rows[:, :columns]
-            grads = mtlopt.TaskGrads.from_rows(visible, losses, present)
+        latent = oracle(params, rows, losses, present=present)
+        visible = mtlopt.TaskGrads.from_rows(rows[:, :columns], losses, present)
 
         def draw(leaf):
             is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
             return jax.random.fold_in(leaf, seed) if is_key else leaf
 
-        updates, state = tx.update(grads, jax.tree.map(draw, tx.init(params)), params)
-        weights = optax.tree.get_all_with_path(state, "task_weights")
-        return updates, weights[-1][1] if weights else jnp.ones(size)
+        found = {}
+        for name, tx in methods.items():
+            grads = latent if METHODS[name].latent else visible
+            state = jax.tree.map(draw, tx.init(params))
+            updates, state = tx.update(grads, state, params)
+            weights = optax.tree.get_all_with_path(state, "task_weights")
+            found[name] = updates, weights[-1][1] if weights else jnp.ones(size)
+        return found
 
     return run
 
@@ -276,24 +290,37 @@ def one_by_one(run):
     return lambda *batch: jax.lax.map(lambda entry: run(*entry), batch)
 
 
+@functools.cache
+def updates_and_weights(names, size, dtype, forms):
+    """By method, of the whole batch: one program."""
+    rows, losses, *others = (x.reshape(-1, *x.shape[2:]) for x in batch(size, forms))
+    floats = rows.astype(dtype), losses.astype(dtype)
+    with jax.enable_x64(dtype == np.float64):
+        run = make_run(names, size)
+        # With many tasks one loop should not wait for the slowest of the batch.
+        over = jax.vmap(run) if size == 8 else one_by_one(run)
+        compiled = jax.jit(over, compiler_options=QUICK)
+        return jax.device_get(compiled(*floats, *others))
+
+
+@functools.cache
+def visible_rows(size, forms):
+    """Rows without hidden columns, those of absent tasks zero, and their lengths."""
+    rows, _, present, _ = batch(size, forms)
+    rows = np.where(present[..., None], rows, 0)[..., : COLUMNS[size]]
+    return rows, np.linalg.norm(rows, axis=-1)
+
+
 class Results:
     """Updates `[jacobians, forms, columns]` of a method, and what they are made of."""
 
     def __init__(self, name, size, dtype, forms=tuple(FORMS)):
-        rows, losses, present, seeds = batch(size, forms)
-        flat = [x.reshape(-1, *x.shape[2:]) for x in (rows, losses, present, seeds)]
-        flat[:2] = [x.astype(dtype) for x in flat[:2]]
-        with jax.enable_x64(dtype == np.float64):
-            run = make_run(name, size)
-            # With many tasks one loop should not wait for the slowest of the batch.
-            over = jax.vmap(run) if size == 8 else one_by_one(run)
-            compiled = jax.jit(over, compiler_options=QUICK)
-            updates, weights = jax.device_get(compiled(*flat))
+        names = in_one_program(name, size)
+        updates, weights = updates_and_weights(names, size, dtype, forms)[name]
         self.method, self.dtype, self.forms = METHODS[name], dtype, forms
-        self.updates = updates.reshape(*rows.shape[:2], -1).astype(float)
-        self.weights = weights.reshape(rows.shape[:3]).astype(float)
-        self.rows = np.where(present[..., None], rows, 0)[..., : COLUMNS[size]]
-        self.norms = np.linalg.norm(self.rows, axis=-1)
+        self.rows, self.norms = visible_rows(size, forms)
+        self.updates = updates.reshape(*self.rows.shape[:2], -1).astype(float)
+        self.weights = weights.reshape(self.rows.shape[:3]).astype(float)
         self.kinds = np.array([kind for kind, *_ in jacobians(size)])
         self.num_tasks = np.array([len(rows) for rows in jacobians(size).values()])
 

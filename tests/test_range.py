@@ -32,24 +32,37 @@ def two_updates(name, rows):
     """A method's first two updates at rows that stay the same, and its state."""
     tx, oracle = METHODS[name].make(len(rows)), matrix_oracle(len(rows))
     params, losses = jnp.zeros(rows.shape[1:], rows.dtype), jnp.ones(len(rows))
-    state = tx.init(params)
-    first, state = tx.update(oracle(params, rows, losses), state, params)
-    second, state = tx.update(oracle(params, rows, losses), state, params)
-    return (first, second), state
+
+    def step(state, _):
+        updates, state = tx.update(oracle(params, rows, losses), state, params)
+        return state, updates
+
+    state, updates = jax.lax.scan(step, tx.init(params), length=2)
+    return updates, state
 
 
-def run(name, rows, dtype):
-    """On Jacobians `[cases, tasks, params]`, one after the other: a `cond` is one."""
+def run(names, rows, dtype):
+    """On Jacobians `[cases, tasks, params]`, one after the other: a `cond` is one.
+
+    Returns:
+      By method: two updates a case, and the leaves of the state that are floats.
+    """
+
+    def each(rows):
+        return {name: two_updates(name, rows) for name in names}
+
     with jax.enable_x64(dtype == np.float64):
-        each = jax.jit(
-            lambda rows: jax.lax.map(lambda one: two_updates(name, one), rows),
-            compiler_options=QUICK,
-        )
-        updates, state = each(jnp.asarray(rows, dtype))
-        floats = [
-            a for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating)
-        ]
-        return np.stack(updates, axis=1).astype(float), jax.device_get(floats)
+        compiled = jax.jit(lambda rows: jax.lax.map(each, rows), compiler_options=QUICK)
+        found = compiled(jnp.asarray(rows, dtype))
+
+    def floats(state):
+        leaves = jax.tree.leaves(state)
+        return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    return {
+        name: (np.asarray(updates, float), jax.device_get(floats(state)))
+        for name, (updates, state) in found.items()
+    }
 
 
 def jacobians(powers, num_tasks, size, seed=0):
@@ -65,16 +78,22 @@ def jacobians(powers, num_tasks, size, seed=0):
     return scales[:, :, None] * rows
 
 
-def check(name, num_tasks, size):
+@functools.cache
+def run_all(names, num_tasks, size, dtype):
+    """On all cases: one program."""
     powers = ORDINARY + RIGHT + FINITE
-    rows = jacobians(powers, num_tasks, size)
-    found, state = run(name, rows, np.float32)
+    return run(names, jacobians(powers, num_tasks, size), dtype)
+
+
+def check(name, num_tasks, size, names):
+    """Checks one of the methods that run in one program."""
+    found, state = run_all(names, num_tasks, size, np.float32)[name]
     assert np.all(np.isfinite(found))
     assert all(np.all(np.isfinite(leaf)) for leaf in state)
     if name in DRAWN:
         return
     right = ORDINARY if name in ON_A_SCALE else ORDINARY + RIGHT
-    expected, _ = run(name, rows[: len(right)], np.float64)
+    expected, _ = run_all(names, num_tasks, size, np.float64)[name]
     if name == "gradnorm":  # its weights then move by the norms, to the ends
         found, expected = found[:, :1], expected[:, :1]
     for one, other, case in zip(found, expected, right, strict=False):
@@ -89,15 +108,19 @@ def by_losses(name):
     return METHODS[name].backward == "1" and name not in ROUTES
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if by_losses(name) else [])
-        for name in methods_of(3)
-    ],
-)
+IN_ONE_PROGRAM = tuple(name for name in methods_of(3) if not by_losses(name))
+
+
+@pytest.mark.parametrize("name", IN_ONE_PROGRAM)
 def test_norms_from_1e_minus_30_to_1e30(name):
-    check(name, 3, 50)
+    check(name, 3, 50, IN_ONE_PROGRAM)
+
+
+@pytest.mark.slow
+def test_norms_of_weightings_by_losses():
+    names = tuple(name for name in methods_of(3) if by_losses(name))
+    for name in names:
+        check(name, 3, 50, names)
 
 
 @pytest.mark.slow
@@ -106,19 +129,20 @@ def test_norms_from_1e_minus_30_to_1e30(name):
     [(t, p or t) for t in (2, 3, 8) for p in (0, 1000, 100_000)],
 )
 def test_norms_at_other_sizes(num_tasks, size):
-    for name in methods_of(num_tasks):
-        check(name, num_tasks, size)
+    names = tuple(methods_of(num_tasks))
+    for name in names:
+        check(name, num_tasks, size, names)
 
 
 def test_four_tasks_of_krum():
-    check("krum", 4, 50)
+    check("krum", 4, 50, ("krum",))
 
 
 @pytest.mark.parametrize("name", sorted(DRAWN))
 def test_random_methods_scale_with_the_gradients(name):
     """Draws are other ones in double precision; here they are the same."""
     powers = [(e, e) for e in (0, -30, -20, 20, 30)]
-    found, _ = run(name, jacobians(powers, 3, 50), np.float32)
+    found, _ = run([name], jacobians(powers, 3, 50), np.float32)[name]
     for one, (power, _) in zip(found, powers, strict=True):
         np.testing.assert_allclose(one / 10.0**power, found[0], rtol=1e-4, atol=1e-6)
 
@@ -215,6 +239,6 @@ def test_bargaining_without_a_solution(name):
     rows = np.random.default_rng(0).normal(size=(64, 60))
     rows -= rows.mean(axis=0)
     scales = np.array([1.0, 2.0**-90, 2.0**90, 1e-6, 1e12, 1e-25])
-    found, _ = run(name, scales[:, None, None] * rows, np.float32)
+    found, _ = run([name], scales[:, None, None] * rows, np.float32)[name]
     np.testing.assert_array_equal(found[1:3], found[[0, 0]])
     assert np.max(np.linalg.norm(found, axis=-1)) < 0.04 * 64**0.5

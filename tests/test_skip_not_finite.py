@@ -215,19 +215,28 @@ def test_one_task_is_left_out(chain, space):
     if space == "latent":
         tx, skipping = map(mtlopt.in_latent_space, (tx, skipping))
 
+    def last(state, updates):
+        return jax.tree.map(lambda leaf: leaf[-1], updates), state
+
     def two_steps(bad):
         """The first is without defects, so that Adam has a momentum."""
-        state = skipping.init(PARAMS)
-        for now in (jnp.zeros_like(bad), bad):
-            updates, state = skipping.update(DEFECTIVE(PARAMS, X, now), state, PARAMS)
-        return updates, state
+
+        def step(state, now):
+            grads = DEFECTIVE(PARAMS, X, now)
+            return skipping.update(grads, state, PARAMS)[::-1]
+
+        batches = jnp.stack([jnp.zeros_like(bad), bad])
+        return last(*jax.lax.scan(step, skipping.init(PARAMS), batches))
 
     def known(present):
-        state, good = tx.init(PARAMS), jnp.zeros((len(DEFECTS), len(TASKS)), bool)
-        for now in (jnp.ones_like(present), present):
+        good = jnp.zeros((len(DEFECTS), len(TASKS)), bool)
+
+        def step(state, now):
             grads = DEFECTIVE(PARAMS, X, good, present=now)
-            updates, state = tx.update(grads, state, PARAMS, active=grads.active)
-        return updates, state
+            return tx.update(grads, state, PARAMS, active=grads.active)[::-1]
+
+        batches = jnp.stack([jnp.ones_like(present), present])
+        return last(*jax.lax.scan(step, tx.init(PARAMS), batches))
 
     cases = [(), *((kind, "b") for kind in DEFECTS)]
     bad = jnp.stack([bad_at(*([case] if case else [])) for case in cases])
@@ -280,10 +289,16 @@ def test_one_stacked_head_is_left_out():
         optax.chain(mtlopt.sum_tasks(3), mtlopt.per_label(optax.sgd(1.0), labels)),
         per_task=True,
     )
-    grads = oracle(params, jnp.array([False, True, False]))
-    np.testing.assert_array_equal(grads.finite_tasks(), [True, False, True])
-    active = {"stacked": jnp.array([True, True, False])}
-    updates, _ = tx.update(grads, tx.init(params), params, active=active)
+
+    @jax.jit
+    def step(params):
+        grads = oracle(params, jnp.array([False, True, False]))
+        active = {"stacked": jnp.array([True, True, False])}
+        updates, _ = tx.update(grads, tx.init(params), params, active=active)
+        return grads.finite_tasks(), updates
+
+    finite, updates = step(params)
+    np.testing.assert_array_equal(finite, [True, False, True])
     np.testing.assert_array_equal(updates["heads"], [[-1, -1], [0, 0], [0, 0]])
     np.testing.assert_array_equal(updates["w"], [-2, -2])
 
@@ -330,7 +345,8 @@ def test_hidden_tasks_and_tasks_that_are_not_finite(outside):
         tx = mtlopt.leave_out(skip_not_finite(tx, per_task=True), ["a"])
     else:
         tx = skip_not_finite(mtlopt.leave_out(tx, ["a"]), per_task=True)
-    updates, _ = tx.update(oracle(params), tx.init(params), params)
+    step = jax.jit(lambda p: tx.update(oracle(p), tx.init(p), p)[0])
+    updates = step(params)
     expected = {"w": 15.0, "a": 2.0, "b": 0.0, "c": 10.0}
     for name, update in updates.items():
         np.testing.assert_allclose(update, expected[name], rtol=1e-6)

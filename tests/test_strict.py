@@ -51,9 +51,12 @@ def updates_and_state(name, rows, losses, present=None):
     # A method that keeps nothing but its last weights does the same again.
     weights = optax.tree.get_all_with_path(state, "task_weights")
     remembers = len(jax.tree.leaves(state)) > len(weights)
-    for _ in range(2 if remembers else 1):
+
+    def step(state, _):
         grads = oracle(params, rows, losses, present=present)
-        updates, state = method.update(grads, state, params)
+        return method.update(grads, state, params)[::-1]
+
+    state, updates = jax.lax.scan(step, state, length=2 if remembers else 1)
     return updates, state
 
 

@@ -38,9 +38,9 @@ def exact(method, rows):
 
 
 @functools.cache
-def make_update(method, num_tasks, streaming=False):
-    """From rows to the update; streamed rows are those of a linear encoder."""
-    transform = FACTORIES[method](num_tasks)
+def make_updates(num_tasks, streaming=False):
+    """From rows to all updates; streamed rows are those of a linear encoder."""
+    transforms = {name: factory(num_tasks) for name, factory in FACTORIES.items()}
     oracle = mtlopt.task_grad(
         mtlopt.stacked(lambda params, z, task, rows: z[task], num_tasks),
         "shared",
@@ -48,13 +48,21 @@ def make_update(method, num_tasks, streaming=False):
         streaming=True,
     )
 
-    def update(rows):
+    def updates(rows):
         params = jnp.zeros(rows.shape[1])
         streamed = oracle(params, rows)
         grads = streamed if streaming else mtlopt.TaskGrads.from_rows(rows)
-        return transform.update(grads, transform.init(params))[0]
+        return {
+            name: transform.update(grads, transform.init(params))[0]
+            for name, transform in transforms.items()
+        }
 
-    return jax.jit(update)
+    return jax.jit(updates)
+
+
+def make_update(method, num_tasks, streaming=False):
+    updates = make_updates(num_tasks, streaming)
+    return lambda rows: updates(rows)[method]
 
 
 def error(method, rows, streaming=False):

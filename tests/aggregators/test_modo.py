@@ -265,19 +265,25 @@ def test_many_tasks_take_one_product(second, latent, float64):
     present = jnp.array([True, True, False, True, True])
     tx = mtlopt.modo(5, learning_rate=30.0)
     tx = mtlopt.in_latent_space(tx) if latent else tx
-    state = tx.init(params)._replace(shares=jnp.array([0.1, 0.2, 0.3, 0.3, 0.1]))
-    grads = oracle(params, first, present=present)
-    keywords = {"second": oracle(params, other)} if second else {}
-    update, state = tx.update(grads, state, params, **keywords)
+    shares = np.array([0.1, 0.2, 0.0, 0.3, 0.1])
 
     def rows(grads):
         leaves = (grads.in_latent_space() if latent else grads).rows().leaves()
-        return np.concatenate([leaf.reshape(5, -1) for leaf in leaves], axis=1)
+        return jnp.concatenate([leaf.reshape(5, -1) for leaf in leaves], axis=1)
 
-    products = rows(grads) @ rows(keywords.get("second", grads)).T
-    shares = jnp.array([0.1, 0.2, 0.0, 0.3, 0.1])
-    expected = modo_weights(jnp.asarray(products), shares, 30.0, present=present)
-    assert np.ptp(np.asarray(expected)[[0, 1, 3, 4]] - shares[jnp.array([0, 1, 3, 4])])
-    np.testing.assert_allclose(state.task_weights, expected, rtol=1e-9, atol=1e-12)
-    direction = expected @ oracle(params, first).jacobian()["w"].reshape(5, -1)
-    np.testing.assert_allclose(update["w"].ravel(), direction, rtol=1e-9)
+    @jax.jit
+    def run(params):
+        """The update, its weights, and both from all products."""
+        state = tx.init(params)._replace(shares=jnp.array([0.1, 0.2, 0.3, 0.3, 0.1]))
+        grads = oracle(params, first, present=present)
+        keywords = {"second": oracle(params, other)} if second else {}
+        update, state = tx.update(grads, state, params, **keywords)
+        products = rows(grads) @ rows(keywords.get("second", grads)).T
+        weights = modo_weights(products, jnp.asarray(shares), 30.0, present=present)
+        direction = weights @ oracle(params, first).jacobian()["w"].reshape(5, -1)
+        return update["w"].ravel(), state.task_weights, direction, weights
+
+    update, weights, direction, expected = run(params)
+    assert np.ptp((np.asarray(expected) - shares)[[0, 1, 3, 4]])
+    np.testing.assert_allclose(weights, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(update, direction, rtol=1e-9)

@@ -20,6 +20,7 @@ from tests import reference
 from tests.linalg.matrices import gramian, padded_gramian, random_rows, structured
 
 SIZE = 40
+SCALES = ("min", "median", "rmse")
 
 
 @jax.jit
@@ -277,20 +278,28 @@ def test_graded_svd_is_relatively_accurate(dtype):
     )
 
 
+@jax.jit
+def both_axes(gram):
+    """Of a Gramian and of its root: singular values, ranks and aligning matrices."""
+    axes = principal_axes(gram), axes_of_units(units_of(gram))
+    return [
+        (one.singular, one.rank, [aligned_matrix(one, scale) for scale in SCALES])
+        for one in axes
+    ]
+
+
 @pytest.mark.parametrize("condition", [1.0, 10.0, 60.0, 300.0, 3000.0])
 def test_axes_of_a_gramian_are_those_of_its_root(condition, dtype):
     """On both sides of the condition up to which its own eigenvalues are taken."""
     rng = np.random.default_rng(0)
     left, right = (np.linalg.qr(rng.normal(size=(8, 8)))[0] for _ in range(2))
     rows = left * np.logspace(0, -np.log10(condition) / 2, 8) @ right
-    gram = gramian(3e5 * rows, dtype)
-    axes, expected = principal_axes(gram), axes_of_units(units_of(gram))
+    found, expected = both_axes(gramian(3e5 * rows, dtype))
     tolerance = 2e-5 if dtype == np.float32 else 1e-10
-    np.testing.assert_allclose(axes.singular, expected.singular, rtol=tolerance)
-    assert axes.rank == expected.rank == 8
-    for scale in ("min", "median", "rmse"):
-        found, matrix = aligned_matrix(axes, scale), aligned_matrix(expected, scale)
-        np.testing.assert_allclose(found, matrix, atol=10 * tolerance)
+    np.testing.assert_allclose(found[0], expected[0], rtol=tolerance)
+    assert found[1] == expected[1] == 8
+    for scale, one, other in zip(SCALES, found[2], expected[2], strict=True):
+        np.testing.assert_allclose(one, other, atol=10 * tolerance, err_msg=scale)
 
 
 def test_a_lone_task_that_is_not_finite_stays_visible():

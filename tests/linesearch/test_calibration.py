@@ -42,18 +42,23 @@ def test_of_a_linear_encoder_it_is_the_search_in_parameter_space(direction, floa
     rng = np.random.default_rng(0)
     x, targets = rng.normal(size=(32, 5)) * UNEVEN, rng.normal(size=(2, 32, 3))
     oracle = linear_problem(x, targets)
+    tx = mtlopt.fast_backtracking(direction(2), calibrate=True)
+
+    @jax.jit
+    def search(w):
+        grads = oracle(w)
+        updates, state = tx.update(grads, tx.init(w), w)
+        # What the pulled-back direction does as a direction of its own.
+        along = optax.stateless(lambda grads, _: jax.tree.map(jnp.negative, updates))
+        other = mtlopt.backtracking(along, upper=1 / state.step_size)
+        same, _ = other.update(grads, other.init(w), w)
+        return updates, same, oracle.losses(w), oracle.losses(w + updates)
+
     for seed in range(5):
         w = np.random.default_rng(seed).normal(size=(5, 3)) + 3
-        tx = mtlopt.fast_backtracking(direction(2), calibrate=True)
-        updates, state = tx.update(oracle(w), tx.init(w), w)
-        # What the pulled-back direction does as a direction of its own.
-        along = optax.stateless(
-            lambda grads, _, d=updates: jax.tree.map(jnp.negative, d)
-        )
-        other = mtlopt.backtracking(along, upper=1 / state.step_size)
-        same, _ = other.update(oracle(w), other.init(w), w)
+        updates, same, before, after = search(w)
         np.testing.assert_allclose(same, updates, rtol=1e-9)
-        assert np.all(oracle.losses(w + updates) < oracle.losses(w))
+        assert np.all(after < before)
 
 
 def test_one_task_on_an_uneven_encoder_never_rises(float64):

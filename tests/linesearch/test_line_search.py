@@ -36,6 +36,15 @@ def step_of(tx, oracle):
     return jax.jit(step, compiler_options=QUICK)
 
 
+def first_update(tx, oracle, params):
+    """`(updates, state)` of one program."""
+
+    def update(params):
+        return tx.update(oracle(params), tx.init(params), params)
+
+    return jax.jit(update, compiler_options=QUICK)(params)
+
+
 def least_decrease(state):
     """Of the accepted trial: of FBLS on the latent, of BLS by the step itself."""
     is_fast = isinstance(state, mtlopt.FastLineSearchState)
@@ -117,41 +126,47 @@ def test_accepted_trial_meets_its_inequality_and_the_one_before_does_not(
         tx = mtlopt.fast_backtracking(DIRECTION, armijo=armijo, **options)
     oracle, params = make_oracle(), make_params()
     args = first(make_batches())
-    grads = oracle(params, *args)
-    _, state = tx.update(grads, tx.init(params), params)
 
-    view = grads if armijo == "BLS" else grads.in_latent_space()
-    rows = view.rows()
-    weights = mtlopt.mgda_weights(rows.gramian())
-    shared = rows.gramian() @ weights  # <g_t, d>
-    head = grads.updates([0 * leaf for leaf in grads.rows().combine(weights)])
-    own = np.array(
-        [
-            sum(np.sum(leaf**2) for leaf in jax.tree.leaves(head["heads"][task]))
-            for task in "abc"
-        ]
-    )
-    wanted = {"heads": own, "latent": shared}.get(armijo, shared + own)
-
-    def after(size):
-        if armijo == "BLS":
-            direction = grads.updates(rows.combine(weights))
-            moved = jax.tree.map(lambda p, d: p - size * d, params, direction)
-            return losses_of(moved, *args)
-        moved = jax.tree.map(lambda p, d: p - size * d, params, head)
-        (latent,) = rows.leaves()
-        return grads.losses_at(
-            moved, grads.z - size * jnp.tensordot(weights, latent, 1)
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def search(params, args):
+        """The state, losses, the decrease asked for, and the losses of two trials."""
+        grads = oracle(params, *args)
+        _, state = tx.update(grads, tx.init(params), params)
+        view = grads if armijo == "BLS" else grads.in_latent_space()
+        rows = view.rows()
+        weights = mtlopt.mgda_weights(rows.gramian())
+        shared = rows.gramian() @ weights  # <g_t, d>
+        head = grads.updates([0 * leaf for leaf in grads.rows().combine(weights)])
+        own = jnp.stack(
+            [
+                sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(head["heads"][task]))
+                for task in "abc"
+            ]
         )
 
+        def after(size):
+            if armijo == "BLS":
+                direction = grads.updates(rows.combine(weights))
+                moved = jax.tree.map(lambda p, d: p - size * d, params, direction)
+                return losses_of(moved, *args)
+            moved = jax.tree.map(lambda p, d: p - size * d, params, head)
+            (latent,) = rows.leaves()
+            return grads.losses_at(
+                moved, grads.z - size * jnp.tensordot(weights, latent, 1)
+            )
+
+        wanted = {"heads": own, "latent": shared}.get(armijo, shared + own)
+        trials = after(state.step_size), after(state.step_size / shrink)
+        return state, grads.losses, wanted, trials
+
+    state, losses, wanted, (accepted, before) = search(params, args)
     size = state.step_size
-    assert np.all(after(size) <= grads.losses - size * beta * wanted)
+    assert np.all(accepted <= losses - size * beta * wanted)
     assert size < 64
-    size = size / shrink
-    assert np.any(after(size) > grads.losses - size * beta * wanted)
-    assert state.trials == 1 + round(np.log2(64 / state.step_size))
+    assert np.any(before > losses - size / shrink * beta * wanted)
+    assert state.trials == 1 + round(np.log2(64 / size))
     np.testing.assert_allclose(
-        least_decrease(state), np.min(grads.losses - after(state.step_size)), rtol=1e-9
+        least_decrease(state), np.min(losses - accepted), rtol=1e-9
     )
 
 
@@ -207,8 +222,11 @@ def test_evaluations_are_counted(name):
 
 def stationarity_gap(oracle, params):
     """Length of the shortest convex combination of the gradients of everything."""
-    rows = oracle(params).rows()
-    return float(min_norm_point(rows.gramian()).norm)
+
+    def norm(params):
+        return min_norm_point(oracle(params).rows().gramian()).norm
+
+    return float(jax.jit(norm, compiler_options=QUICK)(params))
 
 
 def plane_losses(kind):
@@ -308,8 +326,7 @@ def test_bad_trials_shrink_the_step(name):
     oracle = mtlopt.task_grad({"a": head}, "shared", encode=lambda p: p)
     params = jnp.array(1.0)
     tx = SEARCHES[name](mtlopt.mgda(1), upper=16.0)
-    updates, state = tx.update(oracle(params), tx.init(params), params)
-    after = params + updates
+    after, state, _ = step_of(tx, oracle)(params, tx.init(params))
     assert -1.2 <= after < 1.0
     assert state.trials > 3
     assert not state.hit_floor
@@ -327,7 +344,7 @@ def test_no_descent_direction_ends_at_the_floor(name, dtype):
         )
         params = jnp.ones(2, dtype)
         tx = SEARCHES[name](mtlopt.sum_tasks(2), floor=1e-3)
-        updates, state = tx.update(oracle(params), tx.init(params), params)
+        updates, state = first_update(tx, oracle, params)
         assert state.hit_floor
         np.testing.assert_allclose(state.step_size, 1e-3, rtol=1e-6)
         np.testing.assert_allclose(updates, -1e-3 * np.array([6.0, 6.0]), rtol=1e-5)
@@ -342,8 +359,7 @@ def test_floor_after_failed_trials(name):
     )
     params = jnp.array(1.0)
     tx = SEARCHES[name](mtlopt.mgda(1), floor=0.1, shrink=0.5)
-    spoilt = oracle(params)
-    _, state = tx.update(spoilt, tx.init(params), params)
+    _, state = first_update(tx, oracle, params)
     assert state.hit_floor
     assert state.trials == 4  # 1, 1/2, 1/4, 1/8
     np.testing.assert_allclose(state.step_size, 0.1, rtol=1e-6)
@@ -352,7 +368,7 @@ def test_floor_after_failed_trials(name):
         "shared",
         encode=lambda p: p,
     )
-    updates, state = tx.update(nan(params), tx.init(params), params)
+    updates, state = first_update(tx, nan, params)
     assert state.hit_floor
     assert state.trials == 4  # 1, 1/2, 1/4, 1/8
     np.testing.assert_allclose(updates, -0.1)
@@ -457,9 +473,8 @@ def test_weightings_may_come_before(name, float64):
     weights = np.array([1.0, 0.5, 0.25])
     inside = SEARCHES[name](optax.chain(mtlopt.weight_by_fixed(weights), DIRECTION))
     outside = optax.chain(mtlopt.weight_by_fixed(weights), SEARCHES[name](DIRECTION))
-    grads = oracle(params)
-    left, _ = inside.update(grads, inside.init(params), params)
-    right, _ = outside.update(grads, outside.init(params), params)
+    left, _ = first_update(inside, oracle, params)
+    right, _ = first_update(outside, oracle, params)
     assert_close(left, right, 1e-10)
 
 
@@ -482,16 +497,20 @@ def test_aux_and_stacked_heads_and_integers_in_the_latent(float64):
     rng = np.random.default_rng(0)
     params = {"w": rng.normal(size=(3, 4)), "heads": rng.normal(size=(2, 4))}
     x = rng.normal(size=(5, 3))
-    losses = oracle.losses(params, x)
     for search in SEARCHES.values():
         tx = search(mtlopt.mgda(2))
-        grads = oracle(params, x)
-        updates, state = tx.update(grads, tx.init(params), params)
-        assert grads.aux.encode["mean"] == np.mean(x)
+
+        def step(params):
+            grads = oracle(params, x)
+            updates, state = tx.update(grads, tx.init(params), params)
+            after = oracle.losses(optax.apply_updates(params, updates), x)
+            return grads.aux.encode["mean"], state, grads.losses, after
+
+        mean, state, before, after = jax.jit(step, compiler_options=QUICK)(params)
+        np.testing.assert_allclose(mean, np.mean(x), rtol=1e-15)
         assert not state.hit_floor
         if search is mtlopt.backtracking:
-            after = optax.apply_updates(params, updates)
-            assert np.all(oracle.losses(after, x) < losses)
+            assert np.all(after < before)
 
 
 # Bad input.
@@ -549,9 +568,9 @@ def test_never_above_the_upper_bound(name):
     params = jnp.array(1.0)
     tx = SEARCHES[name](mtlopt.mgda(1), upper=lambda count: 0.25**count, floor=0.1)
     state = tx.init(params)
-    sizes = []
+    sizes, step = [], step_of(tx, oracle)
     for _ in range(4):
-        _, state = tx.update(oracle(params), state, params)
+        _, state, _ = step(params, state)
         sizes.append(float(state.step_size))
     np.testing.assert_allclose(sizes, [0.1, 0.1, 0.0625, 0.015625], rtol=1e-6)
 

@@ -46,10 +46,17 @@ def random_params(params, seed=0):
     """Parameters of the same shapes with no zeros among them."""
     leaves, treedef = jax.tree.flatten(params)
     drawn = [
-        normal(leaf.shape, seed + i) / np.sqrt(max(leaf.shape))
+        np.random.default_rng(seed + i).standard_normal(leaf.shape)
+        / np.sqrt(max(leaf.shape))
         for i, leaf in enumerate(leaves)
     ]
-    return treedef.unflatten(drawn)
+    return treedef.unflatten([jnp.asarray(leaf, jnp.float32) for leaf in drawn])
+
+
+def ones_like(stats):
+    """Statistics of the same shapes; from NumPy too."""
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), stats)
+    return jax.tree.map(jnp.asarray, ones)
 
 
 def reference_layer(x, params, stride=1, dilation=1, epsilon=1e-5):
@@ -77,8 +84,8 @@ def reference_norm(x, params, epsilon=1e-5):
 
 def assert_finite_gradients(loss, params, dtype):
     """The gradient exists in `dtype`, is finite and is not all zero."""
-    params = jax.tree.map(lambda p: p.astype(dtype), params)
-    grads = jax.tree.leaves(compiled(jax.grad(loss))(params))
+    params = jax.tree.map(lambda p: np.asarray(p).astype(dtype), params)
+    grads = jax.device_get(jax.tree.leaves(compiled(jax.grad(loss))(params)))
     assert all(g.dtype == dtype for g in grads)
-    assert all(bool(jnp.isfinite(g.astype(jnp.float32)).all()) for g in grads)
-    assert any(bool((g != 0).any()) for g in grads)
+    assert all(np.all(np.isfinite(g.astype(np.float32))) for g in grads)
+    assert any(np.any(g != 0) for g in grads)

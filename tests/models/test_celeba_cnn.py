@@ -15,6 +15,7 @@ from tests.models.networks import (
     count,
     counts,
     normal,
+    ones_like,
     random_params,
     reference_layer,
     reference_norm,
@@ -26,7 +27,7 @@ PARAMS, STATS, MERGE = split(
     nnx.eval_shape(lambda: CelebaCNN(GROUPS, width=2, rngs=nnx.Rngs(0)))
 )
 PARAMS = random_params(PARAMS)
-STATS = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), STATS)
+STATS = ones_like(STATS)
 X = normal((4, 8, 8, 3))
 
 

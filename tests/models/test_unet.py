@@ -12,6 +12,7 @@ from tests.models.networks import (
     compiled,
     count,
     normal,
+    ones_like,
     random_params,
     reference_layer,
     split,
@@ -22,7 +23,7 @@ PARAMS, STATS, MERGE = split(
     nnx.eval_shape(lambda: UNet(HEADS, width=2, depth=1, rngs=nnx.Rngs(0)))
 )
 PARAMS = random_params(PARAMS)
-STATS = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), STATS)
+STATS = ones_like(STATS)
 X = normal((2, 5, 6, 3))  # an odd number of rows
 
 
