@@ -27,9 +27,9 @@ import numpy as np
 import optax
 
 import mtlopt
+from experiments.bench.line_search_time import count
 from experiments.bench.machine import one_of, pin_to_one_thread, positive, write_record
 from experiments.fast_line_search.methods import Problem
-from experiments.fast_line_search.timing import count
 from experiments.lab.batches import num_examples, take
 from experiments.lab.tables import markdown_table
 

@@ -5,7 +5,7 @@ the image. The shapes are cartoons of what the words mean, and how often a label
 is our own choice: accuracies on these images say nothing about mammograms.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,30 +87,21 @@ def draw_mammograms(num: int, *, side: int, rng: np.random.Generator) -> Mammogr
     """Draws images of cloudy tissue with 12 to 18 calcifications each.
 
     The types of an image say what its calcifications look like, its distributions where
-    they lie, and it is malignant if thin bright rays spread from the lesion. As in the
-    release, whatever is LUCENT_CENTERED is LUCENT_CENTER too. Malignant is more
-    frequent with a suspicious type, so the tasks help each other.
+    they lie, and it is malignant if thin bright rays spread from the lesion. Malignant
+    is more frequent with a suspicious type, so the tasks help each other.
     """
-    types = _pick(num, np.full(len(TYPES), 1 / len(TYPES)), _SECOND_TYPE, rng)
-    distributions = _pick(
-        num, np.array(_DISTRIBUTION_SHARES), _SECOND_DISTRIBUTION, rng
-    )
+    types = _pick(num, [1 / len(TYPES)] * len(TYPES), _SECOND_TYPE, rng)
+    distributions = _pick(num, _DISTRIBUTION_SHARES, _SECOND_DISTRIBUTION, rng)
     suspicious = types[:, [TYPES.index(name) for name in _SUSPICIOUS]].any(axis=1)
     share = np.where(suspicious, _MALIGNANT_IF_SUSPICIOUS, _MALIGNANT)
     malignant = (rng.uniform(size=num) < share).astype(np.int32)
     images = np.empty([num, side, side], np.uint8)
-    for image, its_distributions, its_types, is_malignant in zip(
-        images, distributions, types, malignant, strict=True
-    ):
-        drawn = draw_one(
-            np.flatnonzero(its_distributions),
-            np.flatnonzero(its_types),
-            bool(is_malignant),
-            side=side,
-            rng=rng,
-        )
+    labels = zip(distributions, types, malignant, strict=True)
+    for image, (layout, kinds, rays) in zip(images, labels, strict=True):
+        places = np.flatnonzero(layout), np.flatnonzero(kinds)
+        drawn = draw_one(*places, bool(rays), side=side, rng=rng)
         image[:] = np.rint(255 * np.clip(drawn, 0, 1))
-    # The release searches its labels for the shorter word and finds it in the longer.
+    # As in the release, which finds the shorter word in the longer one.
     types[:, TYPES.index("LUCENT_CENTER")] |= types[:, TYPES.index("LUCENT_CENTERED")]
     return Mammograms(images, distributions, types, malignant)
 
@@ -155,13 +146,12 @@ def draw_one(
 
 def draw_speck(kind: int, u: np.ndarray, v: np.ndarray, line: float) -> np.ndarray:
     """Draws a calcification of a type, a place in `TYPES`; see `_Speck`."""
-    return _BRIGHTNESS[TYPES[kind]](
-        _Speck(u, v, np.hypot(u, v), np.arctan2(v, u), line)
-    )
+    speck = _Speck(u, v, np.hypot(u, v), np.arctan2(v, u), line)
+    return _BRIGHTNESS[TYPES[kind]](speck)
 
 
 def _pick(
-    num: int, shares: np.ndarray, second: float, rng: np.random.Generator
+    num: int, shares: Sequence[float], second: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Returns one label of each row or, at times, two: int32 [num, labels]."""
     # The largest of log share + Gumbel noise is a draw by the shares; the second
@@ -176,12 +166,8 @@ def _offsets(num: int, direction: float, rng: np.random.Generator) -> np.ndarray
     """Returns where specks would lie from their origin: [distributions, num, 2]."""
     normal = rng.normal(size=[num, 2])
     uniform = rng.uniform(-1, 1, [num, 2])
-    axes = np.array(
-        [
-            [np.cos(direction), np.sin(direction)],
-            [-np.sin(direction), np.cos(direction)],
-        ]
-    )
+    cos, sin = np.cos(direction), np.sin(direction)
+    axes = np.array([[cos, sin], [-sin, cos]])
     # A wedge of 50 degrees with its tip at one side of the lesion.
     reach = 0.55 * np.sqrt(np.abs(uniform[:, :1]))
     spread = np.deg2rad(25) * uniform[:, 1:]

@@ -31,11 +31,8 @@ def look_at(
     columns = cos * right + sin * down, cos * down - sin * right, ahead
     rotation = Rotation.from_matrix(np.stack(columns, axis=1))
     quaternion = rotation.as_quat(canonical=True, scalar_first=True)
-    return Camera(
-        np.asarray(position, np.float32),
-        quaternion.astype(np.float32),
-        float(np.float32(focal)),
-    )
+    place, pose = np.asarray(position, np.float32), quaternion.astype(np.float32)
+    return Camera(place, pose, float(np.float32(focal)))
 
 
 def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:

@@ -1,13 +1,12 @@
 """CelebA: aligned faces with forty yes-or-no attributes, each a task."""
 
-import os
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
 from experiments.data.files import Release, find_folder
-from experiments.data.resizing import resize_linear
+from experiments.data.resizing import Size, resize_linear
 from experiments.data.samples import Samples, check_settings, in_words, make_sample
 
 Split = Literal["train", "validation", "test"]  # 0, 1 and 2 in the release
@@ -25,10 +24,7 @@ _PARTS = {
 
 
 def load_celeba(
-    data_dir: Path | str,
-    split: Split = "train",
-    *,
-    size: tuple[int, int] = (64, 64),
+    data_dir: Path | str, split: Split = "train", *, size: Size = (64, 64)
 ) -> Samples:
     """Indexes a split of the aligned and cropped faces of CelebA.
 
@@ -55,23 +51,15 @@ def load_celeba(
         found = f"has no image of the {split} split"
         raise _RELEASE.error(partition_file, found, "images of all splits")
     names = [names[row] for row in rows]
-    there = set(os.listdir(images)) if images.is_dir() else set()
-    missing = [name for name in names if name not in there]
-    if missing:
-        raise FileNotFoundError(
-            f"{images} has no {missing[0]}, and {len(missing) - 1} others of the "
-            f"{len(names)} of the {split} split are missing. Copy them from {_RELEASE}."
-        )
+    _RELEASE.check_companions(names, images, "*", alone=False)
 
     def read(place: int):
         image = _RELEASE.image(images / names[place], "JPEG", "RGB", _SHAPE)
         labels = dict(zip(attributes, has[rows[place]], strict=True))
         return make_sample(resize_linear(image, size) / 255, labels)
 
-    origin, detail = (
-        f"{_RELEASE} in {folder}, {split}",
-        f" with {len(has.T)} attributes",
-    )
+    origin = f"{_RELEASE} in {folder}, {split}"
+    detail = f" with {NUM_ATTRIBUTES} attributes"
     return Samples(names, read, in_words(origin, len(names), size, detail))
 
 

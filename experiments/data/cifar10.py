@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.data.drawn_images import CLASSES, SIDE, LabelledImages, draw_images
 from experiments.data.files import Release, find_folder
-from experiments.data.splits import check_counts, in_words, pick, scaler, streams
+from experiments.data.splits import check_least, in_words, pick, scaler, streams
 
 _RELEASE = Release("cifar-10-binary.tar.gz")
 _FOLDER = "cifar-10-batches-bin"
@@ -58,7 +58,7 @@ def load_cifar10(
         https://www.cs.toronto.edu/~kriz/cifar.html.
     """
     counts = {"num_train": num_train, "num_test": num_test}
-    check_counts(**counts)
+    check_least(1, **counts)
     rngs = streams(seed, 2)
     if data_dir is None:
         sizes = (num_train or _DRAWN_TRAIN, num_test or _DRAWN_TEST)

@@ -5,9 +5,9 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from experiments.data.files import Release, check_companions, find_folder, stems
+from experiments.data.files import Release, find_folder, stems
 from experiments.data.offsets import centre_offsets
-from experiments.data.resizing import resize_linear, resize_nearest
+from experiments.data.resizing import Size, resize_linear, resize_nearest
 from experiments.data.samples import Samples, check_settings, in_words, make_sample
 
 Split = Literal["train", "val"]
@@ -55,7 +55,7 @@ def load_cityscapes(
     data_dir: Path | str,
     split: Split = "train",
     *,
-    size: tuple[int, int] = (128, 256),
+    size: Size = (128, 256),
     num_classes: Literal[7, 19] = 19,
 ) -> Samples:
     """Indexes a split of Cityscapes with fine annotations.
@@ -98,9 +98,8 @@ def load_cityscapes(
     if not labelled:
         raise FileNotFoundError(f"{folder} has no labels. Give {wanted}.")
     for label in labelled.values():
-        check_companions(
-            names, folder / label.folder / split, f"*/*{label.ending}", _RELEASE
-        )
+        where = folder / label.folder / split
+        _RELEASE.check_companions(names, where, f"*/*{label.ending}")
 
     def read(place: int):
         path = images / f"{names[place]}_{_IMAGES}.png"

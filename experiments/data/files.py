@@ -17,11 +17,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 # Pillow's names of what a pixel is; releases up to 11 open 16-bit grey as either.
-_MODES = {
-    "RGB": ("RGB",),
-    "8-bit grey": ("L",),
-    "16-bit grey": ("I;16", "I"),
-}
+_MODES = {"RGB": ("RGB",), "8-bit grey": ("L",), "16-bit grey": ("I;16", "I")}
 _LINE = 160  # bytes of a line of text, on average and at most
 _HEADER = 2**20  # bytes of an image or an array that are not its values, at most
 _CHUNK = 2**26  # bytes of a piece in which HDF5 reads, at most
@@ -191,6 +187,27 @@ class Release:
             raise self.error(path, f"holds {key} {array.dtype}", "finite numbers")
         return array
 
+    def check_companions(
+        self, names: Collection[str], folder: Path, pattern: str, *, alone: bool = True
+    ) -> None:
+        """Checks that a folder holds one file for each name and, if `alone`, no other.
+
+        The names are stems of the files that match the pattern, see `stems`.
+        """
+        ending = pattern.rpartition("*")[2]
+        found = stems(folder, pattern)
+        missing, extra = sorted(set(names) - found), sorted(found.difference(names))
+        if missing:
+            path = folder / f"{missing[0]}{ending}"
+            raise FileNotFoundError(
+                f"{path.parent} has no {path.name}, and {len(missing) - 1} others of "
+                f"{len(names)} are missing. Copy them from {self}."
+            )
+        if alone and extra:
+            what = f"is one of {len(found)} files with the ending {ending}"
+            expected = f"{len(names)}, one for each image, and none of that name"
+            raise self.error(folder / f"{extra[0]}{ending}", what, expected)
+
 
 def find_folder(data_dir: Path | str, wanted: str) -> Path:
     """Returns `data_dir`, if it is a folder; `wanted` says which it must be."""
@@ -212,26 +229,3 @@ def stems(folder: Path, pattern: str) -> set[str]:
         path.relative_to(folder).as_posix().removesuffix(ending)
         for path in folder.glob(pattern)
     }
-
-
-def check_companions(
-    names: Collection[str], folder: Path, pattern: str, release: Release
-) -> None:
-    """Checks that a folder holds one file for each name and no other.
-
-    The names are stems of the files that match the pattern, see `stems`.
-    """
-    ending = pattern.rpartition("*")[2]
-    found = stems(folder, pattern)
-    missing = sorted(set(names) - found)
-    if missing:
-        path = folder / f"{missing[0]}{ending}"
-        raise FileNotFoundError(
-            f"{path.parent} has no {path.name}, and {len(missing) - 1} others of "
-            f"{len(names)} are missing. Copy them from {release}."
-        )
-    extra = sorted(found.difference(names))
-    if extra:
-        what = f"is one of {len(found)} files with the ending {ending}"
-        expected = f"{len(names)}, one for each image, and none of that name"
-        raise release.error(folder / f"{extra[0]}{ending}", what, expected)

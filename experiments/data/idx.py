@@ -21,15 +21,18 @@ _MOST_AXES = 3
 _MOST_BYTES = 60_000 * 28 * 28  # of values in a file of the release
 
 
-def find_idx(folder: Path, name: str) -> Path | None:
-    """Returns the file of the MNIST release called `name`, or None.
+def find_idx(folder: Path, name: str, wanted: str) -> Path:
+    """Returns the file of the MNIST release called `name`; `wanted` says what must be.
 
     The spelling `train-images.idx3-ubyte`, which some archives use, is found too, and
     either may end in `.gz`. The plain file is preferred.
     """
     spellings = (name, name.replace("-idx", ".idx"))
     candidates = [folder / f"{s}{end}" for s in spellings for end in ("", ".gz")]
-    return next((path for path in candidates if path.is_file()), None)
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{folder} has no {name}. It must hold {wanted}.")
 
 
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
@@ -58,16 +61,9 @@ def _read_stream(
     header_size = 4 + 4 * num_axes
     header = stream.read(header_size)
     magic, expected_magic = header[:4], bytes([0, 0, _UNSIGNED_BYTE, num_axes])
-    wanted = f"the magic number 0x{expected_magic.hex()} in bytes 0 to 3"
+    wanted = f"0x{expected_magic.hex()}: unsigned bytes along {num_axes} axes"
     if len(magic) == 4 and magic != expected_magic:
-        found = f"starts with 0x{magic.hex()}"
-        if magic[:2] != b"\0\0":
-            found += ", which is not idx"
-        elif magic[2] != _UNSIGNED_BYTE:
-            found += f", so its type code is 0x{magic[2]:02x} and not unsigned byte"
-        else:
-            found += f", so its number of axes is {magic[3]} and not {num_axes}"
-        raise RELEASE.error(path, found, wanted)
+        raise RELEASE.error(path, f"starts with 0x{magic.hex()}", wanted)
     if len(header) < header_size:
         found = f"ends inside its header, after {len(header)} bytes"
         raise RELEASE.error(path, found, f"{header_size} header bytes")

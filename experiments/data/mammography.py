@@ -1,8 +1,6 @@
 """Mammography calcifications: MedIMeta's mammo_calc, three classification tasks."""
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from experiments.data.calcifications import (
 )
 from experiments.data.files import Release, find_folder
 from experiments.data.resizing import resize_linear
-from experiments.data.splits import Splits, check_counts, in_words, pick, streams
+from experiments.data.splits import Splits, check_least, in_words, pick, streams
 
 _NAME = "mammo_calc"
 _RELEASE = Release("MedIMeta's mammo_calc")
@@ -30,11 +28,6 @@ _TASKS = {
     "pathology": (),
 }
 
-ReadImage = Callable[[int], np.ndarray]
-
-
-Mammography = Splits[Mammograms]
-
 
 def load_mammography(
     data_dir: Path | None = None,
@@ -44,23 +37,15 @@ def load_mammography(
     num_test: int | None = None,
     side: int = _SIDE,
     seed: int = 0,
-) -> Mammography:
+) -> Splits[Mammograms]:
     """Loads the regions of interest of mammo_calc, or draws a stand-in.
 
-    Args:
-        data_dir: the folder `mammo_calc` of MedIMeta, or the one that holds it. None
-            draws images with the same three label structures, see `draw_mammograms`.
-        num_train: the number of train images. None takes all of the official split, or
-            draws as many as it has (1,332).
-        num_validation: likewise (214).
-        num_test: likewise (326).
-        side: height and width of the images; those of the release are resized.
-        seed: picks the images taken from each split if not all, or the drawn ones.
-
-    Returns:
-        The official splits, which share no patient, with images float32 `[num, side,
-        side, 1]` from 0 to 1. The paper's tasks are `distributions`, `types` and
-        `malignant`.
+    The folder is `mammo_calc` of MedIMeta, or the one that holds it; without it, images
+    with the same three label structures are drawn, see `draw_mammograms`. The official
+    splits share no patient. None takes all images of one, or draws as many as it has:
+    1,332, 214 and 326. The seed picks the images, which are resized and float32 `[num,
+    side, side, 1]` from 0 to 1. The paper's tasks are `distributions`, `types` and
+    `malignant`.
 
     References:
         Woerner, Jaques and Baumgartner, "MedIMeta: a comprehensive and easy-to-use
@@ -75,7 +60,7 @@ def load_mammography(
         "num_validation": num_validation,
         "num_test": num_test,
     }
-    check_counts(**numbers, side=side)
+    check_least(1, **numbers, side=side)
     rngs = streams(seed, len(_SPLITS))
     if data_dir is None:
         parts = [
@@ -86,14 +71,14 @@ def load_mammography(
     else:
         folder = _find(Path(data_dir))
         labels = _read_labels(folder)
-        rows = _read_splits(folder, len(labels[0]))
+        num = len(labels[0])
+        rows = _read_splits(folder, num)
         for (name, number), split, rng in zip(numbers.items(), rows, rngs, strict=True):
             rows[split] = pick(name, rows[split], number, rng)
-        with _open_images(folder, len(labels[0])) as read:
-            parts = [
-                Mammograms(_read_images(read, row, side), *(a[row] for a in labels))
-                for row in rows.values()
-            ]
+        parts = [
+            Mammograms(_read_images(folder, num, row, side), *(a[row] for a in labels))
+            for row in rows.values()
+        ]
         origin = f"{_RELEASE} in {folder}"
     train, validation, test = (
         part._replace(images=part.images[..., None].astype(np.float32) / 255)
@@ -101,7 +86,7 @@ def load_mammography(
     )
     sizes = in_words(*(len(part.malignant) for part in parts))
     source = f"{origin} of {side} x {side} pixels ({sizes})"
-    return Mammography(train, validation, test, source)
+    return Splits(train, validation, test, source)
 
 
 def _find(data_dir: Path) -> Path:
@@ -163,38 +148,31 @@ def _read_splits(folder: Path, num_images: int) -> dict[str, np.ndarray]:
     return rows
 
 
-@contextlib.contextmanager
-def _open_images(folder: Path, num_images: int) -> Iterator[ReadImage]:
-    """Gives a function that reads an image by its number, uint8 [224, 224].
+def _read_images(
+    folder: Path, num_images: int, row: np.ndarray, side: int
+) -> np.ndarray:
+    """Reads the images of a row and resizes them: [num, side, side], up to 255.
 
-    The images are in one HDF5 file and, once more, in a folder of TIFF files.
+    They are in one HDF5 file and, once more, in a folder of TIFF files.
     """
     packed, loose = folder / "images.hdf5", folder / "images"
-    if not packed.exists():
-        if not loose.is_dir():
-            raise FileNotFoundError(
-                f"{folder} has neither images.hdf5 nor the folder images. Copy one "
-                f"from {_RELEASE}."
-            )
-        yield lambda number: _RELEASE.image(
-            loose / f"{number:06d}.tiff", "TIFF", "8-bit grey", (_SIDE, _SIDE)
+    shape = (_SIDE, _SIDE)
+    if packed.exists():
+        with _RELEASE.hdf5(packed, 'an HDF5 file with the array "images"') as file:
+            array = _RELEASE.dataset(packed, file, "images")
+            if array.shape != (num_images, *shape) or array.dtype != np.uint8:
+                found = f"holds images {array.dtype} {array.shape}"
+                expected = f"uint8 {(num_images, *shape)}"
+                raise _RELEASE.error(packed, found, expected)
+            images = [array[number] for number in row]
+    elif loose.is_dir():
+        paths = [loose / f"{number:06d}.tiff" for number in row]
+        images = [_RELEASE.image(path, "TIFF", "8-bit grey", shape) for path in paths]
+    else:
+        raise FileNotFoundError(
+            f"{folder} has neither images.hdf5 nor the folder images. Copy one from "
+            f"{_RELEASE}."
         )
-        return
-    with _RELEASE.hdf5(packed, 'an HDF5 file with the array "images"') as file:
-        images = _RELEASE.dataset(packed, file, "images")
-        if images.shape != (num_images, _SIDE, _SIDE) or images.dtype != np.uint8:
-            found = f"holds images {images.dtype} {images.shape}"
-            expected = f"uint8 {(num_images, _SIDE, _SIDE)}"
-            raise _RELEASE.error(packed, found, expected)
-        yield lambda number: images[number]
-
-
-def _read_images(read: ReadImage, row: np.ndarray, side: int) -> np.ndarray:
-    """Reads the images of a row one at a time and resizes them: [num, side, side]."""
-    images = np.empty([len(row), side, side], np.uint8 if side == _SIDE else np.float32)
-    for place, number in enumerate(row):
-        image = read(int(number))
-        if side != _SIDE:
-            image = resize_linear(image[..., None], (side, side))[..., 0]
-        images[place] = image
-    return images
+    if side != _SIDE:
+        images = [resize_linear(i[..., None], (side, side))[..., 0] for i in images]
+    return np.reshape(images, [len(row), side, side])

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from experiments.data.files import Release, check_companions, find_folder, stems
-from experiments.data.resizing import resize_linear, resize_nearest
+from experiments.data.files import Release, find_folder, stems
+from experiments.data.resizing import Size, resize_linear, resize_nearest
 from experiments.data.samples import Samples, check_settings, in_words, make_sample
 
 Split = Literal["train", "test"]
@@ -50,10 +50,7 @@ _Index = tuple[list[str], Callable[[int], _Frame]]
 
 
 def load_nyuv2(
-    data_dir: Path | str,
-    split: Split = "train",
-    *,
-    size: tuple[int, int] = (288, 384),
+    data_dir: Path | str, split: Split = "train", *, size: Size = (288, 384)
 ) -> Samples:
     """Indexes a split of NYUv2: its labelled file, or its preprocessed folders.
 
@@ -178,7 +175,7 @@ def _index_folders(folder: Path) -> _Index:
             f"{folder} has no {', '.join(_CHANNELS)}. Copy one from MTAN's {_RELEASE}."
         )
     for name in ("image", *labelled):
-        check_companions(names, folder / name, "*.npy", _RELEASE)
+        _RELEASE.check_companions(names, folder / name, "*.npy")
 
     def read(place: int) -> _Frame:
         paths = {name: folder / name / f"{place}.npy" for name in _CHANNELS}

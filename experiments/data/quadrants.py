@@ -1,11 +1,10 @@
 """Points of a square by quadrant and by circle: the synthetic set of the ATE paper."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.splits import Splits, in_words, scaler, split_sizes
+from experiments.data.splits import Splits, check_least, cut, in_words, scaler
 
 _HALF_SIDE = 2.0  # the square is [-2, 2]^2
 
@@ -18,18 +17,7 @@ class Split(NamedTuple):
     circles: np.ndarray  # int32 [num], 1 inside the unit circle and 0 outside
 
 
-@dataclass(frozen=True)
-class Quadrants(Splits[Split]):
-    """Three splits, and the scaler of the train points, float32 [2].
-
-    `points * std + mean` lies in the square again.
-    """
-
-    mean: np.ndarray
-    std: np.ndarray
-
-
-def load_quadrants(num_points: int = 10_000, *, seed: int = 0) -> Quadrants:
+def load_quadrants(num_points: int = 10_000, *, seed: int = 0) -> Splits[Split]:
     """Draws points uniformly from the square [-2, 2]^2 and labels them for two tasks.
 
     Task "quadrants" is to tell the quadrant, task "circles" to tell if a point lies
@@ -42,20 +30,18 @@ def load_quadrants(num_points: int = 10_000, *, seed: int = 0) -> Quadrants:
         quadrants; the label 1 for the inside is that of the authors' example
         (Fra0013To/ATEforMTNN).
     """
-    if num_points < 10:
-        raise ValueError(f"`num_points` must be at least 10, got {num_points}.")
+    check_least(10, num_points=num_points)
     rng = np.random.default_rng(seed)
     points = rng.uniform(-_HALF_SIDE, _HALF_SIDE, [num_points, 2]).astype(np.float32)
     quadrants, circles = label_points(points)
-    sizes = split_sizes(num_points)
-    mean, std = scaler(points[: sizes[0]])
-    whole, cuts = ((points - mean) / std, quadrants, circles), np.cumsum(sizes)[:2]
+    places = cut(np.arange(num_points))
+    mean, std = scaler(points[places[0]])
     train, validation, test = (
-        Split(*arrays)
-        for arrays in zip(*(np.split(a, cuts) for a in whole), strict=True)
+        Split((points[part] - mean) / std, quadrants[part], circles[part])
+        for part in places
     )
-    source = f"points of the square [-2, 2]^2 ({in_words(*sizes)})"
-    return Quadrants(train, validation, test, source, mean, std)
+    source = f"points of the square [-2, 2]^2 ({in_words(*map(len, places))})"
+    return Splits(train, validation, test, source)
 
 
 def label_points(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,13 +6,13 @@ maps are affine, in the frame in which a part is a canonical shape. Each part is
 only inside the rectangle of pixels that its bounding box projects to.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.data.cameras import Camera, rotation_matrix
 from experiments.data.offsets import centre_offsets
+from experiments.data.resizing import Size
 from experiments.data.scenes import SHAPES, Scene
 from experiments.data.shading import shade
 
@@ -28,31 +28,41 @@ class Rendered(NamedTuple):
     image: np.ndarray  # uint8 [height, width, 3]
     classes: np.ndarray  # uint8 [height, width]
     instances: np.ndarray  # int16 [height, width], from 1; 0 for none
-    offsets: np.ndarray  # float32 [height, width, 2], see `centre_offsets`; 0 for none
+    offsets: np.ndarray  # float32 [height, width, 2], see `centre_offsets`
     depth: np.ndarray  # float32 [height, width], along the optical axis, in metres
     disparity: np.ndarray  # float32 [height, width], of cameras `BASELINE` apart
     normals: np.ndarray  # float32 [height, width, 3], unit, in the camera's frame
     surfaces: np.ndarray  # int16 [height, width], the part of the scene
 
 
-def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> Rendered:
+class _View(NamedTuple):
+    """A camera, and the tangents to the middles of a row's and a column's pixels."""
+
+    position: np.ndarray  # float32 [3]
+    rotation: np.ndarray  # float32 [3, 3], to the world's frame
+    right: np.ndarray  # float32 [width]
+    down: np.ndarray  # float32 [height]
+
+
+def render(scene: Scene, camera: Camera, size: Size) -> Rendered:
     """Renders what a camera sees of a scene that is closed round it.
 
     The result depends on nothing else: the noise of the image is drawn by the scene's
     seed and the camera's pose. `size` is the height and the width in pixels.
     """
     height, width = size
-    if height < 1 or width < 1:
-        raise ValueError(f"`size` must be two positive integers, got {size}.")
     rotation = rotation_matrix(camera.quaternion)
     focal = camera.focal * width  # in pixels
-    right = _ticks(width, focal)
-    down = _ticks(height, focal)
+    right, down = (
+        ((np.arange(num) + 0.5 - num / 2) / focal).astype(np.float32)
+        for num in (width, height)
+    )
 
     inverses = scene.rotations.transpose(0, 2, 1) / scene.halves[:, :, None]
     origins = np.einsum("pij,pj->pi", inverses, camera.position - scene.centres)
     axes = np.einsum("pij,jk->pik", inverses, rotation)
-    depth, surfaces = _trace(scene, camera, rotation, origins, axes, right, down)
+    view = _View(camera.position, rotation, right, down)
+    depth, surfaces = _trace(scene, view, origins, axes)
     if not np.isfinite(depth).all():
         raise ValueError("`scene` must be closed round the camera; some ray left it.")
 
@@ -66,6 +76,7 @@ def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> Rendered:
     normals = _mapped(turns / scene.halves[:, None, :], parts, canonical)
     length = np.sqrt(_dot(normals, normals))
     normals /= np.where(_dot(normals, points) > 0, -length, length)
+    pose = np.concatenate([camera.position, camera.quaternion]).astype(np.float32)
     image = shade(
         scene,
         parts,
@@ -74,15 +85,14 @@ def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> Rendered:
         local=local * scene.halves.T.take(parts, axis=1),
         local_normals=canonical,
         distance=np.sqrt(_dot(points, points)),
-        rng=np.random.default_rng(_bits(scene, camera)),
+        rng=np.random.default_rng([scene.seed, *pose.view(np.uint32).tolist()]),
     )
     instances = scene.instances.take(surfaces)
     return Rendered(
         image=np.moveaxis(image.reshape(3, height, width), 0, -1).copy(),
         classes=scene.classes.take(surfaces),
         instances=instances,
-        # Zeros, not NaN, where there is no instance.
-        offsets=np.nan_to_num(centre_offsets(np.where(instances > 0, instances, -1))),
+        offsets=centre_offsets(np.where(instances > 0, instances, -1)),
         depth=depth,
         disparity=np.float32(focal * BASELINE) / depth,
         normals=np.moveaxis(normals.reshape(3, height, width), 0, -1).copy(),
@@ -90,30 +100,13 @@ def render(scene: Scene, camera: Camera, size: tuple[int, int]) -> Rendered:
     )
 
 
-def _ticks(num: int, focal: float) -> np.ndarray:
-    """Returns the tangents to the middles of pixels along one side of the image."""
-    return ((np.arange(num) + 0.5 - num / 2) / focal).astype(np.float32)
-
-
-def _bits(scene: Scene, camera: Camera) -> list[int]:
-    """Returns integers that tell apart scenes' seeds and cameras' poses."""
-    pose = np.concatenate([camera.position, camera.quaternion]).astype(np.float32)
-    return [scene.seed, *pose.view(np.uint32).tolist()]
-
-
 def _trace(
-    scene: Scene,
-    camera: Camera,
-    rotation: np.ndarray,
-    origins: np.ndarray,
-    axes: np.ndarray,
-    right: np.ndarray,
-    down: np.ndarray,
+    scene: Scene, view: _View, origins: np.ndarray, axes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the depth and the part that every ray meets first."""
-    depth = np.full([len(down), len(right)], np.inf, np.float32)
+    depth = np.full([len(view.down), len(view.right)], np.inf, np.float32)
     surfaces = np.zeros(depth.shape, np.int16)
-    rectangles, least = _bounds(scene, camera, rotation, right, down)
+    rectangles, least = _bounds(scene, view)
     with np.errstate(divide="ignore", invalid="ignore"):
         for part in np.argsort(least, kind="stable").tolist():
             top, bottom, left, end = rectangles[part]
@@ -122,9 +115,8 @@ def _trace(
             if seen.size == 0 or seen.max() <= least[part]:
                 continue  # outside the image, or behind what has been met
             along_x, along_y, along_z = axes[part].T[:, :, None, None]
-            directions = along_x * right[left:end] + (
-                along_y * down[top:bottom, None] + along_z
-            )
+            rows = along_y * view.down[top:bottom, None] + along_z
+            directions = along_x * view.right[left:end] + rows
             cut = _CUTS[scene.shapes[part]](origins[part], directions)
             nearer = (cut > _NEAREST) & (cut < seen)
             np.copyto(seen, cut, where=nearer)
@@ -132,13 +124,7 @@ def _trace(
     return depth, surfaces
 
 
-def _bounds(
-    scene: Scene,
-    camera: Camera,
-    rotation: np.ndarray,
-    right: np.ndarray,
-    down: np.ndarray,
-) -> tuple[list[list[int]], np.ndarray]:
+def _bounds(scene: Scene, view: _View) -> tuple[list[list[int]], np.ndarray]:
     """Returns the rectangle that bounds every part in the image, and its least depth.
 
     A rectangle is the first row and column and the ones after the last: top, bottom,
@@ -146,14 +132,14 @@ def _bounds(
     """
     corners = _CORNERS * scene.halves[:, None, :]
     corners = np.einsum("pij,pcj->ipc", scene.rotations, corners)
-    corners += (scene.centres - camera.position).T[:, :, None]
-    x, y, z = np.einsum("ji,jpc->ipc", rotation, corners)
+    corners += (scene.centres - view.position).T[:, :, None]
+    x, y, z = np.einsum("ji,jpc->ipc", view.rotation, corners)
     # A part that reaches behind the camera may be anywhere.
     behind = z.min(axis=1) < _NEAREST
     hidden = z.max(axis=1) < _NEAREST
     z = np.where(behind[:, None], 1, z)
     sides = []
-    for tangent, ticks in ((y / z, down), (x / z, right)):
+    for tangent, ticks in ((y / z, view.down), (x / z, view.right)):
         first = np.searchsorted(ticks, tangent.min(axis=1)) - 1
         last = np.searchsorted(ticks, tangent.max(axis=1)) + 1
         first = np.where(behind, 0, np.maximum(first, 0))
@@ -182,10 +168,7 @@ def _cut_sphere(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
     return np.where(near > _NEAREST, near, middle + half)
 
 
-_CUTS: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
-    _cut_box,
-    _cut_sphere,
-)
+_CUTS = (_cut_box, _cut_sphere)  # in the order of `SHAPES`
 
 
 def _canonical_normals(shapes: np.ndarray, local: np.ndarray) -> np.ndarray:

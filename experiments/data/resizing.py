@@ -2,8 +2,10 @@
 
 import numpy as np
 
+Size = tuple[int, int]  # height and width
 
-def resize_linear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+
+def resize_linear(image: np.ndarray, size: Size) -> np.ndarray:
     """Resizes an image `[height, width, channels]` by bilinear interpolation.
 
     Shrinking averages over all old pixels, with antialiasing, as in `jax.image.resize`.
@@ -17,7 +19,7 @@ def resize_linear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([np.asarray(channel) for channel in channels], axis=-1)
 
 
-def resize_nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_nearest(labels: np.ndarray, size: Size) -> np.ndarray:
     """Resizes a map `[height, width, ...]` by the values at the new pixels' centres.
 
     This is for all that must not be averaged: the number of a class, but also a depth

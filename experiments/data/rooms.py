@@ -95,9 +95,8 @@ class _Plan:
 
     def _take(self, middle: np.ndarray, half: np.ndarray) -> bool:
         low, high = middle - half, middle + half
-        for other_low, other_high in self._taken:
-            if np.all((low < other_high) & (other_low < high)):
-                return False
+        if any(((low < end) & (start < high)).all() for start, end in self._taken):
+            return False
         self._taken.append(np.stack([low, high]))
         return True
 

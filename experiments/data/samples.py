@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data.resizing import Size
+
 
 class Sample(NamedTuple):
     """An image and its labels. A batch is the same with one more axis in front.
@@ -24,14 +26,7 @@ class Sample(NamedTuple):
 
 
 def make_sample(image: np.ndarray, labels: Mapping[str, np.ndarray]) -> Sample:
-    """Returns a sample, and sees for itself which labels are there.
-
-    Examples:
-        >>> labels = {"class": np.array(-1), "depth": np.array([2.0, np.nan])}
-        >>> sample = make_sample(np.zeros([1, 2, 3]), labels)
-        >>> {task: bool(there) for task, there in sample.present.items()}
-        {'class': False, 'depth': True}
-    """
+    """Returns a sample, and sees for itself which labels are there."""
     cast, present = {}, {}
     for task, label in labels.items():
         if label.dtype.kind in "iu":
@@ -74,19 +69,19 @@ class Samples:
         return Sample(np.stack(images), labels, present)
 
 
-def check_settings(split: str, splits: Sequence[str], size: tuple[int, int]) -> None:
+def check_settings(split: str, splits: Sequence[str], size: Size) -> None:
     """Raises a ValueError if there is no such split, or the size is none."""
     if split not in splits:
         raise ValueError(f"`split` must be one of {', '.join(splits)}, got {split!r}.")
     check_size(size)
 
 
-def check_size(size: tuple[int, int]) -> None:
+def check_size(size: Size) -> None:
     """Raises a ValueError if a height or a width is below 1."""
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"`size` must be a height and a width, got {size}.")
 
 
-def in_words(origin: str, num: int, size: tuple[int, int], detail: str = "") -> str:
+def in_words(origin: str, num: int, size: Size, detail: str = "") -> str:
     """Returns the source of the images of a split for a table or a log."""
     return f"{origin} ({num:,} images of {size[0]} x {size[1]} pixels{detail})"

@@ -9,10 +9,8 @@ import numpy as np
 
 from experiments.data.cameras import Camera, rotation_matrix
 from experiments.data.renderer import Rendered
+from experiments.data.rooms import ROOM_CLASSES
 from experiments.data.scenes import COLOURS, PATTERNS, SHAPES, Scene
-
-# The measure of each attribute, by its name, and the threshold.
-Attributes = dict[str, tuple[str, float]]
 
 # Thresholds are close to the medians where the words allow it.
 # fmt: off
@@ -27,7 +25,8 @@ _CLASSES = {
     "tv": 0.001, "window": 0.08,
 }
 # fmt: on
-ROOM_ATTRIBUTES: Attributes = {
+# The measure of each attribute, by its name, and the threshold.
+_ATTRIBUTES = {
     "many spheres": ("sphere", 0.5),
     "many boxes": ("box", 22.5),
     **{f"something {hue}": (hue, above) for hue, above in _HUES.items()},
@@ -54,10 +53,14 @@ ROOM_ATTRIBUTES: Attributes = {
 _IN_SIGHT = 0.001  # share of the image from which a part or an instance counts
 
 
-def measure(
-    scene: Scene, camera: Camera, rendered: Rendered, classes: tuple[str, ...]
-) -> dict[str, float]:
-    """Measures, by name, what `render` gave for a scene and a camera.
+def answer(scene: Scene, camera: Camera, rendered: Rendered) -> dict[str, bool]:
+    """Answers the questions, by name, on what `render` gave for a room and a camera."""
+    measures = _measure(scene, camera, rendered)
+    return {name: measures[of] > above for name, (of, above) in _ATTRIBUTES.items()}
+
+
+def _measure(scene: Scene, camera: Camera, rendered: Rendered) -> dict[str, float]:
+    """Measures, by name, what is in sight, the light and the camera.
 
     For each of `SHAPES`, how many parts are in sight; for each of `COLOURS`, the share
     of the image that things of that colour have; for each class, its share; and others.
@@ -70,7 +73,7 @@ def measure(
     counts = np.bincount(scene.shapes[seen], minlength=len(SHAPES))
     hues = np.bincount(scene.hues, weights=things, minlength=len(COLOURS))
     patterns = np.bincount(scene.patterns, weights=things, minlength=len(PATTERNS))
-    labels = np.bincount(scene.classes, weights=shares, minlength=len(classes))
+    labels = np.bincount(scene.classes, weights=shares, minlength=len(ROOM_CLASSES))
     instances = np.bincount(scene.instances, weights=shares)[1:]
 
     rotation = rotation_matrix(camera.quaternion).astype(float)
@@ -82,7 +85,7 @@ def measure(
     return {
         **dict(zip(SHAPES, counts.tolist(), strict=True)),
         **dict(zip(COLOURS, hues.tolist(), strict=True)),
-        **dict(zip(classes, labels.tolist(), strict=True)),
+        **dict(zip(ROOM_CLASSES, labels.tolist(), strict=True)),
         "patterned": 1 - patterns[0] / max(1e-9, patterns.sum()),
         "instances": float(np.sum(instances >= _IN_SIGHT)),
         "largest": float(instances.max(initial=0)),
@@ -101,16 +104,3 @@ def measure(
         "things left": float(occupied[:, :half].mean() - occupied[:, -half:].mean()),
         "things": float(occupied.mean()),
     }
-
-
-def label(
-    scene: Scene,
-    camera: Camera,
-    rendered: Rendered,
-    classes: tuple[str, ...],
-    attributes: Attributes,
-) -> np.ndarray:
-    """Answers the questions, in the order of `attributes`: bool [attributes]."""
-    measures = measure(scene, camera, rendered, classes)
-    answers = [measures[name] > above for name, above in attributes.values()]
-    return np.array(answers, bool)

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from experiments.data.files import Release, check_companions, find_folder, stems
-from experiments.data.resizing import resize_linear
+from experiments.data.files import Release, find_folder, stems
+from experiments.data.resizing import Size, resize_linear
 from experiments.data.samples import Samples, check_settings, in_words, make_sample
 
 Split = Literal["train", "test"]
@@ -28,7 +28,7 @@ def load_seven_scenes(
     scene: str,
     split: Split = "train",
     *,
-    size: tuple[int, int] = (256, 341),
+    size: Size = (256, 341),
 ) -> Samples:
     """Indexes the train or the test sequences of one of `SCENES`.
 
@@ -104,7 +104,7 @@ def _find_frames(folder: Path) -> list[str]:
             f"{_RELEASE} there."
         )
     for files in (pattern, f"*{_POSE}"):
-        check_companions(frames, folder, files, _RELEASE)
+        _RELEASE.check_companions(frames, folder, files)
     return frames
 
 
@@ -114,17 +114,13 @@ def _read_pose(path: Path) -> np.ndarray:
     lines = _RELEASE.lines(path, most=9)
     with _RELEASE.parsing(path, "numbers", expected):
         pose = np.array([line.split() for line in lines], float)
-    # A NaN is refused too.
-    if pose.shape != (4, 4) or not (np.abs(pose) < _FARTHEST).all():
-        found = f"holds numbers of shape {pose.shape}, not all of them finite and small"
-        raise _RELEASE.error(path, found, expected)
-    rotation = pose[:3, :3]
-    is_rotation = (
-        np.allclose(rotation @ rotation.T, np.eye(3), atol=_ATOL)
-        and np.linalg.det(rotation) > 0
+    is_pose = (
+        pose.shape == (4, 4)
+        and (np.abs(pose) < _FARTHEST).all()  # a NaN is refused too
+        and np.allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=_ATOL)
+        and np.linalg.det(pose[:3, :3]) > 0
         and np.allclose(pose[3], [0, 0, 0, 1])
     )
-    if not is_rotation:
-        found = f"holds no pose (determinant {np.linalg.det(rotation):.3g})"
-        raise _RELEASE.error(path, found, expected)
+    if not is_pose:
+        raise _RELEASE.error(path, "holds no pose", expected)
     return pose

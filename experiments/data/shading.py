@@ -60,7 +60,8 @@ def _pattern(
             case "checks":
                 mix[chosen] = (np.floor(u) + np.floor(v)) % 2
             case "mottle":
-                mix[chosen] = _cloud(table, u, v)
+                coarse, fine = _smooth(table, u, v), _smooth(table, 3.7 * u, 3.7 * v)
+                mix[chosen] = (2 * coarse + fine) / 3
     return mix
 
 
@@ -69,11 +70,6 @@ def _unfold(places: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.nda
     x, y, z = places
     axis = np.argmax(np.abs(normals), axis=0)
     return np.where(axis == 0, y, x), np.where(axis == 2, y, z)
-
-
-def _cloud(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Returns smooth noise in [0, 1] of two octaves."""
-    return (2 * _smooth(table, u, v) + _smooth(table, 3.7 * u, 3.7 * v)) / 3
 
 
 def _smooth(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -18,11 +18,11 @@ class Splits(Generic[S]):
     source: str
 
 
-def check_counts(**counts: int | None) -> None:
-    """Raises a ValueError that names the count that is below 1; None is fine."""
+def check_least(least: int, /, **counts: int | None) -> None:
+    """Raises a ValueError that names the count that is smaller; None is fine."""
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {count}.")
+        if count is not None and count < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {count}.")
 
 
 def in_words(*sizes: int) -> str:
@@ -50,22 +50,14 @@ def pick(
     return row[np.sort(rng.permutation(len(row))[:num])]
 
 
-def split_sizes(num: int) -> tuple[int, int, int]:
-    """Returns the numbers of train, validation and test samples out of `num`.
+def cut(order: np.ndarray) -> list[np.ndarray]:
+    """Cuts a row of ten places or more into those to train, to validate and to test.
 
-    Three tenths are for testing, and a fifth of the rest is for validation.
-
-    References:
-        Bellavia et al., "ATE-SG: alternate through the epochs stochastic gradient for
-        multi-task neural networks", sections 4.1 and 4.2.1.
+    Three tenths are for testing, and a fifth of the rest is for validation, as in the
+    paper on ATE-SG, see `load_quadrants`.
     """
-    if num < 10:
-        raise ValueError(
-            f"`num` must be at least 10, so that every split has one, got {num}."
-        )
-    num_test = num * 3 // 10
-    num_validation = (num - num_test) // 5
-    return num - num_test - num_validation, num_validation, num_test
+    num_rest = len(order) - len(order) * 3 // 10
+    return np.split(order, [num_rest - num_rest // 5, num_rest])
 
 
 def scaler(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

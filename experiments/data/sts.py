@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.data.files import Release, find_folder
 from experiments.data.sentences import HIGHEST, Pairs, make_pairs, vocabulary
-from experiments.data.splits import check_counts, in_words, streams
+from experiments.data.splits import check_least, in_words, streams
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _BERT = Release("a BERT release")
@@ -69,24 +69,18 @@ def load_sts(
 ) -> Sts:
     """Loads STS-B with a WordPiece vocabulary, or generates pairs in its place.
 
-    Args:
-        data_dir: a folder with `vocab.txt`, the vocabulary of an uncased BERT with one
-            token a line, and either GLUE's `train.tsv` and `dev.tsv`, the latter for
-            testing, or the original `sts-train.csv` and `sts-test.csv`. None generates
-            pairs of a toy language, see `sentences.make_pairs`.
-        length: tokens of a pair, with the three special ones and padding.
-        num_train: the number of train pairs, the first ones. None takes all, or
-            generates 1,024, and 256 to test.
-        num_test: likewise.
-        seed: picks the generated pairs.
+    The folder has `vocab.txt`, the vocabulary of an uncased BERT with one token a line,
+    and either GLUE's `train.tsv` and `dev.tsv`, the latter for testing, or the original
+    `sts-train.csv` and `sts-test.csv`; without it, the seed generates pairs of a toy
+    language, see `make_pairs`. The length is in tokens, with the three special ones and
+    padding. A number takes the first pairs; None takes all, or generates 1,024 and 256.
 
     References:
         Cer, Diab, Agirre, Lopez-Gazpio, Specia, "SemEval-2017 task 1: semantic textual
         similarity", 2017, https://arxiv.org/abs/1708.00055.
     """
-    check_counts(num_train=num_train, num_test=num_test)
-    if length < 5:
-        raise ValueError(f"`length` must be at least 5, got {length}.")
+    check_least(1, num_train=num_train, num_test=num_test)
+    check_least(5, length=length)
     if data_dir is None:
         sizes = (num_train or _GENERATED_TRAIN, num_test or _GENERATED_TEST)
         parts = map(make_pairs, sizes, streams(seed, 2))
@@ -95,13 +89,8 @@ def load_sts(
     else:
         form = _find(data_dir)
         words = read_vocabulary(data_dir / "vocab.txt")
-        parts = [
-            Pairs(pairs.first[:num], pairs.second[:num], pairs.scores[:num])
-            for pairs, num in (
-                (read_pairs(data_dir / form.train, form), num_train),
-                (read_pairs(data_dir / form.test, form), num_test),
-            )
-        ]
+        files = ((form.train, num_train), (form.test, num_test))
+        parts = [read_pairs(data_dir / name, form, num) for name, num in files]
         origin = f"STS-B files {form.train} and {form.test} in {data_dir}"
     train, test = (encode_pairs(part, words, length) for part in parts)
     source = f"{origin} ({in_words(len(train.scores), len(test.scores))})"
@@ -121,8 +110,8 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     return words
 
 
-def read_pairs(path: Path, form: _Form = _FORMS[0]) -> Pairs:
-    """Reads the pairs of one file, tab-separated and without quotes."""
+def read_pairs(path: Path, form: _Form, num: int | None) -> Pairs:
+    """Reads one file, tab-separated and without quotes, for the first or all pairs."""
     first, second, scores = [], [], []
     for number, line in enumerate(form.release.lines(path, _MOST_PAIRS), 1):
         if not line or number <= form.num_headers:
@@ -144,7 +133,7 @@ def read_pairs(path: Path, form: _Form = _FORMS[0]) -> Pairs:
         second.append(other)
     if not scores:
         raise form.release.error(path, "holds no pairs", "sentence pairs")
-    return Pairs(first, second, np.array(scores, np.float32))
+    return Pairs(first[:num], second[:num], np.array(scores[:num], np.float32))
 
 
 def word_pieces(sentence: str, words: dict[str, int]) -> list[str]:
@@ -153,11 +142,6 @@ def word_pieces(sentence: str, words: dict[str, int]) -> list[str]:
     Lower case without accents; words end at blanks and around punctuation and Chinese
     characters; a word is the longest token that it begins with, then the longest
     `##token` that goes on, or `[UNK]` if that does not end.
-
-    Examples:
-        >>> words = dict.fromkeys(["un", "##able", "##aff", "cafe", "!"], 0)
-        >>> word_pieces("Unaffable  CAFÉ!?", words)
-        ['un', '##aff', '##able', 'cafe', '!', '[UNK]']
     """
     spaced = []
     for character in unicodedata.normalize("NFD", sentence.lower()):
@@ -209,9 +193,7 @@ def _stands_alone(character: str, category: str) -> bool:
     """Whether a character is a word of its own: punctuation, or Chinese."""
     # BERT takes all ASCII signs for punctuation, such as $, which Unicode does not.
     is_ascii_sign = "!" <= character <= "~" and not character.isalnum()
-    is_chinese = (
-        0x4E00 <= ord(character) <= 0x9FFF or 0x3400 <= ord(character) <= 0x4DBF
-    )
+    is_chinese = "\u3400" <= character <= "\u4dbf" or "\u4e00" <= character <= "\u9fff"
     return category[0] == "P" or is_ascii_sign or is_chinese
 
 

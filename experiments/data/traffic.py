@@ -68,10 +68,8 @@ def add_two_wheeler(
     bike.box((0, 0.5, 0.72), (0.025, 0.025, 0.3), paint)
     bike.box((0, 0.48, 1.02), (0.32, 0.025, 0.025), black)
     if ridden:
-        rider, coat = (
-            builder.thing("rider", place.moved(0, 0, 0.12)),
-            builder.paint(*_CLOTHES),
-        )
+        rider = builder.thing("rider", place.moved(0, 0, 0.12))
+        coat = builder.paint(*_CLOTHES)
         for x in (-0.17, 0.17):
             rider.box((x, 0.1, 0.5), (0.08, 0.08, 0.32), builder.paint("blue", "black"))
             rider.box((1.4 * x, 0.25, 1.1), (0.05, 0.28, 0.05), coat)
@@ -120,10 +118,8 @@ def add_barrier(builder: SceneBuilder, place: Place, name: str, half: float) -> 
 def add_sign(builder: SceneBuilder, place: Place) -> None:
     """Adds a traffic sign on a pole, seen from behind its y axis."""
     _add_mast(builder, place, 1.3)
-    sign, paint = (
-        builder.stuff("traffic sign", place),
-        builder.paint("red", "blue", "yellow"),
-    )
+    sign = builder.stuff("traffic sign", place)
+    paint = builder.paint("red", "blue", "yellow")
     add = sign.ball if builder.chance(0.5) else sign.box
     add((0, -0.08, 2.4), (0.34, 0.02, 0.34), paint)
     add((0, -0.1, 2.4), (0.22, 0.02, 0.22), builder.paint("white"))

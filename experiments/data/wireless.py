@@ -1,7 +1,6 @@
 """Radar and radio signals by modulation and by type (Jagannath & Jagannath, 2021)."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,19 +8,16 @@ import numpy as np
 
 from experiments.data.files import Release
 from experiments.data.radio import simulate
-from experiments.data.splits import Splits, in_words, pick, scaler, split_sizes, streams
-
-MODULATIONS = ("AM-DSB", "AM-SSB", "ASK", "BPSK", "FMCW", "PULSED")
-SIGNAL_TYPES = (
-    "AM radio",
-    "Air-Ground-MTI",
-    "Airborne-detection",
-    "Airborne-range",
-    "Ground mapping",
-    "Radar Altimeter",
-    "SATCOM",
-    "short-range",
+from experiments.data.splits import (
+    Splits,
+    check_least,
+    cut,
+    in_words,
+    pick,
+    scaler,
+    streams,
 )
+
 # The nine waveforms: a modulation never comes with another type.
 WAVEFORMS = (
     ("AM-DSB", "AM radio"),
@@ -34,6 +30,8 @@ WAVEFORMS = (
     ("PULSED", "Airborne-range"),
     ("PULSED", "Ground mapping"),
 )
+MODULATIONS = tuple(sorted({modulation for modulation, _ in WAVEFORMS}))
+SIGNAL_TYPES = tuple(sorted({signal_type for _, signal_type in WAVEFORMS}))
 
 # The two labels of each waveform.
 _LABELS = [
@@ -45,7 +43,7 @@ _RELEASE = Release("RadarCommDataset")
 _FILES = ("RadComOta2.45GHz.hdf5", "RadComDynamic.hdf5", "RadComAWGN.hdf5")
 _NUM_SAMPLES = 128  # complex, of a signal
 _SIMULATED_EACH = 700  # of each waveform: as many as the release states
-_KEY = re.compile(r"\('([^']+)', '([^']+)', '?(-?\d+)'?, '?(\d+)'?\)")
+_KEY = re.compile(r"\('([^']+)', '([^']+)', '?(-?\d{1,9})'?, '?(\d{1,9})'?\)")
 
 
 class Split(NamedTuple):
@@ -56,37 +54,23 @@ class Split(NamedTuple):
     signal_types: np.ndarray  # int32 [num], places in `SIGNAL_TYPES`
 
 
-@dataclass(frozen=True)
-class Wireless(Splits[Split]):
-    """Three splits, and the scaler of the train signals, float32 [128, 2].
-
-    `signals * std + mean` are the signals as they were received.
-    """
-
-    mean: np.ndarray
-    std: np.ndarray
-
-
 def load_wireless(
     data: Path | None = None,
     *,
     num_each: int | None = None,
     snr: int = 0,
     seed: int = 0,
-) -> Wireless:
+) -> Splits[Split]:
     """Loads the signals of one signal-to-noise ratio, or simulates them.
 
-    All are standardised, each of the 256 values by itself, by the mean and standard
-    deviation of the train signals. Three tenths are for testing, a fifth of the rest is
-    for validation.
+    `data` is one of the HDF5 files of RadarCommDataset, or the folder that holds one;
+    without it, signals of the same nine waveforms are simulated, see `simulate`. There
+    are `num_each` of each waveform, of which 7,000 make the paper's 63,000; None takes
+    all, or simulates 700. `snr` is in decibel: the release has even ones from -20 to
+    18, and the paper takes 0. The seed picks the signals and the split.
 
-    Args:
-        data: one of the HDF5 files of RadarCommDataset, or the folder that holds one.
-            None simulates signals of the same nine waveforms, see `simulate`.
-        num_each: the number of signals of each waveform; 7,000 make the paper's 63,000.
-            None takes all of the release, or simulates 700.
-        snr: in decibel. The release has even ones from -20 to 18; the paper takes 0.
-        seed: picks the split, the signals taken if not all, and the simulated ones.
+    All are standardised, each of the 256 values by itself, by the mean and standard
+    deviation of the train signals.
 
     References:
         Jagannath and Jagannath, "Dataset for modulation classification and signal type
@@ -96,19 +80,16 @@ def load_wireless(
         networks", section 4.2.1 (their use). The release keeps all in-phase values
         first; here the two parts of a complex sample are side by side.
     """
-    if num_each is not None and num_each < 2:
-        raise ValueError(f"`num_each` must be at least 2, got {num_each}.")
+    check_least(2, num_each=num_each)
     for_signals, for_split = streams(seed, 2)
     if data is None:
         num_each = num_each or _SIMULATED_EACH
-        complex_signals = np.concatenate(
-            [
-                simulate(waveform, num_each, snr=snr, rng=for_signals)
-                for waveform in WAVEFORMS
-            ]
-        )
+        simulated = [
+            simulate(waveform, num_each, snr=snr, rng=for_signals)
+            for waveform in WAVEFORMS
+        ]
         # A complex number is its two parts side by side.
-        signals = complex_signals.view(np.float32).reshape(-1, _NUM_SAMPLES, 2)
+        signals = np.stack(simulated).view(np.float32).reshape(-1, _NUM_SAMPLES, 2)
         waveforms = np.repeat(np.arange(len(WAVEFORMS)), num_each)
         origin = "simulated signals, not RadarCommDataset,"
     else:
@@ -116,8 +97,7 @@ def load_wireless(
         signals, waveforms = _read_release(path, num_each, snr, for_signals)
         origin = f"RadarCommDataset signals in {path}"
 
-    sizes, order = split_sizes(len(signals)), for_split.permutation(len(signals))
-    places = np.split(order, np.cumsum(sizes)[:2])
+    places = cut(for_split.permutation(len(signals)))
     mean, std = scaler(signals[places[0]])
     train, validation, test = (
         Split(
@@ -126,30 +106,23 @@ def load_wireless(
         )
         for part in places
     )
-    source = f"{origin} at {snr} dB ({in_words(*sizes)})"
-    return Wireless(train, validation, test, source, mean, std)
+    source = f"{origin} at {snr} dB ({in_words(*map(len, places))})"
+    return Splits(train, validation, test, source)
 
 
-def parse_key(key: str) -> tuple[int, int, int]:
+def parse_key(key: str) -> tuple[int, int, int] | None:
     """Returns waveform, ratio in decibel and number from the name of a signal.
 
-    The waveform is a place in `WAVEFORMS`. The three files spell names in their own
-    ways, with or without hyphens, capitals and quotes round the numbers. RadComAWGN
-    calls the type SATCOM "Raw", as the release says.
-
-    Raises:
-        ValueError: if it is no name of one of the nine waveforms.
+    The waveform is a place in `WAVEFORMS`; None is for any other name. The three files
+    spell names in their own ways, with or without hyphens, capitals and quotes round
+    the numbers. RadComAWGN calls the type SATCOM "Raw", as the release says.
     """
     match = _KEY.fullmatch(key)
     if match is None:
-        raise ValueError("is not of the form ('bpsk', 'SATCOM', 0, 12)")
-    modulation, signal_type, snr, number = match.groups()
-    if _plain(signal_type) == "raw":
-        signal_type = "SATCOM"
-    place = _PLACES.get((_plain(modulation), _plain(signal_type)))
-    if place is None:
-        raise ValueError("names none of the nine waveforms")
-    return place, int(snr), int(number)
+        return None
+    modulation, signal_type = map(_plain, match.group(1, 2))
+    place = _PLACES.get((modulation, signal_type.replace("raw", "satcom")))
+    return None if place is None else (place, int(match[3]), int(match[4]))
 
 
 def _plain(name: str) -> str:
@@ -167,18 +140,12 @@ def _find(data: Path) -> Path:
     """Returns the HDF5 file of the release at or in `data`."""
     if data.is_file():
         return data
-    wanted = f"one of {', '.join(_FILES)}"
-    if not data.is_dir():
-        raise FileNotFoundError(
-            f"`data` must be a file or a folder, got {data}. Give {wanted}, or the "
-            "folder that holds it."
-        )
-    # The archives unpack to a folder of the same name.
-    folders = [(data, data / name.removesuffix(".hdf5")) for name in _FILES]
+    wanted = f"one of {', '.join(_FILES)}, or the folder that holds it"
     found = [
         folder / name
-        for name, its_folders in zip(_FILES, folders, strict=True)
-        for folder in its_folders
+        for name in _FILES
+        # The archives unpack to a folder of the same name.
+        for folder in (data, data / name.removesuffix(".hdf5"))
         if (folder / name).exists()
     ]
     if not found:
@@ -195,11 +162,10 @@ def _read_release(
     """Reads the signals of one signal-to-noise ratio, one at a time."""
     with _RELEASE.hdf5(path, f"one of {_FILES}") as file:
         rows = _index(path, file, snr)
-        needed = 2 if num_each is None else num_each
         for waveform, row in zip(WAVEFORMS, rows, strict=True):
-            if len(row) < needed:
+            if len(row) < (num_each or 2):
                 found = f"has {len(row)} signals of {' '.join(waveform)} at {snr} dB"
-                raise _RELEASE.error(path, found, f"at least {needed}")
+                raise _RELEASE.error(path, found, f"at least {num_each or 2}")
         keys = [
             [row[i] for i in pick("num_each", np.arange(len(row)), num_each, rng)]
             for row in rows
@@ -212,12 +178,11 @@ def _index(path: Path, file: Any, snr: int) -> list[list[str]]:
     """Returns the keys of the signals of each waveform, in the order of numbers."""
     rows: list[list[tuple[int, str]]] = [[] for _ in WAVEFORMS]
     for key in file:
-        try:
-            waveform, its_snr, number = parse_key(key)
-        except ValueError as error:
-            found = f"holds {key[:60]!r}, which {error}"
-            expected = "the signals of the nine waveforms and nothing else"
-            raise _RELEASE.error(path, found, expected) from error
+        parsed = parse_key(key)
+        if parsed is None:
+            expected = "names like ('bpsk', 'SATCOM', 0, 12) of nine waveforms"
+            raise _RELEASE.error(path, f"holds {key[:60]!r}", expected)
+        waveform, its_snr, number = parsed
         if its_snr == snr:
             rows[waveform].append((number, key))
     return [[key for _, key in sorted(row)] for row in rows]

@@ -36,7 +36,7 @@ def load_attributes(settings: Settings) -> dict[str, Samples]:
     numbers = (384, 96, 192) if settings.small else (2000, 400, 400)
     rooms = load_rooms(*numbers, size=size)
     rooms = dataclasses.replace(rooms, source=f"40 attributes of {rooms.source}")
-    return rendered_samples(rooms, attribute_labels(rooms.attributes))
+    return rendered_samples(rooms, attribute_labels)
 
 
 def attribute_tasks(

@@ -119,7 +119,7 @@ DAMAGE = {
     "missing image": (
         FIRST,
         lambda path: path.unlink(),
-        "has no .*, and 0 others of the 4",
+        "has no .*, and 0 others of 4",
     ),
     "no list": (LIST, lambda path: path.unlink(), "has no list_attr_celeba.txt"),
     "empty list": (LIST, lambda path: path.write_text(""), "has -2 lines of images"),
@@ -165,7 +165,7 @@ def test_split_without_images_is_refused(folder):
 
 def test_missing_folder_is_named(folder):
     shutil.rmtree(folder / IMAGES)
-    with pytest.raises(FileNotFoundError, match=r"000001\.jpg, and 3 others of the 4"):
+    with pytest.raises(FileNotFoundError, match=r"000001\.jpg, and 3 others of 4"):
         load_celeba(folder)
     with pytest.raises(FileNotFoundError, match="`data_dir` must be a folder, got"):
         load_celeba(folder / "absent")

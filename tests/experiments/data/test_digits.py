@@ -166,7 +166,7 @@ WRONG = {
     ),
     "swapped": (
         {"train-labels-idx1-ubyte": np.zeros([60, 28, 28])},
-        "train-labels-idx1-ubyte .* number of axes is 3 and not 1",
+        "train-labels-idx1-ubyte starts with 0x00000803; expected 0x00000801",
     ),
 }
 

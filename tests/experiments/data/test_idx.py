@@ -35,12 +35,15 @@ DAMAGE = {
     "empty": (b"", "ends inside its header, after 0 bytes; expected 16"),
     "half a magic": (WHOLE[:3], "ends inside its header, after 3 bytes"),
     "half a header": (WHOLE[:9], "ends inside its header, after 9 bytes; expected 16"),
-    "another format": (b"\x89PNG" + WHOLE, "starts with 0x89504e47, which is not idx"),
-    "a pickle": (b"\x80\x05\x95\x00" + WHOLE, "which is not idx"),
-    "floats": (b"\0\0\x0d\x03" + WHOLE[4:], "type code is 0x0d and not unsigned byte"),
+    "another format": (
+        b"\x89PNG" + WHOLE,
+        "starts with 0x89504e47; expected 0x00000803",
+    ),
+    "a pickle": (b"\x80\x05\x95\x00" + WHOLE, "starts with 0x80059500"),
+    "floats": (b"\0\0\x0d\x03" + WHOLE[4:], "starts with 0x00000d03; expected"),
     "labels": (
         b"\0\0\x08\x01" + WHOLE[4:],
-        "number of axes is 1 and not 3; expected the",
+        "starts with 0x00000801; expected 0x00000803: unsigned bytes along 3 axes",
     ),
     "one byte short": (WHOLE[:-1], "is cut short, at 23 bytes .* expected 24 bytes"),
     "one byte more": (WHOLE + b"\0", "goes on after its data; expected only 24 bytes"),
@@ -110,10 +113,11 @@ def test_no_such_file(tmp_path):
 def test_find_accepts_every_spelling(tmp_path, stem, end):
     path = tmp_path / f"{stem}{end}"
     path.write_bytes(WHOLE)
-    assert find_idx(tmp_path, "train-images-idx3-ubyte") == path
+    assert find_idx(tmp_path, "train-images-idx3-ubyte", "it") == path
 
 
 def test_find_skips_folders(tmp_path):
     """Some archives wrap each file in a folder of the same name."""
     (tmp_path / "train-images-idx3-ubyte").mkdir()
-    assert find_idx(tmp_path, "train-images-idx3-ubyte") is None
+    with pytest.raises(FileNotFoundError, match=r"idx3-ubyte\. It must hold it\."):
+        find_idx(tmp_path, "train-images-idx3-ubyte", "it")

@@ -5,11 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.data.digits import DigitSet, load_digits
-from experiments.data.multimnist import (
-    load_multimnist,
-    make_multimnist,
-    overlay,
-)
+from experiments.data.multimnist import load_multimnist, make_multimnist
 
 
 @pytest.fixture
@@ -26,16 +22,6 @@ def placed(images, top):
     canvas = np.pad(images, [(0, 0), (top, end), (top, end)]).astype(np.float32)
     resized = jax.image.resize(canvas, [len(images), 28, 28], "nearest")
     return ((np.asarray(resized) / 255 - 0.1307) / 0.3081)[..., None]
-
-
-def test_overlay_is_the_maximum_of_both(digits):
-    """overlay(a, b) = max(overlay(a, 0), overlay(0, b)), and each is a shifted copy."""
-    left, right = digits.images[:20], digits.images[20:]
-    zero = np.zeros_like(left)
-    first, second = overlay(left, zero), overlay(zero, right)
-    np.testing.assert_array_equal(overlay(left, right), np.maximum(first, second))
-    np.testing.assert_array_equal(first, np.pad(left, [(0, 0), (0, 8), (0, 8)]))
-    np.testing.assert_array_equal(second, np.pad(right, [(0, 0), (6, 2), (6, 2)]))
 
 
 def test_labels_match_their_digits(digits):

@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments.data.cameras import Camera
 from experiments.data.rendered import load_room_views, load_rooms, load_streets
-from experiments.data.renderer import render
+from experiments.data.rooms import ROOM_CLASSES
+from experiments.data.scene_attributes import answer
+from experiments.data.streets import STREET_CLASSES
 
 SIZE = (24, 32)
 LOADERS = {"rooms": load_rooms, "streets": load_streets, "views": load_room_views}
@@ -21,21 +22,20 @@ def same(first, second):
     return all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
 
 
+def draw_all(data):
+    splits = (data.train, data.validation, data.test)
+    return [split.draw(index) for split in splits for index in range(split.num)]
+
+
 @pytest.mark.parametrize("name", LOADERS)
 def test_shapes_and_source(name):
     data = load(name)
-    samples = data.train.draw([0, 2])
-    images = (2, *SIZE)
-    assert samples.images.shape == samples.normals.shape == (*images, 3)
-    assert samples.images.dtype == np.uint8
-    assert samples.offsets.shape == (*images, 2)
-    for labels in (samples.classes, samples.instances, samples.depth):
-        assert labels.shape == images
-    num_attributes = 0 if name == "streets" else 40
-    assert samples.attributes.shape == (2, len(data.attributes)) == (2, num_attributes)
-    assert samples.positions.shape == (2, 3)
-    assert samples.quaternions.shape == (2, 4)
-    assert samples.classes.max() < len(data.classes)
+    seen = data.train.draw(2).seen
+    assert seen.image.shape == seen.normals.shape == (*SIZE, 3)
+    assert seen.image.dtype == np.uint8
+    assert seen.offsets.shape == (*SIZE, 2)
+    for labels in (seen.classes, seen.instances, seen.depth):
+        assert labels.shape == SIZE
     assert "render" in data.source
     assert "24 x 32 pixels (3 train / 2 validation / 2 test)" in data.source
 
@@ -43,70 +43,61 @@ def test_shapes_and_source(name):
 @pytest.mark.parametrize("name", LOADERS)
 def test_image_depends_on_seed_and_index_only(name):
     """Any order, any number of images; another seed gives another image."""
-    samples = load(name).train.draw([2, 0])
-    assert same(samples, load(name, num=9).train.draw([2, 0]))
-    alone = load(name).train.draw([0])
-    assert same([array[1] for array in samples], [array[0] for array in alone])
-    other = load(name, seed=1).train.draw([0])
-    assert np.mean(other.images != alone.images) > 0.5
-    assert not np.array_equal(other.positions, alone.positions)
-
-
-@pytest.mark.parametrize("name", LOADERS)
-def test_stored_pose_renders_the_image(name):
     train = load(name).train
-    samples, (scene, _) = train.draw([1]), train.view(1)
-    camera = Camera(
-        samples.positions[0], samples.quaternions[0], float(samples.focals[0])
-    )
-    np.testing.assert_array_equal(render(scene, camera, SIZE).image, samples.images[0])
+    last, first = train.draw(2), train.draw(0)
+    again = load(name, num=9).train
+    assert same(first.seen, again.draw(0).seen)
+    assert same(last.seen, again.draw(2).seen)
+    other = load(name, seed=1).train.draw(0)
+    assert np.mean(other.seen.image != first.seen.image) > 0.5
+    assert not np.array_equal(other.camera.position, first.camera.position)
 
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_splits_are_disjoint(name):
     """No camera is in two splits, and no scene either unless there is one only."""
-    data = load(name)
-    views = [
-        split.view(index)
-        for split in (data.train, data.validation, data.test)
-        for index in range(len(split))
-    ]
-    assert len({camera.position.tobytes() for _, camera in views}) == len(views) == 7
-    num_scenes = len({scene.centres.tobytes() for scene, _ in views})
+    drawn = draw_all(load(name))
+    assert len({each.camera.position.tobytes() for each in drawn}) == len(drawn) == 7
+    num_scenes = len({each.scene.centres.tobytes() for each in drawn})
     assert num_scenes == (1 if name == "views" else 7)
 
 
 def test_rooms_differ():
     """Each room of each seed is another one, and none is in the set of rooms."""
-    rooms = [
-        load_room_views(1, 1, 1, room=room, seed=seed)
+    data = [
+        load_room_views(1, 1, 1, room=room, size=(1, 1), seed=seed)
         for room, seed in itertools.product(range(3), range(2))
-    ]
-    scenes = [data.train.view(0)[0] for data in rooms] + [
-        load_rooms(1, 1, 1, seed=seed).train.view(0)[0] for seed in range(2)
-    ]
+    ] + [load_rooms(1, 1, 1, size=(1, 1), seed=seed) for seed in range(2)]
+    scenes = [each.train.draw(0).scene for each in data]
     assert len({scene.centres.tobytes() for scene in scenes}) == 8
 
 
-@pytest.mark.parametrize("name", ["rooms", "streets"])
-def test_every_class_and_attribute_occurs(name):
+@pytest.mark.parametrize(
+    ("name", "classes", "num_attributes"),
+    [("rooms", ROOM_CLASSES, 40), ("streets", STREET_CLASSES, 0)],
+)
+def test_every_class_and_attribute_occurs(name, classes, num_attributes):
     """Classes somewhere, and attributes with both values, each in a tenth or more."""
     num, size = (60, (36, 48)) if name == "rooms" else (45, (32, 64))
-    data = LOADERS[name](num, 1, 1, size=size)
-    drawn = data.train.draw(range(num))
-    assert set(np.unique(drawn.classes)) == set(range(len(data.classes)))
-    named = dict(zip(data.attributes, drawn.attributes.mean(axis=0), strict=True))
-    rare = {key: share for key, share in named.items() if not 0.1 <= share <= 0.9}
-    assert rare == {}
+    train = LOADERS[name](num, 1, 1, size=size).train
+    drawn = [train.draw(index) for index in range(num)]
+    seen = np.concatenate([np.unique(each.seen.classes) for each in drawn])
+    assert set(seen) == set(range(len(classes)))
+    answers = [answer(*each) for each in drawn] if num_attributes else [{}]
+    assert len(answers[0]) == num_attributes
+    shares = {key: np.mean([each[key] for each in answers]) for key in answers[0]}
+    assert {
+        key: share for key, share in shares.items() if not 0.1 <= share <= 0.9
+    } == {}
 
 
 def test_views_look_about():
     """Places and directions of cameras in one room are spread, and clear of things."""
-    data = load("views", num=40)
-    views = [data.train.view(index) for index in range(40)]
-    low, high = views[0][0].space
-    positions = np.stack([camera.position for _, camera in views])
-    quaternions = np.stack([camera.quaternion for _, camera in views])
+    train = load("views", num=40).train
+    drawn = [train.draw(index) for index in range(40)]
+    low, high = drawn[0].scene.space
+    positions = np.stack([each.camera.position for each in drawn])
+    quaternions = np.stack([each.camera.quaternion for each in drawn])
     assert np.all((positions >= low) & (positions <= high))
     assert np.all(positions.std(axis=0) > 0.15 * (high - low))
     assert np.all(quaternions[:, 0] >= 0)
@@ -118,21 +109,12 @@ def test_views_look_about():
     [
         ({"num_train": 0}, "`num_train` must be at least 1, got 0"),
         ({"num_test": -1}, "`num_test` must be at least 1, got -1"),
-        ({"seed": -1}, "`seed` must not be negative, got -1"),
-        ({"room": -2}, "`room` must not be negative, got -2"),
+        ({"seed": -1}, "`seed` must be at least 0, got -1"),
+        ({"room": -2}, "`room` must be at least 0, got -2"),
         ({"size": (0, 4)}, r"`size` must be a height and a width, got \(0, 4\)"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
+    numbers = {"num_train": 3, "num_validation": 2, "num_test": 2}
     with pytest.raises(ValueError, match=message):
-        load_room_views(**settings)
-
-
-def test_bad_indices_are_refused():
-    train = load("rooms").train
-    with pytest.raises(ValueError, match="`index` must be from 0 to 2, got 3"):
-        train.view(3)
-    with pytest.raises(ValueError, match="`index` must be from 0 to 2, got -1"):
-        train.draw([-1])
-    with pytest.raises(ValueError, match="`indices` must not be empty"):
-        train.draw([])
+        load_room_views(**{**numbers, "size": SIZE, **settings})
