@@ -12,18 +12,9 @@ import pandas as pd
 
 import mtlopt
 from experiments.aligned_mtl import multimnist
+from experiments.lab import figures
 from experiments.lab.batches import epoch_order, num_examples, take
-from experiments.lab.figures import (
-    COLOURS,
-    FAINT,
-    STYLE,
-    Curve,
-    draw_curve,
-    finish,
-    pyplot,
-    readable_log_axis,
-    whole_numbers,
-)
+from experiments.lab.figures import COLOURS, FAINT, Curve
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.problem import Problem, stack_seeds
@@ -82,14 +73,7 @@ class Settings(Options):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-
-    Raises:
-      UsageError: if an option, the data or the output folder is at fault.
-    """
+    """Runs the experiment with the options `argv`, see `DESCRIPTION`."""
     settings = parse(NAME, DESCRIPTION, Settings(), argv)
     known = methods_for(len(TASKS))
     if settings.method not in known:
@@ -129,23 +113,17 @@ def make_training(problem: Problem, settings: Settings) -> Training:
     num_train = num_examples(data)
     num_steps = num_train // settings.batch_size
     starts = _starts(settings, num_train)
+    rates = {"epochs": settings.epochs, "learning_rate": settings.learning_rate}
     optimizer = multimnist.make_optimizer(
-        multimnist.Settings(
-            epochs=settings.epochs, learning_rate=settings.learning_rate
-        ),
-        num_steps,
-        settings.method,
+        multimnist.Settings(**rates), num_steps, settings.method
     )
     program = Program(multimnist.make_steps(problem, optimizer), donate_argnums=0)
 
     @jax.jit
+    @jax.vmap
     def measure(run: mtlopt.Run, rows: jax.Array) -> mtlopt.Diagnosis:
-        def one(run: mtlopt.Run, rows: jax.Array) -> mtlopt.Diagnosis:
-            return mtlopt.diagnose(
-                problem.oracle(run.params, take(data, rows), run.state)
-            )
-
-        return jax.vmap(one)(run, rows)
+        grads = problem.oracle(run.params, take(data, rows), run.state)
+        return mtlopt.diagnose(grads)
 
     def start() -> mtlopt.Run:
         params, state = stack_seeds(problem.init, settings.seeds)
@@ -180,27 +158,24 @@ def make_training(problem: Problem, settings: Settings) -> Training:
 def whole_diagnosis(table: pd.DataFrame) -> mtlopt.Diagnosis:
     """Returns all diagnoses; arrays have axes of measurements and seeds."""
     cosine = _course(table, "cosine")
-    one = np.ones_like(cosine)
-    finite = {
-        name: _course(table, name) > 0 for name in ("finite_losses", "finite_gradients")
-    }
+    one, norms = np.ones_like(cosine), _course(table, "norm")
     fields: dict[str, Any] = {
         "cosines": np.stack([one, cosine, cosine, one], -1).reshape(*one.shape, 2, 2),
-        "norms": _course(table, "norm"),
-        **{name: _course(table, name) for name in SCALARS},
-        **finite,
-        "present": np.ones_like(finite["finite_losses"]),
+        "norms": norms,
+        "present": np.ones_like(norms, bool),
         "tasks": TASKS,
+        **{name: _course(table, name) for name in SCALARS},
     }
+    for name in ("finite_losses", "finite_gradients"):
+        fields[name] = _course(table, name) > 0
     return mtlopt.Diagnosis(**fields)
 
 
 def _course(table: pd.DataFrame, name: str) -> np.ndarray:
     """Returns what was recorded, `[measurements, seeds]`, by task with a last axis."""
     own = select(table, name=name)
-    parts = [part for part in TASKS if part in set(own["part"])] or [""]
-    each = [curve(select(own, part=part))[1] for part in parts]
-    return np.stack(each, axis=-1) if parts != [""] else each[0]
+    each = [curve(select(own, part=part))[1] for part in own["part"].unique()]
+    return np.stack(each, axis=-1) if len(each) > 1 else each[0]
 
 
 def make_report(
@@ -261,49 +236,40 @@ def draw_figure(
     def scalar(name: str, label: str, colour: int) -> Curve:
         return Curve(label, steps, _course(table, name), COLOURS[colour])
 
-    ratios = [
-        scalar("norm_ratio", "norm ratio", 2),
-        scalar("dominance_rate", "dominance", 3),
-    ]
-    plt = pyplot()
-    with plt.rc_context(STYLE):
+    ratio = scalar("norm_ratio", "norm ratio", 2)
+    dominance = scalar("dominance_rate", "dominance", 3)
+    gap = scalar("relative_gap", "relative gap", 4)
+    panels = {
+        "training loss": by_task("loss"),
+        "gradient norm": by_task("norm"),
+        "norm ratio, dominance rate": [ratio, dominance],
+        "stationarity gap over mean norm": [gap],
+        "weight of the gradient": by_task("weight"),
+    }
+    plt = figures.pyplot()
+    with plt.rc_context(figures.STYLE):
         figure, grid = plt.subplots(2, 3, figsize=(9.0, 5.0), layout="constrained")
         matrix, *axes = grid.flat
         _draw_matrix(matrix, whole_diagnosis(table).cosines.mean(axis=(0, 1)))
-        _draw(axes[0], "training loss", by_task("loss"))
-        _draw(axes[1], "gradient norm", by_task("norm"), log=True)
-        _draw(axes[2], "norm ratio, dominance rate", ratios, log=True)
-        gap = [scalar("relative_gap", "relative gap", 4)]
-        _draw(axes[3], "stationarity gap over mean norm", gap)
-        axes[3].axhline(
-            len(TASKS) ** -0.5,
-            color=FAINT,
-            linestyle="--",
-            linewidth=1,
-            label="gap of orthogonal ones",
-        )
+        for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+            axis.set(title=title, xlabel="step")
+            axis.grid(axis="y", color=FAINT, linewidth=0.4)
+            for each in curves:
+                figures.draw_curve(axis, each)
+            figures.whole_numbers(axis)
+            if title in ("gradient norm", "norm ratio, dominance rate"):
+                axis.set_yscale("log")
+                figures.readable_log_axis(axis)
+        style: Any = {"color": FAINT, "linestyle": "--", "linewidth": 1}
+        axes[3].axhline(len(TASKS) ** -0.5, label="gap of orthogonal ones", **style)
         axes[3].set_ylim(bottom=0)
-        _draw(axes[4], "weight of the gradient", by_task("weight"))
-        for axis in axes:
-            axis.set_xlabel("step")
         title = mtlopt.METHODS[settings.method].title
         title += " (line: mean over seeds, band: minimum to maximum). "
-        finish(figure, axes, f"{title}Data: {source}", path)
+        figures.finish(figure, axes, f"{title}Data: {source}", path)
         plt.close(figure)
 
 
-def _draw(axis: "Axes", title: str, curves: Sequence[Curve], log: bool = False) -> None:
-    axis.set_title(title)
-    axis.grid(axis="y", color=FAINT, linewidth=0.4)
-    for each in curves:
-        draw_curve(axis, each)
-    whole_numbers(axis)
-    if log:
-        axis.set_yscale("log")
-        readable_log_axis(axis)
-
-
-def _draw_matrix(axis: "Axes", cosines: np.ndarray) -> None:
+def _draw_matrix(axis: "Axes", cosines: jax.Array) -> None:
     """Draws the cosines, from -1 (conflict) to 1, with their numbers."""
     axis.set_title("cosines, mean")
     axis.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1)

@@ -25,26 +25,16 @@ ALIGNMENTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 def make_dominance(
     oracle: mtlopt.Oracle, methods: tuple[str, ...]
 ) -> Callable[..., dict[str, jax.Array]]:
-    """Returns the jitted measurement of all seeds, compiled once for all methods.
+    """Returns the jitted `measure(params, state, order, step, data)` for all methods.
 
-    Args:
-      oracle: the gradients; its problem must have `encode`.
-      methods: those whose aligned gradients are wanted too, where they align.
-
-    Returns:
-      `measure(params, state, order, step, data)`, which returns the dominance rates
-      `[seeds]` on the batch that the given step of the epoch is about to use: `"raw"`
-      for the gradients over the shared parameters, and for each aligning method the
-      rate over the same parameters after its alignment.
+    It returns the dominance rates `[seeds]` on the batch that the given step of the
+    epoch is about to use: `"raw"` for the gradients over the shared parameters, and for
+    each aligning method the rate over the same parameters after its alignment.
     """
     alignments = {name: ALIGNMENTS[name] for name in methods if name in ALIGNMENTS}
 
     def measure(
-        params: PyTree,
-        state: PyTree,
-        order: jax.Array,
-        step: jax.Array,
-        data: PyTree,
+        params: PyTree, state: PyTree, order: jax.Array, step: jax.Array, data: PyTree
     ) -> dict[str, jax.Array]:
         grads = oracle(params, take(data, order[step]), state)
         shared = grads.rows().gramian()

@@ -23,6 +23,7 @@ its 1,001 points the front is interpolated; the error is below 1e-5 in the losse
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -42,22 +43,14 @@ class Loss(NamedTuple):
 
     `a` and `b` are the positive and the negative part of :math:`\tanh(x_2 / 2)` where
     the loss is `split`, one and zero where it is not.
-
-    Attributes:
-      factor: `k`, of the logarithm.
-      offset: `m`.
-      shift: `s`, where the valley `u = 0` is.
-      bend: `d`, to which side it bends.
-      centre: `c`, of the parabola.
-      split: 1 or 0.
     """
 
-    factor: float
-    offset: float
-    shift: float
-    bend: float
-    centre: float = 0.0
-    split: float = 0.0
+    factor: float  # k, of the logarithm
+    offset: float  # m
+    shift: float  # s, where the valley u = 0 is
+    bend: float  # d, to which side it bends
+    centre: float = 0.0  # c, of the parabola
+    split: float = 0.0  # 1 or 0
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the loss at `x`, `[2]`."""
@@ -71,49 +64,77 @@ class Loss(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Landscape:
-    """Two losses, where to start, and what there is to reach.
-
-    Attributes:
-      title: where it is from.
-      losses: the two losses.
-      starts: starting points.
-      pareto_set: parameters whose losses are the Pareto front, in its order,
-        `[points, 2]`.
-      front: the losses there, `[points, 2]`; the first loss increases.
-      tolerance: distance from the front, in units of the losses, that counts as there.
-      window: what a figure shows of the parameters: two lower, two upper bounds.
-      loss_window: the same of the losses.
-    """
+    """Two losses, where to start, and what there is to reach."""
 
     title: str
     losses: tuple[Loss, Loss]
     starts: tuple[tuple[float, float], ...]
-    pareto_set: np.ndarray
-    front: np.ndarray
-    tolerance: float
-    window: tuple[float, float, float, float]
+    pareto_set: np.ndarray  # `[points, 2]`, in the order of the front
+    front: np.ndarray  # the losses there, `[points, 2]`; the first loss increases
+    tolerance: float  # distance from the front, in units of the losses, that is near
+    window: tuple[float, float, float, float]  # of x_1 and x_2, in a figure
     loss_window: tuple[float, float, float, float]
 
     def distance(self, losses: np.ndarray) -> np.ndarray:
-        r"""How much both losses can still fall together: the distance to the front.
+        r"""How much losses `[..., 2]` can still fall together: distances to the front.
 
         .. math:: \min_{p \in \text{front}} \max_i \, (L_i - p_i)
 
         Zero on the front, positive behind it, never negative where losses can be. The
         nearest point has the same difference `p_1 - p_2` as the losses, or is the end
         of the front on that side. NaN in, NaN out.
-
-        Args:
-          losses: `[..., 2]`.
-
-        Returns:
-          Distances `[...]`.
         """
         losses = np.asarray(losses, np.float64)
         gaps = self.front[:, 0] - self.front[:, 1]
         gap = losses[..., 0] - losses[..., 1]
         nearest = [np.interp(gap, gaps, values) for values in self.front.T]
         return np.max(losses - np.stack(nearest, axis=-1), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """One method on one landscape, with the learning rate that is best for it."""
+
+    learning_rate: float
+    # For each start the step at which the run is first within the tolerance, None for
+    # never; the least distance to the front on the way; and that at the end.
+    steps: tuple[int | None, ...]
+    nearest: tuple[float, ...]
+    end: tuple[float, ...]
+    seconds: float  # execution of all starts and learning rates
+    params: np.ndarray  # `[starts, steps + 1, 2]`
+    losses: np.ndarray  # those there, without the scale
+
+
+def best_of_grid(
+    landscape: Landscape,
+    rates: Sequence[float],
+    params: np.ndarray,
+    losses: np.ndarray,
+    seconds: float,
+) -> Outcome:
+    """Chooses a method's learning rate, from runs `[rates, starts, steps + 1, 2]`.
+
+    That with which it comes near from most starts, then in the fewest steps, then the
+    nearest. A run that breaks counts by what it was before.
+    """
+    distance = landscape.distance(losses)
+    near = distance <= landscape.tolerance  # False for NaN
+    reached, steps = np.any(near, axis=-1), np.argmax(near, axis=-1)
+    nearest = np.min(np.where(np.isnan(distance), np.inf, distance), axis=-1)
+    late = np.where(reached, steps, 0).sum(axis=-1)
+    order = np.lexsort((nearest.max(axis=-1), late, -reached.sum(axis=-1)))
+    best = int(order[0])  # the last key counts most
+    arrivals = zip(steps[best].tolist(), reached[best], strict=True)
+    return Outcome(
+        learning_rate=rates[best],
+        steps=tuple(step if there else None for step, there in arrivals),
+        nearest=tuple(nearest[best].tolist()),
+        end=tuple(distance[best, :, -1].tolist()),
+        seconds=seconds,
+        params=params[best],
+        losses=losses[best],
+    )
 
 
 def _yu_front() -> tuple[np.ndarray, np.ndarray]:

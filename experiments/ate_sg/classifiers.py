@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.data.splits import Splits
 from experiments.lab.batches import map_batches
 from experiments.lab.problem import Problem, make_problem
 
@@ -19,15 +20,10 @@ INPUTS = "inputs"
 
 
 class Head(NamedTuple):
-    """What a head's logits mean.
+    """What a head's logits `[batch, outputs]` mean."""
 
-    Attributes:
-      losses: from logits `[batch, outputs]` and labels to the losses `[batch]`.
-      predict: from logits to classes, in the shape of the labels.
-    """
-
-    losses: Callable[[jax.Array, jax.Array], jax.Array]
-    predict: Callable[[jax.Array], jax.Array]
+    losses: Callable[[jax.Array, jax.Array], jax.Array]  # with labels, `[batch]`
+    predict: Callable[[jax.Array], jax.Array]  # classes, in the shape of the labels
 
 
 # One of several classes; labels are int `[batch]`.
@@ -43,12 +39,9 @@ def yes_or_no(positive: float = 1.0, negative: float = 1.0) -> Head:
     .. math:: \ell = -\sum_{i=1}^m \mu_1 \gamma_i \log \hat\gamma_i
         + \mu_0 (1 - \gamma_i) \log (1 - \hat\gamma_i)
 
-    with the sigmoid :math:`\hat\gamma_i` of a logit (section 4.2.2). Labels are
-    `[batch, m]`, or `[batch]` for one question. Scores take all answers as one list.
-
-    Args:
-      positive: :math:`\mu_1`.
-      negative: :math:`\mu_0`.
+    with the sigmoid :math:`\hat\gamma_i` of a logit, `positive` :math:`\mu_1` and
+    `negative` :math:`\mu_0` (section 4.2.2). Labels are `[batch, m]`, or `[batch]` for
+    one question. Scores take all answers as one list.
     """
 
     def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -62,15 +55,10 @@ def yes_or_no(positive: float = 1.0, negative: float = 1.0) -> Head:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier(Problem):
-    """A network that classifies, and its data; its loss is the sum of mean losses.
-
-    Attributes:
-      heads: what they find.
-      latent: `latent(network, batch)`, what the heads read.
-    """
+    """A network that classifies, and its data; its loss is the sum of mean losses."""
 
     heads: Mapping[str, Head]
-    latent: Callable[[Any, PyTree], PyTree]
+    latent: Callable[[Any, PyTree], PyTree]  # from network and batch, for the heads
 
     def encode(self, model: Model, batch: PyTree) -> PyTree:
         """Returns the latent in evaluation mode."""
@@ -112,16 +100,13 @@ class Classifier(Problem):
 def make_classifier(
     build: Callable[[jax.Array], Any],
     heads: Mapping[str, Head],
-    splits: Sequence[Mapping[str, np.ndarray]],
+    data: Splits[Any],
     prepare: Callable[[jax.Array], jax.Array] = lambda inputs: inputs,
 ) -> Classifier:
     """Makes the problem of a network, and puts the data on the device.
 
-    Args:
-      build: from a PRNG key to the network, with a head for each task.
-      heads: what they are for.
-      splits: train, validation and test, each with `INPUTS` and the tasks' labels.
-      prepare: what the network is given instead of a batch of inputs.
+    A split has inputs, then labels, in the order of `heads`; the network is given
+    `prepare` of a batch of inputs.
     """
 
     def loss(task: str, model: Any, z: Any, batch: Any) -> jax.Array:
@@ -131,7 +116,9 @@ def make_classifier(
         return model.encode(prepare(batch[INPUTS]))
 
     losses = {task: functools.partial(loss, task) for task in heads}
-    train, validation, test = (jax.tree.map(jnp.asarray, dict(s)) for s in splits)
-    named = {"train": train, "validation": validation, "test": test}
-    problem = make_problem(build, losses, latent, named)
+    names, splits = (INPUTS, *heads), {}
+    for name in ("train", "validation", "test"):
+        parts = map(jnp.asarray, getattr(data, name))
+        splits[name] = dict(zip(names, parts, strict=True))
+    problem = make_problem(build, losses, latent, splits)
     return Classifier(**vars(problem), heads=heads, latent=latent)

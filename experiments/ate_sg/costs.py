@@ -20,17 +20,11 @@ NO_CODE = {
 
 
 class Costs(NamedTuple):
-    """Costs of an epoch, that of the full gradient being 1.
+    """Costs of an epoch, that of the full gradient being 1."""
 
-    Attributes:
-      shared: an epoch of the shared parameters.
-      task: an epoch of the heads.
-      encode: what the first epoch of a phase of the heads costs besides.
-    """
-
-    shared: float
-    task: float
-    encode: float
+    shared: float  # an epoch of the shared parameters
+    task: float  # an epoch of the heads
+    encode: float  # what the first epoch of a phase of the heads costs besides
 
     def until(self, epochs: int, length: int) -> np.ndarray:
         """Returns the cost from the start to the end of each epoch, `[epochs]`.
@@ -61,10 +55,8 @@ def parameter_costs(problem: Problem) -> Costs:
 def count_params(problem: Problem) -> tuple[int, int]:
     """Returns the numbers of shared and of all parameters."""
     params, _ = jax.eval_shape(problem.init, 0)
-    names = mtlopt.label_params(params, problem.oracle.labels)
-    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
-    shared = [name == "shared" for name in jax.tree.leaves(names)]
-    return sum(np.array(sizes)[shared].tolist()), sum(sizes)
+    shared, total = map(jax.tree.leaves, (params["encoder"], params))
+    return sum(leaf.size for leaf in shared), sum(leaf.size for leaf in total)
 
 
 def flop_costs(problem: Any, batch_size: int) -> Costs:
@@ -74,7 +66,7 @@ def flop_costs(problem: Any, batch_size: int) -> Costs:
     parameter, are few beside those of a batch.
     """
     train, model = problem.splits["train"], jax.eval_shape(problem.init, 0)
-    batch = jax.eval_shape(lambda split: take(split, jnp.arange(batch_size)), train)
+    batch = take(train, jnp.arange(batch_size))
     z = jax.eval_shape(problem.encode, model, batch)
     flops = {}
     for moving, (transform, step) in make_steps(problem, "sgd").items():

@@ -10,12 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.ate_sg.classifiers import (
-    INPUTS,
-    Classifier,
-    make_classifier,
-    yes_or_no,
-)
+from experiments.ate_sg.classifiers import Classifier, make_classifier, yes_or_no
 from experiments.ate_sg.report import METHOD, read_paper, run_experiment
 from experiments.ate_sg.training import NAMES, PAPERS
 from experiments.ate_sg.training import Settings as Common
@@ -119,10 +114,7 @@ def load(settings: Settings) -> tuple[Classifier, str]:
     problem = make_classifier(
         NETWORKS[settings.network],
         TASKS,
-        [
-            dict(zip((INPUTS, *TASKS), split, strict=True))
-            for split in (data.train, data.validation, data.test)
-        ],
+        data,
         prepare=lambda images: jnp.repeat(images, 3, axis=-1),
     )
     name = {"small": "A small ResNet", "resnet50": "ResNet-50"}[settings.network]

@@ -3,7 +3,7 @@
 import collections
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,13 @@ MEDIANS = {
     "best_train_loss": "training loss",
     "last_train_loss": "at the end",
 }
+COMPARED = ["optimizer", "rate"]  # runs that have both in common
+Frame = Any  # of pandas, whose types cannot say what a column is
 Units = Mapping[str, Costs]  # what epochs cost, by parameters and by FLOPs
 Paper = Mapping[str, Mapping[str, str]]
 
 
-def read_paper(tasks: Mapping[str, Any], text: str) -> Paper:
+def read_paper(tasks: Iterable[str], text: str) -> Paper:
     """Reads recall, precision and F1 of all tasks, a line for each `Run.name`."""
     names = [f"{name} {task}" for name in METRICS for task in tasks]
     return tables.read_table(names, text)
@@ -57,16 +59,7 @@ def run_experiment(
     paper: Paper,
     argv: Sequence[str],
 ) -> None:
-    """Trains, and writes and prints the tables beside the paper's.
-
-    Args:
-      name: of the command.
-      title: of the report.
-      settings: of the run.
-      load: from settings to the problem and, in words, what is trained on what.
-      paper: see `read_paper`.
-      argv: what was typed.
-    """
+    """Trains what `load` returns, and writes tables beside the paper's, and figures."""
     try:
         problem, source = load(settings)
     except (OSError, ValueError, ImportError) as error:
@@ -86,13 +79,13 @@ def run_experiment(
             "flops": flop_costs(problem, settings.batch_size),
         }
         seconds = {each: own.seconds() for each, own in phases.items()}
-        summary = summarize(table, settings.runs, units)
+        summary = summarize(table, units)
         command = tables.command_line(name, argv)
         seeds = tables.count(settings.seeds, "seed")
         report = (
             f"# {title}\n\n`{command}`\n\n{source}. Batch {settings.batch_size}, at "
             f"most {settings.epochs} epochs, {seeds}.\n\n"
-            f"{make_tables(summary, settings.runs, paper)}\n\n"
+            f"{make_tables(summary, paper)}\n\n"
             f"{cost_table(units, seconds)}\n"
         )
         folder.write_results(
@@ -105,7 +98,7 @@ def run_experiment(
             runs=summary.to_dict("records"),
             paper=paper,
         )
-        draw_figures(table, settings.runs, units, source, folder.path)
+        draw_figures(table, units, source, folder.path)
     print(f"\n{report}\nWritten to {folder.path}.")
 
 
@@ -129,7 +122,13 @@ def oscillation(loss: Sequence[float] | np.ndarray) -> dict[str, float]:
     return {"change": change, "zigzag": bend / 2, "rises": rises}
 
 
-def by_epoch(own: pd.DataFrame, name: str) -> np.ndarray:
+def by_run(table: Frame) -> Iterator[tuple[Run, Frame]]:
+    """Yields the runs of a table, each with its rows."""
+    for key, own in table.groupby(list(Run._fields), sort=False):
+        yield Run(*key), own
+
+
+def by_epoch(own: Frame, name: str) -> np.ndarray:
     """Returns a run's numbers of a name, summed over the tasks, `[epochs, seeds]`."""
     rows = select(own, name=name)
     wide = rows.pivot(index="epoch", columns=["seed", "part"], values="value")
@@ -137,11 +136,10 @@ def by_epoch(own: pd.DataFrame, name: str) -> np.ndarray:
     return wide.to_numpy().reshape(shape).sum(axis=-1)
 
 
-def summarize(table: pd.DataFrame, runs: Sequence[Run], units: Units) -> pd.DataFrame:
+def summarize(table: Frame, units: Units) -> Frame:
     """Returns the numbers of the tables: a row for each run and seed."""
     summary = []
-    for run in runs:
-        own = select(table, **run._asdict())
+    for run, own in by_run(table):
         losses = {name: by_epoch(own, name) for name in LOSSES}
         for seed, (_, rows) in enumerate(own.groupby("seed")):
             ends = ("epochs", "best_epoch")
@@ -165,19 +163,12 @@ def summarize(table: pd.DataFrame, runs: Sequence[Run], units: Units) -> pd.Data
     return pd.DataFrame(summary)
 
 
-def groups_of(runs: Sequence[Run]) -> Iterator[tuple[str, float, list[Run]]]:
-    """Yields the runs to be compared: of one optimizer and learning rate."""
-    for key, group in itertools.groupby(runs, lambda run: run[:2]):
-        yield *key, list(group)
-
-
-def make_tables(summary: pd.DataFrame, runs: Sequence[Run], paper: Paper) -> str:
+def make_tables(summary: Frame, paper: Paper) -> str:
     """Returns the tables of scores, training and oscillation as Markdown."""
     parts = []
-    for optimizer, rate, group in groups_of(runs):
-        own = select(summary, optimizer=optimizer, rate=rate)
-        by_run = own.groupby("training", sort=False)[summary.columns[5:]]
-        medians: Any = by_run.agg(lambda values: np.median(values))  # NaN stays NaN
+    for (optimizer, rate), own in summary.groupby(COMPARED, sort=False):
+        numbers = own.groupby("training", sort=False)[summary.columns[5:]]
+        medians = numbers.agg(lambda values: np.median(values))  # NaN stays NaN
         for name in LOSSES:
             zigzag = medians[f"{name}_zigzag"]  # the training without phases is last
             medians[f"{name}_relative"] = zigzag / (zigzag.iloc[-1] or math.nan)
@@ -191,7 +182,7 @@ def make_tables(summary: pd.DataFrame, runs: Sequence[Run], paper: Paper) -> str
             f"## {optimizer.upper()}, starting learning rate {rate:g}",
             "Test scores of the best epoch in percent, averages over the classes "
             "weighted by their sizes (± is the standard deviation of the seeds).",
-            _scores_table(own, group, paper),
+            _scores_table(own, paper),
             "Medians of the seeds. Costs are until the best epoch, in full epochs.",
             _median_table(medians, MEDIANS),
             "Oscillation of the summed loss in the last third of the epochs: median "
@@ -203,24 +194,19 @@ def make_tables(summary: pd.DataFrame, runs: Sequence[Run], paper: Paper) -> str
     return "\n\n".join(parts)
 
 
-def _scores_table(own: pd.DataFrame, group: Sequence[Run], paper: Paper) -> str:
+def _scores_table(own: Frame, paper: Paper) -> str:
     names, rows = [name for name in own if ", " in name], []
-    for run in group:
-        each = select(own, **run._asdict())[names].to_numpy().T
-        rows.append([run.title, *(tables.number(values, 100) for values in each)])
+    for run, each in by_run(own):
+        rows.append([run.title, *(tables.number(each[name], 100) for name in names)])
         if run.name in paper:
             values = map(float, paper[run.name].values())
             rows.append(["— paper", *(f"{100 * value:.2f}" for value in values)])
     return tables.markdown_table(["training type", *names], rows)
 
 
-def _median_table(
-    medians: pd.DataFrame, columns: Mapping[str, str], digits: int = 4
-) -> str:
-    values = medians[list(columns)].itertuples(name=None)
-    rows = [
-        [title, *(f"{value:.{digits}g}" for value in row)] for title, *row in values
-    ]
+def _median_table(medians: Frame, columns: Mapping[str, str], digits: int = 4) -> str:
+    cells = medians[list(columns)].map(lambda value: f"{value:.{digits}g}")
+    rows = cells.reset_index().to_numpy().tolist()
     return tables.markdown_table(["training type", *columns.values()], rows)
 
 
@@ -245,14 +231,11 @@ def cost_table(units: Units, seconds: Mapping[str, Mapping[str, float]]) -> str:
     )
 
 
-def draw_figures(
-    table: pd.DataFrame, runs: Sequence[Run], units: Units, source: str, out: Path
-) -> None:
+def draw_figures(table: Frame, units: Units, source: str, out: Path) -> None:
     """Draws losses (the paper's figures 3, 4, 6 to 9) and learning rates (figure 5)."""
-    for optimizer, rate, group in groups_of(runs):
+    for (optimizer, rate), group in table.groupby(COMPARED, sort=False):
         losses, rates = collections.defaultdict(list), {}
-        for run, colour in zip(group, itertools.cycle(COLOURS)):
-            own = select(table, **run._asdict())
+        for (run, own), colour in zip(by_run(group), itertools.cycle(COLOURS)):
             each = by_epoch(own, "learning_rate")
             epochs, seeds = np.arange(1, len(each) + 1), each.shape[1]
             axes = {"epoch": epochs}

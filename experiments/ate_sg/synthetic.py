@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from flax import nnx
 
 from experiments.ate_sg.classifiers import (
-    INPUTS,
     ONE_OF,
     Classifier,
     make_classifier,
@@ -76,10 +75,7 @@ def load(settings: Settings) -> tuple[Classifier, str]:
             rngs=nnx.Rngs(key),
         ),
         TASKS,
-        [
-            {INPUTS: split.points, "quad": split.quadrants, "circ": split.circles}
-            for split in (data.train, data.validation, data.test)
-        ],
+        data,
     )
     return problem, f"Dense layers of {width} on {data.source}"
 

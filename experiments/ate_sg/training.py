@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -73,17 +73,11 @@ class Settings(Options):
 
 
 class Run(NamedTuple):
-    """One training, of all seeds; its fields are columns of the table of records.
-
-    Attributes:
-      optimizer: a name in `OPTIMIZERS`.
-      rate: of learning, to start from.
-      length: of both phases in epochs, `E_0 = E_ts`; 0 for no alternation.
-    """
+    """One training, of all seeds; its fields are columns of the table of records."""
 
     optimizer: str
-    rate: float
-    length: int
+    rate: float  # of learning, to start from
+    length: int  # of both phases in epochs, `E_0 = E_ts`; 0 for no alternation
 
     @property
     def title(self) -> str:
@@ -110,15 +104,10 @@ def moving_at(epoch: int, length: int) -> Moving:
 
 
 def make_steps(problem: Problem, optimizer: str) -> dict[Moving, tuple[Any, Callable]]:
-    """Returns for each phase its optimizer and its training step.
+    """Returns for each phase its optimizer, and `step(run, z, batch)`.
 
-    Args:
-      problem: what is trained.
-      optimizer: a name in `OPTIMIZERS`; each block gets one of its own.
-
-    Returns:
-      Pairs of an Optax transform, with the learning rate in its state, and
-      `step(run, z, batch) -> (run, losses)`; `z` is read in the phase "task" only.
+    The optimizer, one for each block, has the learning rate in its state. The step
+    returns the run and the losses; it reads `z` in the phase "task" only.
     """
     oracle = problem.oracle
 
@@ -157,13 +146,7 @@ class State(NamedTuple):
 
 
 class Phases:
-    """The compiled epochs of one optimizer, for any learning rate and phase length.
-
-    Args:
-      problem: what is trained.
-      settings: of the run.
-      optimizer: a name in `OPTIMIZERS`.
-    """
+    """The compiled epochs of one optimizer, for any learning rate and phase length."""
 
     def __init__(self, problem: Classifier, settings: Settings, optimizer: str):
         self._problem, self._settings = problem, settings
@@ -173,7 +156,7 @@ class Phases:
         for moving, (transform, step) in make_steps(problem, optimizer).items():
             self._inits[moving] = jax.vmap(transform.init)
             one_seed = functools.partial(self._one_seed, step)
-            all_seeds = jax.vmap(one_seed, in_axes=(0, 0, None, 0, None, None))
+            all_seeds = jax.vmap(one_seed, in_axes=(0, 0, None, 0, None))
             self._programs[moving] = Program(all_seeds, donate_argnums=0)
         self._num_train = num_examples(problem.splits["train"])
         sizes = (self._num_train, settings.batch_size, settings.seeds)
@@ -244,13 +227,11 @@ class Phases:
     ) -> tuple[State, Values]:
         """Trains epoch `number`, from 0, which decides the order of the examples.
 
-        Returns:
-          The state after it, and the losses and learning rates of the seeds, NaN for
-          those that have stopped. The state before it is donated.
+        Returns the state after it, and the losses and learning rates of the seeds, NaN
+        for those that have stopped. The state before it is donated.
         """
-        splits = self._problem.splits
-        args = (state, self._order(number), learning_rate, features)
-        return self._programs[moving](*args, splits["train"], splits["validation"])
+        order, splits = self._order(number), self._problem.splits
+        return self._programs[moving](state, order, learning_rate, features, splits)
 
     def finish(self, state: State) -> Values:
         """Returns how long each seed trained, and the best models' test scores."""
@@ -280,10 +261,10 @@ class Phases:
         order: jax.Array,
         learning_rate: jax.Array,
         features: Features | None,
-        train: PyTree,
-        validation: PyTree,
+        splits: Mapping[str, PyTree],
     ) -> tuple[State, dict[str, jax.Array]]:
         problem, pace = self._problem, state.pace
+        train, validation = splits["train"], splits["validation"]
         learning_rate = learning_rate * pace.plateau.scale
 
         def body(run: mtlopt.Run, rows: jax.Array) -> Any:

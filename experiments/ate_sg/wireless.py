@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flax import nnx
 
-from experiments.ate_sg.classifiers import INPUTS, ONE_OF, Classifier, make_classifier
+from experiments.ate_sg.classifiers import ONE_OF, Classifier, make_classifier
 from experiments.ate_sg.report import METHOD, read_paper, run_experiment
 from experiments.ate_sg.training import NAMES, PAPERS
 from experiments.ate_sg.training import Settings as Common
@@ -77,14 +77,8 @@ def load(settings: Settings) -> tuple[Classifier, str]:
     problem = make_classifier(
         lambda key: SignalNet(trunk, heads, rngs=nnx.Rngs(key)),
         TASKS,
-        [
-            {
-                INPUTS: split.signals.reshape(len(split.signals), -1),
-                "mod": split.modulations,
-                "sig": split.signal_types,
-            }
-            for split in (data.train, data.validation, data.test)
-        ],
+        data,
+        prepare=lambda signals: signals.reshape(len(signals), -1),
     )
     widths = ", ".join(map(str, trunk))
     return problem, f"Convolutions of {widths} channels on {data.source}"

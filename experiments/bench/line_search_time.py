@@ -36,11 +36,11 @@ from experiments.fast_line_search.methods import (
     DIRECTIONS,
     Method,
     Problem,
+    in_turns,
     make_methods,
     make_step,
     start,
 )
-from experiments.fast_line_search.timing import in_turns
 from experiments.lab.batches import take
 from experiments.lab.program import Program
 from experiments.lab.tables import markdown_table

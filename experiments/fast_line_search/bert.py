@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.data.sts import Split, Sts, load_sts
+from experiments.data.sts import Sts, load_sts
 from experiments.fast_line_search import experiment as shared
 from experiments.fast_line_search.methods import Problem, make_problem
 from experiments.lab.settings import parse
@@ -97,17 +97,14 @@ def bert_problem(data: Sts, size: str) -> Problem:
 
     def judge(output: jax.Array, batch: Any, task: Any) -> dict[str, jax.Array]:
         del task  # all three are the same, as in the paper
-        miss = output[:, 0] - batch["scores"]
+        miss = output[:, 0] - batch.scores
         return {"loss": miss**2, "error": jnp.abs(miss)}
-
-    def on_device(split: Split) -> dict[str, jax.Array]:
-        return {name: jnp.asarray(part) for name, part in split._asdict().items()}
 
     return make_problem(
         build,
         NUM_TASKS,
-        lambda batch: (batch["tokens"], batch["segments"], batch["mask"]),
+        lambda batch: (batch.tokens, batch.segments, batch.mask),
         judge,
-        on_device(data.train),
-        on_device(data.test),
+        data.train,
+        data.test,
     )

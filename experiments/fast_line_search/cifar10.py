@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.data.cifar10 import Cifar10, Split, load_cifar10
+from experiments.data.cifar10 import Cifar10, load_cifar10
 from experiments.fast_line_search import experiment as shared
 from experiments.fast_line_search.methods import Problem, make_problem
 from experiments.lab.settings import parse
@@ -87,24 +86,18 @@ def resnet_problem(data: Cifar10, width: int) -> Problem:
         model = resnet(18, heads, width=width, small_images=True, rngs=nnx.Rngs(key))
         return stack_heads(model)
 
-    def on_device(split: Split) -> dict[str, jax.Array]:
-        return {
-            "image": jnp.asarray(split.images),
-            "label": jnp.asarray(split.labels),
-        }
-
     return make_problem(
         build,
         NUM_TASKS,
-        lambda batch: (batch["image"],),
+        lambda batch: (batch.images,),
         one_vs_rest,
-        on_device(data.train),
-        on_device(data.test),
+        data.train,
+        data.test,
     )
 
 
 def one_vs_rest(logits: jax.Array, batch: Any, task: Any) -> dict[str, jax.Array]:
     """Returns cross entropy and error of "this class or not", for each example."""
-    is_class = batch["label"] == task
+    is_class = batch.labels == task
     losses = optax.sigmoid_binary_cross_entropy(logits[:, 0], is_class * 1.0)
     return {"loss": losses, "error": ((logits[:, 0] > 0) != is_class) * 1.0}

@@ -15,18 +15,19 @@ from experiments.fast_line_search.methods import (
     BETAS,
     Method,
     Problem,
+    in_turns,
     make_methods,
     make_step,
     start,
 )
-from experiments.fast_line_search.timing import time_methods
+from experiments.lab import tables
 from experiments.lab.batches import host_order, map_batches, num_examples, take
 from experiments.lab.figures import COLOURS, FAINT, Curve, draw_panels
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.program import Program
 from experiments.lab.settings import Options, UsageError
-from experiments.lab.tables import command_line, count, markdown_table, number
+from experiments.lab.tables import count, number
 
 PyTree = Any
 Frame = Any  # of pandas, whose types cannot say what a column is
@@ -44,6 +45,7 @@ FIGURES = {
 }
 
 _EVALUATION_BATCH = 500  # examples per forward pass: bounds the memory
+_COST_ROUNDS = 9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,33 +77,20 @@ class Settings(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What the tables of an experiment are about.
-
-    Attributes:
-      name: of the experiment.
-      title: of the report.
-      network: and what else the reader must know, a sentence or two.
-      source: where the data come from.
-      error: what it is, with its unit.
-      factor: by which errors are multiplied to have that unit.
-      paper_times: of the paper's steps, as multiples of SGD's, by method.
-    """
+    """What the tables of an experiment are about."""
 
     name: str
     title: str
-    network: str
-    source: str
-    error: str = "error [%]"
-    factor: float = 100.0
+    network: str  # and what else the reader must know, a sentence or two
+    source: str  # of the data
+    error: str = "error [%]"  # what it is, with its unit
+    factor: float = 100.0  # by which errors are multiplied to have that unit
+    # Of the paper's steps, as multiples of SGD's, by method.
     paper_times: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load(loader: Callable[..., Any], settings: Settings, **more: Any) -> Any:
-    """Returns the data of as many examples as the settings say.
-
-    Raises:
-      UsageError: if the data are at fault.
-    """
+    """Returns the data of as many examples as the settings say."""
     try:
         return loader(
             None if settings.data_dir is None else Path(settings.data_dir),
@@ -114,16 +103,9 @@ def load(loader: Callable[..., Any], settings: Settings, **more: Any) -> Any:
 
 
 def run_experiment(
-    subject: Subject,
-    settings: Settings,
-    problem: Problem,
-    argv: Sequence[str],
+    subject: Subject, settings: Settings, problem: Problem, argv: Sequence[str]
 ) -> None:
-    """Trains all runs, measures costs, and writes metrics, tables and figures.
-
-    Raises:
-      UsageError: if the batch size or the output folder is at fault.
-    """
+    """Trains all runs, measures costs, and writes metrics, tables and figures."""
     num_train = num_examples(problem.splits["train"])
     if settings.batch_size > num_train:
         raise UsageError(
@@ -141,14 +123,12 @@ def run_experiment(
         trainings = make_trainings(problem, methods, programs, settings)
         records = train(trainings, settings.epochs, problem.tasks, folder)
         table = wide(records, subject.factor)
-        text, costs = time_methods(
-            problem, methods, programs, settings.batch_size, subject.paper_times
-        )
-        report = make_report(subject, settings, methods, table) + text
+        costs = measure_costs(problem, methods, programs, settings.batch_size)
+        report = make_report(subject, settings, methods, table, costs)
         folder.write_results(
             settings,
             report,
-            command=command_line(subject.name, argv),
+            command=tables.command_line(subject.name, argv),
             data={"source": subject.source, "stand_in": settings.data_dir is None},
             runs=last(table).reset_index().to_dict("records"),
             costs=costs,
@@ -198,6 +178,24 @@ def make_trainings(
         for value in method.values
         for seed in range(settings.seeds)
     ]
+
+
+def measure_costs(
+    problem: Problem,
+    methods: Mapping[str, Method],
+    programs: Mapping[str, Program],
+    batch_size: int,
+) -> dict[str, dict[str, float]]:
+    """Measures a step of each method, at its first value, in turns."""
+    runs, steps = {}, {}
+    for name, method in methods.items():
+        value = method.values[0]
+        runs[name] = start(problem, method, value, 0)
+        steps[name] = functools.partial(programs[name], jnp.float32(value))
+    data = problem.splits["train"]
+    seconds, trials = in_turns(steps, runs, data, batch_size, _COST_ROUNDS)
+    operations = {name: programs[name].operations for name in methods}
+    return {"seconds": seconds, "operations": operations, "trials": trials}
 
 
 def make_evaluate(problem: Problem) -> Callable[[mtlopt.Run, PyTree], Values]:
@@ -252,23 +250,18 @@ def make_report(
     settings: Settings,
     methods: Mapping[str, Method],
     table: Frame,
+    costs: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """Returns the tables of losses and errors as Markdown."""
-    ends = last(table)
-    scores = [
-        name.replace("error", subject.error).replace("_", " ", 1) for name in SCORES
-    ]
-    rows = [
-        [
-            method.title,
-            f"{method.symbol} = {value:.4g}",
-            *_scores(_of(ends, name, value)),
-            *_searched(_of(table, name, value)),
-        ]
-        for name, method in methods.items()
-        for value in method.values
-    ]
+    """Returns the tables of losses, errors and costs as Markdown."""
+    ends, rows = last(table), []
+    words = (name.replace("_", " ") for name in SCORES)
+    scores = [text.replace("error", subject.error) for text in words]
     searched = [name.replace("_", " ") for name in SEARCHED]
+    for name, method in methods.items():
+        for value in method.values:
+            row = [method.title, f"{method.symbol} = {value:.4g}"]
+            row += _scores(_of(ends, name, value))
+            rows.append(row + _searched(_of(table, name, value)))
     parts = [
         f"# {subject.title}",
         f"Data: {subject.source}. {subject.network} Batch {settings.batch_size}, "
@@ -277,7 +270,7 @@ def make_report(
         "of the linear decrease that a line search asks for, η a learning rate. FBLS + "
         f"decay halves its upper bound every {count(settings.decay_every, 'epoch')}.",
         "## After the last epoch, mean over the tasks",
-        markdown_table(["method", "value", *scores, *searched], rows),
+        tables.markdown_table(["method", "value", *scores, *searched], rows),
     ]
     if "fbls" in methods:
         parts.append(_comparison(subject, methods, table))
@@ -285,7 +278,17 @@ def make_report(
         searches = ("fbls", "bls")
         rows = [[methods[name].title, *_scores(_of(ends, name))] for name in searches]
         parts.append("## FBLS and BLS, over all β (figure 4)")
-        parts.append(markdown_table(["method", *scores], rows))
+        parts.append(tables.markdown_table(["method", *scores], rows))
+    titles = {name: method.title for name, method in methods.items()}
+    base = "sgd" if "sgd" in methods else settings.methods[0]
+    parts += [
+        "## Cost of a step",
+        f"After the training, methods in turns, the fastest of {_COST_ROUNDS} steps; "
+        f"multiples are of {titles[base]}. XLA counts one trial.",
+        tables.cost_table(
+            costs["seconds"], costs["operations"], titles, base, subject.paper_times
+        ),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,20 +1,21 @@
-"""Problems and methods of "Fast line search for multi-task learning", and their step.
-
-The experiments are `multimnist`, `cifar10` and `bert`.
-"""
+"""Problems, methods and steps of "Fast line search for multi-task learning"."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import statistics
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 import mtlopt
 from experiments.lab import problem as lab
-from experiments.lab.batches import take
+from experiments.lab.batches import num_examples, take
+from experiments.lab.program import fastest
 
 PyTree = Any
 
@@ -32,13 +33,9 @@ DIRECTIONS = {"mgda": mtlopt.mgda, "edm": mtlopt.edm, "pcgrad": mtlopt.pcgrad}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem(lab.Problem):
-    """What is trained, and how it is judged; its splits are `train` and `test`.
+    """What is trained, and how it is judged; its splits are `train` and `test`."""
 
-    Attributes:
-      score: `score(params, state, batch)`, the loss and the error of each example,
-        `[tasks, batch]` each.
-    """
-
+    # From parameters, state and batch to loss and error, each `[tasks, batch]`.
     score: Callable[[PyTree, PyTree, PyTree], dict[str, jax.Array]]
 
 
@@ -50,15 +47,15 @@ def make_problem(
     train: PyTree,
     test: PyTree,
 ) -> Problem:
-    """Returns the problem of a network with stacked heads.
+    """Returns the problem of a network with heads stacked by `stack_heads`.
 
     Args:
-      build: from a PRNG key to the network, its heads stacked by `stack_heads`.
+      build: from a PRNG key to the network.
       num_tasks: of the heads.
       inputs: from a batch to the arguments of the encoder.
       judge: `judge(output, batch, task)`, the loss and the error of each example, from
         one head's output, `[batch, outputs]`. The loss of a task is the mean.
-      train: the split to learn from.
+      train: the split to learn from, which is put on the device.
       test: that to judge by.
     """
 
@@ -68,8 +65,8 @@ def make_problem(
     def loss(model: Any, z: Any, task: Any, batch: PyTree) -> jax.Array:
         return jnp.mean(judge(model.heads["stacked"](z), batch, task)["loss"])
 
-    losses, splits = mtlopt.stacked(loss, num_tasks), {"train": train, "test": test}
-    made = lab.make_problem(build, losses, encode, splits)
+    splits = jax.tree.map(jnp.asarray, {"train": train, "test": test})
+    made = lab.make_problem(build, mtlopt.stacked(loss, num_tasks), encode, splits)
 
     def score(params: PyTree, state: PyTree, batch: PyTree) -> dict[str, jax.Array]:
         model = made.network(params, state)
@@ -85,19 +82,12 @@ def make_problem(
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A way to choose the step, at several values of its one number.
+    """A way to choose the step, at several values of its one number."""
 
-    Attributes:
-      title: what tables call it.
-      symbol: of the number: `"β"`, a share of the linear decrease, which is no learning
-        rate, or `"η"`, a learning rate.
-      values: that are run.
-      make: from a value, which may be traced, to the complete optimizer.
-    """
-
-    title: str
-    symbol: str
-    values: tuple[float, ...]
+    title: str  # in tables
+    symbol: str  # "β", a share of the linear decrease, or "η", a learning rate
+    values: tuple[float, ...]  # that are run
+    # From a value, which may be traced, to the complete optimizer.
     make: Callable[[Any], optax.GradientTransformation]
 
 
@@ -105,9 +95,7 @@ def make_methods(
     num_tasks: int, decay_steps: int, direction: str = "mgda"
 ) -> dict[str, Method]:
     """Returns all methods; FBLS + decay halves its bound every `decay_steps`."""
-
-    def find() -> optax.GradientTransformation:
-        return DIRECTIONS[direction](num_tasks)
+    find = functools.partial(DIRECTIONS[direction], num_tasks)
 
     def fast(**options: Any) -> Callable[[Any], optax.GradientTransformation]:
         return lambda beta: mtlopt.fast_backtracking(find(), beta=beta, **options)
@@ -164,3 +152,36 @@ def start(problem: Problem, method: Method, value: float, seed: int) -> mtlopt.R
     """Returns what there is before the first step."""
     params, state = problem.init(seed)
     return mtlopt.Run(params, method.make(value).init(params), state)
+
+
+def in_turns(
+    steps: Mapping[str, Callable[..., tuple[mtlopt.Run, Any]]],
+    runs: Mapping[str, mtlopt.Run],
+    data: PyTree,
+    batch_size: int,
+    rounds: int,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Times `step(run, rows, data)` by name, in turns, on batches that all share.
+
+    Returns by name the seconds of the fastest of so many steps, and of line searches
+    the mean trials.
+    """
+    rng, num = np.random.default_rng(0), num_examples(data)
+    # One more than is timed, to warm up.
+    order = [jnp.asarray(rng.permutation(num)[:batch_size]) for _ in range(rounds + 1)]
+    trials: dict[str, list[Any]] = {}
+
+    def make_call(name: str) -> Callable[[], mtlopt.Run]:
+        run, batches = runs[name], iter(order)
+
+        def call() -> mtlopt.Run:
+            nonlocal run
+            run, did = steps[name](run, next(batches), data)
+            if "trials" in did:
+                trials.setdefault(name, []).append(did["trials"])
+            return run
+
+        return call
+
+    seconds = fastest({name: make_call(name) for name in steps}, rounds)
+    return seconds, {name: statistics.fmean(own[1:]) for name, own in trials.items()}

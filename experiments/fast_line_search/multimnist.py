@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.data.multimnist import MultiMnist, Split, load_multimnist
+from experiments.data.multimnist import MultiMnist, load_multimnist
 from experiments.fast_line_search import experiment as shared
 from experiments.fast_line_search.methods import Problem, make_problem
 from experiments.lab.settings import parse
@@ -62,19 +62,15 @@ def lenet5_problem(data: MultiMnist) -> Problem:
     """Returns LeNet-5 with stacked linear heads, on the device's data."""
 
     def judge(logits: jax.Array, batch: Any, task: Any) -> dict[str, jax.Array]:
-        labels = batch["labels"][:, task]
+        labels = jnp.stack([batch.left_labels, batch.right_labels])[task]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {"loss": losses, "error": (jnp.argmax(logits, -1) != labels) * 1.0}
-
-    def on_device(split: Split) -> dict[str, jax.Array]:
-        labels = jnp.stack([split.left_labels, split.right_labels], axis=1)
-        return {"image": jnp.asarray(split.images), "labels": labels}
 
     return make_problem(
         lambda key: stack_heads(LeNet5(TASKS, rngs=nnx.Rngs(key))),
         len(TASKS),
-        lambda batch: (batch["image"],),
+        lambda batch: (batch.images,),
         judge,
-        on_device(data.train),
-        on_device(data.test),
+        data.train,
+        data.test,
     )

@@ -1,6 +1,7 @@
 """What the tasks of `task_groups` are: forty attributes, or three kinds of labels."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,21 +29,15 @@ MIXED_TASKS = ("digit", "slant", "ink")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """A part of the experiment.
-
-    Attributes:
-      problem: what is trained; its splits are `train`, `validation` and `test`.
-      score: `score(params, state, batch)`, metrics of each example, `[tasks, batch]`.
-      measures: from their means over a split to the numbers that are reported.
-      criterion: the measure that chooses, the smaller the better.
-      source: where the data come from, in words.
-    """
+    """A part of the experiment."""
 
     problem: Problem
+    # From parameters, state and batch to metrics of each example, `[tasks, batch]`.
     score: Callable[[Any, Any, Any], dict[str, jax.Array]]
+    # From their means over a split to the numbers that are reported.
     measures: Callable[[Metrics], dict[str, np.ndarray]]
-    criterion: str
-    source: str
+    criterion: str  # the measure that chooses, the smaller the better
+    source: str  # of the data
 
 
 def attributes(digits: Digits) -> Part:
@@ -85,11 +80,8 @@ def attributes(digits: Digits) -> Part:
     def measures(metrics: Metrics) -> dict[str, np.ndarray]:
         either = metrics["said"] + metrics["true"]
         f1 = 2 * metrics["hit"] / np.where(either == 0, 1, either)
-        return {
-            "loss": metrics["loss"].mean(axis=1),
-            "error": metrics["error"].mean(axis=1),
-            "f1": f1.mean(axis=1),
-        }
+        each = {"loss": metrics["loss"], "error": metrics["error"], "f1": f1}
+        return {name: values.mean(axis=1) for name, values in each.items()}
 
     return Part(problem, score, measures, "loss", f"40 attributes of {digits.source}")
 
@@ -126,10 +118,10 @@ def mixed(digits: Digits) -> Part:
             return optax.softmax_cross_entropy_with_integer_labels(out, batch[task])
         return (out[:, 0] - batch[task]) ** 2
 
-    def make_loss(task: str) -> Callable[..., jax.Array]:
-        return lambda *args: jnp.mean(example_losses(task, *args))
+    def loss(task: str, model: Any, z: Any, batch: Any) -> jax.Array:
+        return jnp.mean(example_losses(task, model, z, batch))
 
-    losses = {task: make_loss(task) for task in MIXED_TASKS}
+    losses = {task: functools.partial(loss, task) for task in MIXED_TASKS}
     problem = make_problem(build, losses, _encode, _splits(digits, split))
 
     def score(params: Any, state: Any, batch: Any) -> dict[str, jax.Array]:
@@ -141,10 +133,8 @@ def mixed(digits: Digits) -> Part:
         return {"loss": jnp.stack(losses), "error": jnp.stack(errors)}
 
     def measures(metrics: Metrics) -> dict[str, np.ndarray]:
-        numbers = {
-            "loss": metrics["loss"].mean(axis=1),
-            "relative_loss": (metrics["loss"] / constant).mean(axis=1),
-        }
+        each = {"loss": metrics["loss"], "relative_loss": metrics["loss"] / constant}
+        numbers = {name: values.mean(axis=1) for name, values in each.items()}
         for index, task in enumerate(MIXED_TASKS):
             for name in ("loss", "error"):
                 numbers[f"{task}_{name}"] = metrics[name][:, index]

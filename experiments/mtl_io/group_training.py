@@ -27,15 +27,11 @@ _COST_ROUNDS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How the tasks move.
+    """How the tasks move."""
 
-    Attributes:
-      groups: number of groups; one is the summed loss (SUS).
-      individual: whether each group has an optimizer state of its own for the shared
-        parameters (IO), or all have one (IUS).
-    """
-
-    groups: int
+    groups: int  # one is the summed loss (SUS)
+    # Whether each group has an optimizer state of its own for the shared parameters
+    # (IO), or all have one (IUS).
     individual: bool = True
 
     @property
@@ -103,7 +99,7 @@ def make_groups(num_tasks: int, num_groups: int, seeds: int) -> jax.Array:
 
 
 def make_epoch(part: Part, way: Way) -> Callable[..., tuple[mtlopt.Run, jax.Array]]:
-    """Returns the training epoch of all runs: `epoch(run, rate, groups, order, data)`.
+    """Returns `epoch(run, rate, groups, order, data)`, an epoch of all runs.
 
     All but the data have a leading axis of runs. It returns the new run and the summed
     loss, mean over the epoch, `[runs]`.
@@ -137,15 +133,7 @@ def make_training(
     settings: Settings,
     evaluate: Callable[[mtlopt.Run, PyTree], Values],
 ) -> Timed:
-    """Returns the training of all learning rates and seeds of a way.
-
-    Args:
-      name: of the part.
-      part: what is trained.
-      way: how the tasks move.
-      settings: of the experiment.
-      evaluate: see `make_evaluate`.
-    """
+    """Returns the training of all learning rates and seeds of a way."""
     problem, seeds, rates = part.problem, settings.seeds, settings.learning_rates
     splits, num_train = problem.splits, num_examples(problem.splits["train"])
     turns = num_train // settings.batch_size * way.groups
@@ -209,25 +197,25 @@ def make_evaluate(part: Part) -> Callable[[mtlopt.Run, PyTree], Values]:
 def measure_costs(trainings: Mapping[str, Timed]) -> dict[str, dict[str, float]]:
     """Measures an epoch of each way, in turns, after the training.
 
-    Returns:
-      By name, `"seconds"` of an epoch of all runs, and the bytes of the optimizer's
-      state of one run: `"shared"`, for the shared parameters, and `"heads"`.
+    Returns by name `"seconds"` of an epoch of all runs, and the bytes of the state of
+    one run's optimizer: `"shared"`, for the shared parameters, and `"heads"`.
     """
     runs = {name: training.start() for name, (training, _) in trainings.items()}
-
-    def size(tree: PyTree) -> int:
-        return sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(tree))
-
-    def sizes(run: mtlopt.Run) -> dict[str, float]:
-        optimizers, _ = run.opt_state
-        return {"shared": size(optimizers.shared), "heads": size(optimizers.heads)}
+    states = {name: run.opt_state[0] for name, run in runs.items()}
+    costs: dict[str, dict[str, float]] = {
+        name: {"shared": _size(state.shared), "heads": _size(state.heads)}
+        for name, state in states.items()
+    }
 
     def call(name: str) -> mtlopt.Run:
         runs[name] = trainings[name][1](runs[name])
         return runs[name]
 
-    costs = {name: sizes(run) for name, run in runs.items()}
     calls = {name: functools.partial(call, name) for name in runs}
     for name, seconds in fastest(calls, _COST_ROUNDS).items():
         costs[name]["seconds"] = seconds
     return costs
+
+
+def _size(tree: PyTree) -> int:
+    return sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(tree))

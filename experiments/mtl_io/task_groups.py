@@ -111,14 +111,7 @@ FULL = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the experiment.
-
-    Args:
-      argv: the options, see `DESCRIPTION`.
-
-    Raises:
-      UsageError: if an option, the data or the output folder is at fault.
-    """
+    """Runs the experiment with the options `argv`, see `DESCRIPTION`."""
     settings = read(argv)
     digits = load(settings)
     report, results = [_head(settings, argv)], {}
@@ -183,22 +176,17 @@ def load(settings: Settings) -> Digits:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """The results of a part, with its name, its problem and the settings' titles.
-
-    Attributes:
-      table: all that was recorded, by setting, learning rate, seed and epoch.
-      best: the rows that validation chose, by setting and seed: of a setting the rate
-        with the lowest loss, mean over the seeds of each one's best epoch.
-      rate: that with the lowest validation loss, mean over the settings.
-      epoch: at that rate, that with the lowest validation loss, mean over the settings.
-      distances: then, by setting and seed.
-    """
+    """The results of a part."""
 
     name: str
     part: Part
-    titles: list[str]
-    table: Frame
+    titles: list[str]  # of the settings
+    table: Frame  # all that was recorded, by setting, learning rate, seed and epoch
+    # The rows that validation chose, by setting and seed: of a setting the rate with
+    # the lowest loss, mean over the seeds of each one's best epoch.
     best: Frame
+    # Those of the lowest validation loss, mean over the settings, and the distances
+    # there, by setting and seed.
     rate: float
     epoch: int
     distances: Frame
@@ -312,27 +300,20 @@ def _verdict(outcome: Outcome) -> str:
 def _rates_table(outcome: Outcome) -> str:
     found = lowest(outcome.table, outcome.part.criterion)
     means = found.groupby(KEYS[:2]).mean().unstack("learning_rate")
-    rows = [
-        [own, *(f"{loss:.4f}" for loss in means.loc[own])] for own in outcome.titles
-    ]
-    return markdown_table(["setting", *(f"{rate:g}" for rate in means)], rows)
+    cells = means.loc[outcome.titles].map("{:.4f}".format).reset_index()
+    header = ["setting", *(f"{rate:g}" for rate in means)]
+    return markdown_table(header, cells.to_numpy().tolist())
 
 
 def _costs_table(costs: Mapping[str, Mapping[str, float]]) -> str:
     header = ["setting", "seconds an epoch", "relative to SUS"]
     header += ["state, shared [KiB]", "relative to SUS", "state, heads [KiB]"]
-    base = next(iter(costs.values()))
-    rows = [
-        [
-            title,
-            f"{own['seconds']:.2f}",
-            f"{own['seconds'] / base['seconds']:.1f}",
-            f"{own['shared'] / 1024:.1f}",
-            f"{own['shared'] / base['shared']:.1f}",
-            f"{own['heads'] / 1024:.1f}",
-        ]
-        for title, own in costs.items()
-    ]
+    base, rows = next(iter(costs.values())), []
+    for title, own in costs.items():
+        seconds, shared = (own[key] / base[key] for key in ("seconds", "shared"))
+        row = [title, f"{own['seconds']:.2f}", f"{seconds:.1f}"]
+        row += [f"{own['shared'] / 1024:.1f}", f"{shared:.1f}"]
+        rows.append([*row, f"{own['heads'] / 1024:.1f}"])
     return markdown_table(header, rows)
 
 

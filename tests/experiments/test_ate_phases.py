@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 from flax import nnx
 
-from experiments.ate_sg.classifiers import INPUTS, ONE_OF, make_classifier, yes_or_no
+from experiments.ate_sg.classifiers import ONE_OF, make_classifier, yes_or_no
 from experiments.ate_sg.costs import Costs, count_params, flop_costs, parameter_costs
 from experiments.ate_sg.mammography import NETWORKS
 from experiments.ate_sg.mammography import TASKS as MAMMOGRAPHY_TASKS
 from experiments.ate_sg.report import by_epoch, draw_figures, make_tables, summarize
 from experiments.ate_sg.training import OPTIMIZERS, Phases, Run, Settings, moving_at
 from experiments.data.quadrants import load_quadrants
+from experiments.data.splits import Splits
 from experiments.lab import loop
 from experiments.lab.batches import epoch_order, num_examples, take
 from experiments.lab.folder import RunFolder
@@ -41,10 +42,7 @@ def mlp_problem(width=8, num_points=200):
     return make_classifier(
         lambda key: MultiTaskMLP(trunk=(width,), heads=heads, rngs=nnx.Rngs(key)),
         TASKS,
-        [
-            {INPUTS: split.points, "quad": split.quadrants, "circ": split.circles}
-            for split in (data.train, data.validation, data.test)
-        ],
+        data,
     )
 
 
@@ -202,10 +200,10 @@ def test_a_broken_run_stops_without_a_best_epoch(phases, tmp_path):
     with folder(tmp_path / "out") as out:
         table = loop.train([phases().training(run)], 40, tuple(TASKS), out)
     assert table["epoch"].max() == 5
-    summary = summarize(table, [run], UNITS)
+    summary = summarize(table, UNITS)
     assert summary["epochs"].tolist() == [5] * 3
-    assert "nan" in make_tables(summary, [run], {})
-    draw_figures(table, [run], UNITS, "x", tmp_path)
+    assert "nan" in make_tables(summary, {})
+    draw_figures(table, UNITS, "x", tmp_path)
     assert (tmp_path / "losses_sgd_1e+30.png").exists()
 
 
@@ -282,13 +280,15 @@ def norm_problem():
 
     def split(num):
         images = rng.normal(size=(num, 8, 8, 1)).astype(np.float32)
-        return {INPUTS: images, "a": (images.mean((1, 2, 3)) > 0).astype(np.int32)}
+        return images, (images.mean((1, 2, 3)) > 0).astype(np.int32)
 
     def build(key):
         small = {"width": 2, "in_channels": 1, "small_images": True}
         return ResNet((1,), {"a": (1,)}, **small, rngs=nnx.Rngs(key))
 
-    return make_classifier(build, {"a": yes_or_no()}, [split(10)] * 3)
+    own = split(10)
+    data = Splits(own, own, own, "noise")
+    return make_classifier(build, {"a": yes_or_no()}, data)
 
 
 def test_statistics_move_with_the_shared_parameters_only(norm_problem):
@@ -321,6 +321,11 @@ def test_weighted_binary_losses_are_the_formula(labels):
     assert (task.predict(jnp.asarray(logits)) == (chance > 0.5)).all()
 
 
+def nothing(tasks):
+    split = np.zeros((1 + len(tasks), 1))
+    return Splits(split, split, split, "nothing")
+
+
 @pytest.mark.parametrize(
     ("build", "tasks", "counts"),
     [
@@ -336,7 +341,7 @@ def test_weighted_binary_losses_are_the_formula(labels):
 )
 def test_parameter_costs_are_the_papers(build, tasks, counts):
     """Tables 1, 4 and 7, the last without its 53,120 statistics."""
-    problem = make_classifier(build, tasks, [{}, {}, {}])
+    problem = make_classifier(build, tasks, nothing(tasks))
     assert count_params(problem) == counts
     costs = parameter_costs(problem)
     assert costs.task == 1 - counts[0] / counts[1]
@@ -344,7 +349,8 @@ def test_parameter_costs_are_the_papers(build, tasks, counts):
 
 
 def test_the_small_network_has_about_the_papers_share():
-    problem = make_classifier(NETWORKS["small"], MAMMOGRAPHY_TASKS, [{}, {}, {}])
+    tasks = MAMMOGRAPHY_TASKS
+    problem = make_classifier(NETWORKS["small"], tasks, nothing(tasks))
     assert 0.1 < parameter_costs(problem).task < 0.25
 
 
@@ -412,7 +418,7 @@ def test_numbers_of_the_table(phases, whole):
         assert found.shape == (6, 3)
         expected = np.asarray(values["validation_loss"], float).sum(1)
         np.testing.assert_array_equal(found[-1], expected)
-    summary = summarize(whole, RUNS, UNITS)
+    summary = summarize(whole, UNITS)
     costs = {2: [1, 2, 2.5, 3, 4, 5], 0: [1, 2, 3, 4, 5, 6]}
     for run in RUNS:
         own = summary[summary["training"] == run.title]

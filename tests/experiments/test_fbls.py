@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import mtlopt
-from experiments.data.cifar10 import load_cifar10
+from experiments.data.cifar10 import Split, load_cifar10
 from experiments.data.multimnist import load_multimnist
 from experiments.data.sts import load_sts
 from experiments.fast_line_search import bert, cifar10, experiment, multimnist
@@ -288,7 +288,8 @@ def test_cifar10_has_ten_heads_on_resnet18():
 
 def test_saying_no_to_ten_balanced_classes_is_wrong_in_one_of_ten():
     """Error 1/10, and the cross entropy of ten images of which one is the class."""
-    batch, logits = {"label": jnp.arange(10)}, -jnp.ones((10, 1))
+    batch = Split(images=jnp.zeros(10), labels=jnp.arange(10))
+    logits = -jnp.ones((10, 1))
     for task in (0, 9):
         judged = cifar10.one_vs_rest(logits, batch, task)
         np.testing.assert_allclose(judged["error"].mean(), 0.1, rtol=1e-6)

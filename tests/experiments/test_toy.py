@@ -249,8 +249,9 @@ def test_figures_are_images(out: Path, name: str):
 
 def test_many_methods_make_several_figures(tmp_path: Path):
     """Eleven columns do not fit into one file."""
-    paths = toy.Paths(np.zeros((1, 3, 2)), np.zeros((1, 3, 2)), (None,))
-    methods = {f"method {i}": paths for i in range(11)}
+    still = np.zeros((1, 3, 2))
+    outcome = toy.Outcome(0.1, (None,), (1.0,), (1.0,), 0.0, still, still)
+    methods = {f"method {i}": outcome for i in range(11)}
     files = toy.draw_paths(tmp_path, "yu", methods, "nothing")
     assert [file.name for file in files] == ["yu_1.png", "yu_2.png"]
     assert all(file.exists() for file in files)
