@@ -6,13 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import pandas as pd
 from flax import nnx
 
-from experiments.lab.figures import COLOURS, STYLE, finish, pyplot
+from experiments.lab.figures import COLOURS, drawing
 from experiments.lab.tables import read_table, select
-from experiments.lab.vision.experiment import Experiment, Settings, run
-from experiments.lab.vision.report import Titles, in_order
+from experiments.lab.vision.experiment import Experiment, Paper, Settings, run
+from experiments.lab.vision.report import Outcome, in_order
 from experiments.mtl_io.attributes import ACCURACY, attribute_tasks, load_attributes
 from mtlopt.models import ResNet, celeba_resnet18, stack_heads
 
@@ -29,7 +28,7 @@ it, CelebA is read. The learning rate is constant here; the paper's falls.
 METHODS = ("sum_tasks", "uncertainty", "gradnorm", "pcgrad")
 METHODS += ("mgda_ub", "aligned_mtl_ub")
 FULL_METHODS = (*METHODS, "mgda", "aligned_mtl")
-PAPER = read_table(
+SCORES = read_table(
     ("accuracy",),
     """
     mgda           90.49±0.05
@@ -52,16 +51,16 @@ def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> Any:
     return stack_heads(ResNet((1, 1), heads, width=8, small_images=True, rngs=rngs))
 
 
-def draw_radar(chosen: pd.DataFrame, titles: Titles, source: str, out: Path) -> None:
+def draw_radar(outcome: Outcome, out: Path) -> None:
     """Draws the error of each attribute, a ring for each method (Fig. 4)."""
+    chosen = outcome.chosen
     own = chosen[chosen["name"].str.startswith("test_error_")]
     names = list(own["name"].unique())
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(
-            figsize=(7.5, 8), subplot_kw={"projection": "polar"}, layout="constrained"
-        )
+    size, polar = (7.5, 8), {"projection": "polar"}
+    title = f"Test error by attribute [%]. {outcome.source}"
+    with drawing(out / "radar.png", title, figsize=size, subplot_kw=polar) as grid:
+        axis = grid[0, 0]
         for index, method in enumerate(in_order(own)):
             means = select(own, method=method).groupby("name")["value"].mean()
             errors = [100 * means[name] for name in names]
@@ -71,14 +70,10 @@ def draw_radar(chosen: pd.DataFrame, titles: Titles, source: str, out: Path) -> 
                 color=COLOURS[index % len(COLOURS)],
                 linestyle="-" if index < len(COLOURS) else "--",
                 linewidth=1,
-                label=titles[method],
+                label=outcome.titles[method],
             )
         labels = [name.removeprefix("test_error_") for name in names]
         axis.set_xticks(angles, labels, fontsize=6)
-        finish(
-            figure, [axis], f"Test error by attribute [%]. {source}", out / "radar.png"
-        )
-        plt.close(figure)
 
 
 EXPERIMENT = Experiment(
@@ -93,12 +88,11 @@ EXPERIMENT = Experiment(
         "learning_rates": (1e-4, 5e-4, 1e-3),
     },
     load=load_attributes,
-    tasks=functools.partial(attribute_tasks, metrics=(ACCURACY,), outputs=2),
+    tasks=functools.partial(attribute_tasks, shown=(ACCURACY,), outputs=2),
     build=build,
     num_tasks=40,
     stacked=True,
-    paper=lambda _: PAPER,
-    table="Table 3 of Senushkin et al., 2023",
+    paper=lambda _: Paper("Table 3 of Senushkin et al., 2023", SCORES),
     draw=draw_radar,
 )
 

@@ -13,14 +13,9 @@ from experiments.data.samples import Samples
 from experiments.lab.tables import read_table
 from experiments.lab.vision import losses, metrics
 from experiments.lab.vision.data import hold_out
-from experiments.lab.vision.experiment import Experiment, Settings, run
-from experiments.lab.vision.problem import (
-    SEGMENTATION_METRICS,
-    Metric,
-    Task,
-    segmentation,
-    separate,
-)
+from experiments.lab.vision.experiment import Experiment, Paper, Settings, run
+from experiments.lab.vision.metrics import SEGMENTATION_METRICS, Metric
+from experiments.lab.vision.problem import Task, segmentation, separate
 from mtlopt.models import PyramidResNet
 
 DESCRIPTION = """\
@@ -40,7 +35,7 @@ METHODS = ("sum_tasks", "gradnorm", "mgda_ub", "pcgrad")
 METHODS += ("aligned_mtl", "aligned_mtl_ub", "sgd", "fbls")
 FULL_METHODS = (*METHODS, "uncertainty", "mgda", "ius", "io")
 # Disparity "up to scale", so not in our unit.
-PAPER = read_table(
+SCORES = read_table(
     ("mean_iou", "offset", "disparity"),
     """
     mgda           66.72 17.02 0.3294
@@ -96,9 +91,8 @@ TASKS = separate(
 )
 
 
-def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> PyramidResNet:
+def build(settings: Settings, _: tuple[str, ...], key: jax.Array) -> PyramidResNet:
     """Returns the paper's network or a small one."""
-    del names
     heads = {"segmentation": len(CLASSES), "instances": 2, "disparity": 1}
     small = {"stages": (1, 1, 1), "bottleneck": False, "width": 4}
     sizes: dict[str, Any] = small if settings.small else {}
@@ -119,8 +113,7 @@ EXPERIMENT = Experiment(
     tasks=lambda _: TASKS,
     build=build,
     num_tasks=3,
-    paper=lambda _: PAPER,
-    table="Table 3 of Senushkin et al., 2023",
+    paper=lambda _: Paper("Table 3 of Senushkin et al., 2023", SCORES),
 )
 
 main = functools.partial(run, EXPERIMENT)

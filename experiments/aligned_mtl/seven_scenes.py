@@ -14,9 +14,9 @@ from experiments.data.samples import Samples
 from experiments.data.seven_scenes import SCENES, load_seven_scenes
 from experiments.lab.vision import experiment, losses, metrics
 from experiments.lab.vision.data import hold_out
-from experiments.lab.vision.experiment import Experiment, run
-from experiments.lab.vision.problem import Metric, Task, separate
-from experiments.lab.vision.report import Paper
+from experiments.lab.vision.experiment import Experiment, Paper, run
+from experiments.lab.vision.metrics import Metric
+from experiments.lab.vision.problem import Task, separate
 from mtlopt.models import ResNet, pose_resnet34
 
 DESCRIPTION = """\
@@ -62,10 +62,11 @@ def paper(settings: Settings) -> Paper:
     """Returns the paper's numbers for a scene."""
     place = SCENES.index(settings.scene)
     lines = (line.split() for line in _TABLE.strip().splitlines())
-    return {
+    scores = {
         name: {"translation": cells[place], "rotation": cells[len(SCENES) + place]}
         for name, *cells in lines
     }
+    return Paper("Table 6 of Senushkin et al., 2023", scores)
 
 
 def load(settings: Settings) -> dict[str, Samples]:
@@ -100,9 +101,8 @@ TASKS = separate(
 )
 
 
-def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> ResNet:
+def build(settings: Settings, _: tuple[str, ...], key: jax.Array) -> ResNet:
     """Returns the paper's ResNet-34 or a small one."""
-    del names
     if not settings.small:
         return pose_resnet34(rngs=nnx.Rngs(key))
     heads = {"translation": (3,), "rotation": (4,)}
@@ -124,7 +124,6 @@ EXPERIMENT = Experiment(
     build=build,
     num_tasks=2,
     paper=paper,
-    table="Table 6 of Senushkin et al., 2023",
 )
 
 main = functools.partial(run, EXPERIMENT)

@@ -28,9 +28,6 @@ def epoch_order(
     The order is a function of seed and epoch alone, so a resumed run needs no other
     key. The last examples that do not fill a batch are left out.
 
-    Returns:
-      Indices `[seeds, steps, batch_size]`.
-
     Examples:
       >>> epoch_order(10, 4, num_seeds=3, epoch=0).shape
       (3, 2, 4)
@@ -46,12 +43,7 @@ def epoch_order(
 
 
 def host_order(num_examples: int, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the same for one seed, in an order of NumPy's: `[steps, size]`.
-
-    Examples:
-      >>> host_order(10, 4, seed=0, epoch=0).shape
-      (2, 4)
-    """
+    """Returns the same for one seed, in an order of NumPy's: `[steps, size]`."""
     order = np.random.default_rng([seed, epoch]).permutation(num_examples)
     num_steps = num_examples // size
     return order[: num_steps * size].reshape(num_steps, size)
@@ -60,16 +52,9 @@ def host_order(num_examples: int, size: int, seed: int, epoch: int) -> np.ndarra
 def map_batches(
     function: Callable[[PyTree], PyTree], split: PyTree, size: int, *, axis: int = 0
 ) -> PyTree:
-    """Maps a function of batches over a split, which bounds the memory.
+    """Returns a function of a whole split, batch by batch, which bounds the memory.
 
-    Args:
-      function: from a batch to arrays with an axis of examples.
-      split: arrays with a leading axis of examples.
-      size: examples in a batch.
-      axis: that of the examples in what the function returns.
-
-    Returns:
-      What the function would return for the whole split.
+    `axis` is that of the examples in what the function returns.
 
     Examples:
       >>> print(map_batches(lambda batch: 2 * batch, jnp.arange(5), 2))

@@ -9,17 +9,11 @@ PyTree = Any
 
 
 class Best(NamedTuple):
-    """What was best so far.
+    """What was best so far; of several runs, with a leading axis of runs."""
 
-    Attributes:
-      model: parameters and state then, with leading axes of runs if there are several.
-      score: of them, the higher the better, `[]` or `[runs]`.
-      epoch: from 1; 0 for none yet.
-    """
-
-    model: PyTree
-    score: jax.Array
-    epoch: jax.Array
+    model: PyTree  # parameters and state then
+    score: jax.Array  # of them, the higher the better
+    epoch: jax.Array  # from 1; 0 for none yet
 
 
 def no_best(model: PyTree, runs: tuple[int, ...] = ()) -> Best:

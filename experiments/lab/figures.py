@@ -1,8 +1,9 @@
 """Figures of the experiments (Matplotlib, no display needed)."""
 
+import contextlib
 import dataclasses
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,23 +36,28 @@ STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One curve with a band.
-
-    Attributes:
-      label: its name in the legend.
-      x: `[points]`.
-      y: `[points, seeds]`: the line is the mean, the band from minimum to maximum.
-      colour: of both.
-      width: of the line; a wide one shows under a narrow one.
-      middle: what the line is instead of the mean.
-    """
+    """A line, the mean over the seeds, and its band, from minimum to maximum."""
 
     label: str
-    x: Any
-    y: Any
+    x: Any  # `[points]`
+    y: Any  # `[points, seeds]`
     colour: str
-    width: float = 1.4
-    middle: Callable[..., Any] = np.mean
+    width: float = 1.4  # a wide line shows under a narrow one
+    middle: Callable[..., Any] = np.mean  # what the line is instead of the mean
+
+
+@contextlib.contextmanager
+def drawing(
+    path: Path, title: str, rows: int = 1, columns: int = 1, **options: Any
+) -> Iterator[np.ndarray]:
+    """Yields axes `[rows, columns]` to draw on; then the file is written."""
+    plt = pyplot()
+    options |= {"squeeze": False, "layout": "constrained"}
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(rows, columns, **options)
+        yield grid
+        finish(figure, grid.flat, title, path)
+        plt.close(figure)
 
 
 def draw_panels(
@@ -65,33 +71,21 @@ def draw_panels(
     at_points: bool = False,
     common: bool = True,
 ) -> None:
-    """Draws small multiples: a panel for each method or quantity.
+    """Draws small multiples: for each title a panel with its curves.
 
-    Args:
-      path: the PNG file.
-      panels: from a panel's title to its curves.
-      xlabel: label of the horizontal axes.
-      title: title of the figure.
-      ylabel: label of the vertical axes.
-      log: whether the vertical axis is logarithmic.
-      at_points: whether the horizontal axis is logarithmic, with ticks at the points of
-        the first curve, as for learning rates; else it counts, as for epochs.
-      common: whether the panels have a common vertical axis.
+    The vertical axis is the same for all panels if it is `common`, and logarithmic with
+    `log`. With `at_points`, the horizontal axis is logarithmic with ticks at the points
+    of the first curve, as for learning rates; else it counts, as for epochs.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     width, height = (3.1, 2.5) if at_points else (2.6, 1.75)
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            rows,
-            columns,
-            figsize=(0.6 + width * columns, 1.0 + height * rows),
-            sharex=True,
-            sharey=common,
-            squeeze=False,
-            layout="constrained",
-        )
+    options = {
+        "figsize": (0.6 + width * columns, 1.0 + height * rows),
+        "sharex": True,
+        "sharey": common,
+    }
+    with drawing(path, title, rows, columns, **options) as grid:
         axes = list(grid.flat)
         for axis, (name, curves) in zip(axes, panels.items(), strict=False):
             axis.set_title(name)
@@ -110,9 +104,7 @@ def draw_panels(
             axis.set_xlabel(xlabel)
         if not at_points:
             whole_numbers(axes[0])
-        figure.supylabel(ylabel, fontsize=9, color=_INK)
-        finish(figure, axes, title, path)
-        plt.close(figure)
+        axes[0].figure.supylabel(ylabel, fontsize=9, color=_INK)
 
 
 def draw_dots(
@@ -122,20 +114,13 @@ def draw_dots(
     xlabel: str,
     title: str,
 ) -> None:
-    """Draws a dot plot: a line for each method, a dot for each task.
+    """Draws a line for each method, and on it a dot for each task.
 
-    Args:
-      path: the PNG file.
-      groups: from method to task to the values of the seeds; the dot is their mean,
-        the bar goes from minimum to maximum.
-      xlabel: label of the horizontal axis.
-      title: title of the figure.
+    From method and task to the values of the seeds: the dot is their mean, the bar goes
+    from minimum to maximum.
     """
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(
-            figsize=(6.4, 1.3 + 0.32 * len(groups)), layout="constrained"
-        )
+    with drawing(path, title, figsize=(6.4, 1.3 + 0.32 * len(groups))) as grid:
+        axis = grid[0, 0]
         tasks = list(next(iter(groups.values())))
         rows = np.arange(len(groups))[::-1]
         for index, task in enumerate(tasks):
@@ -154,8 +139,6 @@ def draw_dots(
         axis.set_axisbelow(True)
         axis.set_ylim(-0.6, len(groups) - 0.4)
         axis.set_xlabel(xlabel)
-        finish(figure, [axis], title, path)
-        plt.close(figure)
 
 
 def draw_curve(axis: "Axes", curve: Curve) -> None:
@@ -193,7 +176,7 @@ def _ticks_at(axis: "Axes", points: Sequence[float]) -> None:
     axis.tick_params(axis="both", which="both", labelsize=7)
 
 
-def finish(figure: Any, axes: Sequence["Axes"], title: str, path: Path) -> None:
+def finish(figure: Any, axes: Iterable["Axes"], title: str, path: Path) -> None:
     """Adds a title and one legend for all panels, and writes the file."""
     wrapped = textwrap.fill(title, width=int(13 * figure.get_figwidth()))
     figure.suptitle(wrapped, fontsize=10, color=_INK)
@@ -201,9 +184,9 @@ def finish(figure: Any, axes: Sequence["Axes"], title: str, path: Path) -> None:
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         entries.update(dict(zip(labels, handles, strict=True)))
-    figure.legend(
-        entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries)
-    )
+    if entries:
+        place: Any = {"loc": "outside lower center", "ncols": len(entries)}
+        figure.legend(entries.values(), entries.keys(), **place)
     figure.savefig(path)
 
 

@@ -8,12 +8,11 @@ import datetime as dt
 import fcntl
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
-import math
 import os
 import platform
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +28,12 @@ _PACKAGES = ("mtlopt", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "nu
 
 
 class RunFolder:
-    """The folder of a run with these settings; locked until `close`.
+    """The folder of a run with these settings, locked while it is open.
 
     An empty or missing folder is claimed whether or not `resume` is set, so that one
-    command line serves for the first start and all later ones.
-
-    Args:
-      settings: those of the run.
-      resume: whether a run with the same settings may be continued.
-
-    Attributes:
-      path: the folder.
-
-    Raises:
-      UsageError: if the folder cannot be written, holds something else, holds a run and
-        `resume` is not set, holds a run with other settings, or another run is at work
-        in it; or if the package that writes event files is missing.
+    command line serves for the first start and all later ones. A folder that cannot be
+    written, or holds anything but a run with the same settings that may be continued
+    and that nobody is at work on, is a UsageError.
     """
 
     def __init__(self, settings: Options, *, resume: bool | None = None):
@@ -84,7 +73,12 @@ class RunFolder:
         others = [entry for entry in self.path.iterdir() if entry.name != _LOCK]
         path = self.path / _SETTINGS
         if path.exists():
-            self._check_same(_read_settings(path), wanted, resume)
+            if not resume:
+                raise UsageError(
+                    f"--out already holds a run, in {self.path}. Continue it with "
+                    "--resume, choose another folder, or remove this one."
+                )
+            self._check_same(path, wanted)
         elif others:
             raise UsageError(
                 f"--out must be an empty folder or that of a run, but {self.path} "
@@ -92,14 +86,13 @@ class RunFolder:
             )
         write_text(path, json.dumps(wanted, indent=1) + "\n")
 
-    def _check_same(
-        self, found: dict[str, Any], wanted: dict[str, Any], resume: bool
-    ) -> None:
-        if not resume:
+    def _check_same(self, path: Path, wanted: dict[str, Any]) -> None:
+        try:
+            found = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
             raise UsageError(
-                f"--out already holds a run, in {self.path}. Continue it with "
-                "--resume, choose another folder, or remove this one."
-            )
+                f"{path} is damaged. Choose another folder with --out."
+            ) from None
         for name in {**wanted, **found}:
             if found.get(name) != wanted.get(name):
                 raise UsageError(
@@ -108,70 +101,43 @@ class RunFolder:
                     f"{wanted.get(name)!r}."
                 )
 
-    def write(self, name: str, text: str) -> None:
-        """Writes a text at once."""
-        write_text(self.path / name, text)
-
     def write_results(self, settings: Options, report: str, **results: Any) -> None:
-        """Writes `report.md`, and `results.json` with how it came about.
-
-        Args:
-          settings: those of the run.
-          report: Markdown.
-          **results: all else that the JSON file says.
-        """
-        self.write("report.md", report.rstrip() + "\n")
+        """Writes `report.md`, and `results.json` with how the results came about."""
         record = {"settings": deciding(settings), **provenance(), **results}
-        self.write("results.json", json.dumps(_finite(record), indent=1) + "\n")
+        # In JSON there is no number that is not finite.
+        finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
+        write_text(self.path / "report.md", report.rstrip() + "\n")
+        write_text(self.path / "results.json", json.dumps(finite, indent=1) + "\n")
 
-    def record(self, name: str) -> "Record":
-        """Returns the file of a finished training."""
-        return Record(self.path / "runs" / f"{name}.json")
+    def write_record(self, name: str, value: Any) -> None:
+        """Writes the numbers of a finished training, after their checksum."""
+        path, text = self._record(name), json.dumps(value)
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, f"{_sum_of(text.encode())}\n{text}\n")
+
+    def read_record(self, name: str) -> Any:
+        """Returns the numbers of a finished training; None if there are none."""
+        path = self._record(name)
+        if not path.exists():
+            return None
+        found, _, text = path.read_bytes().partition(b"\n")
+        if found.decode(errors="replace") != _sum_of(text.removesuffix(b"\n")):
+            raise UsageError(
+                f"{path} is damaged. Delete it, and the next --resume trains what it "
+                "held again."
+            )
+        return json.loads(text)
+
+    def _record(self, name: str) -> Path:
+        return self.path / "runs" / f"{name}.json"
 
     def checkpoints(self, name: str) -> "Checkpoints":
         """Returns the checkpoints of a training."""
         return Checkpoints(self.path / "checkpoints" / name)
 
 
-class Record:
-    """Numbers in a JSON file that knows its checksum.
-
-    Args:
-      path: the file.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def write(self, value: Any) -> None:
-        """Writes at once."""
-        self._path.parent.mkdir(exist_ok=True)
-        text = json.dumps(value)
-        write_text(self._path, f"{_sum_of(text.encode())}\n{text}\n")
-
-    def read(self) -> Any:
-        """Returns what was written; None if there is no file.
-
-        Raises:
-          UsageError: if the file is damaged.
-        """
-        if not self._path.exists():
-            return None
-        found, _, text = self._path.read_bytes().partition(b"\n")
-        if found.decode(errors="replace") != _sum_of(text.removesuffix(b"\n")):
-            raise UsageError(
-                f"{self._path} is damaged. Delete it, and the next --resume trains "
-                "what it held again."
-            )
-        return json.loads(text)
-
-
 class Checkpoints:
-    """Checkpoints of one training (Orbax), each with a checksum beside it.
-
-    Args:
-      folder: where they are; made by the first `save`.
-    """
+    """Checkpoints of one training (Orbax), each with a checksum beside it."""
 
     def __init__(self, folder: Path):
         self._folder = folder.absolute()
@@ -210,25 +176,19 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: PyTree) -> tuple[int, PyTree, Any] | None:
-        """Restores the newest checkpoint that is intact.
+        """Returns epoch, state and history of the newest checkpoint that is intact.
 
-        Args:
-          like: a state with the structure, shapes and dtypes of the saved one.
-
-        Returns:
-          Epoch, state and history; None if there is no checkpoint.
-
-        Raises:
-          UsageError: if all that there are are damaged.
+        None if there is no checkpoint; if all are damaged, a UsageError. `like` has the
+        structure, shapes and dtypes of the saved state.
         """
         if not self._folder.exists():
             return None
         manager, args = self._open()
         steps = sorted(manager.all_steps(), reverse=True)
+        # Without a checksum the run was killed between the two: unknown, not used.
+        sums = {int(path.stem): path for path in self._folder.glob("*.sha256")}
         for epoch in steps:
-            path = self._folder / f"{epoch}.sha256"
-            # Without a checksum the run was killed between the two: unknown, not used.
-            if not path.exists() or path.read_text() != self._sum(epoch):
+            if epoch not in sums or sums[epoch].read_text() != self._sum(epoch):
                 continue
             saved = manager.restore(
                 epoch,
@@ -240,7 +200,7 @@ class Checkpoints:
             for later in steps[: steps.index(epoch)]:
                 manager.delete(later)
             return epoch, saved["state"]["state"], saved["history"]["history"]
-        if steps and all((self._folder / f"{n}.sha256").exists() for n in steps):
+        if steps and sums.keys() >= set(steps):
             raise UsageError(
                 f"the checkpoints in {self._folder} are damaged. Delete this folder, "
                 f"and the next --resume trains its {steps[0]} epochs again."
@@ -288,34 +248,12 @@ def provenance() -> dict[str, Any]:
 
 
 def _check_tensorboard() -> None:
-    try:
-        import tensorboardX  # noqa: F401
-    except ImportError as error:
+    if importlib.util.find_spec("tensorboardX") is None:
         raise UsageError(
             "--tensorboard needs the package tensorboardX. Install it: "
             'pip install -e ".[tensorboard]".'
-        ) from error
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} is damaged. Choose another folder with --out.")
-    return found
+        )
 
 
 def _sum_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

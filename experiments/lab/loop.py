@@ -22,45 +22,29 @@ PyTree = Any
 # Numbers by name, each `[runs]` or `[runs, parts]`, or one for all runs.
 Values = Mapping[str, Any]
 Progress = Callable[[int, str], None]
+History = list[tuple[int, dict[str, Any]]]  # epochs, and what was recorded
 
 CHECKPOINT_SECONDS = 30.0  # a killed run loses no more, and one epoch
-
-
-def _always(state: PyTree) -> bool:
-    del state
-    return True
-
-
-def _nothing(state: PyTree) -> Values:
-    del state
-    return {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Training:
     """Runs that train together.
 
-    Attributes:
-      name: of its files.
-      runs: for each run the columns that tell it apart, such as its method and seed.
-      start: returns the state before the first epoch, in arrays of its own.
-      epoch: `epoch(state, number, progress)` trains epoch `number`, from 0, evaluates,
-        and returns the state and what to record of this epoch. It calls
-        `progress(steps, text)` now and then.
-      steps: number of steps of an epoch.
-      finish: from the last state to what to record at the end, such as test scores at
-        the best epoch.
-      goes_on: whether, from the state, there is anything left to train.
-      parts: for names whose numbers are not by task, the labels of their second axis.
+    `epoch(state, number, progress)` trains epoch `number`, from 0, and evaluates. It
+    returns the state and what to record of this epoch, and calls `progress(steps,
+    text)` now and then.
     """
 
-    name: str
-    runs: Sequence[Mapping[str, Any]]
-    start: Callable[[], PyTree]
+    name: str  # of its files
+    runs: Sequence[Mapping[str, Any]]  # columns, as method and seed, of each
+    start: Callable[[], PyTree]  # the state before the first epoch, in its own arrays
     epoch: Callable[[PyTree, int, Progress], tuple[PyTree, Values]]
-    steps: int
-    finish: Callable[[PyTree], Values] = _nothing
-    goes_on: Callable[[PyTree], bool] = _always
+    steps: int  # of an epoch
+    # What to record at the end, such as test scores at the best epoch.
+    finish: Callable[[PyTree], Values] = lambda _: {}
+    goes_on: Callable[[PyTree], bool] = lambda _: True  # whether there is more to train
+    # For names whose numbers are not by task, the labels of their second axis.
     parts: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -72,55 +56,43 @@ def train(
     *,
     stream: str = "metrics",
 ) -> pd.DataFrame:
-    """Trains what is not trained yet, and returns the table of all records.
+    """Trains what is not trained yet, and returns the long table of all records.
 
-    Args:
-      trainings: one after the other.
-      epochs: passes over the training split, at most.
-      tasks: names, of the second axis of what is recorded.
-      folder: for checkpoints, records, and the table as it grows.
-      stream: name of the CSV file of that table.
-
-    Returns:
-      The long table: the columns of the runs, then `epoch`, `name`, `part`, `value`. A
-      part is a task, or empty. What `finish` returns is of the last epoch.
+    Its columns are those of the runs, then `epoch`, `name`, `part`, `value`. A part is
+    a task, or empty. What `finish` returns is of the last epoch. The table grows in a
+    CSV file, whose name is that of the stream.
     """
     trainings = list(trainings)
     table = Stream(folder, stream)
-    total = sum(each.steps * epochs for each in trainings)
-    with tqdm(total=total, unit="step", dynamic_ncols=True) as bar:
-        for number, training in enumerate(trainings):
-            before = sum(each.steps * epochs for each in trainings[:number])
-            bar.update(before - bar.n)
-            append = _appender(training, tasks, table)
-            record = folder.record(training.name)
-            history = record.read()
+    ends = np.cumsum([each.steps * epochs for each in trainings]).tolist()
+    with tqdm(total=ends[-1], unit="step", dynamic_ncols=True) as bar:
+        for training, end in zip(trainings, ends, strict=True):
+            history = folder.read_record(training.name)
             if history is None:
-                record.write(_train(training, epochs, folder, append, bar))
+                history = _train(training, epochs, tasks, folder, table, bar)
+                folder.write_record(training.name, history)
             else:
-                for epoch, values in history:
-                    append(epoch, values)
-        bar.update(total - bar.n)
+                _append(table, training, tasks, history)
+            bar.update(end - bar.n)  # some were stopped early, or are done
     return table.close()
 
 
-def _appender(
-    training: Training, tasks: Sequence[str], table: Stream
-) -> Callable[[int, Values], None]:
-    def append(epoch: int, values: Values) -> None:
+def _append(
+    table: Stream, training: Training, tasks: Sequence[str], history: History
+) -> None:
+    for epoch, values in history:
         rows = rows_of(training.runs, training.parts, tasks, epoch, values)
         table.append(rows)
-
-    return append
 
 
 def _train(
     training: Training,
     epochs: int,
+    tasks: Sequence[str],
     folder: RunFolder,
-    append: Callable[[int, Values], None],
+    table: Stream,
     bar: tqdm,
-) -> list[Any]:
+) -> History:
     """Trains from the newest checkpoint; returns epochs and what was recorded."""
     checkpoints = folder.checkpoints(training.name)
     state, history, done = training.start(), [], 0
@@ -128,34 +100,31 @@ def _train(
     if saved is not None:
         done, state, history = saved
         bar.update(done * training.steps)
-        for epoch, values in history:
-            append(epoch, values)
+        _append(table, training, tasks, history)
+
+    def record(values: Values) -> None:
+        values = jax.device_get(dict(values))
+        plain = {name: np.asarray(each).tolist() for name, each in values.items()}
+        history.append((done, plain))
+        _append(table, training, tasks, history[-1:])
+
+    def progress(steps: int, text: str = "") -> None:
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(steps)
+
     started = time.monotonic()
     for number in range(done, epochs):
         if not training.goes_on(state):
             break
         bar.set_description(f"{training.name} {number + 1}/{epochs}", refresh=False)
-
-        def progress(steps: int, text: str = "") -> None:
-            bar.set_postfix_str(text, refresh=False)
-            bar.update(steps)
-
         state, values = training.epoch(state, number, progress)
         done = number + 1
-        history.append((done, _plain(values)))
-        append(*history[-1])
+        record(values)
         if time.monotonic() > started + CHECKPOINT_SECONDS and done < epochs:
             checkpoints.save(done, state, history)
             started = time.monotonic()
-    values = _plain(training.finish(state))
+    values = training.finish(state)
     if values:
-        history.append((done, values))
-        append(done, values)
+        record(values)
     checkpoints.remove()
     return history
-
-
-def _plain(values: Values) -> dict[str, Any]:
-    """Returns plain numbers, which JSON can hold."""
-    on_host = jax.device_get(dict(values))
-    return {name: np.asarray(each).tolist() for name, each in on_host.items()}

@@ -16,34 +16,21 @@ PyTree = Any
 
 
 class Pace(NamedTuple):
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-      best: the epoch with the lowest loss so far; its score is the loss times -1.
-      plateau: state of `optax.contrib.reduce_on_plateau`.
-      epochs: number of epochs trained.
-    """
-
-    best: Best
-    plateau: Any
-    epochs: jax.Array
+    best: Best  # the epoch with the lowest loss so far, its score the loss times -1
+    plateau: Any  # state of `optax.contrib.reduce_on_plateau`
+    epochs: jax.Array  # that are trained
 
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-    """How long a run waits for a lower loss.
+    """How long a run waits for a lower loss."""
 
-    Attributes:
-      stop: epochs without one after which the run stops.
-      plateau: epochs without one after which its learning rate falls.
-      factor: by which the learning rate falls.
-      min_delta: the least fall of the loss that ends a plateau.
-    """
-
-    stop: int
-    plateau: int
-    factor: float
-    min_delta: float
+    stop: int  # epochs without one after which the run stops
+    plateau: int  # epochs without one after which its learning rate falls
+    factor: float  # by which the learning rate falls
+    min_delta: float  # the least fall of the loss that ends a plateau
 
     def start(self, model: tuple[PyTree, PyTree]) -> Pace:
         """Returns the pace before the first epoch of parameters and model state."""

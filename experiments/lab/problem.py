@@ -12,42 +12,29 @@ from flax import nnx
 import mtlopt
 
 PyTree = Any
-STACKED = {"encoder": "shared", "heads": "stacked"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """A network as arrays and functions of them, and its data.
 
-    Attributes:
-      oracle: gradients, `oracle(params, batch, state)`, in training mode.
-      init: from a seed to the initial parameters and model state, in arrays of their
-        own, so that they may be donated. The seed may be traced.
-      network: `network(params, state)`, the module in evaluation mode.
-        With `train=True`, in training mode.
-      labels: who owns which leaf of the parameters.
-      splits: by name, pytrees with a leading axis of examples.
+    `init(seed)` returns the initial parameters and model state, in arrays of their own,
+    so that they may be donated. The seed may be traced.
     """
 
-    oracle: mtlopt.Oracle
+    oracle: mtlopt.Oracle  # gradients, `oracle(params, batch, state)`, in training mode
     init: Callable[[int], tuple[PyTree, PyTree]]
-    network: Callable[..., Any]
-    labels: Mapping[str, str]
-    splits: Mapping[str, Any]
+    network: Callable[..., Any]  # `network(params, state, train=False)`, the module
+    labels: Mapping[str, str]  # who owns which leaf of the parameters
+    splits: Mapping[str, Any]  # pytrees with a leading axis of examples
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks."""
         return self.oracle.tasks
 
 
 def head_labels(tasks: Any) -> dict[str, str]:
-    """Returns the labels of a network of the zoo with a head for each task.
-
-    Examples:
-      >>> head_labels(["left"])
-      {'encoder': 'shared', 'heads/left': 'left'}
-    """
+    """Returns the labels of a network of the zoo with a head for each task."""
     return {"encoder": "shared", **{f"heads/{task}": task for task in tasks}}
 
 
@@ -59,17 +46,15 @@ def make_problem(
     *,
     tasks: tuple[str, ...] | None = None,
 ) -> Problem:
-    """Makes the problem of a network of the zoo.
+    """Makes the problem of a network of the zoo, built from a PRNG key.
 
-    Args:
-      build: from a PRNG key to the network, with an `encoder` and `heads`.
-      losses: by task `loss(model, z, batch)`, or `mtlopt.stacked` of one for all.
-      encode: `encode(model, batch)` returns the latent.
-      splits: by name, see `Problem`.
-      tasks: names of the tasks of stacked heads.
+    The losses are by task `loss(model, z, batch)`, of the latent `z` that
+    `encode(model, batch)` returns, or `mtlopt.stacked` of one for all, whose heads are
+    stacked and have no names: then `tasks` has them.
     """
     stacked = not isinstance(losses, Mapping)
-    labels = STACKED if stacked else head_labels(losses)
+    labels = {"encoder": "shared", "heads": "stacked"}
+    labels = labels if stacked else head_labels(losses)
     of_modules = mtlopt.nnx.task_grad(losses, labels, encode=encode, tasks=tasks)
     # The functions need the shapes only.
     shapes = nnx.eval_shape(functools.partial(build, jax.random.key(0)))

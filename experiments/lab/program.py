@@ -8,15 +8,7 @@ import jax
 
 
 class Program:
-    """A function, compiled at its first call, for the shapes of that call.
-
-    Args:
-      function: of arrays.
-      **options: of `jax.jit`.
-
-    Attributes:
-      compile_seconds: of the compilation; 0 before it.
-    """
+    """A function, compiled at its first call, for the shapes of that call."""
 
     def __init__(self, function: Callable[..., Any], **options: Any):
         self._jitted = jax.jit(function, **options)
@@ -48,14 +40,10 @@ class Program:
 
 
 def fastest(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Times calls in turns; returns the least seconds of each.
+    """Times calls in turns, once to warm up; returns the least seconds of each.
 
     What slows a machine down comes and goes: in turns, it slows all alike, and the
     fastest of several rounds is that with the least of it.
-
-    Args:
-      calls: by name; each returns arrays, on which the clock waits.
-      rounds: how often each is called, after once to warm up.
     """
     seconds = dict.fromkeys(calls, float("inf"))
     for number in range(rounds + 1):

@@ -12,6 +12,7 @@ import pandas as pd
 from experiments.lab.folder import RunFolder
 
 Row = dict[str, Any]
+_NUMBERS = ("epoch", "name", "part", "value")  # the columns after those of the run
 
 
 def rows_of(
@@ -23,12 +24,8 @@ def rows_of(
 ) -> Iterator[Row]:
     """Yields the rows of what was recorded at an epoch.
 
-    Args:
-      runs: what tells them apart.
-      parts: labels of the second axis, by name.
-      tasks: its labels for other names.
-      epoch: from 1.
-      values: numbers by name, `[runs]`, `[runs, parts]`, or one for all runs.
+    Of numbers by name, `[runs]`, `[runs, parts]`, or one for all runs. The second axis
+    is that of the tasks, unless `parts` has labels for the name.
     """
     for name, numbers in values.items():
         array = np.asarray(numbers, float)
@@ -46,10 +43,8 @@ def rows_of(
 class Stream:
     """A table that is written to a CSV file, and to event files, as it grows.
 
-    Args:
-      folder: of the run.
-      name: of the file, which is written anew: after a resume, the checkpoints know
-        what was recorded, so that no row is lost and none is there twice.
+    The files are written anew: after a resume, the checkpoints know what was recorded,
+    so that no row is lost and none is there twice.
     """
 
     def __init__(self, folder: RunFolder, name: str):
@@ -57,9 +52,11 @@ class Stream:
         self._path.unlink(missing_ok=True)
         self._columns: list[str] = []
         self._rows: list[tuple[Any, ...]] = []  # millions: a dictionary is large
-        self._events = (
-            Events(folder.path / "tensorboard" / name) if folder.tensorboard else None
-        )
+        self._writers: dict[str, Any] = {}
+        self._events = folder.path / "tensorboard" / name
+        self._with_events = folder.tensorboard
+        if self._with_events:
+            shutil.rmtree(self._events, ignore_errors=True)
 
     def append(self, rows: Iterator[Row]) -> None:
         """Appends rows and flushes."""
@@ -73,47 +70,25 @@ class Stream:
                 writer.writeheader()
             writer.writerows(new)
         self._rows += [tuple(row[name] for name in self._columns) for row in new]
-        if self._events is not None:
-            self._events.append(new)
+        for row in new if self._with_events else ():
+            self._add_scalar(row)
+
+    def _add_scalar(self, row: Row) -> None:
+        """Hands a number to TensorBoard's writer of its run, which writes it soon."""
+        import tensorboardX  # an extra, which `RunFolder` has looked for
+
+        name = run_name({k: v for k, v in row.items() if k not in _NUMBERS})
+        if name not in self._writers:
+            writer = tensorboardX.SummaryWriter(str(self._events / name))
+            self._writers[name] = writer
+        tag = f"{row['name']}/{row['part']}" if row["part"] != "" else row["name"]
+        self._writers[name].add_scalar(tag, row["value"], row["epoch"])
 
     def close(self) -> pd.DataFrame:
         """Closes the event files, and returns the table."""
-        if self._events is not None:
-            self._events.close()
-        return pd.DataFrame(self._rows, columns=self._columns)
-
-
-class Events:
-    """Event files for TensorBoard: a folder for each run, a scalar for each number.
-
-    Args:
-      folder: of all runs. What a killed run left there is removed.
-    """
-
-    def __init__(self, folder: Any):
-        import tensorboardX  # an extra, which `RunFolder` has looked for
-
-        shutil.rmtree(folder, ignore_errors=True)
-        self._folder, self._make = folder, tensorboardX.SummaryWriter
-        self._writers: dict[str, Any] = {}
-
-    def append(self, rows: Sequence[Row]) -> None:
-        """Hands rows to the writers, which write them soon."""
-        for row in rows:
-            keys = {k: v for k, v in row.items() if k not in _NUMBERS}
-            name = run_name(keys)
-            if name not in self._writers:
-                self._writers[name] = self._make(str(self._folder / name))
-            tag = f"{row['name']}/{row['part']}" if row["part"] != "" else row["name"]
-            self._writers[name].add_scalar(tag, row["value"], row["epoch"])
-
-    def close(self) -> None:
-        """Waits until all is written."""
         for writer in self._writers.values():
             writer.close()
-
-
-_NUMBERS = ("epoch", "name", "part", "value")
+        return pd.DataFrame(self._rows, columns=self._columns)
 
 
 def run_name(keys: Mapping[str, Any]) -> str:

@@ -45,28 +45,17 @@ def parse(
     full: Mapping[str, Any] | None = None,
     names: Mapping[str, Collection[str]] | None = None,
 ) -> SettingsType:
-    """Reads the options.
+    """Returns the settings: those of `quick`, changed by `--full` and the options.
 
-    Args:
-      name: of the experiment.
-      description: shown by `--help` with its line breaks.
-      quick: the settings without an option.
-      argv: the options.
-      full: what `--full` changes.
-      names: for fields that are tuples of names, those that there are.
-
-    Returns:
-      The settings.
-
-    Raises:
-      SystemExit: after `--help`.
-      UsageError: if an option is at fault.
+    An option at fault is a UsageError. `names` are those that there are, for fields
+    that are tuples of names.
     """
     full, names = full or {}, names or {}
     known = {"all", *(name for valid in names.values() for name in valid)}
     profile = full if "--full" in argv else {}
     default = dataclasses.replace(quick, out=f"results/{name}", **profile)
-    text = (description or "") + _changes(full)
+    changes = [f"\n  {option(name)} {_words(value)}" for name, value in full.items()]
+    text = "".join([description or "", "\n--full:" if full else "", *changes])
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -98,12 +87,7 @@ def deciding(settings: Options) -> dict[str, Any]:
 
 
 def option(field: str) -> str:
-    """Returns what is typed for a field.
-
-    Examples:
-      >>> option("batch_size")
-      '--batch-size'
-    """
+    """Returns what is typed for a field: `--batch-size` for `batch_size`."""
     return f"--{field.replace('_', '-')}"
 
 
@@ -111,14 +95,6 @@ def choose_names(
     texts: Sequence[str], valid: Collection[str], option: str
 ) -> tuple[str, ...]:
     """Returns the chosen names, each once, in the order in which they were given.
-
-    Args:
-      texts: names; `all` for all.
-      valid: the names to choose from.
-      option: the option, for the message.
-
-    Raises:
-      UsageError: if a name is not valid.
 
     Examples:
       >>> choose_names(["b", "a", "b"], ["a", "b", "c"], "--names")
@@ -143,12 +119,7 @@ def methods_for(num_tasks: int) -> tuple[str, ...]:
 
 
 def one_line(message: object) -> str:
-    r"""Joins a message's lines, so that it stays one line.
-
-    Examples:
-      >>> one_line("two  \n lines")
-      'two lines'
-    """
+    """Joins a message's lines, so that it stays one line."""
     return " ".join(str(message).split())
 
 
@@ -156,13 +127,6 @@ def _split(text: str, known: Collection[str]) -> list[str]:
     """Splits names at commas: `mgda,pcgrad`."""
     parts = [part for part in text.split(",") if part]
     return parts if not known.isdisjoint(parts) else [text]
-
-
-def _changes(full: Mapping[str, Any]) -> str:
-    if not full:
-        return ""
-    lines = [f"  {option(name)} {_words(value)}" for name, value in full.items()]
-    return "\n".join(["\n--full:", *lines])
 
 
 def _words(value: Any) -> str:

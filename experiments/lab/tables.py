@@ -10,23 +10,12 @@ import pandas as pd
 
 
 def command_line(experiment: str, argv: Sequence[str]) -> str:
-    """Returns what was typed.
-
-    Examples:
-      >>> command_line("toy", ["--out", "my results"])
-      "python -m experiments toy --out 'my results'"
-    """
+    """Returns what was typed: `python -m experiments toy --out 'my results'`."""
     return shlex.join(["python", "-m", "experiments", experiment, *argv])
 
 
 def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
-    """Returns the rows that have these values in these columns.
-
-    Examples:
-      >>> table = pd.DataFrame({"name": ["loss", "loss", "error"], "value": [1, 2, 3]})
-      >>> select(table, name="loss")["value"].tolist()
-      [1, 2]
-    """
+    """Returns the rows that have these values in these columns."""
     for column, value in values.items():
         table = table[table[column] == value]
     return table
@@ -34,13 +23,12 @@ def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
 
 def curve(table: pd.DataFrame, *, by: str = "seed") -> tuple[np.ndarray, np.ndarray]:
     """Returns epochs `[points]` and values `[points, runs]`, mean over the parts."""
-    wide = table.pivot_table("value", "epoch", by, _mean, dropna=False)
+
+    def mean(values: pd.Series) -> float:
+        return float(values.to_numpy().mean())  # that of pandas would skip NaN
+
+    wide = table.pivot_table("value", "epoch", by, mean, dropna=False)
     return wide.index.to_numpy(), wide.to_numpy()
-
-
-def _mean(values: pd.Series) -> float:
-    """The mean; NaN if any is, unlike that of pandas."""
-    return float(values.to_numpy().mean())
 
 
 def number(values: Sequence[float], factor: float = 1.0, digits: int = 2) -> str:
@@ -58,12 +46,7 @@ def number(values: Sequence[float], factor: float = 1.0, digits: int = 2) -> str
 
 
 def count(number: int, noun: str) -> str:
-    """Returns a number with its noun.
-
-    Examples:
-      >>> count(1, "seed"), count(3, "seed")
-      ('1 seed', '3 seeds')
-    """
+    """Returns a number with its noun: 1 seed, 3 seeds."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -111,25 +94,15 @@ def cost_table(
     base: str,
     paper: Mapping[str, str] | None = None,
 ) -> str:
-    """Returns costs of a step, in multiples of that of one method.
+    """Returns costs of a step by method, in multiples of those of the method `base`.
 
-    Args:
-      seconds: of a step, by name, see `program.fastest`.
-      operations: of XLA's count, by name.
-      titles: of the methods.
-      base: the name of that one method.
-      paper: its multiples, by name.
+    The seconds are from `program.fastest`, the operations are XLA's count.
     """
     header = ["method", "milliseconds", "multiple", "operations, multiple"]
     header += ["multiple, paper"] if paper else []
-    rows = [
-        [
-            titles[name],
-            f"{1e3 * own:.2f}",
-            f"{own / seconds[base]:.2f}",
-            f"{operations[name] / operations[base]:.2f}",
-            *([paper.get(name, "")] if paper else []),
-        ]
-        for name, own in seconds.items()
-    ]
+    rows = []
+    for name, own in seconds.items():
+        multiples = own / seconds[base], operations[name] / operations[base]
+        cells = [f"{1e3 * own:.2f}", *(f"{multiple:.2f}" for multiple in multiples)]
+        rows.append([titles[name], *cells, *([paper.get(name, "")] if paper else [])])
     return markdown_table(header, rows)

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from experiments.lab.tables import read_table
-from experiments.lab.vision.experiment import Experiment, Settings, run
+from experiments.lab.vision.experiment import Experiment, Paper, Settings, run
 from experiments.mtl_io.attributes import ERROR, F1, attribute_tasks, load_attributes
 from mtlopt.models import CelebaCNN, stack_heads
 
@@ -28,7 +28,7 @@ _GROUPED = ("ius_2", "ius_4", "ius_8", "ius_20", "ius", "io_2", "io_4", "io_8", 
 METHODS = ("sum_tasks", "ius_4", "io_4", "gradnorm", "pcgrad", "mgda_ub")
 FULL_METHODS = ("sum_tasks", *_GROUPED, "io", "gradnorm", "pcgrad", "mgda_ub")
 # Table 3; Maximum Roaming, 9.12±0.00 and 69.21±0.31, is not among the methods here.
-PAPER = read_table(
+SCORES = read_table(
     ("error", "f1"),
     """
     sum_tasks 9.20±0.02 68.66±0.24
@@ -78,13 +78,11 @@ EXPERIMENT = Experiment(
         "learning_rates": (1e-5, 1e-4, 5e-4, 1e-3, 5e-3),
     },
     load=load_attributes,
-    tasks=functools.partial(attribute_tasks, metrics=(ERROR, F1), outputs=1),
+    tasks=functools.partial(attribute_tasks, shown=(ERROR, F1), outputs=1),
     build=build,
     num_tasks=40,
     stacked=True,
-    paper=lambda _: PAPER,
-    table="Table 3 of Pascal et al., 2021",
-    distances=DISTANCES,
+    paper=lambda _: Paper("Table 3 of Pascal et al., 2021", SCORES, DISTANCES),
 )
 
 main = functools.partial(run, EXPERIMENT)

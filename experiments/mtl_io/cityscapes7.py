@@ -15,9 +15,9 @@ from experiments.data.samples import Sample, Samples, make_sample
 from experiments.lab.tables import read_table
 from experiments.lab.vision import metrics
 from experiments.lab.vision.data import hold_out
-from experiments.lab.vision.experiment import Experiment, Settings, run
+from experiments.lab.vision.experiment import Experiment, Paper, Settings, run
 from experiments.lab.vision.losses import binary_cross_entropy
-from experiments.lab.vision.problem import SEGMENTATION_METRICS, ByTask, Tasks
+from experiments.lab.vision.problem import ByTask, Tasks
 from mtlopt.models import UNet
 
 DESCRIPTION = """\
@@ -33,7 +33,7 @@ here (the labels of its own are secret), and a tenth of its train split is held 
 
 METHODS = ("sum_tasks", "ius", "io", "pcgrad", "roaming")
 FULL_METHODS = (*METHODS, "gradnorm", "mgda_ub")
-PAPER = read_table(
+SCORES = read_table(
     ("mean_iou", "pixel_accuracy"),
     """
     sum_tasks 69.79±0.40 90.40±0.08
@@ -96,10 +96,9 @@ def count(outputs: ByTask, labels: ByTask) -> jax.Array:
 
 TASKS = Tasks(
     losses=dict.fromkeys(CATEGORIES, binary_cross_entropy),
-    classified=CATEGORIES,
     count=count,
     scores=lambda parts: metrics.segmentation_scores(metrics.total(parts)),
-    metrics=tuple(metric._replace(task="") for metric in SEGMENTATION_METRICS),
+    metrics=tuple(metric._replace(task="") for metric in metrics.SEGMENTATION_METRICS),
     draw={"categories": predicted},
 )
 
@@ -125,9 +124,7 @@ EXPERIMENT = Experiment(
     tasks=lambda _: TASKS,
     build=build,
     num_tasks=len(CATEGORIES),
-    paper=lambda _: PAPER,
-    table="Table 2 of Pascal et al., 2021",
-    distances=DISTANCES,
+    paper=lambda _: Paper("Table 2 of Pascal et al., 2021", SCORES, DISTANCES),
 )
 
 main = functools.partial(run, EXPERIMENT)

@@ -13,14 +13,9 @@ from experiments.data.samples import Samples
 from experiments.lab.tables import read_table
 from experiments.lab.vision import losses, metrics
 from experiments.lab.vision.data import hold_out
-from experiments.lab.vision.experiment import Experiment, Settings, run
-from experiments.lab.vision.problem import (
-    SEGMENTATION_METRICS,
-    Metric,
-    Task,
-    segmentation,
-    separate,
-)
+from experiments.lab.vision.experiment import Experiment, Paper, Settings, run
+from experiments.lab.vision.metrics import SEGMENTATION_METRICS, Metric
+from experiments.lab.vision.problem import Task, segmentation, separate
 from mtlopt.models import UNet
 
 DESCRIPTION = """\
@@ -45,7 +40,7 @@ METRICS = (
     Metric("median_angle", "median angle [°]", "normals", False),
 )
 # Table 1. Its depth errors have no unit.
-PAPER = read_table(
+SCORES = read_table(
     [metric.name for metric in METRICS],
     """
     sum_tasks 24.29±0.38 48.79±0.35 68.48±0.28 52.93±0.59 27.28±0.02 33.70±0.03
@@ -88,9 +83,8 @@ TASKS = separate(
 )
 
 
-def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> UNet:
+def build(settings: Settings, _: tuple[str, ...], key: jax.Array) -> UNet:
     """Returns the paper's U-Net or a small one."""
-    del names
     sizes: dict[str, Any] = {"width": 8, "depth": 2} if settings.small else {}
     return UNet(rngs=nnx.Rngs(key), **sizes)
 
@@ -104,9 +98,7 @@ EXPERIMENT = Experiment(
     tasks=lambda _: TASKS,
     build=build,
     num_tasks=3,
-    paper=lambda _: PAPER,
-    table="Table 1 of Pascal et al., 2021",
-    distances=DISTANCES,
+    paper=lambda _: Paper("Table 1 of Pascal et al., 2021", SCORES, DISTANCES),
 )
 
 main = functools.partial(run, EXPERIMENT)

@@ -48,7 +48,7 @@ from experiments.lab.vision.methods import (
     norm_widths,
 )
 from experiments.lab.vision.problem import VisionProblem
-from experiments.lab.vision.report import choose, scores_by_method
+from experiments.lab.vision.report import Paper, choose, scores_by_method
 from experiments.mtl_io import cityscapes7, nyuv2
 from experiments.mtl_io.attributes import ERROR, F1, attribute_tasks
 from mtlopt.models.conv_norm import ConvNorm
@@ -100,8 +100,7 @@ TINY = Experiment(
     tasks=lambda _: nyuv2.TASKS,
     build=lambda settings, names, key: Tiny(rngs=nnx.Rngs(key)),
     num_tasks=3,
-    paper=lambda _: {"io": {"mean_iou": "29.48±0.30"}},
-    table="Table 1",
+    paper=lambda _: Paper("Table 1", {"io": {"mean_iou": "29.48±0.30"}}),
 )
 
 
@@ -239,6 +238,13 @@ def test_samples_past_the_end_have_no_label():
     assert batch["place"].tolist() == [2, -1]
     np.testing.assert_array_equal(batch["half"], [[1.0], [np.nan]])
     assert split.batch(np.arange(3))["labels"]["place"].tolist() == [0, 1, 2]
+
+
+def test_the_last_tenth_is_held_out():
+    splits = hold_out(counted(7)[0], counted(1)[0])
+    kept = {name: list(split.names) for name, split in splits.items()}
+    assert kept == {"train": list("012345"), "validation": ["6"], "test": ["0"]}
+    assert splits["validation"].read(0).labels["place"] == 6
 
 
 def test_one_sample_cannot_be_trained_and_validated_on():
@@ -534,7 +540,8 @@ def test_experiments_are_whole(name: str, capsys: pytest.CaptureFixture[str]):
     for methods in (settings.methods, own.full.get("methods", ["sum_tasks"])):
         assert set(methods) <= set(known)
         assert methods[0] == "sum_tasks"
-    assert set(own.paper(settings)) <= set(known)
+    paper = own.paper(settings)
+    assert {*paper.scores, *paper.distances} <= set(known)
     with pytest.raises(FileNotFoundError):
         own.load(settings)
 

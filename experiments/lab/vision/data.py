@@ -24,11 +24,9 @@ class Split:
         self._known = np.zeros(len(samples), bool)
         # Memory that nothing was written to is not taken.
         self._image = np.empty((len(samples), *first.image.shape), np.uint8)
+        kinds = {"i": np.int8, "f": np.float32}
         self._labels = {
-            task: np.empty(
-                (len(samples), *label.shape),
-                np.int8 if label.dtype.kind == "i" else np.float32,
-            )
+            task: np.empty((len(samples), *label.shape), kinds[label.dtype.kind])
             for task, label in first.labels.items()
         }
 
@@ -73,14 +71,6 @@ def hold_out(train: Samples, test: Samples) -> dict[str, Samples]:
 
     Validated is on a tenth of the train split, the last in a row, not any: the names
     follow cities and sequences, whose images are too alike to be on both sides.
-
-    Examples:
-      >>> train, test = Samples(list("abcdefghij"), str, ""), Samples("k", str, "")
-      >>> splits = hold_out(train, test)
-      >>> {name: "".join(split.names) for name, split in splits.items()}
-      {'train': 'abcdefghi', 'validation': 'j', 'test': 'k'}
-      >>> splits["validation"].read(0)
-      '9'
     """
     if len(train) < 2:
         raise ValueError(
@@ -89,6 +79,7 @@ def hold_out(train: Samples, test: Samples) -> dict[str, Samples]:
         )
     cut = len(train) - max(1, round(_HELD_OUT * len(train)))
     kept = Samples(train.names[:cut], train.read, train.source)
-    names = train.names[cut:]
-    last = Samples(names, lambda place: train.read(cut + place), train.source)
+    last = Samples(
+        train.names[cut:], lambda place: train.read(cut + place), train.source
+    )
     return {"train": kept, "validation": last, "test": test}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import pandas as pd
 
 from experiments.data.samples import Samples
 from experiments.lab.folder import RunFolder
@@ -18,13 +17,7 @@ from experiments.lab.vision import figures
 from experiments.lab.vision.data import Split, first
 from experiments.lab.vision.methods import SINGLE, SUM, make_methods, method_names
 from experiments.lab.vision.problem import Tasks, VisionProblem, vision_problem
-from experiments.lab.vision.report import (
-    Paper,
-    Titles,
-    choose,
-    make_report,
-    scores_by_method,
-)
+from experiments.lab.vision.report import Outcome, Paper, make_report
 from experiments.lab.vision.training import make_trainings, measure_costs
 
 
@@ -61,37 +54,19 @@ class Settings(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The parts that one experiment adds.
-
-    Attributes:
-      name: of the command.
-      description: for `--help`.
-      quick: the settings without an option.
-      full: what `--full` changes, besides the sizes.
-      load: from the settings to the samples of the three splits.
-      tasks: from the names of the labels to what is learnt.
-      build: from the settings, the names of the labels and a key to the network.
-      num_tasks: number of tasks.
-      paper: from the settings to the paper's numbers.
-      table: which table they are from.
-      stacked: whether the heads are stacked.
-      distances: the paper's distances by method.
-      draw: draws more, `draw(the chosen runs, titles of methods, source, folder)`.
-    """
+    """The parts that one experiment adds; most are functions of its settings."""
 
     name: str
     description: str
-    quick: Settings
-    full: Mapping[str, Any]
-    load: Callable[[Any], Mapping[str, Samples]]
-    tasks: Callable[[tuple[str, ...]], Tasks]
-    build: Callable[[Any, tuple[str, ...], jax.Array], Any]
+    quick: Settings  # without an option
+    full: Mapping[str, Any]  # what `--full` changes, besides the sizes
+    load: Callable[[Any], Mapping[str, Samples]]  # the three splits
+    tasks: Callable[[tuple[str, ...]], Tasks]  # from the names of the labels
+    build: Callable[[Any, tuple[str, ...], jax.Array], Any]  # from names and key too
     num_tasks: int
     paper: Callable[[Any], Paper]
-    table: str
-    stacked: bool = False
-    distances: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
-    draw: Callable[[pd.DataFrame, Titles, str, Path], None] | None = None
+    stacked: bool = False  # whether its heads are
+    draw: Callable[[Outcome, Path], None] = lambda *_: None  # more, into a folder
 
 
 def run(experiment: Experiment, argv: Sequence[str]) -> None:
@@ -107,39 +82,31 @@ def run(experiment: Experiment, argv: Sequence[str]) -> None:
         out, command = folder.path, command_line(experiment.name, argv)
         trainings = make_trainings(problem, methods, rates, seeds, size, out / "drawn")
         table = train(trainings, settings.epochs, problem.tasks, folder)
-        costs, chosen = measure_costs(problem, methods, size), choose(table)
-        scores = scores_by_method(chosen, problem.learnt.metrics)
-        times = f"{count(settings.epochs, 'epoch')}, {count(seeds, 'seed')}"
-        report = make_report(
-            table,
-            scores,
-            costs,
-            titles,
-            problem.learnt.metrics,
-            heading=f"# {experiment.name}\n\n`{command}`\n\nData: {source}. Adam, "
-            f"batch {size}, {times} (± is their standard deviation).",
-            paper=experiment.paper(settings),
-            paper_table=experiment.table,
-            paper_distances=experiment.distances,
+        costs = measure_costs(problem, methods, size)
+        paper, metrics = experiment.paper(settings), problem.learnt.metrics
+        outcome = Outcome(table, titles, metrics, paper, f"Data: {source}")
+        heading = (
+            f"# {experiment.name}\n\n`{command}`\n\n{outcome.source}. Adam, batch "
+            f"{size}, {count(settings.epochs, 'epoch')}, {count(seeds, 'seed')} (± is "
+            "their standard deviation)."
         )
-        about = {"command": command, "data": source, "scores": scores, "costs": costs}
-        folder.write_results(settings, report, **about)
-        figures.draw(problem, table, titles, f"Data: {source}", out)
-        if experiment.draw is not None:
-            experiment.draw(chosen, titles, f"Data: {source}", out)
+        report = make_report(heading, outcome, costs)
+        about = {"command": command, "data": source, "scores": outcome.scores}
+        folder.write_results(settings, report, **about, costs=costs)
+        figures.draw(outcome, problem, out)
+        experiment.draw(outcome, out)
     print(f"\n{report}\nWritten to {out}.")
 
 
 def read_settings(experiment: Experiment, argv: Sequence[str]) -> Settings:
     """Returns the settings; the summed loss is always among the methods."""
-    names = method_names(experiment.num_tasks, stacked=experiment.stacked)
     settings = parse(
         experiment.name,
         experiment.description,
         experiment.quick,
         argv,
         full={**experiment.full, "sizes": "paper"},
-        names={"methods": names},
+        names={"methods": method_names(experiment.num_tasks, experiment.stacked)},
     )
     methods = dict.fromkeys([SUM, *settings.methods])
     rates = sorted(set(settings.learning_rates))

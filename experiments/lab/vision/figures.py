@@ -1,34 +1,52 @@
 """Figures of the vision experiments: learning rates, training, and what is seen."""
 
-import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.lab.figures import COLOURS, STYLE, Curve, draw_panels, pyplot
+from experiments.lab.figures import COLOURS, Curve, draw_panels, drawing
 from experiments.lab.tables import curve, select
 from experiments.lab.vision.data import Split
-from experiments.lab.vision.methods import SINGLE
+from experiments.lab.vision.methods import SINGLE, SUM
 from experiments.lab.vision.problem import VisionProblem
-from experiments.lab.vision.report import Titles, choose, in_families, in_order
+from experiments.lab.vision.report import Outcome, in_families, in_order
 from experiments.lab.vision.training import NUM_DRAWN, run_name
 
 _BANDS = "line: mean over seeds, band: minimum to maximum"
 
 
-def draw(
-    problem: VisionProblem, table: pd.DataFrame, titles: Titles, source: str, out: Path
-) -> None:
+def draw(outcome: Outcome, problem: VisionProblem, out: Path) -> None:
     """Draws learning rates, training, and what each method sees in test images."""
-    tasks, chosen = problem.tasks, choose(table)
-    if select(table, method=in_families(table)[0])["rate"].nunique() > 1:
-        shown = tasks if len(tasks) < len(COLOURS) else ()
-        draw_rates(out / "learning_rates.png", table, titles, shown, source)
+    chosen, titles, source = outcome.chosen, outcome.titles, outcome.source
+    tasks = problem.tasks
+    if select(outcome.table, method=SUM)["rate"].nunique() > 1:
+        shown = ("", *tasks) if len(tasks) < len(COLOURS) else ("",)
+        draw_panels(
+            out / "learning_rates.png",
+            {task or "average": _lowest_losses(outcome, task) for task in shown},
+            xlabel="learning rate",
+            title=f"Lowest validation losses over training ({_BANDS}). {source}",
+            log=True,
+            at_points=True,
+            common=False,
+        )
+    losses = select(chosen, name="validation_loss")
     shown = tasks if len(tasks) <= len(COLOURS) else ()
-    draw_training(out / "training.png", chosen, titles, shown, source)
+    draw_panels(
+        out / "training.png",
+        {
+            titles[name]: _losses_by_epoch(select(losses, method=name), shown)
+            for name in in_order(chosen)
+            if name != SINGLE
+        },
+        xlabel="epoch",
+        ylabel="validation loss",
+        title=f"Validation losses at the chosen learning rate ({_BANDS}). {source}",
+        log=True,
+    )
     for name in in_order(chosen):
         rate = select(chosen, method=name)["rate"].iloc[0]
         path = out / "drawn" / f"{run_name(name, '', rate, 0)}.npz"
@@ -39,60 +57,27 @@ def draw(
                 draw_predictions(target, problem.splits["test"], dict(drawn), title)
 
 
-def draw_rates(
-    path: Path, table: pd.DataFrame, titles: Titles, tasks: Any, source: str
-) -> None:
-    """Draws the lowest validation losses over the learning rate (Fig. 1 to 3).
-
-    Of the summed loss, IUS and IO: the mean over all tasks, and of each in `tasks`.
-    """
-
-    def line(method: str, task: str, colour: str) -> Curve:
-        own = select(table, method=method)
-        lowest = select(own, name="best_loss")
-        if task:
-            losses = select(own, name="validation_loss", part=task)
-            lowest = losses.groupby(["rate", "seed"], as_index=False)["value"].min()
-        wide = lowest.pivot(index="rate", columns="seed", values="value")
-        return Curve(titles[method], wide.index.tolist(), wide.to_numpy(), colour)
-
-    pairs = list(zip(in_families(table), COLOURS, strict=False))
-    draw_panels(
-        path,
-        {
-            task or "average": [line(method, task, colour) for method, colour in pairs]
-            for task in ("", *tasks)
-        },
-        xlabel="learning rate",
-        title=f"Lowest validation losses over training ({_BANDS}). {source}",
-        log=True,
-        at_points=True,
-        common=False,
-    )
+def _lowest_losses(outcome: Outcome, task: str) -> list[Curve]:
+    """The lowest losses of a task, or of the mean of all, by rate (Fig. 1 to 3)."""
+    own = select(outcome.table, name="best_loss")
+    if task:
+        own = select(outcome.table, name="validation_loss", part=task)
+    lowest = own.groupby(["method", "rate", "seed"])["value"].min().unstack("seed")
+    return [
+        Curve(outcome.titles[method], list(wide.index), wide.to_numpy(), colour)
+        for method, colour in zip(in_families(outcome.table), COLOURS, strict=False)
+        for wide in [lowest.loc[method]]
+    ]
 
 
-def draw_training(
-    path: Path, chosen: pd.DataFrame, titles: Titles, tasks: Any, source: str
-) -> None:
-    """Draws the validation losses of the chosen runs: of `tasks`, or their mean."""
-
-    def curves(method: str) -> list[Curve]:
-        losses = select(chosen, method=method, name="validation_loss")
-        if not tasks:
-            return [Curve("mean", *curve(losses), COLOURS[0])]
-        return [
-            Curve(task, *curve(select(losses, part=task)), colour)
-            for task, colour in zip(tasks, COLOURS, strict=False)
-        ]
-
-    draw_panels(
-        path,
-        {titles[name]: curves(name) for name in in_order(chosen) if name != SINGLE},
-        xlabel="epoch",
-        ylabel="validation loss",
-        title=f"Validation losses at the chosen learning rate ({_BANDS}). {source}",
-        log=True,
-    )
+def _losses_by_epoch(losses: pd.DataFrame, tasks: Sequence[str]) -> list[Curve]:
+    """The losses of these tasks, or their mean."""
+    if not tasks:
+        return [Curve("mean", *curve(losses), COLOURS[0])]
+    return [
+        Curve(task, *curve(select(losses, part=task)), colour)
+        for task, colour in zip(tasks, COLOURS, strict=False)
+    ]
 
 
 def draw_predictions(
@@ -103,15 +88,8 @@ def draw_predictions(
     batch = split.batch(np.arange(num))
     images, columns = batch["image"], 1 + 2 * len(drawn)
     width, shape = 1.6 * columns, images.shape[1] / images.shape[2]
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            num,
-            columns,
-            figsize=(width, 0.8 + (0.1 + 1.6 * shape) * num),
-            squeeze=False,
-            layout="constrained",
-        )
+    size = (width, 0.8 + (0.1 + 1.6 * shape) * num)
+    with drawing(path, title, num, columns, figsize=size) as grid:
         for axis in grid.flat:
             axis.set_axis_off()
         for axis, image in zip(grid[:, 0], images, strict=True):
@@ -124,9 +102,6 @@ def draw_predictions(
                 column[0].set_title(f"{task}, {('label', 'predicted')[side]}")
                 for axis, image, label in zip(column, shown, labels, strict=False):
                     _show(axis, image, label)
-        figure.suptitle(textwrap.fill(title, width=int(13 * width)), fontsize=9)
-        figure.savefig(path)
-        plt.close(figure)
 
 
 def _as_label(labels: Mapping[str, np.ndarray], task: str) -> np.ndarray:

@@ -5,6 +5,8 @@ none where it is below 0, a quantity where it is not finite. A shape that does n
 is a ValueError.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,13 +15,7 @@ from mtlopt.linalg.normalise import safe_divide
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    r"""Returns :math:`-\log \mathrm{softmax}(x)_y` of logits `[..., classes]`.
-
-    Examples:
-      >>> logits = jnp.array([[0.0, 0.0], [7.0, 9.0]])
-      >>> print(cross_entropy(logits, jnp.array([1, -1])))  # log 2
-      0.6931472
-    """
+    r"""Returns :math:`-\log \mathrm{softmax}(x)_y` of logits `[..., classes]`."""
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
             "`logits` must have the shape of the labels and an axis of classes, got "
@@ -38,6 +34,12 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     check_shapes(logits, labels)
     losses = optax.sigmoid_binary_cross_entropy(logits, (labels == 1) * 1.0)
     return _mean(losses, labels >= 0)
+
+
+def kind_of(loss: Any) -> str:
+    """Returns the kind of a loss, for `mtlopt.weight_by_uncertainty`."""
+    classifies = loss in (cross_entropy, binary_cross_entropy)
+    return "classification" if classifies else "regression"
 
 
 def l1(predictions: jax.Array, targets: jax.Array) -> jax.Array:

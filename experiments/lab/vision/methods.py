@@ -1,6 +1,5 @@
 """How the tasks of a vision experiment move: aggregators, turns, roaming, search."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import optax
 import mtlopt
 from experiments.lab.program import Program
 from experiments.lab.settings import methods_for
+from experiments.lab.vision.losses import kind_of
 from experiments.lab.vision.problem import ByTask, VisionProblem
 
 PyTree = Any
@@ -24,35 +24,144 @@ class State(NamedTuple):
     """All that changes while training; more: groups of tasks, or masks of roaming."""
 
     run: mtlopt.Run
-    more: PyTree
+    more: PyTree = ()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Method:
-    """A way to train.
+    """All tasks move at once, by the optimizer that `make` returns for a learning rate.
 
-    Attributes:
-      title: for the tables.
-      start: from a seed to the state before the first step.
-      step: `step(state, batch, rate, members)`, of the tasks `members`, bool `[tasks]`;
-        returns the new state and the losses. `rate` is the learning rate.
-      predict: `predict(state, image)`, jitted: the outputs of all tasks.
-      searches: whether it finds its step size itself, and ignores the rate.
+    One that `searches` finds its step size itself, and ignores the rate.
     """
 
-    title: str
-    start: Callable[[int], State]
-    step: Callable[[State, PyTree, jax.Array, jax.Array], tuple[State, jax.Array]]
-    predict: Callable[[State, jax.Array], ByTask]
-    searches: bool = False
+    def __init__(
+        self,
+        problem: VisionProblem,
+        title: str,
+        make: Callable[[Any], optax.GradientTransformation],
+        searches: bool = False,
+    ):
+        self.problem, self.title, self.searches = problem, title, searches
+        self._make = make
 
     @functools.cached_property
     def program(self) -> Program:
         """The step, compiled once for all runs; it donates the state."""
         return Program(self.step, donate_argnums=0)
 
+    def start(self, seed: int) -> State:
+        """Returns the state before the first step."""
+        params, stats = self.problem.init(seed)
+        return State(mtlopt.Run(params, self._optimizer(0.0).init(params), stats))
 
-def method_names(num_tasks: int, *, stacked: bool = False) -> tuple[str, ...]:
+    def step(self, state: State, batch: PyTree, rate: Any, members: Any) -> Any:
+        """Returns state and losses after a step of some tasks, bool `[tasks]`."""
+        labelled = jnp.sum(self.problem.labelled(batch), axis=1) > 0
+        optimizer = self._optimizer(rate)
+        run, output = self._move(optimizer, state, batch, labelled & members)
+        return state._replace(run=run), output.losses
+
+    def predict(self, state: State, image: jax.Array) -> ByTask:
+        """Returns the outputs of all tasks."""
+        return self.problem.predict(state.run.params, state.run.state, image)
+
+    def _optimizer(self, rate: Any) -> optax.GradientTransformationExtraArgs:
+        tracked = mtlopt.track_distance(self.problem.labels)
+        return optax.chain(self._make(rate), tracked)
+
+    def _move(self, optimizer: Any, state: State, batch: Any, present: Any) -> Any:
+        step = mtlopt.train_step(self.problem.oracle, optimizer)
+        return step(state.run, batch, present=present)
+
+
+class InTurns(Method):
+    """IUS, or IO, of tasks or of groups; every turn moves the encoder's statistics."""
+
+    def __init__(self, problem: VisionProblem, num_groups: int, individual: bool):
+        self._num_groups = num_groups
+        self._grouped = num_groups < len(problem.tasks)
+        title = "IO" if individual else "IUS"
+        title += f" ({num_groups} groups)" if self._grouped else ""
+
+        def make(rate: Any) -> optax.GradientTransformation:
+            return mtlopt.individual_optimizers(
+                optax.adam(rate), num_groups, problem.labels, share_state=not individual
+            )
+
+        super().__init__(problem, title, make)
+
+    def start(self, seed: int) -> State:
+        state, num_tasks = super().start(seed), len(self.problem.tasks)
+        if not self._grouped:
+            return state
+        return State(state.run, mtlopt.random_groups(seed, num_tasks, self._num_groups))
+
+    def _move(self, optimizer: Any, state: State, batch: Any, present: Any) -> Any:
+        number, groups = None, None
+        if self._grouped:
+            number, groups = self._num_groups, state.more
+        step = mtlopt.individual_step(self.problem.oracle, optimizer, number)
+        return step(state.run, batch, groups=groups, present=present)
+
+
+class Roaming(InTurns):
+    """Maximum Roaming, in turns with one state of the optimizer, as its paper has it.
+
+    A channel is masked by its BatchNorm: if scale and bias are zero, ReLU gives zero.
+    Statistics are those of each task's own channels, and so one for each task.
+    """
+
+    def __init__(self, problem: VisionProblem, num_steps: int):
+        self._tasks = problem.tasks
+        super().__init__(problem, len(self._tasks), individual=False)
+        self.title = "Maximum Roaming"
+        widths = norm_widths(problem.init(0)[0]["encoder"])
+        self._roaming = mtlopt.maximum_roaming(
+            len(self._tasks), widths, _SHARING_RATIO, num_steps
+        )
+        losses = {task: self._loss(task) for task in self._tasks}
+        self._oracle = mtlopt.task_grad(losses, problem.labels, has_state=True)
+        self.predict = jax.jit(self._predict)
+
+    def _loss(self, task: str) -> Callable[..., Any]:
+        def loss(params: PyTree, batch: PyTree, masks: PyTree, stats: PyTree) -> Any:
+            params = self._masked(params, masks, task)
+            value, own = self.problem.loss(task, params, stats[task], batch)
+            return value, {**stats, task: own}
+
+        return loss
+
+    def start(self, seed: int) -> State:
+        run, _ = super().start(seed)
+        stats = {task: jax.tree.map(jnp.copy, run.state) for task in self._tasks}
+        return State(run._replace(state=stats), self._roaming.init(seed))
+
+    def step(self, state: State, batch: PyTree, rate: Any, members: Any) -> Any:
+        after, losses = super().step(state, batch, rate, members)
+        return after._replace(more=self._roaming.update(state.more)), losses
+
+    def _move(self, optimizer: Any, state: State, batch: Any, present: Any) -> Any:
+        step = mtlopt.individual_step(self._oracle, optimizer)
+        return step(state.run, batch, state.more.masks, present=present)
+
+    def _predict(self, state: State, image: jax.Array) -> ByTask:
+        def one(task: str) -> jax.Array:
+            params = self._masked(state.run.params, state.more.masks, task)
+            return self.problem.predict(params, state.run.state[task], image)[task]
+
+        return {task: one(task) for task in self._tasks}
+
+    def _masked(self, params: PyTree, masks: PyTree, task: str) -> PyTree:
+        """Parameters in which the encoder's channels of other tasks are zero."""
+        own = mtlopt.task_masks(masks, self._tasks.index(task))
+
+        def one(keys: Any, leaf: jax.Array) -> jax.Array:
+            mask = own.get(_path(keys[:-1]))
+            return leaf if mask is None else leaf * mask
+
+        return {**params, "encoder": jax.tree.map_with_path(one, params["encoder"])}
+
+
+def method_names(num_tasks: int, stacked: bool = False) -> tuple[str, ...]:
     """Returns the names that `--methods` knows."""
     names = list(methods_for(num_tasks))
     for name in ("ius", "io"):
@@ -69,38 +178,32 @@ def make_methods(
     labels, num_tasks = problem.labels, len(problem.tasks)
 
     def aggregated(name: str) -> Method:
-        kinds = tuple(map(problem.learnt.kind, problem.tasks))
-        options = {"kind": kinds} if name == "uncertainty" else {}
-        make = functools.partial(
-            mtlopt.METHODS[name].make,
-            num_tasks,
-            labels=labels,
-            steps_per_epoch=steps_per_epoch,
-            **options,
-        )
-        return _method(
-            problem,
-            mtlopt.METHODS[name].title,
-            lambda rate: optax.chain(
-                make(), mtlopt.per_label(optax.adam(rate), labels)
-            ),
-        )
+        method = mtlopt.METHODS[name]
+        options: Any = {"labels": labels, "steps_per_epoch": steps_per_epoch}
+        if name == "uncertainty":
+            options["kind"] = tuple(map(kind_of, problem.learnt.losses.values()))
+
+        def make(rate: Any) -> optax.GradientTransformation:
+            aggregator = method.make(num_tasks, **options)
+            return optax.chain(aggregator, mtlopt.per_label(optax.adam(rate), labels))
+
+        return Method(problem, method.title, make)
 
     def by_name(name: str) -> Method:
         family, _, num_groups = name.partition("_")
         if name in mtlopt.METHODS:
             return aggregated(name)
         if family in ("ius", "io"):
-            return _in_turns(problem, int(num_groups or num_tasks), family == "io")
+            return InTurns(problem, int(num_groups or num_tasks), family == "io")
         if name == "roaming":
-            return _roaming(problem, num_steps)
+            return Roaming(problem, num_steps)
         if name == "sgd":
             sums, title = mtlopt.sum_tasks(num_tasks), "Summed loss, SGD"
-            return _method(
+            return Method(
                 problem, title, lambda rate: optax.chain(sums, optax.sgd(rate))
             )
         search = mtlopt.fast_backtracking(mtlopt.mgda(num_tasks))
-        return _method(problem, "FBLS", lambda _: search, searches=True)
+        return Method(problem, "FBLS", lambda _: search, searches=True)
 
     methods: dict[str, Method] = {}
     for name in names:
@@ -109,142 +212,12 @@ def make_methods(
     return methods
 
 
-def _method(
-    problem: VisionProblem,
-    title: str,
-    make: Callable[[Any], optax.GradientTransformation],
-    *,
-    one_step: Callable[..., Any] | None = None,
-    stats_of: Callable[[PyTree], PyTree] = lambda stats: stats,
-    more: Callable[[int], PyTree] = lambda _: (),
-    update: Callable[[PyTree], PyTree] = lambda more: more,
-    predict: Callable[[State, jax.Array], ByTask] | None = None,
-    searches: bool = False,
-) -> Method:
-    """Makes a method of `make(rate)` and `one_step(optimizer, state, batch, present)`.
-
-    `more(seed)` is what a state has more, `update` its new value, `stats_of` the
-    first statistics.
-    """
-
-    def chained(optimizer: Any, state: State, batch: Any, present: Any) -> Any:
-        step = mtlopt.train_step(problem.oracle, optimizer)
-        return step(state.run, batch, present=present)
-
-    def optimizer(rate: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.chain(make(rate), mtlopt.track_distance(problem.labels))
-
-    def start(seed: int) -> State:
-        params, stats = problem.init(seed)
-        run = mtlopt.Run(params, optimizer(0.0).init(params), stats_of(stats))
-        return State(run, more(seed))
-
-    def step(state: State, batch: PyTree, rate: Any, members: Any) -> Any:
-        present = problem.present(batch) & members
-        step = one_step or chained
-        run, output = step(optimizer(rate), state, batch, present)
-        return State(run, update(state.more)), output.losses
-
-    def seen(state: State, image: jax.Array) -> ByTask:
-        return problem.predict(state.run.params, state.run.state, image)
-
-    return Method(title, start, step, predict or seen, searches)
-
-
-def _turns(problem: VisionProblem, num_groups: int, individual: bool) -> Any:
-    """Returns the optimizers of turns, for a learning rate."""
-    return lambda rate: mtlopt.individual_optimizers(
-        optax.adam(rate), num_groups, problem.labels, share_state=not individual
-    )
-
-
-def _in_turns(problem: VisionProblem, num_groups: int, individual: bool) -> Method:
-    """IUS, or IO, of tasks or of groups; every turn moves the encoder's statistics."""
-    num_tasks = len(problem.tasks)
-    grouped = num_groups < num_tasks
-
-    def one_step(optimizer: Any, state: State, batch: Any, present: Any) -> Any:
-        number, groups = (num_groups, state.more) if grouped else (None, None)
-        step = mtlopt.individual_step(problem.oracle, optimizer, number)
-        return step(state.run, batch, groups=groups, present=present)
-
-    def more(seed: int) -> PyTree:
-        return mtlopt.random_groups(seed, num_tasks, num_groups) if grouped else ()
-
-    title = "IO" if individual else "IUS"
-    title += f" ({num_groups} groups)" if grouped else ""
-    make = _turns(problem, num_groups, individual)
-    return _method(problem, title, make, one_step=one_step, more=more)
-
-
-def _roaming(problem: VisionProblem, num_steps: int) -> Method:
-    """Maximum Roaming, in turns with one state of the optimizer, as its paper has it.
-
-    A channel is masked by its BatchNorm: if scale and bias are zero, ReLU gives zero.
-    Statistics are those of each task's own channels, and so one for each task.
-    """
-    tasks, (params, _) = problem.tasks, problem.init(0)
-    widths = norm_widths(params["encoder"])
-    roaming = mtlopt.maximum_roaming(len(tasks), widths, _SHARING_RATIO, num_steps)
-
-    def loss(index: int, task: str) -> Callable[..., Any]:
-        def one(params: PyTree, batch: PyTree, masks: PyTree, stats: PyTree) -> Any:
-            params = _masked(params, masks, index)
-            value, own = problem.loss(task, params, stats[task], batch)
-            return value, {**stats, task: own}
-
-        return one
-
-    losses = {task: loss(index, task) for index, task in enumerate(tasks)}
-    oracle = mtlopt.task_grad(losses, problem.labels, has_state=True)
-
-    def one_step(optimizer: Any, state: State, batch: Any, present: Any) -> Any:
-        step = mtlopt.individual_step(oracle, optimizer)
-        return step(state.run, batch, state.more.masks, present=present)
-
-    def predict(state: State, image: jax.Array) -> ByTask:
-        params, _, stats = state.run
-        masked = [_masked(params, state.more.masks, i) for i in range(len(tasks))]
-        return {
-            task: problem.predict(own, stats[task], image)[task]
-            for task, own in zip(tasks, masked, strict=True)
-        }
-
-    return _method(
-        problem,
-        "Maximum Roaming",
-        _turns(problem, len(tasks), False),
-        one_step=one_step,
-        stats_of=lambda stats: {task: jax.tree.map(jnp.copy, stats) for task in tasks},
-        more=roaming.init,
-        update=roaming.update,
-        predict=jax.jit(predict),
-    )
-
-
 def norm_widths(tree: PyTree) -> dict[str, int]:
-    """Returns the channels of each BatchNorm below, by its path.
-
-    Examples:
-      >>> norm = {"scale": jnp.ones(3), "bias": jnp.ones(3)}
-      >>> norm_widths({"conv": {"kernel": jnp.ones(5), "norm": norm}})
-      {'conv/norm': 3}
-    """
+    """Returns the channels of each BatchNorm below, by its path."""
     leaves = jax.tree.leaves_with_path(tree)
     return {
         _path(keys[:-1]): len(leaf) for keys, leaf in leaves if keys[-1].key == "scale"
     }
-
-
-def _masked(params: PyTree, masks: PyTree, task: int) -> PyTree:
-    """Parameters in which the encoder's channels of other tasks are zero."""
-    own = mtlopt.task_masks(masks, task)
-
-    def one(keys: Any, leaf: jax.Array) -> jax.Array:
-        mask = own.get(_path(keys[:-1]))
-        return leaf if mask is None else leaf * mask
-
-    return {**params, "encoder": jax.tree.map_with_path(one, params["encoder"])}
 
 
 def _path(keys: Any) -> str:

@@ -8,7 +8,7 @@ count makes 0. A shape that does not fit is a ValueError.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,23 @@ from mtlopt.linalg.normalise import nan_unless_finite, safe_divide
 Numbers = dict[str, jax.Array]
 _BINS_PER_DEGREE = 100
 _NUM_BINS = 180 * _BINS_PER_DEGREE
+
+
+class Metric(NamedTuple):
+    """A number of the tables, by its name in `scores`; without a task, of all tasks."""
+
+    name: str
+    title: str
+    task: str
+    higher_is_better: bool
+    factor: float = 1.0
+    digits: int = 2
+
+
+SEGMENTATION_METRICS = (
+    Metric("mean_iou", "mIoU [%]", "segmentation", True, 100),
+    Metric("pixel_accuracy", "pixel accuracy [%]", "segmentation", True, 100),
+)
 
 
 def total(parts: Sequence[Any]) -> Any:
@@ -34,13 +51,7 @@ def classes_of(logits: jax.Array) -> jax.Array:
 def count_classes(
     predictions: jax.Array, labels: jax.Array, num_classes: int
 ) -> jax.Array:
-    """Returns how often class i was predicted as class j, int32 `[classes, classes]`.
-
-    Examples:
-      >>> count_classes(jnp.array([0, 1, 1]), jnp.array([0, 0, -1]), 2)
-      Array([[1, 1],
-             [0, 0]], dtype=int32)
-    """
+    """Returns how often class i was predicted as class j, `[classes, classes]`."""
     check_shapes(predictions, labels)
     counts = jnp.zeros([num_classes, num_classes], jnp.int32)
     # A row past the end is dropped.

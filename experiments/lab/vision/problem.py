@@ -18,54 +18,21 @@ PyTree = Any
 ByTask = Mapping[str, Any]
 
 
-class Metric(NamedTuple):
-    """A number of the tables, by its name in `scores`; without a task, of all tasks."""
-
-    name: str
-    title: str
-    task: str
-    higher_is_better: bool
-    factor: float = 1.0
-    digits: int = 2
-
-    @property
-    def arrow(self) -> str:
-        """The title, with the direction in which it is better."""
-        return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
-
-
-SEGMENTATION_METRICS = (
-    Metric("mean_iou", "mIoU [%]", "segmentation", True, 100),
-    Metric("pixel_accuracy", "pixel accuracy [%]", "segmentation", True, 100),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tasks:
+class Tasks(NamedTuple):
     """All that is learnt.
 
-    Attributes:
-      losses: by task, `loss(outputs, labels)`, a mean over what has a label.
-      count: from outputs and labels of a batch to what the metrics are made of.
-      scores: from these of all batches to the metrics by name.
-      metrics: those of the tables.
-      draw: by task, or under a title for all of them, from the outputs to an image:
-        classes `[batch, height, width]` or quantities `[..., channels]`.
-      classified: names of the tasks whose loss is a cross-entropy.
+    A loss, of outputs and labels, is a mean over what has a label. `count`, of outputs
+    and labels of a batch, returns what the metrics are made of, and `scores`, of that
+    of all batches, the metrics by name.
     """
 
     losses: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]
     count: Callable[[ByTask, ByTask], PyTree]
     scores: Callable[[Sequence[PyTree]], Mapping[str, Any]]
-    metrics: tuple[Metric, ...]
-    draw: Mapping[str, Callable[[ByTask], jax.Array]] = dataclasses.field(
-        default_factory=dict
-    )
-    classified: Sequence[str] = ()
-
-    def kind(self, task: str) -> str:
-        """Returns the kind of a task's loss, for `mtlopt.weight_by_uncertainty`."""
-        return "classification" if task in self.classified else "regression"
+    metrics: tuple[metrics.Metric, ...]  # those of the tables
+    # By task, or under a title for all, from the outputs to an image: of classes
+    # `[batch, height, width]` or quantities `[..., channels]`.
+    draw: Mapping[str, Callable[[ByTask], jax.Array]] = {}
 
 
 class Task(NamedTuple):
@@ -75,7 +42,6 @@ class Task(NamedTuple):
     count: Callable[[jax.Array, jax.Array], PyTree]
     scores: Callable[[PyTree], Mapping[str, Any]]
     draw: Callable[[jax.Array], jax.Array] | None = None
-    classified: bool = False
     join: Callable[[Sequence[PyTree]], PyTree] = metrics.total
 
 
@@ -86,10 +52,10 @@ def segmentation(num_classes: int) -> Task:
         return metrics.count_classes(metrics.classes_of(logits), labels, num_classes)
 
     scores, classes = metrics.segmentation_scores, metrics.classes_of
-    return Task(losses.cross_entropy, count, scores, classes, classified=True)
+    return Task(losses.cross_entropy, count, scores, classes)
 
 
-def separate(tasks: Mapping[str, Task], shown: tuple[Metric, ...]) -> Tasks:
+def separate(tasks: Mapping[str, Task], shown: tuple[metrics.Metric, ...]) -> Tasks:
     """Returns tasks that have nothing in common, and the metrics of the tables."""
 
     def count(outputs: ByTask, labels: ByTask) -> PyTree:
@@ -110,7 +76,6 @@ def separate(tasks: Mapping[str, Task], shown: tuple[Metric, ...]) -> Tasks:
         scores=scores,
         metrics=shown,
         draw={t: drawing(t, own.draw) for t, own in tasks.items() if own.draw},
-        classified=[task for task, own in tasks.items() if own.classified],
     )
 
 
@@ -118,12 +83,8 @@ def separate(tasks: Mapping[str, Task], shown: tuple[Metric, ...]) -> Tasks:
 class VisionProblem(Problem):
     """Network, tasks and data. A batch is `{"image": uint8, "labels": by task}`.
 
-    Attributes:
-      learnt: losses and metrics.
-      loss: `loss(task, params, state, batch)`, of one task by itself (if its head is
-        not stacked), and the new state.
-      predict: `predict(params, state, image)`, jitted: the outputs of all tasks,
-        normalised by the running statistics.
+    `loss(task, params, state, batch)` is that of one task by itself (if its head is not
+    stacked), and the new state. `predict(params, state, image)` is jitted.
     """
 
     learnt: Tasks
@@ -139,10 +100,6 @@ class VisionProblem(Problem):
             known.append(jnp.any(there.reshape(len(label), -1), axis=1))
         return jnp.stack(known)
 
-    def present(self, batch: PyTree) -> jax.Array:
-        """Returns which tasks have a label in a batch, bool `[tasks]`."""
-        return jnp.sum(self.labelled(batch), axis=1) > 0
-
 
 def vision_problem(
     build: Callable[[jax.Array], Any],
@@ -151,10 +108,7 @@ def vision_problem(
     *,
     stacked: bool = False,
 ) -> VisionProblem:
-    """Returns the problem of a network with BatchNorm and a head for each task.
-
-    Stacked heads are in the order of the tasks.
-    """
+    """Returns the problem of a network with a head for each task, in their order."""
     names = tuple(tasks.losses)
 
     def encode(model: Any, batch: PyTree) -> Any:

@@ -1,7 +1,10 @@
 """The long table of a vision experiment, told: choices, tables, numbers."""
 
+import dataclasses
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,13 +12,39 @@ import pandas as pd
 from experiments.lab.comparison import delta_m, growth_rate, mean_rank
 from experiments.lab.tables import cost_table, markdown_table, number, select
 from experiments.lab.vision.methods import SINGLE, SUM
-from experiments.lab.vision.problem import Metric
+from experiments.lab.vision.metrics import Metric
 
-# From the name of a method to the paper's numbers as printed, by metric.
-Paper = Mapping[str, Mapping[str, str]]
-# By method and metric, the numbers of the seeds.
-Scores = Mapping[str, Mapping[str, Sequence[float]]]
-Titles = Mapping[str, str]
+
+class Paper(NamedTuple):
+    """The paper's numbers, by method."""
+
+    table: str  # from which the scores are
+    scores: Mapping[str, Mapping[str, str]]  # by metric too, as printed
+    distances: Mapping[str, Sequence[float]] = {}  # covered, shortest, ratio
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """A run that has ended."""
+
+    table: pd.DataFrame  # of all records
+    titles: Mapping[str, str]  # of the methods
+    metrics: Sequence[Metric]
+    paper: Paper
+    source: str  # of the data
+
+    @functools.cached_property
+    def chosen(self) -> pd.DataFrame:
+        return choose(self.table)
+
+    @functools.cached_property
+    def scores(self) -> dict[str, dict[str, list[float]]]:
+        return scores_by_method(self.chosen, self.metrics)
+
+    @functools.cached_property
+    def means(self) -> pd.DataFrame:
+        """Those of the scores: a row for each metric, a column for each method."""
+        return pd.DataFrame(self.scores).map(statistics.fmean)
 
 
 def choose(table: pd.DataFrame) -> pd.DataFrame:
@@ -63,162 +92,135 @@ def scores_by_method(
 
 
 def make_report(
-    table: pd.DataFrame,
-    scores: Scores,
-    costs: Mapping[str, Mapping[str, float]],
-    titles: Titles,
-    metrics: Sequence[Metric],
-    *,
-    heading: str,
-    paper: Paper,
-    paper_table: str,
-    paper_distances: Mapping[str, Sequence[float]],
+    heading: str, outcome: Outcome, costs: Mapping[str, Mapping[str, float]]
 ) -> str:
     """Returns the tables as Markdown."""
     return f"""{heading}
 
-## Test ({paper_table})
+## Test ({outcome.paper.table})
 
 At the learning rate and the epoch of the lowest validation loss, mean over the tasks.
 Ranks are averaged over the metrics; Δm is the gain over single tasks.
 
-{summary_table(scores, titles, metrics, paper)}
+{summary_table(outcome)}
 
-{growth_section(scores, titles, metrics)}## Lowest validation loss by learning rate
+{growth_section(outcome)}## Lowest validation loss by learning rate
 
-{rates_table(table)}
+{rates_table(outcome.table)}
 
 ## Choices of validation
 
 Temporary memory is that of the compiled step without its arguments and results.
 
-{choices_table(choose(table), titles)}
+{choices_table(outcome)}
 
 ## Cost of a step
 
 After the training, methods in turns, the fastest of several; multiples are of the
 summed loss, whose program single tasks run, one by one.
 
-{cost_table(costs["seconds"], costs["operations"], titles, SUM)}
+{cost_table(costs["seconds"], costs["operations"], outcome.titles, SUM)}
 
 ## Distance in the shared parameters
 
-{distance_table(table, titles, paper_distances)}
+{distance_table(outcome)}
 """
 
 
-def summary_table(
-    scores: Scores, titles: Titles, metrics: Sequence[Metric], paper: Paper
-) -> str:
+def summary_table(outcome: Outcome) -> str:
     """Returns the test metrics, the paper's beside them, ranks and gains."""
-    in_paper = [m for m in metrics if any(m.name in each for each in paper.values())]
-    higher = [metric.higher_is_better for metric in metrics]
-    means = _means(scores, metrics)
-    ranked = [name for name in scores if name != SINGLE]
-    values = np.array([means[name] for name in ranked])
-    worst = np.where(higher, -np.inf, np.inf)
-    ranks = mean_rank(np.where(np.isnan(values), worst, values), higher)
-    rank_of = {name: f"{rank:.2f}" for name, rank in zip(ranked, ranks, strict=True)}
-    gains = _gains(means, metrics)
-    header = ["method", *(metric.arrow for metric in metrics), "rank"]
+    metrics, theirs = outcome.metrics, outcome.paper.scores
+    in_paper = [m for m in metrics if m.name in set().union(*theirs.values())]
+    ranked = outcome.means.drop(columns=SINGLE, errors="ignore")
+    ranks = mean_rank(ranked.T, [metric.higher_is_better for metric in metrics])
+    rank_of = dict(zip(ranked, ranks, strict=True))
+    gains = gains_over_single(outcome.means, metrics)
+    arrows = [f"{m.title} {'↑' if m.higher_is_better else '↓'}" for m in metrics]
+    header = ["method", *arrows, "rank"]
     header += ["Δm [%]"] * bool(gains) + [f"{m.title}, paper" for m in in_paper]
-    lines = []
-    for name, own in scores.items():
+    rows = []
+    for name, own in outcome.scores.items():
         cells = [number(own[m.name], m.factor, m.digits) for m in metrics]
-        gain = [gains[name]] if gains else []
-        theirs = [paper.get(name, {}).get(m.name, "") for m in in_paper]
-        lines.append([titles[name], *cells, rank_of.get(name, ""), *gain, *theirs])
-    return markdown_table(header, lines)
+        cells += [f"{rank_of[name]:.2f}" if name in rank_of else ""]
+        cells += [f"{100 * gains[name]:+.2f}"] if gains else []
+        cells += [theirs.get(name, {}).get(m.name, "") for m in in_paper]
+        rows.append([outcome.titles[name], *cells])
+    return markdown_table(header, rows)
 
 
-def _means(scores: Scores, metrics: Sequence[Metric]) -> dict[str, list[float]]:
-    return {
-        name: [statistics.fmean(own[metric.name]) for metric in metrics]
-        for name, own in scores.items()
-    }
-
-
-def _gains(
-    means: Mapping[str, Sequence[float]], metrics: Sequence[Metric]
-) -> dict[str, str]:
-    """Relative gains over single tasks in percent; a task counts as one."""
+def gains_over_single(
+    means: pd.DataFrame, metrics: Sequence[Metric]
+) -> dict[str, float]:
+    """Returns relative gains over single tasks, if there are; a task counts as one."""
     if SINGLE not in means:
         return {}
-    values, parts = np.array(list(means.values())), []
+    if not np.all(np.isfinite(means[SINGLE]) & (means[SINGLE] != 0)):
+        return {}
+    higher, parts = np.array([metric.higher_is_better for metric in metrics]), []
     for task in dict.fromkeys(metric.task for metric in metrics):
-        own = [i for i, metric in enumerate(metrics) if metric.task == task]
-        base = np.array([means[SINGLE][i] for i in own])
-        if not np.all(np.isfinite(base) & (base != 0)):
-            return {}
-        higher = [metrics[i].higher_is_better for i in own]
-        parts.append(delta_m(values[:, own], base, higher))
-    gains = np.mean(parts, axis=0)
-    return {name: f"{100 * gain:+.2f}" for name, gain in zip(means, gains, strict=True)}
+        own = np.array([metric.task == task for metric in metrics])
+        parts.append(delta_m(means[own].T, means[own][SINGLE], higher[own]))
+    return dict(zip(means, np.mean(parts, axis=0), strict=True))
 
 
-def growth_section(scores: Scores, titles: Titles, metrics: Sequence[Metric]) -> str:
+def growth_section(outcome: Outcome) -> str:
     """Returns growth rates over the summed loss, if all metrics are errors."""
-    if any(metric.higher_is_better for metric in metrics):
+    if any(metric.higher_is_better for metric in outcome.metrics):
         return ""
-    means = _means(scores, metrics)
-    lines = []
-    for name, own in means.items():
-        growths = 100 * growth_rate(own, means[SUM])
-        lines.append([titles[name], *(f"{growth:+.2f}" for growth in growths)])
-    header = ["method", *(metric.title.split(" [")[0] for metric in metrics)]
+    header = ["method", *(metric.title.split(" [")[0] for metric in outcome.metrics)]
+    rows = []
+    for name in outcome.scores:
+        rates = 100 * growth_rate(outcome.means[name], outcome.means[SUM])
+        rows.append([outcome.titles[name], *(f"{rate:+.2f}" for rate in rates)])
     title = "## Growth rate over the summed loss [%]"
-    return f"{title}\n\n{markdown_table(header, lines)}\n\n"
+    return f"{title}\n\n{markdown_table(header, rows)}\n\n"
 
 
 def rates_table(table: pd.DataFrame) -> str:
     """Returns the lowest validation losses by learning rate."""
     losses = select(table, name="best_loss")
     rates = sorted(losses["rate"].unique())
-    lines = []
+    rows = []
     for (method, only), own in losses.groupby(["method", "only"], sort=False):
-        found = [select(own, rate=rate)["value"].tolist() for rate in rates]
-        cells = [number(each, 1, 4) if each else "" for each in found]
-        lines.append([f"{method}_{only}" if only else method, *cells])
-    return markdown_table(["method", *(f"{rate:g}" for rate in rates)], lines)
+        found = own.groupby("rate")["value"].agg(lambda values: number(values, 1, 4))
+        name = f"{method}_{only}" if only else method
+        rows.append([name, *(found.get(rate, "") for rate in rates)])
+    return markdown_table(["method", *(f"{rate:g}" for rate in rates)], rows)
 
 
-def choices_table(chosen: pd.DataFrame, titles: Titles) -> str:
+def choices_table(outcome: Outcome) -> str:
     """Returns what validation chose, and what the compiled step needs."""
-    lines = []
-    for method in in_order(chosen):
-        own = select(chosen, method=method)
-        epochs = select(own, name="best_epoch")
-        rates = epochs.drop_duplicates("only")["rate"]
-        memory = select(own, name="temporary_bytes")["value"].max() / 2**20
-        compilation = select(own, name="compile_seconds")["value"].max()
-        cells = [
-            ", ".join(f"{choice:g}" for choice in choices)
-            for choices in (rates, epochs["value"])
-        ]
-        lines.append([titles[method], *cells, f"{memory:.1f}", f"{compilation:.1f}"])
     header = ["method", "learning rate", "best epochs"]
     header += ["temporary memory [MiB]", "compilation [s]"]
-    return markdown_table(header, lines)
+    rows = []
+    for method in in_order(outcome.chosen):
+        own = select(outcome.chosen, method=method)
+        epochs = select(own, name="best_epoch")
+        choices = (epochs.drop_duplicates("only")["rate"], epochs["value"])
+        cells = [", ".join(f"{choice:g}" for choice in each) for each in choices]
+        memory = select(own, name="temporary_bytes")["value"].max() / 2**20
+        compilation = select(own, name="compile_seconds")["value"].max()
+        cells += [f"{memory:.1f}", f"{compilation:.1f}"]
+        rows.append([outcome.titles[method], *cells])
+    return markdown_table(header, rows)
 
 
-def distance_table(
-    table: pd.DataFrame, titles: Titles, paper: Mapping[str, Sequence[float]]
-) -> str:
+def distance_table(outcome: Outcome) -> str:
     """Returns distances in the shared parameters, all at one rate and epoch (Table 4).
 
     Rate and epoch are those that validation chose for the summed loss.
     """
-    best = select(choose(table), method=SUM, name="best_epoch")
+    best = select(outcome.chosen, method=SUM, name="best_epoch")
     rate, epoch = best["rate"].iloc[0], round(statistics.median(best["value"]))
     header = ["method", "covered", "shortest", "ratio"]
     header += [f"{name}, paper" for name in header[1:]]
-    lines = []
-    for name in in_families(table):
-        at = select(table, method=name, rate=rate, epoch=epoch)
+    rows = []
+    for name in in_families(outcome.table):
+        at = select(outcome.table, method=name, rate=rate, epoch=epoch)
         covered = select(at, name="covered")["value"].to_numpy()
         shortest = select(at, name="shortest")["value"].to_numpy()
         numbers = [number(each) for each in (covered, shortest, covered / shortest)]
-        theirs = [f"{value:.2f}" for value in paper.get(name, ())] or [""] * 3
-        lines.append([titles[name], *numbers, *theirs])
+        theirs = [f"{value:.2f}" for value in outcome.paper.distances.get(name, ())]
+        rows.append([outcome.titles[name], *numbers, *(theirs or [""] * 3)])
     caption = f"Learning rate {rate:g}, after epoch {epoch}."
-    return f"{caption}\n\n{markdown_table(header, lines)}"
+    return f"{caption}\n\n{markdown_table(header, rows)}"
