@@ -55,9 +55,8 @@ class Method:
 
     def step(self, state: State, batch: PyTree, rate: Any, members: Any) -> Any:
         """Returns state and losses after a step of some tasks, bool `[tasks]`."""
-        labelled = jnp.sum(self.problem.labelled(batch), axis=1) > 0
-        optimizer = self._optimizer(rate)
-        run, output = self._move(optimizer, state, batch, labelled & members)
+        present = (jnp.sum(self.problem.labelled(batch), axis=1) > 0) & members
+        run, output = self._move(self._optimizer(rate), state, batch, present)
         return state._replace(run=run), output.losses
 
     def predict(self, state: State, image: jax.Array) -> ByTask:
