@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
 import mtlopt
 from experiments.aligned_mtl import multimnist
@@ -20,7 +19,7 @@ from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.problem import Problem, stack_seeds
 from experiments.lab.program import Program
 from experiments.lab.settings import Options, UsageError, methods_for, parse
-from experiments.lab.tables import command_line, curve, markdown_table, select
+from experiments.lab.tables import Frame, command_line, curve, markdown_table, select
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +154,7 @@ def make_training(problem: Problem, settings: Settings) -> Training:
     return Training(settings.method, runs, start, epoch, 1)
 
 
-def whole_diagnosis(table: pd.DataFrame) -> mtlopt.Diagnosis:
+def whole_diagnosis(table: Frame) -> mtlopt.Diagnosis:
     """Returns all diagnoses; arrays have axes of measurements and seeds."""
     cosine = _course(table, "cosine")
     one, norms = np.ones_like(cosine), _course(table, "norm")
@@ -171,7 +170,7 @@ def whole_diagnosis(table: pd.DataFrame) -> mtlopt.Diagnosis:
     return mtlopt.Diagnosis(**fields)
 
 
-def _course(table: pd.DataFrame, name: str) -> np.ndarray:
+def _course(table: Frame, name: str) -> np.ndarray:
     """Returns what was recorded, `[measurements, seeds]`, by task with a last axis."""
     own = select(table, name=name)
     each = [curve(select(own, part=part))[1] for part in own["part"].unique()]
@@ -179,7 +178,7 @@ def _course(table: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def make_report(
-    table: pd.DataFrame,
+    table: Frame,
     sentences: Sequence[str],
     settings: Settings,
     source: str,
@@ -222,9 +221,7 @@ def _moments(courses: Mapping[str, np.ndarray]) -> list[list[str]]:
     return rows
 
 
-def draw_figure(
-    table: pd.DataFrame, settings: Settings, source: str, path: Path
-) -> None:
+def draw_figure(table: Frame, settings: Settings, source: str, path: Path) -> None:
     """Draws losses and weights, and all that a diagnosis holds."""
     steps = _course(table, "step")[:, 0]
 

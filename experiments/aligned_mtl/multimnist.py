@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import pandas as pd
 
 import mtlopt
 from experiments.aligned_mtl.dominance import make_dominance
@@ -23,6 +22,7 @@ from experiments.lab.problem import Problem, head_labels, make_problem, stack_se
 from experiments.lab.program import Program, fastest
 from experiments.lab.settings import Options, UsageError, methods_for, parse
 from experiments.lab.tables import (
+    Frame,
     command_line,
     cost_table,
     count,
@@ -366,7 +366,7 @@ def _few_steps(program: Program, run: mtlopt.Run, batch: PyTree) -> mtlopt.Run:
 
 
 def make_report(
-    table: pd.DataFrame,
+    table: Frame,
     costs: Mapping[str, Mapping[str, float]],
     settings: Settings,
     source: str,
@@ -397,7 +397,7 @@ def make_report(
     )
 
 
-def _accuracy_table(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
+def _accuracy_table(table: Frame, titles: Mapping[str, str]) -> str:
     header = ["method"]
     header += [f"{task}, {at} epoch" for at in ("best", "last") for task in TASKS]
     header += [f"{task}, paper" for task in TASKS]
@@ -414,7 +414,7 @@ def _accuracy_table(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
     return markdown_table(header, rows)
 
 
-def _dominance_table(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
+def _dominance_table(table: Frame, titles: Mapping[str, str]) -> str:
     header = ["method", "gradients", *SPREAD, *(f"{name}, paper" for name in SPREAD)]
     rows = []
     for method, title in titles.items():
@@ -431,9 +431,7 @@ def _dominance_table(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
     return markdown_table(header, rows)
 
 
-def draw_figures(
-    table: pd.DataFrame, settings: Settings, source: str, out: Path
-) -> None:
+def draw_figures(table: Frame, settings: Settings, source: str, out: Path) -> None:
     """Draws learning curves, test accuracy and dominance rates into `out`."""
     curves, rates, dots = {}, {}, {}
     for method in settings.methods:
@@ -478,7 +476,7 @@ def draw_figures(
     )
 
 
-def _by_step(rates: pd.DataFrame) -> tuple[range, Any]:
+def _by_step(rates: Frame) -> tuple[range, Any]:
     """Returns the measurements' numbers and rates `[measurements, seeds]`."""
     wide = rates.pivot(index=["epoch", "part"], columns="seed", values="value")
     return range(len(wide)), wide.sort_index().to_numpy()

@@ -18,7 +18,7 @@ from experiments.lab.figures import COLOURS, Curve, draw_panels
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import train
 from experiments.lab.settings import UsageError
-from experiments.lab.tables import select
+from experiments.lab.tables import Frame, select
 
 # Of `--help`.
 METHOD = """\
@@ -40,7 +40,6 @@ MEDIANS = {
     "last_train_loss": "at the end",
 }
 COMPARED = ["optimizer", "rate"]  # runs that have both in common
-Frame = Any  # of pandas, whose types cannot say what a column is
 Units = Mapping[str, Costs]  # what epochs cost, by parameters and by FLOPs
 Paper = Mapping[str, Mapping[str, str]]
 

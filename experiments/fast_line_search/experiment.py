@@ -27,10 +27,9 @@ from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.program import Program
 from experiments.lab.settings import Options, UsageError
-from experiments.lab.tables import count, number
+from experiments.lab.tables import Frame, count, number
 
 PyTree = Any
-Frame = Any  # of pandas, whose types cannot say what a column is
 METHODS = tuple(make_methods(2, 1))
 NAMES = {"methods": METHODS}
 # Columns of the table: scores and their digits; what is told of a line search.

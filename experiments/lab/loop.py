@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from experiments.lab.folder import RunFolder
 from experiments.lab.records import Stream, rows_of
+from experiments.lab.tables import Frame
 
 PyTree = Any
 # Numbers by name, each `[runs]` or `[runs, parts]`, or one for all runs.
@@ -55,7 +55,7 @@ def train(
     folder: RunFolder,
     *,
     stream: str = "metrics",
-) -> pd.DataFrame:
+) -> Frame:
     """Trains what is not trained yet, and returns the long table of all records.
 
     Its columns are those of the runs, then `epoch`, `name`, `part`, `value`. A part is

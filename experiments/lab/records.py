@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.lab.folder import RunFolder
+from experiments.lab.tables import Frame
 
 Row = dict[str, Any]
 _NUMBERS = ("epoch", "name", "part", "value")  # the columns after those of the run
@@ -84,7 +85,7 @@ class Stream:
         tag = f"{row['name']}/{row['part']}" if row["part"] != "" else row["name"]
         self._writers[name].add_scalar(tag, row["value"], row["epoch"])
 
-    def close(self) -> pd.DataFrame:
+    def close(self) -> Frame:
         """Closes the event files, and returns the table."""
         for writer in self._writers.values():
             writer.close()

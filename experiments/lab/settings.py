@@ -123,7 +123,7 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def _split(text: str, known: Collection[str]) -> list[str]:
+def _split(text: str, known: set[str]) -> list[str]:
     """Splits names at commas: `mgda,pcgrad`."""
     parts = [part for part in text.split(",") if part]
     return parts if not known.isdisjoint(parts) else [text]

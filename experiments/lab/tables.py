@@ -8,20 +8,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+# A table of pandas, whose types cannot say what a column is.
+Frame = Any
+
 
 def command_line(experiment: str, argv: Sequence[str]) -> str:
     """Returns what was typed: `python -m experiments toy --out 'my results'`."""
     return shlex.join(["python", "-m", "experiments", experiment, *argv])
 
 
-def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
+def select(table: Frame, **values: Any) -> Frame:
     """Returns the rows that have these values in these columns."""
     for column, value in values.items():
         table = table[table[column] == value]
     return table
 
 
-def curve(table: pd.DataFrame, *, by: str = "seed") -> tuple[np.ndarray, np.ndarray]:
+def curve(table: Frame, *, by: str = "seed") -> tuple[np.ndarray, np.ndarray]:
     """Returns epochs `[points]` and values `[points, runs]`, mean over the parts."""
 
     def mean(values: pd.Series) -> float:

@@ -12,7 +12,7 @@ from experiments.lab.figures import COLOURS, Curve, draw_panels
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import train
 from experiments.lab.settings import UsageError, parse
-from experiments.lab.tables import command_line, count, markdown_table, number
+from experiments.lab.tables import Frame, command_line, count, markdown_table, number
 from experiments.mtl_io.group_problems import MIXED_TASKS, PARTS, Part
 from experiments.mtl_io.group_training import (
     Settings,
@@ -21,8 +21,6 @@ from experiments.mtl_io.group_training import (
     make_training,
     measure_costs,
 )
-
-Frame = Any  # of pandas, whose types cannot say what a column is
 
 NAME = "mtl_io.task_groups"
 NUM_ATTRIBUTES = 40

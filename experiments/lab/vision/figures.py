@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from experiments.lab.figures import COLOURS, Curve, draw_panels, drawing
-from experiments.lab.tables import curve, select
+from experiments.lab.tables import Frame, curve, select
 from experiments.lab.vision.data import Split
 from experiments.lab.vision.methods import SINGLE, SUM
 from experiments.lab.vision.problem import VisionProblem
@@ -70,7 +69,7 @@ def _lowest_losses(outcome: Outcome, task: str) -> list[Curve]:
     ]
 
 
-def _losses_by_epoch(losses: pd.DataFrame, tasks: Sequence[str]) -> list[Curve]:
+def _losses_by_epoch(losses: Frame, tasks: Sequence[str]) -> list[Curve]:
     """The losses of these tasks, or their mean."""
     if not tasks:
         return [Curve("mean", *curve(losses), COLOURS[0])]

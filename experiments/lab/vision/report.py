@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.lab.comparison import delta_m, growth_rate, mean_rank
-from experiments.lab.tables import cost_table, markdown_table, number, select
+from experiments.lab.tables import Frame, cost_table, markdown_table, number, select
 from experiments.lab.vision.methods import SINGLE, SUM
 from experiments.lab.vision.metrics import Metric
 
@@ -27,14 +27,14 @@ class Paper(NamedTuple):
 class Outcome:
     """A run that has ended."""
 
-    table: pd.DataFrame  # of all records
+    table: Frame  # of all records
     titles: Mapping[str, str]  # of the methods
     metrics: Sequence[Metric]
     paper: Paper
     source: str  # of the data
 
     @functools.cached_property
-    def chosen(self) -> pd.DataFrame:
+    def chosen(self) -> Frame:
         return choose(self.table)
 
     @functools.cached_property
@@ -42,12 +42,12 @@ class Outcome:
         return scores_by_method(self.chosen, self.metrics)
 
     @functools.cached_property
-    def means(self) -> pd.DataFrame:
+    def means(self) -> Frame:
         """Those of the scores: a row for each metric, a column for each method."""
         return pd.DataFrame(self.scores).map(statistics.fmean)
 
 
-def choose(table: pd.DataFrame) -> pd.DataFrame:
+def choose(table: Frame) -> Frame:
     """Returns the rows at the rate of the lowest validation loss, mean over seeds.
 
     Every method has its own rate, and so has every single task.
@@ -59,19 +59,19 @@ def choose(table: pd.DataFrame) -> pd.DataFrame:
     return table[keys.isin(list(best))]
 
 
-def in_order(table: pd.DataFrame) -> list[str]:
+def in_order(table: Frame) -> list[str]:
     """Returns the names of the methods, single tasks first."""
     return sorted(table["method"].unique(), key=lambda name: name != SINGLE)
 
 
-def in_families(table: pd.DataFrame) -> list[str]:
+def in_families(table: Frame) -> list[str]:
     """Returns the names of the summed loss, IUS and IO, in groups or not."""
     families = ("sum", "ius", "io")
     return [name for name in in_order(table) if name.split("_")[0] in families]
 
 
 def scores_by_method(
-    chosen: pd.DataFrame, metrics: Sequence[Metric]
+    chosen: Frame, metrics: Sequence[Metric]
 ) -> dict[str, dict[str, list[float]]]:
     """Returns the test metrics; of single tasks those of the one that was trained.
 
@@ -148,9 +148,7 @@ def summary_table(outcome: Outcome) -> str:
     return markdown_table(header, rows)
 
 
-def gains_over_single(
-    means: pd.DataFrame, metrics: Sequence[Metric]
-) -> dict[str, float]:
+def gains_over_single(means: Frame, metrics: Sequence[Metric]) -> dict[str, float]:
     """Returns relative gains over single tasks, if there are; a task counts as one."""
     if SINGLE not in means:
         return {}
@@ -176,7 +174,7 @@ def growth_section(outcome: Outcome) -> str:
     return f"{title}\n\n{markdown_table(header, rows)}\n\n"
 
 
-def rates_table(table: pd.DataFrame) -> str:
+def rates_table(table: Frame) -> str:
     """Returns the lowest validation losses by learning rate."""
     losses = select(table, name="best_loss")
     rates = sorted(losses["rate"].unique())
