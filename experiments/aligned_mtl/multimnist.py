@@ -20,7 +20,13 @@ from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.problem import Problem, head_labels, make_problem, stack_seeds
 from experiments.lab.program import Program, fastest
-from experiments.lab.settings import Options, UsageError, methods_for, parse
+from experiments.lab.settings import (
+    Options,
+    check_batch_size,
+    loaded,
+    methods_for,
+    parse,
+)
 from experiments.lab.tables import (
     Frame,
     command_line,
@@ -158,16 +164,9 @@ def main(argv: Sequence[str]) -> None:
 
 def load_data(data_dir: str | None, batch_size: int, **sizes: Any) -> MultiMnist:
     """Loads splits of these sizes, see `load_multimnist`; a stand-in is called one."""
-    try:
-        data = load_multimnist(None if data_dir is None else Path(data_dir), **sizes)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(error) from error
-    found = len(data.train.images)
-    if batch_size > found:
-        raise UsageError(
-            f"--batch-size must be at most {found}, the number of training pairs, got "
-            f"{batch_size}."
-        )
+    folder = None if data_dir is None else Path(data_dir)
+    data = loaded(load_multimnist, folder, **sizes)
+    check_batch_size(batch_size, len(data.train.images))
     if data_dir is not None:
         return data
     return dataclasses.replace(data, source=f"{data.source}, a stand-in for full MNIST")

@@ -17,7 +17,7 @@ from experiments.lab.batches import num_examples
 from experiments.lab.figures import COLOURS, Curve, draw_panels
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import train
-from experiments.lab.settings import UsageError
+from experiments.lab.settings import check_batch_size, loaded
 from experiments.lab.tables import Frame, select
 
 # Of `--help`.
@@ -59,16 +59,8 @@ def run_experiment(
     argv: Sequence[str],
 ) -> None:
     """Trains what `load` returns, and writes tables beside the paper's, and figures."""
-    try:
-        problem, source = load(settings)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(error) from error
-    found = num_examples(problem.splits["train"])
-    if settings.batch_size > found:
-        raise UsageError(
-            f"--batch-size must be at most {found}, the number of training examples, "
-            f"got {settings.batch_size}."
-        )
+    problem, source = loaded(load, settings)
+    check_batch_size(settings.batch_size, num_examples(problem.splits["train"]))
     with RunFolder(settings) as folder:
         phases = {each: Phases(problem, settings, each) for each in settings.optimizers}
         trainings = [phases[run.optimizer].training(run) for run in settings.runs]

@@ -26,7 +26,7 @@ from experiments.lab.figures import COLOURS, FAINT, Curve, draw_panels
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.program import Program
-from experiments.lab.settings import Options, UsageError
+from experiments.lab.settings import Options, check_batch_size, loaded
 from experiments.lab.tables import Frame, count, number
 
 PyTree = Any
@@ -90,15 +90,13 @@ class Subject:
 
 def load(loader: Callable[..., Any], settings: Settings, **more: Any) -> Any:
     """Returns the data of as many examples as the settings say."""
-    try:
-        return loader(
-            None if settings.data_dir is None else Path(settings.data_dir),
-            num_train=settings.train_examples or None,
-            num_test=settings.test_examples or None,
-            **more,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(error) from error
+    return loaded(
+        loader,
+        None if settings.data_dir is None else Path(settings.data_dir),
+        num_train=settings.train_examples or None,
+        num_test=settings.test_examples or None,
+        **more,
+    )
 
 
 def run_experiment(
@@ -106,11 +104,7 @@ def run_experiment(
 ) -> None:
     """Trains all runs, measures costs, and writes metrics, tables and figures."""
     num_train = num_examples(problem.splits["train"])
-    if settings.batch_size > num_train:
-        raise UsageError(
-            f"--batch-size must be at most {num_train}, the number of train examples, "
-            f"got {settings.batch_size}."
-        )
+    check_batch_size(settings.batch_size, num_train)
     decay_steps = settings.decay_every * (num_train // settings.batch_size)
     known = make_methods(problem.oracle.num_tasks, decay_steps, settings.direction)
     methods = {name: known[name] for name in settings.methods}

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -34,6 +34,7 @@ class Options:
 
 
 SettingsType = TypeVar("SettingsType", bound=Options)
+Loaded = TypeVar("Loaded")
 
 
 def parse(
@@ -89,6 +90,23 @@ def deciding(settings: Options) -> dict[str, Any]:
 def option(field: str) -> str:
     """Returns what is typed for a field: `--batch-size` for `batch_size`."""
     return f"--{field.replace('_', '-')}"
+
+
+def loaded(load: Callable[..., Loaded], *args: Any, **kwargs: Any) -> Loaded:
+    """Returns what a loader returns; what is wrong with the data is a `UsageError`."""
+    try:
+        return load(*args, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(error) from error
+
+
+def check_batch_size(batch_size: int, found: int) -> None:
+    """Raises a `UsageError` if no batch can be filled."""
+    if batch_size > found:
+        raise UsageError(
+            f"--batch-size must be at most {found}, the number of training examples, "
+            f"got {batch_size}."
+        )
 
 
 def choose_names(

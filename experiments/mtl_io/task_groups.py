@@ -11,7 +11,7 @@ from experiments.data.digits import Digits, load_digits
 from experiments.lab.figures import COLOURS, Curve, draw_panels
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import train
-from experiments.lab.settings import UsageError, parse
+from experiments.lab.settings import UsageError, check_batch_size, loaded, parse
 from experiments.lab.tables import Frame, command_line, count, markdown_table, number
 from experiments.mtl_io.group_problems import MIXED_TASKS, PARTS, Part
 from experiments.mtl_io.group_training import (
@@ -159,16 +159,8 @@ def read(argv: Sequence[str]) -> Settings:
 def load(settings: Settings) -> Digits:
     """Returns the digits that both parts learn from."""
     folder = settings.data_dir
-    try:
-        digits = load_digits(None if folder is None else Path(folder))
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(error) from error
-    num_train = len(digits.train.labels)
-    if settings.batch_size > num_train:
-        raise UsageError(
-            f"--batch-size must be at most {num_train}, the number of training digits, "
-            f"got {settings.batch_size}."
-        )
+    digits = loaded(load_digits, None if folder is None else Path(folder))
+    check_batch_size(settings.batch_size, len(digits.train.labels))
     return digits
 
 

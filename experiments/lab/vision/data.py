@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data.samples import Samples
-from experiments.lab.settings import UsageError
+from experiments.lab.settings import loaded
 
 _HELD_OUT = 0.1  # share of a train split, for releases without a validation split
 
@@ -50,10 +50,7 @@ class Split:
     def _read(self, rows: np.ndarray) -> None:
         if not len(rows):
             return
-        try:
-            sample = self._samples.batch(rows)
-        except (OSError, ValueError) as error:
-            raise UsageError(error) from error
+        sample = loaded(self._samples.batch, rows)
         self._image[rows] = np.rint(255 * sample.image)
         for task, label in sample.labels.items():
             self._labels[task][rows] = label

@@ -11,7 +11,12 @@ import jax
 from experiments.data.samples import Samples
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import train
-from experiments.lab.settings import Options, UsageError, parse
+from experiments.lab.settings import (
+    Options,
+    check_batch_size,
+    loaded,
+    parse,
+)
 from experiments.lab.tables import command_line, count
 from experiments.lab.vision import figures
 from experiments.lab.vision.data import Split, first
@@ -119,19 +124,12 @@ def load_problem(
     experiment: Experiment, settings: Settings
 ) -> tuple[VisionProblem, str]:
     """Returns the problem, of whose data little is read yet, and their source."""
-    try:
-        samples = experiment.load(settings)
-        if settings.num_images:
-            samples = {n: first(s, settings.num_images) for n, s in samples.items()}
-        splits = {name: Split(each) for name, each in samples.items()}
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(error) from error
-    found, names = len(splits["train"]), splits["train"].tasks
-    if settings.batch_size > found:
-        raise UsageError(
-            f"--batch-size must be at most {found}, the number of training images, got "
-            f"{settings.batch_size}."
-        )
+    samples = loaded(experiment.load, settings)
+    if settings.num_images:
+        samples = {n: first(s, settings.num_images) for n, s in samples.items()}
+    splits = {name: loaded(Split, each) for name, each in samples.items()}
+    check_batch_size(settings.batch_size, len(splits["train"]))
+    names = splits["train"].tasks
     build = functools.partial(experiment.build, settings, names)
     tasks, stacked = experiment.tasks(names), experiment.stacked
     problem = vision_problem(build, tasks, splits, stacked=stacked)
