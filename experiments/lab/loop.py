@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.lab.folder import RunFolder
+from experiments.lab.folder import Checkpoints, RunFolder
 from experiments.lab.records import Stream, rows_of
 from experiments.lab.tables import Frame
 
@@ -69,8 +69,10 @@ def train(
         for training, end in zip(trainings, ends, strict=True):
             history = folder.read_record(training.name)
             if history is None:
-                history = _train(training, epochs, tasks, folder, table, bar)
+                checkpoints = folder.checkpoints(training.name)
+                history = _train(training, epochs, tasks, checkpoints, table, bar)
                 folder.write_record(training.name, history)
+                checkpoints.remove()  # not before: a kill between would lose all
             else:
                 _append(table, training, tasks, history)
             bar.update(end - bar.n)  # some were stopped early, or are done
@@ -89,12 +91,11 @@ def _train(
     training: Training,
     epochs: int,
     tasks: Sequence[str],
-    folder: RunFolder,
+    checkpoints: Checkpoints,
     table: Stream,
     bar: tqdm,
 ) -> History:
     """Trains from the newest checkpoint; returns epochs and what was recorded."""
-    checkpoints = folder.checkpoints(training.name)
     state, history, done = training.start(), [], 0
     saved = checkpoints.restore(state)
     if saved is not None:
@@ -126,5 +127,4 @@ def _train(
     values = training.finish(state)
     if values:
         record(values)
-    checkpoints.remove()
     return history
