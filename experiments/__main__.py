@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import mtlopt
-from experiments.lab.settings import UsageError, one_line
+from experiments.lab.errors import UsageError, one_line
 
 # By paper and name, which are the module in this folder: what it shows, the paper's
 # tables or figures that it makes, and the minutes of a run without options on two CPU

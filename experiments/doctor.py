@@ -13,12 +13,13 @@ import mtlopt
 from experiments.aligned_mtl import multimnist
 from experiments.lab import figures
 from experiments.lab.batches import epoch_order, num_examples, take
+from experiments.lab.errors import UsageError
 from experiments.lab.figures import COLOURS, FAINT, Curve
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.problem import Problem, stack_seeds
 from experiments.lab.program import Program
-from experiments.lab.settings import Options, UsageError, methods_for, parse
+from experiments.lab.settings import Options, methods_for, parse
 from experiments.lab.tables import Frame, command_line, curve, markdown_table, select
 
 if TYPE_CHECKING:

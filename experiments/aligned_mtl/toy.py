@@ -20,9 +20,10 @@ from experiments.aligned_mtl.landscapes import (
     best_of_grid,
 )
 from experiments.aligned_mtl.toy_figures import draw_paths
+from experiments.lab.errors import UsageError
 from experiments.lab.folder import RunFolder
 from experiments.lab.program import Program
-from experiments.lab.settings import Options, UsageError, methods_for, parse
+from experiments.lab.settings import Options, methods_for, parse
 from experiments.lab.tables import command_line, markdown_table
 
 NAME = "aligned_mtl.toy"

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 import mtlopt
+from experiments.lab.errors import UsageError
 from experiments.lab.folder import provenance
-from experiments.lab.settings import UsageError
 
 MEMORY = ("default", "keep")  # of the allocator, or after `mtlopt.keep_memory`
 

@@ -14,8 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import mtlopt
+from experiments.lab.errors import UsageError
 from experiments.lab.folder import RunFolder
-from experiments.lab.settings import Options, UsageError, methods_for, parse
+from experiments.lab.settings import Options, methods_for, parse
 from experiments.lab.tables import command_line, markdown_table
 
 NAME = "bench.sharded"

@@ -18,7 +18,8 @@ from typing import Any
 
 import jax
 
-from experiments.lab.settings import Options, UsageError, deciding, one_line, option
+from experiments.lab.errors import UsageError, one_line
+from experiments.lab.settings import Options, deciding, option
 
 PyTree = Any
 _SETTINGS = "settings.json"

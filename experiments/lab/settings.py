@@ -10,10 +10,7 @@ from typing import Any, TypeVar
 import tyro
 
 import mtlopt
-
-
-class UsageError(Exception):
-    """A mistake of the user: shown as one line, without a traceback."""
+from experiments.lab.errors import UsageError, one_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,11 +131,6 @@ def methods_for(num_tasks: int) -> tuple[str, ...]:
     """Returns the names in `mtlopt.METHODS` that so many tasks are enough for."""
     methods = mtlopt.METHODS.items()
     return tuple(name for name, method in methods if method.min_tasks <= num_tasks)
-
-
-def one_line(message: object) -> str:
-    """Joins a message's lines, so that it stays one line."""
-    return " ".join(str(message).split())
 
 
 def _split(text: str, known: set[str]) -> list[str]:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from experiments.data.digits import Digits, load_digits
+from experiments.lab.errors import UsageError
 from experiments.lab.figures import COLOURS, Curve, draw_panels
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import train
-from experiments.lab.settings import UsageError, check_batch_size, loaded, parse
+from experiments.lab.settings import check_batch_size, loaded, parse
 from experiments.lab.tables import Frame, command_line, count, markdown_table, number
 from experiments.mtl_io.group_problems import MIXED_TASKS, PARTS, Part
 from experiments.mtl_io.group_training import (

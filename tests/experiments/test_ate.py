@@ -13,7 +13,8 @@ import pytest
 from experiments.ate_sg import mammography, synthetic, wireless
 from experiments.ate_sg.report import oscillation
 from experiments.ate_sg.training import NAMES, Run
-from experiments.lab.settings import Options, UsageError, parse
+from experiments.lab.errors import UsageError
+from experiments.lab.settings import Options, parse
 
 pytestmark = pytest.mark.slow
 

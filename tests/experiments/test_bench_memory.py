@@ -8,7 +8,7 @@ import pytest
 from experiments.bench import machine, memory
 from experiments.bench.memory import HEADER, PLAIN, compare
 from experiments.bench.other_process import OtherProcess, Usage
-from experiments.lab.settings import UsageError
+from experiments.lab.errors import UsageError
 
 # Each answer takes a fifth of a second of processor time, and 8 MiB more.
 BUSY = """

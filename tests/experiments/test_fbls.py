@@ -21,7 +21,7 @@ from experiments.fast_line_search import methods as fbls
 from experiments.fast_line_search.experiment import Settings, Subject, run_experiment
 from experiments.fast_line_search.methods import make_methods
 from experiments.lab.batches import host_order, num_examples
-from experiments.lab.settings import UsageError
+from experiments.lab.errors import UsageError
 from mtlopt.models import MultiTaskMLP, ResNet, stack_heads
 
 pytestmark = pytest.mark.slow

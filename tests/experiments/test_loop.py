@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from experiments.lab import loop
+from experiments.lab.errors import UsageError
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Training, train
-from experiments.lab.settings import Options, UsageError
+from experiments.lab.settings import Options
 
 EPOCHS, TASKS = 5, ("up", "down")
 

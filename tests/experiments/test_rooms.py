@@ -66,6 +66,11 @@ def test_arrows_point_downwards():
             assert "bench" not in rooms, name
 
 
+def test_a_missing_package_is_a_line():
+    """The command imports none of them before it can say so."""
+    assert reached("experiments.__main__") == {"experiments.lab.errors"}
+
+
 def test_few_entries_at_the_top():
     entries = [path for path in ROOT.iterdir() if path.name != "__pycache__"]
     assert len(entries) <= 14

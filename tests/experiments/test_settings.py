@@ -13,7 +13,8 @@ import pytest
 import mtlopt
 from experiments.__main__ import MOVED, NAMES, main
 from experiments.aligned_mtl import multimnist
-from experiments.lab.settings import Options, UsageError, deciding, methods_for, parse
+from experiments.lab.errors import UsageError
+from experiments.lab.settings import Options, deciding, methods_for, parse
 
 Fail = Callable[..., str]
 

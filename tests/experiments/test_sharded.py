@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from experiments.bench import sharded
-from experiments.lab.settings import UsageError
+from experiments.lab.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 DEVICES, SMALL = 4, 1024  # bytes of losses and of small matrices

@@ -17,7 +17,7 @@ from experiments.__main__ import main
 from experiments.data import attributes
 from experiments.data.digits import Digits, DigitSet, load_digits
 from experiments.lab.batches import epoch_order
-from experiments.lab.settings import UsageError
+from experiments.lab.errors import UsageError
 from experiments.mtl_io import task_groups
 from experiments.mtl_io.group_problems import MIXED_TASKS, PARTS, Part
 from experiments.mtl_io.group_training import Settings, Way, make_groups

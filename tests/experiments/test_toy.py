@@ -13,7 +13,7 @@ import pytest
 import mtlopt
 from experiments.aligned_mtl import toy
 from experiments.aligned_mtl.landscapes import FLOOR, LANDSCAPES
-from experiments.lab.settings import UsageError
+from experiments.lab.errors import UsageError
 
 NAMES = list(LANDSCAPES)
 TINY = ("sum_tasks", "aligned_mtl_ub")

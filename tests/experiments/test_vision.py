@@ -30,7 +30,7 @@ from experiments.data.rendered_samples import (
 from experiments.data.samples import Sample, Samples, make_sample
 from experiments.data.seven_scenes import SCENES
 from experiments.lab import loop
-from experiments.lab.settings import UsageError
+from experiments.lab.errors import UsageError
 from experiments.lab.tables import select
 from experiments.lab.vision import experiment, training
 from experiments.lab.vision.data import Split, hold_out
