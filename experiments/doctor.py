@@ -20,7 +20,14 @@ from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.problem import Problem, stack_seeds
 from experiments.lab.program import Program
 from experiments.lab.settings import Options, methods_for, parse
-from experiments.lab.tables import Frame, command_line, curve, markdown_table, select
+from experiments.lab.tables import (
+    Frame,
+    command_line,
+    count,
+    curve,
+    markdown_table,
+    select,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,12 +205,13 @@ def make_report(
             f"# Doctor: {mtlopt.METHODS[settings.method].title}",
             f"`{command}`",
             f"Data: {source}. LeNet, Adam, learning rate {settings.learning_rate:g} "
-            f"(cosine), batch {settings.batch_size}, {settings.epochs} epochs, "
-            f"{settings.seeds} seeds; a diagnosis every {settings.every} steps.",
+            f"(cosine), batch {settings.batch_size}, "
+            f"{count(settings.epochs, 'epoch')}, {count(settings.seeds, 'seed')}; a "
+            f"diagnosis every {count(settings.every, 'step')}.",
             "## Suggestions",
             "\n".join(f"- {sentence}" for sentence in sentences),
-            "Rules of thumb on the gradients alone. Whether a method helps, a "
-            "comparison with a tuned summed loss tells: `python -m experiments "
+            "These are rules of thumb on the gradients alone. A comparison with a "
+            "tuned summed loss tells whether a method helps: `python -m experiments "
             "multimnist`.",
             f"Mean cosine between the two gradients: {cosine:.3f}.",
             "## Over the training, median seed",
@@ -244,27 +252,23 @@ def draw_figure(table: Frame, settings: Settings, source: str, path: Path) -> No
         "stationarity gap over mean norm": [gap],
         "weight of the gradient": by_task("weight"),
     }
-    plt = figures.pyplot()
-    with plt.rc_context(figures.STYLE):
-        figure, grid = plt.subplots(2, 3, figsize=(9.0, 5.0), layout="constrained")
+    title = mtlopt.METHODS[settings.method].title
+    title += f" (line: mean over seeds, band: minimum to maximum). Data: {source}"
+    with figures.drawing(path, title, 2, 3, figsize=(9.0, 5.0)) as grid:
         matrix, *axes = grid.flat
         _draw_matrix(matrix, whole_diagnosis(table).cosines.mean(axis=(0, 1)))
-        for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-            axis.set(title=title, xlabel="step")
+        for axis, (name, curves) in zip(axes, panels.items(), strict=True):
+            axis.set(title=name, xlabel="step")
             axis.grid(axis="y", color=FAINT, linewidth=0.4)
             for each in curves:
                 figures.draw_curve(axis, each)
             figures.whole_numbers(axis)
-            if title in ("gradient norm", "norm ratio, dominance rate"):
+            if name in ("gradient norm", "norm ratio, dominance rate"):
                 axis.set_yscale("log")
                 figures.readable_log_axis(axis)
         style: Any = {"color": FAINT, "linestyle": "--", "linewidth": 1}
         axes[3].axhline(len(TASKS) ** -0.5, label="gap of orthogonal ones", **style)
         axes[3].set_ylim(bottom=0)
-        title = mtlopt.METHODS[settings.method].title
-        title += " (line: mean over seeds, band: minimum to maximum). "
-        figures.finish(figure, axes, f"{title}Data: {source}", path)
-        plt.close(figure)
 
 
 def _draw_matrix(axis: "Axes", cosines: jax.Array) -> None:

@@ -422,7 +422,9 @@ def _dominance_table(table: Frame, titles: Mapping[str, str]) -> str:
             rates = select(own, name=name)["value"]
             if not len(rates):
                 continue
-            spread = (rates.mean(), rates.std(ddof=0), rates.max(), rates.min())
+            how: Any = {"skipna": False}  # NaN is not left out
+            spread = [rates.mean(**how), rates.std(ddof=0, **how)]
+            spread += [rates.max(**how), rates.min(**how)]
             row = [title, kind, *(f"{value:.3f}" for value in spread)]
             rows.append([*row, *[""] * len(SPREAD)])
         if method in PAPER:  # beside those that are comparable: aligned, if they are

@@ -5,6 +5,7 @@ import functools
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -50,7 +51,7 @@ class Settings(experiment.Settings):
     """As in the other vision experiments.
 
     Attributes:
-      scene: that of the run.
+      scene: which of the seven.
     """
 
     scene: Literal[
@@ -83,10 +84,15 @@ def load(settings: Settings) -> dict[str, Samples]:
 def error(name: str, loss: Any, count: Any) -> Task:
     """Returns a task whose metric is the median of the errors of all frames."""
 
+    def errors_of(out: jax.Array, label: jax.Array) -> jax.Array:
+        errors, known = count(out, label), jnp.all(jnp.isfinite(label), axis=-1)
+        # A prediction that is NaN is the worst, and is not left out.
+        return jnp.where(known & jnp.isnan(errors), jnp.inf, errors)
+
     def scores(errors: np.ndarray) -> dict[str, Any]:
         return {name: np.nanmedian(errors)}  # NaN is for frames past the end
 
-    return Task(loss, count, scores, join=np.concatenate)
+    return Task(loss, errors_of, scores, join=np.concatenate)
 
 
 TASKS = separate(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.aligned_mtl.landscapes import LANDSCAPES, Landscape, Outcome
-from experiments.lab.figures import COLOURS, FAINT, STYLE, finish, pyplot
+from experiments.lab.figures import COLOURS, FAINT, drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,15 +48,8 @@ def _draw_page(
     width = min(_COLUMNS, len(page))
     bands = -(-len(page) // width)
     contours = _contours(landscape)
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            2 * bands,
-            width,
-            figsize=(0.6 + 2.2 * max(2, width), 0.9 + 3.9 * bands),
-            squeeze=False,
-            layout="constrained",
-        )
+    size = (0.6 + 2.2 * max(2, width), 0.9 + 3.9 * bands)
+    with drawing(path, title, 2 * bands, width, figsize=size) as grid:
         for axis in grid.flat:
             axis.set_axis_off()
         for index, (label, runs) in enumerate(page):
@@ -78,8 +71,6 @@ def _draw_page(
                 axis.set(xlim=(left, right), ylim=(bottom, top))
                 axis.set_xlabel(f"${letter}_1$", labelpad=0)
                 axis.set_ylabel("" if column else f"${letter}_2$")
-        finish(figure, list(grid.flat), title, path)
-        plt.close(figure)
 
 
 def _draw_in(

@@ -174,7 +174,8 @@ def make_tables(summary: Frame, paper: Paper) -> str:
             "Test scores of the best epoch in percent, averages over the classes "
             "weighted by their sizes (± is the standard deviation of the seeds).",
             _scores_table(own, paper),
-            "Medians of the seeds. Costs are until the best epoch, in full epochs.",
+            "Medians of the seeds. Losses are those of the best epoch, or at the end; "
+            "costs are until the best epoch, in full epochs.",
             _median_table(medians, MEDIANS),
             "Oscillation of the summed loss in the last third of the epochs: median "
             "absolute change from one to the next, trend included; zigzag, the median "
@@ -248,7 +249,7 @@ def draw_figures(table: Frame, units: Units, source: str, out: Path) -> None:
             ("learning_rates", rates, "Learning rates", "epoch"),
         ):
             draw_panels(
-                out / f"{kind}_{optimizer}_{rate:g}.png",
+                out / f"{kind}_{optimizer}_{rate}.png",
                 panels,
                 xlabel=xlabel,
                 ylabel=kind.replace("_", " "),

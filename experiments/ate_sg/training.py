@@ -90,7 +90,8 @@ class Run(NamedTuple):
     def name(self) -> str:
         """Name of its files, and of its line in the paper's table."""
         kind = f"ate_{self.length}" if self.length else "classic"
-        return f"{self.optimizer}_{self.rate:g}_{kind}"
+        # Not rounded: two runs must not share a file.
+        return f"{self.optimizer}_{self.rate}_{kind}"
 
 
 def moving_at(epoch: int, length: int) -> Moving:

@@ -29,7 +29,7 @@ from experiments.bench.workloads import (
     stacked_mlp,
     with_options,
 )
-from experiments.lab.figures import COLOURS, STYLE, finish, pyplot
+from experiments.lab.figures import COLOURS, drawing
 from experiments.lab.tables import markdown_table
 
 PLAIN = "plain"
@@ -136,12 +136,9 @@ def table(points: Sequence[Point], size: str, value: str) -> str:
 def draw(path: Path, panels: Sequence[tuple[str, str, Sequence[Point]]]) -> None:
     """Draws a value over a size, `(size, value, points)` in each panel."""
     every = sorted({*OVER_TASKS, *OVER_PARAMETERS})
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained"
-        )
-        for axis, (size, value, points) in zip(axes, panels, strict=True):
+    width, title = len(panels), "Growth of a training step"
+    with drawing(path, title, 1, width, figsize=(4 * width, 3.6)) as grid:
+        for axis, (size, value, points) in zip(grid[0], panels, strict=True):
             names = [n for n in dict.fromkeys(p.step for p in points) if n != PLAIN]
             for name in names:
                 own = [p for p in points if p.step == name and getattr(p, value)]
@@ -150,8 +147,6 @@ def draw(path: Path, panels: Sequence[tuple[str, str, Sequence[Point]]]) -> None
                 axis.loglog(x, y, "o-", color=colour, label=name, markersize=3)
             axis.set_xlabel(size.replace("num_", "number of "))
             axis.set_ylabel(f"{value} / plain")
-        finish(figure, list(axes), "Growth of a training step", path)
-        plt.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

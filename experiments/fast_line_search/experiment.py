@@ -209,8 +209,8 @@ def make_evaluate(problem: Problem) -> Callable[[mtlopt.Run, PyTree], Values]:
 def wide(records: Frame, factor: float) -> Frame:
     """Returns a row for each run and epoch, a column for each name; means over tasks.
 
-    Errors are multiplied by a factor. Numbers that are none are infinite, so that a
-    mean with one of them is, too.
+    Errors are multiplied by a factor. NaN becomes infinite, so that a mean over it is
+    infinite too.
     """
     keys = ["method", "number", "seed", "epoch", "name"]
     numbers = records.fillna({"value": np.inf}).groupby(keys)["value"]
@@ -263,6 +263,8 @@ def make_report(
         "of the linear decrease that a line search asks for, η a learning rate. FBLS + "
         f"decay halves its upper bound every {count(settings.decay_every, 'epoch')}.",
         "## After the last epoch, mean over the tasks",
+        "Train scores are those of the first examples, as many as there are in the "
+        "smaller split; trials, step sizes and shares are means over all steps.",
         tables.markdown_table(["method", "value", *scores, *searched], rows),
     ]
     if "fbls" in methods:
@@ -270,17 +272,16 @@ def make_report(
     if {"fbls", "bls"} <= set(methods):
         searches = ("fbls", "bls")
         rows = [[methods[name].title, *_scores(_of(ends, name))] for name in searches]
-        parts.append("## FBLS and BLS, over all β (figure 4)")
+        parts.append("## FBLS and BLS, over all β and seeds (figure 4)")
         parts.append(tables.markdown_table(["method", *scores], rows))
     titles = {name: method.title for name, method in methods.items()}
     base = "sgd" if "sgd" in methods else settings.methods[0]
+    paper = subject.paper_times if base == "sgd" else None  # multiples of SGD's
     parts += [
         "## Cost of a step",
         f"After the training, methods in turns, the fastest of {_COST_ROUNDS} steps; "
         f"multiples are of {titles[base]}. XLA counts one trial.",
-        tables.cost_table(
-            costs["seconds"], costs["operations"], titles, base, subject.paper_times
-        ),
+        tables.cost_table(costs["seconds"], costs["operations"], titles, base, paper),
     ]
     return "\n\n".join(parts) + "\n"
 

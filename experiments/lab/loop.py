@@ -59,7 +59,7 @@ def train(
     """Trains what is not trained yet, and returns the long table of all records.
 
     Its columns are those of the runs, then `epoch`, `name`, `part`, `value`. A part is
-    a task, or empty. What `finish` returns is of the last epoch. The table grows in a
+    a task, or empty. The numbers of `finish` have the last epoch. The table grows in a
     CSV file, whose name is that of the stream.
     """
     trainings = list(trainings)
@@ -68,13 +68,15 @@ def train(
     with tqdm(total=ends[-1], unit="step", dynamic_ncols=True) as bar:
         for training, end in zip(trainings, ends, strict=True):
             history = folder.read_record(training.name)
+            checkpoints = folder.checkpoints(training.name)
             if history is None:
-                checkpoints = folder.checkpoints(training.name)
                 history = _train(training, epochs, tasks, checkpoints, table, bar)
                 folder.write_record(training.name, history)
-                checkpoints.remove()  # not before: a kill between would lose all
             else:
                 _append(table, training, tasks, history)
+            # Not before the record is written: a kill between would lose all. A kill
+            # after it leaves them to the next run.
+            checkpoints.remove()
             bar.update(end - bar.n)  # some were stopped early, or are done
     return table.close()
 

@@ -25,11 +25,16 @@ def rows_of(
 ) -> Iterator[Row]:
     """Yields the rows of what was recorded at an epoch.
 
-    Of numbers by name, `[runs]`, `[runs, parts]`, or one for all runs. The second axis
-    is that of the tasks, unless `parts` has labels for the name.
+    `values` are numbers by name: `[runs]`, `[runs, parts]`, or one for all runs. The
+    second axis is that of the tasks, unless `parts` has labels for the name.
     """
     for name, numbers in values.items():
         array = np.asarray(numbers, float)
+        if array.ndim and len(array) != len(runs):
+            raise ValueError(
+                f"`{name}` must have a leading axis of {len(runs)} runs, got the shape "
+                f"{array.shape}. Add it: `values[None]`."
+            )
         labels = parts.get(name, tasks)
         for place, run in enumerate(runs):
             own = array if array.ndim == 0 else array[place]

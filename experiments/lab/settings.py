@@ -49,6 +49,8 @@ def parse(
     that are tuples of names.
     """
     full, names = full or {}, names or {}
+    if "--full" in argv and not full:
+        raise UsageError(f"--full changes nothing in {name}. Leave it out.")
     known = {"all", *(name for valid in names.values() for name in valid)}
     profile = full if "--full" in argv else {}
     default = dataclasses.replace(quick, out=f"results/{name}", **profile)
@@ -73,7 +75,7 @@ def parse(
         field: choose_names(getattr(settings, field), valid, option(field))
         for field, valid in names.items()
     }
-    _check_positive(settings, default)
+    _check_positive(settings, (vars(quick), full))
     return dataclasses.replace(settings, **chosen)
 
 
@@ -153,11 +155,11 @@ def _message(page: str) -> str:
     return one_line(parts[0 if boxed or len(parts) == 1 else 1])
 
 
-def _check_positive(settings: Options, default: Options) -> None:
-    """What was given must be there, and positive; a default may be 0, for all."""
+def _check_positive(settings: Options, profiles: Sequence[Mapping[str, Any]]) -> None:
+    """What is given must be there, and positive, or as in a profile: 0 is for all."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if value == getattr(default, field.name):
+        if any(value == own.get(field.name) for own in profiles):
             continue
         if value == ():
             raise UsageError(f"{option(field.name)} must have at least one value.")

@@ -24,26 +24,26 @@ def select(table: Frame, **values: Any) -> Frame:
     return table
 
 
-def curve(table: Frame, *, by: str = "seed") -> tuple[np.ndarray, np.ndarray]:
-    """Returns epochs `[points]` and values `[points, runs]`, mean over the parts."""
+def curve(table: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Returns epochs `[points]` and values `[points, seeds]`, mean over the parts."""
 
     def mean(values: pd.Series) -> float:
         return float(values.to_numpy().mean())  # that of pandas would skip NaN
 
-    wide = table.pivot_table("value", "epoch", by, mean, dropna=False)
+    wide = table.pivot_table("value", "epoch", "seed", mean, dropna=False)
     return wide.index.to_numpy(), wide.to_numpy()
 
 
 def number(values: Sequence[float], factor: float = 1.0, digits: int = 2) -> str:
-    """Returns mean and, of several seeds, standard deviation.
+    """Returns mean and, of several seeds, standard deviation, if they are finite.
 
     Examples:
-      >>> number([0.5, 0.7], 100, 1), number([2.0])
-      ('60.0 ± 14.1', '2.00')
+      >>> number([0.5, 0.7], 100, 1), number([2.0]), number([2.0, float("inf")])
+      ('60.0 ± 14.1', '2.00', 'inf')
     """
     values = [float(value) for value in values]
     mean = f"{factor * statistics.fmean(values):.{digits}f}"
-    if len(values) == 1:
+    if len(values) == 1 or not np.isfinite(values).all():
         return mean
     return f"{mean} ± {factor * float(np.std(values, ddof=1)):.{digits}f}"
 

@@ -39,7 +39,7 @@ METRICS = (
     Metric("mean_angle", "mean angle [°]", "normals", False),
     Metric("median_angle", "median angle [°]", "normals", False),
 )
-# Table 1. Its depth errors have no unit.
+# Table 1.
 SCORES = read_table(
     [metric.name for metric in METRICS],
     """
@@ -98,7 +98,12 @@ EXPERIMENT = Experiment(
     tasks=lambda _: TASKS,
     build=build,
     num_tasks=3,
-    paper=lambda _: Paper("Table 1 of Pascal et al., 2021", SCORES, DISTANCES),
+    paper=lambda _: Paper(
+        "Table 1 of Pascal et al., 2021",
+        SCORES,
+        DISTANCES,
+        "The paper's depth errors have no unit.",
+    ),
 )
 
 main = functools.partial(run, EXPERIMENT)

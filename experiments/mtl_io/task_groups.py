@@ -200,7 +200,7 @@ def conclude(name: str, part: Part, titles: list[str], records: Frame) -> Outcom
 
 
 def lowest(table: Frame, measure: str) -> Frame:
-    """Returns the lowest of a validation loss over training; never what is none."""
+    """Returns the lowest of a validation loss over training; NaN is the highest."""
     losses = table[f"validation_{measure}"].fillna(np.inf)
     return losses.groupby(KEYS[:3]).min()
 

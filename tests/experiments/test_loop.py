@@ -124,6 +124,26 @@ def test_flipped_bits_give_a_line_or_the_same_result(
     assert len(files) > 20
 
 
+def test_flipped_bit_that_is_no_text_any_more(tmp_path: Path):
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", die_at=3)
+    newest = max((tmp_path / "killed").rglob("*.sha256"))
+    flip(newest, 7)  # the high bit of an ASCII letter
+    resumed = run(tmp_path / "killed", resume=True)
+    pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
+
+
+def test_killed_between_record_and_checkpoints(tmp_path: Path):
+    """The next run removes the checkpoints that are no longer needed."""
+    whole = run(tmp_path)
+    left = tmp_path / "checkpoints" / "a"
+    (left / "3").mkdir(parents=True)
+    resumed = run(tmp_path, resume=True)
+    pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
+    assert not left.exists()
+
+
 def test_one_run_at_a_time(tmp_path: Path):
     with (
         RunFolder(Settings(out=str(tmp_path))),
@@ -151,3 +171,11 @@ def test_refuses_foreign_files(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match="holds other files"):
         run(tmp_path)
+
+
+def test_continues_a_claim_that_was_cut_short(tmp_path: Path):
+    """A kill, or a full disk, before the settings were in their place."""
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / "settings.json.partial").write_text('{"ra')
+    run(tmp_path)
+    assert not (tmp_path / "settings.json.partial").exists()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.lab.folder import RunFolder
-from experiments.lab.records import Stream
+from experiments.lab.records import Stream, rows_of
 from experiments.lab.settings import Options
 from tests.experiments.event_files import read_runs
 
@@ -52,3 +52,9 @@ def test_a_resumed_run_writes_anew(tmp_path: Path):
 def test_no_event_files_unless_asked_for(tmp_path: Path):
     write(tmp_path, [{**ROW, "value": 1.0}], tensorboard=False)
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_numbers_without_an_axis_of_runs_are_refused():
+    """By task, for one run: the losses of all tasks but the first would be lost."""
+    with pytest.raises(ValueError, match=r"`loss` must have a leading axis of 1 runs"):
+        list(rows_of([{"seed": 0}], {}, ("up", "down"), 1, {"loss": [1.0, 2.0]}))

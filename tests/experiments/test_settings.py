@@ -35,7 +35,7 @@ class Settings(Options):
     epochs: int = 3
     rates: tuple[float, ...] = (0.1, 1.0)
     decay: Literal["cosine", "steps"] = "cosine"
-    examples: int = 0
+    examples: int = 50
 
 
 def read(*argv: str) -> Settings:
@@ -44,7 +44,7 @@ def read(*argv: str) -> Settings:
         "What it does.\n",
         Settings(),
         argv,
-        full={"epochs": 100, "rates": (0.5,)},
+        full={"epochs": 100, "rates": (0.5,), "examples": 0},
         names={"methods": ("a", "b")},
     )
 
@@ -68,6 +68,7 @@ def test_defaults_and_options():
     assert read() == Settings(out="results/toy")
     assert read("--methods", "b,a", "--rates", "1", "2").methods == ("b", "a")
     assert read("--methods", "all", "--resume").methods == ("a", "b")
+    assert read("--examples", "0").examples == 0  # for all, as the help says
     full = read("--full", "--epochs", "7")
     assert (full.epochs, full.rates, full.full) == (7, (0.5,), True)
     decides = {"methods", "epochs", "rates", "decay", "examples"}
@@ -103,6 +104,10 @@ def test_mistakes_are_one_line(argv: list[str], message: str):
     with pytest.raises(UsageError, match=message) as found:
         read(*argv)
     assert "\n" not in str(found.value)
+
+
+def test_full_is_refused_if_it_changes_nothing(fail):
+    assert "--full changes nothing in doctor. Leave it out." in fail("doctor", "--full")
 
 
 def test_help_lists_experiments(capsys):

@@ -40,7 +40,7 @@ class Split:
         return {"image": self._image[rows], "labels": labels}
 
     def padded(self, start: int, size: int) -> dict[str, Any]:
-        """Returns `size` samples from `start` on, past the end such without a label."""
+        """Returns `size` samples from `start` on; those past the end have no label."""
         batch = self.batch(np.arange(start, start + size) % len(self))
         beyond = np.arange(start, start + size) >= len(self)
         for label in batch["labels"].values():
@@ -66,7 +66,7 @@ def first(samples: Samples, num: int) -> Samples:
 def hold_out(train: Samples, test: Samples) -> dict[str, Samples]:
     """Returns the three splits of a release that has no validation split.
 
-    Validated is on a tenth of the train split, the last in a row, not any: the names
+    The last tenth of the train split is held out, and not one at random: the names
     follow cities and sequences, whose images are too alike to be on both sides.
     """
     if len(train) < 2:

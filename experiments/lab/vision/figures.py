@@ -1,5 +1,6 @@
 """Figures of the vision experiments: learning rates, training, and what is seen."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.lab.figures import COLOURS, Curve, draw_panels, drawing
+from experiments.lab.settings import UsageError
 from experiments.lab.tables import Frame, curve, select
 from experiments.lab.vision.data import Split
 from experiments.lab.vision.methods import SINGLE, SUM
@@ -50,10 +52,21 @@ def draw(outcome: Outcome, problem: VisionProblem, out: Path) -> None:
         rate = select(chosen, method=name)["rate"].iloc[0]
         path = out / "drawn" / f"{run_name(name, '', rate, 0)}.npz"
         if path.exists():
-            with np.load(path) as drawn:
-                title = f"{titles[name]}. {source}"
-                target = out / f"predictions_{name}.png"
-                draw_predictions(target, problem.splits["test"], dict(drawn), title)
+            title = f"{titles[name]}. {source}"
+            target = out / f"predictions_{name}.png"
+            draw_predictions(target, problem.splits["test"], _read(path), title)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Reads predictions; a damaged file is a UsageError."""
+    try:
+        with np.load(path) as drawn:
+            return dict(drawn)
+    except Exception as error:  # damaged bytes may raise anything
+        raise UsageError(
+            f"{path} is damaged. Delete it, and the next --resume draws no predictions "
+            "of this method."
+        ) from error
 
 
 def _lowest_losses(outcome: Outcome, task: str) -> list[Curve]:
@@ -64,7 +77,7 @@ def _lowest_losses(outcome: Outcome, task: str) -> list[Curve]:
     lowest = own.groupby(["method", "rate", "seed"])["value"].min().unstack("seed")
     return [
         Curve(outcome.titles[method], list(wide.index), wide.to_numpy(), colour)
-        for method, colour in zip(in_families(outcome.table), COLOURS, strict=False)
+        for method, colour in zip(in_families(outcome.table), itertools.cycle(COLOURS))
         for wide in [lowest.loc[method]]
     ]
 

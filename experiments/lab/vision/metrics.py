@@ -82,7 +82,8 @@ def segmentation_scores(confusion: jax.Array) -> Numbers:
 def count_errors(predictions: jax.Array, targets: jax.Array) -> Numbers:
     r"""Returns the sums of :math:`|x - t|`, :math:`|x - t| / |t|`, :math:`(x - t)^2`.
 
-    Of each channel of each place; the relative error of a target of 0 counts as 0.
+    The sums are over all channels of all places; the relative error of a target of 0
+    counts as 0.
     """
     check_shapes(predictions, targets)
     known = jnp.isfinite(targets)

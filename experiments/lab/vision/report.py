@@ -1,4 +1,4 @@
-"""The long table of a vision experiment, told: choices, tables, numbers."""
+"""The report of a vision experiment, from its long table of records."""
 
 import dataclasses
 import functools
@@ -21,6 +21,7 @@ class Paper(NamedTuple):
     table: str  # from which the scores are
     scores: Mapping[str, Mapping[str, str]]  # by metric too, as printed
     distances: Mapping[str, Sequence[float]] = {}  # covered, shortest, ratio
+    note: str = ""  # a sentence on the scores
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,12 +96,13 @@ def make_report(
     heading: str, outcome: Outcome, costs: Mapping[str, Mapping[str, float]]
 ) -> str:
     """Returns the tables as Markdown."""
+    note = outcome.paper.note and f"\n{outcome.paper.note}"
     return f"""{heading}
 
 ## Test ({outcome.paper.table})
 
 At the learning rate and the epoch of the lowest validation loss, mean over the tasks.
-Ranks are averaged over the metrics; Δm is the gain over single tasks.
+Ranks are averaged over the metrics; Δm is the gain over single tasks.{note}
 
 {summary_table(outcome)}
 
@@ -116,8 +118,8 @@ Temporary memory is that of the compiled step without its arguments and results.
 
 ## Cost of a step
 
-After the training, methods in turns, the fastest of several; multiples are of the
-summed loss, whose program single tasks run, one by one.
+Measured after the training, methods in turns; the time is the fastest of several, and
+multiples are of the summed loss. Single tasks run its program, one by one.
 
 {cost_table(costs["seconds"], costs["operations"], outcome.titles, SUM)}
 

@@ -67,7 +67,8 @@ def make_trainings(
 
 def run_name(method: str, only: str, rate: float, seed: int) -> str:
     """Returns the name of a run's files."""
-    return f"{method}{only and '_' + only}-{rate:g}-seed{seed}"
+    # Not rounded: two runs must not share a file.
+    return f"{method}{only and '_' + only}-{rate}-seed{seed}"
 
 
 def _training(
