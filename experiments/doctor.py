@@ -56,7 +56,7 @@ mtlopt.task_weights; see docs/monitoring.md.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """What decides the numbers of a run.
+    """The settings that decide the numbers of a run.
 
     Attributes:
       method: a name in `mtlopt.METHODS`.

@@ -100,7 +100,7 @@ _COST_ROUNDS, _COST_STEPS = 5, 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """What decides the numbers of a run.
+    """The settings that decide the numbers of a run.
 
     Attributes:
       methods: some of the names in `mtlopt.METHODS`, or all.

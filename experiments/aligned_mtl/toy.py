@@ -55,7 +55,7 @@ starts, then in the fewest steps, then the nearest.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """What decides the numbers of a run.
+    """The settings that decide the numbers of a run.
 
     Attributes:
       methods: some of the names in `mtlopt.METHODS`, or all.

@@ -20,7 +20,7 @@ INPUTS = "inputs"
 
 
 class Head(NamedTuple):
-    """What a head's logits `[batch, outputs]` mean."""
+    """The meaning of a head's logits `[batch, outputs]`."""
 
     losses: Callable[[jax.Array, jax.Array], jax.Array]  # with labels, `[batch]`
     predict: Callable[[jax.Array], jax.Array]  # classes, in the shape of the labels

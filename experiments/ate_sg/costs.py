@@ -1,4 +1,4 @@
-"""What an epoch of each phase costs, in epochs of the full gradient."""
+"""The cost of an epoch of each phase, in epochs of the full gradient."""
 
 import math
 from typing import Any, NamedTuple

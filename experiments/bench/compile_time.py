@@ -36,7 +36,7 @@ DEFAULT = ("stacked_lenet", "stacked_mlp")
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-    """What compiling a step took.
+    """The cost of compiling a step.
 
     Attributes:
         workload: Name of the problem.

@@ -1,4 +1,4 @@
-"""What reusing task weights with `mtlopt.every` does to training, and what it costs.
+"""Reuse of task weights with `mtlopt.every`: its effect on training, and its cost.
 
     python -m experiments.bench.every [--epochs N] [--seeds N] [--rounds N]
 

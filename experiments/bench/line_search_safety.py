@@ -116,7 +116,7 @@ class Row:
 
 
 class Run(NamedTuple):
-    """What one seed of one method did."""
+    """The record of one seed of one method."""
 
     rises: np.ndarray
     seconds: float

@@ -1,4 +1,4 @@
-"""What a step of a line search costs beside SGD: tables 1 and 3 of the FBLS paper.
+"""The cost of a step of a line search beside SGD: tables 1 and 3 of the FBLS paper.
 
     python -m experiments.bench.line_search_time [WORKLOAD ...]
 

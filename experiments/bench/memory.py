@@ -92,7 +92,7 @@ class Comparison:
 
 
 class Block(NamedTuple):
-    """What a step cost in one block: as the first three of `Side`."""
+    """The cost of a step in one block: as the first three of `Side`."""
 
     cpu_milliseconds: float
     milliseconds: float

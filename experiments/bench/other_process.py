@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What a process has used since it began.
+    """The time and memory that a process has used since it began.
 
     Attributes:
         cpu_seconds: Of all its threads.
@@ -60,7 +60,7 @@ class OtherProcess:
         return answer
 
     def usage(self) -> Usage:
-        """What it has used so far; on Linux."""
+        """Its use so far; on Linux."""
         clock = ctypes.c_int()
         ctypes.CDLL(None).clock_getcpuclockid(self._process.pid, ctypes.byref(clock))
         folder = Path(f"/proc/{self._process.pid}")

@@ -1,4 +1,4 @@
-"""What a step of each phase of ATE-SG costs, by XLA's own count.
+"""The cost of a step of each phase of ATE-SG, by XLA's own count.
 
     python -m experiments.bench.phases [NETWORK ...]
 

@@ -37,7 +37,7 @@ _IMAGES = "leftImg8bit"
 
 
 class _Label(NamedTuple):
-    """Where a label is: its archive, the ending of its files, what a pixel is."""
+    """The place of a label: its archive, the ending of its files, what a pixel is."""
 
     folder: str
     ending: str

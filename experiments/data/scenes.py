@@ -1,4 +1,4 @@
-"""What a rendered scene is made of, and a builder that puts it together.
+"""The parts of a rendered scene, and a builder that puts it together.
 
 The world is in metres: x to the right, y ahead, z up. Everything is a box or a sphere,
 moved, turned about z and stretched from one canonical shape: the cube |x|, |y|, |z| <=
@@ -33,7 +33,7 @@ Triple = tuple[float, float, float]
 
 
 class Place(NamedTuple):
-    """Where a thing's origin is, and how far it is turned about its z axis."""
+    """The origin of a thing, and how far it is turned about its z axis."""
 
     at: Triple
     yaw: float = 0.0

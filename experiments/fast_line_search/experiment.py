@@ -1,4 +1,4 @@
-"""What the line-search experiments share: settings, training, tables and figures."""
+"""The line-search experiments' settings, training, tables and figures."""
 
 import dataclasses
 import functools
@@ -49,7 +49,7 @@ _COST_ROUNDS = 9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """What decides the numbers of a run.
+    """The settings that decide the numbers of a run.
 
     Attributes:
       methods: names of methods, or all.
@@ -76,7 +76,7 @@ class Settings(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What the tables of an experiment are about."""
+    """The subject of an experiment's tables."""
 
     name: str
     title: str

@@ -33,7 +33,7 @@ DIRECTIONS = {"mgda": mtlopt.mgda, "edm": mtlopt.edm, "pcgrad": mtlopt.pcgrad}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem(lab.Problem):
-    """What is trained, and how it is judged; its splits are `train` and `test`."""
+    """A problem, and how it is judged; its splits are `train` and `test`."""
 
     # From parameters, state and batch to loss and error, each `[tasks, batch]`.
     score: Callable[[PyTree, PyTree, PyTree], dict[str, jax.Array]]

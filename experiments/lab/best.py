@@ -9,7 +9,7 @@ PyTree = Any
 
 
 class Best(NamedTuple):
-    """What was best so far; of several runs, with a leading axis of runs."""
+    """The best model so far; of several runs, with a leading axis of runs."""
 
     model: PyTree  # parameters and state then
     score: jax.Array  # of them, the higher the better

@@ -1,4 +1,4 @@
-"""What is trained: a network, its losses, and the splits."""
+"""The problem that is trained: a network, its losses, and the splits."""
 
 import dataclasses
 import functools

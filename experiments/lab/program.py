@@ -29,7 +29,7 @@ class Program:
 
     @property
     def temporary_bytes(self) -> int:
-        """What a call needs beside its arguments and results."""
+        """Bytes that a call needs beside its arguments and results."""
         memory = None if self._compiled is None else self._compiled.memory_analysis()
         return getattr(memory, "temp_size_in_bytes", 0)
 

@@ -15,7 +15,7 @@ from experiments.lab.errors import UsageError, one_line
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all experiments have; none of it decides a number of the run.
+    """Options that all experiments have; none decides a number of the run.
 
     Attributes:
       out: folder for all that the run writes.
@@ -156,7 +156,7 @@ def _message(page: str) -> str:
 
 
 def _check_positive(settings: Options, profiles: Sequence[Mapping[str, Any]]) -> None:
-    """What is given must be there, and positive, or as in a profile: 0 is for all."""
+    """A given value must be there, and positive, or as in a profile: 0 is for all."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if any(value == own.get(field.name) for own in profiles):

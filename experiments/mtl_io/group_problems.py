@@ -1,4 +1,4 @@
-"""What the tasks of `task_groups` are: forty attributes, or three kinds of labels."""
+"""The tasks of `task_groups`: forty attributes, or three kinds of labels."""
 
 import dataclasses
 import functools

@@ -50,7 +50,7 @@ class Way:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """What decides the numbers of a run.
+    """The settings that decide the numbers of a run.
 
     Attributes:
       problem: the part to run, or both.
