@@ -42,7 +42,7 @@ _FACTOR, _MIN_DELTA = 0.75, 1e-4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """The settings that decide the numbers of a run; an experiment adds fields of its own.
+    """Settings that decide the numbers of a run; an experiment adds fields of its own.
 
     Attributes:
       epochs: passes over the training split, at most.

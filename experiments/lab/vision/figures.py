@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lab.figures import COLOURS, Curve, draw_panels, drawing
 from experiments.lab.errors import UsageError
+from experiments.lab.figures import COLOURS, Curve, draw_panels, drawing
 from experiments.lab.tables import Frame, curve, select
 from experiments.lab.vision.data import Split
 from experiments.lab.vision.methods import SINGLE, SUM
