@@ -10,30 +10,31 @@ from experiments.lab.errors import UsageError, one_line
 
 # By paper and name, which are the module in this folder: what it shows, the paper's
 # tables or figures that it makes, and the minutes of a run without options on two CPU
-# cores. The module has a `main(argv)`, and is imported only if it is asked for.
+# cores, None where nobody has measured them. The module has a `main(argv)`, and is
+# imported only if it is asked for.
 INDEX = {
     "aligned_mtl": {
         "multimnist": ("two overlaid digits, all methods", "Table 2", 2),
-        "toy": ("two losses of two parameters", "Fig. 1", 2),
-        "cityscapes3": ("streets: classes, instances, disparity", "Table 3", 10),
-        "celeba": ("40 attributes by ResNet-18", "Tables 3, 5", 10),
-        "seven_scenes": ("the pose of a camera", "Tables 4, 6", 5),
+        "toy": ("two losses of two parameters", "Fig. 1", 3),
+        "cityscapes3": ("streets: classes, instances, disparity", "Table 3", None),
+        "celeba": ("40 attributes by ResNet-18", "Tables 3, 5", None),
+        "seven_scenes": ("the pose of a camera", "Tables 4, 6", None),
     },
     "ate_sg": {
-        "synthetic": ("points by quadrant and circle", "Tables 2, 3", 1),
+        "synthetic": ("points by quadrant and circle", "Tables 2, 3", None),
         "wireless": ("radio signals by modulation and type", "Tables 5, 6", 3),
         "mammography": ("calcifications, SG, Adam and their ATE", "Table 8", 6),
     },
     "mtl_io": {
-        "task_groups": ("tasks in turn or in groups, IUS and IO", "Tables 3, 4", 2),
+        "task_groups": ("tasks in turn or in groups, IUS and IO", "Tables 3, 4", None),
         "nyuv2": ("rooms: segmentation, depth, normals", "Table 1", 10),
-        "cityscapes7": ("streets: seven categories as tasks", "Table 2", 10),
-        "celeba_groups": ("40 attributes, IUS and IO in groups", "Tables 3, 4", 10),
+        "cityscapes7": ("streets: seven categories as tasks", "Table 2", None),
+        "celeba_groups": ("40 attributes, IUS and IO in groups", "Tables 3, 4", None),
     },
     "fast_line_search": {
-        "multimnist": ("line search on two digits", "Fig. 3, 4, 6", 2),
-        "cifar10": ("line search on ten one-vs-rest tasks", "Fig. 5", 3),
-        "bert": ("line search on sentence pairs", "Table 3", 3),
+        "multimnist": ("line search on two digits", "Fig. 3, 4, 6", None),
+        "cifar10": ("line search on ten one-vs-rest tasks", "Fig. 5", None),
+        "bert": ("line search on sentence pairs", "Table 3", None),
     },
 }
 OTHERS = {
@@ -116,7 +117,8 @@ def _help() -> str:
         lines += ["", f"{room.__doc__}"]
         for name, (shows, tables, minutes) in entries.items():
             full = f"{paper}.{name}"
-            lines.append(f"  {full:<27} {shows:<40} {tables:<12} {minutes:>3} min")
+            took = f"{minutes:>3} min" if minutes else ""
+            lines.append(f"  {full:<27} {shows:<40} {tables:<12} {took}".rstrip())
     lines += ["", "Besides:"]
     return "\n".join(lines + [f"  {name:<27} {OTHERS[name]}" for name in OTHERS])
 
