@@ -21,12 +21,12 @@ INDEX = {
         "seven_scenes": ("the pose of a camera", "Tables 4, 6", None),
     },
     "ate_sg": {
-        "synthetic": ("points by quadrant and circle", "Tables 2, 3", None),
+        "synthetic": ("points by quadrant and circle", "Tables 2, 3", 3),
         "wireless": ("radio signals by modulation and type", "Tables 5, 6", 3),
         "mammography": ("calcifications, SG, Adam and their ATE", "Table 8", 6),
     },
     "mtl_io": {
-        "task_groups": ("tasks in turn or in groups, IUS and IO", "Tables 3, 4", None),
+        "task_groups": ("tasks in turn or in groups, IUS and IO", "Tables 3, 4", 2),
         "nyuv2": ("rooms: segmentation, depth, normals", "Table 1", 10),
         "cityscapes7": ("streets: seven categories as tasks", "Table 2", None),
         "celeba_groups": ("40 attributes, IUS and IO in groups", "Tables 3, 4", None),
