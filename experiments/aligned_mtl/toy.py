@@ -23,7 +23,7 @@ from experiments.aligned_mtl.toy_figures import draw_paths
 from experiments.lab.errors import UsageError
 from experiments.lab.folder import RunFolder
 from experiments.lab.program import Program
-from experiments.lab.settings import Options, methods_for, parse
+from experiments.lab.settings import ShortOptions, methods_for, parse
 from experiments.lab.tables import command_line, markdown_table
 
 NAME = "aligned_mtl.toy"
@@ -54,7 +54,7 @@ starts, then in the fewest steps, then the nearest.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Options):
+class Settings(ShortOptions):
     """The settings that decide the numbers of a run.
 
     Attributes:
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
     if not 0 < settings.scale < 1:
         raise UsageError(f"--scale must be between 0 and 1, got {settings.scale:g}.")
     # Short enough to be run again: the same command writes the same files.
-    with RunFolder(settings, resume=True) as folder:
+    with RunFolder(settings) as folder:
         outcomes, compile_seconds = run_methods(settings)
         command = command_line(NAME, argv)
         report = make_report(outcomes, settings, command)

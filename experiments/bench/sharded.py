@@ -16,7 +16,7 @@ from tqdm import tqdm
 import mtlopt
 from experiments.lab.errors import UsageError
 from experiments.lab.folder import RunFolder
-from experiments.lab.settings import Options, methods_for, parse
+from experiments.lab.settings import ShortOptions, methods_for, parse
 from experiments.lab.tables import command_line, markdown_table
 
 NAME = "bench.sharded"
@@ -39,7 +39,7 @@ _AXIS = "devices"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Options):
+class Settings(ShortOptions):
     """The settings that decide the numbers of a run.
 
     Attributes:
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     if settings.devices:
         simulate(settings.devices)
     settings = dataclasses.replace(settings, devices=jax.device_count())
-    with RunFolder(settings, resume=True) as folder:
+    with RunFolder(settings) as folder:
         outcomes = run_methods(settings)
         command = command_line(NAME, argv)
         report = make_report(outcomes, settings, command)

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from experiments.lab.errors import UsageError, one_line
-from experiments.lab.settings import Options, deciding, option
+from experiments.lab.settings import ShortOptions, deciding, option
 
 PyTree = Any
 _SETTINGS = "settings.json"
@@ -37,9 +37,9 @@ class RunFolder:
     and that nobody is at work on, is a UsageError.
     """
 
-    def __init__(self, settings: Options, *, resume: bool | None = None):
+    def __init__(self, settings: ShortOptions):
         self.path = Path(settings.out)
-        self.tensorboard = settings.tensorboard
+        self.tensorboard = getattr(settings, "tensorboard", False)
         if self.tensorboard:
             _check_tensorboard()
         wanted = json.loads(json.dumps(deciding(settings)))
@@ -47,7 +47,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / _LOCK).open("a")  # clears no other's file
             try:
-                self._claim(wanted, settings.resume if resume is None else resume)
+                self._claim(wanted, getattr(settings, "resume", True))
             except BaseException:
                 self._lock.close()
                 raise
@@ -104,7 +104,9 @@ class RunFolder:
                     f"{wanted.get(name)!r}."
                 )
 
-    def write_results(self, settings: Options, report: str, **results: Any) -> None:
+    def write_results(
+        self, settings: ShortOptions, report: str, **results: Any
+    ) -> None:
         """Writes `report.md`, and `results.json` with how the results came about."""
         record = {"settings": deciding(settings), **provenance(), **results}
         # In JSON there is no number that is not finite.

@@ -14,23 +14,32 @@ from experiments.lab.errors import UsageError, one_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options that all experiments have; none decides a number of the run.
+class ShortOptions:
+    """Options of an experiment that is short enough to be run again.
 
     Attributes:
       out: folder for all that the run writes.
+    """
+
+    out: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(ShortOptions):
+    """Options of all others; none decides a number of the run.
+
+    Attributes:
       resume: continue the run in `out`, which must have the same settings.
       tensorboard: write the metrics as event files too, into `out`/tensorboard.
       full: the paper's settings, of which any option overrides one.
     """
 
-    out: str = ""
     resume: bool = False
     tensorboard: bool = False
     full: bool = False
 
 
-SettingsType = TypeVar("SettingsType", bound=Options)
+SettingsType = TypeVar("SettingsType", bound=ShortOptions)
 Loaded = TypeVar("Loaded")
 
 
@@ -79,7 +88,7 @@ def parse(
     return dataclasses.replace(settings, **chosen)
 
 
-def deciding(settings: Options) -> dict[str, Any]:
+def deciding(settings: ShortOptions) -> dict[str, Any]:
     """Returns the settings that decide numbers, by name."""
     common = {field.name for field in dataclasses.fields(Options)}
     fields = dataclasses.asdict(settings)
@@ -155,7 +164,9 @@ def _message(page: str) -> str:
     return one_line(parts[0 if boxed or len(parts) == 1 else 1])
 
 
-def _check_positive(settings: Options, profiles: Sequence[Mapping[str, Any]]) -> None:
+def _check_positive(
+    settings: ShortOptions, profiles: Sequence[Mapping[str, Any]]
+) -> None:
     """A given value must be there, and positive, or as in a profile: 0 is for all."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)

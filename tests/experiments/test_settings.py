@@ -110,6 +110,11 @@ def test_full_is_refused_if_it_changes_nothing(fail):
     assert "--full changes nothing in doctor. Leave it out." in fail("doctor", "--full")
 
 
+@pytest.mark.parametrize("name", ["aligned_mtl.toy", "doctor", "bench.sharded"])
+def test_what_is_run_again_has_no_resume(fail, name: str):
+    assert "Unrecognized options: --resume" in fail(name, "--resume")
+
+
 def test_help_lists_experiments(capsys):
     assert main(["--help"]) == 0
     assert main([]) == 0
