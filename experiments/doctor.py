@@ -108,7 +108,6 @@ def main(argv: Sequence[str]) -> None:
             suggestions=sentences,
         )
         draw_figure(table, settings, data.source, folder.path / "doctor.png")
-    print(f"\n{report}\nWritten to {folder.path}.")
 
 
 def _starts(settings: Settings, num_train: int) -> range:

@@ -159,7 +159,6 @@ def main(argv: Sequence[str]) -> None:
             paper_table_2=PAPER,
         )
         draw_figures(table, settings, data.source, folder.path)
-    print(f"\n{report}\nWritten to {folder.path}.")
 
 
 def load_data(data_dir: str | None, batch_size: int, **sizes: Any) -> MultiMnist:

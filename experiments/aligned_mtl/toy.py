@@ -120,7 +120,6 @@ def main(argv: Sequence[str]) -> None:
                 rate = entry[name].learning_rate
                 columns[f"{mtlopt.METHODS[method].title}\nlr {rate:g}"] = entry[name]
             draw_paths(folder.path, name, columns, what)
-    print(f"\n{report}\nWritten to {folder.path}.")
 
 
 def run_methods(settings: Settings) -> tuple[Outcomes, dict[str, float]]:

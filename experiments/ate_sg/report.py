@@ -90,7 +90,6 @@ def run_experiment(
             paper=paper,
         )
         draw_figures(table, units, source, folder.path)
-    print(f"\n{report}\nWritten to {folder.path}.")
 
 
 def oscillation(loss: Sequence[float] | np.ndarray) -> dict[str, float]:

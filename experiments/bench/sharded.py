@@ -103,7 +103,6 @@ def main(argv: Sequence[str]) -> None:
                 for method, runs in outcomes.items()
             },
         )
-    print(f"\n{report}\nWritten to {folder.path}.")
 
 
 def run_methods(settings: Settings) -> dict[str, dict[str, Outcome]]:

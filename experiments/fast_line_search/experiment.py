@@ -127,7 +127,6 @@ def run_experiment(
             costs=costs,
         )
         draw_figures(subject, methods, table, folder.path)
-    print(f"\n{report}\nWritten to {folder.path}.")
 
 
 def make_trainings(

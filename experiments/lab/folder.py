@@ -107,12 +107,13 @@ class RunFolder:
     def write_results(
         self, settings: ShortOptions, report: str, **results: Any
     ) -> None:
-        """Writes `report.md`, and `results.json` with how the results came about."""
+        """Prints the report, and writes it with `results.json`: how it came about."""
         record = {"settings": deciding(settings), **provenance(), **results}
         # In JSON there is no number that is not finite.
         finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
         write_text(self.path / "report.md", report.rstrip() + "\n")
         write_text(self.path / "results.json", json.dumps(finite, indent=1) + "\n")
+        print(f"\n{report}\nWritten to {self.path}.")
 
     def write_record(self, name: str, value: Any) -> None:
         """Writes the numbers of a finished training, after their checksum."""

@@ -141,7 +141,6 @@ def main(argv: Sequence[str]) -> None:
             }
         command, text = command_line(NAME, argv), "\n\n".join(report) + "\n"
         folder.write_results(settings, text, command=command, parts=results)
-    print(f"\n{text}\nWritten to {folder.path}.")
 
 
 def read(argv: Sequence[str]) -> Settings:

@@ -100,7 +100,6 @@ def run(experiment: Experiment, argv: Sequence[str]) -> None:
         folder.write_results(settings, report, **about, costs=costs)
         figures.draw(outcome, problem, out)
         experiment.draw(outcome, out)
-    print(f"\n{report}\nWritten to {out}.")
 
 
 def read_settings(experiment: Experiment, argv: Sequence[str]) -> Settings:
