@@ -22,7 +22,6 @@ from experiments.lab.errors import UsageError, one_line
 from experiments.lab.settings import ShortOptions, deciding, option
 
 PyTree = Any
-_SETTINGS = "settings.json"
 _LOCK = ".lock"
 _KEPT = 2  # checkpoints of a training: the newest, and one if that is damaged
 _PACKAGES = ("mtlopt", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
@@ -40,8 +39,11 @@ class RunFolder:
     def __init__(self, settings: ShortOptions):
         self.path = Path(settings.out)
         self.tensorboard = getattr(settings, "tensorboard", False)
-        if self.tensorboard:
-            _check_tensorboard()
+        if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+            raise UsageError(
+                "--tensorboard needs the package tensorboardX. Install it: "
+                'pip install -e ".[tensorboard]".'
+            )
         wanted = json.loads(json.dumps(deciding(settings)))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ class RunFolder:
                 f"another run is at work in {self.path}. Wait for it, or choose "
                 "another folder with --out."
             ) from error
-        path = self.path / _SETTINGS
+        path = self.path / "settings.json"
         # A claim that was cut short leaves these two.
         own = (_LOCK, _partial(path).name)
         others = [entry for entry in self.path.iterdir() if entry.name not in own]
@@ -170,11 +172,8 @@ class Checkpoints:
                     history=args.JsonSave({"history": history}),
                 ),
             )
-            kept = manager.all_steps()
-            for old in self._folder.glob("*.sha256"):
-                if int(old.stem) not in kept:
-                    old.unlink()
             write_text(self._folder / f"{epoch}.sha256", self._sum(epoch))
+            self._tidy()
         except (OSError, ValueError) as error:  # the second from TensorStore
             raise UsageError(
                 f"cannot write a checkpoint in {self._folder}: "
@@ -190,38 +189,43 @@ class Checkpoints:
         if not self._folder.exists():
             return None
         manager, args = self._open()
-        steps = sorted(manager.all_steps(), reverse=True)
+        steps, sums = manager.all_steps(), self._sums()
         # Without a checksum the run was killed between the two: unknown, not used.
-        sums = {int(path.stem): path for path in self._folder.glob("*.sha256")}
-        for epoch in steps:
-            if epoch not in sums:
-                continue
-            if sums[epoch].read_bytes() != self._sum(epoch).encode():
-                continue
-            saved = manager.restore(
-                epoch,
-                args=args.Composite(
-                    state=args.StandardRestore({"state": like}),
-                    history=args.JsonRestore(),
-                ),
-            )
-            for later in steps[: steps.index(epoch)]:
-                manager.delete(later)
-            return epoch, saved["state"]["state"], saved["history"]["history"]
-        if steps and sums.keys() >= set(steps):
+        known = [epoch for epoch in steps if epoch in sums]
+        intact = [epoch for epoch in known if sums[epoch] == self._sum(epoch).encode()]
+        if steps and known == steps and not intact:
             raise UsageError(
                 f"the checkpoints in {self._folder} are damaged. Delete this folder, "
-                f"and the next --resume trains its {steps[0]} epochs again."
+                f"and the next --resume trains its {max(steps)} epochs again."
             )
-        for step in steps:
-            manager.delete(step)
-        return None
+        newest = max(intact, default=0)
+        for epoch in steps:
+            if epoch > newest:
+                manager.delete(epoch)
+        self._tidy()
+        if not newest:
+            return None
+        parts = {
+            "state": args.StandardRestore({"state": like}),
+            "history": args.JsonRestore(),
+        }
+        saved = manager.restore(newest, args=args.Composite(**parts))
+        return newest, saved["state"]["state"], saved["history"]["history"]
 
     def remove(self) -> None:
         """Removes the folder."""
         if self._manager is not None:
             self._manager.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        """Removes the checksums of checkpoints that are gone."""
+        for epoch in self._sums().keys() - set(self._manager.all_steps()):
+            (self._folder / f"{epoch}.sha256").unlink()
+
+    def _sums(self) -> dict[int, bytes]:
+        files = self._folder.glob("*.sha256")
+        return {int(path.stem): path.read_bytes() for path in files}
 
     def _sum(self, epoch: int) -> str:
         """Returns the checksum of all files of a checkpoint, and their names."""
@@ -256,14 +260,6 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
-
-
-def _check_tensorboard() -> None:
-    if importlib.util.find_spec("tensorboardX") is None:
-        raise UsageError(
-            "--tensorboard needs the package tensorboardX. Install it: "
-            'pip install -e ".[tensorboard]".'
-        )
 
 
 def _sum_of(data: bytes) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.lab import loop
 from experiments.lab.errors import UsageError
-from experiments.lab.folder import RunFolder
+from experiments.lab.folder import Checkpoints, RunFolder
 from experiments.lab.loop import Training, train
 from experiments.lab.settings import Options
 
@@ -132,6 +132,17 @@ def test_flipped_bit_that_is_no_text_any_more(tmp_path: Path):
     flip(newest, 7)  # the high bit of an ASCII letter
     resumed = run(tmp_path / "killed", resume=True)
     pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
+
+
+def test_the_checksum_of_a_deleted_checkpoint_goes_with_it(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path)
+    for epoch in (1, 2):
+        checkpoints.save(epoch, jnp.array(float(epoch)), [])
+    flip(tmp_path / "2.sha256", 9)
+    restored = checkpoints.restore(jnp.array(0.0))
+    assert restored is not None
+    assert restored[:2] == (1, 1.0)
+    assert [path.name for path in tmp_path.glob("*.sha256")] == ["1.sha256"]
 
 
 def test_killed_between_record_and_checkpoints(tmp_path: Path):
