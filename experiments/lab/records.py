@@ -35,15 +35,12 @@ def rows_of(
                 f"`{name}` must have a leading axis of {len(runs)} runs, got the shape "
                 f"{array.shape}. Add it: `values[None]`."
             )
-        labels = parts.get(name, tasks)
-        for place, run in enumerate(runs):
-            own = array if array.ndim == 0 else array[place]
+        labels = parts.get(name, tasks) if array.ndim > 1 else [""]
+        each = np.broadcast_to(array, [len(runs), *array.shape[1:]])
+        for run, own in zip(runs, each.reshape(len(runs), -1).tolist(), strict=True):
             keys = {**run, "epoch": epoch, "name": name}
-            if own.ndim == 0:
-                yield {**keys, "part": "", "value": float(own)}
-                continue
             for part, value in zip(labels, own, strict=True):
-                yield {**keys, "part": part, "value": float(value)}
+                yield {**keys, "part": part, "value": value}
 
 
 class Stream:
@@ -61,8 +58,7 @@ class Stream:
         self._writers: dict[str, Any] = {}
         self._events = folder.path / "tensorboard" / name
         self._with_events = folder.tensorboard
-        if self._with_events:
-            shutil.rmtree(self._events, ignore_errors=True)
+        shutil.rmtree(self._events, ignore_errors=True)
 
     def append(self, rows: Iterator[Row]) -> None:
         """Appends rows and flushes."""

@@ -49,6 +49,12 @@ def test_a_resumed_run_writes_anew(tmp_path: Path):
     assert scalars == {("loss", 1): 1.0, ("loss", 2): pytest.approx(0.5)}
 
 
+def test_event_files_of_an_earlier_run_are_removed(tmp_path: Path):
+    write(tmp_path, [{**ROW, "value": 1.0}])
+    write(tmp_path, [{**ROW, "value": 2.0}], tensorboard=False)
+    assert not (tmp_path / "tensorboard" / "metrics").exists()
+
+
 def test_no_event_files_unless_asked_for(tmp_path: Path):
     write(tmp_path, [{**ROW, "value": 1.0}], tensorboard=False)
     assert not (tmp_path / "tensorboard").exists()
