@@ -63,8 +63,13 @@ def parse(
     known = {"all", *(name for valid in names.values() for name in valid)}
     profile = full if "--full" in argv else {}
     default = dataclasses.replace(quick, out=f"results/{name}", **profile)
-    changes = [f"\n  {option(name)} {_words(value)}" for name, value in full.items()]
-    text = "".join([description or "", "\n--full:" if full else "", *changes])
+    changes = [
+        " ".join([f"\n  {option(name)}", *map(str, _each(value))])
+        for name, value in full.items()
+    ]
+    # tyro breaks a line before a bracket or a digit: so paragraphs are given whole.
+    whole = re.sub(r"(?<=\S)\n(?=[^\s-])", " ", description or "")
+    text = "".join([whole, "\n--full:" if full else "", *changes])
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -150,10 +155,8 @@ def _split(text: str, known: set[str]) -> list[str]:
     return parts if not known.isdisjoint(parts) else [text]
 
 
-def _words(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(map(_words, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _message(page: str) -> str:
@@ -168,15 +171,14 @@ def _check_positive(
     settings: ShortOptions, profiles: Sequence[Mapping[str, Any]]
 ) -> None:
     """A given value must be there, and positive, or as in a profile: 0 is for all."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if any(value == own.get(field.name) for own in profiles):
+    for name, value in vars(settings).items():
+        if any(value == own.get(name) for own in profiles):
             continue
         if value == ():
-            raise UsageError(f"{option(field.name)} must have at least one value.")
-        for number in value if isinstance(value, tuple) else (value,):
+            raise UsageError(f"{option(name)} must have at least one value.")
+        for number in _each(value):
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
             if is_number and not 0 < number < float("inf"):
                 raise UsageError(
-                    f"{option(field.name)} must be a positive number, got {number}."
+                    f"{option(name)} must be a positive number, got {number}."
                 )

@@ -41,7 +41,7 @@ class Settings(Options):
 def read(*argv: str) -> Settings:
     return parse(
         "toy",
-        "What it does.\n",
+        "What it does\n(in 2\n3 lines).\n\n--one  of a\n       list\n--two  of it\n",
         Settings(),
         argv,
         full={"epochs": 100, "rates": (0.5,), "examples": 0},
@@ -79,8 +79,11 @@ def test_help_has_the_attributes_and_what_full_changes(capsys):
     with pytest.raises(SystemExit, match="0"):
         read("--help")
     page = capsys.readouterr().out
-    for text in ("What it does.", "passes over the data", "--epochs 100", "--resume"):
+    for text in ("passes over the data", "--epochs 100", "--rates 0.5", "--resume"):
         assert text in page
+    # A paragraph is one line, which the terminal breaks; a list keeps its lines.
+    assert "\nWhat it does (in 2 3 lines).\n" in page
+    assert "--one  of a\n       list\n--two  of it\n" in page
 
 
 @pytest.mark.parametrize(
