@@ -197,28 +197,25 @@ def _scores_table(own: Frame, paper: Paper) -> str:
 
 def _median_table(medians: Frame, columns: Mapping[str, str], digits: int = 4) -> str:
     cells = medians[list(columns)].map(lambda value: f"{value:.{digits}g}")
-    rows = cells.reset_index().to_numpy().tolist()
-    return tables.markdown_table(["training type", *columns.values()], rows)
+    return tables.frame_table(cells.rename(columns=columns), "training type")
 
 
 def cost_table(units: Units, seconds: Mapping[str, Mapping[str, float]]) -> str:
     """Returns the table of the costs of an epoch, measured by optimizer and phase."""
-    header = ["epoch of", "parameters", "operations"]
-    header += [f"time, {name.upper()}" for name in seconds]
-    rows = []
-    for moving, title in (("shared", "shared parameters"), ("task", "heads")):
-        values = [getattr(costs, moving) for costs in units.values()]
-        values += [own[moving] / own["full"] for own in seconds.values()]
-        rows.append([title, *(f"{value:.3f}" for value in values)])
-    encoding = ["", f"{units['flops'].encode:.3f}", *[""] * len(seconds)]
-    rows.append(["encoding, once a task phase", *encoding])
+    table = pd.DataFrame({unit: costs._asdict() for unit, costs in units.items()})
+    for name, own in seconds.items():
+        table[f"time, {name.upper()}"] = pd.Series(own) / own["full"]
+    cells = table.map("{:.3f}".format).replace("nan", "")
+    titles = {"shared": "shared parameters", "task": "heads"}
+    titles |= {"encode": "encoding, once a task phase"}
+    cells = cells.rename(columns={"flops": "operations"}, index=titles)
     return (
         "## Cost of an epoch, that of the full gradient being 1\n\n"
         "Parameters: the paper's estimate, the share of them that backpropagation "
         "passes through. Operations: XLA's count of the compiled steps, SG. Time: of "
         "an epoch of all seeds with its evaluation, after the training, phases in "
         f"turns, the fastest of {COST_ROUNDS} rounds.\n\n"
-        f"{tables.markdown_table(header, rows)}"
+        f"{tables.frame_table(cells, 'epoch of')}"
     )
 
 

@@ -111,12 +111,10 @@ def make_steps(problem: Problem, optimizer: str) -> dict[Moving, tuple[Any, Call
     returns the run and the losses; it reads `z` in the phase "task" only.
     """
     oracle = problem.oracle
-
-    def make() -> optax.GradientTransformation:
-        return optax.inject_hyperparams(OPTIMIZERS[optimizer])(learning_rate=1.0)
-
+    make = optax.inject_hyperparams(OPTIMIZERS[optimizer])
     # Phases are chosen outside: the lengths in steps are never read.
-    whole, parts = make(), mtlopt.alternate_blocks(make(), make(), oracle.labels)
+    whole, *blocks = (make(learning_rate=1.0) for _ in range(3))
+    parts = mtlopt.alternate_blocks(*blocks, oracle.labels)
     shared_step = mtlopt.block_step(oracle, parts, "shared")
 
     def move(transform: Any, run: mtlopt.Run, grad: Any, new: Any, **block: str) -> Any:
@@ -154,6 +152,7 @@ class Phases:
         patience = (settings.stop_patience, settings.plateau_patience)
         self._patience = Patience(*patience, _FACTOR, _MIN_DELTA)
         self._programs, self._inits = {}, {}
+        self._features: Features | None = None  # of this phase
         for moving, (transform, step) in make_steps(problem, optimizer).items():
             self._inits[moving] = jax.vmap(transform.init)
             one_seed = functools.partial(self._one_seed, step)
@@ -170,39 +169,31 @@ class Phases:
     def training(self, run: Run) -> Training:
         """Returns the training of all seeds of a run of this optimizer."""
         steps = self._num_train // self._settings.batch_size
-        features: Features | None = None
 
         def epoch(state: State, number: int, progress: Progress) -> Any:
-            nonlocal features
             moving = moving_at(number, run.length)
             # Encoded once a phase; a resumed phase encodes to the same bits.
             if moving != "task":
-                features = None
-            elif features is None:
-                features = self.features(state)
-            state, values = self.epoch(state, moving, number, run.rate, features)
+                self._features = None
+            elif self._features is None:
+                self._features = self.features(state)
+            state, values = self.epoch(state, moving, number, run.rate, self._features)
             losses = np.sum(values["validation_loss"], axis=-1)
             # fmin ignores NaN, the seeds that have stopped.
             progress(steps, f"validation loss {np.fmin.reduce(losses):.4f}")
             return state, values
-
-        def finish(state: State) -> Values:
-            nonlocal features
-            features = None  # frees the memory
-            return self.finish(state)
-
-        def start() -> State:
-            return self.start(moving_at(0, run.length))
 
         def goes_on(state: State) -> bool:
             return bool(self._patience.goes_on(state.pace).any())
 
         seeds = range(self._settings.seeds)
         runs = [{**run._asdict(), "seed": seed} for seed in seeds]
-        return Training(run.name, runs, start, epoch, steps, finish, goes_on)
+        start = functools.partial(self.start, moving_at(0, run.length))
+        return Training(run.name, runs, start, epoch, steps, self.finish, goes_on)
 
     def start(self, moving: Moving) -> State:
         """Returns the state before the first epoch, in which `moving` moves."""
+        self._features = None
         params, stats = self._init(jnp.arange(self._settings.seeds))
         opt_state = self._inits[moving](params)
         pace = jax.vmap(self._patience.start)((params, stats))

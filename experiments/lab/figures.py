@@ -51,7 +51,11 @@ def drawing(
     path: Path, title: str, rows: int = 1, columns: int = 1, **options: Any
 ) -> Iterator[np.ndarray]:
     """Yields axes `[rows, columns]` to draw on; then the file is written."""
-    plt = _pyplot()
+    import matplotlib as mpl
+
+    mpl.use("Agg")  # needs no display
+    import matplotlib.pyplot as plt
+
     options |= {"squeeze": False, "layout": "constrained"}
     with plt.rc_context(_STYLE):
         figure, grid = plt.subplots(rows, columns, **options)
@@ -96,7 +100,11 @@ def draw_panels(
                 axis.set_yscale("log")
                 readable_log_axis(axis)
             if at_points:
-                _ticks_at(axis, curves[0].x)
+                points = list(curves[0].x)
+                axis.set_xscale("log")
+                axis.set_xticks(points, [f"{point:g}" for point in points])
+                axis.set_xticks([], minor=True)
+                axis.tick_params(axis="both", which="both", labelsize=7)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         for axis in axes[len(panels) - columns : len(panels)]:
@@ -169,13 +177,6 @@ def readable_log_axis(axis: "Axes") -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _ticks_at(axis: "Axes", points: Sequence[float]) -> None:
-    axis.set_xscale("log")
-    axis.set_xticks(list(points), [f"{point:g}" for point in points], minor=False)
-    axis.set_xticks([], minor=True)
-    axis.tick_params(axis="both", which="both", labelsize=7)
-
-
 def _finish(figure: Any, axes: Iterable["Axes"], title: str, path: Path) -> None:
     """Adds a title and one legend for all panels, and writes the file."""
     wrapped = textwrap.fill(title, width=int(13 * figure.get_figwidth()))
@@ -185,19 +186,7 @@ def _finish(figure: Any, axes: Iterable["Axes"], title: str, path: Path) -> None
         handles, labels = axis.get_legend_handles_labels()
         entries.update(dict(zip(labels, handles, strict=True)))
     if entries:
-        place: Any = {
-            "loc": "outside lower center",
-            "ncols": min(len(entries), len(COLOURS)),
-        }
+        columns = min(len(entries), len(COLOURS))
+        place: Any = {"loc": "outside lower center", "ncols": columns}
         figure.legend(entries.values(), entries.keys(), **place)
     figure.savefig(path)
-
-
-def _pyplot() -> Any:
-    """Returns `matplotlib.pyplot`, set up to need no display."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt

@@ -79,6 +79,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
+def frame_table(cells: Frame, corner: str) -> str:
+    """Returns a table of pandas, of text, whose index is the first column."""
+    rows = cells.reset_index().to_numpy().tolist()
+    return markdown_table([corner, *cells.columns], rows)
+
+
 def read_table(metrics: Sequence[str], text: str) -> dict[str, dict[str, str]]:
     """Reads a paper's table: a line for each method, a column for each metric.
 

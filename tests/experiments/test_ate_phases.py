@@ -375,7 +375,7 @@ def test_costs_add_up():
 
 
 def folder(out: Path) -> RunFolder:
-    return RunFolder(dataclasses.replace(SETTINGS, out=str(out)))
+    return RunFolder(dataclasses.replace(SETTINGS, out=str(out), resume=True))
 
 
 RUNS = (Run("sgd", 0.1, 2), Run("sgd", 0.1, 0))
