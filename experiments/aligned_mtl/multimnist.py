@@ -271,9 +271,8 @@ def make_training(
     columns = {"dominance": "raw", "dominance_aligned": method}
 
     def start() -> State:
-        params, state = stack_seeds(problem.init, seeds)
-        run = mtlopt.Run(params, jax.vmap(optimizer.init)(params), state)
-        return State(run, no_best((params, state), (seeds,)))
+        run = first_run(problem, optimizer, seeds)
+        return State(run, no_best((run.params, run.state), (seeds,)))
 
     def epoch(state: State, number: int, progress: Progress) -> tuple[State, Values]:
         order = epoch_order(num_train, settings.batch_size, seeds, number)
@@ -310,6 +309,15 @@ def make_training(
     runs = [{"method": method, "seed": seed} for seed in range(seeds)]
     parts = {column: list(starts) for column in columns}
     return Training(method, runs, start, epoch, num_steps, finish, parts=parts)
+
+
+def first_run(
+    problem: Problem, optimizer: optax.GradientTransformation, seeds: int
+) -> mtlopt.Run:
+    """Returns the run before its first step, with a leading axis of seeds."""
+    params, state = stack_seeds(problem.init, seeds)
+    run = mtlopt.Run(params, jax.vmap(optimizer.init)(params), state)
+    return jax.tree.map(jnp.copy, run)  # donated: no array may be there twice
 
 
 def make_steps(
