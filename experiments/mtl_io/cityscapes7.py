@@ -124,6 +124,7 @@ EXPERIMENT = Experiment(
     tasks=lambda _: TASKS,
     build=build,
     num_tasks=len(CATEGORIES),
+    roams=True,
     paper=lambda _: Paper("Table 2 of Pascal et al., 2021", SCORES, DISTANCES),
 )
 

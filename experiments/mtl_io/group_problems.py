@@ -15,6 +15,8 @@ import mtlopt
 from experiments.data.attributes import label, measure, medians
 from experiments.data.digits import Digits, DigitSet
 from experiments.lab.problem import Problem, make_problem
+from experiments.lab.vision.report import Metric
+from experiments.mtl_io.attributes import ERROR, F1
 from mtlopt.models import MultiTaskMLP, stack_heads
 
 # For each metric its mean over a split, [runs, tasks].
@@ -24,6 +26,7 @@ _TRUNK = (32, 32)
 _POOL = 2  # 28 x 28 pixels become 14 x 14
 _NUM_PIXELS = (28 // _POOL) ** 2
 _NUM_DIGITS = 10
+NUM_ATTRIBUTES = 40
 MIXED_TASKS = ("digit", "slant", "ink")
 
 
@@ -34,9 +37,9 @@ class Part:
     problem: Problem
     # From parameters, state and batch to metrics of each example, `[tasks, batch]`.
     score: Callable[[Any, Any, Any], dict[str, jax.Array]]
-    # From their means over a split to the numbers that are reported.
+    # From their means over a split to what is reported, `"loss"` by task.
     measures: Callable[[Metrics], dict[str, np.ndarray]]
-    criterion: str  # the measure that chooses, the smaller the better
+    metrics: tuple[Metric, ...]  # those of the tables
     source: str  # of the data
 
 
@@ -80,10 +83,11 @@ def attributes(digits: Digits) -> Part:
     def measures(metrics: Metrics) -> dict[str, np.ndarray]:
         either = metrics["said"] + metrics["true"]
         f1 = 2 * metrics["hit"] / np.where(either == 0, 1, either)
-        each = {"loss": metrics["loss"], "error": metrics["error"], "f1": f1}
-        return {name: values.mean(axis=1) for name, values in each.items()}
+        error = metrics["error"].mean(axis=1)
+        return {"loss": metrics["loss"], "error": error, "f1": f1.mean(axis=1)}
 
-    return Part(problem, score, measures, "loss", f"40 attributes of {digits.source}")
+    source = f"{NUM_ATTRIBUTES} attributes of {digits.source}"
+    return Part(problem, score, measures, (ERROR, F1), source)
 
 
 def mixed(digits: Digits) -> Part:
@@ -133,15 +137,19 @@ def mixed(digits: Digits) -> Part:
         return {"loss": jnp.stack(losses), "error": jnp.stack(errors)}
 
     def measures(metrics: Metrics) -> dict[str, np.ndarray]:
-        each = {"loss": metrics["loss"], "relative_loss": metrics["loss"] / constant}
-        numbers = {name: values.mean(axis=1) for name, values in each.items()}
-        for index, task in enumerate(MIXED_TASKS):
-            for name in ("loss", "error"):
-                numbers[f"{task}_{name}"] = metrics[name][:, index]
-        return numbers
+        relative = metrics["loss"] / constant
+        errors = zip(MIXED_TASKS, metrics["error"].T, strict=True)
+        means = {"relative_loss": relative.mean(axis=1)}
+        return {"loss": relative, **means, **{f"{t}_error": own for t, own in errors}}
 
+    shown = (
+        Metric("relative_loss", "relative loss", "", False, 1, 4),
+        Metric("digit_error", "digit error [%]", "digit", False, 100),
+        Metric("slant_error", "slant error", "slant", False, 1, 4),
+        Metric("ink_error", "ink error [% of area]", "ink", False, 1, 3),
+    )
     source = f"digit, slant and ink of {digits.source}"
-    return Part(problem, score, measures, "relative_loss", source)
+    return Part(problem, score, measures, shown, source)
 
 
 PARTS = {"attributes": attributes, "mixed": mixed}

@@ -3,49 +3,46 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import mtlopt
 from experiments.lab.batches import epoch_order, map_batches, num_examples, take
+from experiments.lab.best import Best, keep_best, no_best
 from experiments.lab.loop import Progress, Training, Values
 from experiments.lab.problem import stack_seeds
 from experiments.lab.program import Program, fastest
 from experiments.lab.settings import Options
-from experiments.mtl_io.group_problems import MIXED_TASKS, Part
+from experiments.lab.vision.report import SUM
+from experiments.mtl_io.group_problems import MIXED_TASKS, NUM_ATTRIBUTES, Part
 
 PyTree = Any
 # A training, and an epoch of it without evaluation, to be timed.
 Timed = tuple[Training, Callable[[mtlopt.Run], mtlopt.Run]]
+Evaluate = Callable[[PyTree, PyTree], dict[str, np.ndarray]]
 
 _EVALUATION_BATCH = 500  # digits per forward pass: bounds the memory
 _COST_ROUNDS = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """How the tasks move."""
+class Way(NamedTuple):
+    """How the tasks move: in one group, the summed loss (SUS), or groups in turn."""
 
-    groups: int  # one is the summed loss (SUS)
-    # Whether each group has an optimizer state of its own for the shared parameters
-    # (IO), or all have one (IUS).
-    individual: bool = True
+    name: str
+    title: str
+    groups: int = 1
+    individual: bool = True  # IO: each group has an optimizer state, in IUS all one
 
-    @property
-    def family(self) -> str:
-        """SUS, IUS or IO."""
-        if self.groups == 1:
-            return "SUS"
-        return "IO" if self.individual else "IUS"
 
-    @property
-    def title(self) -> str:
-        """The paper's name."""
-        suffix = "" if self.groups == 1 else f" ({self.groups} groups)"
-        return self.family + suffix
+class State(NamedTuple):
+    """Runs now, and the model of each after its best epoch."""
+
+    run: mtlopt.Run
+    best: Best
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,9 +72,15 @@ class Settings(Options):
 
     def ways(self, part: str) -> list[Way]:
         """How the tasks of a part move: SUS, then IUS and IO."""
-        groups = (len(MIXED_TASKS),) if part == "mixed" else self.groups
-        each = [Way(num, own) for own in (False, True) for num in groups]
-        return [Way(1), *each]
+        num_tasks = len(MIXED_TASKS) if part == "mixed" else NUM_ATTRIBUTES
+        groups = (num_tasks,) if part == "mixed" else self.groups
+        each = [
+            Way(kind if num == num_tasks else f"{kind}_{num}", title, num, kind == "io")
+            for kind in ("ius", "io")
+            for num in groups
+            for title in [f"{kind.upper()} ({num} groups)"]
+        ]
+        return [Way(SUM, "SUS"), *each]
 
 
 def make_optimizer(
@@ -94,8 +97,9 @@ def make_optimizer(
 
 def make_groups(num_tasks: int, num_groups: int, seeds: int) -> jax.Array:
     """Deals the tasks into groups, anew for every seed: int32 `[seeds, tasks]`."""
-    dealt = [mtlopt.random_groups(seed, num_tasks, num_groups) for seed in range(seeds)]
-    return jnp.stack(dealt)
+    return jnp.stack(
+        [mtlopt.random_groups(seed, num_tasks, num_groups) for seed in range(seeds)]
+    )
 
 
 def make_epoch(part: Part, way: Way) -> Callable[..., tuple[mtlopt.Run, jax.Array]]:
@@ -131,7 +135,7 @@ def make_training(
     part: Part,
     way: Way,
     settings: Settings,
-    evaluate: Callable[[mtlopt.Run, PyTree], Values],
+    evaluate: Evaluate,
 ) -> Timed:
     """Returns the training of all learning rates and seeds of a way."""
     problem, seeds, rates = part.problem, settings.seeds, settings.learning_rates
@@ -147,11 +151,12 @@ def make_training(
     each_rate = jnp.repeat(jnp.array(rates), seeds, axis=0)
     groups = tile(make_groups(problem.oracle.num_tasks, way.groups, seeds))
 
-    def start() -> mtlopt.Run:
+    def start() -> State:
         params, state = tile(stack_seeds(problem.init, seeds))
         run = mtlopt.Run(params, jax.jit(jax.vmap(optimizer.init))(params), state)
         # Training donates it: no two leaves may hold the same buffer.
-        return jax.tree.map(jnp.copy, run)
+        run = jax.tree.map(jnp.copy, run)
+        return State(run, no_best((run.params, run.state), each_rate.shape))
 
     @functools.lru_cache(1)  # the order of the one that is timed is drawn once
     def order(number: int) -> jax.Array:
@@ -160,61 +165,68 @@ def make_training(
     def move(run: mtlopt.Run, number: int = 0) -> tuple[mtlopt.Run, jax.Array]:
         return program(run, each_rate, groups, order(number), splits["train"])
 
-    def epoch(
-        run: mtlopt.Run, number: int, progress: Progress
-    ) -> tuple[mtlopt.Run, Values]:
-        run, loss = move(run, number)
-        _, distance = run.opt_state
+    def epoch(state: State, number: int, progress: Progress) -> tuple[State, Values]:
+        run, loss = move(state.run, number)
+        model, distance = (run.params, run.state), run.opt_state[1]
+        found = evaluate(model, splits["validation"])
+        best = keep_best(state.best, model, -found["loss"].mean(axis=1), number + 1)
         values: dict[str, Any] = {"train_loss": loss}
         values |= {"covered": distance.covered, "shortest": distance.shortest}
-        for split in ("validation", "test"):  # test is read where validation chose
-            for measure, own in evaluate(run, splits[split]).items():
-                values[f"{split}_{measure}"] = own
+        values |= {f"validation_{measure}": own for measure, own in found.items()}
         progress(turns, "")
-        return run, values
+        return State(run, best), values
+
+    def finish(state: State) -> Values:
+        """Reads the test split, once, at the epoch that validation chose."""
+        found = evaluate(state.best.model, splits["test"])
+        return {
+            "best_epoch": state.best.epoch,
+            "best_loss": -state.best.score,
+            "compile_seconds": program.compile_seconds,
+            "temporary_bytes": program.temporary_bytes,
+            **{f"test_{measure}": own for measure, own in found.items()},
+        }
 
     runs = [
-        {"setting": way.title, "learning_rate": rate, "seed": seed}
+        {"method": way.name, "only": "", "rate": rate, "seed": seed}
         for rate in rates
         for seed in range(seeds)
     ]
-    slug = f"{name}-{way.family.lower()}-{way.groups}"
-    return Training(slug, runs, start, epoch, turns), lambda run: move(run)[0]
+    slug = f"{name}-{way.name}"
+    training = Training(slug, runs, start, epoch, turns, finish)
+    return training, lambda run: move(run)[0]
 
 
-def make_evaluate(part: Part) -> Callable[[mtlopt.Run, PyTree], Values]:
-    """Returns `evaluate(run, split)`: the measures of a split, each `[runs]`."""
+def make_evaluate(part: Part) -> Evaluate:
+    """Returns `evaluate(model, split)`: the measures of a split by run."""
 
-    def means(run: mtlopt.Run, split: PyTree) -> dict[str, jax.Array]:
-        score = functools.partial(part.score, run.params, run.state)
+    def means(model: PyTree, split: PyTree) -> dict[str, jax.Array]:
+        score = functools.partial(part.score, *model)
         scores = map_batches(score, split, _EVALUATION_BATCH, axis=1)
         return jax.tree.map(lambda each: jnp.mean(each, axis=1), scores)
 
     every_run = jax.jit(jax.vmap(means, in_axes=(0, None)))
-    return lambda run, split: part.measures(jax.device_get(every_run(run, split)))
+    return lambda model, split: part.measures(jax.device_get(every_run(model, split)))
 
 
 def measure_costs(trainings: Mapping[str, Timed]) -> dict[str, dict[str, float]]:
     """Measures an epoch of each way, in turns, after the training.
 
-    Returns by name `"seconds"` of an epoch of all runs, and the bytes of the state of
+    Returns by way `"seconds"` of an epoch of all runs, and the bytes of the state of
     one run's optimizer: `"shared"`, for the shared parameters, and `"heads"`.
     """
-    runs = {name: training.start() for name, (training, _) in trainings.items()}
+    runs = {name: training.start().run for name, (training, _) in trainings.items()}
     states = {name: run.opt_state[0] for name, run in runs.items()}
-    costs: dict[str, dict[str, float]] = {
-        name: {"shared": _size(state.shared), "heads": _size(state.heads)}
-        for name, state in states.items()
-    }
 
     def call(name: str) -> mtlopt.Run:
         runs[name] = trainings[name][1](runs[name])
         return runs[name]
 
-    calls = {name: functools.partial(call, name) for name in runs}
-    for name, seconds in fastest(calls, _COST_ROUNDS).items():
-        costs[name]["seconds"] = seconds
-    return costs
+    return {
+        "shared": {name: _size(state.shared) for name, state in states.items()},
+        "heads": {name: _size(state.heads) for name, state in states.items()},
+        "seconds": fastest({n: functools.partial(call, n) for n in runs}, _COST_ROUNDS),
+    }
 
 
 def _size(tree: PyTree) -> int:

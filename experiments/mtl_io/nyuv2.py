@@ -98,6 +98,7 @@ EXPERIMENT = Experiment(
     tasks=lambda _: TASKS,
     build=build,
     num_tasks=3,
+    roams=True,
     paper=lambda _: Paper(
         "Table 1 of Pascal et al., 2021",
         SCORES,

@@ -4,6 +4,7 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import jax
@@ -44,7 +45,6 @@ from experiments.lab.vision.experiment import (
 from experiments.lab.vision.methods import (
     Method,
     make_methods,
-    method_names,
     norm_widths,
 )
 from experiments.lab.vision.problem import VisionProblem
@@ -53,6 +53,7 @@ from experiments.mtl_io import cityscapes7, nyuv2
 from experiments.mtl_io.attributes import ERROR, F1, attribute_tasks
 from mtlopt.models.conv_norm import ConvNorm
 from mtlopt.models.layers import Conv
+from mtlopt.models.resnet import _VARIANTS, ResidualBlock
 from mtlopt.models.shared_encoder import SharedEncoder
 
 SIZE = (6, 8)
@@ -100,6 +101,7 @@ TINY = Experiment(
     tasks=lambda _: nyuv2.TASKS,
     build=lambda settings, names, key: Tiny(rngs=nnx.Rngs(key)),
     num_tasks=3,
+    roams=True,
     paper=lambda _: Paper("Table 1", {"io": {"mean_iou": "29.48±0.30"}}),
 )
 
@@ -326,7 +328,7 @@ def test_absent_labels_move_no_head(problem: VisionProblem, methods: Any):
     batch["labels"]["segmentation"][:2] = -1
     for name in ("sum_tasks", "io"):
         state = methods[name].start(0)
-        after, losses = step(methods[name], state, batch, 0.1, [True] * 3)
+        after, losses, present = step(methods[name], state, batch, 0.1, [True] * 3)
         moved = {
             task: any(
                 jax.tree.leaves(
@@ -344,6 +346,7 @@ def test_absent_labels_move_no_head(problem: VisionProblem, methods: Any):
             np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.run.params)
         )
         assert np.isfinite(losses).all()
+        assert present.tolist() == [True, False, True]
 
 
 @pytest.mark.slow
@@ -355,10 +358,10 @@ def test_statistics_move_once_a_forward_pass(problem: VisionProblem, methods: An
     batch, means = problem.splits["train"].batch(np.arange(4)), []
     for name, turns in (("sum_tasks", 1), ("io", 3)):
         state = methods[name].start(0)
-        after, _ = step(methods[name], state, batch, 0.0, [True] * 3)
+        after, *_ = step(methods[name], state, batch, 0.0, [True] * 3)
         moved = after.run.state["encoder"]["layer"]["norm"]["mean"]
         means.append((moved / (1 - 0.9**turns), after.run.state["heads"]["depth"]))
-        after, _ = step(methods[name], state, batch, 0.0, [True, False, True])
+        after, *_ = step(methods[name], state, batch, 0.0, [True, False, True])
         for leaf in jax.tree.leaves(after.run.state["heads"]["depth"]["norm"]):
             assert leaf in (0, 1)
     for left, right in zip(*map(jax.tree.leaves, means), strict=True):
@@ -382,7 +385,7 @@ def test_roaming_masks_channels(problem: VisionProblem, methods: dict[str, Metho
     params, _ = problem.init(0)
     assert norm_widths(params["encoder"]) == {"layer/norm": WIDTH}
     batch = problem.splits["train"].batch(np.arange(4))
-    after, losses = step(method, state, batch, 0.01, [True] * 3)
+    after, losses, _ = step(method, state, batch, 0.01, [True] * 3)
     assert np.isfinite(losses).all()
     assert set(after.run.state) == set(problem.tasks)
     images = problem.splits["test"].batch(np.arange(3))["image"]
@@ -405,7 +408,46 @@ def test_roaming_masks_channels(problem: VisionProblem, methods: dict[str, Metho
             assert is_same == (not mask[channel]), (task, channel)
 
 
+def test_roaming_is_refused_where_a_shortcut_passes_by_its_masks():
+    """In a residual block the identity adds what the mask of its last layer took."""
+    rng = np.random.default_rng(0)
+    block = ResidualBlock(4, 4, 1, 1, False, _VARIANTS["keras"], rngs=nnx.Rngs(0))
+    x = jnp.asarray(rng.uniform(1, 2, [1, 3, 3, 4]))
+    norm = block.layer2.norm
+    norm.scale[...], norm.bias[...] = jnp.zeros(4), jnp.zeros(4)
+    np.testing.assert_array_equal(block(x), x)  # all masked, and all there
+    for name in ("cityscapes3", "seven_scenes", "celeba"):
+        own = importlib.import_module(f"experiments.aligned_mtl.{name}").EXPERIMENT
+        with pytest.raises(UsageError, match="got 'roaming'"):
+            read_settings(own, ["--methods", "roaming"])
+
+
 # Training.
+
+
+def test_a_task_without_labels_is_left_out_of_its_training_loss(problem: Any):
+    """In the batch in which it has none its loss of 0 is no loss; NaN stays visible."""
+    losses = iter([[1.0, 2.0, 5.0], [3.0, 0.0, np.nan]])
+    present = iter([[True, True, True], [True, False, True]])
+
+    def program(state: Any, *_: Any) -> Any:
+        return state, np.array(next(losses)), np.array(next(present))
+
+    program.compile = lambda *_: None
+    run = mtlopt.Run({}, (SimpleNamespace(covered=1.0, shortest=1.0),), {})
+    start = SimpleNamespace(run=run)
+    method = SimpleNamespace(program=program, searches=False, start=lambda _: run)
+    made = training._training(
+        problem,
+        4,
+        method,
+        {"method": "io", "only": "", "rate": 0.1, "seed": 0},
+        lambda *_: (np.ones(3), {}),
+        Path(),
+    )
+    state = training.State(start, start, np.array(0.0), np.array(0))
+    _, values = made.epoch(state, 0, lambda *_: None)
+    np.testing.assert_allclose(values["train_loss"], [[2.0, 2.0, np.nan]])
 
 
 @pytest.mark.slow
@@ -535,7 +577,7 @@ def test_experiments_are_whole(name: str, capsys: pytest.CaptureFixture[str]):
         main([name, "--help"])
     assert "sum_tasks" in capsys.readouterr().out
     own = importlib.import_module(f"experiments.{name}").EXPERIMENT
-    known = method_names(own.num_tasks, stacked=own.stacked)
+    known = own.methods
     settings = read_settings(own, ["--data-dir", "nowhere"])
     for methods in (settings.methods, own.full.get("methods", ["sum_tasks"])):
         assert set(methods) <= set(known)

@@ -11,19 +11,18 @@ import jax
 from experiments.data.samples import Samples
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import train
-from experiments.lab.settings import (
-    Options,
-    check_batch_size,
-    loaded,
-    parse,
-)
-from experiments.lab.tables import command_line, count
+from experiments.lab.settings import Options, check_batch_size, loaded, parse
+from experiments.lab.tables import command_line, cost_table
 from experiments.lab.vision import figures
 from experiments.lab.vision.data import Split, first
-from experiments.lab.vision.methods import SINGLE, SUM, make_methods, method_names
+from experiments.lab.vision.methods import make_methods, method_names
 from experiments.lab.vision.problem import Tasks, VisionProblem, vision_problem
-from experiments.lab.vision.report import Outcome, Paper, make_report
+from experiments.lab.vision.report import SINGLE, SUM, Outcome, Paper, make_report
 from experiments.lab.vision.training import make_trainings, measure_costs
+
+_COSTS = """\
+Of a step, measured after the training, methods in turns: the fastest of several.
+Multiples are of the summed loss; single tasks run its program, one by one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,13 @@ class Experiment:
     num_tasks: int
     paper: Callable[[Any], Paper]
     stacked: bool = False  # whether its heads are
+    roams: bool = False  # whether its encoder can: no shortcut passes by the masks
     draw: Callable[[Outcome, Path], None] = lambda *_: None  # more, into a folder
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names that `--methods` knows."""
+        return method_names(self.num_tasks, self.stacked, self.roams)
 
 
 def run(experiment: Experiment, argv: Sequence[str]) -> None:
@@ -90,13 +95,10 @@ def run(experiment: Experiment, argv: Sequence[str]) -> None:
         costs = measure_costs(problem, methods, size)
         paper, metrics = experiment.paper(settings), problem.learnt.metrics
         outcome = Outcome(table, titles, metrics, paper, f"Data: {source}")
-        heading = (
-            f"# {experiment.name}\n\n`{command}`\n\n{outcome.source}. Adam, batch "
-            f"{size}, {count(settings.epochs, 'epoch')}, {count(seeds, 'seed')} (± is "
-            "their standard deviation)."
-        )
-        report = make_report(heading, outcome, costs)
-        about = {"command": command, "data": source, "scores": outcome.scores}
+        seconds, operations = costs["seconds"], costs["operations"]
+        cost = f"{_COSTS}\n\n{cost_table(seconds, operations, titles, SUM)}"
+        report = make_report(experiment.name, command, outcome, cost, settings)
+        about = {"command": command, "data": source, **outcome.results}
         folder.write_results(settings, report, **about, costs=costs)
         figures.draw(outcome, problem, out)
         experiment.draw(outcome, out)
@@ -110,7 +112,7 @@ def read_settings(experiment: Experiment, argv: Sequence[str]) -> Settings:
         experiment.quick,
         argv,
         full={**experiment.full, "sizes": "paper"},
-        names={"methods": method_names(experiment.num_tasks, experiment.stacked)},
+        names={"methods": experiment.methods},
     )
     methods = dict.fromkeys([SUM, *settings.methods])
     rates = sorted(set(settings.learning_rates))

@@ -9,14 +9,39 @@ import numpy as np
 
 from experiments.lab.errors import UsageError
 from experiments.lab.figures import COLOURS, Curve, draw_panels, drawing
-from experiments.lab.tables import Frame, curve, select
+from experiments.lab.tables import curve, select
 from experiments.lab.vision.data import Split
-from experiments.lab.vision.methods import SINGLE, SUM
 from experiments.lab.vision.problem import VisionProblem
-from experiments.lab.vision.report import Outcome, in_families, in_order
+from experiments.lab.vision.report import SINGLE, SUM, Outcome, in_families, in_order
 from experiments.lab.vision.training import NUM_DRAWN, run_name
 
-_BANDS = "line: mean over seeds, band: minimum to maximum"
+_MOST_TASKS = 8  # that have panels of their own
+BANDS = "line: mean over seeds, band: minimum to maximum"
+
+
+def draw_learning_rates(outcome: Outcome, tasks: Sequence[str], path: Path) -> None:
+    """Draws the lowest validation losses over training (Fig. 1 to 3 of Pascal et al.).
+
+    A panel for the mean and, of few tasks, for each; of groups one for IUS and for IO.
+    """
+    names = in_families(outcome.table)
+    shown = ("", *tasks) if len(tasks) <= _MOST_TASKS else ("",)
+    panels = {task or "average": _lowest_losses(outcome, names, task) for task in shown}
+    if any(name[-1].isdigit() for name in names):
+        panels = {
+            kind: _lowest_losses(outcome, [SUM, *own], "")
+            for kind in ("IUS", "IO")
+            for own in [[n for n in names if n.startswith(kind.lower())]]
+        }
+    draw_panels(
+        path,
+        panels,
+        xlabel="learning rate",
+        title=f"Lowest validation losses over training ({BANDS}). {outcome.source}",
+        log=True,
+        at_points=True,
+        common=False,
+    )
 
 
 def draw(outcome: Outcome, problem: VisionProblem, out: Path) -> None:
@@ -24,28 +49,23 @@ def draw(outcome: Outcome, problem: VisionProblem, out: Path) -> None:
     chosen, titles, source = outcome.chosen, outcome.titles, outcome.source
     tasks = problem.tasks
     if select(outcome.table, method=SUM)["rate"].nunique() > 1:
-        shown = ("", *tasks) if len(tasks) < len(COLOURS) else ("",)
-        draw_panels(
-            out / "learning_rates.png",
-            {task or "average": _lowest_losses(outcome, task) for task in shown},
-            xlabel="learning rate",
-            title=f"Lowest validation losses over training ({_BANDS}). {source}",
-            log=True,
-            at_points=True,
-            common=False,
-        )
+        draw_learning_rates(outcome, tasks, out / "learning_rates.png")
     losses = select(chosen, name="validation_loss")
-    shown = tasks if len(tasks) <= len(COLOURS) else ()
+    if len(tasks) > len(COLOURS):
+        losses, tasks = losses.assign(part="mean"), ("mean",)
     draw_panels(
         out / "training.png",
         {
-            titles[name]: _losses_by_epoch(select(losses, method=name), shown)
+            titles[name]: [
+                Curve(task, *curve(select(losses, method=name, part=task)), colour)
+                for task, colour in zip(tasks, COLOURS, strict=False)
+            ]
             for name in in_order(chosen)
             if name != SINGLE
         },
         xlabel="epoch",
         ylabel="validation loss",
-        title=f"Validation losses at the chosen learning rate ({_BANDS}). {source}",
+        title=f"Validation losses at the chosen learning rate ({BANDS}). {source}",
         log=True,
     )
     for name in in_order(chosen):
@@ -69,26 +89,16 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _lowest_losses(outcome: Outcome, task: str) -> list[Curve]:
-    """The lowest losses of a task, or of the mean of all, by rate (Fig. 1 to 3)."""
+def _lowest_losses(outcome: Outcome, names: Sequence[str], task: str) -> list[Curve]:
+    """The lowest losses of a task, or of the mean of all, by rate."""
     own = select(outcome.table, name="best_loss")
     if task:
         own = select(outcome.table, name="validation_loss", part=task)
     lowest = own.groupby(["method", "rate", "seed"])["value"].min().unstack("seed")
     return [
         Curve(outcome.titles[method], list(wide.index), wide.to_numpy(), colour)
-        for method, colour in zip(in_families(outcome.table), itertools.cycle(COLOURS))
+        for method, colour in zip(names, itertools.cycle(COLOURS))
         for wide in [lowest.loc[method]]
-    ]
-
-
-def _losses_by_epoch(losses: Frame, tasks: Sequence[str]) -> list[Curve]:
-    """The losses of these tasks, or their mean."""
-    if not tasks:
-        return [Curve("mean", *curve(losses), COLOURS[0])]
-    return [
-        Curve(task, *curve(select(losses, part=task)), colour)
-        for task, colour in zip(tasks, COLOURS, strict=False)
     ]
 
 

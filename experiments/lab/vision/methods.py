@@ -13,10 +13,10 @@ from experiments.lab.program import Program
 from experiments.lab.settings import methods_for
 from experiments.lab.vision.losses import kind_of
 from experiments.lab.vision.problem import ByTask, VisionProblem
+from experiments.lab.vision.report import SINGLE, SUM
 
 PyTree = Any
 
-SUM, SINGLE = "sum_tasks", "single"
 _SHARING_RATIO = 0.8
 
 
@@ -54,10 +54,13 @@ class Method:
         return State(mtlopt.Run(params, self._optimizer(0.0).init(params), stats))
 
     def step(self, state: State, batch: PyTree, rate: Any, members: Any) -> Any:
-        """Returns state and losses after a step of some tasks, bool `[tasks]`."""
+        """Returns state, losses, and who had labels, after a step of the members.
+
+        `members` is bool `[tasks]`; without a label, a loss is 0.
+        """
         present = (jnp.sum(self.problem.labelled(batch), axis=1) > 0) & members
         run, output = self._move(self._optimizer(rate), state, batch, present)
-        return state._replace(run=run), output.losses
+        return state._replace(run=run), output.losses, present
 
     def predict(self, state: State, image: jax.Array) -> ByTask:
         """Returns the outputs of all tasks."""
@@ -106,7 +109,8 @@ class Roaming(InTurns):
     """Maximum Roaming, in turns with one state of the optimizer, as its paper has it.
 
     A channel is masked by its BatchNorm: if scale and bias are zero, ReLU gives zero.
-    Statistics are those of each task's own channels, and so one for each task.
+    A shortcut would add what the mask took away: ResNets are refused. Statistics are
+    those of each task's own channels, and so one for each task.
     """
 
     def __init__(self, problem: VisionProblem, num_steps: int):
@@ -135,8 +139,8 @@ class Roaming(InTurns):
         return State(run._replace(state=stats), self._roaming.init(seed))
 
     def step(self, state: State, batch: PyTree, rate: Any, members: Any) -> Any:
-        after, losses = super().step(state, batch, rate, members)
-        return after._replace(more=self._roaming.update(state.more)), losses
+        after, *found = super().step(state, batch, rate, members)
+        return after._replace(more=self._roaming.update(state.more)), *found
 
     def _move(self, optimizer: Any, state: State, batch: Any, present: Any) -> Any:
         step = mtlopt.individual_step(self._oracle, optimizer)
@@ -160,13 +164,13 @@ class Roaming(InTurns):
         return {**params, "encoder": jax.tree.map_with_path(one, params["encoder"])}
 
 
-def method_names(num_tasks: int, stacked: bool = False) -> tuple[str, ...]:
-    """Returns the names that `--methods` knows."""
+def method_names(num_tasks: int, stacked: bool, roams: bool) -> tuple[str, ...]:
+    """Returns the names that `--methods` knows; see `Experiment` for the arguments."""
     names = list(methods_for(num_tasks))
     for name in ("ius", "io"):
         groups = [num for num in (2, 4, 8, 20) if num < num_tasks]
         names += [name, *(f"{name}_{num}" for num in groups)]
-    names += ["sgd", "fbls"] if stacked else ["roaming", "sgd", "fbls", SINGLE]
+    names += ["roaming"] * roams + ["sgd", "fbls"] + [SINGLE] * (not stacked)
     return tuple(names)
 
 
@@ -176,7 +180,7 @@ def make_methods(
     """Returns methods by name; single tasks are members of the summed loss."""
     labels, num_tasks = problem.labels, len(problem.tasks)
 
-    def aggregated(name: str) -> Method:
+    def aggregated(name: str, inner: Any = optax.adam, suffix: str = "") -> Method:
         method = mtlopt.METHODS[name]
         options: Any = {"labels": labels, "steps_per_epoch": steps_per_epoch}
         if name == "uncertainty":
@@ -184,9 +188,9 @@ def make_methods(
 
         def make(rate: Any) -> optax.GradientTransformation:
             aggregator = method.make(num_tasks, **options)
-            return optax.chain(aggregator, mtlopt.per_label(optax.adam(rate), labels))
+            return optax.chain(aggregator, mtlopt.per_label(inner(rate), labels))
 
-        return Method(problem, method.title, make)
+        return Method(problem, method.title + suffix, make)
 
     def by_name(name: str) -> Method:
         family, _, num_groups = name.partition("_")
@@ -197,10 +201,7 @@ def make_methods(
         if name == "roaming":
             return Roaming(problem, num_steps)
         if name == "sgd":
-            sums, title = mtlopt.sum_tasks(num_tasks), "Summed loss, SGD"
-            return Method(
-                problem, title, lambda rate: optax.chain(sums, optax.sgd(rate))
-            )
+            return aggregated(SUM, optax.sgd, ", SGD")
         search = mtlopt.fast_backtracking(mtlopt.mgda(num_tasks))
         return Method(problem, "FBLS", lambda _: search, searches=True)
 

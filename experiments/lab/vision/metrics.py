@@ -8,28 +8,18 @@ count makes 0. A shape that does not fit is a ValueError.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments.lab.vision.losses import check_shapes, norm, unit
+from experiments.lab.vision.report import Metric
 from mtlopt.linalg.normalise import nan_unless_finite, safe_divide
 
 Numbers = dict[str, jax.Array]
 _BINS_PER_DEGREE = 100
 _NUM_BINS = 180 * _BINS_PER_DEGREE
-
-
-class Metric(NamedTuple):
-    """A number of the tables, by its name in `scores`; without a task, of all tasks."""
-
-    name: str
-    title: str
-    task: str
-    higher_is_better: bool
-    factor: float = 1.0
-    digits: int = 2
 
 
 SEGMENTATION_METRICS = (

@@ -1,18 +1,30 @@
-"""The report of a vision experiment, from its long table of records."""
+"""The report of an experiment whose methods have a rate each, from its records."""
 
 import dataclasses
 import functools
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from experiments.lab.comparison import delta_m, growth_rate, mean_rank
-from experiments.lab.tables import Frame, cost_table, markdown_table, number, select
-from experiments.lab.vision.methods import SINGLE, SUM
-from experiments.lab.vision.metrics import Metric
+from experiments.lab.tables import Frame, count, markdown_table, number, select
+
+SUM, SINGLE = "sum_tasks", "single"
+_FAMILIES = ("sum", "ius", "io")
+
+
+class Metric(NamedTuple):
+    """A number of the tables, by its name in `scores`; without a task, of all tasks."""
+
+    name: str
+    title: str
+    task: str
+    higher_is_better: bool
+    factor: float = 1.0
+    digits: int = 2
 
 
 class Paper(NamedTuple):
@@ -22,6 +34,14 @@ class Paper(NamedTuple):
     scores: Mapping[str, Mapping[str, str]]  # by metric too, as printed
     distances: Mapping[str, Sequence[float]] = {}  # covered, shortest, ratio
     note: str = ""  # a sentence on the scores
+
+
+class Distances(NamedTuple):
+    """How far the summed loss, IUS and IO went, all at one rate and epoch."""
+
+    rate: float
+    epoch: int
+    values: Frame  # `covered`, `shortest` and `ratio` by method and seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +67,18 @@ class Outcome:
         """Those of the scores: a row for each metric, a column for each method."""
         return pd.DataFrame(self.scores).map(statistics.fmean)
 
+    @functools.cached_property
+    def distances(self) -> Distances:
+        return measure_distances(self.table)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The numbers of the tables, for `results.json`."""
+        rate, epoch, values = self.distances
+        records = values.reset_index().to_dict("records")
+        distances = {"rate": rate, "epoch": epoch, "values": records}
+        return {"scores": self.scores, "distances": distances}
+
 
 def choose(table: Frame) -> Frame:
     """Returns the rows at the rate of the lowest validation loss, mean over seeds.
@@ -67,8 +99,21 @@ def in_order(table: Frame) -> list[str]:
 
 def in_families(table: Frame) -> list[str]:
     """Returns the names of the summed loss, IUS and IO, in groups or not."""
-    families = ("sum", "ius", "io")
-    return [name for name in in_order(table) if name.split("_")[0] in families]
+    return [name for name in in_order(table) if name.split("_")[0] in _FAMILIES]
+
+
+def measure_distances(table: Frame) -> Distances:
+    """Returns distances where the validation loss is lowest, mean over the methods."""
+    own = table[table["method"].isin(in_families(table))]
+    rate = select(own, name="best_loss").groupby("rate")["value"].mean().idxmin()
+    losses = select(own, name="validation_loss", rate=rate).fillna(np.inf)
+    epoch = losses.groupby("epoch")["value"].mean().idxmin()
+    there = select(own, rate=rate, epoch=epoch)
+    values = there[there["name"].isin(["covered", "shortest"])].pivot(
+        index=["method", "seed"], columns="name", values="value"
+    )
+    ratio = values["covered"] / values["shortest"]
+    return Distances(float(rate), int(epoch), values.assign(ratio=ratio))
 
 
 def scores_by_method(
@@ -78,26 +123,32 @@ def scores_by_method(
 
     Single tasks have none of all tasks together.
     """
-
-    def values(method: str, metric: Metric) -> list[float]:
-        only = metric.task if method == SINGLE else ""
-        name = f"test_{metric.name}"
-        return select(chosen, method=method, only=only, name=name)["value"].tolist()
-
+    values = chosen.groupby(["method", "only", "name"])["value"].agg(list)
     whole = any(not metric.task for metric in metrics)
-    methods = [name for name in in_order(chosen) if name != SINGLE or not whole]
     return {
-        method: {metric.name: values(method, metric) for metric in metrics}
-        for method in methods
+        method: {
+            metric.name: values[
+                method, metric.task if method == SINGLE else "", f"test_{metric.name}"
+            ]
+            for metric in metrics
+        }
+        for method in in_order(chosen)
+        if method != SINGLE or not whole
     }
 
 
 def make_report(
-    heading: str, outcome: Outcome, costs: Mapping[str, Mapping[str, float]]
+    title: str, command: str, outcome: Outcome, costs: str, settings: Any
 ) -> str:
-    """Returns the tables as Markdown."""
+    """Returns the tables as Markdown; that of the costs is given."""
     note = outcome.paper.note and f"\n{outcome.paper.note}"
-    return f"""{heading}
+    epochs, seeds = count(settings.epochs, "epoch"), count(settings.seeds, "seed")
+    return f"""# {title}
+
+`{command}`
+
+{outcome.source}. Adam, batch {settings.batch_size}, {epochs}, {seeds} (± is their
+standard deviation).
 
 ## Test ({outcome.paper.table})
 
@@ -112,16 +163,13 @@ Ranks are averaged over the metrics; Δm is the gain over single tasks.{note}
 
 ## Choices of validation
 
-Temporary memory is that of the compiled step without its arguments and results.
+Temporary memory is that of the compiled program without its arguments and results.
 
 {choices_table(outcome)}
 
-## Cost of a step
+## Cost
 
-Measured after the training, methods in turns; the time is the fastest of several, and
-multiples are of the summed loss. Single tasks run its program, one by one.
-
-{cost_table(costs["seconds"], costs["operations"], outcome.titles, SUM)}
+{costs}
 
 ## Distance in the shared parameters
 
@@ -206,20 +254,12 @@ def choices_table(outcome: Outcome) -> str:
 
 
 def distance_table(outcome: Outcome) -> str:
-    """Returns distances in the shared parameters, all at one rate and epoch (Table 4).
-
-    Rate and epoch are those that validation chose for the summed loss.
-    """
-    best = select(outcome.chosen, method=SUM, name="best_epoch")
-    rate, epoch = best["rate"].iloc[0], round(statistics.median(best["value"]))
-    header = ["method", "covered", "shortest", "ratio"]
-    header += [f"{name}, paper" for name in header[1:]]
+    """Returns distances in the shared parameters (Table 4 of Pascal et al.)."""
+    rate, epoch, values = outcome.distances
+    header = ["method", *values, *(f"{name}, paper" for name in values)]
     rows = []
     for name in in_families(outcome.table):
-        at = select(outcome.table, method=name, rate=rate, epoch=epoch)
-        covered = select(at, name="covered")["value"].to_numpy()
-        shortest = select(at, name="shortest")["value"].to_numpy()
-        numbers = [number(each) for each in (covered, shortest, covered / shortest)]
+        numbers = [number(values.loc[name, column]) for column in values]
         theirs = [f"{value:.2f}" for value in outcome.paper.distances.get(name, ())]
         rows.append([outcome.titles[name], *numbers, *(theirs or [""] * 3)])
     caption = f"Learning rate {rate:g}, after epoch {epoch}."

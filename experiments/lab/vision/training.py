@@ -22,8 +22,9 @@ from experiments.lab.loop import Progress, Training, Values
 from experiments.lab.program import fastest
 from experiments.lab.vision import methods as ways
 from experiments.lab.vision.data import Split
-from experiments.lab.vision.methods import SINGLE, Method
+from experiments.lab.vision.methods import Method
 from experiments.lab.vision.problem import VisionProblem
+from experiments.lab.vision.report import SINGLE
 
 PyTree = Any
 Evaluate = Callable[[Method, ways.State, Split], tuple[np.ndarray, dict[str, Any]]]
@@ -91,15 +92,17 @@ def _training(
         return State(state, best, np.array(np.inf), np.array(0))
 
     def epoch(state: State, number: int, progress: Progress) -> tuple[State, Values]:
-        now, losses, mean, seconds = state.now, [], np.zeros(0), 0.0
+        now, seconds = state.now, 0.0
+        total, labelled, mean = np.zeros(len(mine)), np.zeros(len(mine)), np.zeros(0)
         for rows in host_order(len(train), size, run["seed"], number):
             batch = train.batch(rows)
             program.compile(now, batch, rate, members)
             started = time.perf_counter()
-            now, loss = program(now, batch, rate, members)
-            losses.append(np.asarray(loss, float))
+            now, losses, present = program(now, batch, rate, members)
+            total += np.asarray(losses, float)[mine]
             seconds += time.perf_counter() - started
-            mean = np.mean(losses, axis=0)[mine]
+            labelled += np.asarray(present)[mine]
+            mean = total / np.where(labelled, labelled, np.nan)
             progress(1, f"loss: {' '.join(f'{value:.3f}' for value in mean[:6])}")
         validation, metrics = evaluate(method, now, splits["validation"])
         score = statistics.fmean(validation[mine].tolist())
@@ -191,8 +194,8 @@ def measure_costs(
 
     def call(name: str) -> Any:
         program = methods[name].program
-        states[name], losses = program(states[name], batch, rate, members)
-        return states[name], losses
+        states[name], *found = program(states[name], batch, rate, members)
+        return found
 
     calls = {name: functools.partial(call, name) for name in methods}
     seconds = fastest(calls, _COST_ROUNDS)
