@@ -74,6 +74,10 @@ class Settings(Options):
     data_dir: str | None = None
 
 
+# The paper's settings, for images.
+FULL = {"epochs": 100, "decay_every": 10, "train_examples": 0, "test_examples": 0}
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """The subject of an experiment's tables."""
@@ -92,7 +96,7 @@ def load(loader: Callable[..., Any], settings: Settings, **more: Any) -> Any:
     """Returns the data of as many examples as the settings say."""
     return loaded(
         loader,
-        None if settings.data_dir is None else Path(settings.data_dir),
+        settings.data_dir and Path(settings.data_dir),
         num_train=settings.train_examples or None,
         num_test=settings.test_examples or None,
         **more,
@@ -179,12 +183,11 @@ def measure_costs(
     batch_size: int,
 ) -> dict[str, dict[str, float]]:
     """Measures a step of each method, at its first value, in turns."""
-    runs, steps = {}, {}
+    runs, steps, data = {}, {}, problem.splits["train"]
     for name, method in methods.items():
         value = method.values[0]
         runs[name] = start(problem, method, value, 0)
         steps[name] = functools.partial(programs[name], jnp.float32(value))
-    data = problem.splits["train"]
     seconds, trials = in_turns(steps, runs, data, batch_size, _COST_ROUNDS)
     operations = {name: programs[name].operations for name in methods}
     return {"seconds": seconds, "operations": operations, "trials": trials}
@@ -208,8 +211,7 @@ def make_evaluate(problem: Problem) -> Callable[[mtlopt.Run, PyTree], Values]:
 def wide(records: Frame, factor: float) -> Frame:
     """Returns a row for each run and epoch, a column for each name; means over tasks.
 
-    Errors are multiplied by a factor. NaN becomes infinite, so that a mean over it is
-    infinite too.
+    Errors are multiplied by a factor. NaN is infinite, and so is any mean over it.
     """
     keys = ["method", "number", "seed", "epoch", "name"]
     numbers = records.fillna({"value": np.inf}).groupby(keys)["value"]
@@ -223,17 +225,12 @@ def last(table: Frame) -> Frame:
     return table.xs(table.index.get_level_values("epoch").max(), level="epoch")
 
 
-def _of(table: Frame, method: str, at: float | None = None) -> Frame:
-    own = table.xs(method, level="method")
-    return own if at is None else own.xs(at, level="number")
-
-
 def best_value(table: Frame, method: str) -> float:
     """Returns the value of a method with the least test error after the last epoch.
 
     Chosen on the test split: a choice in favour of the methods with a learning rate.
     """
-    errors = _of(last(table), method)["test_error"]
+    errors = last(table).loc[method, "test_error"]
     return float(errors.groupby("number").mean().idxmin())
 
 
@@ -245,15 +242,22 @@ def make_report(
     costs: Mapping[str, Mapping[str, float]],
 ) -> str:
     """Returns the tables of losses, errors and costs as Markdown."""
-    ends, rows = last(table), []
-    words = (name.replace("_", " ") for name in SCORES)
-    scores = [text.replace("error", subject.error) for text in words]
-    searched = [name.replace("_", " ") for name in SEARCHED]
-    for name, method in methods.items():
-        for value in method.values:
-            row = [method.title, f"{method.symbol} = {value:.4g}"]
-            row += _scores(_of(ends, name, value))
-            rows.append(row + _searched(_of(table, name, value)))
+    ends = last(table)
+    titles = {name: method.title for name, method in methods.items()}
+    scores, searched = (
+        [name.replace("_", " ").replace("error", subject.error) for name in names]
+        for names in (SCORES, SEARCHED)
+    )
+    rows = [
+        [
+            method.title,
+            f"{method.symbol} = {value:.4g}",
+            *_scores(ends.loc[name, value]),
+            *_searched(table.loc[name, value]),
+        ]
+        for name, method in methods.items()
+        for value in method.values
+    ]
     parts = [
         f"# {subject.title}",
         f"Data: {subject.source}. {subject.network} Batch {settings.batch_size}, "
@@ -269,11 +273,9 @@ def make_report(
     if "fbls" in methods:
         parts.append(_comparison(subject, methods, table))
     if {"fbls", "bls"} <= set(methods):
-        searches = ("fbls", "bls")
-        rows = [[methods[name].title, *_scores(_of(ends, name))] for name in searches]
+        rows = [[titles[name], *_scores(ends.loc[name])] for name in ("fbls", "bls")]
         parts.append("## FBLS and BLS, over all β and seeds (figure 4)")
         parts.append(tables.markdown_table(["method", *scores], rows))
-    titles = {name: method.title for name, method in methods.items()}
     base = "sgd" if "sgd" in methods else settings.methods[0]
     paper = subject.paper_times if base == "sgd" else None  # multiples of SGD's
     parts += [
@@ -286,12 +288,7 @@ def make_report(
 
 
 def _scores(ends: Frame) -> list[str]:
-    return [_spread(ends[name], digits) for name, digits in SCORES.items()]
-
-
-def _spread(values: Frame, digits: int = 2) -> str:
-    finite = bool(np.isfinite(values).all())
-    return number(values.tolist(), 1, digits) if finite else "diverged"
+    return [number(ends[name], 1, digits) for name, digits in SCORES.items()]
 
 
 def _searched(rows: Frame) -> list[str]:
@@ -303,18 +300,14 @@ def _searched(rows: Frame) -> list[str]:
 
 def _comparison(subject: Subject, methods: Mapping[str, Method], table: Frame) -> str:
     """Returns the sentence that compares FBLS with the best learning rates."""
-
-    def error(name: str, value: float) -> str:
-        return _spread(_of(last(table), name, value)["test_error"])
-
-    parts = [f"FBLS (β = {BETAS[0]}), no tuning: {error('fbls', BETAS[0])}"]
-    for name in ("sgd", "mgda_ub"):
-        if name in methods:
-            value = best_value(table, name)
-            parts.append(
-                f"best of {len(methods[name].values)} learning rates of "
-                f"{methods[name].title}, η = {value:.4g}: {error(name, value)}"
-            )
+    errors = last(table)["test_error"]
+    parts = [f"FBLS (β = {BETAS[0]}), no tuning: {number(errors['fbls', BETAS[0]])}"]
+    for name in [name for name in ("sgd", "mgda_ub") if name in methods]:
+        value = best_value(table, name)
+        parts.append(
+            f"best of {len(methods[name].values)} learning rates of "
+            f"{methods[name].title}, η = {value:.4g}: {number(errors[name, value])}"
+        )
     return (
         f"Test {subject.error}: {'; '.join(parts)}. Best is by this very column, which "
         "is in favour of the methods with a learning rate."
@@ -325,36 +318,32 @@ def draw_figures(
     subject: Subject, methods: Mapping[str, Method], table: Frame, out: Path
 ) -> None:
     """Draws the losses and the errors over epochs, for train and test."""
-    for figure, names in FIGURES.items():
-        members = []
-        for member in names:
-            name = member.removesuffix("*")
-            if name not in methods:
-                continue
-            # Short labels: they stand in one row below the panels.
-            method, label = methods[name], methods[name].title
-            value, colour = method.values[0], COLOURS[METHODS.index(name)]
-            is_rate = method.symbol == "η"
-            if member != name:  # all eight learning rates are a backdrop
-                value, colour = None, FAINT if is_rate else colour
-                label += f", all {method.symbol}"
-            elif is_rate:
-                value = best_value(table, name)
-                label += f", {value:.2g}"
-            members.append((label, _of(table, name, value), colour))
-        if not members:
-            continue
+
+    def drawn(member: str) -> tuple[str, Frame, str]:
+        name, all_values = member.removesuffix("*"), member.endswith("*")
+        method, colour = methods[name], COLOURS[METHODS.index(name)]
+        is_rate = method.symbol == "η"
+        if all_values:  # all eight learning rates are a backdrop
+            label = f"{method.title}, all {method.symbol}"
+            return label, table.loc[name], FAINT if is_rate else colour
+        value = best_value(table, name) if is_rate else method.values[0]
+        label = f"{method.title}, {value:.2g}" if is_rate else method.title
+        return label, table.loc[name, value], colour
+
+    for figure, members in FIGURES.items():
+        lines = [drawn(name) for name in members if name.strip("*") in methods]
         for metric, ylabel in (("loss", "loss"), ("error", subject.error)):
             panels: dict[str, list[Curve]] = {"train": [], "test": []}
             for split, curves in panels.items():
-                for label, rows, colour in members:
+                for label, rows, colour in lines:
                     own = rows[f"{split}_{metric}"].unstack("epoch")
                     curves.append(Curve(label, list(own), own.to_numpy().T, colour))
-            draw_panels(
-                out / f"{figure}_{metric}.png",
-                panels,
-                xlabel="epoch",
-                ylabel=ylabel,
-                title=f"{subject.title} (line: mean, band: minimum to maximum). "
-                f"Data: {subject.source}",
-            )
+            if lines:
+                draw_panels(
+                    out / f"{figure}_{metric}.png",
+                    panels,
+                    xlabel="epoch",
+                    ylabel=ylabel,
+                    title=f"{subject.title} (line: mean, band: minimum to maximum). "
+                    f"Data: {subject.source}",
+                )

@@ -23,11 +23,6 @@ PyTree = Any
 # four values of beta, the first of which is that of all other figures.
 RATES = tuple(10 ** (-3 + 2 * i / 7) for i in range(8))
 BETAS = (0.1, 0.2, 0.3, 0.4)
-SEARCH_STATES = (
-    mtlopt.LineSearchState,
-    mtlopt.FastLineSearchState,
-    mtlopt.SafeLineSearchState,
-)
 DIRECTIONS = {"mgda": mtlopt.mgda, "edm": mtlopt.edm, "pcgrad": mtlopt.pcgrad}
 
 
@@ -49,14 +44,9 @@ def make_problem(
 ) -> Problem:
     """Returns the problem of a network with heads stacked by `stack_heads`.
 
-    Args:
-      build: from a PRNG key to the network.
-      num_tasks: of the heads.
-      inputs: from a batch to the arguments of the encoder.
-      judge: `judge(output, batch, task)`, the loss and the error of each example, from
-        one head's output, `[batch, outputs]`. The loss of a task is the mean.
-      train: the split to learn from, which is put on the device.
-      test: that to judge by.
+    `build` makes the network from a PRNG key, and `inputs` the arguments of its encoder
+    from a batch. `judge(output, batch, task)` is the loss and the error of each
+    example, from one head's output `[batch, outputs]`; a task's loss is their mean.
     """
 
     def encode(model: Any, batch: PyTree) -> Any:
@@ -97,28 +87,24 @@ def make_methods(
     """Returns all methods; FBLS + decay halves its bound every `decay_steps`."""
     find = functools.partial(DIRECTIONS[direction], num_tasks)
 
-    def fast(**options: Any) -> Callable[[Any], optax.GradientTransformation]:
-        return lambda beta: mtlopt.fast_backtracking(find(), beta=beta, **options)
+    def search(title: str, number: int, make: Any = None, **options: Any) -> Method:
+        make = functools.partial(make or mtlopt.fast_backtracking, find(), **options)
+        return Method(title, "β", BETAS[:number], lambda beta: make(beta=beta))
 
-    def slow(beta: Any) -> optax.GradientTransformation:
-        return mtlopt.backtracking(find(), beta=beta)
-
-    def latent(rate: Any) -> optax.GradientTransformation:
-        return optax.chain(mtlopt.in_latent_space(find()), optax.sgd(rate))
-
-    def summed(rate: Any) -> optax.GradientTransformation:
-        return optax.chain(mtlopt.sum_tasks(num_tasks), optax.sgd(rate))
+    def constant(title: str, make: Callable[[], Any]) -> Method:
+        return Method(
+            title, "η", RATES, lambda rate: optax.chain(make(), optax.sgd(rate))
+        )
 
     halved = optax.exponential_decay(1.0, decay_steps, 0.5, staircase=True)
-    calibrated = fast(calibrate=True)
     title = "MGDA-UB" if direction == "mgda" else f"{direction} on the latent"
     return {
-        "fbls": Method("FBLS", "β", BETAS, fast()),
-        "fbls_decay": Method("FBLS + decay", "β", BETAS[:1], fast(upper=halved)),
-        "fbls_calibrated": Method("FBLS, calibrated", "β", BETAS[:1], calibrated),
-        "bls": Method("BLS", "β", BETAS, slow),
-        "mgda_ub": Method(title, "η", RATES, latent),
-        "sgd": Method("SGD", "η", RATES, summed),
+        "fbls": search("FBLS", 4),
+        "fbls_decay": search("FBLS + decay", 1, upper=halved),
+        "fbls_calibrated": search("FBLS, calibrated", 1, calibrate=True),
+        "bls": search("BLS", 4, mtlopt.backtracking),
+        "mgda_ub": constant(title, lambda: mtlopt.in_latent_space(find())),
+        "sgd": constant("SGD", lambda: mtlopt.sum_tasks(num_tasks)),
     }
 
 
@@ -136,7 +122,7 @@ def make_step(
         one_step = mtlopt.train_step(problem.oracle, method.make(value))
         run, _ = one_step(run, take(data, rows))
         search = run.opt_state
-        if not isinstance(search, SEARCH_STATES):
+        if not hasattr(search, "trials"):  # it is not that of a line search
             return run, {}
         return run, {
             "trials": search.trials,
@@ -161,27 +147,23 @@ def in_turns(
     batch_size: int,
     rounds: int,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Times `step(run, rows, data)` by name, in turns, on batches that all share.
+    """Times `step(run, rows, data)` by name, in turns, on the same batches.
 
-    Returns by name the seconds of the fastest of so many steps, and of line searches
-    the mean trials.
+    Returns the seconds of the fastest of so many steps, and mean trials of searches.
     """
     rng, num = np.random.default_rng(0), num_examples(data)
     # One more than is timed, to warm up.
     order = [jnp.asarray(rng.permutation(num)[:batch_size]) for _ in range(rounds + 1)]
-    trials: dict[str, list[Any]] = {}
+    runs, did = dict(runs), {name: [] for name in steps}
 
-    def make_call(name: str) -> Callable[[], mtlopt.Run]:
-        run, batches = runs[name], iter(order)
+    def call(name: str) -> mtlopt.Run:
+        runs[name], own = steps[name](runs[name], order[len(did[name])], data)
+        did[name].append(own)
+        return runs[name]
 
-        def call() -> mtlopt.Run:
-            nonlocal run
-            run, did = steps[name](run, next(batches), data)
-            if "trials" in did:
-                trials.setdefault(name, []).append(did["trials"])
-            return run
-
-        return call
-
-    seconds = fastest({name: make_call(name) for name in steps}, rounds)
-    return seconds, {name: statistics.fmean(own[1:]) for name, own in trials.items()}
+    seconds = fastest({name: functools.partial(call, name) for name in steps}, rounds)
+    return seconds, {
+        name: statistics.fmean(one["trials"] for one in own[1:])
+        for name, own in did.items()
+        if "trials" in own[0]
+    }

