@@ -25,6 +25,12 @@ def in_latent_space(
     per task; the two agree where `J J^T` is a multiple of the identity. MGDA-UB is
     `in_latent_space(mgda(T))`, Z-aligned Aligned-MTL `in_latent_space(aligned_mtl(T))`.
 
+    Elsewhere the encoder turns the latent's direction by `J J^T`, and what an
+    aggregator guarantees holds for the latent only: with `mgda` the losses weighted as
+    the direction is still fall to first order, but one of them may rise, and with
+    `aligned_mtl` there is a problem on which all rise in every step (see there), both
+    with `J` of full rank. `would_rise` tells which losses a direction raises.
+
     Args:
       aggregator: an aggregator of this library.
 

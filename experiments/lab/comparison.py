@@ -1,8 +1,10 @@
-"""Methods against each other: relative gains, ranks and growth rates."""
+"""Methods against each other: relative gains, ranks, growth rates, and differences."""
+
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
+from scipy import stats
 
 
 def delta_m(
@@ -27,20 +29,69 @@ def delta_m(
 
 
 def mean_rank(scores: ArrayLike, higher_is_better: ArrayLike) -> np.ndarray:
-    """Returns the rank of each method, of scores `[methods, metrics]`, mean over these.
+    """Returns the rank of each method, the mean over metrics.
 
-    The best has rank 1, and NaN is the worst. Methods with the same value share the
-    best rank among them, as in Pascal et al., "Optimization strategies in multi-task
-    learning: averaged or independent losses?", Table 1, which also takes values for the
-    same that are statistically equivalent; by which test, it does not say.
+    The rank is 1 plus the number of methods that are better: by value, of scores
+    `[methods, metrics]`; outside the spread of paired seeds, of scores `[methods,
+    metrics, seeds]`. NaN is worse than all numbers. So methods that are statistically
+    equivalent share a rank, as in Pascal et al., "Optimization strategies in multi-task
+    learning: averaged or independent losses?", Table 1; by which test, it does not say.
 
     Examples:
       >>> print(mean_rank([[0.9, 0.2], [0.8, 0.1], [0.9, 0.3]], [True, False]))
       [1.5 2.  2. ]
+      >>> print(mean_rank([[[0.9, 0.8]], [[0.8, 0.9]]], [True]))  # two seeds
+      [1. 1.]
     """
-    signed = pd.DataFrame(_signed(scores, higher_is_better))
-    ranks = signed.rank(ascending=False, method="min", na_option="bottom")
-    return ranks.mean(axis=1).to_numpy()
+    scores = np.asarray(scores, float)
+    seeds = scores.reshape(*scores.shape[:2], -1)
+    signed = _signed(seeds, np.reshape(higher_is_better, (-1, 1)))
+    signed = np.where(np.isnan(signed), -np.inf, signed).swapaxes(0, 1)
+    ranks = [
+        [1 + sum(_beats(b, a) for b in column) for a in column] for column in signed
+    ]
+    return np.mean(ranks, axis=0)
+
+
+def _beats(new: np.ndarray, old: np.ndarray) -> bool:
+    """Whether scores of paired seeds, the higher the better, are better."""
+    if len(new) > 1 and np.isfinite([new, old]).all():
+        return paired(new, old).sign > 0
+    return new.mean() > old.mean()
+
+
+class Difference(NamedTuple):
+    """The mean difference of paired runs, with its 95 % interval `mean ± half`."""
+
+    mean: float
+    half: float
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 if the interval leaves 0 out, else 0: none outside the spread."""
+        return int(np.sign(self.mean)) if abs(self.mean) > self.half else 0
+
+    def __format__(self, digits: str) -> str:
+        return f"{self.mean:+{digits}} ± {self.half:{digits}}"
+
+
+def paired(new: ArrayLike, old: ArrayLike) -> Difference:
+    """Returns `new - old` of the same seeds, with the interval of Student's t.
+
+    Of one seed, or if a value is not finite, the interval is all numbers.
+
+    Examples:
+      >>> f"{paired([1.0, 2.0, 3.0], [0.5, 1.4, 2.7]):.2f}"
+      '+0.47 ± 0.38'
+      >>> paired([1.0, 2.0, 3.0], [0.5, 1.4, 2.7]).sign, paired([1.0], [0.0]).sign
+      (1, 0)
+    """
+    apart = np.asarray(new, float) - np.asarray(old, float)
+    mean, count = float(np.mean(apart)), len(apart)
+    if count < 2 or not np.isfinite(apart).all():
+        return Difference(mean, float("inf"))
+    half = stats.t.ppf(0.975, count - 1) * np.std(apart, ddof=1) / count**0.5
+    return Difference(mean, float(half))
 
 
 def growth_rate(error: ArrayLike, uniform_error: ArrayLike) -> np.ndarray:

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class RunFolder:
 
     def __init__(self, settings: ShortOptions):
         self.path = Path(settings.out)
+        self._started = time.perf_counter()
         self.tensorboard = getattr(settings, "tensorboard", False)
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise UsageError(
@@ -110,7 +112,9 @@ class RunFolder:
         self, settings: ShortOptions, report: str, **results: Any
     ) -> None:
         """Prints the report, and writes it with `results.json`: how it came about."""
-        record = {"settings": deciding(settings), **provenance(), **results}
+        minutes = (time.perf_counter() - self._started) / 60
+        record = {"settings": deciding(settings), **provenance(), "minutes": minutes}
+        record |= results
         # In JSON there is no number that is not finite.
         finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
         write_text(self.path / "report.md", report.rstrip() + "\n")
@@ -256,6 +260,7 @@ def provenance() -> dict[str, Any]:
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cores": os.cpu_count(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},

@@ -199,6 +199,7 @@ def individual_step(
     num_groups: int | None = None,
     *,
     shuffle: bool = False,
+    draws: int | None = None,
 ) -> Callable[..., tuple[Run, StepOutput]]:
     r"""Builds a training step that lets every task, or group, move in turn.
 
@@ -208,13 +209,18 @@ def individual_step(
     IO.
 
     In a fixed order the steps are unrolled, unless heads are stacked; then, and in a
-    shuffled order, they are a `lax.scan`. With stacked heads that compiles one step
+    random order, they are a `lax.scan`. With stacked heads that compiles one step
     whatever the number of tasks. Groups are read in the program: each turn runs all
     heads, and without `encode` every task's pass through the network.
 
+    With `draws` each turn belongs to a task, or group, that is drawn uniformly and
+    independently of all other turns: the scheme for which Theorem 1 is proved. For the
+    fixed order its bound can fail. `draws=1` is one step of one task on each batch. The
+    states of all tasks are then copied in every turn.
+
     A schedule in the optimizer counts a head's own steps and, with a state per task,
     each task's. With one state for all (`share_state=True`), and in a transform chained
-    behind, it counts turns, as many as there are tasks or groups to a batch.
+    behind, it counts turns, as many to a batch as there are tasks, groups or draws.
 
     Args:
       oracle: from `task_grad`.
@@ -222,23 +228,27 @@ def individual_step(
         chain with it.
       num_groups: number of groups; None for one task at a time.
       shuffle: whether the order is drawn anew in every step.
+      draws: number of turns, each of a task or group drawn with replacement; None for
+        one turn of each.
 
     Returns:
       `step(run, *args, groups=None, key=None, present=None, **extra_args)`, which
       returns what that of `train_step` does. `groups` `[tasks]`, or a mapping from task
       to group, are numbers (see `random_groups`), needed with `num_groups`; `key` is
-      needed to shuffle; absent tasks take no step, have no part in their group's, and
-      loss 0; a task whose group has no turn, as a wrong number of groups makes it, has
-      loss NaN. A task's loss is that before its group's move. The encoder's state moves
-      in each turn, a head's in its own. `aux` is a list with one `Aux` a turn (None for
-      a task that is known at trace time to be absent), and from a scan one `Aux` with a
+      needed to shuffle or draw; absent tasks take no step, have no part in their
+      group's, and loss 0; a task without a turn, because it was not drawn or its group
+      does not exist, has loss NaN. A task's loss is that before its group's move, the
+      mean of them if it was drawn more than once. The encoder's state moves in each
+      turn, a head's in its own. `aux` is a list with one `Aux` a turn (None for a task
+      that is known at trace time to be absent), and from a scan one `Aux` with a
       leading axis of turns.
 
     Raises:
       TypeError: if `oracle` is no `mtlopt.Oracle`; at a step, if `run` is no `Run`.
-      ValueError: if `num_groups` does not fit the tasks; at the first step, if `groups`
-        or `key` is missing or not asked for, or `optimizer` has another number of
-        states or other labels than the oracle.
+      ValueError: if `num_groups` does not fit the tasks, or `draws` is no positive int
+        or comes with `shuffle`; at the first step, if `groups` or `key` is missing or
+        not asked for, or `optimizer` has another number of states or other labels than
+        the oracle.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -258,16 +268,24 @@ def individual_step(
 
     References:
       Pascal et al., *Improved optimization strategies for deep multi-task networks*,
-      2021, equations 4, 7 and 8.
+      2021, equations 4, 7 and 8; section 6.1 for `draws`.
     """
     check_oracle(oracle)
     num_tasks = oracle.num_tasks
     if num_groups is not None:
         num_groups = as_int("num_groups", num_groups, high=num_tasks)
+    if draws is not None:
+        draws = as_int("draws", draws)
+        if shuffle:
+            raise ValueError(
+                "`shuffle` must be False with `draws`, got True. Drawn tasks have no "
+                "order to shuffle: leave it out."
+            )
     optimizer = optax.with_extra_args_support(optimizer)
     turns = num_tasks if num_groups is None else num_groups
     separate = not oracle.problem.takes_traced_task
-    unroll = not shuffle and not oracle.problem.stacked
+    random = shuffle or draws is not None
+    unroll = not random and not oracle.problem.stacked
 
     def step(
         run: Run,
@@ -279,7 +297,7 @@ def individual_step(
     ) -> tuple[Run, StepOutput]:
         whole = with_state(oracle, args, run)
         _check_asked("groups", groups, num_groups is not None)
-        _check_asked("key", key, shuffle)
+        _check_asked("key", key, random)
         _check_states(run.opt_state, turns)
         if groups is not None:
             groups = _as_groups(groups, oracle.tasks, turns)
@@ -319,6 +337,7 @@ def individual_step(
             run = Run(optax.apply_updates(params, updates), opt_state, new_state)
             return run, StepOutput(losses, grad.aux)
 
+        drawn = None
         if unroll:
             outs = []
             for index in range(turns):
@@ -326,12 +345,21 @@ def individual_step(
                 outs.append(out)
             losses = jnp.stack([losses for losses, _ in outs])
             aux = [aux for _, aux in outs]
+        elif draws is not None:
+            drawn = jax.random.randint(as_key(key), (draws,), 0, turns)
+            run, (losses, aux) = jax.lax.scan(turn, run, drawn)
         else:
             order = None
             if shuffle:
                 order = jax.random.permutation(as_key(key), jnp.arange(turns))
             run, (losses, aux) = scan_turns(turn, run, turns, order)
         losses = jnp.sum(losses, axis=0)
+        if drawn is not None:
+            own = np.arange(num_tasks) if groups is None else groups
+            times = jnp.sum(drawn[:, None] == own, axis=0)
+            counted = True if present is None else present
+            losses = losses / jnp.maximum(times, 1)
+            losses = jnp.where((times == 0) & counted, jnp.nan, losses)
         if groups is not None:  # a task in no group is not overlooked
             in_one = (groups >= 0) & (groups < turns)
             losses = jnp.where(in_one, losses, jnp.nan)
@@ -383,11 +411,11 @@ def _task(
 
 
 def _check_asked(name: str, value: Any, asked: bool) -> None:
-    option = {"groups": "num_groups", "key": "shuffle"}[name]
+    option = {"groups": "`num_groups`", "key": "`shuffle` or `draws`"}[name]
     if asked and value is None:
-        raise ValueError(f"`{name}` must be passed to a step built with `{option}`.")
+        raise ValueError(f"`{name}` must be passed to a step built with {option}.")
     if value is not None and not asked:
-        raise ValueError(f"`{name}` needs a step built with `{option}`.")
+        raise ValueError(f"`{name}` needs a step built with {option}.")
 
 
 def _check_states(opt_state: PyTree, turns: int) -> None:

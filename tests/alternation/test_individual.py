@@ -51,7 +51,7 @@ def train(tx, oracle=None, params=None, **options):
     )
     run, losses = start(tx, params), []
     for i in range(STEPS):
-        if options.get("shuffle"):
+        if {"shuffle", "draws"} & options.keys():
             keywords["key"] = jax.random.key(i)
         run, output = step(run, *batch(i), **keywords)
         losses.append(output.losses)
@@ -173,6 +173,57 @@ def test_shuffled_order_is_that_of_the_key(float64):
     ]
     assert len({tuple(order) for order in orders}) > 1
     assert_close(found, by_hand(INNERS["adam"], orders, False)[0], 1e-12)
+
+
+def test_drawn_tasks_are_those_of_the_key(float64):
+    """With replacement: a state moves as often as its task is drawn."""
+    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
+    found, state, losses = train(tx, draws=4)
+    drawn = [
+        np.asarray(jax.random.randint(jax.random.key(i), (4,), 0, 3))
+        for i in range(STEPS)
+    ]
+    orders = [[TASKS[k] for k in order] for order in drawn]
+    expected, trunk, _ = by_hand(INNERS["adam"], orders, False)
+    assert_close(found, expected, 1e-12)
+    times = [sum(order.count(task) for order in orders) for task in TASKS]
+    np.testing.assert_array_equal(state.shared.states[0].count, times)
+    for index, task in enumerate(TASKS):
+        mu = jax.tree.map(
+            lambda leaf, index=index: leaf[index], state.shared.states[0].mu["encoder"]
+        )
+        assert_close(mu, trunk[task][0].mu, 1e-12)
+    # A task that is never drawn has no loss, and the others have their own.
+    missed = [np.bincount(order, minlength=3) == 0 for order in drawn]
+    assert np.any(missed)
+    np.testing.assert_array_equal(np.isnan(losses), missed)
+
+
+def test_a_drawn_tasks_loss_is_the_mean_before_its_turns(float64):
+    params = {"trunk": jnp.array(1.0), "a": jnp.array(2.0), "b": jnp.array(3.0)}
+    labels = {"trunk": "shared", "a": "a", "b": "b"}
+    oracle = mtlopt.task_grad(
+        {k: lambda p, z, k=k: p[k] * z for k in "ab"},
+        labels,
+        encode=lambda p: p["trunk"],
+    )
+    tx = mtlopt.individual_optimizers(optax.sgd(0.1), 2, labels)
+    step = mtlopt.individual_step(oracle, tx, draws=5)
+    key = jax.random.key(1)
+    _, output = jax.jit(step)(start(tx, params), key=key)
+    z, heads, seen = 1.0, [2.0, 3.0], [[], []]
+    for k in np.asarray(jax.random.randint(key, (5,), 0, 2)):
+        seen[k].append(heads[k] * z)
+        z, heads[k] = z - 0.1 * heads[k], heads[k] - 0.1 * z
+    assert min(len(losses) for losses in seen) > 1
+    np.testing.assert_allclose(output.losses, [np.mean(one) for one in seen])
+    assert output.losses.shape == (2,)
+    # Absent tasks take no step, drawn or not, and have loss 0.
+    present = np.array([True, False])
+    run, output = step(start(tx, params), key=key, present=present)
+    assert output.losses[1] == 0
+    assert run.params["b"] == 3.0
+    assert run.params["a"] != 2.0
 
 
 def stacked_params():
@@ -366,6 +417,12 @@ def test_bad_arguments():
         mtlopt.individual_step(oracle, tx, 2)(run, *batch(0))
     with pytest.raises(ValueError, match="`key` must be passed"):
         mtlopt.individual_step(oracle, tx, shuffle=True)(run, *batch(0))
+    with pytest.raises(ValueError, match=r"`key` must be passed to a step .* `draws`"):
+        mtlopt.individual_step(oracle, tx, draws=2)(run, *batch(0))
+    with pytest.raises(ValueError, match="`draws` must be a positive int, got 0"):
+        mtlopt.individual_step(oracle, tx, draws=0)
+    with pytest.raises(ValueError, match="`shuffle` must be False with `draws`"):
+        mtlopt.individual_step(oracle, tx, draws=2, shuffle=True)
     step = mtlopt.individual_step(oracle, tx)
     with pytest.raises(ValueError, match="`groups` needs a step built with"):
         step(run, *batch(0), groups=jnp.zeros(3, int))

@@ -1,8 +1,9 @@
 """Comparisons of methods, against the numbers of the papers' own tables."""
 
 import numpy as np
+from scipy import stats
 
-from experiments.lab.comparison import delta_m, growth_rate, mean_rank
+from experiments.lab.comparison import delta_m, growth_rate, mean_rank, paired
 
 # Senushkin et al., Table 4: mean translation error in metres, rotation in degrees, and
 # the growth rates of both in per cent.
@@ -68,3 +69,23 @@ def test_delta_m_is_the_mean_signed_relative_change():
         delta_m(scores, baseline, higher), [0.1, 0, -0.1], atol=1e-12
     )
     np.testing.assert_allclose(delta_m(better, baseline, higher), 0.1)
+
+
+SHIFTS = ([0, 0, 0], [0.5, 0.6, 0.55], [0.5, -0.6, 0.3], [0, 0, 0])
+
+
+def test_ranks_of_paired_seeds():
+    """A shift of all seeds is a difference, however far the seeds are apart."""
+    seeds = np.array([1.0, 5.0, 3.0])
+    scores = [[seeds + np.array(shift)] for shift in SHIFTS]
+    np.testing.assert_array_equal(mean_rank(scores, [True]), [2, 1, 1, 2])
+    np.testing.assert_array_equal(mean_rank(scores, [False]), [1, 3, 1, 1])
+    scores[3] = [np.array([1.0, np.nan, 3.0])]
+    np.testing.assert_array_equal(mean_rank(scores, [True]), [2, 1, 1, 4])
+
+
+def test_intervals_are_those_of_the_paired_t_test():
+    a, b = np.random.default_rng(0).normal(size=[2, 5])
+    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+    mean, half = paired(a, b)
+    np.testing.assert_allclose([mean - half, mean + half], interval)
