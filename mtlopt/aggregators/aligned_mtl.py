@@ -95,14 +95,10 @@ def aligned_mtl(
     products only, which show conditions up to about 100.
 
     A small step lowers `sum w_i L_i` (Theorem 1); the gradient of that sum goes to zero
-    if the dominance rate stays bounded. The Z-aligned step need not lower it. The
-    descent inequality in the proof of Theorem 2 is sure to hold if `(D - 1) / (D + 1)
-    <= 2 K / (K^2 + 1)`, with `D` the dominance rate of the latent gradients and `K` the
-    condition of the encoder's Jacobian, and can fail beyond. On two logistic losses
-    behind an encoder `[[2, 2], [-2, -3]]` (`D` = 34, `K` = 10.4) both rise in every step
-    from zero, at every step size, although the theorem's conditions hold. Of networks
-    this says nothing. Theorem 3, on momentum, takes roots of weighted constants, and
-    weights may be negative. `tests/theory/test_aligned_mtl.py` shows all of this.
+    if the dominance rate stays bounded. A Z-aligned step can raise every loss at every
+    step size, although Theorem 2 says that it converges; and weights may be negative,
+    which Theorem 3, on momentum, leaves out. Examples are in
+    `tests/theory/test_aligned_mtl.py`.
 
     The weights act on shared leaves only; heads keep their own task's gradient.
 
