@@ -26,8 +26,8 @@ INDEX = {
         "mammography": ("calcifications, SG, Adam and their ATE", "Table 8", 6),
     },
     "mtl_io": {
-        "task_groups": ("tasks in turn or in groups, IUS and IO", "Tables 3, 4", 2),
-        "nyuv2": ("rooms: segmentation, depth, normals", "Table 1", 10),
+        "task_groups": ("tasks in turn or in groups, IUS and IO", "Tables 3, 4", 7),
+        "nyuv2": ("rooms: segmentation, depth, normals", "Table 1", 16),
         "cityscapes7": ("streets: seven categories as tasks", "Table 2", None),
         "celeba_groups": ("40 attributes, IUS and IO in groups", "Tables 3, 4", None),
     },

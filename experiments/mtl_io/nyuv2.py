@@ -11,27 +11,32 @@ from experiments.data.rendered import load_rooms
 from experiments.data.rendered_samples import rendered_samples, room_labels
 from experiments.data.samples import Samples
 from experiments.lab.tables import read_table
+from experiments.lab.verdicts import Verdict
 from experiments.lab.vision import losses, metrics
 from experiments.lab.vision.data import hold_out
 from experiments.lab.vision.experiment import Experiment, Paper, Settings, run
-from experiments.lab.vision.metrics import SEGMENTATION_METRICS, Metric
+from experiments.lab.vision.metrics import SEGMENTATION_METRICS
 from experiments.lab.vision.problem import Task, segmentation, separate
+from experiments.lab.vision.report import SUM, Metric, Outcome
+from experiments.mtl_io import claims
 from mtlopt.models import UNet
 
 DESCRIPTION = """\
-Three tasks of different nature on images of rooms: segmentation in 13 classes, depth
-and normals, by a U-Net that they share but for a 1 x 1 convolution each. The summed
-loss, IUS and IO beside GradNorm, PCGrad, MGDA-UB, Aligned-MTL and Maximum Roaming:
-Pascal et al., "Improved optimization strategies for deep multi-task networks", 2021,
-Table 1 and Fig. 1.
+Shows what IO and IUS gain or lose on each of three tasks of different nature, on
+rendered rooms: numbers on them say nothing about photographs.
 
-Without --data-dir the rooms are rendered, a stand-in: numbers on them say nothing about
-photographs. With it, NYUv2 is read: the labelled file or the preprocessed folders of
-MTAN; a tenth of its train split is held out for validation.
+Segmentation in 13 classes, depth and normals, by a U-Net that they share but for a 1 x
+1 convolution each: Pascal et al., "Improved optimization strategies for deep multi-task
+networks", 2021, Table 1 and Fig. 1. IUS and IO move three times on every batch; sum_3,
+the summed loss three times on every batch, is the control. The paper's other methods
+are gradnorm, pcgrad and roaming.
+
+With --data-dir, NYUv2 is read: the labelled file or the preprocessed folders of MTAN; a
+tenth of its train split is held out for validation.
 """
 
-METHODS = ("sum_tasks", "ius", "io", "gradnorm", "pcgrad", "mgda_ub")
-METHODS += ("aligned_mtl", "aligned_mtl_ub", "roaming", "single")
+METHODS = ("sum_tasks", "sum_3", "ius", "io")
+FULL_METHODS = (*METHODS, "gradnorm", "pcgrad", "roaming", "roaming_io", "single")
 METRICS = (
     *SEGMENTATION_METRICS,
     Metric("absolute", "depth error [m]", "depth", False, 1, 3),
@@ -57,13 +62,24 @@ DISTANCES = {
     "ius": (2597.74, 67.44, 38.52),
     "io": (2769.52, 71.06, 38.97),
 }
+PAPER = Paper(
+    "Table 1 of Pascal et al., 2021",
+    SCORES,
+    DISTANCES,
+    """\
+Only the order of the paper's numbers compares: its code takes other measures. A class
+is there where its own sigmoid is above 0.5, an IoU is a mean over images, depth errors
+have no unit, and the angle is the arc cosine of products of normals that are mapped to
+[0, 1], which is none.""",
+    comparable=False,
+)
 
 
 def load(settings: Settings) -> dict[str, Samples]:
     """Reads NYUv2, or draws rooms."""
     size = (32, 48) if settings.small else (288, 384)
     if settings.data_dir is None:
-        numbers = (80, 16, 32) if settings.small else (795, 100, 654)
+        numbers = (120, 32, 64) if settings.small else (795, 100, 654)
         return rendered_samples(load_rooms(*numbers, size=size), room_labels)
     read = functools.partial(load_nyuv2, settings.data_dir, size=size)
     return hold_out(read("train"), read("test"))
@@ -89,22 +105,35 @@ def build(settings: Settings, _: tuple[str, ...], key: jax.Array) -> UNet:
     return UNet(rngs=nnx.Rngs(key), **sizes)
 
 
+def verdicts(outcome: Outcome) -> list[Verdict]:
+    """Asks Table 1, with the sum at as many updates as a control, and Table 4."""
+    each = [METRICS[0], METRICS[2], METRICS[4]]
+    return [
+        *claims.better("IO gains on each task (Table 1)", outcome, each, "io", SUM),
+        *claims.alike("IUS is level with SUS (Table 1)", outcome, each, "ius", SUM),
+        *claims.better("control: IO, equal updates", outcome, each, "io", "sum_3"),
+        *claims.better("control: IUS, equal updates", outcome, each, "ius", "sum_3"),
+        *claims.farther(outcome),
+    ]
+
+
 EXPERIMENT = Experiment(
     name="mtl_io.nyuv2",
     description=DESCRIPTION,
-    quick=Settings(methods=METHODS, seeds=3, learning_rates=(2e-3, 1e-2)),
-    full={"epochs": 500, "learning_rates": (1e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3)},
+    quick=Settings(methods=METHODS, epochs=20, seeds=3, learning_rates=(2e-3, 6e-3)),
+    full={
+        "methods": FULL_METHODS,
+        "epochs": 500,
+        "seeds": 3,
+        "learning_rates": (1e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3),
+    },
     load=load,
     tasks=lambda _: TASKS,
     build=build,
     num_tasks=3,
-    roams=True,
-    paper=lambda _: Paper(
-        "Table 1 of Pascal et al., 2021",
-        SCORES,
-        DISTANCES,
-        "The paper's depth errors have no unit.",
-    ),
+    verdicts=verdicts,
+    roams=0.2,  # published: 10,000 of 49,500
+    paper=lambda _: PAPER,
 )
 
 main = functools.partial(run, EXPERIMENT)

@@ -11,9 +11,10 @@ from experiments.lab.folder import RunFolder
 from experiments.lab.loop import train
 from experiments.lab.settings import check_batch_size, loaded, parse
 from experiments.lab.tables import command_line, markdown_table
+from experiments.lab.verdicts import Verdict
 from experiments.lab.vision.figures import BANDS, draw_learning_rates
 from experiments.lab.vision.report import SUM, Outcome, Paper, make_report
-from experiments.mtl_io import celeba_groups, nyuv2
+from experiments.mtl_io import celeba_groups, claims, nyuv2
 from experiments.mtl_io.group_problems import NUM_ATTRIBUTES, PARTS, Part
 from experiments.mtl_io.group_training import (
     Settings,
@@ -75,10 +76,39 @@ def main(argv: Sequence[str]) -> None:
             own = dataclasses.replace(settings, epochs=epochs)
             outcome, costs = run_part(name, PARTS[name](digits), own, folder)
             cost = cost_section(costs, outcome.titles)
-            reports.append(make_report(f"{NAME}, {name}", command, outcome, cost, own))
+            title, verdicts = f"{NAME}, {name}", CLAIMS[name](outcome)
+            report = make_report(title, command, outcome, cost, own, verdicts)
+            reports.append(report.replace("\n## ", f"\n## {name.capitalize()}: "))
             results[name] = {"data": outcome.source, **outcome.results, "costs": costs}
         text = "\n".join(reports)
         folder.write_results(settings, text, command=command, parts=results)
+
+
+def attribute_claims(outcome: Outcome) -> list[Verdict]:
+    """Asks Table 3, Fig. 3 and Table 4, of tasks of one nature."""
+    verdicts = claims.few_groups(outcome, outcome.metrics[0])
+    for kind in ("ius", "io"):
+        claim = f"many groups of {kind.upper()} are better at the lowest rate, and "
+        claim += "worse at the highest (Fig. 3)"
+        verdicts += claims.at_rates(claim, outcome, kind, highest=True)
+    return verdicts + claims.farther(outcome)
+
+
+def mixed_claims(outcome: Outcome) -> list[Verdict]:
+    """Asks Table 1 and Table 4, of tasks of different nature."""
+    whole, *each = outcome.metrics
+    control = f"sum_{len(each)}"
+    return [
+        *claims.better("IO is best (Table 1)", outcome, [whole], "io", SUM),
+        *claims.better("IO is best (Table 1)", outcome, [whole], "io", "ius"),
+        *claims.better("IO gains on each task (Fig. 1)", outcome, each, "io", SUM),
+        *claims.alike("IUS is level with SUS (Table 1)", outcome, [whole], "ius", SUM),
+        *claims.better("control: IO", outcome, [whole], "io", control),
+        *claims.farther(outcome),
+    ]
+
+
+CLAIMS = {"attributes": attribute_claims, "mixed": mixed_claims}
 
 
 def run_part(
@@ -140,7 +170,8 @@ def draw_distances(outcome: Outcome, ways: Sequence[Way], path: Path) -> None:
     for column, title in {**names, "ratio": "covered / shortest"}.items():
         by_seed, panels[title] = values[column].unstack("seed"), []
         for kind, colour in zip(("IUS", "IO"), COLOURS, strict=False):
-            own = [way for way in ways if way.title.split(" ")[0] in ("SUS", kind)]
+            own = [way for way in ways if way.name.split("_")[0] == kind.lower()]
+            own = [ways[0], *own]
             y = by_seed.loc[[way.name for way in own]].to_numpy()
             panels[title].append(Curve(kind, [way.groups for way in own], y, colour))
     draw_panels(

@@ -59,7 +59,8 @@ def individual_optimizers(
     (`share_state=True`, IUS) a task's step also follows the other tasks' gradients;
     with one per task (IO) it does not. For an optimizer without memory the two are the
     same. A head moves on its own task's turn only, with a state of its own, as in
-    `per_label`.
+    `per_label`. (With the authors' one Adam for all parameters, IUS moves the other
+    tasks' heads too, by their momentum.)
 
     `update` takes the gradient of one task or group (`oracle.task`), and three
     keywords, which `individual_step` passes. `task` is the index of the state to use

@@ -1,5 +1,7 @@
 """The vision experiments: data, problems, methods, training, the command."""
 
+import dataclasses
+import functools
 import importlib
 import json
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 from flax import nnx
@@ -33,7 +36,7 @@ from experiments.data.seven_scenes import SCENES
 from experiments.lab import loop
 from experiments.lab.errors import UsageError
 from experiments.lab.tables import select
-from experiments.lab.vision import experiment, training
+from experiments.lab.vision import experiment, figures, training
 from experiments.lab.vision.data import Split, hold_out
 from experiments.lab.vision.experiment import (
     Experiment,
@@ -48,19 +51,22 @@ from experiments.lab.vision.methods import (
     norm_widths,
 )
 from experiments.lab.vision.problem import VisionProblem
-from experiments.lab.vision.report import Paper, choose, scores_by_method
+from experiments.lab.vision.report import Outcome, Paper, choose, scores_by_method
 from experiments.mtl_io import cityscapes7, nyuv2
 from experiments.mtl_io.attributes import ERROR, F1, attribute_tasks
 from mtlopt.models.conv_norm import ConvNorm
 from mtlopt.models.layers import Conv
 from mtlopt.models.resnet import _VARIANTS, ResidualBlock
 from mtlopt.models.shared_encoder import SharedEncoder
+from mtlopt.models.stack_heads import stack_heads
 
 SIZE = (6, 8)
 WIDTH = 6  # of the encoder; with a sharing ratio of 0.8 each task has five of it
 NAMES = ("mtl_io.nyuv2", "mtl_io.cityscapes7", "mtl_io.celeba_groups")
 NAMES += ("aligned_mtl.cityscapes3", "aligned_mtl.celeba", "aligned_mtl.seven_scenes")
 METHODS = ("sum_tasks", "io", "pcgrad", "single")
+# Of the runs: two steps an epoch, two epochs, the half of them with moving masks.
+OPTIONS = {"steps_per_epoch": 2, "roaming_steps": 2, "alpha": 1.5}
 
 
 class TinyEncoder(nnx.Module):
@@ -87,6 +93,38 @@ class Tiny(SharedEncoder):
         )
 
 
+class TinyAttributes(SharedEncoder):
+    """The same encoder, its mean over pixels, and three alike heads."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.encoder = TinyEncoder(rngs=rngs)
+        heads = {task: nnx.Linear(WIDTH, 1, rngs=rngs) for task in "abc"}
+        self.heads = nnx.Dict(heads)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        return jnp.mean(self.encoder(x), axis=(1, 2))
+
+
+def load_answers(settings: Any) -> dict[str, Samples]:
+    del settings
+    rng = np.random.default_rng(0)
+    images, answers = rng.uniform(size=[8, *SIZE, 3]), rng.integers(0, 2, [8, 3])
+
+    def read(place: int) -> Sample:
+        labels = dict(zip("abc", answers[place], strict=True))
+        return make_sample(images[place], {t: np.array(y) for t, y in labels.items()})
+
+    names = [str(place) for place in range(8)]
+    parts = ("train", "validation", "test")
+    return {part: Samples(names, read, "answers") for part in parts}
+
+
+def build_answers(settings: Any, names: Any, key: jax.Array) -> Any:
+    del names
+    model = TinyAttributes(rngs=nnx.Rngs(key))
+    return stack_heads(model) if settings.batch_size == 4 else model
+
+
 def load(settings: Any) -> dict[str, Samples]:
     del settings
     return rendered_samples(load_rooms(8, 3, 3, size=SIZE), room_labels)
@@ -101,8 +139,16 @@ TINY = Experiment(
     tasks=lambda _: nyuv2.TASKS,
     build=lambda settings, names, key: Tiny(rngs=nnx.Rngs(key)),
     num_tasks=3,
-    roams=True,
+    roams=0.5,
     paper=lambda _: Paper("Table 1", {"io": {"mean_iou": "29.48±0.30"}}),
+)
+
+
+ATTRIBUTES = dataclasses.replace(
+    TINY,
+    load=load_answers,
+    tasks=functools.partial(attribute_tasks, shown=(ERROR,), outputs=1),
+    build=build_answers,
 )
 
 
@@ -120,7 +166,7 @@ def problem(loaded: tuple[VisionProblem, str]) -> VisionProblem:
 def methods(problem: VisionProblem) -> dict[str, Method]:
     """Those of all tests and runs, whose steps are compiled once."""
     names = (*METHODS, "roaming", "uncertainty")
-    return make_methods(problem, names, num_steps=4, steps_per_epoch=2)
+    return make_methods(problem, names, **OPTIONS)
 
 
 def step(method: Method, state: Any, batch: Any, rate: float, members: Any) -> Any:
@@ -132,9 +178,9 @@ def step(method: Method, state: Any, batch: Any, rate: float, members: Any) -> A
 def run_tiny(loaded: Any, methods: dict[str, Method]) -> Callable[[list[str]], None]:
     """Runs the command with the compiled steps of the tests."""
 
-    def made(problem: Any, names: Any, *steps: int) -> dict[str, Method]:
+    def made(problem: Any, names: Any, **options: Any) -> dict[str, Method]:
         assert problem is loaded[0]
-        assert steps == (4, 2)
+        assert options == OPTIONS
         return {name: methods[name] for name in names}
 
     def run_shared(argv: list[str]) -> None:
@@ -387,7 +433,9 @@ def test_roaming_masks_channels(problem: VisionProblem, methods: dict[str, Metho
     batch = problem.splits["train"].batch(np.arange(4))
     after, losses, _ = step(method, state, batch, 0.01, [True] * 3)
     assert np.isfinite(losses).all()
-    assert set(after.run.state) == set(problem.tasks)
+    moved = after.run.state["encoder"]["layer"]["norm"]["mean"]
+    assert np.all(np.any(moved != 0, axis=1))
+    assert moved.shape == (3, WIDTH)
     images = problem.splits["test"].batch(np.arange(3))["image"]
     outputs = method.predict(after, images)
     assert {task: out.shape for task, out in outputs.items()} == {
@@ -406,6 +454,118 @@ def test_roaming_masks_channels(problem: VisionProblem, methods: dict[str, Metho
         for task, mask in zip(problem.tasks, masks, strict=True):
             is_same = np.array_equal(outputs[task], there[task])
             assert is_same == (not mask[channel]), (task, channel)
+
+
+@pytest.mark.slow
+def test_roaming_of_stacked_heads_is_that_of_named_ones():
+    """Losses of a step, and outputs after it, with the same parameters and masks."""
+    problems = [
+        load_problem(
+            dataclasses.replace(ATTRIBUTES, stacked=stacked),
+            Settings(methods=("roaming",), batch_size=4 if stacked else 5),
+        )[0]
+        for stacked in (False, True)
+    ]
+    options = {**OPTIONS, "roaming_steps": 1}
+    named, stacked = (
+        make_methods(problem, ["roaming"], **options)["roaming"] for problem in problems
+    )
+    state = named.start(0)
+    heads = [state.run.params["heads"][task] for task in problems[0].tasks]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *heads)
+    leaves = jax.tree.leaves((state.run.params["encoder"], together))
+    start = stacked.start(0)
+    params = jax.tree.unflatten(jax.tree.structure(start.run.params), leaves)
+    start = start._replace(run=start.run._replace(params=params))
+    batch = problems[0].splits["train"].batch(np.arange(4))
+    batch["labels"]["b"][:] = -1
+    members = jnp.ones(3, bool)
+    outputs = []
+    for method, before in ((named, state), (stacked, start)):
+        after, losses, present = jax.jit(method.step)(before, batch, 0.01, members)
+        assert present.tolist() == [True, False, True]
+        outputs.append([losses, *method.predict(after, batch["image"]).values()])
+    for left, right in zip(*outputs, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_the_control_calls_the_step_of_the_sum_again(problem: VisionProblem):
+    """Three times on every batch, each from the state of the one before."""
+    own = make_methods(problem, ["sum_3"], **OPTIONS)["sum_3"]
+    calls: list[int] = []
+
+    class Counted:
+        operations = 5.0
+
+        def __call__(self, state: int, *_: Any) -> Any:
+            calls.append(state)
+            return state + 1, np.ones(3), np.ones(3, bool)
+
+    own.start, own.program = lambda _: np.array(0), Counted()
+    costs = training.measure_costs(problem, {"sum_3": own}, 4)
+    assert costs["operations"] == {"sum_3": 15.0}
+    assert calls == list(range(3 * 6))  # once to warm up, and in five rounds
+
+
+def test_alpha_of_gradnorm_is_that_of_the_experiment(problem, monkeypatch):
+    """The published ones are 0.2 for forty attributes, and 1.5."""
+    told: list[Any] = []
+
+    def make(*_: Any, **options: Any) -> Any:
+        told.append(options["alpha"])
+        return optax.identity()
+
+    known = {name: mtlopt.METHODS[name] for name in ("sum_tasks", "uncertainty")}
+    known["gradnorm"] = SimpleNamespace(title="GradNorm", make=make)
+    monkeypatch.setattr(mtlopt, "METHODS", known)
+    options = {**OPTIONS, "alpha": 0.7}
+    make_methods(problem, ["gradnorm"], **options)["gradnorm"]._make(0.1)
+    assert told == [0.7]
+    modules = [importlib.import_module(f"experiments.{name}") for name in NAMES]
+    alphas = [module.EXPERIMENT.alpha for module in modules]
+    assert alphas == [1.5, 1.5, 0.2, 1.5, 1.5, 1.5]
+
+
+# The figures.
+
+
+@pytest.mark.parametrize("name", ["celeba_groups", "cityscapes7"])
+def test_learning_rates_of_all_settings_are_drawn(name: str, monkeypatch):
+    """Fig. 3 has a panel of six curves for IUS and IO; Fig. 2 one for each task."""
+    own = importlib.import_module(f"experiments.mtl_io.{name}").EXPERIMENT
+    methods = own.full["methods"]
+    tasks = [f"task{place}" for place in range(own.num_tasks)]
+    table = pd.DataFrame(
+        [
+            {"method": method, "only": "", "rate": rate, "seed": 0, "epoch": 1}
+            | {"name": "validation_loss", "part": task, "value": 1.0}
+            for method in methods
+            for rate in (0.1, 0.2)
+            for task in tasks
+        ]
+    )
+    best = table.assign(name="best_loss", part="").drop_duplicates()
+    titles = {method: method for method in methods}
+    outcome = Outcome(pd.concat([table, best]), titles, [], own.paper(own.quick), "")
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(
+        figures, "draw_panels", lambda _, panels, **options: drawn.update(panels)
+    )
+    figures.draw_learning_rates(outcome, tasks, Path())
+    found = {
+        panel: [curve.label for curve in curves] for panel, curves in drawn.items()
+    }
+    if name == "celeba_groups":
+        kinds = {
+            kind: [m for m in methods if m.split("_")[0] == kind.lower()]
+            for kind in ("IUS", "IO")
+        }
+        assert found == {kind: ["sum_tasks", *own] for kind, own in kinds.items()}
+        assert [len(own) for own in kinds.values()] == [5, 5]
+        assert len({curve.colour for curve in drawn["IO"]}) == 6
+    else:
+        panels = ["average", *tasks]
+        assert found == {key: ["sum_tasks", "ius", "io"] for key in panels}
 
 
 def test_roaming_is_refused_where_a_shortcut_passes_by_its_masks():
@@ -427,8 +587,8 @@ def test_roaming_is_refused_where_a_shortcut_passes_by_its_masks():
 
 def test_a_task_without_labels_is_left_out_of_its_training_loss(problem: Any):
     """In the batch in which it has none its loss of 0 is no loss; NaN stays visible."""
-    losses = iter([[1.0, 2.0, 5.0], [3.0, 0.0, np.nan]])
-    present = iter([[True, True, True], [True, False, True]])
+    losses = iter(2 * [[1.0, 2.0, 5.0]] + 2 * [[3.0, 0.0, np.nan]])
+    present = iter(2 * [[True, True, True]] + 2 * [[True, False, True]])
 
     def program(state: Any, *_: Any) -> Any:
         return state, np.array(next(losses)), np.array(next(present))
@@ -436,7 +596,7 @@ def test_a_task_without_labels_is_left_out_of_its_training_loss(problem: Any):
     program.compile = lambda *_: None
     run = mtlopt.Run({}, (SimpleNamespace(covered=1.0, shortest=1.0),), {})
     start = SimpleNamespace(run=run)
-    method = SimpleNamespace(program=program, searches=False, start=lambda _: run)
+    method = SimpleNamespace(program=program, searches=False, repeats=2)
     made = training._training(
         problem,
         4,
@@ -448,6 +608,7 @@ def test_a_task_without_labels_is_left_out_of_its_training_loss(problem: Any):
     state = training.State(start, start, np.array(0.0), np.array(0))
     _, values = made.epoch(state, 0, lambda *_: None)
     np.testing.assert_allclose(values["train_loss"], [[2.0, 2.0, np.nan]])
+    assert next(losses, None) is None  # two steps on each of two batches
 
 
 @pytest.mark.slow
@@ -597,7 +758,10 @@ def test_a_trial_on_few_images(tmp_path: Path):
     options = ["--num-images", "2", "--batch-size", "2", "--seeds", "1"]
     out = tmp_path / "few"
     run(TINY, [*options, "--methods", "sum_tasks", "--out", str(out)])
-    assert "at most 2 of each split" in (out / "report.md").read_text()
+    report = (out / "report.md").read_text()
+    assert "at most 2 of each split" in report
+    assert "(edge)" in report
+    assert not report.rstrip().endswith("]")  # no claims, no section
     assert len(select(read(out), name="seconds")) == 2 * 2  # rates, epochs
     assert (out / "predictions_sum_tasks.png").exists()
     problem, _ = load_problem(TINY, read_settings(TINY, options))

@@ -13,6 +13,7 @@ from experiments.lab.folder import RunFolder
 from experiments.lab.loop import train
 from experiments.lab.settings import Options, check_batch_size, loaded, parse
 from experiments.lab.tables import command_line, cost_table
+from experiments.lab.verdicts import Verdict
 from experiments.lab.vision import figures
 from experiments.lab.vision.data import Split, first
 from experiments.lab.vision.methods import make_methods, method_names
@@ -22,7 +23,8 @@ from experiments.lab.vision.training import make_trainings, measure_costs
 
 _COSTS = """\
 Of a step, measured after the training, methods in turns: the fastest of several.
-Multiples are of the summed loss; single tasks run its program, one by one."""
+Multiples are of the summed loss; single tasks run its program, one by one. Operations
+in a loop, as over the turns of stacked heads, are counted once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,13 +72,17 @@ class Experiment:
     num_tasks: int
     paper: Callable[[Any], Paper]
     stacked: bool = False  # whether its heads are
-    roams: bool = False  # whether its encoder can: no shortcut passes by the masks
+    # The share of the steps in which the masks of Maximum Roaming move; 0 if there are
+    # none: a shortcut passes by them.
+    roams: float = 0.0
+    alpha: float = 1.5  # of GradNorm
+    verdicts: Callable[[Outcome], list[Verdict]] = lambda _: []
     draw: Callable[[Outcome, Path], None] = lambda *_: None  # more, into a folder
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The names that `--methods` knows."""
-        return method_names(self.num_tasks, self.stacked, self.roams)
+        return method_names(self.num_tasks, self.stacked, self.roams > 0)
 
 
 def run(experiment: Experiment, argv: Sequence[str]) -> None:
@@ -85,7 +91,13 @@ def run(experiment: Experiment, argv: Sequence[str]) -> None:
     problem, source = load_problem(experiment, settings)
     size, rates, seeds = settings.batch_size, settings.learning_rates, settings.seeds
     steps = len(problem.splits["train"]) // size
-    methods = make_methods(problem, settings.methods, steps * settings.epochs, steps)
+    methods = make_methods(
+        problem,
+        settings.methods,
+        steps_per_epoch=steps,
+        roaming_steps=round(experiment.roams * steps * settings.epochs),
+        alpha=experiment.alpha,
+    )
     titles = {name: method.title for name, method in methods.items()}
     titles[SINGLE] = "Single task"
     with RunFolder(settings) as folder:
@@ -97,7 +109,10 @@ def run(experiment: Experiment, argv: Sequence[str]) -> None:
         outcome = Outcome(table, titles, metrics, paper, f"Data: {source}")
         seconds, operations = costs["seconds"], costs["operations"]
         cost = f"{_COSTS}\n\n{cost_table(seconds, operations, titles, SUM)}"
-        report = make_report(experiment.name, command, outcome, cost, settings)
+        verdicts = experiment.verdicts(outcome)
+        report = make_report(
+            experiment.name, command, outcome, cost, settings, verdicts
+        )
         about = {"command": command, "data": source, **outcome.results}
         folder.write_results(settings, report, **about, costs=costs)
         figures.draw(outcome, problem, out)

@@ -27,7 +27,7 @@ def draw_learning_rates(outcome: Outcome, tasks: Sequence[str], path: Path) -> N
     names = in_families(outcome.table)
     shown = ("", *tasks) if len(tasks) <= _MOST_TASKS else ("",)
     panels = {task or "average": _lowest_losses(outcome, names, task) for task in shown}
-    if any(name[-1].isdigit() for name in names):
+    if any(name[-1].isdigit() for name in names if not name.startswith("sum")):
         panels = {
             kind: _lowest_losses(outcome, [SUM, *own], "")
             for kind in ("IUS", "IO")

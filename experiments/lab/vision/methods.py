@@ -1,6 +1,8 @@
 """How the tasks of a vision experiment move: aggregators, turns, roaming, search."""
 
+import copy
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -30,8 +32,11 @@ class State(NamedTuple):
 class Method:
     """All tasks move at once, by the optimizer that `make` returns for a learning rate.
 
-    One that `searches` finds its step size itself, and ignores the rate.
+    One that `searches` finds its step size itself, and ignores the rate. There are as
+    many calls of the step on every batch as it `repeats`.
     """
+
+    repeats = 1
 
     def __init__(
         self,
@@ -113,29 +118,45 @@ class Roaming(InTurns):
     those of each task's own channels, and so one for each task.
     """
 
-    def __init__(self, problem: VisionProblem, num_steps: int):
-        self._tasks = problem.tasks
-        super().__init__(problem, len(self._tasks), individual=False)
-        self.title = "Maximum Roaming"
+    def __init__(self, problem: VisionProblem, num_steps: int, individual: bool):
+        super().__init__(problem, len(problem.tasks), individual)
+        self.title = "Maximum Roaming" + (" by IO" if individual else "")
         widths = norm_widths(problem.init(0)[0]["encoder"])
+        # The masks of the widest layer need so many steps to reach every channel.
+        least = math.floor((1 - _SHARING_RATIO) * max(widths.values())) + 1
         self._roaming = mtlopt.maximum_roaming(
-            len(self._tasks), widths, _SHARING_RATIO, num_steps
+            len(problem.tasks), widths, _SHARING_RATIO, max(num_steps, least)
         )
-        losses = {task: self._loss(task) for task in self._tasks}
-        self._oracle = mtlopt.task_grad(losses, problem.labels, has_state=True)
+        losses: Any = {
+            task: functools.partial(self._named_loss, place)
+            for place, task in enumerate(problem.tasks)
+        }
+        if problem.stacked:
+            losses = mtlopt.stacked(self._loss, len(problem.tasks))
+        self._oracle = mtlopt.task_grad(
+            losses,
+            problem.labels,
+            has_state=True,
+            state_labels="stacked" if problem.stacked else None,
+        )
         self.predict = jax.jit(self._predict)
 
-    def _loss(self, task: str) -> Callable[..., Any]:
-        def loss(params: PyTree, batch: PyTree, masks: PyTree, stats: PyTree) -> Any:
-            params = self._masked(params, masks, task)
-            value, own = self.problem.loss(task, params, stats[task], batch)
-            return value, {**stats, task: own}
+    def _loss(self, params: PyTree, task: Any, batch: Any, masks: Any, own: Any) -> Any:
+        """The loss of a task, and its own statistics."""
+        params = self._masked(params, masks, task)
+        return self.problem.loss(task, params, own, batch)
 
-        return loss
+    def _named_loss(
+        self, place: int, params: PyTree, batch: Any, masks: Any, stats: Any
+    ) -> Any:
+        """The same, and the statistics of all tasks."""
+        value, new = self._loss(params, place, batch, masks, _of_task(stats, place))
+        put = jax.tree.map(lambda each, one: each.at[place].set(one), stats, new)
+        return value, put
 
     def start(self, seed: int) -> State:
         run, _ = super().start(seed)
-        stats = {task: jax.tree.map(jnp.copy, run.state) for task in self._tasks}
+        stats = jax.tree.map(lambda x: jnp.stack([x] * self._num_groups), run.state)
         return State(run._replace(state=stats), self._roaming.init(seed))
 
     def step(self, state: State, batch: PyTree, rate: Any, members: Any) -> Any:
@@ -147,15 +168,22 @@ class Roaming(InTurns):
         return step(state.run, batch, state.more.masks, present=present)
 
     def _predict(self, state: State, image: jax.Array) -> ByTask:
-        def one(task: str) -> jax.Array:
+        def all_heads(task: Any) -> ByTask:
             params = self._masked(state.run.params, state.more.masks, task)
-            return self.problem.predict(params, state.run.state[task], image)[task]
+            return self.problem.predict(params, _of_task(state.run.state, task), image)
 
-        return {task: one(task) for task in self._tasks}
+        def own_head(task: Any) -> jax.Array:
+            return jnp.stack(list(all_heads(task).values()))[task]
 
-    def _masked(self, params: PyTree, masks: PyTree, task: str) -> PyTree:
+        tasks = self.problem.tasks
+        if self.problem.stacked:
+            outputs = jax.lax.map(own_head, jnp.arange(len(tasks)))
+            return dict(zip(tasks, outputs, strict=True))
+        return {task: all_heads(place)[task] for place, task in enumerate(tasks)}
+
+    def _masked(self, params: PyTree, masks: PyTree, task: Any) -> PyTree:
         """Parameters in which the encoder's channels of other tasks are zero."""
-        own = mtlopt.task_masks(masks, self._tasks.index(task))
+        own = mtlopt.task_masks(masks, task)
 
         def one(keys: Any, leaf: jax.Array) -> jax.Array:
             mask = own.get(_path(keys[:-1]))
@@ -167,49 +195,62 @@ class Roaming(InTurns):
 def method_names(num_tasks: int, stacked: bool, roams: bool) -> tuple[str, ...]:
     """Returns the names that `--methods` knows; see `Experiment` for the arguments."""
     names = list(methods_for(num_tasks))
+    groups = [num for num in (2, 4, 8, 20) if num < num_tasks]
+    names += [f"sum_{num}" for num in (*groups, num_tasks)]
     for name in ("ius", "io"):
-        groups = [num for num in (2, 4, 8, 20) if num < num_tasks]
         names += [name, *(f"{name}_{num}" for num in groups)]
-    names += ["roaming"] * roams + ["sgd", "fbls"] + [SINGLE] * (not stacked)
-    return tuple(names)
+    names += ["roaming", "roaming_io"] * roams
+    return (*names, "sgd", "fbls", *([] if stacked else [SINGLE]))
 
 
 def make_methods(
-    problem: VisionProblem, names: Iterable[str], num_steps: int, steps_per_epoch: int
+    problem: VisionProblem,
+    names: Iterable[str],
+    *,
+    steps_per_epoch: int,
+    roaming_steps: int,
+    alpha: float,
 ) -> dict[str, Method]:
-    """Returns methods by name; single tasks are members of the summed loss."""
+    """Returns methods by name; single tasks are members of the summed loss.
+
+    The masks of roaming move for `roaming_steps`; `alpha` is that of GradNorm.
+    """
     labels, num_tasks = problem.labels, len(problem.tasks)
+    kinds = tuple(map(kind_of, problem.learnt.losses.values()))
+    own = {"uncertainty": {"kind": kinds}, "gradnorm": {"alpha": alpha}}
 
     def aggregated(name: str, inner: Any = optax.adam, suffix: str = "") -> Method:
         method = mtlopt.METHODS[name]
-        options: Any = {"labels": labels, "steps_per_epoch": steps_per_epoch}
-        if name == "uncertainty":
-            options["kind"] = tuple(map(kind_of, problem.learnt.losses.values()))
+        options: Any = {"steps_per_epoch": steps_per_epoch, **own.get(name, {})}
 
         def make(rate: Any) -> optax.GradientTransformation:
-            aggregator = method.make(num_tasks, **options)
+            aggregator = method.make(num_tasks, labels=labels, **options)
             return optax.chain(aggregator, mtlopt.per_label(inner(rate), labels))
 
         return Method(problem, method.title + suffix, make)
 
     def by_name(name: str) -> Method:
-        family, _, num_groups = name.partition("_")
+        family, _, number = name.partition("_")
         if name in mtlopt.METHODS:
             return aggregated(name)
+        if family == "sum":
+            again = copy.copy(methods[SUM])
+            again.repeats, again.title = int(number), f"Summed loss, {number} steps"
+            return again
         if family in ("ius", "io"):
-            return InTurns(problem, int(num_groups or num_tasks), family == "io")
-        if name == "roaming":
-            return Roaming(problem, num_steps)
+            return InTurns(problem, int(number or num_tasks), family == "io")
+        if family == "roaming":
+            return Roaming(problem, roaming_steps, individual=number == "io")
         if name == "sgd":
             return aggregated(SUM, optax.sgd, ", SGD")
         search = mtlopt.fast_backtracking(mtlopt.mgda(num_tasks))
         return Method(problem, "FBLS", lambda _: search, searches=True)
 
-    methods: dict[str, Method] = {}
+    methods = {SUM: aggregated(SUM)}
+    assert methods[SUM].program  # made now, so that all copies have the same
     for name in names:
-        own = SUM if name == SINGLE else name
-        methods[name] = methods[own] if own in methods else by_name(own)
-    return methods
+        methods[name] = methods[SUM] if name == SINGLE else by_name(name)
+    return {name: methods[name] for name in names}
 
 
 def norm_widths(tree: PyTree) -> dict[str, int]:
@@ -218,6 +259,10 @@ def norm_widths(tree: PyTree) -> dict[str, int]:
     return {
         _path(keys[:-1]): len(leaf) for keys, leaf in leaves if keys[-1].key == "scale"
     }
+
+
+def _of_task(tree: PyTree, task: Any) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[task], tree)
 
 
 def _path(keys: Any) -> str:

@@ -83,13 +83,15 @@ def separate(tasks: Mapping[str, Task], shown: tuple[metrics.Metric, ...]) -> Ta
 class VisionProblem(Problem):
     """Network, tasks and data. A batch is `{"image": uint8, "labels": by task}`.
 
-    `loss(task, params, state, batch)` is that of one task by itself (if its head is not
-    stacked), and the new state. `predict(params, state, image)` is jitted.
+    `loss(place, params, state, batch)` is that of one task, from its place, by itself,
+    and the new state; of stacked heads, the parameters are of that one.
+    `predict(params, state, image)` is jitted.
     """
 
     learnt: Tasks
     loss: Callable[..., tuple[jax.Array, PyTree]]
     predict: Callable[[PyTree, PyTree, jax.Array], ByTask]
+    stacked: bool  # whether the heads are
 
     def labelled(self, batch: PyTree) -> jax.Array:
         """Returns which samples have a label of each task, bool `[tasks, batch]`."""
@@ -142,9 +144,13 @@ def vision_problem(
         tasks=names if stacked else None,
     )
 
-    def loss(task: str, params: PyTree, state: PyTree, batch: PyTree) -> Any:
+    def loss(place: Any, params: PyTree, state: PyTree, batch: PyTree) -> Any:
         model = problem.network(params, state, train=True)
-        value = head_losses[task](model, encode(model, batch), batch)
+        z = encode(model, batch)
+        if stacked:
+            value = stacked_loss(model, z, place, batch)
+        else:
+            value = head_losses[names[place]](model, z, batch)
         return value, nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
 
     @jax.jit  # once for all methods
@@ -156,4 +162,6 @@ def vision_problem(
         own = nnx.vmap(output, in_axes=(0, None, None))
         return dict(zip(names, own(model.heads["stacked"], z, image), strict=True))
 
-    return VisionProblem(**vars(problem), learnt=tasks, loss=loss, predict=predict)
+    return VisionProblem(
+        **vars(problem), learnt=tasks, loss=loss, predict=predict, stacked=stacked
+    )

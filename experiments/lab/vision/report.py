@@ -9,10 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.lab.comparison import delta_m, growth_rate, mean_rank
+from experiments.lab.comparison import (
+    Difference,
+    delta_m,
+    growth_rate,
+    mean_rank,
+    paired,
+)
 from experiments.lab.tables import Frame, count, markdown_table, number, select
+from experiments.lab.verdicts import Verdict, verdict_table
 
 SUM, SINGLE = "sum_tasks", "single"
+_VERDICTS = """
+## Claims
+
+Differences are means of the same seeds, with their 95 % intervals. One that has 0 in it
+cannot be seen at this size.
+
+"""
 _FAMILIES = ("sum", "ius", "io")
 
 
@@ -34,6 +48,7 @@ class Paper(NamedTuple):
     scores: Mapping[str, Mapping[str, str]]  # by metric too, as printed
     distances: Mapping[str, Sequence[float]] = {}  # covered, shortest, ratio
     note: str = ""  # a sentence on the scores
+    comparable: bool = True  # whether its scores stand beside ours, or by themselves
 
 
 class Distances(NamedTuple):
@@ -70,6 +85,12 @@ class Outcome:
     @functools.cached_property
     def distances(self) -> Distances:
         return measure_distances(self.table)
+
+    def gain(self, metric: Metric, new: str, old: str) -> Difference:
+        """How much better a method is than another, of the same seeds."""
+        scores = (np.array(self.scores[name][metric.name]) for name in (new, old))
+        sign = 1 if metric.higher_is_better else -1
+        return paired(*(sign * metric.factor * own for own in scores))
 
     @property
     def results(self) -> dict[str, Any]:
@@ -138,10 +159,18 @@ def scores_by_method(
 
 
 def make_report(
-    title: str, command: str, outcome: Outcome, costs: str, settings: Any
+    title: str,
+    command: str,
+    outcome: Outcome,
+    costs: str,
+    settings: Any,
+    verdicts: Sequence[Verdict],
 ) -> str:
     """Returns the tables as Markdown; that of the costs is given."""
-    note = outcome.paper.note and f"\n{outcome.paper.note}"
+    note = outcome.paper.note if outcome.paper.comparable else ""
+    note = note and f"\n{note}"
+    claims = _VERDICTS + verdict_table(verdicts) if verdicts else ""
+    others = paper_section(outcome) + growth_section(outcome)
     epochs, seeds = count(settings.epochs, "epoch"), count(settings.seeds, "seed")
     return f"""# {title}
 
@@ -153,17 +182,19 @@ standard deviation).
 ## Test ({outcome.paper.table})
 
 At the learning rate and the epoch of the lowest validation loss, mean over the tasks.
-Ranks are averaged over the metrics; Δm is the gain over single tasks.{note}
+Ranks are means over the metrics, and methods share one if the seeds do not tell them
+apart. Δm is the gain over single tasks.{note}
 
 {summary_table(outcome)}
 
-{growth_section(outcome)}## Lowest validation loss by learning rate
+{others}## Lowest validation loss by learning rate
 
-{rates_table(outcome.table)}
+{rates_table(outcome)}
 
 ## Choices of validation
 
-Temporary memory is that of the compiled program without its arguments and results.
+A rate at the edge of the grid may not be the best. Temporary memory is that of the
+compiled program without its arguments and results.
 
 {choices_table(outcome)}
 
@@ -174,15 +205,17 @@ Temporary memory is that of the compiled program without its arguments and resul
 ## Distance in the shared parameters
 
 {distance_table(outcome)}
+{claims}
 """
 
 
 def summary_table(outcome: Outcome) -> str:
     """Returns the test metrics, the paper's beside them, ranks and gains."""
     metrics, theirs = outcome.metrics, outcome.paper.scores
-    in_paper = [m for m in metrics if m.name in set().union(*theirs.values())]
-    ranked = outcome.means.drop(columns=SINGLE, errors="ignore")
-    ranks = mean_rank(ranked.T, [metric.higher_is_better for metric in metrics])
+    in_paper = _in_paper(outcome) if outcome.paper.comparable else []
+    ranked = [name for name in outcome.scores if name != SINGLE]
+    scores = [[outcome.scores[name][m.name] for m in metrics] for name in ranked]
+    ranks = mean_rank(scores, [metric.higher_is_better for metric in metrics])
     rank_of = dict(zip(ranked, ranks, strict=True))
     gains = gains_over_single(outcome.means, metrics)
     arrows = [f"{m.title} {'↑' if m.higher_is_better else '↓'}" for m in metrics]
@@ -196,6 +229,26 @@ def summary_table(outcome: Outcome) -> str:
         cells += [theirs.get(name, {}).get(m.name, "") for m in in_paper]
         rows.append([outcome.titles[name], *cells])
     return markdown_table(header, rows)
+
+
+def paper_section(outcome: Outcome) -> str:
+    """Returns the paper's scores, if they are of other measures than ours."""
+    if outcome.paper.comparable:
+        return ""
+    metrics, scores = _in_paper(outcome), outcome.paper.scores
+    header = ["method", *(metric.title.split(" [")[0] for metric in metrics)]
+    rows = [
+        [outcome.titles[name], *(scores[name].get(m.name, "") for m in metrics)]
+        for name in outcome.scores
+        if name in scores
+    ]
+    title = "## The paper's scores, of other measures"
+    return f"{title}\n\n{outcome.paper.note}\n\n{markdown_table(header, rows)}\n\n"
+
+
+def _in_paper(outcome: Outcome) -> list[Metric]:
+    names = set().union(*outcome.paper.scores.values())
+    return [metric for metric in outcome.metrics if metric.name in names]
 
 
 def gains_over_single(means: Frame, metrics: Sequence[Metric]) -> dict[str, float]:
@@ -224,14 +277,14 @@ def growth_section(outcome: Outcome) -> str:
     return f"{title}\n\n{markdown_table(header, rows)}\n\n"
 
 
-def rates_table(table: Frame) -> str:
+def rates_table(outcome: Outcome) -> str:
     """Returns the lowest validation losses by learning rate."""
-    losses = select(table, name="best_loss")
+    losses = select(outcome.table, name="best_loss")
     rates = sorted(losses["rate"].unique())
     rows = []
     for (method, only), own in losses.groupby(["method", "only"], sort=False):
         found = own.groupby("rate")["value"].agg(lambda values: number(values, 1, 4))
-        name = f"{method}_{only}" if only else method
+        name = f"{only}, single" if only else outcome.titles[method]
         rows.append([name, *(found.get(rate, "") for rate in rates)])
     return markdown_table(["method", *(f"{rate:g}" for rate in rates)], rows)
 
@@ -244,8 +297,13 @@ def choices_table(outcome: Outcome) -> str:
     for method in in_order(outcome.chosen):
         own = select(outcome.chosen, method=method)
         epochs = select(own, name="best_epoch")
-        choices = (epochs.drop_duplicates("only")["rate"], epochs["value"])
-        cells = [", ".join(f"{choice:g}" for choice in each) for each in choices]
+        tried = select(outcome.table, method=method)["rate"]
+        edges = (tried.min(), tried.max()) if tried.nunique() > 1 else ()
+        rates = [
+            f"{rate:g}{' (edge)' * (rate in edges)}"
+            for rate in epochs.drop_duplicates("only")["rate"]
+        ]
+        cells = [", ".join(rates), ", ".join(f"{own:g}" for own in epochs["value"])]
         memory = select(own, name="temporary_bytes")["value"].max() / 2**20
         compilation = select(own, name="compile_seconds")["value"].max()
         cells += [f"{memory:.1f}", f"{compilation:.1f}"]

@@ -98,10 +98,11 @@ def _training(
             batch = train.batch(rows)
             program.compile(now, batch, rate, members)
             started = time.perf_counter()
-            now, losses, present = program(now, batch, rate, members)
-            total += np.asarray(losses, float)[mine]
+            for _ in range(method.repeats):
+                now, losses, present = program(now, batch, rate, members)
+                total += np.asarray(losses, float)[mine]
+                labelled += np.asarray(present)[mine]
             seconds += time.perf_counter() - started
-            labelled += np.asarray(present)[mine]
             mean = total / np.where(labelled, labelled, np.nan)
             progress(1, f"loss: {' '.join(f'{value:.3f}' for value in mean[:6])}")
         validation, metrics = evaluate(method, now, splits["validation"])
@@ -194,10 +195,12 @@ def measure_costs(
 
     def call(name: str) -> Any:
         program = methods[name].program
-        states[name], *found = program(states[name], batch, rate, members)
+        found: Any = ()
+        for _ in range(methods[name].repeats):
+            states[name], *found = program(states[name], batch, rate, members)
         return found
 
     calls = {name: functools.partial(call, name) for name in methods}
     seconds = fastest(calls, _COST_ROUNDS)
-    operations = {name: own.program.operations for name, own in methods.items()}
+    operations = {n: own.repeats * own.program.operations for n, own in methods.items()}
     return {"seconds": seconds, "operations": operations}
