@@ -36,6 +36,9 @@ INDEX = {
         "cifar10": ("line search on ten one-vs-rest tasks", "Fig. 5", None),
         "bert": ("line search on sentence pairs", "Table 3", None),
     },
+    "real_data": {
+        "comparison": ("methods beside tuned weights", "", None),
+    },
 }
 OTHERS = {
     "doctor": "do the tasks conflict, and what may help: two overlaid digits",

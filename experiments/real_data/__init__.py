@@ -1,0 +1,1 @@
+"""Real problems: which method, on molecules, two equations and genes?"""

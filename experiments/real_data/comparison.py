@@ -1,0 +1,173 @@
+"""Which method, on real data: methods beside tuned weights and other baselines."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+import mtlopt
+from experiments.lab.folder import RunFolder
+from experiments.lab.loop import train
+from experiments.lab.program import Program
+from experiments.lab.settings import Options, parse
+from experiments.lab.tables import Frame, command_line, count, markdown_table, select
+from experiments.real_data import equations, learned
+from experiments.real_data.choice import Standing, at_edge, choose, compare, errors_of
+from experiments.real_data.problem import Problem
+from experiments.real_data.training import make_run, make_training, rows_of
+
+NAME = "real_data.comparison"
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "molecules": learned.load_molecules,
+    "standardised": functools.partial(learned.load_molecules, standardised=True),
+    "kovasznay": equations.load_kovasznay,
+    "burgers": equations.load_burgers,
+    "yeast": learned.load_yeast,
+}
+FEW = ("uncertainty", "mgda", "pcgrad", "nash_mtl", "conflict_free", "aligned_mtl")
+# Fixed before the first run, whatever it would show.
+METHODS = (
+    *FEW,
+    *("dwa", "gradnorm", "famo", "log_stch", "geometric_mean", "rlw", "db_mtl"),
+    *("upgrad", "cagrad", "fairgrad", "graddrop", "imtl_g"),
+)
+_CHOOSING = 1000  # the first of the seeds that choose; the reported ones are from 0
+Outcome = tuple[str, str, Standing]  # title, weights and rate, and what the errors say
+
+DESCRIPTION = """\
+Compares methods on real problems with what needs no method: the summed loss, fixed
+weights tuned on a grid, losses over their first values and, where there are targets,
+standardised targets and a network for each task.
+
+Problems: six properties of molecules in raw units, the same with standardised targets,
+Kovasznay's flow and Burgers' shock, whose equations a network solves, and fourteen
+labels of yeast's genes, a negative control. Molecules and yeast need pip install -e
+".[real-data]". Burgers is the longest.
+
+Each row of a table gets the
+learning rate, and the weights if it has any, with the lowest validation error over
+seeds of their own; other seeds are reported, by errors on test data. With no option two
+problems and six methods run; --full runs all problems and the methods that were fixed
+beforehand. Any other of the library is for --methods.
+"""
+
+FULL: dict[str, Any] = {
+    "problems": tuple(PROBLEMS),
+    "methods": METHODS,
+    "choosing_seeds": 3,
+}
+FULL |= {"seeds": 5, "rates": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """The settings that decide the numbers of a run.
+
+    Attributes:
+      problems: some of the five, or all.
+      methods: some of the names in `mtlopt.METHODS`, or all; those that need more tasks
+        than a problem has are left out there.
+      rates: learning rates of Adam, of which each row gets its best.
+      choosing_seeds: number of seeds that choose, apart from those that are reported.
+      seeds: number of seeds that are reported.
+    """
+
+    problems: tuple[str, ...] = ("molecules", "kovasznay")
+    methods: tuple[str, ...] = FEW
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    choosing_seeds: int = 1
+    seeds: int = 3
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the comparison with the options `argv`, see `DESCRIPTION`."""
+    names = {"problems": PROBLEMS, "methods": mtlopt.METHODS}
+    settings = parse(NAME, DESCRIPTION, Settings(), argv, full=FULL, names=names)
+    problems = {name: PROBLEMS[name]() for name in settings.problems}
+    text, results, command = _head(settings), {}, command_line(NAME, argv)
+    with RunFolder(settings) as folder:
+        for name, problem in problems.items():
+            outcomes = run_problem(name, problem, settings, folder)
+            text += f"\n\n{make_section(name, problem, list(outcomes.values()))}"
+            results[name] = {
+                row: {"chosen": chosen, "says": standing.words} | standing._asdict()
+                for row, (_, chosen, standing) in outcomes.items()
+            }
+            # After each problem, since all of them may take hours.
+            folder.write_results(settings, text, command=command, problems=results)
+    print(f"\n{text}\n\nWritten to {folder.path}.")
+
+
+def run_problem(
+    name: str, problem: Problem, settings: Settings, folder: RunFolder
+) -> dict[str, Outcome]:
+    """Makes the runs that choose, then those that are told; the tuned weights first."""
+    num_tasks = problem.oracle.num_tasks
+    methods = [m for m in settings.methods if mtlopt.METHODS[m].min_tasks <= num_tasks]
+    rows = rows_of(problem, methods)
+    programs = [Program(make_run(row)) for row in rows]
+
+    def runs(stage: str, candidates: Iterable[Any], seeds: Sequence[int]) -> Frame:
+        each = [
+            make_training(name, row, program, stage, own, seeds)
+            for row, program, own in zip(rows, programs, candidates, strict=True)
+        ]
+        return train(each, 1, (), folder, stream=f"{name}_{stage}")
+
+    seeds = range(_CHOOSING, _CHOOSING + settings.choosing_seeds)
+    grids = (itertools.product(row.weightings, settings.rates) for row in rows)
+    search = runs("search", grids, seeds)
+    found = ((row, select(search, row=row.name)) for row in rows)
+    choices = [choose(table, problem.parts, alone=row.alone) for row, table in found]
+    told = [list(dict.fromkeys(choice.values())) for choice in choices]
+    table = runs("report", told, range(settings.seeds))
+    outcomes, base = {}, None
+    for row, choice, candidates in zip(rows, choices, told, strict=True):
+        errors = errors_of(select(table, row=row.name), choice)
+        base = errors if base is None else base
+        words = ", ".join(f"{weights} {rate:g}".strip() for weights, rate in candidates)
+        words += "*" * at_edge(choice, settings.rates, list(row.weightings))
+        outcomes[row.name] = (row.title, words, compare(errors, base))
+    return outcomes
+
+
+def _head(settings: Settings) -> str:
+    grid = ", ".join(f"{rate:g}" for rate in settings.rates)
+    return (
+        "# Which method, on real data\n\n"
+        f"{count(settings.choosing_seeds, 'seed')} chose among the rates {grid} by "
+        f"validation, {count(settings.seeds, 'other seed')} are told by test. A star "
+        "marks a rate, or weights, at the edge of the grid. Errors are geometric means "
+        "over parts and seeds; beside the tuned weights, ratios for the same seeds, in "
+        "brackets the least and the greatest seed. A difference is one if the 95 % "
+        "interval of the ratios' logarithms leaves zero out. Rounding: the factor, "
+        "root mean square over seeds, if the last bit of initial parameters differs."
+    )
+
+
+def make_section(name: str, problem: Problem, outcomes: Sequence[Outcome]) -> str:
+    """Returns a problem's heading and table, lowest errors first, lost seeds last."""
+    header = ["method", "rate", "error", "beside tuned weights", "worst part"]
+    header += ["difference", "rounding", "lost seeds"]
+    ordered = sorted(outcomes, key=lambda own: (own[-1].lost, own[-1].error))
+    others = len(outcomes) - 1
+    text = (
+        f"{problem.source}. {problem.oracle.num_tasks} tasks, {problem.steps:,} steps. "
+        f"Of {others} intervals at 95 %, {others / 20:.1f} leave zero out by chance."
+    )
+    table = markdown_table(header, [_cells(*outcome) for outcome in ordered])
+    return f"## {name}\n\n{text}\n\n{table}"
+
+
+def _cells(title: str, chosen: str, standing: Standing) -> list[str]:
+    cells = ["", "", ""]
+    if standing.ratios:
+        part, most = standing.worst
+        low, mean, high = (np.exp(f(standing.ratios)) for f in (min, np.mean, max))
+        ratio = f"{mean:.2f} ({low:.2f} to {high:.2f})"
+        cells = [f"{np.exp(standing.error):.4f}", ratio, f"{np.exp(most):.2f} {part}"]
+    cells += [standing.words, f"{np.exp(standing.rounding):.3f}", str(standing.lost)]
+    return [title, chosen, *cells]

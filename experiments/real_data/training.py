@@ -1,0 +1,140 @@
+"""The rows of a table, and the runs of each: those that choose, those that are told."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import mtlopt
+from experiments.lab.loop import Progress, Training
+from experiments.lab.program import Program
+from experiments.real_data.problem import Problem, PyTree
+
+SPLITS = {"search": "validation", "report": "test"}  # what the runs are told by
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """A row of a problem's table."""
+
+    name: str
+    title: str
+    problem: Problem
+    weightings: Mapping[str, Sequence[float]]  # to choose from
+    method: str = ""  # of the library; empty for plain gradients of a weighted sum
+    over_first: bool = False  # whether losses are divided by their values at the start
+    alone: bool = False  # whether each task has a network of its own
+
+
+def rows_of(problem: Problem, methods: Sequence[str]) -> list[Row]:
+    """Returns the baselines that the problem allows, the tuned weights first."""
+    ones = {"": [1.0] * problem.oracle.num_tasks}
+    other = problem.standardised or problem
+    rows = [
+        Row("tuned", "Tuned weights", problem, problem.weightings),
+        Row("sum", "Summed loss", problem, ones),
+        Row("over_first", "Losses over first values", problem, ones, over_first=True),
+    ]
+    if problem.standardised:
+        rows.append(Row("standardised", "Standardised targets, summed", other, ones))
+    if problem.alone:
+        rows.append(Row("alone", "Single networks", other, ones, alone=True))
+    titles = ((name, mtlopt.METHODS[name].title) for name in methods)
+    return rows + [Row(name, title, problem, ones, name) for name, title in titles]
+
+
+def make_run(row: Row) -> Callable[..., dict[str, jax.Array]]:
+    """Returns `run(rate, seed, nudged, weights, splits)`, which trains once.
+
+    It returns the errors at the end, `[parts]`, for validation and for test. Adam's
+    rate falls to zero along a cosine. A run that is `nudged` starts from parameters
+    whose last bit differs.
+    """
+    problem, oracle, steps = row.problem, row.problem.oracle, row.problem.steps
+    losses, errors, init = oracle.losses, problem.errors, problem.init
+    if row.alone:
+        losses, errors, init = _each_own(losses), _each_own(errors), jax.vmap(init)
+    aggregator: Any = optax.identity()
+    if row.method:
+        needs = {"labels": oracle.labels, "steps_per_epoch": problem.steps_per_epoch}
+        aggregator = mtlopt.METHODS[row.method].make(oracle.num_tasks, **needs)
+
+    def run(rate: Any, seed: Any, nudged: Any, weights: Any, splits: Any) -> Any:
+        key = jax.random.key(seed)
+        falling = optax.cosine_decay_schedule(rate, steps)
+        optimizer = optax.chain(aggregator, optax.adam(falling))
+
+        def draw(number: Any) -> PyTree:
+            return problem.draw(jax.random.fold_in(key, number), splits["train"])
+
+        first = jax.random.fold_in(key, steps)
+        params = init(jax.random.split(first, oracle.num_tasks) if row.alone else first)
+        params = jax.tree.map(
+            lambda leaf: jnp.where(nudged, jnp.nextafter(leaf, jnp.inf), leaf), params
+        )
+        if row.over_first:
+            weights = weights / losses(params, draw(0))
+        gradient = jax.grad(lambda params, batch: weights @ losses(params, batch))
+
+        def plain(run: mtlopt.Run, batch: PyTree) -> tuple[mtlopt.Run, None]:
+            grads = gradient(run.params, batch)
+            updates, state = optimizer.update(grads, run.opt_state, run.params)
+            return mtlopt.Run(optax.apply_updates(run.params, updates), state), None
+
+        step = mtlopt.train_step(oracle, optimizer) if row.method else plain
+        run = mtlopt.Run(params, optimizer.init(params))
+        body = lambda number, run: step(run, draw(number))[0]  # noqa: E731
+        run = jax.lax.fori_loop(0, steps, body, run)
+        return {name: errors(run.params, splits[name]) for name in SPLITS.values()}
+
+    return run
+
+
+def _each_own(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns a function of `[tasks]` networks, to each the entry of its own task."""
+    each = jax.vmap(function, in_axes=(0, None))
+    return lambda params, data: jnp.diagonal(each(params, data))
+
+
+def make_training(
+    prefix: str,
+    row: Row,
+    program: Program,
+    stage: str,
+    candidates: Iterable[tuple[str, float]],  # names of weights, and rates
+    seeds: Sequence[int],
+) -> Training:
+    """Returns the runs of a row with these candidates; if they are told, also nudged.
+
+    A run keeps one core busy, so there are as many at a time as there are cores.
+    """
+    problem, nudges = row.problem, (0, 1) if stage == "report" else (0,)
+    runs = [
+        {"row": row.name, "weights": name, "rate": rate, "seed": seed, "nudged": nudged}
+        for name, rate in candidates
+        for seed in seeds
+        for nudged in nudges
+    ]
+
+    def one(run: Mapping[str, Any]) -> jax.Array:
+        weights = jnp.array(row.weightings[run["weights"]], float)
+        args = (jnp.asarray(run[name]) for name in ("rate", "seed", "nudged"))
+        out = program(*args, weights, problem.splits)
+        return jax.block_until_ready(out[SPLITS[stage]])
+
+    def epoch(state: tuple[()], _: int, progress: Progress) -> Any:
+        errors = [one(runs[0])]  # compiles
+        progress(1, "")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for found in pool.map(one, runs[1:]):
+                errors.append(found)
+                progress(1, "")
+        return state, {"error": jnp.stack(errors)}
+
+    name, parts = f"{prefix}-{row.name}-{stage}", {"error": problem.parts}
+    return Training(name, runs, tuple, epoch, len(runs), parts=parts)
