@@ -39,7 +39,7 @@ class RunFolder:
 
     def __init__(self, settings: ShortOptions):
         self.path = Path(settings.out)
-        self._started = time.perf_counter()
+        self._started: float | None = time.perf_counter()
         self.tensorboard = getattr(settings, "tensorboard", False)
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise UsageError(
@@ -86,6 +86,7 @@ class RunFolder:
                     "--resume, choose another folder, or remove this one."
                 )
             self._check_same(path, wanted)
+            self._started = None  # in an earlier session
         elif others:
             raise UsageError(
                 f"--out must be an empty folder or that of a run, but {self.path} "
@@ -112,9 +113,9 @@ class RunFolder:
         self, settings: ShortOptions, report: str, **results: Any
     ) -> None:
         """Prints the report, and writes it with `results.json`: how it came about."""
-        minutes = (time.perf_counter() - self._started) / 60
-        record = {"settings": deciding(settings), **provenance(), "minutes": minutes}
-        record |= results
+        record = {"settings": deciding(settings), **provenance(), **results}
+        if self._started is not None:
+            record["minutes"] = (time.perf_counter() - self._started) / 60
         # In JSON there is no number that is not finite.
         finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
         write_text(self.path / "report.md", report.rstrip() + "\n")

@@ -98,7 +98,6 @@ def main(argv: Sequence[str]) -> None:
             }
             # After each problem, since all of them may take hours.
             folder.write_results(settings, text, command=command, problems=results)
-    print(f"\n{text}\n\nWritten to {folder.path}.")
 
 
 def run_problem(
