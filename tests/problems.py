@@ -1,5 +1,7 @@
 """Toy multi-task problems, and every method run on them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +144,41 @@ def in_parameter_space():
     return [name for name in ROUTES if not METHODS[name].latent]
 
 
+def make_run(oracle, names=None, known=None):
+    """`run_methods` as a function of the rest: one program for all batches and masks.
+
+    Returns:
+      `run(params, batches, mask=None)`.
+    """
+    if names is None:
+        names = ROUTES
+    methods = {
+        name: METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
+        for name in names
+    }
+
+    def step(params, mask, carry, batch):
+        grads = oracle(params, *batch, present=known or mask)
+        results = {
+            name: method.update(grads, carry[name], params)
+            for name, method in methods.items()
+        }
+        carry = {name: state for name, (_, state) in results.items()}
+        return carry, ({name: out for name, (out, _) in results.items()}, carry)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def compiled(params, batches, mask):
+        init = {name: method.init(params) for name, method in methods.items()}
+        return jax.lax.scan(functools.partial(step, params, mask), init, batches)[1]
+
+    def run(params, batches, mask=None):
+        with jax.enable_x64(True):
+            updates, states = compiled(params, batches, mask)
+            return jax.device_get(updates), states
+
+    return run
+
+
 def run_methods(oracle, params, batches, *, names=None, present=None):
     """Methods over the batches at the same parameters, their state carried along.
 
@@ -151,32 +188,9 @@ def run_methods(oracle, params, batches, *, names=None, present=None):
     Returns:
       `{name: updates [steps, ...]}` and `{name: states [steps, ...]}` after each step.
     """
-    if names is None:
-        names = ROUTES
-    methods = {
-        name: METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
-        for name in names
-    }
-
     known = present if isinstance(present, dict) else None
-
-    def step(carry, batch, mask):
-        grads = oracle(params, *batch, present=known or mask)
-        results = {
-            name: method.update(grads, carry[name], params)
-            for name, method in methods.items()
-        }
-        carry = {name: state for name, (_, state) in results.items()}
-        return carry, ({name: out for name, (out, _) in results.items()}, carry)
-
-    def run(params, batches, mask):
-        init = {name: method.init(params) for name, method in methods.items()}
-        return jax.lax.scan(lambda *now: step(*now, mask), init, batches)[1]
-
-    with jax.enable_x64(True):
-        mask = None if known else present
-        updates, states = jax.jit(run, compiler_options=QUICK)(params, batches, mask)
-        return jax.device_get(updates), states
+    run = make_run(oracle, names, known)
+    return run(params, batches, None if known else present)
 
 
 def updates_of(*args, **options):

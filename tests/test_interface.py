@@ -147,21 +147,23 @@ def test_one_program_for_all_steps_with_donation(few):
 # Numbers, on Jacobians that are given. One program for all methods and all of them.
 
 
-def make_update(name):
-    tx, oracle = METHODS[name].make(NUM_TASKS), matrix_oracle(NUM_TASKS)
+def make_updates(names):
+    """A function of one problem, `(rows, losses, present)`, to updates by name."""
+    transforms = {name: METHODS[name].make(NUM_TASKS) for name in names}
+    oracle = matrix_oracle(NUM_TASKS)
 
-    def update(rows, losses, present=None):
+    def updates(rows, losses, present=None):
         params = jnp.zeros(rows.shape[1:], rows.dtype)
         grads = oracle(params, rows, losses, present=present)
-        return tx.update(grads, tx.init(params), params)[0]
+        return {
+            name: tx.update(grads, tx.init(params), params)[0]
+            for name, tx in transforms.items()
+        }
 
-    return update
+    return updates
 
 
-@jax.jit
-def vmapped_updates(*given):
-    """Updates of all methods, each leaf with one problem per row."""
-    return {name: jax.vmap(make_update(name))(*given) for name in METHODS}
+vmapped_updates = jax.jit(jax.vmap(make_updates(METHODS)))
 
 
 def random_rows(seed=0, num_tasks=NUM_TASKS, size=SIZE):
@@ -225,28 +227,24 @@ def test_length_on_equal_gradients(name, num_tasks):
 )
 def test_jit_equals_vmap(name):
     """Without `vmap` a `cond` is one; and no task is absent."""
-    single = jax.jit(make_update(name), compiler_options=QUICK)(ROWS, LOSSES)
-    assert error(single, generic_update(name), ROWS) < 1e-5
+    single = jax.jit(make_updates([name]), compiler_options=QUICK)(ROWS, LOSSES)
+    assert error(single[name], generic_update(name), ROWS) < 1e-5
 
 
 @pytest.mark.parametrize("name", ROUTES)
 def test_eager_equals_jit(name):
     """Operation by operation, for those that stand for all; it compiles each alone."""
-    update = make_update(name)
-    assert error(update(ROWS, LOSSES), generic_update(name), ROWS) < 1e-5
+    update = make_updates([name])(ROWS, LOSSES)[name]
+    assert error(update, generic_update(name), ROWS) < 1e-5
 
 
 @few_and_others
 def test_bfloat16_is_float32_rounded(few):
     """The Gramian and the solver are float32 whatever the params are."""
     names = [name for name in METHODS if (name in ROUTES) == few]
-
-    def everything(rows, losses):
-        return {name: make_update(name)(rows, losses) for name in names}
-
     rows = jnp.asarray(ROWS, jnp.bfloat16)
     losses = jnp.asarray(LOSSES, jnp.bfloat16)
-    found = jax.jit(everything, compiler_options=QUICK)(rows, losses)
+    found = jax.jit(make_updates(names), compiler_options=QUICK)(rows, losses)
     for name, update in found.items():
         expected = generic_update(name)
         assert update.dtype == jnp.bfloat16
@@ -342,8 +340,8 @@ def test_public_names_exist_and_are_documented():
 
 @methods
 def test_backward_passes_are_as_stated(name):
-    """Backward passes of the encoder: products in the compiled program."""
-    weight = jnp.zeros((64, 64))
+    """Backward passes of the encoder: products in the program that XLA is given."""
+    weight, inputs = np.zeros((64, 64), np.float32), np.zeros((16, 64), np.float32)
     oracle = mtlopt.task_grad(
         mtlopt.stacked(lambda p, z, task, x: jnp.sum(z) * (task + 1.0), 4),
         "shared",
@@ -352,15 +350,13 @@ def test_backward_passes_are_as_stated(name):
     )
     tx = METHODS[name].make(4)
 
-    def cost(run):
-        compiled = jax.jit(run).lower(weight, jnp.zeros((16, 64))).compile()
-        return compiled.cost_analysis()["flops"]
-
+    @jax.jit
     def step(p, x):
         return tx.update(oracle(p, x), tx.init(p), p)[0]
 
     # One forward pass, and backward passes; with two of them a forward derivative.
-    products = cost(step) / (2 * 16 * 64 * 64)
+    operations = step.lower(weight, inputs).cost_analysis()["flops"]
+    products = operations / (2 * 16 * 64 * 64)
     passes = "T" if products > 4.9 else "2" if products > 3.9 else "1"
     assert passes == METHODS[name].backward
 

@@ -66,8 +66,8 @@ def numbers(oracle, params=PARAMS, args=ARGS, space="both"):
     return jax.jit(measure, compiler_options=QUICK)(params, *args)
 
 
-def by_autodiff(params=PARAMS, args=ARGS, space="both"):
-    """The same from plain jax.grad of each loss."""
+def scaled_gradients(params, args):
+    """Losses, heads' gradients and the Jacobians, by plain jax.grad of each loss."""
     scales, shared = np.array([1.0, 0.5, -2.0]), params["encoder"]
     heads = {
         task: jax.tree.map(
@@ -83,12 +83,19 @@ def by_autodiff(params=PARAMS, args=ARGS, space="both"):
     def of_latent(z):
         return jnp.stack([LOSSES[t](params, z, *args) for t in TASKS]) * scales
 
-    jacobian = jax.jit(jax.jacobian(of_shared), compiler_options=QUICK)(shared)
-    latent = jax.jit(jax.jacobian(of_latent))(encode(params, *args))
+    jacobian = jax.jacobian(of_shared)(shared)
+    latent = jax.jacobian(of_latent)(encode(params, *args))
+    return losses_of(params, *args), heads, jacobian, latent
+
+
+@functools.cache
+def by_autodiff(space="both"):
+    """The same numbers from plain jax.grad of each loss."""
+    run = jax.jit(scaled_gradients, compiler_options=QUICK)
+    losses, heads, jacobian, latent = jax.device_get(run(PARAMS, ARGS))
 
     def combined(weights):
-        weights = np.array(weights)
-        encoder = jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), jacobian)
+        encoder = jax.tree.map(lambda leaf: np.tensordot(weights, leaf, 1), jacobian)
         return {"encoder": encoder, "heads": heads}
 
     def products(tree):
@@ -99,7 +106,7 @@ def by_autodiff(params=PARAMS, args=ARGS, space="both"):
 
     total = combined([1.0, 1.0, 1.0])
     out = {
-        "losses": losses_of(params, *args),
+        "losses": losses,
         "gramian": products(jacobian),
         "norms": np.sqrt(np.diag(products(jacobian))),
         "sum": total,
@@ -249,14 +256,15 @@ def stacked_run():
 
 @functools.cache
 def split_run():
-    """The toy problem with its shared leaves cut differently: two halves, one flat."""
+    """The toy problem with its shared leaves cut differently.
+
+    The weight is split into two halves, and the second is merged with the bias.
+    """
+    size = INPUTS * (WIDTH - 2)
 
     def joined(params):
-        if "flat" in params:
-            flat = params["flat"]
-            w, b = flat[: INPUTS * WIDTH].reshape(INPUTS, WIDTH), flat[INPUTS * WIDTH :]
-        else:
-            w, b = jnp.concatenate([params["left"], params["right"]], 1), params["b"]
+        right, b = params["flat"][:size].reshape(INPUTS, -1), params["flat"][size:]
+        w = jnp.concatenate([params["left"], right], axis=1)
         return {"encoder": {"w": w, "b": b}}
 
     oracle = mtlopt.task_grad(
@@ -265,22 +273,19 @@ def split_run():
         encode=lambda params, *args: encode(joined(params), *args),
     )
     w, b = PARAMS["encoder"]["w"], PARAMS["encoder"]["b"]
-    heads = {"heads": PARAMS["heads"]}
-    split = {"left": w[:, :2], "right": w[:, 2:], "b": b} | heads
-    merged = {"flat": np.concatenate([w.ravel(), b])} | heads
-    return updates_of(oracle, split, BATCHES), updates_of(oracle, merged, BATCHES)
+    flat = np.concatenate([w[:, 2:].ravel(), b])
+    params = {"left": w[:, :2], "flat": flat, "heads": PARAMS["heads"]}
+    return updates_of(oracle, params, BATCHES)
 
 
 @pytest.mark.parametrize("name", ROUTES)
 def test_cutting_leaves_differently_changes_nothing(name, plain):
     """Split or merged shared leaves give the same update."""
-    split, merged = (run[name] for run in split_run())
-    expected = plain[name]["encoder"]
-    weight = np.concatenate([split["left"], split["right"]], axis=2)
-    assert_close({"w": weight, "b": split["b"]}, expected)
-    flat = np.concatenate([expected["w"].reshape(STEPS, -1), expected["b"]], axis=1)
-    assert_close(merged["flat"], flat)
-    assert_close(merged["heads"], plain[name]["heads"])
+    found, expected = split_run()[name], plain[name]["encoder"]
+    left, right = np.split(expected["w"], [2], axis=2)
+    flat = np.concatenate([right.reshape(STEPS, -1), expected["b"]], axis=1)
+    expected = {"left": left, "flat": flat, "heads": plain[name]["heads"]}
+    assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", ROUTES)
@@ -356,10 +361,18 @@ def test_every_latent_method_has_a_twin():
 def true_gradients():
     """The gradient of every task alone, at every batch."""
     with jax.enable_x64(True):
-        steps = [[leaf[step] for leaf in BATCHES] for step in range(STEPS)]
-        return jax.device_get(
-            [[gradient_of(task, PARAMS, *args) for task in TASKS] for args in steps]
+        gradients = jax.jit(
+            lambda *args: [gradient_of(t, PARAMS, *args) for t in TASKS]
         )
+        steps = [[leaf[step] for leaf in BATCHES] for step in range(STEPS)]
+        return jax.device_get([gradients(*args) for args in steps])
+
+
+@functools.cache
+def true_losses():
+    """At the first batch."""
+    with jax.enable_x64(True):
+        return jax.device_get(jax.jit(losses_of)(PARAMS, *ARGS))
 
 
 def test_sum_tasks_is_the_gradient_of_the_summed_loss(plain):
@@ -401,12 +414,12 @@ def test_task_is_the_gradient_of_one_loss(shape, float64):
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def everything(params):
-        gradients = [gradient_of(task, params, *ARGS) for task in TASKS]
         single = [oracle.task(key, params, *ARGS) for key in keys]
         several = [oracle.task(jnp.array(group), params, *ARGS) for group in groups]
-        return gradients, losses_of(params, *ARGS), single, several
+        return single, several
 
-    gradients, losses, single, several = everything(PARAMS)
+    gradients, losses = true_gradients()[0], true_losses()
+    single, several = jax.device_get(everything(PARAMS))
     for found in single:
         assert found.losses.shape == ()
         assert_close(found.losses, losses[1], 1e-12)
@@ -462,11 +475,11 @@ def test_task_runs_on_a_batch_of_its_own(shape, float64):
 def test_task_index_may_be_traced_where_heads_are_stacked(float64):
     oracle, params, _ = stacked_run()
     gradient = jax.jit(lambda task: oracle.task(task, params, *ARGS))
-    for i, task in enumerate(TASKS):
-        expected = stack_heads(gradient_of(task, PARAMS, *ARGS))
-        for found in (gradient(i), oracle.task(i, params, *ARGS)):
-            assert_close(found.grad, expected, 1e-12)
-            assert_close(found.losses, losses_of(PARAMS, *ARGS)[i], 1e-12)
+    known = jax.jit(lambda: [oracle.task(i, params, *ARGS) for i in range(3)])()
+    for i, gradients in enumerate(true_gradients()[0]):
+        for found in (gradient(i), known[i]):
+            assert_close(found.grad, stack_heads(gradients), 1e-12)
+            assert_close(found.losses, true_losses()[i], 1e-12)
     assert gradient._cache_size() == 1
 
 
@@ -475,35 +488,49 @@ def test_blocks_are_the_two_halves_of_the_gradient(shape, float64):
     """shared + task = the gradient of the summed loss, each zero in the other."""
     oracle = make_oracle() if shape == "encode" else SHAPES[shape]()
     zeros = jax.tree.map(np.zeros_like, PARAMS)
-    summed = jax.grad(lambda params: jnp.sum(losses_of(params, *ARGS)))(PARAMS)
-    shared, task = (oracle.block(block, PARAMS, *ARGS) for block in ("shared", "task"))
-    assert_close(shared.grad, zeros | {"encoder": summed["encoder"]}, 1e-12)
-    assert_close(task.grad, zeros | {"heads": summed["heads"]}, 1e-12)
-    assert_close(shared.losses, losses_of(PARAMS, *ARGS), 1e-12)
-    assert_close(task.losses, losses_of(PARAMS, *ARGS), 1e-12)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(params):
+        blocks = [oracle.block(block, params, *ARGS) for block in ("shared", "task")]
+        return [(block.grad, block.losses) for block in blocks]
+
+    (shared, losses), (task, same) = run(PARAMS)
+    gradients = true_gradients()[0]
+    summed = jax.tree.map(lambda *leaves: sum(leaves), *gradients)
+    assert_close(shared, zeros | {"encoder": summed["encoder"]}, 1e-12)
+    assert_close(task, zeros | {"heads": summed["heads"]}, 1e-12)
+    assert_close(losses, true_losses(), 1e-12)
+    assert_close(same, true_losses(), 1e-12)
 
 
 def test_block_leaves_absent_tasks_out(float64):
-    present = jnp.array([True, False, True])
-    found = make_oracle().block("shared", PARAMS, *ARGS, present=present).grad
-    a, _, c = (gradient_of(task, PARAMS, *ARGS)["encoder"] for task in TASKS)
-    assert_close(found["encoder"], jax.tree.map(jnp.add, a, c), 1e-12)
-    heads = make_oracle().block("task", PARAMS, *ARGS, present=present).grad["heads"]
-    assert not np.any(heads["b"]["w"])
-    assert np.all(heads["a"]["w"])
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(present):
+        blocks = ("shared", "task")
+        return [make_oracle().block(b, PARAMS, *ARGS, present=present) for b in blocks]
+
+    shared, task = (block.grad for block in run(np.array([True, False, True])))
+    a, _, c = (gradient["encoder"] for gradient in true_gradients()[0])
+    assert_close(shared["encoder"], jax.tree.map(np.add, a, c), 1e-12)
+    assert not np.any(task["heads"]["b"]["w"])
+    assert np.all(task["heads"]["a"]["w"])
 
 
 def test_heads_on_a_given_latent(float64):
     """Gradients at the latent that is given, not at the encoder's."""
-    z = 2 * encode(PARAMS, *ARGS) + 1
-    found = make_oracle().heads(PARAMS, z, *ARGS)
+    z = np.random.default_rng(0).normal(size=(BATCH, WIDTH))
 
     def losses(params):
         return jnp.stack([loss(params, z, *ARGS) for loss in LOSSES.values()])
 
-    expected = jax.grad(lambda params: jnp.sum(losses(params)))(PARAMS)
-    assert_close(found.grad, expected, 1e-12)
-    assert_close(found.losses, losses(PARAMS), 1e-12)
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(params):
+        expected = jax.grad(lambda params: jnp.sum(losses(params)))(params)
+        return make_oracle().heads(params, z, *ARGS), expected, losses(params)
+
+    found, gradient, values = run(PARAMS)
+    assert_close(found.grad, gradient, 1e-12)
+    assert_close(found.losses, values, 1e-12)
 
 
 def test_heads_never_run_the_encoder():
@@ -522,17 +549,25 @@ def test_heads_never_run_the_encoder():
 
 def test_losses_and_losses_at(float64):
     """Recomputed on the same batch at other parameters, or on another latent."""
-    oracle, other = make_oracle(), make_params(seed=9)
-    grads = oracle(PARAMS, *ARGS)
-    assert_close(oracle.losses(other, *ARGS), losses_of(other, *ARGS), 1e-12)
-    assert_close(grads.losses_at(other), losses_of(other, *ARGS), 1e-12)
-    z = encode(other, *ARGS)
-    mixed = {"encoder": PARAMS["encoder"], "heads": other["heads"]}
-    assert_close(grads.losses_at(mixed, z), losses_of(other, *ARGS), 1e-12)
-    for shape in SHAPES.values():
-        grads = shape()(PARAMS, *ARGS)
-        assert_close(grads.losses_at(other), losses_of(other, *ARGS), 1e-12)
-    assert_close(oracle(PARAMS, *ARGS).z, encode(PARAMS, *ARGS), 1e-12)
+    oracle = make_oracle()
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(params, other):
+        grads, z = oracle(params, *ARGS), encode(other, *ARGS)
+        mixed = {"encoder": params["encoder"], "heads": other["heads"]}
+        shapes = [shape()(params, *ARGS) for shape in SHAPES.values()]
+        found = [
+            oracle.losses(other, *ARGS),
+            grads.losses_at(other),
+            grads.losses_at(mixed, z),
+            *(grads.losses_at(other) for grads in shapes),
+        ]
+        return found, losses_of(other, *ARGS), grads.z, encode(params, *ARGS)
+
+    found, expected, z, latent = run(PARAMS, make_params(seed=9))
+    for losses in found:
+        assert_close(losses, expected, 1e-12)
+    assert_close(z, latent, 1e-12)
 
 
 # Latents that are more than one array.
@@ -564,15 +599,20 @@ def test_latent_may_be_any_pytree(float64):
         z = encode(params, x)
         return 2 * loss_a(params, z, x) + 3 * loss_b(params, z, x)
 
-    grads = oracle(params, x).scale_by(jnp.array([2.0, 3.0]))
-    assert_close(grads.combine(jnp.ones(2)), jax.grad(total)(params), 1e-12)
-    assert jax.tree.structure(grads.z) == jax.tree.structure(encode(params, x))
-    assert_close(grads.z, encode(params, x), 1e-15)
-    latent = grads.in_latent_space().rows().combine(jnp.ones(2))
-    assert_close(grads.updates(latent), jax.grad(total)(params), 1e-12)
-    assert_close(grads.losses_at(params, grads.z), grads.losses, 1e-15)
-    heads = oracle.heads(params, grads.z, x).grad
-    assert_close(heads["a"], grads.combine(jnp.ones(2))["a"] / 2, 1e-12)
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(params):
+        grads = oracle(params, x).scale_by(jnp.array([2.0, 3.0]))
+        latent = grads.in_latent_space().rows().combine(jnp.ones(2))
+        sums = grads.combine(jnp.ones(2)), grads.updates(latent)
+        losses = grads.losses_at(params, grads.z), grads.losses
+        heads = oracle.heads(params, grads.z, x).grad
+        return sums, jax.grad(total)(params), grads.z, encode(params, x), losses, heads
+
+    sums, expected, found, z, losses, heads = run(params)
+    assert_close(sums, (expected, expected), 1e-12)
+    assert_close(found, z, 1e-15)
+    assert_close(*losses, 1e-15)
+    assert_close(heads["a"], sums[0]["a"] / 2, 1e-12)
 
 
 def test_tied_embedding_has_its_exact_gradient(float64):
@@ -603,10 +643,14 @@ def test_tied_embedding_has_its_exact_gradient(float64):
         z = encode(params, tokens)
         return language(params, z, tokens) + sentiment(params, z, tokens)
 
-    grads = oracle(params, tokens)
-    assert_close(grads.combine(jnp.ones(2)), jax.grad(total)(params), 1e-12)
-    alone = jax.grad(lambda p: language(p, encode(p, tokens), tokens))(params)
-    assert_close(grads.jacobian()["embedding"][0], alone["embedding"], 1e-12)
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(params):
+        grads = oracle(params, tokens)
+        found = grads.combine(jnp.ones(2)), grads.jacobian()["embedding"][0]
+        alone = jax.grad(lambda p: language(p, encode(p, tokens), tokens))(params)
+        return found, (jax.grad(total)(params), alone["embedding"])
+
+    assert_close(*run(params), 1e-12)
 
 
 # Values beside the losses, and many runs at once.
@@ -714,13 +758,12 @@ def test_batch_statistics_move_once_a_step():
 
 
 def test_vmapped_seeds_equal_single_runs():
-    """11 trainings at once are 11 trainings, behind Adam; all go the way of one."""
+    """11 trainings at once are 11 trainings; all go the way of one, behind Adam."""
     oracle, seeds = make_oracle(), np.arange(11)
-    transforms = {
-        name: optax.chain(METHODS[name].make(3, labels=LABELS), optax.adam(1e-2))
-        for name in ROUTES
-    }
+    transforms = {name: METHODS[name].make(3, labels=LABELS) for name in ROUTES}
+    transforms["pcgrad"] = optax.chain(transforms["pcgrad"], optax.adam(1e-2))
 
+    @functools.partial(jax.jit, compiler_options=QUICK)  # traced once
     def train(params):
         def step(carry, batch):
             params, states = carry
@@ -739,8 +782,7 @@ def test_vmapped_seeds_equal_single_runs():
     with jax.enable_x64(True):
         singles = [make_params(seed) for seed in seeds]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
-        together = jax.jit(jax.vmap(train), compiler_options=QUICK)(stacked)
-        alone = jax.jit(train, compiler_options=QUICK)
+        together = jax.device_get(jax.vmap(train)(stacked))
         for seed in seeds:
             run = jax.tree.map(lambda leaf, seed=seed: leaf[seed], together)
-            assert_close(run, alone(singles[seed]), 1e-8)
+            assert_close(run, train(singles[seed]), 1e-8)

@@ -240,22 +240,10 @@ def batch(size, forms):
 # Updates of every method on all of them.
 
 
-# With batches of factorisations. Several of those in one program may wait for each
-# other for ever: each holds a thread of jaxlib's pool while its parts queue up there.
-FACTORISE = {"nash_mtl", "fairgrad", "imtl_g", "conflict_free"}
-FACTORISE |= {"aligned_mtl", "aligned_mtl_ub"}
-
-
-def in_one_program(name, size):
-    """The methods that are compiled together with this one."""
-    if size > 8:  # not batched
-        return tuple(METHODS)
-    return (name,) if name in FACTORISE else tuple(sorted(set(METHODS) - FACTORISE))
-
-
-def make_run(names, size):
-    """First updates of the methods and their weights, from one entry of a batch."""
-    columns, methods = COLUMNS[size], {name: METHODS[name].make(size) for name in names}
+def make_run(size):
+    """First updates of all methods and their weights, from one entry of a batch."""
+    columns = COLUMNS[size]
+    methods = {name: method.make(size) for name, method in METHODS.items()}
 
     def head(params, z, task, rows, losses):
         return jnp.vdot(rows[task], z) + losses[task]
@@ -286,20 +274,22 @@ def make_run(names, size):
     return run
 
 
-def one_by_one(run):
-    return lambda *batch: jax.lax.map(lambda entry: run(*entry), batch)
-
-
 @functools.cache
-def updates_and_weights(names, size, dtype, forms):
-    """By method, of the whole batch: one program."""
+def updates_and_weights(size, dtype, forms):
+    """By method, of the whole batch: one program, one entry after the other.
+
+    Batches of factorisations of several methods may wait for each other for ever: each
+    holds a thread of jaxlib's pool while its parts queue up there. And no loop should
+    wait for the slowest of a batch.
+    """
     rows, losses, *others = (x.reshape(-1, *x.shape[2:]) for x in batch(size, forms))
     floats = rows.astype(dtype), losses.astype(dtype)
     with jax.enable_x64(dtype == np.float64):
-        run = make_run(names, size)
-        # With many tasks one loop should not wait for the slowest of the batch.
-        over = jax.vmap(run) if size == 8 else one_by_one(run)
-        compiled = jax.jit(over, compiler_options=QUICK)
+        run = make_run(size)
+        compiled = jax.jit(
+            lambda *batch: jax.lax.map(lambda entry: run(*entry), batch),
+            compiler_options=QUICK,
+        )
         return jax.device_get(compiled(*floats, *others))
 
 
@@ -315,8 +305,7 @@ class Results:
     """Updates `[jacobians, forms, columns]` of a method, and what they are made of."""
 
     def __init__(self, name, size, dtype, forms=tuple(FORMS)):
-        names = in_one_program(name, size)
-        updates, weights = updates_and_weights(names, size, dtype, forms)[name]
+        updates, weights = updates_and_weights(size, dtype, forms)[name]
         self.method, self.dtype, self.forms = METHODS[name], dtype, forms
         self.rows, self.norms = visible_rows(size, forms)
         self.updates = updates.reshape(*self.rows.shape[:2], -1).astype(float)

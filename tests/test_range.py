@@ -28,17 +28,22 @@ RIGHT += [(-30, -1), (-1, -30), (-14, 15), (15, -14), (1, 30), (30, 1), (-20, -3
 FINITE = [(-30, 30), (30, -30), (-20, 20), (20, -20)]
 
 
-def two_updates(name, rows):
-    """A method's first two updates at rows that stay the same, and its state."""
-    tx, oracle = METHODS[name].make(len(rows)), matrix_oracle(len(rows))
+def two_updates(names, rows):
+    """Methods' first two updates at rows that stay the same, and their states."""
+    methods = {name: METHODS[name].make(len(rows)) for name in names}
     params, losses = jnp.zeros(rows.shape[1:], rows.dtype), jnp.ones(len(rows))
+    grads = matrix_oracle(len(rows))(params, rows, losses)
 
-    def step(state, _):
-        updates, state = tx.update(oracle(params, rows, losses), state, params)
-        return state, updates
+    def step(states, _):
+        found = {
+            name: tx.update(grads, states[name], params) for name, tx in methods.items()
+        }
+        updates, states = ({n: f[i] for n, f in found.items()} for i in (0, 1))
+        return states, updates
 
-    state, updates = jax.lax.scan(step, tx.init(params), length=2)
-    return updates, state
+    init = {name: tx.init(params) for name, tx in methods.items()}
+    states, updates = jax.lax.scan(step, init, length=2)
+    return {name: (updates[name], states[name]) for name in names}
 
 
 def run(names, rows, dtype):
@@ -47,10 +52,7 @@ def run(names, rows, dtype):
     Returns:
       By method: two updates a case, and the leaves of the state that are floats.
     """
-
-    def each(rows):
-        return {name: two_updates(name, rows) for name in names}
-
+    each = functools.partial(two_updates, names)
     with jax.enable_x64(dtype == np.float64):
         compiled = jax.jit(lambda rows: jax.lax.map(each, rows), compiler_options=QUICK)
         found = compiled(jnp.asarray(rows, dtype))
@@ -217,9 +219,13 @@ def test_streamed_rows_in_half_precision_beside_a_row_of_zeros(kind):
         encode=lambda params, x: params,
         streaming=True,
     )
-    tx, params = mtlopt.upgrad(2), jnp.ones(3, kind)
-    grads = oracle(params, jnp.array([[0, 0, 0], [1, 2, 4]], kind))
-    found, _ = tx.update(grads, tx.init(params), params)
+    tx = mtlopt.upgrad(2)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def update(params, rows):
+        return tx.update(oracle(params, rows), tx.init(params), params)[0]
+
+    found = update(np.ones(3, kind), np.array([[0, 0, 0], [1, 2, 4]], kind))
     np.testing.assert_allclose(np.asarray(found, float), [0.5, 1, 2])
 
 

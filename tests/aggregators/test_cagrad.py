@@ -1,5 +1,7 @@
 """CAGrad: reference values, rescaling, guarantees, edge cases of the transform."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,15 +38,17 @@ def test_a_zero_row_leaves_the_nearest_best_direction(c, dtype):
     assert reference.error("zero_row_m3", method, np.asarray(weights) @ rows) <= 1e-5
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def step(aggregator, rows, present=None):
+    grads = TaskGrads.from_rows(rows, present=present)
+    return aggregator.update(grads, aggregator.init(jnp.zeros(2)))
+
+
 @pytest.mark.parametrize(("rescale", "factor"), [(0, 1.4), (1, 1.4 / 1.16), (2, 1.0)])
 def test_length_on_equal_gradients(rescale, factor):
     """(1 + c) g, divided by 1, 1 + c^2 or 1 + c."""
     gradient = np.array([3.0, -4.0], np.float32)
-    rows = jnp.asarray(np.tile(gradient, (3, 1)))
-    aggregator = cagrad(3, c=0.4, rescale=rescale)
-    update, state = aggregator.update(
-        TaskGrads.from_rows(rows), aggregator.init(jnp.zeros(2))
-    )
+    update, state = step(cagrad(3, c=0.4, rescale=rescale), np.tile(gradient, (3, 1)))
     np.testing.assert_allclose(update, factor * gradient, rtol=1e-5)
     assert state.task_weights.shape == (3,)
 
@@ -72,8 +76,7 @@ def test_zero_mean_gives_zero(dtype):
 def test_an_absent_task_is_as_if_it_did_not_exist():
     """Its row may be NaN, and the mean is that of the others."""
     rows = np.array([[1.0, 2.0], [np.nan, np.nan], [2.0, -0.5]], np.float32)
-    grads = TaskGrads.from_rows(jnp.asarray(rows), present=[True, False, True])
-    update, state = cagrad(3).update(grads, cagrad(3).init(jnp.zeros(2)))
+    update, state = step(cagrad(3), rows, np.array([True, False, True]))
     weights = solve(gramian(rows[[0, 2]], np.float32), np.float32(0.4))
     np.testing.assert_allclose(update, weights @ rows[[0, 2]], rtol=1e-5)
     assert state.task_weights[1] == 0

@@ -119,12 +119,18 @@ def test_closed_forms(rows, expected):
 
 def run(tx, batches, seconds=None, presents=None):
     """Updates and states over batches of rows."""
+
+    @jax.jit
+    def step(state, rows, second, present):
+        second = None if second is None else TaskGrads.from_rows(second)
+        grads = TaskGrads.from_rows(rows, present=present)
+        return tx.update(grads, state, second=second)
+
     state, history = tx.init(jnp.zeros(batches[0].shape[1])), []
     for i, rows in enumerate(batches):
         present = None if presents is None else presents[i]
-        second = None if seconds is None else TaskGrads.from_rows(seconds[i])
-        grads = TaskGrads.from_rows(jnp.asarray(rows), present=present)
-        updates, state = tx.update(grads, state, second=second)
+        second = None if seconds is None else seconds[i]
+        updates, state = step(state, rows, second, present)
         history.append((updates, state))
     return history
 
@@ -146,13 +152,18 @@ def test_second_batch_enters_the_weights_only():
 
 def test_scales_of_the_first_batch_hold_for_the_second():
     """A weighting before it acts as if the second losses had been scaled too."""
-    rows, other = jnp.array([[1.0, 0], [0.5, 1]]), jnp.array([[1.0, 1], [0, 1]])
-    scales = jnp.array([1.0, 3.0])
+    rows, other = np.float32([[1, 0], [0.5, 1]]), np.float32([[1, 1], [0, 1]])
+    scales = np.float32([1, 3])
     tx = modo(2)
-    first, second = TaskGrads.from_rows(rows), TaskGrads.from_rows(other)
-    found = tx.update(first.scale_by(scales), tx.init(rows[0]), second=second)[1]
-    scaled = [TaskGrads.from_rows(scales[:, None] * x) for x in (rows, other)]
-    expected = tx.update(scaled[0], tx.init(rows[0]), second=scaled[1])[1]
+
+    @jax.jit
+    def states(rows, other):
+        first, second = TaskGrads.from_rows(rows), TaskGrads.from_rows(other)
+        found = tx.update(first.scale_by(scales), tx.init(rows[0]), second=second)[1]
+        scaled = [TaskGrads.from_rows(scales[:, None] * x) for x in (rows, other)]
+        return found, tx.update(scaled[0], tx.init(rows[0]), second=scaled[1])[1]
+
+    found, expected = states(rows, other)
     np.testing.assert_allclose(found.shares, expected.shares, rtol=1e-6)
     assert abs(found.shares[0] - 0.5) > 0.01
 
@@ -183,13 +194,16 @@ def test_tasks_without_any_share_start_equal():
 
 def test_a_task_of_one_batch_only_keeps_its_weight():
     """Absent in `second`: no product, so no step, but its gradient counts."""
-    rows = jnp.asarray(random_rows(0, 3), jnp.float32)
-    present = jnp.array([True, True, False])
-    second = TaskGrads.from_rows(rows.at[2].set(np.nan), present=present)
+    rows = random_rows(0, 3).astype(np.float32)
+    present = np.array([True, True, False])
     tx = modo(3, 0.02)
-    updates, state = tx.update(
-        TaskGrads.from_rows(rows), tx.init(rows[0]), second=second
-    )
+
+    @jax.jit
+    def update(rows, spoilt, present):
+        second = TaskGrads.from_rows(spoilt, present=present)
+        return tx.update(TaskGrads.from_rows(rows), tx.init(rows[0]), second=second)
+
+    updates, state = update(rows, np.where(present[:, None], rows, np.nan), present)
     np.testing.assert_allclose(state.task_weights[2], 1 / 3, rtol=1e-6)
     np.testing.assert_allclose(state.task_weights.sum(), 1, rtol=1e-6)
     np.testing.assert_allclose(updates, state.task_weights @ rows, rtol=1e-5, atol=1e-6)
@@ -198,16 +212,17 @@ def test_a_task_of_one_batch_only_keeps_its_weight():
 def test_latent_space_takes_both_batches_there():
     """With the identity for an encoder, the same weights in both spaces."""
     oracle = matrix_oracle(3)
-    first, second = (
-        oracle(
-            jnp.zeros(8), jnp.asarray(random_rows(seed, 3), jnp.float32), jnp.ones(3)
-        )
-        for seed in range(2)
-    )
-    results = [
-        tx.update(first, tx.init(jnp.zeros(8)), jnp.zeros(8), second=second)
-        for tx in (modo(3, 0.02), mtlopt.in_latent_space(modo(3, 0.02)))
-    ]
+
+    @jax.jit
+    def both(params, *rows):
+        first, second = (oracle(params, each, jnp.ones(3)) for each in rows)
+        return [
+            tx.update(first, tx.init(params), params, second=second)
+            for tx in (modo(3, 0.02), mtlopt.in_latent_space(modo(3, 0.02)))
+        ]
+
+    rows = [random_rows(seed, 3).astype(np.float32) for seed in range(2)]
+    results = both(np.zeros(8, np.float32), *rows)
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
     assert np.max(np.abs(results[0][1].shares - 1 / 3)) > 1e-3
 

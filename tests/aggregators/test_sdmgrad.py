@@ -1,5 +1,7 @@
 """SDMGrad: the minimiser that it goes to, scales, two batches, absent tasks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,22 +108,18 @@ def test_steps_are_projected_momentum():
         moved = weights - rate * velocity
         first = np.clip((1 + moved[0] - moved[1]) / 2, 0, 1)
         weights = np.array([first, 1 - first])
-    found = sdmgrad_weights(
-        jnp.asarray(gramian, jnp.float32),
-        jnp.array([0.1, 0.9]),
-        learning_rate=rate,
-        num_steps=3,
-    )
+    three = jax.jit(functools.partial(sdmgrad_weights, learning_rate=rate, num_steps=3))
+    found = three(np.float32(gramian), np.float32([0.1, 0.9]))
     np.testing.assert_allclose(found, (weights + 0.15) / 1.3, rtol=1e-5)
 
 
 def test_no_overshoot():
     """Orthogonal gradients: each step is closer to the minimiser (2/3, 1/3)."""
-    matrix, weights, gaps = jnp.diag(jnp.array([1.0, 2.0])), jnp.array([0.0, 1.0]), []
+    options = {"regularization": 0.0, "momentum": 0.0, "num_steps": 1}
+    one = jax.jit(functools.partial(sdmgrad_weights, **options))
+    matrix, weights, gaps = np.diag(np.float32([1, 2])), np.float32([0, 1]), []
     for _ in range(5):
-        weights = sdmgrad_weights(
-            matrix, weights, regularization=0.0, momentum=0.0, num_steps=1
-        )
+        weights = one(matrix, weights)
         gaps.append(float(abs(weights[0] - 2 / 3)))
     assert gaps == sorted(gaps, reverse=True)
 
@@ -140,11 +138,16 @@ def test_vmap_is_the_loop_and_nan_stays():
 
 
 def run(tx, batches, seconds=None, present=None):
+    @jax.jit
+    def step(state, rows, second, present):
+        second = None if second is None else TaskGrads.from_rows(second)
+        grads = TaskGrads.from_rows(rows, present=present)
+        return tx.update(grads, state, second=second)
+
     state, history = tx.init(jnp.zeros(batches[0].shape[1])), []
     for i, rows in enumerate(batches):
-        second = None if seconds is None else TaskGrads.from_rows(seconds[i])
-        grads = TaskGrads.from_rows(jnp.asarray(rows), present=present)
-        updates, state = tx.update(grads, state, second=second)
+        second = None if seconds is None else seconds[i]
+        updates, state = step(state, rows, second, present)
         history.append((updates, state))
     return history
 

@@ -40,15 +40,25 @@ def start(tx, params=None):
     return mtlopt.Run(params, tx.init(params))
 
 
-def train(tx, oracle=None, params=None, **options):
+@functools.cache
+def optimizers(name, turns=3, share_state=False):
+    """Of a name in `INNERS`; the same object for the same arguments."""
+    inner = INNERS[name]
+    return mtlopt.individual_optimizers(inner, turns, LABELS, share_state=share_state)
+
+
+@functools.cache
+def compiled(tx, make_oracle=make_oracle, **options):
+    step = mtlopt.individual_step(make_oracle(), tx, **options)
+    return jax.jit(step, compiler_options=QUICK)
+
+
+def train(tx, make_oracle=make_oracle, params=None, **options):
     """Params, state of the optimizer and losses after some individual steps."""
     keywords = {
         name: options.pop(name) for name in ("groups", "present") & options.keys()
     }
-    oracle = oracle or make_oracle()
-    step = jax.jit(
-        mtlopt.individual_step(oracle, tx, **options), compiler_options=QUICK
-    )
+    step = compiled(tx, make_oracle, **options)
     run, losses = start(tx, params), []
     for i in range(STEPS):
         if {"shuffle", "draws"} & options.keys():
@@ -66,24 +76,34 @@ def gradients():
     }
 
 
-def by_hand(inner, orders, share_state):
+@functools.cache
+def by_one(name):
+    """`(params, state)` after one step of an optimizer in `INNERS`."""
+
+    @jax.jit
+    def step(gradient, state, params):
+        updates, state = INNERS[name].update(gradient, state)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def by_hand(name, orders, share_state):
     """Task after task, with optimizers for the trunk and one for each head."""
-    params = make_params()
+    params, inner, step = make_params(), INNERS[name], by_one(name)
     trunk = {task: inner.init(params["encoder"]) for task in TASKS}
     heads = {task: inner.init(params["heads"][task]) for task in TASKS}
     for i, order in enumerate(orders):
         for task in order:
             gradient = gradients()[task](params, *batch(i))
             owner = TASKS[0] if share_state else task
-            moved, trunk[owner] = inner.update(gradient["encoder"], trunk[owner])
-            head, heads[task] = inner.update(gradient["heads"][task], heads[task])
-            params = {
-                "encoder": optax.apply_updates(params["encoder"], moved),
-                "heads": {
-                    **params["heads"],
-                    task: optax.apply_updates(params["heads"][task], head),
-                },
-            }
+            encoder, trunk[owner] = step(
+                gradient["encoder"], trunk[owner], params["encoder"]
+            )
+            head, heads[task] = step(
+                gradient["heads"][task], heads[task], params["heads"][task]
+            )
+            params = {"encoder": encoder, "heads": {**params["heads"], task: head}}
     return params, trunk, heads
 
 
@@ -91,9 +111,8 @@ def by_hand(inner, orders, share_state):
 @pytest.mark.parametrize("share_state", [True, False], ids=["IUS", "IO"])
 def test_equals_sequential_steps(name, share_state, float64):
     """Equations 4, 6 and 7: every task moves what the one before left."""
-    tx = mtlopt.individual_optimizers(INNERS[name], 3, LABELS, share_state=share_state)
-    params, state, _ = train(tx)
-    expected, trunk, heads = by_hand(INNERS[name], [TASKS] * STEPS, share_state)
+    params, state, _ = train(optimizers(name, share_state=share_state))
+    expected, trunk, heads = by_hand(name, [TASKS] * STEPS, share_state)
     assert_close(params, expected, 1e-12)
     if name == "adam":
         for index, task in enumerate(TASKS):
@@ -110,10 +129,9 @@ def test_ius_and_io_differ_with_memory_only(float64):
     """With SGD they are equal; with Adam they are not."""
     both = {
         name: [
-            train(mtlopt.individual_optimizers(inner, 3, LABELS, share_state=shared))[0]
-            for shared in (True, False)
+            train(optimizers(name, share_state=shared))[0] for shared in (True, False)
         ]
-        for name, inner in INNERS.items()
+        for name in INNERS
     }
     assert_close(*both["sgd"], 1e-12)
     left, right = (run["encoder"]["w"] for run in both["adam"])
@@ -123,68 +141,69 @@ def test_ius_and_io_differ_with_memory_only(float64):
 @pytest.mark.parametrize("name", INNERS)
 def test_one_group_is_the_summed_loss(name, float64):
     """Equation 8 with one group: a plain step, for trunk and heads."""
-    inner = INNERS[name]
-    tx = mtlopt.individual_optimizers(inner, 1, LABELS)
-    found, _, losses = train(tx, num_groups=1, groups=jnp.zeros(3, jnp.int32))
-    params = make_params()
-    state = inner.init(params)
+    tx = optimizers(name, turns=1)
+    found, _, losses = train(tx, num_groups=1, groups=np.zeros(3, np.int32))
+    params, all_losses = make_params(), jax.jit(losses_of)
+    state = INNERS[name].init(params)
     for i in range(STEPS):
-        np.testing.assert_allclose(losses[i], losses_of(params, *batch(i)), rtol=1e-12)
-        updates, state = inner.update(gradients()["sum"](params, *batch(i)), state)
-        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(losses[i], all_losses(params, *batch(i)), rtol=1e-12)
+        gradient = gradients()["sum"](params, *batch(i))
+        params, state = by_one(name)(gradient, state, params)
     assert_close(found, params, 1e-12)
 
 
 def test_as_many_groups_as_tasks_are_individual_steps(float64):
-    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
-    grouped = train(tx, num_groups=3, groups=jnp.arange(3))
+    tx = optimizers("adam")
+    grouped = train(tx, num_groups=3, groups=np.arange(3))
     assert_close(grouped[0], train(tx)[0], 1e-12)
 
 
 def test_two_groups_by_hand(float64):
     """Equation 8: {a, c} move together, then b."""
-    inner = INNERS["adam"]
-    tx = mtlopt.individual_optimizers(inner, 2, LABELS)
-    found, *_ = train(tx, num_groups=2, groups=jnp.array([0, 1, 0]))
+    found, *_ = train(
+        optimizers("adam", turns=2), num_groups=2, groups=np.array([0, 1, 0])
+    )
     params = make_params()
     labels = {"encoder": "encoder", "heads": {task: task for task in TASKS}}
-    states = [
-        mtlopt.per_label(inner, labels).init(params) for _ in range(2)
-    ]  # of the two groups; a head is in one of them only
+    each = mtlopt.per_label(INNERS["adam"], labels)
+    states = [each.init(params)] * 2  # of the groups; a head is in one of them only
+
+    @jax.jit
+    def move(parts, state, params, active):
+        total = jax.tree.map(lambda *leaves: sum(leaves), *parts)
+        updates, state = each.update(total, state, params, active=active)
+        return optax.apply_updates(params, updates), state
+
     for i in range(STEPS):
         for group, members in enumerate((("a", "c"), ("b",))):
             parts = [gradients()[task](params, *batch(i)) for task in members]
-            total = jax.tree.map(lambda *leaves: sum(leaves), *parts)
             active = {task: task in members for task in TASKS}
-            updates, states[group] = mtlopt.per_label(inner, labels).update(
-                total, states[group], params, active=active
-            )
-            params = optax.apply_updates(params, updates)
+            params, states[group] = move(parts, states[group], params, active)
     assert_close(found, params, 1e-12)
 
 
 def test_shuffled_order_is_that_of_the_key(float64):
     """The scan over a drawn order equals the loop in that order."""
-    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
+    tx = optimizers("adam")
     found, *_ = train(tx, shuffle=True)
     orders = [
         [TASKS[k] for k in jax.random.permutation(jax.random.key(i), jnp.arange(3))]
         for i in range(STEPS)
     ]
     assert len({tuple(order) for order in orders}) > 1
-    assert_close(found, by_hand(INNERS["adam"], orders, False)[0], 1e-12)
+    assert_close(found, by_hand("adam", orders, False)[0], 1e-12)
 
 
 def test_drawn_tasks_are_those_of_the_key(float64):
     """With replacement: a state moves as often as its task is drawn."""
-    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
+    tx = optimizers("adam")
     found, state, losses = train(tx, draws=4)
     drawn = [
         np.asarray(jax.random.randint(jax.random.key(i), (4,), 0, 3))
         for i in range(STEPS)
     ]
     orders = [[TASKS[k] for k in order] for order in drawn]
-    expected, trunk, _ = by_hand(INNERS["adam"], orders, False)
+    expected, trunk, _ = by_hand("adam", orders, False)
     assert_close(found, expected, 1e-12)
     times = [sum(order.count(task) for order in orders) for task in TASKS]
     np.testing.assert_array_equal(state.shared.states[0].count, times)
@@ -220,7 +239,7 @@ def test_a_drawn_tasks_loss_is_the_mean_before_its_turns(float64):
     assert output.losses.shape == (2,)
     # Absent tasks take no step, drawn or not, and have loss 0.
     present = np.array([True, False])
-    run, output = step(start(tx, params), key=key, present=present)
+    run, output = jax.jit(step)(start(tx, params), key=key, present=present)
     assert output.losses[1] == 0
     assert run.params["b"] == 3.0
     assert run.params["a"] != 2.0
@@ -249,13 +268,12 @@ def stacked_oracle():
 @pytest.mark.parametrize("grouped", [False, True])
 def test_stacked_heads_equal_separate_heads(grouped, float64):
     """One scan over traced tasks, and the unrolled program."""
-    options = {"num_groups": 2, "groups": jnp.array([1, 0, 1])} if grouped else {}
+    options = {"num_groups": 2, "groups": np.array([1, 0, 1])} if grouped else {}
     turns = 2 if grouped else 3
     labels = {"encoder": "shared", "heads": "stacked"}
     tx = mtlopt.individual_optimizers(INNERS["adam"], turns, labels)
-    found, *_ = train(tx, stacked_oracle(), stacked_params(), **options)
-    tx = mtlopt.individual_optimizers(INNERS["adam"], turns, LABELS)
-    expected, *_ = train(tx, **options)
+    found, *_ = train(tx, stacked_oracle, stacked_params(), **options)
+    expected, *_ = train(optimizers("adam", turns), **options)
     heads = jax.tree.map(lambda *leaves: np.stack(leaves), *expected["heads"].values())
     assert_close(found, {"encoder": expected["encoder"], "heads": heads}, 1e-12)
 
@@ -277,9 +295,9 @@ def test_a_turn_does_not_copy_the_states_of_all_tasks():
 
 def test_absent_tasks_take_no_turn(float64):
     """As if the task did not exist; its head and states keep their bits."""
-    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
+    tx = optimizers("adam")
     found, state, _ = train(tx, present=np.array([True, False, True]))
-    expected, *_ = by_hand(INNERS["adam"], [("a", "c")] * STEPS, False)
+    expected, *_ = by_hand("adam", [("a", "c")] * STEPS, False)
     assert_close(found, expected, 1e-12)
     np.testing.assert_array_equal(state.shared.states[0].count, [STEPS, 0, STEPS])
 
@@ -321,16 +339,15 @@ def test_a_task_known_to_be_absent_is_not_run(float64):
     def refuse(*args):
         raise AssertionError("the loss of an absent task must not be traced")
 
-    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
+    tx = optimizers("adam")
     oracle = mtlopt.task_grad(LOSSES | {"b": refuse}, LABELS, encode=encode)
     step = mtlopt.individual_step(oracle, tx)
     known = {"a": True, "b": False, "c": True}
     found, output = jax.jit(
         functools.partial(step, present=known), compiler_options=QUICK
     )(start(tx), *batch(0))
-    expected, traced = jax.jit(mtlopt.individual_step(make_oracle(), tx))(
-        start(tx), *batch(0), present=np.array([True, False, True])
-    )
+    present = np.array([True, False, True])
+    expected, traced = compiled(tx)(start(tx), *batch(0), present=present)
     assert_close(found, expected)
     assert_close(output.losses, traced.losses)
 
@@ -340,7 +357,7 @@ def test_a_task_known_to_be_absent_is_not_run(float64):
 )
 def test_present_in_any_form(present, float64):
     """Counts of labels, floats and sequences mean what they mean to the oracle."""
-    tx = mtlopt.individual_optimizers(INNERS["sgd"], 3, LABELS)
+    tx = optimizers("sgd")
     found, *_ = train(tx, present=present)
     expected, *_ = train(tx, present=np.array([True, False, True]))
     assert_close(found, expected, 1e-12)
@@ -479,7 +496,7 @@ def test_one_function_of_all_losses_takes_turns_unrolled(float64):
 
 
 def test_a_seed_may_be_traced():
-    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, LABELS)
+    tx = optimizers("adam")
     step = mtlopt.individual_step(make_oracle(), tx, shuffle=True)
     step = jax.jit(step, compiler_options=QUICK)
     found, _ = step(start(tx), *batch(0), key=3)

@@ -62,19 +62,21 @@ def test_steps_are_those_of_the_balancing_loss(float64):
     jacobians, losses = sequence("seq3")
     inner, alpha = optax.adam(0.1), 0.7
     weights, _ = run(weight_by_gradnorm(3, alpha, inner), jacobians, losses)
+
+    @jax.jit
+    def descend(w, state, norms, target):
+        slope = jax.grad(lambda w: jnp.sum(jnp.abs(w * norms - target)))(w)
+        steps, state = jax.vmap(inner.update)(slope, state, w)
+        return (w + steps) * 3 / jnp.sum(w + steps), state
+
     w = jnp.ones(3)
     state = jax.vmap(inner.init)(w)
     for step, (rows, row) in enumerate(zip(jacobians, losses, strict=True)):
         np.testing.assert_allclose(weights[step], w, rtol=1e-9)
         norms = np.linalg.norm(rows, axis=1)
         ratio = row / losses[0]
-        target = np.mean(w * norms) * (ratio / ratio.mean()) ** alpha
-
-        def balance(w, norms=norms, target=target):
-            return jnp.sum(jnp.abs(w * norms - target))
-
-        steps, state = jax.vmap(inner.update)(jax.grad(balance)(w), state, w)
-        w = (w + steps) * 3 / jnp.sum(w + steps)
+        target = np.mean(np.asarray(w) * norms) * (ratio / ratio.mean()) ** alpha
+        w, state = descend(w, state, norms, target)
 
 
 def test_norms_become_equal():
@@ -112,7 +114,8 @@ LAYERS = {
 def test_norms_are_over_the_layer(layer, float64):
     """Shared leaves at or below a path; None without `encode`: all of them."""
     params, args = make_params(), first(make_batches())
-    gradients = [gradient_of(task, params, *args)["encoder"] for task in TASKS]
+    every = jax.jit(lambda *all: [gradient_of(t, *all)["encoder"] for t in TASKS])
+    gradients = every(params, *args)
     norms = np.array(
         [np.sqrt(sum(np.sum(g[k] ** 2) for k in LAYERS[layer])) for g in gradients]
     )
@@ -127,13 +130,12 @@ def test_norms_are_over_the_layer(layer, float64):
 def test_norms_are_of_the_latent_by_default(float64):
     """With `encode`, and with several microbatches as well."""
     params, args = make_params(), first(make_batches())
-    z = encode(params, *args)
-    norms = np.array(
-        [
-            np.linalg.norm(jax.grad(lambda z, t=t: make_loss(t)(params, z, *args))(z))
-            for t in TASKS
-        ]
-    )
+
+    @jax.jit
+    def gradients(z):
+        return [jax.grad(make_loss(t), argnums=1)(params, z, *args) for t in TASKS]
+
+    norms = np.array([np.linalg.norm(g) for g in gradients(encode(params, *args))])
     found = steps_of(make_oracle(), None)
     np.testing.assert_allclose(found, expected_steps(norms), atol=1e-12)
     streamed = steps_of(make_oracle(streaming=True), None)
@@ -229,10 +231,15 @@ def test_weight_decay_of_the_model_does_not_touch_it():
     tx = optax.chain(weight_by_gradnorm(3), mtlopt.sum_tasks(3), decayed)
     params = jnp.ones(6)
     state = tx.init(params)
-    for rows, row in zip(jacobians, losses, strict=True):
-        grads = TaskGrads.from_rows(jnp.asarray(rows), row)
+
+    @jax.jit
+    def step(rows, losses, state, params):
+        grads = TaskGrads.from_rows(rows, losses)
         updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    for rows, row in zip(jacobians, losses, strict=True):
+        params, state = step(rows, row, state, params)
     np.testing.assert_allclose(state[0].learned, alone, rtol=1e-6)
 
 

@@ -30,9 +30,14 @@ def test_steps_are_those_of_the_combined_loss(float64):
     s = jnp.zeros(2)
     inner_state = inner.init(s)
     slope = jax.grad(lambda s: jnp.sum(jnp.exp(s) * losses - s))
+
+    @jax.jit
+    def descend(s, state):
+        updates, state = inner.update(slope(s), state, s)
+        return optax.apply_updates(s, updates), state
+
     for state in states:
-        updates, inner_state = inner.update(slope(s), inner_state, s)
-        s = optax.apply_updates(s, updates)
+        s, inner_state = descend(s, inner_state)
         np.testing.assert_allclose(state.log_scale, s, rtol=1e-10)
 
 

@@ -65,7 +65,7 @@ def test_log_reference_sequence(sequence, name, mu, float64):
     np.testing.assert_allclose(weights[2:], expected[2:], rtol=1e-10)
     nadir = reference.weighting(f"{sequence}/{name}/nadir")
     np.testing.assert_allclose(states[-1].nadir, nadir, rtol=1e-12)
-    at_once = jax.vmap(lambda losses: log_stch_weights(losses, nadir, mu))(losses)
+    at_once = jax.jit(jax.vmap(lambda row: log_stch_weights(row, nadir, mu)))(losses)
     np.testing.assert_allclose(at_once, expected, rtol=1e-10)
 
 
@@ -94,21 +94,21 @@ def test_descends_the_sum_of_logs_in_the_warm_up(float64):
 
 
 def test_small_mu_is_chebyshev_and_large_mu_a_fixed_sum():
-    losses = jnp.array([1.0, 3.0, 2.0])
+    losses, weigh = np.float32([1, 3, 2]), jax.jit(stch_weights)
     for mu in (1e-3, 1e-30):
-        np.testing.assert_allclose(
-            stch_weights(losses, mu), chebyshev_weights(losses), atol=1e-7
-        )
-    preference = jnp.array([1.0, 3.0, 2.0])
-    soft = stch_weights(losses, 1e9, preference)
+        expected = jax.jit(chebyshev_weights)(losses)
+        np.testing.assert_allclose(weigh(losses, mu), expected, atol=1e-7)
+    preference = np.float32([1, 3, 2])
+    soft = weigh(losses, 1e9, preference)
     np.testing.assert_allclose(soft, preference / 3, rtol=1e-6)
 
 
 def test_mu_has_the_unit_of_the_losses(dtype):
     losses = np.array([1.0, 3.0, 2.0], dtype)
-    expected = stch_weights(losses, 0.5)
+    weigh = jax.jit(stch_weights)
+    expected = weigh(losses, 0.5)
     for unit in (1e-12, 1e12):
-        found = stch_weights((losses * unit).astype(dtype), 0.5 * unit)
+        found = weigh((losses * unit).astype(dtype), 0.5 * unit)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -163,16 +163,17 @@ def test_finite_at_every_scale(weights_of):
 
 def test_special_losses():
     """One task weighs p, or 1 / L; equal losses share; zero weighs nothing in logs."""
-    np.testing.assert_array_equal(stch_weights(jnp.array([7.0])), [1.0])
-    np.testing.assert_allclose(log_weights_of(jnp.array([4.0])), [0.25], rtol=1e-6)
-    np.testing.assert_allclose(stch_weights(jnp.full(4, 3.0)), 1 / 16, rtol=1e-6)
-    found = log_weights_of(jnp.array([0.0, 2.0]))
+    weigh, weigh_logs = jax.jit(stch_weights), jax.jit(log_weights_of)
+    np.testing.assert_array_equal(weigh(np.float32([7])), [1.0])
+    np.testing.assert_allclose(weigh_logs(np.float32([4])), [0.25], rtol=1e-6)
+    np.testing.assert_allclose(weigh(np.full(4, 3, np.float32)), 1 / 16, rtol=1e-6)
+    found = weigh_logs(np.float32([0, 2]))
     np.testing.assert_allclose(found, [0, 1], rtol=1e-6)
-    found = log_weights_of(jnp.array([2.0, 2.0]), nadir=jnp.array([0.0, 1.0]))
+    found = weigh_logs(np.float32([2, 2]), nadir=np.float32([0, 1]))
     np.testing.assert_allclose(found, [0, 1], rtol=1e-6)
     scalarizations.assert_nan_stays_visible(stch_weights)
     scalarizations.assert_nan_stays_visible(log_weights_of)
-    assert np.any(np.isnan(log_weights_of(jnp.array([-1.0, 2.0]))))
+    assert np.any(np.isnan(weigh_logs(np.float32([-1, 2]))))
     weights, _ = scalarizations.run(weight_by_log_stch(2), [[-1.0, 0.0]])
     np.testing.assert_array_equal(weights, [[np.nan, 0]])
 

@@ -9,6 +9,7 @@ import pytest
 import mtlopt
 from mtlopt import TaskGrads
 from tests import reference
+from tests.weightings import scalarizations
 
 
 def run(weighting, losses, present=None):
@@ -67,11 +68,15 @@ def test_steps_are_those_of_the_combined_loss(kind, float64):
     def combined(s):
         return jnp.sum(factor * jnp.exp(-s) * losses + s / 2)
 
+    @jax.jit
+    def descend(s, state):
+        updates, state = inner.update(jax.grad(combined)(s), state, s)
+        return optax.apply_updates(s, updates), state
+
     s = jnp.zeros(2)
     state = inner.init(s)
     for step in range(5):
-        updates, state = inner.update(jax.grad(combined)(s), state, s)
-        s = optax.apply_updates(s, updates)
+        s, state = descend(s, state)
         np.testing.assert_allclose(states[step].log_variance, s, rtol=1e-10)
 
 
@@ -137,17 +142,8 @@ def test_slopes_up_to_a_thousand_are_not_touched(float64):
 
 def test_weight_decay_of_the_model_does_not_touch_it():
     """s has its own optimizer (weights in the model's optimizer decay to nothing)."""
-    losses = np.array([[2.0, 5.0]] * 4, np.float32)
     weighting = mtlopt.weight_by_uncertainty(2)
-    alone = run(weighting, losses)[1][-1].log_variance
-    tx = optax.chain(weighting, mtlopt.sum_tasks(2), optax.adamw(0.1, weight_decay=0.9))
-    params = jnp.ones(2)
-    state = tx.init(params)
-    for row in losses:
-        grads = TaskGrads.from_rows(jnp.eye(2), row)
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(state[0].log_variance, alone, rtol=1e-6)
+    scalarizations.assert_decay_does_not_touch(weighting, "log_variance")
 
 
 def test_bad_arguments():
