@@ -10,6 +10,9 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A GPU rounds the factors of a product to ten bits by default.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+# LAPACK is that of SciPy, whose threads wait for each other actively: on small matrices
+# they only take time from the other worker.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import numpy as np
