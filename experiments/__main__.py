@@ -14,8 +14,8 @@ from experiments.lab.errors import UsageError, one_line
 # imported only if it is asked for.
 INDEX = {
     "aligned_mtl": {
-        "multimnist": ("two overlaid digits, all methods", "Table 2", 2),
-        "toy": ("two losses of two parameters", "Fig. 1", 3),
+        "multimnist": ("two overlaid digits, all methods", "Table 2, Fig. 3", 2),
+        "toy": ("two losses of two parameters", "Fig. 1", 1),
         "cityscapes3": ("streets: classes, instances, disparity", "Table 3", None),
         "celeba": ("40 attributes by ResNet-18", "Tables 3, 5", None),
         "seven_scenes": ("the pose of a camera", "Tables 4, 6", None),
@@ -121,7 +121,7 @@ def _help() -> str:
         for name, (shows, tables, minutes) in entries.items():
             full = f"{paper}.{name}"
             took = f"{minutes:>3} min" if minutes else ""
-            lines.append(f"  {full:<27} {shows:<40} {tables:<12} {took}".rstrip())
+            lines.append(f"  {full:<27} {shows:<40} {tables:<15} {took}".rstrip())
     lines += ["", "Besides:"]
     return "\n".join(lines + [f"  {name:<27} {OTHERS[name]}" for name in OTHERS])
 

@@ -124,11 +124,11 @@ def make_training(problem: Problem, settings: Settings) -> tuple[Training, range
 
 def whole_diagnosis(table: Frame) -> mtlopt.Diagnosis:
     """Returns all diagnoses; arrays have axes of measurements and seeds."""
-    fields = {name: course(table, name) for name in NUMBERS}
+    fields: Any = {name: course(table, name) for name in NUMBERS}
     for name in ("present", "finite_losses", "finite_gradients"):
         fields[name] = fields[name] > 0
     cosines = np.where(np.eye(2), 1, course(table, "cosine")[..., None, None])
-    return mtlopt.Diagnosis(**fields, cosines=cosines, tasks=TASKS)
+    return mtlopt.Diagnosis(**{**fields, "cosines": cosines, "tasks": TASKS})
 
 
 def course(table: Frame, name: str) -> np.ndarray:

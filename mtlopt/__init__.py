@@ -133,6 +133,7 @@ from mtlopt.alternation.individual import (
 from mtlopt.common.task_weights import TaskWeightsState, mean_weights, task_weights
 from mtlopt.diagnostics.diagnose import Diagnosis, diagnose
 from mtlopt.diagnostics.distance import TrackDistanceState, track_distance
+from mtlopt.diagnostics.latent_spread import latent_spread
 from mtlopt.diagnostics.measures import (
     conflict_rate,
     cosine_similarity,
@@ -310,6 +311,7 @@ __all__ = [
     "krum_weights",
     "label_params",
     "latent",
+    "latent_spread",
     "leave_out",
     "log_stch_weights",
     "log_weights",

@@ -305,6 +305,7 @@ HELPERS = {
     "keep_memory",
     "label_params",
     "latent",
+    "latent_spread",
     "leave_out",
     "maximum_roaming",
     "per_label",

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 import mtlopt
+from experiments.aligned_mtl.jacobian import push_cosines
 from experiments.lab.batches import take
+from experiments.lab.problem import Problem
 from mtlopt.linalg.principal_axes import principal_axes
 from mtlopt.linalg.procrustes import aligned_matrix
 
@@ -22,30 +24,36 @@ ALIGNMENTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-def make_dominance(
-    oracle: mtlopt.Oracle, methods: tuple[str, ...]
-) -> Callable[..., dict[str, jax.Array]]:
-    """Returns the jitted `measure(params, state, order, step, data)` for all methods.
+def make_dominance(problem: Problem) -> Callable[..., dict[str, jax.Array]]:
+    """Returns the jitted `measure(params, state, order, step, data)`.
 
-    It returns the dominance rates `[seeds]` on the batch that the given step of the
-    epoch is about to use: `"raw"` for the gradients over the shared parameters, and for
-    each aligning method the rate over the same parameters after its alignment.
+    It returns numbers `[seeds]` on the batch that the given step of the epoch is about
+    to use: `"raw"`, the dominance rate of the gradients over the shared parameters; for
+    each alignment that over the same parameters after it; `"spread"`, the number of
+    `latent_spread`; and `"cosine"`, the mean of `push_cosines` over the tasks.
     """
-    alignments = {name: ALIGNMENTS[name] for name in methods if name in ALIGNMENTS}
 
     def measure(
         params: PyTree, state: PyTree, order: jax.Array, step: jax.Array, data: PyTree
     ) -> dict[str, jax.Array]:
-        grads = oracle(params, take(data, order[step]), state)
+        batch = take(data, order[step])
+        grads = problem.oracle(params, batch, state)
         shared = grads.rows().gramian()
         latent = grads.in_latent_space().rows().gramian()
         rates = {"raw": mtlopt.dominance_rate(shared)}
-        for name, align in alignments.items():
+        rates["spread"] = mtlopt.latent_spread(grads)
+        for name, align in ALIGNMENTS.items():
             matrix = align(shared, latent)
             aligned = jnp.linalg.multi_dot(
                 [matrix, shared, matrix.T], precision=jax.lax.Precision.HIGHEST
             )
             rates[name] = mtlopt.dominance_rate(aligned)
+
+        def encode(params: PyTree) -> jax.Array:
+            return problem.network(params, state).encode(batch["image"])
+
+        directions = jax.jacrev(lambda z: grads.losses_at(params, z))(grads.z)
+        rates["cosine"] = jnp.mean(push_cosines(encode, params, directions))
         return rates
 
     return jax.jit(jax.vmap(measure, in_axes=(0, 0, 0, None, None)))

@@ -23,7 +23,6 @@ its 1,001 points the front is interpolated; the error is below 1e-5 in the losse
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -73,7 +72,6 @@ class Landscape:
     front: np.ndarray  # the losses there, `[points, 2]`; the first loss increases
     tolerance: float  # distance from the front, in units of the losses, that is near
     window: tuple[float, float, float, float]  # of x_1 and x_2, in a figure
-    loss_window: tuple[float, float, float, float]
 
     def distance(self, losses: np.ndarray) -> np.ndarray:
         r"""How much losses `[..., 2]` can still fall together: distances to the front.
@@ -89,52 +87,6 @@ class Landscape:
         gap = losses[..., 0] - losses[..., 1]
         nearest = [np.interp(gap, gaps, values) for values in self.front.T]
         return np.max(losses - np.stack(nearest, axis=-1), axis=-1)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
-    """One method on one landscape, with the learning rate that is best for it."""
-
-    learning_rate: float
-    # For each start the step at which the run is first within the tolerance, None for
-    # never; the least distance to the front on the way; and that at the end.
-    steps: tuple[int | None, ...]
-    nearest: tuple[float, ...]
-    end: tuple[float, ...]
-    seconds: float  # execution of all starts and learning rates
-    params: np.ndarray  # `[starts, steps + 1, 2]`
-    losses: np.ndarray  # those there, without the scale
-
-
-def best_of_grid(
-    landscape: Landscape,
-    rates: Sequence[float],
-    params: np.ndarray,
-    losses: np.ndarray,
-    seconds: float,
-) -> Outcome:
-    """Chooses a method's learning rate, from runs `[rates, starts, steps + 1, 2]`.
-
-    That with which it comes near from most starts, then in the fewest steps, then the
-    nearest. A run that breaks counts by what it was before.
-    """
-    distance = landscape.distance(losses)
-    near = distance <= landscape.tolerance  # False for NaN
-    reached, steps = np.any(near, axis=-1), np.argmax(near, axis=-1)
-    nearest = np.min(np.where(np.isnan(distance), np.inf, distance), axis=-1)
-    late = np.where(reached, steps, 0).sum(axis=-1)
-    order = np.lexsort((nearest.max(axis=-1), late, -reached.sum(axis=-1)))
-    best = int(order[0])  # the last key counts most
-    arrivals = zip(steps[best].tolist(), reached[best], strict=True)
-    return Outcome(
-        learning_rate=rates[best],
-        steps=tuple(step if there else None for step, there in arrivals),
-        nearest=tuple(nearest[best].tolist()),
-        end=tuple(distance[best, :, -1].tolist()),
-        seconds=seconds,
-        params=params[best],
-        losses=losses[best],
-    )
 
 
 def _yu_front() -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +135,6 @@ LANDSCAPES = {
         # above the floor, and the loss is the logarithm of where it lands.
         tolerance=200.0,
         window=(-9.5, 6.0, -4.5, 9.0),
-        loss_window=(-260.0, 60.0, -320.0, 75.0),
     ),
     "cagrad": Landscape(
         title="Liu et al. (CAGrad)",
@@ -198,6 +149,5 @@ LANDSCAPES = {
         # The front spans 19.6 in both losses.
         tolerance=0.1,
         window=(-11.0, 11.0, -11.0, 11.0),
-        loss_window=(-22.0, 12.0, -22.0, 12.0),
     ),
 }

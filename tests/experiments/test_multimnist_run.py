@@ -17,12 +17,14 @@ import mtlopt
 from experiments.__main__ import main
 from experiments.aligned_mtl import multimnist
 from experiments.aligned_mtl.dominance import make_dominance
+from experiments.aligned_mtl.jacobian import grams
 from experiments.aligned_mtl.multimnist import Settings, example_losses, make_training
+from experiments.aligned_mtl.multimnist_report import verdicts
 from experiments.data.multimnist import load_multimnist
 from experiments.lab.batches import epoch_order, map_batches
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import train
-from experiments.lab.problem import Problem, make_problem
+from experiments.lab.problem import Problem, make_problem, stack_seeds
 from experiments.lab.tables import select
 from tests.experiments.event_files import read_runs
 
@@ -64,6 +66,7 @@ def tiny_problem() -> Problem:
 SETTINGS = Settings(
     methods=METHODS,
     epochs=3,
+    seeds=2,
     batch_size=16,
     dominance_every=3,
     learning_rate=0.05,
@@ -73,9 +76,9 @@ SETTINGS = Settings(
 def run(problem: Problem, settings: Settings, out: Path) -> pd.DataFrame:
     with RunFolder(dataclasses.replace(settings, out=str(out))) as folder:
         evaluate = multimnist.make_evaluate(problem)
-        measure = make_dominance(problem.oracle, settings.methods)
+        measure = make_dominance(problem)
         trainings = [
-            make_training(problem, settings, method, evaluate, measure)
+            make_training(problem, settings, method, evaluate, measure, folder.path)
             for method in settings.methods
         ]
         return train(trainings, settings.epochs, TASKS, folder)
@@ -155,6 +158,7 @@ def test_order_is_a_permutation_that_changes_with_seed_and_epoch():
 NAMES = ("sum_tasks", "aligned_mtl_ub")
 OPTIONS = ["multimnist", "--methods", ",".join(NAMES), "--epochs", "2"]
 OPTIONS += ["--batch-size", "64", "--dominance-every", "2", "--tensorboard"]
+OPTIONS += ["--seeds", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +193,9 @@ def test_report_holds_every_method_and_the_paper(out: Path):
     assert "a stand-in for full MNIST" in report
 
 
-@pytest.mark.parametrize("name", ["learning_curves", "dominance", "accuracy"])
+@pytest.mark.parametrize(
+    "name", ["learning_curves", "dominance", "accuracy", "jacobian"]
+)
 def test_figures_are_images(out: Path, name: str):
     assert matplotlib.image.imread(out / f"{name}.png").std() > 0
 
@@ -219,3 +225,101 @@ def test_second_run_is_refused(out: Path, capsys):
 
 def test_paper_table_names_known_methods():
     assert set(multimnist.PAPER) <= set(mtlopt.METHODS)
+
+
+def test_measures_are_those_of_the_whole_jacobian(float64):
+    """Explicit J and latent gradients G give both numbers of the latent."""
+    problem = tiny_problem()
+    params, state = stack_seeds(problem.init, 1)
+    data = problem.splits["train"]
+    order = epoch_order(100, 16, 1, 0)
+    found = make_dominance(problem)(params, state, order, jnp.array(2), data)
+
+    one = jax.tree.map(lambda leaf: leaf[0], params)
+    batch = jax.tree.map(lambda leaf: leaf[order[0, 2]], data)
+    encode = lambda own, x: problem.network(own, {}).encode(x)  # noqa: E731
+    z = encode(one, batch["image"])
+    leaves = jax.tree.leaves(jax.jacrev(encode)(one, batch["image"])["encoder"])
+    jacobian = np.concatenate([leaf.reshape(z.size, -1) for leaf in leaves], axis=1)
+    network = problem.network(one, {})
+    losses = [lambda z, t=t: example_losses(t, network, z, batch).mean() for t in TASKS]
+    latent = np.stack([jax.grad(loss)(z).ravel() for loss in losses])
+    moved = latent @ jacobian @ jacobian.T
+    lengths = np.linalg.norm(moved, axis=1) * np.linalg.norm(latent, axis=1)
+    cosines = (moved * latent).sum(axis=1) / lengths
+    np.testing.assert_allclose(found["cosine"][0], cosines.mean(), rtol=1e-4)
+    basis, _ = np.linalg.qr(latent.T)
+    spread = np.linalg.cond(basis.T @ jacobian)
+    for name in ("spread", "aligned_mtl_ub"):
+        np.testing.assert_allclose(found[name][0], spread, rtol=1e-4)
+    np.testing.assert_allclose(
+        found["raw"][0], np.linalg.cond(latent @ jacobian), rtol=1e-4
+    )
+
+    cube = jacobian.reshape(*z.shape, -1)
+    units, images = grams(encode, one, batch["image"])
+    assert units.shape == (8, 8)
+    between = np.array(
+        [[np.sum(cube[:, u] * cube[:, v]) for v in (0, 3)] for u in (3,)]
+    )
+    np.testing.assert_allclose(
+        16
+        * units[
+            3,
+            (0, 3),
+        ],
+        between[0],
+        rtol=1e-4,
+    )
+    np.testing.assert_allclose(
+        8 * images[1, 5], np.sum(cube[1] * cube[5]), rtol=1e-4, atol=1e-8
+    )
+
+
+def made_up(accuracy: dict[str, list[float]], rates: dict[str, list[float]]) -> Any:
+    """The records of two digits and one measurement, from numbers by method."""
+    rows = []
+    for name, numbers in (("test_accuracy_best", accuracy), ("dominance", rates)):
+        for method, values in numbers.items():
+            for seed, value in enumerate(values):
+                keys = {"method": method, "seed": seed, "epoch": 1}
+                rows.append({**keys, "name": name, "part": "left", "value": value})
+                if name == "dominance":  # alignment takes a fifth away
+                    name_ = "dominance_aligned"
+                    value = 1.0 if method == "aligned_mtl" else 0.8 * value
+                    rows.append({**keys, "name": name_, "part": "left", "value": value})
+    return pd.DataFrame(rows)
+
+
+ACCURACY = {
+    "sum_tasks": [0.5, 0.6, 0.7],
+    "gradnorm": [0.5, 0.6, 0.7],
+    "aligned_mtl": [0.6, 0.701, 0.802],
+    "aligned_mtl_ub": [0.5, 0.6, 0.71],
+}
+RATES = {
+    "sum_tasks": [1.4, 1.5, 1.6],
+    "gradnorm": [3.0, 3.2, 3.4],
+    "aligned_mtl": [1.4, 1.5, 1.6],
+    "aligned_mtl_ub": [1.4, 1.5, 1.6],
+}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "rates", "holds"),
+    [
+        ({}, {}, [True, True, True, True]),
+        ({"gradnorm": [0.7, 0.6, 0.8]}, {}, [True, True, True, None]),
+        ({"gradnorm": [0.8, 0.9, 1.0]}, {}, [True, True, True, False]),
+        ({}, {"gradnorm": [1.4, 1.5, 1.6]}, [True, True, False, True]),
+        ({}, {"gradnorm": [1.4, 3.0, 4.6]}, [True, True, None, True]),
+    ],
+)
+def test_verdicts(accuracy, rates, holds):
+    table = made_up({**ACCURACY, **accuracy}, {**RATES, **rates})
+    assert [each.holds for each in verdicts(table)] == holds
+
+
+def test_verdicts_are_of_methods_that_ran():
+    table = made_up({"sum_tasks": [0.5, 0.6]}, {"sum_tasks": [1.4, 1.5]})
+    assert verdicts(table) == []

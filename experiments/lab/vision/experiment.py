@@ -71,6 +71,8 @@ class Experiment:
     build: Callable[[Any, tuple[str, ...], jax.Array], Any]  # from names and key too
     num_tasks: int
     paper: Callable[[Any], Paper]
+    # The learning rate's share that is left in an epoch, from 0.
+    decay: Callable[[Any, int], float] = lambda *_: 1.0
     stacked: bool = False  # whether its heads are
     # The share of the steps in which the masks of Maximum Roaming move; 0 if there are
     # none: a shortcut passes by them.
@@ -102,7 +104,10 @@ def run(experiment: Experiment, argv: Sequence[str]) -> None:
     titles[SINGLE] = "Single task"
     with RunFolder(settings) as folder:
         out, command = folder.path, command_line(experiment.name, argv)
-        trainings = make_trainings(problem, methods, rates, seeds, size, out / "drawn")
+        decay = functools.partial(experiment.decay, settings)
+        trainings = make_trainings(
+            problem, methods, rates, seeds, size, out / "drawn", decay
+        )
         table = train(trainings, settings.epochs, problem.tasks, folder)
         costs = measure_costs(problem, methods, size)
         paper, metrics = experiment.paper(settings), problem.learnt.metrics

@@ -49,14 +49,16 @@ def make_trainings(
     num_seeds: int,
     batch_size: int,
     drawn: Path,
+    decay: Callable[[int], float] = lambda _: 1.0,
 ) -> list[Training]:
     """Returns the trainings of every method with every learning rate and every seed.
 
-    Predictions of seed 0 are files of the folder `drawn`.
+    Predictions of seed 0 are files of the folder `drawn`. `decay(epoch)` is a factor of
+    the learning rate.
     """
     evaluate = make_evaluate(problem, batch_size)
     return [
-        _training(problem, batch_size, method, run, evaluate, drawn)
+        _training(problem, batch_size, method, run, evaluate, drawn, decay)
         for name, method in methods.items()
         for only in (problem.tasks if name == SINGLE else ("",))
         # A line search has nothing to tune.
@@ -79,12 +81,13 @@ def _training(
     run: Mapping[str, Any],
     evaluate: Evaluate,
     drawn: Path,
+    decay: Callable[[int], float] = lambda _: 1.0,
 ) -> Training:
     splits, name, program = problem.splits, run_name(**run), method.program
     train: Split = splits["train"]
     trained = [run["only"] in ("", task) for task in problem.tasks]
     mine = np.flatnonzero(trained)
-    members, rate = jnp.array(trained), jnp.asarray(run["rate"], jnp.float32)
+    members = jnp.array(trained)
 
     def start() -> State:
         state = jax.tree.map(jnp.copy, method.start(run["seed"]))
@@ -96,6 +99,7 @@ def _training(
         total, labelled, mean = np.zeros(len(mine)), np.zeros(len(mine)), np.zeros(0)
         for rows in host_order(len(train), size, run["seed"], number):
             batch = train.batch(rows)
+            rate = jnp.asarray(run["rate"] * decay(number), jnp.float32)
             program.compile(now, batch, rate, members)
             started = time.perf_counter()
             for _ in range(method.repeats):
