@@ -67,14 +67,14 @@ def every(
         or computes no weights of the gradients of one batch, as `graddrop` and `moco`.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> aggregator = mtlopt.every(2, mtlopt.mgda(2))
-      >>> state = aggregator.init(jnp.zeros(2))
+      >>> state, update = aggregator.init(jnp.zeros(2)), jax.jit(aggregator.update)
       >>> for size in (1.0, 3.0):
       ...     rows = jnp.array([[1.0, 0.0], [0.0, size]])
       ...     grads = mtlopt.TaskGrads.from_rows(rows)
-      ...     updates, state = aggregator.update(grads, state)
+      ...     updates, state = update(grads, state)
       ...     print([round(float(value), 3) for value in updates], state.count)
       [0.5, 0.5] 1
       [0.5, 1.5] 0

@@ -43,7 +43,7 @@ def in_latent_space(
         `encode`, which has no latent common to all tasks.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> params = {"w": jnp.array([2.0]), "a": jnp.array(1.0), "b": jnp.array(3.0)}
       >>> oracle = mtlopt.task_grad(
@@ -52,7 +52,10 @@ def in_latent_space(
       ...     encode=lambda p: 5 * p["w"],
       ... )
       >>> aggregator = mtlopt.in_latent_space(mtlopt.mgda(2))
-      >>> updates, state = aggregator.update(oracle(params), aggregator.init(params))
+      >>> @jax.jit
+      ... def step(params):
+      ...     return aggregator.update(oracle(params), aggregator.init(params))
+      >>> updates, state = step(params)
       >>> print(jnp.round(updates["w"], 4), jnp.round(state.task_weights, 4))
       [5.] [1. 0.]
 

@@ -80,7 +80,7 @@ def samplewise(
         samples, or a function cannot be vmapped.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> params = {"w": jnp.ones(2), "heads": jnp.array([1.0, 2.0, 3.0])}
       >>> def loss(params, z, task, sample):
@@ -93,10 +93,14 @@ def samplewise(
       ...     encode=lambda params, sample: jnp.vdot(params["w"], sample["x"]),
       ... )
       >>> batch = {"x": jnp.eye(2)[jnp.array([0, 1, 1])], "task": jnp.array([0, 0, 2])}
-      >>> grads = oracle(params, batch)
-      >>> print(grads.losses, grads.present)
+      >>> @jax.jit
+      ... def look(params, batch):
+      ...     grads = oracle(params, batch)
+      ...     return grads.losses, grads.present, grads.rows().gramian()
+      >>> losses, present, gramian = look(params, batch)
+      >>> print(losses, present)
       [1. 0. 3.] [ True False  True]
-      >>> print(grads.rows().gramian())
+      >>> print(gramian)
       [[0.5 0.  1.5]
        [0.  0.  0. ]
        [1.5 0.  9. ]]

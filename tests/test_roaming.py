@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import mtlopt
 from mtlopt.models import MultiTaskMLP
-from tests.models.networks import split
+from tests.models.networks import abstract, random_params, split
 from tests.problems import QUICK
 
 NUM_TASKS, NUM_STEPS = 3, 20
@@ -267,14 +266,15 @@ def test_bad_states_and_tasks():
 # Training.
 
 TASKS = ("a", "b")
+HEADS = {"a": (1,), "b": (1,)}
 PARAMS, STATS, MERGE = split(
-    MultiTaskMLP(3, trunk=(6, 6), heads={"a": (1,), "b": (1,)}, rngs=nnx.Rngs(1))
+    abstract(functools.partial(MultiTaskMLP, 3, trunk=(6, 6), heads=HEADS))
 )
 # No unit is dead; and heads that are alike, with opposite targets, make a conflict.
-PARAMS = jax.tree.map(lambda leaf: leaf + 0.3, PARAMS)
+PARAMS = jax.tree.map(lambda leaf: leaf + np.float32(0.3), random_params(PARAMS))
 PARAMS["heads"]["b"] = PARAMS["heads"]["a"]
 LABELS = {"encoder": "shared", **{f"heads/{task}": task for task in TASKS}}
-X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 
 
 def make_loss(index, task):
@@ -296,7 +296,7 @@ ORACLE = mtlopt.task_grad(
 def make_masks(*rows):
     """The two tasks' masks of both layers, written as "110000"."""
     masks = [
-        jnp.array([[unit == "1" for unit in row] for row in rows[i::2]]) for i in (0, 1)
+        np.array([[unit == "1" for unit in row] for row in rows[i::2]]) for i in (0, 1)
     ]
     return dict(zip(LAYERS, masks, strict=True))
 

@@ -48,8 +48,8 @@ def aligned_mtl_weights(
       ValueError: If `scale` is unknown or a shape does not fit.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> print(aligned_mtl_weights(jnp.diag(jnp.array([4.0, 1.0]))))
+      >>> import jax, jax.numpy as jnp
+      >>> print(jax.jit(aligned_mtl_weights)(jnp.diag(jnp.array([4.0, 1.0]))))
       [0.25 0.5 ]
 
     References:
@@ -116,11 +116,12 @@ def aligned_mtl(
         task, is negative, or is zero for all.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[100.0, 0.0], [0.0, 1.0]]))
       >>> aggregator = mtlopt.aligned_mtl(2, preference=jnp.ones(2))
-      >>> updates, _ = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
+      >>> update = jax.jit(aggregator.update)
+      >>> updates, _ = update(grads, aggregator.init(jnp.zeros(2)))
       >>> print(updates)
       [1. 1.]
 

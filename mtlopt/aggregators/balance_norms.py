@@ -54,8 +54,8 @@ def balance_norms_weights(
       ValueError: If a shape does not fit.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> print(balance_norms_weights(jnp.diag(jnp.array([4.0, 1.0, 0.0]))))
+      >>> import jax, jax.numpy as jnp
+      >>> print(jax.jit(balance_norms_weights)(jnp.diag(jnp.array([4.0, 1.0, 0.0]))))
       [1. 2. 0.]
 
     References:
@@ -100,11 +100,12 @@ def balance_norms(
         if the rows are not those of the shared leaves of `labels`.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[100.0, 0.0], [0.0, 1.0]]))
       >>> aggregator = mtlopt.balance_norms(2)
-      >>> updates, state = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
+      >>> update = jax.jit(aggregator.update)
+      >>> updates, state = update(grads, aggregator.init(jnp.zeros(2)))
       >>> print(updates, state.task_weights)
       [100. 100.] [  1. 100.]
 

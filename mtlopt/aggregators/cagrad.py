@@ -45,8 +45,8 @@ def cagrad_weights(
       ValueError: If a shape does not fit, or an argument is out of range.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> weights = cagrad_weights(jnp.diag(jnp.array([4.0, 1.0])), c=0.5)
+      >>> import jax, jax.numpy as jnp
+      >>> weights = jax.jit(cagrad_weights)(jnp.diag(jnp.array([4.0, 1.0])), c=0.5)
       >>> print(jnp.round(weights, 4))
       [0.5   1.059]
 
@@ -94,11 +94,11 @@ def cagrad(
       ValueError: if `c` is negative or `rescale` none of the three.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[3.0, 0.0], [0.0, 4.0]]))
       >>> aggregator = mtlopt.cagrad(2, c=0.0)
-      >>> aggregator.update(grads, aggregator.init(jnp.zeros(2)))[0]
+      >>> jax.jit(aggregator.update)(grads, aggregator.init(jnp.zeros(2)))[0]
       Array([1.5, 2. ], dtype=float32)
 
     References:

@@ -101,11 +101,12 @@ def conflict_free(
         zero for all.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[3.0, 0.0], [0.0, 1.0]]))
       >>> aggregator = mtlopt.conflict_free(2)
-      >>> updates, _ = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
+      >>> update = jax.jit(aggregator.update)
+      >>> updates, _ = update(grads, aggregator.init(jnp.zeros(2)))
       >>> print(jnp.round(updates, 4))
       [2. 2.]
 

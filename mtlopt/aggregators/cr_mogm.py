@@ -66,13 +66,13 @@ def cr_mogm(
       ValueError: if an argument is out of range, or `weights` returns another shape.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> aggregator = mtlopt.cr_mogm(2, decay=0.75)
-      >>> state = aggregator.init(jnp.zeros(2))
+      >>> state, update = aggregator.init(jnp.zeros(2)), jax.jit(aggregator.update)
       >>> for rows in ([[1.0, 0.0], [2.0, 1.0]], [[2.0, 1.0], [1.0, 0.0]]):
       ...     grads = mtlopt.TaskGrads.from_rows(jnp.array(rows))
-      ...     updates, state = aggregator.update(grads, state)
+      ...     updates, state = update(grads, state)
       >>> print(jnp.round(updates, 4), jnp.round(state.task_weights, 4))
       [1.75 0.75] [0.75 0.25]
 

@@ -82,11 +82,12 @@ def dualproj(
         zero for all.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[2.0, 1.0], [-6.0, 3.0]]))
       >>> aggregator = mtlopt.dualproj(2)
-      >>> updates, state = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
+      >>> update = jax.jit(aggregator.update)
+      >>> updates, state = update(grads, aggregator.init(jnp.zeros(2)))
       >>> print(*updates)  # doctest: +NUMBER
       -1.2 2.4
 

@@ -142,12 +142,13 @@ def graddrop(
       ValueError: if `leak` is not one number from 0 to 1 for each task.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> rows = jnp.array([[3.0, 1.0, 0.0], [1.0, 2.0, -1.0]])
       >>> grads = mtlopt.TaskGrads.from_rows(rows)
       >>> aggregator = mtlopt.graddrop(2)
-      >>> print(aggregator.update(grads, aggregator.init(jnp.zeros(3)))[0])
+      >>> update = jax.jit(aggregator.update)
+      >>> print(update(grads, aggregator.init(jnp.zeros(3)))[0])
       [ 4.  3. -1.]
 
     References:

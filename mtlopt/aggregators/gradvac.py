@@ -121,14 +121,14 @@ def gradvac(
       ValueError: if `decay` is not from 0 to 1.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> aggregator = mtlopt.gradvac(2)
-      >>> state = aggregator.init(jnp.zeros(2))
+      >>> state, update = aggregator.init(jnp.zeros(2)), jax.jit(aggregator.update)
       >>> for angle in (0.5, 1.5):
       ...     rows = jnp.array([[1.0, 0.0], [jnp.cos(angle), jnp.sin(angle)]])
       ...     grads = mtlopt.TaskGrads.from_rows(rows)
-      ...     updates, state = aggregator.update(grads, state)
+      ...     updates, state = update(grads, state)
       ...     print(jnp.round(state.task_weights, 3))
       [1. 1.]
       [1.416 1.416]

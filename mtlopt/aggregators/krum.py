@@ -53,9 +53,10 @@ def krum_weights(
         range, or a shape does not fit.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> rows = jnp.array([[9.0], [1.0], [2.0], [2.5]])
-      >>> print(krum_weights(rows @ rows.T, num_selected=2))
+      >>> weights = jax.jit(krum_weights, static_argnames="num_selected")
+      >>> print(weights(rows @ rows.T, num_selected=2))
       [0.  0.  0.5 0.5]
 
     References:
@@ -141,12 +142,13 @@ def krum(
       ValueError: if there are too few tasks, or an argument is out of range.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> rows = jnp.array([[9.0], [1.0], [2.0], [2.5]])
       >>> grads = mtlopt.TaskGrads.from_rows(rows)
       >>> aggregator = mtlopt.krum(4)
-      >>> print(aggregator.update(grads, aggregator.init(jnp.zeros(1)))[0])
+      >>> update = jax.jit(aggregator.update)
+      >>> print(update(grads, aggregator.init(jnp.zeros(1)))[0])
       [2.]
 
     References:

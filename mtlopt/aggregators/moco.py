@@ -77,15 +77,13 @@ def moco(
         those of the shared leaves of `labels`.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> aggregator = mtlopt.moco(2, "shared")
-      >>> state = aggregator.init(jnp.zeros(2))
+      >>> state, update = aggregator.init(jnp.zeros(2)), jax.jit(aggregator.update)
       >>> for size in (1.0, 3.0):
       ...     rows = size * jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      ...     updates, state = aggregator.update(
-      ...         mtlopt.TaskGrads.from_rows(rows), state
-      ...     )
+      ...     updates, state = update(mtlopt.TaskGrads.from_rows(rows), state)
       >>> print(updates, state.task_weights)
       [1. 1.] [0.5 0.5]
 

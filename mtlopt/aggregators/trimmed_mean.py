@@ -31,8 +31,9 @@ def trim_entries(
       `[tasks, ...]`, where equal values share.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> mean, weights = trim_entries(jnp.array([[9.0], [1.0], [3.0], [4.0]]))
+      >>> import jax, jax.numpy as jnp
+      >>> rows = jnp.array([[9.0], [1.0], [3.0], [4.0]])
+      >>> mean, weights = jax.jit(trim_entries)(rows)
       >>> print(mean, weights[:, 0])
       [3.5] [0.  0.  0.5 0.5]
     """
@@ -97,12 +98,13 @@ def trimmed_mean(
       ValueError: if there are too few tasks, or `trim` is negative.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt
       >>> rows = jnp.array([[9.0, 0.0], [1.0, 2.0], [3.0, 1.0]])
       >>> grads = mtlopt.TaskGrads.from_rows(rows)
       >>> aggregator = mtlopt.trimmed_mean(3)
-      >>> print(aggregator.update(grads, aggregator.init(jnp.zeros(2)))[0])
+      >>> update = jax.jit(aggregator.update)
+      >>> print(update(grads, aggregator.init(jnp.zeros(2)))[0])
       [3. 1.]
 
     References:

@@ -62,14 +62,15 @@ def backtracking(
         not come from `task_grad`.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import mtlopt, optax
       >>> oracle = mtlopt.task_grad(
       ...     {"a": lambda w: (w - 1.0) ** 2, "b": lambda w: 8 * (w + 1.0) ** 2},
       ...     "shared",
       ... )
       >>> tx, w = mtlopt.backtracking(mtlopt.mgda(2)), jnp.array(3.0)
-      >>> updates, state = tx.update(oracle(w), tx.init(w), w)
+      >>> step = jax.jit(lambda w: tx.update(oracle(w), tx.init(w), w))
+      >>> updates, state = step(w)
       >>> print(jnp.round(updates), state.step_size, state.trials)
       -2.0 0.5 2
 

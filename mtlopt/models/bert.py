@@ -153,8 +153,9 @@ class Bert(nnx.Module):
         ValueError: If an argument has a wrong value.
 
     Examples:
-        >>> model = bert("tiny", {"similar": (128, 1)}, rngs=nnx.Rngs(0))
-        >>> jax.eval_shape(model, jnp.ones([5, 8], int))
+        >>> def run(tokens):
+        ...     return bert("tiny", {"similar": (128, 1)}, rngs=nnx.Rngs(0))(tokens)
+        >>> nnx.eval_shape(run, jnp.ones([5, 8], int))
         {'similar': ShapeDtypeStruct(shape=(5, 1), dtype=float32)}
 
     References:

@@ -60,9 +60,11 @@ class SignalNet(SharedEncoder):
         rngs: Source of the initial parameters.
 
     Examples:
-        >>> model = SignalNet((8, 4), {"a": (4, 6), "b": (8,)}, rngs=nnx.Rngs(0))
-        >>> z = model.encode(jnp.zeros([5, 256]))
-        >>> z.shape, model.heads["a"](z).shape
+        >>> def run(signals):
+        ...     model = SignalNet((8, 4), {"a": (4, 6), "b": (8,)}, rngs=nnx.Rngs(0))
+        ...     return model.encode(signals), model(signals)
+        >>> z, outputs = nnx.eval_shape(run, jnp.zeros([5, 256]))
+        >>> z.shape, outputs["a"].shape
         ((5, 4), (5, 6))
 
     References:

@@ -214,8 +214,9 @@ class Conv(nnx.Module):
         rngs: Source of the initial kernel.
 
     Examples:
-        >>> layer = Conv(1, 10, 5, pool=2, rngs=nnx.Rngs(0))
-        >>> layer(jnp.zeros([8, 28, 28, 1])).shape
+        >>> def run(images):
+        ...     return Conv(1, 10, 5, pool=2, rngs=nnx.Rngs(0))(images)
+        >>> nnx.eval_shape(run, jnp.zeros([8, 28, 28, 1])).shape
         (8, 12, 12, 10)
     """
 
@@ -270,8 +271,9 @@ class Conv1d(nnx.Module):
         rngs: Source of the initial kernel.
 
     Examples:
-        >>> layer = Conv1d(2, 64, 4, padding="SAME", rngs=nnx.Rngs(0))
-        >>> layer(jnp.zeros([8, 128, 2])).shape
+        >>> def run(sequences):
+        ...     return Conv1d(2, 64, 4, padding="SAME", rngs=nnx.Rngs(0))(sequences)
+        >>> nnx.eval_shape(run, jnp.zeros([8, 128, 2])).shape
         (8, 128, 64)
     """
 

@@ -41,9 +41,11 @@ class LeNet(MaskedEncoder):
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> model = LeNet(("left", "right"), rngs=nnx.Rngs(0))
-        >>> z = model.encode(jnp.zeros([8, 28, 28, 1]))
-        >>> z.shape, model.heads["left"](z).shape
+        >>> def run(images):
+        ...     model = LeNet(("left", "right"), rngs=nnx.Rngs(0))
+        ...     return model.encode(images), model(images)
+        >>> z, outputs = nnx.eval_shape(run, jnp.zeros([8, 28, 28, 1]))
+        >>> z.shape, outputs["left"].shape
         ((8, 50), (8, 10))
 
     References:
@@ -103,8 +105,9 @@ class LeNet5(MaskedEncoder):
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> model = LeNet5(("left",), rngs=nnx.Rngs(0))
-        >>> jax.eval_shape(model, jnp.zeros([8, 28, 28, 1]))
+        >>> def run(images):
+        ...     return LeNet5(("left",), rngs=nnx.Rngs(0))(images)
+        >>> nnx.eval_shape(run, jnp.zeros([8, 28, 28, 1]))
         {'left': ShapeDtypeStruct(shape=(8, 10), dtype=float32)}
 
     References:

@@ -114,9 +114,11 @@ class MultiTaskMLP(MaskedEncoder):
     Examples:
         >>> import jax.numpy as jnp
         >>> heads = {"a": (8, 4), "b": (1,)}
-        >>> model = MultiTaskMLP(trunk=(8,), heads=heads, rngs=nnx.Rngs(0))
-        >>> z = model.encode(jnp.zeros([5, 2]))
-        >>> z.shape, model.heads["a"](z).shape
+        >>> def run(x):
+        ...     model = MultiTaskMLP(trunk=(8,), heads=heads, rngs=nnx.Rngs(0))
+        ...     return model.encode(x), model(x)
+        >>> z, outputs = nnx.eval_shape(run, jnp.zeros([5, 2]))
+        >>> z.shape, outputs["a"].shape
         ((5, 8), (5, 4))
 
     References:

@@ -217,9 +217,11 @@ class ResNet(SharedEncoder):
         ValueError: If `variant` is neither.
 
     Examples:
-        >>> model = ResNet((1,), {"a": (2,)}, width=4, rngs=nnx.Rngs(0))
-        >>> z = model.encode(jnp.zeros([5, 8, 8, 3]))
-        >>> z.shape, model.heads["a"](z).shape
+        >>> def run(images):
+        ...     model = ResNet((1,), {"a": (2,)}, width=4, rngs=nnx.Rngs(0))
+        ...     return model.encode(images), model(images)
+        >>> z, outputs = nnx.eval_shape(run, jnp.zeros([5, 8, 8, 3]))
+        >>> z.shape, outputs["a"].shape
         ((5, 4), (5, 2))
 
     References:

@@ -41,11 +41,11 @@ def stack_heads(model: Any, name: str = "stacked") -> Any:
         ...     {"encoder": "shared", "heads": "stacked"},
         ...     encode=lambda model, x, targets: model.encode(x),
         ... )
-        >>> oracle(model, jnp.ones([4, 2]), jnp.zeros([4, 2])).losses.shape
+        >>> x, targets = jnp.ones([4, 2]), jnp.zeros([4, 2])
+        >>> nnx.eval_shape(oracle, model, x, targets).losses.shape
         (2,)
-        >>> x = jnp.ones([4, 2])
         >>> run = nnx.vmap(lambda head, z: head(z), in_axes=(0, None))
-        >>> run(model.heads["stacked"], model.encode(x)).shape
+        >>> nnx.eval_shape(run, model.heads["stacked"], jnp.ones([4, 8])).shape
         (2, 4, 1)
     """
     graphdefs, states = zip(*map(nnx.split, model.heads.values()), strict=True)

@@ -249,9 +249,9 @@ def test_bad_arguments():
 @pytest.mark.parametrize(
     ("second", "error", "message"),
     [
-        (jnp.eye(2), TypeError, "`second` must be gradients of the same .*TaskGrads"),
-        (TaskGrads.from_rows(jnp.eye(3)), ValueError, "`second` must be gradients of"),
-        (TaskGrads.from_rows(jnp.ones((2, 3))), ValueError, "`second` must have rows"),
+        (np.eye(2), TypeError, "`second` must be gradients of the same .*TaskGrads"),
+        (TaskGrads.from_rows(np.eye(3)), ValueError, "`second` must be gradients of"),
+        (TaskGrads.from_rows(np.ones((2, 3))), ValueError, "`second` must have rows"),
     ],
 )
 def test_second_must_fit(second, error, message):

@@ -42,7 +42,7 @@ def test_two_gradients(dtype):
             }
         )
 
-    found = jax.vmap(at)(jnp.asarray(angles, dtype))
+    found = jax.jit(jax.vmap(at))(angles.astype(dtype))
     cos = np.cos(angles)
     root = np.sqrt((a * a - b * b) ** 2 + (2 * a * b * cos) ** 2)
     apart = np.sqrt(a * a + b * b - 2 * a * b * cos)
@@ -50,7 +50,7 @@ def test_two_gradients(dtype):
     rtol = 1e-9 if dtype == np.float64 else 2e-5
     close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol)
     close(found.cosines[:, 0, 1], cos)
-    close(found.cosines, found.cosines.mT)
+    close(found.cosines, np.swapaxes(found.cosines, 1, 2))
     close(found.norms, np.tile([a, b], (5, 1)))
     close(found.norm_ratio, 1.5)
     close(
@@ -61,7 +61,7 @@ def test_two_gradients(dtype):
     close(found.stationarity_gap, gap)
     close(found.relative_gap, gap / 2.5)
     close(found.condition, (1 + abs(cos)) / (1 - abs(cos)))
-    assert found.present.all()
+    assert np.all(found.present)
     numbers = [leaf for leaf in jax.tree.leaves(found) if leaf.dtype != bool]
     assert all(leaf.dtype == dtype for leaf in numbers)
 
@@ -69,7 +69,7 @@ def test_two_gradients(dtype):
 def test_orthogonal_gradients(dtype):
     """gap = (sum_i 1 / |g_i|^2)^(-1/2), over lengths from 1 to 1e-3."""
     norms = np.logspace(0, -3, 5)
-    found = diagnose(jnp.diag(jnp.asarray(norms, dtype)))
+    found = diagnose(np.diag(norms).astype(dtype))
     np.testing.assert_allclose(found.norm_ratio, 1e3, rtol=1e-6)
     np.testing.assert_allclose(found.dominance_rate, 1e3, rtol=1e-5)
     gap = 1 / math.sqrt(np.sum(norms**-2.0))
@@ -81,7 +81,7 @@ def test_orthogonal_gradients(dtype):
 
 def test_common_factor_of_the_losses(float64):
     """Lengths and gap are multiplied by it; all else stays."""
-    rows = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)))
+    rows = np.random.default_rng(0).normal(size=(4, 6))
     one, many = diagnose(rows), diagnose(1e-6 * rows)
     assert one.tasks == ("0", "1", "2", "3")
     for name, value in zip(one._fields[:-1], jax.tree.leaves(one), strict=True):
@@ -93,40 +93,40 @@ def test_absent_tasks_are_left_out(float64):
     """All is as if the others were alone, whatever is in the absent rows."""
     rows = np.random.default_rng(0).normal(size=(4, 6))
     present = np.array([True, False, True, True])
-    expected = diagnose(jnp.asarray(rows[present]))
+    expected = diagnose(rows[present])
     rows[1] = np.nan
-    found = diagnose(jnp.asarray(rows), jnp.asarray(present))
+    found = diagnose(rows, present)
     for name, value in scalars(expected).items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-9)
-    np.testing.assert_allclose(found.norms[present], expected.norms)
-    cosines = found.cosines[present][:, present]
+    np.testing.assert_allclose(np.asarray(found.norms)[present], expected.norms)
+    cosines = np.asarray(found.cosines)[present][:, present]
     np.testing.assert_allclose(cosines, expected.cosines, atol=1e-12)
-    assert found.norms[1] == 0
-    assert not found.cosines[1].any()
+    assert np.asarray(found.norms)[1] == 0
+    assert not np.asarray(found.cosines)[1].any()
     np.testing.assert_array_equal(found.present, present)
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_bad_numbers_stay_visible(bad):
-    found = diagnose(jnp.array([[1.0, 2.0], [bad, 0.0], [0.0, 1.0]]))
-    assert all(jnp.isnan(value) for value in scalars(found).values())
-    assert not jnp.isfinite(found.norms[1])
-    assert jnp.isnan(found.cosines[1]).all()
+    found = diagnose(np.array([[1.0, 2.0], [bad, 0.0], [0.0, 1.0]]))
+    assert all(np.isnan(value) for value in scalars(found).values())
+    assert not np.isfinite(found.norms)[1]
+    assert np.isnan(found.cosines)[1].all()
 
 
 def test_zero_gradients():
     """One: infinite ratios and no gap. All: lengths have no ratio."""
-    one = diagnose(jnp.array([[1.0, 2.0], [0.0, 0.0]]))
-    assert one.norm_ratio == one.dominance_rate == one.condition == jnp.inf
+    one = diagnose(np.array([[1.0, 2.0], [0.0, 0.0]]))
+    assert one.norm_ratio == one.dominance_rate == one.condition == np.inf
     assert one.stationarity_gap == one.relative_gap == one.conflict_rate == 0
-    every = diagnose(jnp.zeros((2, 3)))
-    assert jnp.isnan(every.norm_ratio)
-    assert jnp.isnan(every.dominance_rate)
+    every = diagnose(np.zeros((2, 3)))
+    assert np.isnan(every.norm_ratio)
+    assert np.isnan(every.dominance_rate)
     assert every.stationarity_gap == every.relative_gap == 0
 
 
 def test_one_task():
-    found = diagnose(jnp.array([[3.0, 4.0]]))
+    found = diagnose(np.array([[3.0, 4.0]]))
     assert found.norm_ratio == found.dominance_rate == found.condition == 1
     assert found.conflict_rate == 0
     np.testing.assert_allclose([found.stationarity_gap, found.relative_gap], [5, 1])
@@ -134,16 +134,16 @@ def test_one_task():
 
 def test_opposed_gradients_cancel():
     """-g and 3 g: the directions are dependent, the point is stationary."""
-    found = diagnose(jnp.array([[1.0, 2.0], [-3.0, -6.0]]))
+    found = diagnose(np.array([[1.0, 2.0], [-3.0, -6.0]]))
     np.testing.assert_allclose(found.relative_gap, 0, atol=1e-6)
     np.testing.assert_allclose(found.norm_ratio, 3, rtol=1e-6)
-    assert found.condition == jnp.inf
+    assert found.condition == np.inf
 
 
 def test_parameters_or_latent_by_the_gradients(float64):
     """Rows of the oracle's own space; scales of a weighting are in them."""
     oracle, params, batch = make_oracle(), make_params(), first(make_batches())
-    factors = jnp.array([1.0, 10.0, 0.1])
+    factors = np.array([1.0, 10.0, 0.1])
 
     @jax.jit
     def both(params, batch):
@@ -165,7 +165,7 @@ def test_parameters_or_latent_by_the_gradients(float64):
 
 def test_one_gramian_leaf_by_leaf():
     """One product of rows for each leaf, and no array as large as the Jacobian."""
-    rows = {"a": jnp.ones((3, 100)), "b": jnp.ones((3, 7, 11))}
+    rows = {"a": np.ones((3, 100)), "b": np.ones((3, 7, 11))}
     jaxpr = jax.make_jaxpr(diagnose)(rows)
 
     def equations(jaxpr):
@@ -192,4 +192,4 @@ def test_needs_task_grads():
     with pytest.raises(
         TypeError, match=r"`grads` must be a mtlopt\.TaskGrads, got dict"
     ):
-        mtlopt.diagnose({"w": jnp.ones(2)})
+        mtlopt.diagnose({"w": np.ones(2)})

@@ -42,12 +42,12 @@ def make_batches():
             {
                 "x": x,
                 "cls": rng.integers(OUTPUTS["cls"], size=BATCH),
-                "reg": np.where(has["reg"], x[:, 0] * x[:, 1], np.nan),
+                "reg": np.where(has["reg"], x[:, 0] * x[:, 1], np.float32(np.nan)),
                 "tags": (x[:, : OUTPUTS["tags"]] > 0).astype(np.float32),
                 "has": has,
             }
         )
-    return [jax.tree.map(jnp.asarray, batch) for batch in batches]
+    return batches
 
 
 BATCHES = make_batches()
@@ -120,6 +120,11 @@ class Trainer(NamedTuple):
     traces: list[None]
 
 
+def on_device(tree):
+    """As a restored run, for which else the same step would be compiled again."""
+    return jax.device_put(tree, jax.devices()[0])
+
+
 def functional_trainer(program, aggregator):
     """Of a program of pure functions: `task_grad(has_state=True)`, `train_step`."""
 
@@ -150,7 +155,8 @@ def functional_trainer(program, aggregator):
         return run, output.losses
 
     def start():
-        return mtlopt.Run(program.params, tx.init(program.params), program.state)
+        run = mtlopt.Run(program.params, tx.init(program.params), program.state)
+        return on_device(run)
 
     def same(run):
         return run

@@ -16,6 +16,7 @@ from tests.frameworks.common import (
     Program,
     Trainer,
     mean_loss,
+    on_device,
     present,
 )
 
@@ -81,7 +82,9 @@ def make_trainer(program, aggregator):
 
     def start():
         model = Net(nnx.Rngs(0))
-        return model, mtlopt.nnx.Optimizer(model, tx, wrt=nnx.Param)
+        run = model, mtlopt.nnx.Optimizer(model, tx, wrt=nnx.Param)
+        nnx.update(run, on_device(nnx.state(run)))
+        return run
 
     def step(run, batch, key):
         return run, jitted(*run, batch)

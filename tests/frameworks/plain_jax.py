@@ -49,7 +49,8 @@ def layer(key, inputs, outputs, width):
     }
 
 
-def make_program():
+@jax.jit
+def make_arrays():
     keys = dict(
         zip(("trunk", *TASKS), jax.random.split(jax.random.key(0), 4), strict=True)
     )
@@ -65,7 +66,12 @@ def make_program():
         }
         for name, key in keys.items()
     }
-    return Program(params, state, LABELS, encode, head, lambda state, task: state[task])
+    return params, state
+
+
+def make_program():
+    arrays = make_arrays()
+    return Program(*arrays, LABELS, encode, head, lambda state, task: state[task])
 
 
 make_trainer = functional_trainer

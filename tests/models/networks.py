@@ -11,12 +11,17 @@ from jax import lax
 
 def normal(shape, seed=0, dtype=np.float32):
     """Standard normal numbers; from NumPy, which has nothing to compile."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
 def compiled(function):
     """`jax.jit` that compiles fast and runs slowly."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def abstract(build):
+    """The network without its numbers."""
+    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
 
 
 def split(module):
@@ -50,13 +55,12 @@ def random_params(params, seed=0):
         / np.sqrt(max(leaf.shape))
         for i, leaf in enumerate(leaves)
     ]
-    return treedef.unflatten([jnp.asarray(leaf, jnp.float32) for leaf in drawn])
+    return treedef.unflatten([leaf.astype(np.float32) for leaf in drawn])
 
 
 def ones_like(stats):
     """Statistics of the same shapes; from NumPy too."""
-    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), stats)
-    return jax.tree.map(jnp.asarray, ones)
+    return jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), stats)
 
 
 def reference_layer(x, params, stride=1, dilation=1, epsilon=1e-5):

@@ -116,7 +116,7 @@ def wide_loss(x, kernel):
     return jnp.sum(conv2d(out, kernel, stride=2, padding="SAME") ** 2)
 
 
-WIDE = jnp.ones((2, 6, 6, 8)), jnp.ones((3, 3, 8, 8))
+WIDE = np.ones((2, 6, 6, 8), np.float32), np.ones((3, 3, 8, 8), np.float32)
 
 
 def lowered(function, *args):

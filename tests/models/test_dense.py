@@ -71,7 +71,8 @@ def test_equals_lax(x, kernel, num):
         )
 
 
-X, KERNEL = jnp.ones([256, 512]), jnp.ones([512, 512])
+X = jnp.asarray(np.ones([256, 512], np.float32))
+KERNEL = jnp.asarray(np.ones([512, 512], np.float32))
 
 
 def kernel_gradient(product):

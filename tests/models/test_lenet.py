@@ -1,5 +1,7 @@
 """The LeNets are the networks of the papers, and each part reads its own leaves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,10 @@ from flax import nnx
 from jax import lax
 
 from mtlopt.models import LeNet, LeNet5
-from tests.models.networks import compiled, normal, split
+from tests.models.networks import abstract, compiled, normal, random_params, split
 
-PARAMS, STATS, MERGE = split(LeNet(rngs=nnx.Rngs(0)))
+PARAMS, STATS, MERGE = split(abstract(LeNet))
+PARAMS = random_params(PARAMS)
 IMAGES = normal((4, 28, 28, 1))
 
 
@@ -19,7 +22,7 @@ def encode(params, *args):
 
 
 def every_third(size):
-    return jnp.arange(size) % 3 == 0
+    return np.arange(size) % 3 == 0
 
 
 def without_units(encoder, masks):
@@ -64,7 +67,8 @@ def test_parameter_counts():
 
 
 def test_any_tasks_and_classes():
-    model = LeNet(("a", "b", "c"), 7, rngs=nnx.Rngs(0))
+    params, stats, merge = split(abstract(functools.partial(LeNet, ("a", "b", "c"), 7)))
+    model = merge(random_params(params), stats)
     logits = compiled(model)(IMAGES)
     assert {task: out.shape for task, out in logits.items()} == dict.fromkeys(
         "abc", (4, 7)
@@ -212,7 +216,7 @@ def test_lenet5():
     layers = {"conv1": 6, "conv2": 16, "dense1": 120, "dense2": 84}
     masks = {layer: every_third(size) for layer, size in layers.items()}
     close = {"rtol": 1e-4, "atol": 1e-4}
-    z = forward(params, IMAGES, jax.tree.map(jnp.ones_like, masks))
+    z = forward(params, IMAGES, jax.tree.map(np.ones_like, masks))
     np.testing.assert_allclose(z, reference(params["encoder"], IMAGES), **close)
     assert merge(params, stats).heads["right"](z).shape == (4, 10)
     z = forward(params, IMAGES, masks)

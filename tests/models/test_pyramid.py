@@ -23,7 +23,7 @@ PARAMS, STATS, MERGE = split(
     nnx.eval_shape(lambda: PyramidResNet({"a": 2}, **SMALL, rngs=nnx.Rngs(0)))
 )
 PARAMS = random_params(PARAMS)
-STATS = jax.tree.map(lambda leaf: jnp.abs(normal(leaf.shape, dtype=leaf.dtype)), STATS)
+STATS = jax.tree.map(lambda leaf: np.abs(normal(leaf.shape, dtype=leaf.dtype)), STATS)
 X = normal((2, 8, 12, 3))
 
 

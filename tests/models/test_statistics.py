@@ -35,7 +35,7 @@ class Network(SharedEncoder):
 
 PARAMS, STATS, MERGE = split(nnx.eval_shape(lambda: Network(rngs=nnx.Rngs(0))))
 PARAMS = random_params(PARAMS)
-STATS = jax.tree.map(jnp.abs, random_params(STATS, seed=20))
+STATS = jax.tree.map(np.abs, random_params(STATS, seed=20))
 X = normal((5, 3))
 
 
@@ -70,9 +70,14 @@ def test_statistics_move_once_a_step():
         return stats_of(merge(params, grads.state)), grads.jacobian()
 
     new, rows = step(params, state, jnp.array([True, False, True]))
-    model = MERGE(PARAMS, STATS)
-    z = model.encode(X)
-    assert_equal(new["encoder"], stats_of(model)["encoder"])
+
+    @compiled
+    def forward(x):
+        model = MERGE(PARAMS, STATS)
+        return model.encode(x), stats_of(model)
+
+    z, moved = jax.device_get(forward(X))
+    assert_equal(new["encoder"], moved["encoder"])
     dense, old = PARAMS["heads"]["a"]["dense"], STATS["heads"]["a"]["norm"]
     out = z @ dense["kernel"] + dense["bias"]
     expected = {
@@ -82,7 +87,7 @@ def test_statistics_move_once_a_step():
     assert_equal(new["heads"]["a"]["norm"], expected)
     jax.tree.map(np.testing.assert_array_equal, new["heads"]["b"], STATS["heads"]["b"])
     assert set(new["heads"]) == {"a", "b"}
-    for leaf in jax.tree.leaves(rows["encoder"]):
+    for leaf in jax.device_get(jax.tree.leaves(rows["encoder"])):
         assert (leaf[np.array([0, 2])] != 0).any(axis=tuple(range(1, leaf.ndim))).all()
 
 
@@ -98,7 +103,7 @@ def test_evaluation_mode():
     z = normal((5, 4))
     out, kept = run(z)
     assert_equal(kept, STATS["heads"]["a"])
-    changed, _ = run(z.at[1:].set(0))
+    changed, _ = run(np.concatenate([z[:1], 0 * z[1:]]))
     np.testing.assert_allclose(changed[0], out[0], rtol=1e-5)
 
 
