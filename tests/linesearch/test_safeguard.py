@@ -395,8 +395,7 @@ def test_costs_in_forward_passes(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(jax.lax, "cond", chosen)
-            found = passes(search(safeguard=True))
-        return found
+            return passes(search(safeguard=True))
 
     both = branch(cond)
     kept = branch(lambda _, usual, other: usual())
