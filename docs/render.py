@@ -49,11 +49,11 @@ def made_by(report: Path) -> str:
     """Returns the command of a run, how long it took, where and when."""
     made = json.loads(report.with_name("results.json").read_text())
     command = re.sub(r" --(out ('.*?'|\S+)|resume)", "", made["command"])
-    took = f"{made['cores']} CPU cores"
+    places = [f"{made['cores']} CPU cores"] if "cores" in made else []
+    places += [] if made["device"].endswith("x cpu") else [made["device"]]
+    took = " and ".join(places)
     if "minutes" in made:  # not of a run that was resumed
         took = f"{made['minutes']:.3g} min on {took}"
-    if not made["device"].endswith("x cpu"):
-        took += f" and {made['device']}"
     return f"`{command}`: {took}, jax {made['versions']['jax']}, {made['date'][:10]}.\n"
 
 

@@ -21,9 +21,9 @@ INDEX = {
         "seven_scenes": ("the pose of a camera", "Tables 4, 6", None),
     },
     "ate_sg": {
-        "synthetic": ("points by quadrant and circle", "Tables 2, 3", 3),
-        "wireless": ("radio signals by modulation and type", "Tables 5, 6", 3),
-        "mammography": ("calcifications, SG, Adam and their ATE", "Table 8", 6),
+        "synthetic": ("points by quadrant and circle", "Tables 2, 3", 7),
+        "wireless": ("radio signals by modulation and type", "Tables 5, 6", 6),
+        "mammography": ("calcifications, SG, Adam and their ATE", "Table 8", 7),
     },
     "mtl_io": {
         "task_groups": ("tasks in turn or in groups, IUS and IO", "Tables 3, 4", 7),

@@ -1,6 +1,6 @@
 """The cost of an epoch of each phase, in epochs of the full gradient."""
 
-import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 import mtlopt
 from experiments.ate_sg.training import make_steps, moving_at
-from experiments.lab.batches import num_examples, take
+from experiments.lab.batches import take
 from experiments.lab.problem import Problem
 
 # The operations are counted before machine code is made of them: it may be poor.
@@ -59,29 +59,47 @@ def count_params(problem: Problem) -> tuple[int, int]:
     return sum(leaf.size for leaf in shared), sum(leaf.size for leaf in total)
 
 
-def flop_costs(problem: Any, batch_size: int) -> Costs:
-    """Returns the costs by XLA's count of the operations of the compiled steps.
+class Count(NamedTuple):
+    """XLA's counts of a program that is compiled, but never run."""
 
-    With the forward pass and SG, of one seed. Adam's own operations, a dozen a
-    parameter, are few beside those of a batch.
+    operations: float
+    temporary_bytes: int
+
+
+def count_steps(problem: Any, batch_size: int) -> dict[str, Count]:
+    """Counts a step of every phase with SG, of one seed, and the encoding of a batch.
+
+    Adam's own operations, a dozen a parameter, are few beside those of a batch.
     """
-    train, model = problem.splits["train"], jax.eval_shape(problem.init, 0)
-    batch = take(train, jnp.arange(batch_size))
+    model = jax.eval_shape(problem.init, 0)
+    train = problem.splits["train"]
+    batch = jax.eval_shape(take, train, jnp.arange(batch_size))
     z = jax.eval_shape(problem.encode, model, batch)
-    flops = {}
+    counts = {"encode": count(problem.encode, model, batch)}
     for moving, (transform, step) in make_steps(problem, "sgd").items():
         opt_state = jax.eval_shape(transform.init, model[0])
         run = mtlopt.Run(model[0], opt_state, model[1])
-        flops[moving] = _flops(step, run, z if moving == "task" else None, batch)
+        counts[moving] = count(step, run, z if moving == "task" else None, batch)
+    return counts
+
+
+def count(function: Callable[..., Any], *args: Any) -> Count:
+    """Counts one program."""
+    compiled = jax.jit(function).lower(*args).compile(NO_CODE)
+    costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    assert costs is not None  # XLA counts on CPU, GPU and TPU
+    assert memory is not None
+    return Count(costs["flops"], memory.temp_size_in_bytes)
+
+
+def flop_costs(
+    counts: Mapping[str, Count], num_examples: int, batch_size: int
+) -> Costs:
+    """Returns the costs by operations: with the forward pass, of SG."""
+    full, shared, task, encode = (
+        counts[name].operations for name in ("full", "shared", "task", "encode")
+    )
     # An epoch leaves out what does not fill a batch; encoding leaves out nothing.
-    batches = num_examples(train) / batch_size
-    encode = _flops(problem.encode, model, batch) * batches
-    full = flops["full"]
-    shared, task = flops["shared"] / full, flops["task"] / full
-    return Costs(shared, task, encode / (full * int(batches)))
-
-
-def _flops(function: Any, *args: Any) -> float:
-    """Counts the operations of a program that is compiled, but never run."""
-    analysis = jax.jit(function).lower(*args).compile(NO_CODE).cost_analysis()
-    return math.nan if analysis is None else analysis["flops"]
+    batches = num_examples / batch_size
+    encode *= batches / int(batches)
+    return Costs(shared / full, task / full, encode / full)

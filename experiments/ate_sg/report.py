@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.ate_sg.costs import Costs, flop_costs, parameter_costs
+from experiments.ate_sg.claims import claims, cost_claims
+from experiments.ate_sg.costs import Costs, count_steps, flop_costs, parameter_costs
+from experiments.ate_sg.oscillation import MEASURES, oscillation
 from experiments.ate_sg.training import COST_ROUNDS, Phases, Run, Settings
 from experiments.lab import tables
 from experiments.lab.batches import num_examples
@@ -19,6 +21,7 @@ from experiments.lab.folder import RunFolder
 from experiments.lab.loop import train
 from experiments.lab.settings import check_batch_size, loaded
 from experiments.lab.tables import Frame, select
+from experiments.lab.verdicts import verdict_table
 
 # Of `--help`.
 METHOD = """\
@@ -32,6 +35,7 @@ METRICS = {"recall": "recall", "precision": "precision", "f1": "F1"}
 LOSSES = {"train_loss": "training loss", "validation_loss": "validation loss"}
 MEDIANS = {
     "epochs": "epochs",
+    "start_epochs": "at the first rate",
     "best_epoch": "best epoch",
     "cost_by_parameters": "cost by parameters",
     "cost_by_flops": "cost by FLOPs",
@@ -57,28 +61,44 @@ def run_experiment(
     load: Callable[[Any], tuple[Any, str]],
     paper: Paper,
     argv: Sequence[str],
+    limit: str = "",
 ) -> None:
-    """Trains what `load` returns, and writes tables beside the paper's, and figures."""
+    """Trains what `load` returns, and writes tables beside the paper's, and figures.
+
+    The report begins with the limit, what the data cannot show.
+    """
     problem, source = loaded(load, settings)
     check_batch_size(settings.batch_size, num_examples(problem.splits["train"]))
     with RunFolder(settings) as folder:
         phases = {each: Phases(problem, settings, each) for each in settings.optimizers}
         trainings = [phases[run.optimizer].training(run) for run in settings.runs]
         table = train(trainings, settings.epochs, problem.tasks, folder)
+        size, num_train = settings.batch_size, num_examples(problem.splits["train"])
+        counts = count_steps(problem, size)
         units = {
             "parameters": parameter_costs(problem),
-            "flops": flop_costs(problem, settings.batch_size),
+            "flops": flop_costs(counts, num_train, size),
         }
         seconds = {each: own.seconds() for each, own in phases.items()}
         summary = summarize(table, units)
+        groups = summary.groupby(COMPARED, sort=False)
+        verdicts = [each for _, own in groups for each in claims(own, LOSSES)]
+        verdicts += cost_claims(units, counts, settings.phases)
         command = tables.command_line(name, argv)
         seeds = tables.count(settings.seeds, "seed")
-        report = (
-            f"# {title}\n\n`{command}`\n\n{source}. Batch {settings.batch_size}, at "
-            f"most {settings.epochs} epochs, {seeds}.\n\n"
-            f"{make_tables(summary, paper)}\n\n"
-            f"{cost_table(units, seconds)}\n"
-        )
+        sections = [
+            f"# {title}",
+            limit,
+            f"`{command}`",
+            f"{source}. Batch {size}, at most {settings.epochs} epochs, {seeds}.",
+            make_tables(summary, paper),
+            cost_table(units, seconds),
+            "## Verdicts",
+            "The paper's claims of section 4. Ratios are to the training without "
+            "phases: means of paired seeds, with 95 % intervals.",
+            verdict_table(verdicts),
+        ]
+        report = "\n\n".join(filter(None, sections)) + "\n"
         folder.write_results(
             settings,
             report,
@@ -87,29 +107,10 @@ def run_experiment(
             costs={unit: costs._asdict() for unit, costs in units.items()},
             seconds_per_epoch=seconds,
             runs=summary.to_dict("records"),
+            verdicts=verdicts,
             paper=paper,
         )
         draw_figures(table, units, source, folder.path)
-
-
-def oscillation(loss: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Returns how much a loss `[epochs]` goes up and down in its last third.
-
-    Median absolute change from an epoch to the next, its trend included; zigzag, the
-    median distance from the mean of both neighbours, zero for any straight line; share
-    of epochs in which it rose. NaN for fewer than three epochs, or not finite ones.
-
-    Examples:
-      >>> oscillation([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 2.0, 3.0, 2.0])
-      {'change': 1.0, 'zigzag': 1.0, 'rises': 0.5}
-    """
-    last = np.asarray(loss, float)[-max(1, len(loss) // 3) :]
-    if len(last) < 3 or not np.isfinite(last).all():
-        return dict.fromkeys(("change", "zigzag", "rises"), math.nan)
-    changes = np.diff(last)
-    change, bend = (float(np.median(np.abs(x))) for x in (changes, np.diff(changes)))
-    rises = float(np.mean(changes > 0))
-    return {"change": change, "zigzag": bend / 2, "rises": rises}
 
 
 def by_run(table: Frame) -> Iterator[tuple[Run, Frame]]:
@@ -129,28 +130,43 @@ def by_epoch(own: Frame, name: str) -> np.ndarray:
 def summarize(table: Frame, units: Units) -> Frame:
     """Returns the numbers of the tables: a row for each run and seed."""
     summary = []
-    for run, own in by_run(table):
-        losses = {name: by_epoch(own, name) for name in LOSSES}
+    for _, group in table.groupby(COMPARED, sort=False):
+        summary += _summarize(group, units)
+    return pd.DataFrame(summary)
+
+
+def _summarize(group: Frame, units: Units) -> list[dict[str, Any]]:
+    runs = dict(by_run(group))
+    rates = {run.length: by_epoch(own, "learning_rate") for run, own in runs.items()}
+    losses = {
+        name: {run.length: by_epoch(own, name) for run, own in runs.items()}
+        for name in LOSSES
+    }
+    measures = {name: oscillation(each, rates) for name, each in losses.items()}
+    summary = []
+    for run, own in runs.items():
         for seed, (_, rows) in enumerate(own.groupby("seed")):
             ends = ("epochs", "best_epoch")
             epochs, best = (int(by_epoch(rows, end)[-1, 0]) for end in ends)
             row = {**run._asdict(), "training": run.title, "seed": seed}
-            row |= {"epochs": epochs, "best_epoch": best}
+            rate = rates[run.length][:, seed]
+            starts = int(np.sum(rate == rate[0]))
+            row |= {"epochs": epochs, "start_epochs": starts, "best_epoch": best}
             for unit, costs in units.items():
                 cost = costs.until(best, run.length)
                 row[f"cost_by_{unit}"] = cost[-1] if best else math.nan
             for name, values in losses.items():
-                loss = values[:epochs, seed]  # without what came after the stop
+                loss = values[run.length][:epochs, seed]  # without what came after
                 row[f"last_{name}"] = loss[-1]
                 row[f"best_{name}"] = loss[best - 1] if best else math.nan
-                each = oscillation(loss)
-                row |= {f"{name}_{key}": value for key, value in each.items()}
+                each = measures[name].loc[run.length, seed]
+                row |= {f"{name}_{key}": each[key] for key in MEASURES}
             for metric, title in METRICS.items():
                 end = select(rows, name=f"test_{metric}")
                 titles = (f"{title}, {task}" for task in end["part"])
                 row |= dict(zip(titles, end["value"], strict=True))
             summary.append(row)
-    return pd.DataFrame(summary)
+    return summary
 
 
 def make_tables(summary: Frame, paper: Paper) -> str:
@@ -162,24 +178,26 @@ def make_tables(summary: Frame, paper: Paper) -> str:
         for name in LOSSES:
             zigzag = medians[f"{name}_zigzag"]  # the training without phases is last
             medians[f"{name}_relative"] = zigzag / (zigzag.iloc[-1] or math.nan)
-        fields = ("change", "zigzag", "relative", "rises")
+        fields = ("zigzag", "relative", "spike")
         oscillations = {
-            f"{name}_{field}": f"{title}: {field}" if field == "change" else field
+            f"{name}_{field}": f"{title}: {field}" if field == "zigzag" else field
             for name, title in LOSSES.items()
             for field in fields
         }
         parts += [
-            f"## {optimizer.upper()}, starting learning rate {rate:g}",
+            f"## Test scores, {optimizer.upper()} from {rate:g}",
             "Test scores of the best epoch in percent, averages over the classes "
             "weighted by their sizes (± is the standard deviation of the seeds).",
             _scores_table(own, paper),
+            f"## Training, {optimizer.upper()} from {rate:g}",
             "Medians of the seeds. Losses are those of the best epoch, or at the end; "
             "costs are until the best epoch, in full epochs.",
             _median_table(medians, MEDIANS),
-            "Oscillation of the summed loss in the last third of the epochs: median "
-            "absolute change from one to the next, trend included; zigzag, the median "
-            "distance from the mean of both neighbours, and relative to the training "
-            "without phases; share of epochs in which the loss rose.",
+            f"## Oscillation, {optimizer.upper()} from {rate:g}",
+            "Of the summed loss, at equal learning rates, medians of seeds: zigzag, "
+            "the median distance from the mean of both neighbours, and relative to the "
+            "training without phases; spike, from the lowest to the highest of the 20 "
+            "places in a cycle of E0 = Ets = 10, relative to the epochs around.",
             _median_table(medians, oscillations, digits=3),
         ]
     return "\n\n".join(parts)
@@ -189,9 +207,12 @@ def _scores_table(own: Frame, paper: Paper) -> str:
     names, rows = [name for name in own if ", " in name], []
     for run, each in by_run(own):
         rows.append([run.title, *(tables.number(each[name], 100) for name in names)])
-        if run.name in paper:
-            values = map(float, paper[run.name].values())
-            rows.append(["— paper", *(f"{100 * value:.2f}" for value in values)])
+        # At the same rate, if it is one of the paper's.
+        printed = (run._replace(rate=rate) for rate in (run.rate, 1e-2, 1e-3))
+        for near in [each for each in printed if each.name in paper][:1]:
+            values = map(float, paper[near.name].values())
+            cells = (f"{100 * value:.2f}" for value in values)
+            rows.append([f"— paper, from {near.rate:g}", *cells])
     return tables.markdown_table(["training type", *names], rows)
 
 

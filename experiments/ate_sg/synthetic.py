@@ -41,8 +41,10 @@ Tells the quadrant of a point, and if it lies in the unit circle.
 
 {METHOD}
 
-With no option: the paper's data, layers of 64 instead of 512, 3 seeds, 300 epochs.
-With --full: the network of 1,580,037 parameters (Table 1), and the paper's settings.
+With no option: the paper's data, layers of 32 instead of 512, and three and ten times
+its larger rate, so that 5 seeds train until the rate has fallen and training stops.
+With --full: the network of 1,580,037 parameters (Table 1), and the paper's settings; of
+the "50,00" epochs that it prints we make 5,000.
 """
 
 FULL = PAPERS | {"width": 512}
@@ -57,11 +59,12 @@ class Settings(Common):
       width: of all hidden layers.
     """
 
-    epochs: int = 300
-    seeds: int = 3
+    epochs: int = 2_500
+    seeds: int = 5
     batch_size: int = 256
+    learning_rates: tuple[float, ...] = (0.03, 0.1)
     points: int = 10_000
-    width: int = 64
+    width: int = 32
 
 
 def load(settings: Settings) -> tuple[Classifier, str]:

@@ -32,13 +32,18 @@ PAPER = read_paper(
     """,
 )
 
+LIMIT = """\
+Simulated signals cannot show the paper's scores: four radars differ in their pulses
+alone, so that the type is harder than the modulation; of real signals it is easier."""
+
 DESCRIPTION = f"""\
-Tells the modulation and the type of radio signals at 0 dB.
+Tells the modulation and the type of radio signals at 0 dB. Without --data-dir:
+{LIMIT}
 
 {METHOD}
 
-With no option: 1,080 simulated signals instead of the 63,000 of
-RadarCommDataset, a quarter of the channels, 2 seeds, 200 epochs.
+With no option: 1,080 simulated signals instead of the 63,000 of RadarCommDataset, a
+quarter of the channels, three times the paper's larger rate, 3 seeds.
 With --full: 63,000 signals, simulated or of --data-dir, the network of 26,382
 parameters (Table 4), and the paper's settings.
 """
@@ -56,9 +61,10 @@ class Settings(Common):
       data_dir: file or folder of RadarCommDataset; None for simulated signals.
     """
 
-    epochs: int = 200
-    seeds: int = 2
+    epochs: int = 1_500
+    seeds: int = 3
     batch_size: int = 16
+    learning_rates: tuple[float, ...] = (0.03,)
     signals_each: int = 120
     channels: int = 16
     data_dir: str | None = None
@@ -87,4 +93,5 @@ def load(settings: Settings) -> tuple[Classifier, str]:
 def main(argv: Sequence[str]) -> None:
     """Runs the experiment."""
     settings = parse(NAME, DESCRIPTION, Settings(), argv, full=FULL, names=NAMES)
-    run_experiment(NAME, "ATE-SG, wireless signals", settings, load, PAPER, argv)
+    title, limit = "ATE-SG, wireless signals", "" if settings.data_dir else LIMIT
+    run_experiment(NAME, title, settings, load, PAPER, argv, limit)

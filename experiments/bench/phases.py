@@ -10,15 +10,14 @@ epoch of the heads costs their share of the parameters. Programs are compiled, n
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from experiments.ate_sg import mammography, synthetic, wireless
 from experiments.ate_sg.classifiers import Classifier
-from experiments.ate_sg.costs import NO_CODE, parameter_costs
+from experiments.ate_sg.costs import count, count_steps, parameter_costs
 from experiments.ate_sg.training import make_steps
 from experiments.bench.machine import one_of
 from experiments.lab.batches import take
@@ -36,48 +35,22 @@ NETWORKS = {
 }
 
 
-class Count(NamedTuple):
-    """XLA's counts of a compiled program."""
-
-    flops: float
-    temporary_bytes: float
-
-
-def count_steps(problem: Classifier, batch_size: int) -> dict[str, Count]:
-    """Counts a step of every phase, and the encoding of a batch."""
-    phases = make_steps(problem, "sgd")
-    model = jax.eval_shape(problem.init, 0)
-    batch = jax.eval_shape(
-        lambda split: take(split, jnp.arange(batch_size)), problem.splits["train"]
-    )
-    z = jax.eval_shape(problem.encode, model, batch)
-    steps = {name: step for name, (_, step) in phases.items()}
-    runs = {
-        name: Run(model[0], jax.eval_shape(transform.init, model[0]), model[1])
-        for name, (transform, _) in phases.items()
-    }
-    # The heads alone move, but on a batch that the step encodes anew.
-    heads = block_step(problem.oracle, phases["task"][0], "task")
-    return {
-        "both": _count(steps["full"], runs["full"], None, batch),
-        "shared": _count(steps["shared"], runs["shared"], None, batch),
-        "heads": _count(heads, runs["task"], batch),
-        "heads, cached": _count(steps["task"], runs["task"], z, batch),
-        "encode": _count(problem.encode, model, batch),
-    }
-
-
-def _count(function: Callable[..., Any], *args: Any) -> Count:
-    compiled = jax.jit(function).lower(*args).compile(NO_CODE)
-    counts, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    assert counts is not None  # XLA counts on CPU, GPU and TPU
-    assert memory is not None
-    return Count(counts["flops"], memory.temp_size_in_bytes)
-
-
 def table(problem: Classifier, batch_size: int) -> str:
     """Returns a network's Markdown table, and the cost of cycles."""
     counts = count_steps(problem, batch_size)
+    # The heads alone move, but on a batch that the step encodes anew.
+    transform, _ = make_steps(problem, "sgd")["task"]
+    model = jax.eval_shape(problem.init, 0)
+    batch = jax.eval_shape(take, problem.splits["train"], jnp.arange(batch_size))
+    run = Run(model[0], jax.eval_shape(transform.init, model[0]), model[1])
+    heads = count(block_step(problem.oracle, transform, "task"), run, batch)
+    counts = {
+        "both": counts["full"],
+        "shared": counts["shared"],
+        "heads": heads,
+        "heads, cached": counts["task"],
+        "encode": counts["encode"],
+    }
     paper = parameter_costs(problem)
     units = {"both": 1.0, "shared": paper.shared, "heads": paper.task}
     units["heads, cached"] = paper.task
@@ -85,13 +58,13 @@ def table(problem: Classifier, batch_size: int) -> str:
     rows = [
         [
             name,
-            f"{count.flops / whole.flops:.3f}",
-            f"{count.temporary_bytes / whole.temporary_bytes:.3f}",
+            f"{own.operations / whole.operations:.3f}",
+            f"{own.temporary_bytes / whole.temporary_bytes:.3f}",
             f"{units[name]:.3f}" if name in units else "",
         ]
-        for name, count in counts.items()
+        for name, own in counts.items()
     ]
-    flops = {name: count.flops / whole.flops for name, count in counts.items()}
+    flops = {name: own.operations / whole.operations for name, own in counts.items()}
     cycles = [("without a cache", flops["shared"] + flops["heads"])]
     for length in (1, 10, 100):
         task = flops["heads, cached"] + flops["encode"] / length

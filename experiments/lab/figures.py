@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#333333"
 FAINT = "#BBBBBB"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -81,7 +81,7 @@ def draw_panels(
     `log`. With `at_points`, the horizontal axis is logarithmic with ticks at the points
     of the first curve, as for learning rates; else it counts, as for epochs.
     """
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     width, height = (3.1, 2.5) if at_points else (2.6, 1.75)
     options = {
@@ -169,10 +169,16 @@ def whole_numbers(axis: "Axes") -> None:
 
 
 def readable_log_axis(axis: "Axes") -> None:
-    """Labels a logarithmic axis by plain numbers: 1, 1.5, 2, 3 and not 10^0."""
+    """Labels a logarithmic axis by plain numbers: 1, 1.5, 2, 3 and not 10^0.
+
+    The more decades it has, the fewer numbers each.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+    low, high = axis.get_ylim()
+    few = (1.0,) if high > 1e3 * low else (1, 3)
+    subs = few if high > 20 * low else (1, 1.5, 2, 3, 5)
+    axis.yaxis.set_major_locator(LogLocator(subs=subs))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
 

@@ -13,7 +13,13 @@ import pytest
 from flax import nnx
 
 from experiments.ate_sg.classifiers import ONE_OF, make_classifier, yes_or_no
-from experiments.ate_sg.costs import Costs, count_params, flop_costs, parameter_costs
+from experiments.ate_sg.costs import (
+    Costs,
+    count_params,
+    count_steps,
+    flop_costs,
+    parameter_costs,
+)
 from experiments.ate_sg.mammography import NETWORKS
 from experiments.ate_sg.mammography import TASKS as MAMMOGRAPHY_TASKS
 from experiments.ate_sg.report import by_epoch, draw_figures, make_tables, summarize
@@ -361,7 +367,8 @@ def test_flop_costs_follow_the_work():
     kernel) the shared phase leaves out the last. The task phase leaves out that for the
     data: nothing below moves.
     """
-    costs = flop_costs(mlp_problem(width=128, num_points=400), 32)
+    counts = count_steps(mlp_problem(width=128, num_points=400), 32)
+    costs = flop_costs(counts, 224, 32)
     np.testing.assert_allclose([costs.shared, costs.task], 2 / 3, atol=0.02)
     assert 0 < costs.encode < 0.02
 
