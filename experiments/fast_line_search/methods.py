@@ -82,14 +82,20 @@ class Method:
 
 
 def make_methods(
-    num_tasks: int, decay_steps: int, direction: str = "mgda"
+    num_tasks: int,
+    decay_steps: int,
+    direction: str = "mgda",
+    betas: tuple[float, ...] = BETAS,
 ) -> dict[str, Method]:
-    """Returns all methods; FBLS + decay halves its bound every `decay_steps`."""
+    """Returns all methods; FBLS + decay halves its bound every `decay_steps`.
+
+    FBLS and BLS are run at all betas, the variants of FBLS at the first.
+    """
     find = functools.partial(DIRECTIONS[direction], num_tasks)
 
-    def search(title: str, number: int, make: Any = None, **options: Any) -> Method:
+    def search(title: str, values: Any, make: Any = None, **options: Any) -> Method:
         make = functools.partial(make or mtlopt.fast_backtracking, find(), **options)
-        return Method(title, "β", BETAS[:number], lambda beta: make(beta=beta))
+        return Method(title, "β", values, lambda beta: make(beta=beta))
 
     def constant(title: str, make: Callable[[], Any]) -> Method:
         return Method(
@@ -99,10 +105,11 @@ def make_methods(
     halved = optax.exponential_decay(1.0, decay_steps, 0.5, staircase=True)
     title = "MGDA-UB" if direction == "mgda" else f"{direction} on the latent"
     return {
-        "fbls": search("FBLS", 4),
-        "fbls_decay": search("FBLS + decay", 1, upper=halved),
-        "fbls_calibrated": search("FBLS, calibrated", 1, calibrate=True),
-        "bls": search("BLS", 4, mtlopt.backtracking),
+        "fbls": search("FBLS", betas),
+        "fbls_decay": search("FBLS + decay", betas[:1], upper=halved),
+        "fbls_safe": search("FBLS, safeguarded", betas[:1], safeguard=True),
+        "fbls_calibrated": search("FBLS, calibrated", betas[:1], calibrate=True),
+        "bls": search("BLS", betas, mtlopt.backtracking),
         "mgda_ub": constant(title, lambda: mtlopt.in_latent_space(find())),
         "sgd": constant("SGD", lambda: mtlopt.sum_tasks(num_tasks)),
     }
@@ -113,18 +120,19 @@ def make_step(
 ) -> Callable[..., tuple[mtlopt.Run, dict[str, jax.Array]]]:
     """Returns `step(value, run, rows, data)`, a step on the examples `rows` of a split.
 
-    It returns the new run and, of a line search, what it did.
+    It returns the new run, the losses before, and what a line search did.
     """
 
     def step(
         value: jax.Array, run: mtlopt.Run, rows: jax.Array, data: PyTree
     ) -> tuple[mtlopt.Run, dict[str, jax.Array]]:
         one_step = mtlopt.train_step(problem.oracle, method.make(value))
-        run, _ = one_step(run, take(data, rows))
+        run, before = one_step(run, take(data, rows))
+        did = {"losses": before.losses}
         search = run.opt_state
         if not hasattr(search, "trials"):  # it is not that of a line search
-            return run, {}
-        return run, {
+            return run, did
+        return run, did | {
             "trials": search.trials,
             "step_size": search.step_size,
             "at_upper": (search.trials == 1) & ~search.hit_floor,

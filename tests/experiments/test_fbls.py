@@ -16,10 +16,11 @@ import mtlopt
 from experiments.data.cifar10 import Split, load_cifar10
 from experiments.data.multimnist import load_multimnist
 from experiments.data.sts import load_sts
-from experiments.fast_line_search import bert, cifar10, experiment, multimnist
+from experiments.fast_line_search import bert, cifar10, experiment, multimnist, report
 from experiments.fast_line_search import methods as fbls
-from experiments.fast_line_search.experiment import Settings, Subject, run_experiment
+from experiments.fast_line_search.experiment import Settings, run_experiment
 from experiments.fast_line_search.methods import make_methods
+from experiments.fast_line_search.report import Subject
 from experiments.lab.batches import host_order, num_examples
 from experiments.lab.errors import UsageError
 from mtlopt.models import MultiTaskMLP, ResNet, stack_heads
@@ -70,6 +71,8 @@ def test_sgd_steps_down_the_summed_loss(problem):
         after.params,
         expected,
     )
+    losses = problem.oracle.losses(run.params, batch, run.state)
+    np.testing.assert_allclose(did.pop("losses"), losses, rtol=1e-5)  # before the step
     assert did == {}
 
 
@@ -88,6 +91,25 @@ def test_decay_halves_the_upper_bound(problem):
         lengths[name] = np.array(steps)
     np.testing.assert_allclose(lengths["fbls_decay"], [1, 1, 0.5, 0.5, 0.25, 0.25])
     np.testing.assert_allclose(lengths["fbls"], 1)
+
+
+def test_a_step_raised_a_loss_if_any_is_higher_by_more_than_rounding(problem):
+    """By an eps it is rounding; NaN has risen."""
+    run = fbls.start(problem, make_methods(2, 1)["sgd"], 0.1, seed=0)
+    rows, train = jnp.arange(16), problem.splits["train"]
+    batch = jax.tree.map(lambda leaf: leaf[rows], train)
+    after = problem.oracle.losses(run.params, batch, run.state)
+    rose = experiment.make_check(problem)
+    eps = jnp.finfo(after.dtype).eps
+    for factors, expected in (
+        ((1, 1), False),
+        ((1 - eps, 2), False),
+        ((0.999, 2), True),
+        ((2, 0.999), True),
+        ((math.nan, 2), True),
+    ):
+        before = after * jnp.array(factors)
+        assert bool(rose(before, run, rows, train)) == expected, factors
 
 
 def test_score_is_the_oracle_loss(problem):
@@ -161,14 +183,77 @@ def test_best_learning_rate_has_the_least_mean_error_and_is_finite():
         for name in ("train_error", "test_error")
         for part, value in (("a", 10 * worse), ("b", 2 * error))
     ]
-    table = experiment.wide(pd.DataFrame(rows), 100.0)
-    assert experiment.best_value(table, "sgd") == 0.2
-    last = experiment.last(table)["test_error"]
+    table = report.wide(pd.DataFrame(rows), 100.0)
+    assert report.best_value(table, "sgd") == 0.2
+    last = report.last(table)["test_error"]
     np.testing.assert_allclose(last["sgd", 0.2], [10, 40])
     assert math.isinf(last["sgd", 0.3, 0])
 
 
-SUBJECT = Subject("tiny", "Tiny", "An MLP.", "waves, a stand-in for data")
+SUBJECT = Subject(
+    "tiny",
+    "Tiny",
+    "An MLP.",
+    "waves, a stand-in for data",
+    errors_from="Fig. 3",
+    searches_from="Fig. 4",
+)
+
+
+def made_up(errors, raised=0.0):
+    """A table of these errors by method and value, with three seeds each."""
+    rows = [
+        {"method": name, "number": value, "seed": seed, "epoch": 1}
+        | {"test_error": error, "raised_a_loss": raised if name == "fbls" else 0.0}
+        for (name, value), seeds in errors.items()
+        for seed, error in enumerate(seeds)
+    ]
+    keys = ["method", "number", "seed", "epoch"]
+    return pd.DataFrame(rows).set_index(keys).sort_index()
+
+
+SGD = {("sgd", 1e-3): (30, 31, 32), ("sgd", 0.1): (10.0, 10.5, 11.0)}
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow", "level", "beats"),
+    [
+        ((9.9, 10.6, 10.8), (12.0, 12.4, 13.0), True, True),
+        ((12.0, 12.4, 13.0), (9.9, 10.6, 10.8), False, False),
+        ((8.0, 12.0, 10.0), (10.0, 9.0, 11.5), None, None),
+        ((90.0, 9.0, 9.5), (10.0, 9.0, 11.5), False, None),  # one seed has failed
+    ],
+)
+def test_verdicts_are_by_the_spread_of_paired_seeds(fast, slow, level, beats):
+    """As good as SGD at its best rate, and better than BLS; or not; or too noisy."""
+    table = made_up({("fbls", 0.1): fast, ("bls", 0.1): slow, **SGD})
+    methods = {name: make_methods(2, 1)[name] for name in ("fbls", "bls", "sgd")}
+    found = report.verdicts(SUBJECT, methods, table, {})
+    assert [each.holds for each in found] == [True, level, beats]
+    assert "10.50 ± 0.50 at η = 0.1, an edge of the grid" in found[1].measured
+    short = dataclasses.replace(SUBJECT, limits="Too short.", searches_from="")
+    found = report.verdicts(short, methods, table, {})
+    assert [each.holds for each in found] == [None, None]
+
+
+def test_verdicts_on_steps_and_times():
+    """Half of the steps raised a loss; 1.1 is 1.0 of the time, 2 is not 1.36.
+
+    1.2 is 0.3 of a step for each of four tasks, and 3, which is 0.75, is not 1.36.
+    """
+    table = made_up({("fbls", 0.1): (1, 2, 3), ("bls", 0.1): (1, 2, 3), **SGD}, 0.5)
+    methods = {name: make_methods(2, 1)[name] for name in ("fbls", "bls", "sgd")}
+    timed = dataclasses.replace(SUBJECT, paper_times={"fbls": "1.00", "bls": "1.36"})
+    seconds = {"fbls": 1.1, "bls": 2.0, "sgd": 1.0}
+    found = report.verdicts(timed, methods, table, seconds)
+    assert not found[0].holds
+    assert "FBLS 50.0%, BLS 0.0%" in found[0].measured
+    assert [each.holds for each in found[-2:]] == [True, False]
+    paper = {"fbls": "0.30", "bls": "1.36"}
+    four = dataclasses.replace(SUBJECT, num_tasks=4, paper_times=paper)
+    seconds = {"fbls": 1.2, "bls": 3.0, "sgd": 1.0}
+    found = report.verdicts(four, methods, table, seconds)
+    assert [each.holds for each in found[-2:]] == [True, False]
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +269,6 @@ def out(problem, tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fbls, "RATES", fbls.RATES[-2:])
-        patch.setattr(fbls, "BETAS", fbls.BETAS[:2])
         run_experiment(SUBJECT, settings, problem, [])
     return folder
 
@@ -213,17 +297,24 @@ def test_batch_that_cannot_be_filled_is_refused(problem, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_beta_above_one_is_refused(problem, tmp_path):
+    settings = Settings(out=str(tmp_path / "out"), betas=(0.1, 1.5), batch_size=32)
+    with pytest.raises(UsageError, match=r"`beta` must be .*1\.5"):
+        run_experiment(SUBJECT, settings, problem, [])
+
+
 def test_report_and_results_hold_every_run(out):
     report = (out / "report.md").read_text()
-    assert report.count("| FBLS ") == 4  # two values of beta, figure 4's table, costs
-    assert "best of 2 learning rates of SGD, η = " in report
-    assert "no tuning" in report
+    # Two values of beta, figure 4's table, costs, figure 4's verdict.
+    assert report.count("| FBLS ") == 5
+    assert "| FBLS, not tuned: as good as the best of 2 rates" in report
     assert "a stand-in for data" in report
     results = json.loads((out / "results.json").read_text())
     assert results["data"]["stand_in"]
     assert len(results["runs"]) == 6
     for run in results["runs"]:
         assert run["test_error"] > 0
+        assert run["raised_a_loss"] in (0, 1)  # one of the two steps is checked
         assert (run["trials"] is not None) == (run["method"] != "sgd")
     costs = results["costs"]
     assert costs["operations"]["bls"] > costs["operations"]["fbls"]
@@ -231,7 +322,7 @@ def test_report_and_results_hold_every_run(out):
     assert set(costs["trials"]) == {"fbls", "bls"}
 
 
-@pytest.mark.parametrize("name", ["sgd_loss", "methods_error", "betas_loss"])
+@pytest.mark.parametrize("name", ["sgd_loss", "methods_error", "rates_error"])
 def test_figures_are_images(out, name):
     assert matplotlib.image.imread(out / f"{name}.png").std() > 0
 

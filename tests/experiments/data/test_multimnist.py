@@ -90,9 +90,11 @@ def test_too_few_digits_or_pairs(digits):
         make_multimnist(digits, 0)
 
 
-@pytest.mark.parametrize("name", ["num_train", "num_validation", "num_test"])
-def test_counts_are_checked_by_their_own_name(name):
-    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got -2"):
+@pytest.mark.parametrize(
+    ("name", "least"), [("num_train", 1), ("num_validation", 0), ("num_test", 1)]
+)
+def test_counts_are_checked_by_their_own_name(name, least):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least {least}, got -2"):
         load_multimnist(**{name: -2})
 
 
@@ -133,6 +135,20 @@ def test_release_gives_one_image_a_digit(tmp_path, release):
     np.testing.assert_array_equal(
         np.sort(data.test.left_labels), np.sort(release["t10k-labels-idx1-ubyte"])
     )
+
+
+def test_without_validation_every_train_digit_is_trained_on(tmp_path, release):
+    """One image a digit: the left labels are the release's 60, and the test is kept."""
+    data, held_out = (
+        load_multimnist(tmp_path, num_validation=0),
+        load_multimnist(tmp_path),
+    )
+    np.testing.assert_array_equal(
+        np.sort(data.train.left_labels), np.sort(release["train-labels-idx1-ubyte"])
+    )
+    assert [len(each) for each in data.validation] == [0, 0, 0]
+    assert "(60 train / 0 validation / 20 test)" in data.source
+    np.testing.assert_array_equal(data.test.images, held_out.test.images)
 
 
 def test_splits_share_no_digit(tmp_path, release, idx_bytes):
