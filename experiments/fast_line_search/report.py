@@ -127,7 +127,8 @@ def make_report(
         "± after a difference is half its 95 % interval over the seeds. The best rate "
         "is by the test error of this table, in favour of SGD. The paper does not say "
         "if its SGD makes a step on the summed loss or one for each task: a time holds "
-        f"if it is within {_SAME_TIME - 1:.0%} of either.",
+        f"if it is within {_SAME_TIME - 1:.0%} of either. A search needs tuning if any "
+        f"seed ends with more than {_FAILED:g} times the error of the best rate.",
         verdict_table(verdicts(subject, methods, table, costs["seconds"])),
     ]
     return "\n\n".join(parts) + "\n"
