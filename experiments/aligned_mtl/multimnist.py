@@ -34,7 +34,7 @@ PyTree = Any
 NAME = "aligned_mtl.multimnist"
 TASKS = ("left", "right")
 # The methods of a run without `--methods`: those of the paper's tables.
-FEW = ("sum_tasks", "mean_tasks", "uncertainty", "dwa", "gradnorm")
+FEW = ("sum_tasks", "uncertainty", "dwa", "gradnorm")
 FEW += ("mgda", "mgda_ub", "pcgrad", "aligned_mtl", "aligned_mtl_ub")
 # Long enough to converge.
 LONGER = """\

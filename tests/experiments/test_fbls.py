@@ -237,23 +237,24 @@ def test_verdicts_are_by_the_spread_of_paired_seeds(fast, slow, level, beats):
 
 
 def test_verdicts_on_steps_and_times():
-    """Half of the steps raised a loss; 1.1 is 1.0 of the time, 2 is not 1.36.
-
-    1.2 is 0.3 of a step for each of four tasks, and 3, which is 0.75, is not 1.36.
-    """
+    """Half of the steps raised a loss; times hold if all do in one reading of SGD."""
     table = made_up({("fbls", 0.1): (1, 2, 3), ("bls", 0.1): (1, 2, 3), **SGD}, 0.5)
     methods = {name: make_methods(2, 1)[name] for name in ("fbls", "bls", "sgd")}
-    timed = dataclasses.replace(SUBJECT, paper_times={"fbls": "1.00", "bls": "1.36"})
-    seconds = {"fbls": 1.1, "bls": 2.0, "sgd": 1.0}
-    found = report.verdicts(timed, methods, table, seconds)
-    assert not found[0].holds
-    assert "FBLS 50.0%, BLS 0.0%" in found[0].measured
-    assert [each.holds for each in found[-2:]] == [True, False]
-    paper = {"fbls": "0.30", "bls": "1.36"}
-    four = dataclasses.replace(SUBJECT, num_tasks=4, paper_times=paper)
-    seconds = {"fbls": 1.2, "bls": 3.0, "sgd": 1.0}
-    found = report.verdicts(four, methods, table, seconds)
-    assert [each.holds for each in found[-2:]] == [True, False]
+    timed = dataclasses.replace(
+        SUBJECT, num_tasks=4, paper_times={"fbls": "0.30", "bls": "1.40"}
+    )
+    for fbls_time, bls_time, holds in (
+        (0.31, 1.3, True),  # of a step on the summed loss
+        (1.2, 5.5, True),  # 0.30 and 1.375 of a step for each of four tasks
+        (0.31, 5.5, False),  # one in each reading
+        (1.2, 9.0, False),
+    ):
+        seconds = {"fbls": fbls_time, "bls": bls_time, "sgd": 1.0}
+        found = report.verdicts(timed, methods, table, seconds)
+        assert not found[0].holds
+        assert "FBLS 50.0%, BLS 0.0%" in found[0].measured
+        assert found[-1].holds == holds, seconds
+    assert "FBLS 0.30, BLS 2.25 of a step for each task" in found[-1].measured
 
 
 @pytest.fixture(scope="module")
