@@ -42,7 +42,7 @@ class Program:
 def fastest(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Times calls in turns, once to warm up; returns the least seconds of each.
 
-    What slows a machine down comes and goes: in turns, it slows all alike, and the
+    A machine is slower now and then: in turns, that slows all calls alike, and the
     fastest of several rounds is that with the least of it.
     """
     seconds = dict.fromkeys(calls, float("inf"))

@@ -1,9 +1,9 @@
 """The claims of Pascal et al., 2021, as questions to a run."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from experiments.lab.comparison import paired
+from experiments.lab.comparison import Difference, paired
 from experiments.lab.tables import select
 from experiments.lab.verdicts import Verdict
 from experiments.lab.vision.report import SUM, Metric, Outcome, in_families
@@ -16,13 +16,10 @@ def better(
     claim: str, outcome: Outcome, metrics: Sequence[Metric], new: str, old: str
 ) -> list[Verdict]:
     """Asks, metric by metric, whether a method is better than another."""
-    verdicts = []
-    for metric in metrics if {new, old} <= outcome.scores.keys() else ():
-        gain = outcome.gain(metric, new, old)
-        measured = f"gain of {_pair(outcome, new, old)}: {gain:.{metric.digits}f}"
-        holds = {1: True, -1: False, 0: None}[gain.sign]
-        verdicts.append(Verdict(f"{claim}: {metric.title}", measured, holds))
-    return verdicts
+    return [
+        Verdict(*words, {1: True, -1: False, 0: None}[gain.sign])
+        for _, gain, words in _gains(claim, outcome, metrics, new, old)
+    ]
 
 
 def alike(
@@ -30,15 +27,24 @@ def alike(
 ) -> list[Verdict]:
     """Asks, metric by metric, whether two methods differ by less than 5 %."""
     verdicts = []
-    for metric in metrics if {new, old} <= outcome.scores.keys() else ():
-        gain = outcome.gain(metric, new, old)
+    for metric, gain, words in _gains(claim, outcome, metrics, new, old):
         level = _LEVEL * abs(metric.factor * outcome.means.loc[metric.name, old])
         holds = False if gain.sign else None
         if abs(gain.mean) + gain.half <= level:
             holds = True
-        measured = f"gain of {_pair(outcome, new, old)}: {gain:.{metric.digits}f}"
-        verdicts.append(Verdict(f"{claim}: {metric.title}", measured, holds))
+        verdicts.append(Verdict(*words, holds))
     return verdicts
+
+
+def _gains(
+    claim: str, outcome: Outcome, metrics: Sequence[Metric], new: str, old: str
+) -> Iterator[tuple[Metric, Difference, tuple[str, str]]]:
+    """Yields each metric, its gain, and claim and measurement in words."""
+    for metric in metrics if {new, old} <= outcome.scores.keys() else ():
+        gain = outcome.gain(metric, new, old)
+        pair = f"{outcome.titles[new]} over {outcome.titles[old]}"
+        measured = f"gain of {pair}: {gain:.{metric.digits}f}"
+        yield metric, gain, (f"{claim}: {metric.title}", measured)
 
 
 def few_groups(outcome: Outcome, metric: Metric) -> list[Verdict]:
@@ -118,7 +124,3 @@ def _all(signs: Sequence[int]) -> bool | None:
 
 def _number(name: str) -> int:
     return int(name.rpartition("_")[2])
-
-
-def _pair(outcome: Outcome, new: str, old: str) -> str:
-    return f"{outcome.titles[new]} over {outcome.titles[old]}"

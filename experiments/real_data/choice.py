@@ -53,7 +53,7 @@ class Standing(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What the difference is: one outside the spread of paired seeds, or none."""
+        """The difference in words: one outside the spread of paired seeds, or none."""
         if self.lost:
             return "lost seeds"
         words = ("no difference", "higher", "lower")[self.difference.sign]
