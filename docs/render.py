@@ -17,6 +17,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+_SHOWN = {"jax", "torch", "torchjd"}  # of the versions
 _BLOCK = re.compile(
     r"(?P<begin><!-- table: (?P<file>\S+), (?P<heading>.+?) -->\n).*?(?=<!-- end -->)",
     re.DOTALL,
@@ -46,15 +47,20 @@ def table(report: str, heading: str) -> str:
 
 
 def made_by(report: Path) -> str:
-    """Returns the command of a run, how long it took, where and when."""
+    """Returns the commands of a run, how long it took, where and when."""
     made = json.loads(report.with_name("results.json").read_text())
-    command = re.sub(r" --(out ('.*?'|\S+)|resume)", "", made["command"])
+    typed = made.get("commands", [made.get("command")])
+    command = "`, `".join(re.sub(r" --(out ('.*?'|\S+)|resume)", "", c) for c in typed)
     places = [f"{made['cores']} CPU cores"] if "cores" in made else []
     places += [] if made["device"].endswith("x cpu") else [made["device"]]
     took = " and ".join(places)
     if "minutes" in made:  # not of a run that was resumed
         took = f"{made['minutes']:.3g} min on {took}"
-    return f"`{command}`: {took}, jax {made['versions']['jax']}, {made['date'][:10]}.\n"
+    versions = (
+        f"{name} {made['versions'][name]}" for name in _SHOWN & made["versions"].keys()
+    )
+    words = [took, *sorted(versions), made["date"][:10]]
+    return f"`{command}`: {', '.join(filter(None, words))}.\n"
 
 
 def main() -> None:

@@ -29,8 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import torchjd_weights
-from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
+from experiments.bench.machine import pin_to_one_thread, timing_parser
 from experiments.bench.other_process import OtherProcess
+from experiments.bench.report import Report
 from experiments.bench.torchjd_weights import timed_calls
 from experiments.lab.tables import markdown_table
 from mtlopt.aggregators.aligned_mtl import aligned_mtl_weights
@@ -382,6 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.torch_python
         else None
     )
+    report = Report("aggregators", argv, args.out)
     results = []
     for name, num_tasks in itertools.product(args.methods, args.tasks):
         print(f"{name}, T = {num_tasks}", file=sys.stderr)
@@ -392,10 +394,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         results.append(result)
     if torchjd:
         torchjd.close()
-    print(markdown_table(HEADER, [cells(result) for result in results]))
+    report.print(markdown_table(HEADER, [cells(result) for result in results]))
     for sentence in missed(results):
         print(sentence, file=sys.stderr)
-    write_record(args.out, results)
+    report.write(results)
 
 
 if __name__ == "__main__":

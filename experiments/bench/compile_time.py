@@ -14,13 +14,13 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 import mtlopt
-from experiments.bench.machine import one_of, positive, write_record
+from experiments.bench.machine import one_of, positive
+from experiments.bench.report import Report, add_out
 from experiments.bench.workloads import (
     WORKLOADS,
     Step,
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rounds", type=positive(int), default=3, help="of which the least counts [3]"
     )
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    add_out(parser)
     args = parser.parse_args(argv)
     # Or what was compiled once would be read from there.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -129,8 +129,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         methods = args.methods or mtlopt.METHODS
         enough = [m for m in methods if mtlopt.METHODS[m].min_tasks <= num_tasks]
         results += measure(workload, enough, args.rounds)
-        write_record(args.out, results)
-    print(table(results))
+    report = Report("compile_time", argv, args.out)
+    report.print(table(results))
+    report.write(results)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 import mtlopt
+from experiments.bench.report import Report, add_out
 from experiments.lab.tables import markdown_table
 
 METHODS = (
@@ -148,16 +149,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bundles", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--streaming", action="store_true")
+    add_out(parser)
     args = parser.parse_args(argv)
     errors: dict[str, list[Error]] = {method: [] for method in args.methods}
     for rows in cases(args.bundles, args.seeds):
         for method in args.methods:
             errors[method].append(error_of(method, rows, args.streaming))
-    print(
+    report = Report("correlated", argv, args.out)
+    report.print(
         "Largest relative error of the update (of its direction), number of cases, by "
-        "the condition of the unit rows:\n"
+        "the condition of the unit rows:"
     )
-    print(table(errors))
+    report.print(table(errors))
+    report.write([])
 
 
 if __name__ == "__main__":

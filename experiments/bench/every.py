@@ -35,8 +35,8 @@ from experiments.bench.machine import (
     pin_to_one_thread,
     positive,
     timing_parser,
-    write_record,
 )
+from experiments.bench.report import Report
 from experiments.bench.steps import Block, compiled, take_turns
 from experiments.bench.workloads import (
     REUSED_STEPS,
@@ -178,23 +178,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     problem = lenet_problem(data)
     steps = settings.epochs * (len(data.train.images) // settings.batch_size)
-    print(f"### {data.source}: {steps} steps, {settings.seeds} seeds\n", flush=True)
+    report = Report("every", argv, args.out)
+    report.print(f"### {data.source}: {steps} steps, {settings.seeds} seeds")
     trained = [
         train(problem, settings, method, period)
         for method in METHODS
         for period in PERIODS
     ]
     header = ["method", "k", "training loss", "test error, %"]
-    print(markdown_table(header, [each.cells() for each in trained]), flush=True)
+    report.print(markdown_table(header, [each.cells() for each in trained]))
     costs = []
     for name in TIMED if args.rounds else ():
         workload = WORKLOADS[name]()
         own = [measure(workload, method, args.rounds) for method in METHODS]
         header = ["method", "step", f"every({REUSED_STEPS}, …)", "goal", "of goal"]
-        print(f"\n### {workload.name}: multiples of the plain step\n")
-        print(markdown_table(header, [each.cells() for each in own]), flush=True)
+        report.print(f"### {workload.name}: multiples of the plain step")
+        report.print(markdown_table(header, [each.cells() for each in own]))
         costs += own
-    write_record(args.out, [*trained, *costs])
+    report.write([*trained, *costs])
 
 
 if __name__ == "__main__":

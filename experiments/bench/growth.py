@@ -20,7 +20,8 @@ from typing import Any
 
 import optax
 
-from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
+from experiments.bench.machine import pin_to_one_thread, timing_parser
+from experiments.bench.report import Report
 from experiments.bench.steps import Block, compiled, take_turns
 from experiments.bench.workloads import (
     Workload,
@@ -167,13 +168,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{number} parameters", file=sys.stderr, flush=True)
         rounds = args.rounds if number <= args.run_up_to else 0
         over_parameters += measure(FIXED_TASKS, number, OVER_PARAMETERS, rounds)
+    report = Report("growth", argv, args.out)
     for size, points in (
         ("num_tasks", over_tasks),
         ("num_parameters", over_parameters),
     ):
         for value in ("milliseconds", "time", "memory", "peak", "compile_seconds"):
-            print(f"{table(points, size, value)}\n")
-    write_record(args.out, [*over_tasks, *over_parameters])
+            report.print(table(points, size, value))
+    report.write([*over_tasks, *over_parameters])
     if args.figure:
         draw(
             args.figure,

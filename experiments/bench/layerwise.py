@@ -29,9 +29,9 @@ from experiments.bench.machine import (
     choose_memory,
     pin_to_one_thread,
     timing_parser,
-    write_record,
 )
 from experiments.bench.other_process import start_torch
+from experiments.bench.report import Report
 from experiments.bench.steps import TORCHJD
 from experiments.bench.torch_steps import SETTINGS
 from experiments.bench.workloads import (
@@ -290,12 +290,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             if process is not None:
                 process.close()
     header = "heads tasks batch data method plain_ms rows layerwise share rows_MiB MiB"
-    print(markdown_table(header.split(), [result.cells() for result in results]))
+    report = Report("layerwise", argv, options.out)
+    cells = [result.cells() for result in results]
+    report.print(markdown_table(header.split(), cells))
     if options.torch_python:
         header = ["tasks", "batch", "method", "ms", *SETTINGS, "of the fastest"]
         lines = [result.torchjd_cells() for result in results]
-        print("\n" + markdown_table(header, lines))
-    write_record(options.out, results)
+        report.print(markdown_table(header, lines))
+    report.write(results)
 
 
 if __name__ == "__main__":

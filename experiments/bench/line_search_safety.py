@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +27,8 @@ import optax
 
 import mtlopt
 from experiments.bench.line_search_time import count
-from experiments.bench.machine import one_of, pin_to_one_thread, positive, write_record
+from experiments.bench.machine import one_of, pin_to_one_thread, positive
+from experiments.bench.report import Report, add_out
 from experiments.fast_line_search.methods import Problem
 from experiments.lab.batches import num_examples, take
 from experiments.lab.tables import markdown_table
@@ -415,9 +415,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=positive(int), help="fewer steps than stated")
     parser.add_argument("--core", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    add_out(parser)
     options = parser.parse_args(argv)
     pin_to_one_thread(options.core)
+    told = Report("line_search_safety", argv, options.out)
     results = []
     for name in options.cases or CASES:
         case = CASES[name]()
@@ -427,8 +428,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         results += [
             dataclasses.replace(row, name=f"{case.title}: {row.name}") for row in rows
         ]
-        print(report(case, rows), flush=True)
-    write_record(options.out, results)
+        told.print(report(case, rows))
+    told.write(results)
 
 
 if __name__ == "__main__":

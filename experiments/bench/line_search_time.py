@@ -21,7 +21,6 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +29,8 @@ import numpy as np
 import optax
 
 import mtlopt
-from experiments.bench.machine import one_of, pin_to_one_thread, positive, write_record
+from experiments.bench.machine import one_of, pin_to_one_thread, positive
+from experiments.bench.report import Report, add_out
 from experiments.fast_line_search.methods import (
     BETAS,
     DIRECTIONS,
@@ -352,9 +352,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--rounds", type=positive(int), default=9, help="timed steps of each"
     )
     parser.add_argument("--core", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    add_out(parser)
     options = parser.parse_args(argv)
     pin_to_one_thread(options.core)
+    told = Report("line_search_time", argv, options.out)
     results = []
     for name in options.workloads or WORKLOADS:
         make, batch_size = WORKLOADS[name]
@@ -365,8 +366,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for row in rows
         ]
         results += named
-        print(f"### {workload.name}\n\n{report(workload, rows)}", flush=True)
-    write_record(options.out, results)
+        told.print(f"### {workload.name}\n\n{report(workload, rows)}")
+    told.write(results)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,15 @@
-"""One core, one thread, and where numbers go: what the timing scripts share."""
+"""One core, one thread, and the options that the timing scripts share."""
 
 import argparse
-import json
 import math
 import os
-import sys
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection
 
 import jax
 
 import mtlopt
+from experiments.bench.report import add_out
 from experiments.lab.errors import UsageError
-from experiments.lab.folder import provenance
 
 MEMORY = ("default", "keep")  # of the allocator, or after `mtlopt.keep_memory`
 
@@ -30,7 +25,7 @@ def timing_parser(description: str, rounds: int) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--torch-python", help="a Python interpreter that has PyTorch")
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    add_out(parser)
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     return parser
@@ -93,15 +88,3 @@ def choose_memory(memory: str) -> None:
     """
     if memory == "keep" and not mtlopt.keep_memory():
         raise UsageError("--memory keep needs glibc, and malloc to be its own.")
-
-
-def write_record(path: Path | None, results: Sequence[Any]) -> None:
-    """Writes dataclass instances as JSON, with command, versions and device."""
-    if path is None:
-        return
-    record = {
-        "command": sys.argv,
-        **provenance(),
-        "results": [asdict(result) for result in results],
-    }
-    path.write_text(json.dumps(record, indent=2) + "\n")

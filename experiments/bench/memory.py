@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 import mtlopt
 from experiments.bench import torch_steps
-from experiments.bench.machine import MEMORY, one_of, timing_parser, write_record
+from experiments.bench.machine import MEMORY, one_of, timing_parser
 from experiments.bench.other_process import OtherProcess
+from experiments.bench.report import Report
 from experiments.bench.steps import PLAIN, torch_process
 from experiments.bench.workloads import WORKLOADS
 from experiments.lab.settings import choose_names
@@ -163,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     methods = args.methods and choose_names(args.methods, mtlopt.METHODS, "--methods")
     others = os.sched_getaffinity(0) - {args.core}
+    report = Report("memory", argv, args.out)
     results = []
     for name in args.workloads or WORKLOADS:
         workload = WORKLOADS[name]()
@@ -185,8 +187,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 results.append(compare(name, threads, step, processes, args.rounds))
                 for process in processes:
                     process.close()
-                write_record(args.out, results)  # as it comes: a run takes long
-    print(markdown_table(HEADER, [result.cells() for result in results]))
+                report.write(results)  # as it comes: a run takes long
+    report.print(markdown_table(HEADER, [result.cells() for result in results]))
+    report.write(results)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from experiments.ate_sg.classifiers import Classifier
 from experiments.ate_sg.costs import count, count_steps, parameter_costs
 from experiments.ate_sg.training import make_steps
 from experiments.bench.machine import one_of
+from experiments.bench.report import Report, add_out
 from experiments.lab.batches import take
 from experiments.lab.tables import markdown_table
 from mtlopt import Run, block_step
@@ -88,12 +89,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=one_of(NETWORKS),
         help=f"any of {', '.join(NETWORKS)}; default: all",
     )
-    for name in parser.parse_args(argv).networks or NETWORKS:
+    add_out(parser)
+    args = parser.parse_args(argv)
+    report = Report("phases", argv, args.out)
+    for name in args.networks or NETWORKS:
         experiment, small = NETWORKS[name]
         settings = experiment.Settings(**{**experiment.FULL, **small})
         problem, _ = experiment.load(settings)
-        print(f"### {name}, batch {settings.batch_size}\n")
-        print(table(problem, settings.batch_size), flush=True)
+        report.print(f"### {name}, batch {settings.batch_size}")
+        report.print(table(problem, settings.batch_size))
+    report.write([])
 
 
 if __name__ == "__main__":

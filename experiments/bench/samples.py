@@ -30,8 +30,9 @@ import numpy as np
 
 import mtlopt
 from experiments.bench.aggregators import PAIRS
-from experiments.bench.machine import pin_to_one_thread, timing_parser, write_record
+from experiments.bench.machine import pin_to_one_thread, timing_parser
 from experiments.bench.other_process import start_torch
+from experiments.bench.report import Report
 from experiments.lab.tables import markdown_table
 
 INPUTS, WIDTH, LAYERS = 128, 512, 4
@@ -280,10 +281,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         costs += measure(*size, args.rounds, process)
         if process is not None:
             process.close()
-    print("\n" + table(costs))
+    report = Report("samples", argv, args.out)
+    report.print(table(costs))
     if args.torch_python:
-        print("\n" + torch_table(costs))
-    write_record(args.out, costs)
+        report.print(torch_table(costs))
+    report.write(costs)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ from experiments.bench.machine import (
     one_of,
     pin_to_one_thread,
     timing_parser,
-    write_record,
 )
 from experiments.bench.other_process import OtherProcess, start_torch
+from experiments.bench.report import Report
 from experiments.bench.torch_steps import SETTINGS
 from experiments.bench.workloads import (
     REUSED_STEPS,
@@ -373,21 +373,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.platform == "cpu":
         pin_to_one_thread(args.core)
     choose_memory(args.memory)
+    report = Report("steps", argv, args.out)
     results = []
     for name in args.workloads or WORKLOADS:
         workload = WORKLOADS[name]()
         process = None
         if args.torch_python and args.rounds:
             process = torch_process(args.torch_python, name, workload, args.memory)
-        print(f"### {workload.name}, memory: {args.memory}\n", flush=True)
+        report.print(f"### {workload.name}, memory: {args.memory}")
         enough = [method for method in methods if fits(workload, method)]
         lines = []
         for result in measure(workload, enough, process, args.rounds):
             results.append(result)
             lines.append(result.cells())
             print(f"{result.step} ", end="", file=sys.stderr, flush=True)
-            write_record(args.out, results)  # as it comes: a run takes long
-        print(markdown_table(HEADER, lines) + "\n", flush=True)
+            report.write(results)  # as it comes: a run takes long
+        report.print(markdown_table(HEADER, lines))
+        report.write(results)
         if process is not None:
             process.close()
 

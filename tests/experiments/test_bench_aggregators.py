@@ -162,18 +162,21 @@ def test_table_and_json(tmp_path, capsys, monkeypatch):
     # The tests' settings stay as they are.
     monkeypatch.setattr(aggregators, "pin_to_one_thread", lambda core: None)
     monkeypatch.setattr(aggregators, "BLOCK_SECONDS", 0.001)
-    out = tmp_path / "times.json"
+    out = tmp_path / "times"
     methods = ["mean", "balance_norms"]
     options = ["--methods", *methods, "--tasks", "2", "3", "--rounds", "1"]
     aggregators.main([*options, "--out", str(out)])
     lines = capsys.readouterr().out.splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    record = json.loads(out.read_text())
+    record = json.loads((out / "results.json").read_text())
     names = [(row["name"], row["num_tasks"]) for row in record["results"]]
     assert names == [(name, tasks) for name in methods for tasks in (2, 3)]
     cells = [line.split()[1:4:2] for line in lines[2:]]
     assert cells == [[name, str(tasks)] for name, tasks in names]
     assert record["results"][0]["ours"]["calls"] >= 1
+    assert (out / "report.md").read_text().splitlines()[2:] == lines
+    command = "python -m experiments.bench.aggregators --methods mean balance_norms "
+    assert record["command"].startswith(command)
 
 
 def test_unknown_method_is_an_error(capsys):

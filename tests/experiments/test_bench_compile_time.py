@@ -19,13 +19,13 @@ def small(monkeypatch):
 
 
 def test_table_and_file(small, tmp_path, capsys):
-    path = tmp_path / "times.json"
+    path = tmp_path / "times"
     compile_time.main(["mgda", "--rounds", "1", "--out", str(path)])
     header, _, plain, mgda = capsys.readouterr().out.strip().splitlines()
     assert header.count("|") == plain.count("|") == 5
     assert plain.startswith("| plain | ")
     assert mgda.startswith("| mgda ")
-    plain, mgda = json.loads(path.read_text())["results"]
+    plain, mgda = json.loads((path / "results.json").read_text())["results"]
     assert (plain["step"], mgda["step"]) == ("plain", "mgda")
     assert 0 < plain["kernels"] < mgda["kernels"]
     assert plain["seconds"] > 0
