@@ -22,22 +22,17 @@ import mtlopt
 from experiments.__main__ import NAMES as COMMANDS
 from experiments.__main__ import main
 from experiments.aligned_mtl import cityscapes3, seven_scenes
-from experiments.data.rendered import load_room_views, load_rooms, load_streets
+from experiments.data.rendered import load_rooms
 from experiments.data.rendered_samples import (
-    attribute_labels,
-    pose_labels,
     rendered_samples,
     room_labels,
-    street_groups,
-    street_labels,
 )
 from experiments.data.samples import Sample, Samples, make_sample
 from experiments.data.seven_scenes import SCENES
 from experiments.lab import loop
 from experiments.lab.errors import UsageError
 from experiments.lab.tables import select
-from experiments.lab.vision import experiment, figures, training
-from experiments.lab.vision.data import Split, hold_out
+from experiments.lab.vision import experiment, training
 from experiments.lab.vision.experiment import (
     Experiment,
     Settings,
@@ -51,7 +46,7 @@ from experiments.lab.vision.methods import (
     norm_widths,
 )
 from experiments.lab.vision.problem import VisionProblem
-from experiments.lab.vision.report import Outcome, Paper, choose, scores_by_method
+from experiments.lab.vision.report import Paper, choose
 from experiments.mtl_io import cityscapes7, nyuv2
 from experiments.mtl_io.attributes import ERROR, F1, attribute_tasks
 from mtlopt.models.conv_norm import ConvNorm
@@ -202,109 +197,6 @@ def whole(run_tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "metrics.csv", keep_default_na=False)
-
-
-# The data.
-
-
-@pytest.mark.parametrize(
-    ("data", "labels", "shapes"),
-    [
-        (load_rooms, room_labels, {"segmentation": (), "depth": (1,), "normals": (3,)}),
-        (
-            load_streets,
-            street_labels,
-            {"segmentation": (), "instances": (2,), "disparity": (1,)},
-        ),
-        (load_streets, street_groups, {"segmentation": ()}),
-    ],
-)
-def test_rendered_maps_have_the_form_of_the_loaders(
-    data: Callable[..., Any], labels: Callable[..., Any], shapes: dict[str, Any]
-):
-    drawn = data(2, 1, 1, size=SIZE)
-    sample = rendered_samples(drawn, labels)["train"][1]
-    assert {k: v.shape for k, v in sample.labels.items()} == {
-        task: (*SIZE, *channels) for task, channels in shapes.items()
-    }
-    np.testing.assert_allclose(sample.image, drawn.train.draw(1).seen.image / 255)
-    assert all(
-        label.dtype == (np.int32 if task == "segmentation" else np.float32)
-        for task, label in sample.labels.items()
-    )
-
-
-def test_rendered_attributes_and_poses_have_the_form_of_the_loaders():
-    rooms = load_rooms(2, 1, 1, size=SIZE)
-    sample = rendered_samples(rooms, attribute_labels)["test"][0]
-    assert len(sample.labels) == 40
-    assert {int(label) for label in sample.labels.values()} == {0, 1}
-    views = load_room_views(2, 1, 1, size=SIZE)
-    pose = rendered_samples(views, pose_labels)["train"][0].labels
-    np.testing.assert_allclose(np.linalg.norm(pose["rotation"]), 1, rtol=1e-5)
-    assert pose["translation"].shape == (3,)
-
-
-def counted(num: int) -> tuple[Samples, list[int]]:
-    """Samples whose labels are their places, and which of them were read."""
-    read: list[int] = []
-
-    def one(place: int) -> Sample:
-        read.append(place)
-        if place == 7:
-            raise ValueError("seven.png is broken.")
-        labels = {"place": np.array(place), "half": np.array([place / 2])}
-        return make_sample(np.full([2, 3, 3], place / 255), labels)
-
-    return Samples([str(i) for i in range(num)], one, "counted"), read
-
-
-def test_samples_are_read_once_and_when_asked_for():
-    """The first tells the shapes; what was read before is not read again."""
-    samples, read = counted(6)
-    split = Split(samples)
-    assert len(split) == 6
-    assert split.tasks == ("place", "half")
-    read.clear()
-    batch = split.batch(np.array([4, 2, 4]))
-    assert sorted(read) == [2, 4]
-    assert batch["image"].dtype == np.uint8
-    assert batch["labels"]["place"].dtype == np.int8
-    assert batch["labels"]["half"].dtype == np.float32
-    split.batch(np.array([2, 3]))
-    assert sorted(read) == [2, 3, 4]
-    for row, place in enumerate((4, 2, 4)):
-        np.testing.assert_array_equal(batch["image"][row], np.full([2, 3, 3], place))
-        assert batch["labels"]["place"][row] == place
-        assert batch["labels"]["half"][row] == place / 2
-
-
-def test_samples_past_the_end_have_no_label():
-    """And what they are made of is not changed by it."""
-    split = Split(counted(3)[0])
-    batch = split.padded(2, 2)["labels"]
-    assert batch["place"].tolist() == [2, -1]
-    np.testing.assert_array_equal(batch["half"], [[1.0], [np.nan]])
-    assert split.batch(np.arange(3))["labels"]["place"].tolist() == [0, 1, 2]
-
-
-def test_the_last_tenth_is_held_out():
-    splits = hold_out(counted(7)[0], counted(1)[0])
-    kept = {name: list(split.names) for name, split in splits.items()}
-    assert kept == {"train": list("012345"), "validation": ["6"], "test": ["0"]}
-    assert splits["validation"].read(0).labels["place"] == 6
-
-
-def test_one_sample_cannot_be_trained_and_validated_on():
-    with pytest.raises(ValueError, match="`train` must have 2 samples or more"):
-        hold_out(counted(1)[0], counted(1)[0])
-
-
-def test_a_sample_that_cannot_be_read_is_named():
-    split = Split(counted(9)[0])
-    split.batch(np.arange(5))
-    with pytest.raises(UsageError, match=r"seven\.png is broken"):
-        split.batch(np.arange(5, 9))
 
 
 # Problems.
@@ -526,48 +418,6 @@ def test_alpha_of_gradnorm_is_that_of_the_experiment(problem, monkeypatch):
     assert alphas == [1.5, 1.5, 0.2, 1.5, 1.5, 1.5]
 
 
-# The figures.
-
-
-@pytest.mark.parametrize("name", ["celeba_groups", "cityscapes7"])
-def test_learning_rates_of_all_settings_are_drawn(name: str, monkeypatch):
-    """Fig. 3 has a panel of six curves for IUS and IO; Fig. 2 one for each task."""
-    own = importlib.import_module(f"experiments.mtl_io.{name}").EXPERIMENT
-    methods = own.full["methods"]
-    tasks = [f"task{place}" for place in range(own.num_tasks)]
-    table = pd.DataFrame(
-        [
-            {"method": method, "only": "", "rate": rate, "seed": 0, "epoch": 1}
-            | {"name": "validation_loss", "part": task, "value": 1.0}
-            for method in methods
-            for rate in (0.1, 0.2)
-            for task in tasks
-        ]
-    )
-    best = table.assign(name="best_loss", part="").drop_duplicates()
-    titles = {method: method for method in methods}
-    outcome = Outcome(pd.concat([table, best]), titles, [], own.paper(own.quick), "")
-    drawn: dict[str, Any] = {}
-    monkeypatch.setattr(
-        figures, "draw_panels", lambda _, panels, **options: drawn.update(panels)
-    )
-    figures.draw_learning_rates(outcome, tasks, Path())
-    found = {
-        panel: [curve.label for curve in curves] for panel, curves in drawn.items()
-    }
-    if name == "celeba_groups":
-        kinds = {
-            kind: [m for m in methods if m.split("_")[0] == kind.lower()]
-            for kind in ("IUS", "IO")
-        }
-        assert found == {kind: ["sum_tasks", *own] for kind, own in kinds.items()}
-        assert [len(own) for own in kinds.values()] == [5, 5]
-        assert len({curve.colour for curve in drawn["IO"]}) == 6
-    else:
-        panels = ["average", *tasks]
-        assert found == {key: ["sum_tasks", "ius", "io"] for key in panels}
-
-
 def test_roaming_is_refused_where_a_shortcut_passes_by_its_masks():
     """In a residual block the identity adds what the mask of its last layer took."""
     rng = np.random.default_rng(0)
@@ -655,26 +505,6 @@ def test_single_tasks_train_one_head(whole: Path):
 
 
 # The report.
-
-
-def rows(method: str, rate: float, seed: int, loss: float, test: float) -> list[Any]:
-    keys = {"method": method, "only": "", "rate": rate, "seed": seed, "part": ""}
-    values = {"best_loss": loss, "test_error": test}
-    return [{**keys, "name": name, "value": value} for name, value in values.items()]
-
-
-def test_validation_chooses_the_rate():
-    """By the lowest validation loss, mean over seeds; not by the test."""
-    table = pd.DataFrame(
-        rows("sum_tasks", 0.1, 0, 1.0, 0.9)
-        + rows("sum_tasks", 0.1, 1, 2.0, 0.8)
-        + rows("sum_tasks", 1.0, 0, 0.5, 0.1)
-        + rows("sum_tasks", 1.0, 1, float("inf"), 0.1)
-        + rows("single", 1.0, 0, 1.0, 0.1)
-    )
-    assert scores_by_method(choose(table), [ERROR]) == {
-        "sum_tasks": {"error": [0.9, 0.8]}
-    }
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from experiments.lab.tables import Frame, count, markdown_table, number, select
 from experiments.lab.verdicts import Verdict, verdict_table
 
 SUM, SINGLE = "sum_tasks", "single"
+NO_RATE = 0.0  # of methods that search their step size
 _VERDICTS = """
 ## Claims
 
@@ -286,7 +287,7 @@ def rates_table(outcome: Outcome) -> str:
         found = own.groupby("rate")["value"].agg(lambda values: number(values, 1, 4))
         name = f"{only}, single" if only else outcome.titles[method]
         rows.append([name, *(found.get(rate, "") for rate in rates)])
-    return markdown_table(["method", *(f"{rate:g}" for rate in rates)], rows)
+    return markdown_table(["method", *map(_name_of, rates)], rows)
 
 
 def choices_table(outcome: Outcome) -> str:
@@ -300,7 +301,7 @@ def choices_table(outcome: Outcome) -> str:
         tried = select(outcome.table, method=method)["rate"]
         edges = (tried.min(), tried.max()) if tried.nunique() > 1 else ()
         rates = [
-            f"{rate:g}{' (edge)' * (rate in edges)}"
+            f"{_name_of(rate)}{' (edge)' * (rate in edges)}"
             for rate in epochs.drop_duplicates("only")["rate"]
         ]
         cells = [", ".join(rates), ", ".join(f"{own:g}" for own in epochs["value"])]
@@ -309,6 +310,10 @@ def choices_table(outcome: Outcome) -> str:
         cells += [f"{memory:.1f}", f"{compilation:.1f}"]
         rows.append([outcome.titles[method], *cells])
     return markdown_table(header, rows)
+
+
+def _name_of(rate: float) -> str:
+    return "none" if rate == NO_RATE else f"{rate:g}"
 
 
 def distance_table(outcome: Outcome) -> str:

@@ -24,7 +24,7 @@ from experiments.lab.vision import methods as ways
 from experiments.lab.vision.data import Split
 from experiments.lab.vision.methods import Method
 from experiments.lab.vision.problem import VisionProblem
-from experiments.lab.vision.report import SINGLE
+from experiments.lab.vision.report import NO_RATE, SINGLE
 
 PyTree = Any
 Evaluate = Callable[[Method, ways.State, Split], tuple[np.ndarray, dict[str, Any]]]
@@ -62,7 +62,7 @@ def make_trainings(
         for name, method in methods.items()
         for only in (problem.tasks if name == SINGLE else ("",))
         # A line search has nothing to tune.
-        for rate in ((1.0,) if method.searches else rates)
+        for rate in ((NO_RATE,) if method.searches else rates)
         for seed in range(num_seeds)
         for run in [{"method": name, "only": only, "rate": rate, "seed": seed}]
     ]

@@ -54,7 +54,7 @@ def test_burgers_solution_solves_its_equation():
 
 
 def test_burgers_shock_is_as_steep_as_in_print():
-    """152.00516 at pi t = 1.6037: Basdevant et al., 1986, the abstract's table."""
+    """152.00516 at pi t = 1.6037: Basdevant et al., 1986, Table 3."""
     steep = np.array([[1.6037 / np.pi, 1e-5]])
     slope = (flows.burgers(steep) - flows.burgers(steep * [1, -1])) / 2e-5
     np.testing.assert_allclose(slope, -152.00516, rtol=1e-6)
