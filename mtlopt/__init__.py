@@ -171,6 +171,11 @@ from mtlopt.samples import samplewise
 from mtlopt.skip_not_finite import SkipNotFiniteState, skip_not_finite
 from mtlopt.step import Run, StepOutput, train_step
 from mtlopt.task_grads import TaskGrads
+from mtlopt.weightings.annealing import (
+    WeightByAnnealingState,
+    weight_by_annealing,
+    weight_by_norms,
+)
 from mtlopt.weightings.chebyshev import (
     chebyshev_weights,
     weight_by_chebyshev,
@@ -206,6 +211,7 @@ from mtlopt.weightings.log import (
     log_weights,
     weight_by_log,
 )
+from mtlopt.weightings.ntk import WeightByNtkState, ntk_traces, weight_by_ntk
 from mtlopt.weightings.pbi import (
     pbi_weights,
     weight_by_pbi,
@@ -213,6 +219,16 @@ from mtlopt.weightings.pbi import (
 from mtlopt.weightings.random import (
     WeightByRandomState,
     weight_by_random,
+)
+from mtlopt.weightings.relobralo import (
+    WeightByRelobraloState,
+    relobralo_weights,
+    weight_by_relobralo,
+)
+from mtlopt.weightings.softadapt import (
+    WeightBySoftadaptState,
+    softadapt_weights,
+    weight_by_softadapt,
 )
 from mtlopt.weightings.stch import (
     WeightByLogStchState,
@@ -259,13 +275,17 @@ __all__ = [
     "TaskGrads",
     "TaskWeightsState",
     "TrackDistanceState",
+    "WeightByAnnealingState",
     "WeightByDwaState",
     "WeightByExcessState",
     "WeightByFamoState",
     "WeightByGradnormState",
     "WeightByImtlLState",
     "WeightByLogStchState",
+    "WeightByNtkState",
     "WeightByRandomState",
+    "WeightByRelobraloState",
+    "WeightBySoftadaptState",
     "WeightByUncertaintyState",
     "aligned_mtl",
     "aligned_mtl_weights",
@@ -325,6 +345,7 @@ __all__ = [
     "modo_weights",
     "nash_mtl",
     "nash_mtl_weights",
+    "ntk_traces",
     "pbi_weights",
     "pcd",
     "pcd_weights",
@@ -332,10 +353,12 @@ __all__ = [
     "pcgrad_weights",
     "per_label",
     "random_groups",
+    "relobralo_weights",
     "samplewise",
     "sdmgrad",
     "sdmgrad_weights",
     "skip_not_finite",
+    "softadapt_weights",
     "stacked",
     "stch_weights",
     "suggestions",
@@ -348,6 +371,7 @@ __all__ = [
     "trimmed_mean",
     "upgrad",
     "upgrad_weights",
+    "weight_by_annealing",
     "weight_by_chebyshev",
     "weight_by_cosmos",
     "weight_by_dwa",
@@ -359,8 +383,12 @@ __all__ = [
     "weight_by_imtl_l",
     "weight_by_log",
     "weight_by_log_stch",
+    "weight_by_norms",
+    "weight_by_ntk",
     "weight_by_pbi",
     "weight_by_random",
+    "weight_by_relobralo",
+    "weight_by_softadapt",
     "weight_by_stch",
     "weight_by_uncertainty",
     "would_rise",

@@ -219,6 +219,25 @@ def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
     return as_task_vector(name, value, num_tasks).astype(bool)
 
 
+def task_mask(
+    name: str, chosen: Sequence[str | int], tasks: Sequence[str]
+) -> np.ndarray:
+    """Returns which tasks are chosen, by names or numbers, bool `[tasks]`."""
+    members = np.zeros(len(tasks), bool)
+    for task in chosen:
+        if isinstance(task, str):
+            check_choice(name, task, tasks)
+            members[tasks.index(task)] = True
+            continue
+        index = operator.index(task)
+        if not 0 <= index < len(tasks):
+            raise ValueError(
+                f"`{name}` must be between 0 and {len(tasks) - 1}, got {index}."
+            )
+        members[index] = True
+    return members
+
+
 def as_key(key: Any) -> jax.Array:
     """Returns a typed PRNG key from a seed, which may be traced, or a key."""
     if isinstance(key, int):

@@ -26,6 +26,7 @@ from mtlopt.aggregators.sums import mean_tasks, sum_tasks
 from mtlopt.aggregators.trimmed_mean import trimmed_mean
 from mtlopt.aggregators.upgrad import upgrad
 from mtlopt.labels import Rules
+from mtlopt.weightings.annealing import weight_by_norms
 from mtlopt.weightings.chebyshev import weight_by_chebyshev
 from mtlopt.weightings.cosmos import weight_by_cosmos
 from mtlopt.weightings.dwa import weight_by_dwa
@@ -35,8 +36,11 @@ from mtlopt.weightings.geometric_mean import weight_by_geometric_mean
 from mtlopt.weightings.gradnorm import weight_by_gradnorm
 from mtlopt.weightings.imtl_l import weight_by_imtl_l
 from mtlopt.weightings.log import weight_by_log
+from mtlopt.weightings.ntk import weight_by_ntk
 from mtlopt.weightings.pbi import weight_by_pbi
 from mtlopt.weightings.random import weight_by_random
+from mtlopt.weightings.relobralo import weight_by_relobralo
+from mtlopt.weightings.softadapt import weight_by_softadapt
 from mtlopt.weightings.stch import weight_by_log_stch, weight_by_stch
 from mtlopt.weightings.uncertainty import weight_by_uncertainty
 
@@ -113,6 +117,39 @@ METHODS: dict[str, Method] = Registry(
             equal=Length(power=1),
             backward="1",
             properties=_SUM,
+        ),
+        "norms": Method(
+            title="Gradient-norm weights",
+            weighting=weight_by_norms,
+            public=("weight_by_norms", "sum_tasks"),
+            equal=Length(power=1),
+            backward="T",
+            properties=_SUM,
+        ),
+        "ntk": Method(
+            title="NTK weights",
+            weighting=weight_by_ntk,
+            public=("weight_by_ntk", "sum_tasks"),
+            equal=Length(power=1),
+            backward="T",
+            properties=_ALIGNED,
+        ),
+        "softadapt": Method(
+            title="SoftAdapt",
+            weighting=weight_by_softadapt,
+            needs={"steps_per_epoch": "steps_per_epoch"},
+            public=("weight_by_softadapt", "sum_tasks"),
+            equal=Length(power=1),
+            backward="1",
+            properties=_SUM,
+        ),
+        "relobralo": Method(
+            title="ReLoBRaLo",
+            weighting=weight_by_relobralo,
+            public=("weight_by_relobralo", "sum_tasks"),
+            equal=Length(power=1),
+            backward="1",
+            properties=_SUM - {"deterministic"},
         ),
         "imtl_l": Method(
             title="IMTL-L",

@@ -1,13 +1,12 @@
 """An aggregator that does not see some of the tasks, whose heads train all the same."""
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import optax
 
-from mtlopt._checks import check_choice
+from mtlopt._checks import task_mask
 from mtlopt.task_grads import TaskGrads
 
 
@@ -83,18 +82,7 @@ def leave_out(
 
 def _members(chosen: Sequence[str | int], tasks: tuple[str, ...]) -> np.ndarray:
     """Returns which tasks are chosen, bool `[tasks]`."""
-    members = np.zeros(len(tasks), bool)
-    for task in chosen:
-        if isinstance(task, str):
-            check_choice("tasks", task, tasks)
-            members[tasks.index(task)] = True
-            continue
-        index = operator.index(task)
-        if not 0 <= index < len(tasks):
-            raise ValueError(
-                f"`tasks` must be between 0 and {len(tasks) - 1}, got {index}."
-            )
-        members[index] = True
+    members = task_mask("tasks", chosen, tasks)
     if members.all():
         raise ValueError("`tasks` must leave at least one task, got all of them.")
     return members

@@ -77,7 +77,7 @@ def test_nothing_imports_experiments():
 def test_methods_share_formulas_only():
     """Of another method a method may import its public weights, nothing else."""
     families = ("aggregators", "weightings")
-    builders = ("by_weights", "by_losses")
+    builders = ("by_weights", "by_losses", "by_sizes")
     found = [
         (module, source, name)
         for module in TREES

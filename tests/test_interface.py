@@ -308,6 +308,7 @@ HELPERS = {
     "latent_spread",
     "leave_out",
     "maximum_roaming",
+    "ntk_traces",
     "per_label",
     "random_groups",
     "samplewise",
@@ -318,6 +319,7 @@ HELPERS = {
     "task_grad",
     "track_distance",
     "train_step",
+    "weight_by_annealing",
     "weight_by_fixed",
     "would_rise",
 }

@@ -44,6 +44,7 @@ NOT_REFUTED = {
     ("cr_mogm", "non_conflicting"): LATER,
     ("cr_mogm", "zero_if_strongly_stationary"): LATER,
     ("cr_mogm", "zero_if_weakly_stationary"): LATER,
+    ("relobralo", "deterministic"): "its first update is that of the summed loss",
     ("pbi", "zero_only_if_strongly_stationary"): "some losses give negative weights",
     ("cosmos", "zero_only_if_strongly_stationary"): "some losses give negative weights",
 }

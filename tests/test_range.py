@@ -17,7 +17,7 @@ from mtlopt.rows.products import gramian, scaled_gramian
 from tests.problems import QUICK, ROUTES, matrix_oracle, methods_of
 
 # Steps or sums on the scale of squared gradients: right where squares are numbers.
-ON_A_SCALE = {"modo", "moco", "gradnorm", "excess_mtl"}
+ON_A_SCALE = {"modo", "moco", "gradnorm", "ntk", "excess_mtl"}
 # Double precision draws other numbers.
 DRAWN = {"rlw", "graddrop"}
 

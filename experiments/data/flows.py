@@ -1,4 +1,4 @@
-"""Solutions of two equations: Kovasznay's flow, and a shock of Burgers' equation."""
+"""Solutions of equations: the flows of Kovasznay and Beltrami, and Burgers' shock."""
 
 import numpy as np
 
@@ -19,6 +19,23 @@ def kovasznay(points: np.ndarray) -> np.ndarray:
     decay = np.exp(rate * x)
     u, v = 1 - decay * np.cos(y), rate / (2 * np.pi) * decay * np.sin(y)
     return np.stack([u, v, (1 - decay**2) / 2], axis=1)
+
+
+def beltrami(points: np.ndarray) -> np.ndarray:
+    """Returns velocities and pressure `[num, 4]` at points `[num, 4]` of t, x, y, z.
+
+    Ethier and Steinman, "Exact fully 3D Navier-Stokes solutions for benchmarking",
+    1994, with a = d = 1 and viscosity 1.
+    """
+    t, *place = points.T
+    velocity, pressure = [], 0.0
+    for turn in range(3):  # each component is the first one with x, y, z turned round
+        x, y, z = place[turn:] + place[:turn]
+        wave = np.exp(x) * np.sin(y + z) + np.exp(z) * np.cos(x + y)
+        velocity.append(-wave * np.exp(-t))
+        twice = 2 * np.sin(x + y) * np.cos(z + x) * np.exp(y + z)
+        pressure = pressure - (np.exp(2 * x) + twice) / 2 * np.exp(-2 * t)
+    return np.stack([*velocity, pressure], axis=1)
 
 
 def burgers(points: np.ndarray, viscosity: float = VISCOSITY) -> np.ndarray:

@@ -168,19 +168,20 @@ def whole_numbers(axis: "Axes") -> None:
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
-def readable_log_axis(axis: "Axes") -> None:
+def readable_log_axis(axis: "Axes", along: str = "y") -> None:
     """Labels a logarithmic axis by plain numbers: 1, 1.5, 2, 3 and not 10^0.
 
     The more decades it has, the fewer numbers each.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    low, high = axis.get_ylim()
+    low, high = getattr(axis, f"get_{along}lim")()
     few = (1.0,) if high > 1e3 * low else (1, 3)
     subs = few if high > 20 * low else (1, 1.5, 2, 3, 5)
-    axis.yaxis.set_major_locator(LogLocator(subs=subs))
-    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    ticks = getattr(axis, f"{along}axis")
+    ticks.set_major_locator(LogLocator(subs=subs))
+    ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ticks.set_minor_formatter(NullFormatter())
 
 
 def _finish(figure: Any, axes: Iterable["Axes"], title: str, path: Path) -> None:

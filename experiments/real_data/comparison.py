@@ -16,8 +16,9 @@ from experiments.lab.settings import Options, parse
 from experiments.lab.tables import Frame, command_line, count, markdown_table, select
 from experiments.real_data import equations, learned
 from experiments.real_data.choice import Standing, at_edge, choose, compare, errors_of
+from experiments.real_data.pictures import draw_ratios
 from experiments.real_data.problem import Problem
-from experiments.real_data.training import make_run, make_training, rows_of
+from experiments.real_data.training import ANNEALING, make_run, make_training, rows_of
 
 NAME = "real_data.comparison"
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -25,6 +26,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "standardised": functools.partial(learned.load_molecules, standardised=True),
     "kovasznay": equations.load_kovasznay,
     "burgers": equations.load_burgers,
+    "beltrami": equations.load_beltrami,
     "yeast": learned.load_yeast,
 }
 FEW = ("uncertainty", "mgda", "pcgrad", "nash_mtl", "conflict_free", "aligned_mtl")
@@ -43,19 +45,19 @@ weights tuned on a grid, losses over their first values and, where there are tar
 standardised targets and a network for each task.
 
 Problems: six properties of molecules in raw units, the same with standardised targets,
-Kovasznay's flow and Burgers' shock, whose equations a network solves, and fourteen
-labels of yeast's genes, a negative control. Molecules and yeast need pip install -e
-".[real-data]". Burgers is the longest.
+three equations that a network solves, which are Kovasznay's flow, Burgers' shock and
+Beltrami's flow, and fourteen labels of yeast's genes, a negative control. Molecules and
+yeast need pip install -e ".[real-data]". Burgers is the longest.
 
-Each row of a table gets the
-learning rate, and the weights if it has any, with the lowest validation error over
-seeds of their own; other seeds are reported, by errors on test data. With no option two
-problems and six methods run; --full runs all problems and the methods that were fixed
-beforehand. Any other of the library is for --methods.
+Each row of a table gets the learning rate, and the weights if it has any, with the
+lowest validation error over seeds of their own; other seeds are reported, by errors on
+test data. With no option two problems and six methods run; --full runs what was fixed
+beforehand: the problems but for Beltrami's flow, and eighteen methods. Any other method
+of the library is for --methods, and so is `annealing`, for equations.
 """
 
 FULL: dict[str, Any] = {
-    "problems": tuple(PROBLEMS),
+    "problems": tuple(name for name in PROBLEMS if name != "beltrami"),
     "methods": METHODS,
     "choosing_seeds": 3,
 }
@@ -67,9 +69,9 @@ class Settings(Options):
     """The settings that decide the numbers of a run.
 
     Attributes:
-      problems: some of the five, or all.
-      methods: some of the names in `mtlopt.METHODS`, or all; those that need more tasks
-        than a problem has are left out there.
+      problems: some of the six, or all.
+      methods: some of the names in `mtlopt.METHODS`, or all, and `annealing`, which is
+        for equations; those that need more tasks than a problem has are left out there.
       rates: learning rates of Adam, of which each row gets its best.
       choosing_seeds: number of seeds that choose, apart from those that are reported.
       seeds: number of seeds that are reported.
@@ -84,7 +86,7 @@ class Settings(Options):
 
 def main(argv: Sequence[str]) -> None:
     """Runs the comparison with the options `argv`, see `DESCRIPTION`."""
-    names = {"problems": PROBLEMS, "methods": mtlopt.METHODS}
+    names = {"problems": PROBLEMS, "methods": (*mtlopt.METHODS, ANNEALING)}
     settings = parse(NAME, DESCRIPTION, Settings(), argv, full=FULL, names=names)
     problems = {name: PROBLEMS[name]() for name in settings.problems}
     text, results, command = _head(settings), {}, command_line(NAME, argv)
@@ -98,15 +100,14 @@ def main(argv: Sequence[str]) -> None:
             }
             # After each problem, since all of them may take hours.
             folder.write_results(settings, text, command=command, problems=results)
+            draw_ratios(folder.path / f"{name}.png", name, outcomes.values())
 
 
 def run_problem(
     name: str, problem: Problem, settings: Settings, folder: RunFolder
 ) -> dict[str, Outcome]:
     """Makes the runs that choose, then those that are told; the tuned weights first."""
-    num_tasks = problem.oracle.num_tasks
-    methods = [m for m in settings.methods if mtlopt.METHODS[m].min_tasks <= num_tasks]
-    rows = rows_of(problem, methods)
+    rows = rows_of(problem, settings.methods)
     programs = [Program(make_run(row)) for row in rows]
 
     def runs(stage: str, candidates: Iterable[Any], seeds: Sequence[int]) -> Frame:

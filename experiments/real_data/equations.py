@@ -19,16 +19,12 @@ _FACTORS = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of the losses at the edges
 
 def load_kovasznay() -> Problem:
     """Flow behind a grid: momentum, mass, and the solution along the boundary."""
-    low, high = box = np.array([-0.5, -0.5]), np.array([1.0, 1.5])
-    # Points moved to a side, a quarter to each.
-    side = np.arange(_NUM_POINTS)[:, None]
-    ends = np.where(side % 2 == 0, low, high)
-    points = np.random.default_rng(1).uniform(*box, ends.shape)
-    points = np.where(side // 2 % 2 == np.arange(2), ends, points)
+    box = np.array([-0.5, -0.5]), np.array([1.0, 1.5])
+    points = np.random.default_rng(1).uniform(*box, (_NUM_POINTS, 2))
     return equations(
         ("momentum x", "momentum y", "mass"),
         navier_stokes,
-        {"boundary": points},
+        {"boundary": on_sides(points, box, (0, 1))},
         flows.kovasznay,
         box,
         parts=("u", "v", "pressure"),
@@ -55,6 +51,33 @@ def load_burgers() -> Problem:
     )
 
 
+def load_beltrami() -> Problem:
+    """Flow in a cube whose vortices decay: momentum, mass, and values at the edges."""
+    box = np.array([0.0, -1.0, -1.0, -1.0]), np.ones(4)
+    points = np.random.default_rng(1).uniform(*box, (_NUM_POINTS, 4))
+    return equations(
+        ("momentum x", "momentum y", "momentum z", "mass"),
+        unsteady_flow,
+        {
+            "initial": points * [0, 1, 1, 1],
+            "boundary": on_sides(points, box, (1, 2, 3)),
+        },
+        flows.beltrami,
+        box,
+        parts=("u", "v", "w", "pressure"),
+        source="Beltrami's flow, viscosity 1, whose solution is closed",
+        steps=5_000,
+    )
+
+
+def on_sides(points: np.ndarray, box: Any, axes: Sequence[int]) -> np.ndarray:
+    """Returns points moved to the sides of a box across these axes, as many to each."""
+    side = np.arange(len(points))[:, None]
+    ends = np.where(side % 2 == 0, *box)
+    across = np.array(axes)[side // 2 % len(axes)] == np.arange(points.shape[1])
+    return np.where(across, ends, points)
+
+
 def navier_stokes(value: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
     """Returns the residuals `[3, num]` of steady flow: momentum along x and y, mass.
 
@@ -64,6 +87,19 @@ def navier_stokes(value: jax.Array, first: jax.Array, second: jax.Array) -> jax.
     rest = moved - (second[0] + second[1]) / flows.REYNOLDS
     mass = first[0][:, 0] + first[1][:, 1]
     return jnp.stack([rest[:, 0] + first[0][:, 2], rest[:, 1] + first[1][:, 2], mass])
+
+
+def unsteady_flow(value: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+    """Returns the residuals `[4, num]` of viscosity 1: momentum along x, y, z, mass.
+
+    `value` is `[num, 4]`, the derivatives by t, x, y and z are `[4, num, 4]`.
+    """
+    by_place = first[1:]
+    moved = jnp.einsum("nk,knc->nc", value[:, :3], by_place)
+    rest = first[0] + moved - second[1:].sum(axis=0)
+    momentum = rest[:, :3].T + by_place[:, :, 3]
+    mass = jnp.einsum("knk->n", by_place[:, :, :3])
+    return jnp.concatenate([momentum, mass[None]])
 
 
 def burgers(value: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
@@ -88,17 +124,23 @@ def equations(
         each = {"points": points, "values": solution(points)}
         return {name: jnp.asarray(own, float) for name, own in each.items()}
 
-    def losses(params: PyTree, batch: PyTree) -> dict[str, jax.Array]:
+    def seen(params: PyTree, batch: PyTree) -> PyTree:
         at = derivatives(params, batch["inside"])
-        out = {name: network(params, batch[name]["points"]) for name in edges}
-        at, out = mtlopt.latent((at, out))
+        return at, {name: network(params, batch[name]["points"]) for name in edges}
+
+    def errors_at(seen: PyTree, batch: PyTree) -> dict[str, jax.Array]:
+        at, out = seen
         inside = zip(names, residuals(*at), strict=True)
         apart = {name: out[name] - batch[name]["values"] for name in edges}
-        return {name: jnp.mean(own**2) for name, own in (dict(inside) | apart).items()}
+        return dict(inside) | apart
+
+    def losses(params: PyTree, batch: PyTree) -> dict[str, jax.Array]:
+        found = errors_at(mtlopt.latent(seen(params, batch)), batch)
+        return {name: jnp.mean(own**2) for name, own in found.items()}
 
     def draw(key: jax.Array, train: PyTree) -> PyTree:
         low, high = box
-        uniform = jax.random.uniform(key, (_NUM_INSIDE, 2))
+        uniform = jax.random.uniform(key, (_NUM_INSIDE, len(box[0])))
         rows = jax.random.randint(key, (_NUM_EDGE,), 0, _NUM_POINTS)
         batch = jax.tree.map(lambda leaf: leaf[rows], train)
         return {"inside": low + (high - low) * uniform, **batch}
@@ -107,23 +149,25 @@ def equations(
         apart = network(params, split["points"]) - split["values"]
         return jnp.linalg.norm(apart, axis=0) / jnp.linalg.norm(split["values"], axis=0)
 
-    rng, size = np.random.default_rng(0), (_NUM_POINTS, 2)
+    rng, size = np.random.default_rng(0), (_NUM_POINTS, len(box[0]))
     splits = {name: known(rng.uniform(*box, size)) for name in ("validation", "test")}
     some, others = [1.0] * len(names), len(edges)
     return Problem(
         oracle=mtlopt.task_grad(losses, "shared", tasks=(*names, *edges)),
-        init=lambda key: dense(key, (2, *_HIDDEN, len(about["parts"]))),
+        init=lambda key: dense(key, (len(box[0]), *_HIDDEN, len(about["parts"]))),
         draw=draw,
         errors=errors,
         splits={"train": {name: known(own) for name, own in edges.items()}, **splits},
         weightings={f"edges x {by:g}": some + others * [by] for by in _FACTORS},
+        residuals=lambda params, batch: errors_at(seen(params, batch), batch),
+        inside=names,
         alone=False,
         **about,
     )
 
 
 def network(params: PyTree, points: jax.Array) -> jax.Array:
-    """Returns the functions `[num, outputs]` at points `[num, 2]`."""
+    """Returns the functions `[num, outputs]` at points `[num, inputs]`."""
     *hidden, last = params
     z = points
     for layer in hidden:

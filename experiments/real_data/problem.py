@@ -29,6 +29,9 @@ class Problem:
     steps: int  # of a run
     steps_per_epoch: int = 100  # for methods that count epochs
     standardised: "Problem | None" = None  # the same with such targets, if there are
+    # Residuals by task, for equations: what their losses are mean squares of.
+    residuals: Callable[[PyTree, PyTree], Mapping[str, jax.Array]] | None = None
+    inside: Sequence[str] = ()  # tasks whose residuals are those of the equations
     alone: bool = True  # whether each task can be learned by a network of its own
 
 

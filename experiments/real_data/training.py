@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import mtlopt
@@ -15,6 +16,9 @@ from experiments.lab.loop import Progress, Training
 from experiments.lab.program import Program
 from experiments.real_data.problem import Problem, PyTree
 
+# The one method that has to be told which tasks are equations; so not in the registry.
+ANNEALING = "annealing"
+_EVERY = 100  # updates that one computation of the kernel's traces serves
 SPLITS = {"search": "validation", "report": "test"}  # what the runs are told by
 
 
@@ -26,7 +30,7 @@ class Row:
     title: str
     problem: Problem
     weightings: Mapping[str, Sequence[float]]  # to choose from
-    method: str = ""  # of the library; empty for plain gradients of a weighted sum
+    method: str = ""  # see `make_method`; empty for plain gradients of a weighted sum
     over_first: bool = False  # whether losses are divided by their values at the start
     alone: bool = False  # whether each task has a network of its own
 
@@ -44,8 +48,61 @@ def rows_of(problem: Problem, methods: Sequence[str]) -> list[Row]:
         rows.append(Row("standardised", "Standardised targets, summed", other, ones))
     if problem.alone:
         rows.append(Row("alone", "Single networks", other, ones, alone=True))
-    titles = ((name, mtlopt.METHODS[name].title) for name in methods)
-    return rows + [Row(name, title, problem, ones, name) for name, title in titles]
+    return rows + [
+        Row(name, _title(name), problem, ones, name)
+        for name in methods
+        if _least_tasks(name, problem) <= problem.oracle.num_tasks
+    ]
+
+
+def _title(method: str) -> str:
+    if method == ANNEALING:
+        return "Learning-rate annealing"
+    return mtlopt.METHODS[method].title
+
+
+def _least_tasks(method: str, problem: Problem) -> float:
+    if method == ANNEALING:
+        return 2 if problem.inside else np.inf
+    return mtlopt.METHODS[method].min_tasks
+
+
+def make_method(row: Row) -> optax.GradientTransformation:
+    """Returns what goes before the optimizer.
+
+    Where residuals are known, NTK weights get their traces on every 100th step, as
+    these cost a gradient for each point.
+    """
+    problem, num_tasks = row.problem, row.problem.oracle.num_tasks
+    if not row.method:
+        return optax.identity()
+    if row.method == ANNEALING:
+        weighting = mtlopt.weight_by_annealing(num_tasks, problem.inside)
+    elif _has_traces(row):
+        weighting = mtlopt.every(_EVERY, mtlopt.weight_by_ntk(num_tasks))
+    else:
+        return mtlopt.METHODS[row.method].make(
+            num_tasks,
+            labels=problem.oracle.labels,
+            steps_per_epoch=problem.steps_per_epoch,
+        )
+    return optax.chain(weighting, mtlopt.sum_tasks(num_tasks))
+
+
+def _has_traces(row: Row) -> bool:
+    return row.method == "ntk" and row.problem.residuals is not None
+
+
+def _with_traces(step: Callable[..., Any], residuals: Any) -> Callable[..., Any]:
+    """Returns a step that tells the optimizer how to make the kernel's traces."""
+
+    def told(run: mtlopt.Run, batch: PyTree) -> Any:
+        def traces() -> Any:
+            return mtlopt.ntk_traces(residuals, run.params, batch)
+
+        return step(run, batch, traces=traces)
+
+    return told
 
 
 def make_run(row: Row) -> Callable[..., dict[str, jax.Array]]:
@@ -59,10 +116,7 @@ def make_run(row: Row) -> Callable[..., dict[str, jax.Array]]:
     losses, errors, init = oracle.losses, problem.errors, problem.init
     if row.alone:
         losses, errors, init = _each_own(losses), _each_own(errors), jax.vmap(init)
-    aggregator: Any = optax.identity()
-    if row.method:
-        needs = {"labels": oracle.labels, "steps_per_epoch": problem.steps_per_epoch}
-        aggregator = mtlopt.METHODS[row.method].make(oracle.num_tasks, **needs)
+    aggregator = make_method(row)
 
     def run(rate: Any, seed: Any, nudged: Any, weights: Any, splits: Any) -> Any:
         key = jax.random.key(seed)
@@ -87,6 +141,8 @@ def make_run(row: Row) -> Callable[..., dict[str, jax.Array]]:
             return mtlopt.Run(optax.apply_updates(run.params, updates), state), None
 
         step = mtlopt.train_step(oracle, optimizer) if row.method else plain
+        if _has_traces(row):
+            step = _with_traces(step, problem.residuals)
         run = mtlopt.Run(params, optimizer.init(params))
         body = lambda number, run: step(run, draw(number))[0]  # noqa: E731
         run = jax.lax.fori_loop(0, steps, body, run)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_int, check_num_tasks, check_positive
+from mtlopt.common.epoch_means import next_epochs, no_epochs
 from mtlopt.common.task_weights import everyone
 from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
@@ -106,15 +107,7 @@ def weight_by_dwa(
 
     def init_fn(params: Any) -> WeightByDwaState:
         del params
-        # An array each: the caller may donate the state.
-        return WeightByDwaState(
-            task_weights=jnp.ones(num_tasks),
-            count=jnp.zeros([], jnp.int32),
-            total=jnp.zeros(num_tasks),
-            seen=jnp.zeros(num_tasks),
-            last=jnp.zeros(num_tasks),
-            before=jnp.zeros(num_tasks),
-        )
+        return WeightByDwaState(jnp.ones(num_tasks), **no_epochs(num_tasks))
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -128,19 +121,7 @@ def weight_by_dwa(
             there.astype(dtype),
             dwa_weights(state.last, state.before, temperature, there),
         ).astype(dtype)
-
-        losses = grads.losses.astype(dtype)
-        total = state.total + jnp.where(there, losses, 0)
-        seen = state.seen + there.astype(dtype)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        ends = (count % steps_per_epoch == 0) & (seen > 0)
-        return grads.scale_by(weights), WeightByDwaState(
-            task_weights=weights,
-            count=count,
-            total=jnp.where(ends, 0, total),
-            seen=jnp.where(ends, 0, seen),
-            last=jnp.where(ends, safe_divide(total, seen), state.last),
-            before=jnp.where(ends, state.last, state.before),
-        )
+        epochs = next_epochs(state, grads.losses, there, steps_per_epoch)
+        return grads.scale_by(weights), WeightByDwaState(weights, **epochs)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

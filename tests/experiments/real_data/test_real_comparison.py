@@ -63,6 +63,7 @@ def test_the_command_chooses_tells_and_resumes(made, tmp_path, capsys):
     table = [line for line in report.splitlines() if line.startswith("| ")]
     assert table[2].startswith("| MGDA")
     assert table[-1].startswith("| PCGrad")
+    assert (tmp_path / "out" / "yeast.png").stat().st_size > 5_000
     made.clear()
     assert main(options) == 0
     assert made == []
@@ -72,6 +73,13 @@ def test_methods_fixed_beforehand_are_fifteen_and_more():
     assert len(set(comparison.METHODS)) >= 15
     assert mtlopt.METHODS.keys() >= set(comparison.METHODS)
     assert not {"sum_tasks", "mean_tasks"} & set(comparison.METHODS)
+
+
+def test_the_full_run_is_that_of_before():
+    """A run that was fixed beforehand has no problem or method that came later."""
+    problems = ("molecules", "standardised", "kovasznay", "burgers", "yeast")
+    assert comparison.FULL["problems"] == problems
+    assert not {"norms", "ntk", "softadapt", "relobralo"} & set(comparison.METHODS)
 
 
 def test_seeds_that_choose_are_not_reported():

@@ -1,15 +1,21 @@
 """The rows of a table, and what a run does."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mtlopt
 from experiments.real_data import training
-from experiments.real_data.equations import load_burgers, load_kovasznay
-from experiments.real_data.training import make_run, rows_of
+from experiments.real_data.equations import (
+    load_beltrami,
+    load_burgers,
+    load_kovasznay,
+)
+from experiments.real_data.training import make_method, make_run, rows_of
 
 
 def test_rows_of_a_problem(problem):
@@ -29,10 +35,48 @@ def shapes(row) -> dict[str, tuple[int, ...]]:
 
 def test_runs_give_an_error_for_each_part(problem):
     kovasznay = dataclasses.replace(load_kovasznay(), steps=2)
-    for own, methods in ((problem, ["mgda_ub"]), (kovasznay, ["pcgrad"])):
+    beltrami = dataclasses.replace(load_beltrami(), steps=2)
+    for own, methods in (
+        (problem, ["mgda_ub"]),
+        (kovasznay, ["pcgrad"]),
+        (beltrami, ["ntk"]),
+    ):
         parts = (len(own.parts),)
         for row in rows_of(own, methods):
             assert shapes(row) == {"validation": parts, "test": parts}
+
+
+def test_annealing_is_for_equations(problem):
+    names = [row.name for row in rows_of(problem, ["annealing", "krum"])]
+    assert not {"annealing", "krum"} & set(names)  # two tasks, no equation
+    row = rows_of(load_burgers(), ["annealing"])[-1]
+    assert (row.name, row.title) == ("annealing", "Learning-rate annealing")
+    state = make_method(row).init(None)
+    np.testing.assert_array_equal(mtlopt.task_weights(state), 1)
+
+
+def test_ntk_weights_get_traces_where_residuals_are_known():
+    """The first weights of a run on an equation are those of exact traces."""
+    problem = dataclasses.replace(load_burgers(), steps=1)
+    row = rows_of(problem, ["ntk"])[-1]
+    params = problem.init(jax.random.key(0))
+    batch = problem.draw(jax.random.key(1), problem.splits["train"])
+    method = make_method(row)
+    step = training._with_traces(
+        mtlopt.train_step(problem.oracle, method), problem.residuals
+    )
+    run = mtlopt.Run(params, method.init(params))
+    weights = mtlopt.task_weights(jax.jit(step)(run, batch)[0].opt_state)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def rate(task):
+        jacobian = jax.jacrev(lambda params: problem.residuals(params, batch)[task])
+        squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(jacobian(params)))
+        return squares / len(problem.residuals(params, batch)[task])
+
+    rates = np.array([rate(task) for task in problem.oracle.tasks])
+    expected = 0.9 + 0.1 * rates.mean() / rates
+    np.testing.assert_allclose(weights, expected, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

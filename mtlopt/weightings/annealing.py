@@ -1,0 +1,172 @@
+"""Gradient-norm weights, and learning-rate annealing (Wang et al., 2021 and 2023)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_num_tasks, check_range, task_mask
+from mtlopt.common.task_weights import everyone
+from mtlopt.grad import check_task_grads
+from mtlopt.linalg.normalise import safe_divide
+from mtlopt.rows.arithmetic import sum_entries
+from mtlopt.weightings.by_sizes import move_to_equal, move_towards
+
+
+class WeightByAnnealingState(NamedTuple):
+    """State of `weight_by_norms` and `weight_by_annealing`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update, the moving average.
+    """
+
+    task_weights: jax.Array
+
+
+def weight_by_norms(
+    num_tasks: int, decay: Any = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    r"""Weighs losses by the inverse norms of their gradients, as a moving average.
+
+    .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
+        \frac{\mathrm{mean}_j |g_j|}{|g_i|}
+
+    The gradient-norm weights of physics-informed networks, as in jaxpi: at rest all
+    terms `w_i g_i` are of one length. Not GradNorm, which learns its weights and lets
+    slow tasks have longer gradients. Weights start at 1, and each update uses those
+    that its own gradients have moved; on T equal gradients it is the summed loss.
+    Usually `every(1000, weight_by_norms(T))`: then `decay` counts these updates.
+
+    An absent task's weight stands still, and so does one whose gradient is zero or no
+    number; means are over the others. Scales the losses, so heads too. Costs one
+    backward pass per task.
+
+    Args:
+      num_tasks: number of tasks T.
+      decay: `beta`, at least 0 and below 1. jaxpi has 0.9; 0 is no average.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if `decay` is out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> weighting = mtlopt.weight_by_norms(2, decay=0.5)
+      >>> rows = jnp.array([[1.0, 0.0], [0.0, 4.0]])
+      >>> grads = mtlopt.TaskGrads.from_rows(rows)
+      >>> grads, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
+      >>> print(state.task_weights)
+      [1.75   0.8125]
+
+    References:
+      Wang, Sankaran, Wang and Perdikaris, *An Expert's Guide to Training
+      Physics-informed Neural Networks*, arXiv:2308.08468, Algorithm 1. It has the sum
+      of the norms where jaxpi, their code, has the mean, as here: the average starts at
+      1, which is what equal gradients then keep. jaxpi moves the weights after a step,
+      here they move before it, as in `weight_by_annealing`.
+    """
+    check_num_tasks(num_tasks)
+    check_range("decay", decay, 1)
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, WeightByAnnealingState]:
+        del extra_args
+        grads = check_task_grads(
+            updates, num_tasks, params, state, "weight_by_norms"
+        ).keep_rows()
+        weights = move_to_equal(
+            state.task_weights,
+            grads.rows().norms(),
+            everyone(num_tasks, grads.present),
+            decay,
+        )
+        return grads.scale_by(weights), WeightByAnnealingState(weights)
+
+    return optax.GradientTransformationExtraArgs(_init_of(num_tasks), update_fn)
+
+
+def weight_by_annealing(
+    num_tasks: int, residuals: Sequence[int | str] = (0,), decay: Any = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    r"""Weighs the losses of a physics-informed network against that of its equation.
+
+    .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
+        \frac{\max |g_r|}{\mathrm{mean} |g_i|}, \qquad g_r = \sum_{j \in r} g_j
+
+    Learning-rate annealing: the largest element of the gradient of the equation's loss
+    over the mean element of each other one, by size. The residuals' own weights stay 1.
+    Weights start at 1, and each update uses those that its own gradients have moved.
+    They depend on the coordinates: with more parameters that a loss hardly moves its
+    weight grows. `weight_by_norms` does not, and treats all tasks alike.
+
+    An absent task's weight stands still, and so do those whose gradient is zero or no
+    number. Scales the losses, so heads too. Costs one backward pass per task, and
+    memory for one gradient per task. Intervals are those of
+    `every(10, weight_by_annealing(T))`, as in the authors' code.
+
+    Args:
+      num_tasks: number of tasks T.
+      residuals: numbers or names of the tasks whose losses are those of the equations.
+      decay: `beta`, at least 0 and below 1. The authors' code has 0.9.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if `decay` is out of range; at the update, if `residuals` are no
+        tasks.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> weighting = mtlopt.weight_by_annealing(2, decay=0.5)
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[6.0, -8.0], [1.0, 3.0]]))
+      >>> grads, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
+      >>> print(state.task_weights)
+      [1.  2.5]
+
+    References:
+      Wang, Teng and Perdikaris, *Understanding and Mitigating Gradient Flow Pathologies
+      in Physics-Informed Neural Networks*, SIAM Journal on Scientific Computing, 2021,
+      Algorithm 1: maximum and mean are over all parameters. The authors' code leaves
+      out biases, takes the mean of the layers' means, and moves the weights after the
+      step.
+    """
+    check_num_tasks(num_tasks)
+    check_range("decay", decay, 1)
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, WeightByAnnealingState]:
+        del extra_args
+        grads = check_task_grads(
+            updates, num_tasks, params, state, "weight_by_annealing"
+        ).keep_rows(entries=True)
+        members = task_mask("residuals", residuals, grads.tasks)
+        known = everyone(num_tasks, grads.present) & ~members
+        weights = state.task_weights
+        largest, means = jnp.zeros([], weights.dtype), jnp.zeros_like(weights)
+        rows = [row.astype(weights.dtype) for row in grads.rows().leaves()]
+        size = sum(row[0].size for row in rows)
+        for row in rows:  # absent rows are zero
+            largest = jnp.maximum(largest, jnp.max(jnp.abs(row[members].sum(axis=0))))
+            means += sum_entries(jnp.abs(row) / size)
+        target = safe_divide(largest, means)
+        weights = move_towards(weights, target, known & (target > 0), decay)
+        return grads.scale_by(weights), WeightByAnnealingState(weights)
+
+    return optax.GradientTransformationExtraArgs(_init_of(num_tasks), update_fn)
+
+
+def _init_of(num_tasks: int) -> optax.TransformInitFn:
+    def init_fn(params: Any) -> WeightByAnnealingState:
+        del params
+        return WeightByAnnealingState(jnp.ones(num_tasks))
+
+    return init_fn

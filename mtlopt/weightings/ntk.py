@@ -1,0 +1,172 @@
+"""Weights by the neural tangent kernel (Wang, Yu and Perdikaris, 2022)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import check_num_tasks, check_range, named_vector
+from mtlopt.common.task_weights import everyone
+from mtlopt.grad import check_task_grads
+from mtlopt.linalg.normalise import safe_divide
+from mtlopt.weightings.by_sizes import move_to_equal
+
+# Gradients of points that are made and held at a time: faster than one by one.
+_AT_A_TIME = 16
+
+
+class WeightByNtkState(NamedTuple):
+    """State of `weight_by_ntk`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update, the moving average.
+    """
+
+    task_weights: jax.Array
+
+
+def weight_by_ntk(
+    num_tasks: int, decay: Any = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    r"""Weighs losses by how slowly gradient descent lowers them, as a moving average.
+
+    .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
+        \frac{\mathrm{mean}_j \rho_j}{\rho_i}, \qquad
+        \rho_i = \frac{\mathrm{tr} K_i}{N_i}, \quad K_i = J_i J_i^\top
+
+    For losses that are means of squares of residuals, `L_i = |r_i|^2 / N_i` with
+    `J_i = dr_i / dtheta`. The mean of the kernel's diagonal is the rate at which loss i
+    would fall if its residual had no direction. Hand the traces to the update:
+
+    .. code-block:: python
+
+        traces = lambda: mtlopt.ntk_traces(residuals, params, *batch)
+        tx.update(grads, state, params, traces=traces)  # or step(..., traces=traces)
+
+    A function is called only if the weights are computed, so with
+    `every(1000, weight_by_ntk(T))` on every 1000th update; an array works too.
+
+    Without `traces` the kernel is looked at along the residual that there is, which
+    needs no more than the losses and their gradients:
+
+    .. math:: \rho_i = \frac{|g_i|^2}{L_i}
+        = \frac{4}{N_i} \frac{r_i^\top K_i r_i}{r_i^\top r_i}
+
+    the rate at which loss i falls along its own gradient. It costs one backward pass
+    per task. For one point a task the two agree, but for the factor 4, which cancels.
+
+    Weights start at 1, and each update uses those that its own batch has moved. An
+    absent task's weight stands still, and so does one whose rate is no positive number,
+    as that of a loss which is zero. Scales the losses, so heads too.
+
+    Args:
+      num_tasks: number of tasks T.
+      decay: `beta`, at least 0 and below 1. jaxpi has 0.9; 0 is no average.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator. The
+      `update` takes `traces=`, numbers `[tasks]` or by name, or a function that returns
+      them.
+
+    Raises:
+      ValueError: if `decay` is out of range; at the update, if `traces` has not one
+        entry per task.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> weighting = mtlopt.weight_by_ntk(2, decay=0.5)
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 1.0])
+      >>> state = weighting.init(jnp.zeros(2))
+      >>> _, state = weighting.update(grads, state, traces=jnp.array([1.0, 4.0]))
+      >>> print(state.task_weights)
+      [1.75   0.8125]
+
+    References:
+      Wang, Yu and Perdikaris, *When and Why PINNs Fail to Train: A Neural Tangent
+      Kernel Perspective*, Journal of Computational Physics, 2022, Algorithm 1. It has
+      the sum of the traces over each, and no average. jaxpi has means over points, over
+      tasks and over time, as here: losses that are means do not depend on the number of
+      their points, and equal rates keep weights of 1.
+    """
+    check_num_tasks(num_tasks)
+    check_range("decay", decay, 1)
+
+    def init_fn(params: Any) -> WeightByNtkState:
+        del params
+        return WeightByNtkState(jnp.ones(num_tasks))
+
+    def update_fn(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        traces: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, WeightByNtkState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params, state, "weight_by_ntk")
+        weights = state.task_weights
+        if traces is None:
+            grads = grads.keep_rows()
+            norms = grads.rows().norms().astype(weights.dtype)
+            losses = grads.losses.astype(weights.dtype) * grads.loss_scales
+            rates = norms * safe_divide(norms, losses)
+        else:
+            found = traces() if callable(traces) else traces
+            rates = named_vector("traces", found, grads.tasks) * grads.loss_scales
+        there = everyone(num_tasks, grads.present)
+        weights = move_to_equal(weights, rates, there, decay)
+        return grads.scale_by(weights), WeightByNtkState(weights)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def ntk_traces(residuals: Callable[..., Any], params: Any, *args: Any) -> Any:
+    r"""Returns the mean of the diagonal of each task's neural tangent kernel.
+
+    .. math:: \frac{\mathrm{tr} K_i}{N_i}
+        = \frac{1}{N_i} \sum_n \left| \frac{\partial r_{in}}{\partial \theta} \right|^2
+
+    One gradient a point, 16 of them held at a time, so it costs as many backward passes
+    as there are points in all tasks: use it on some of the points, or seldom. It is
+    exact, because weights divide by it: an estimate from one random vector can come out
+    near zero, if one eigenvalue dominates, and its inverse has no mean.
+
+    Args:
+      residuals: function from `(params, *args)` to a mapping from the tasks' names, or
+        a sequence in their order, of residuals at points, of any shape.
+      params: where the kernel is taken, a pytree of arrays; all of them count.
+      *args: of the residuals.
+
+    Returns:
+      A number for each entry, in the mapping or sequence that the function returns.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> def residuals(w, x):
+      ...     return {"equation": w * x, "edge": w - x[:1]}
+      >>> found = mtlopt.ntk_traces(residuals, 3.0, jnp.array([1.0, 2.0, 4.0]))
+      >>> print(found["equation"], found["edge"])
+      7.0 1.0
+    """
+    out, pullback = jax.vjp(lambda params: residuals(params, *args), params)
+    leaves, treedef = jax.tree.flatten(out)
+
+    def mean_square(number: int) -> jax.Array:
+        own = leaves[number]
+
+        def square(place: jax.Array) -> jax.Array:
+            seeds = [jnp.zeros_like(leaf) for leaf in leaves]
+            one_there = jax.nn.one_hot(place, own.size, dtype=own.dtype)
+            seeds[number] = one_there.reshape(own.shape)
+            (grad,) = pullback(treedef.unflatten(seeds))
+            return optax.tree.norm(grad, squared=True)
+
+        squares = jax.lax.map(square, jnp.arange(own.size), batch_size=_AT_A_TIME)
+        return jnp.mean(squares)
+
+    return treedef.unflatten(map(mean_square, range(len(leaves))))

@@ -1,0 +1,161 @@
+"""SoftAdapt: weights by how fast the losses change (Heydari et al., 2019)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtlopt._checks import as_int, check_num_tasks
+from mtlopt.common.epoch_means import next_epochs, no_epochs
+from mtlopt.common.task_weights import everyone
+from mtlopt.grad import check_task_grads
+from mtlopt.linalg.normalise import safe_divide
+from mtlopt.linalg.simplex import shares_of
+from mtlopt.weightings.by_losses import only_there
+
+
+class WeightBySoftadaptState(NamedTuple):
+    """State of `weight_by_softadapt`.
+
+    Attributes:
+      task_weights: `[tasks]`, weights of the last update.
+      count: updates so far, int32.
+      total: `[tasks]`, sum of this epoch's losses.
+      seen: `[tasks]`, number of losses in that sum.
+      last: `[tasks]`, mean loss of the last epoch.
+      before: `[tasks]`, mean loss of the epoch before it.
+    """
+
+    task_weights: jax.Array
+    count: jax.Array
+    total: jax.Array
+    seen: jax.Array
+    last: jax.Array
+    before: jax.Array
+
+
+def softadapt_weights(
+    last: jax.Array,
+    before: jax.Array,
+    beta: Any = 0.1,
+    *,
+    normalised: bool = False,
+    loss_weighted: bool = False,
+    present: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the weights of SoftAdapt from two epochs' mean losses.
+
+    Args:
+      last: `[tasks]`, mean losses of the last epoch.
+      before: `[tasks]`, mean losses of the epoch before.
+      beta: how much the slopes count.
+      normalised: whether slopes are divided by the sum of their sizes.
+      loss_weighted: whether weights are multiplied by the losses' mean.
+      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
+
+    Returns:
+      Weights `[tasks]` that sum to the number of present tasks.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> last, before = jnp.array([1.0, 3.0]), jnp.array([2.0, 3.0])
+      >>> weights = softadapt_weights(last, before, beta=jnp.log(3.0))
+      >>> [round(float(weight), 3) for weight in weights]
+      [0.5, 1.5]
+    """
+    there = everyone(len(last), present)
+    slopes = jnp.where(there, last - before, 0)
+    if normalised:
+        slopes = safe_divide(slopes, jnp.sum(jnp.abs(slopes)))
+    shares = jax.nn.softmax(only_there(beta * slopes, there))
+    if loss_weighted:
+        shares = shares_of(shares * (last + before), present)
+    return jnp.where(there, jnp.sum(there, dtype=shares.dtype) * shares, 0)
+
+
+def weight_by_softadapt(
+    num_tasks: int,
+    beta: Any = 0.1,
+    *,
+    normalised: bool = False,
+    loss_weighted: bool = False,
+    steps_per_epoch: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Weighs up the losses that rise, or fall least.
+
+    .. math:: w_i = T \, \mathrm{softmax}_i(\beta s), \qquad s_i = L_i[t-1] - L_i[t-2]
+
+    with `L_i[t]` the mean loss of epoch t. In the first two epochs all weights are 1.
+    An epoch ends every `steps_per_epoch` updates. Two variants, which may be combined:
+    `normalised` has `s_i / sum_j |s_j|` instead of `s_i`, and `loss_weighted` has
+    weights in proportion to `(L_i[t-1] + L_i[t-2]) exp(beta s_i)`.
+
+    Slopes have the unit of the losses: below 1 / beta they change little, and without
+    `normalised` small losses are simply summed. Scales the losses, so heads too. A task
+    that is absent for a whole epoch keeps its last slope; absent tasks weigh nothing.
+
+    Args:
+      num_tasks: number of tasks T.
+      beta: how much slopes count; 0 is the summed loss, negative weighs up those that
+        fall fastest. The paper's code has 0.1.
+      normalised: whether slopes are divided by the sum of their sizes.
+      loss_weighted: whether weights are multiplied by the mean of the two losses,
+        which must not be negative.
+      steps_per_epoch: number of updates that make an epoch, a Python int.
+
+    Returns:
+      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+
+    Raises:
+      ValueError: if `steps_per_epoch` is not positive.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> weighting = mtlopt.weight_by_softadapt(2, beta=1.0)
+      >>> state = weighting.init(jnp.zeros(2))
+      >>> for losses in ([4.0, 4.0], [2.0, 4.0], [1.0, 4.0]):
+      ...     grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=losses)
+      ...     grads, state = weighting.update(grads, state)
+      >>> [round(float(weight), 3) for weight in state.task_weights]
+      [0.238, 1.762]
+
+    References:
+      Heydari, Thompson and Mehmood, *SoftAdapt: Techniques for Adaptive Loss Weighting
+      of Neural Networks with Multi-Part Loss Functions*, arXiv:1912.12355, section 3.1,
+      with weights that sum to T instead of 1. The slope is their first difference; the
+      code's default, of the order of the number of losses, is the slope at the oldest
+      of them. The code divides slopes by their sum, which turns the order round where
+      it is negative, as it is while losses fall; here it is the sum of their sizes.
+    """
+    check_num_tasks(num_tasks)
+    steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch)
+
+    def init_fn(params: Any) -> WeightBySoftadaptState:
+        del params
+        return WeightBySoftadaptState(jnp.ones(num_tasks), **no_epochs(num_tasks))
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, WeightBySoftadaptState]:
+        del extra_args
+        grads = check_task_grads(
+            updates, num_tasks, params, state, "weight_by_softadapt"
+        )
+        there = everyone(num_tasks, grads.present)
+        dtype = state.total.dtype
+        weights = softadapt_weights(
+            state.last,
+            state.before,
+            beta,
+            normalised=normalised,
+            loss_weighted=loss_weighted,
+            present=there,
+        )
+        is_early = state.count < 2 * steps_per_epoch
+        weights = jnp.where(is_early, there, weights).astype(dtype)
+        epochs = next_epochs(state, grads.losses, there, steps_per_epoch)
+        return grads.scale_by(weights), WeightBySoftadaptState(weights, **epochs)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
