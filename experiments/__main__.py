@@ -41,6 +41,7 @@ INDEX = {
     },
 }
 OTHERS = {
+    "poisson": "an equation and its boundary: the README's first example",
     "doctor": "do the tasks conflict, and what may help: two overlaid digits",
     "bench.sharded": "several devices: losses, memory, communication",
 }
