@@ -38,6 +38,7 @@ INDEX = {
     },
     "real_data": {
         "comparison": ("methods beside tuned weights", "", None),
+        "fine_tuning": ("adapters on a frozen base, a loss a domain", "", 1),
     },
 }
 OTHERS = {

@@ -118,6 +118,11 @@ from mtlopt.aggregators.upgrad import (
     upgrad,
     upgrad_weights,
 )
+from mtlopt.alternation.affinity import (
+    AffinityState,
+    affinity_groups,
+    affinity_step,
+)
 from mtlopt.alternation.blocks import (
     AlternateBlocksState,
     alternate_blocks,
@@ -127,9 +132,9 @@ from mtlopt.alternation.blocks import (
 from mtlopt.alternation.individual import (
     IndividualOptimizersState,
     individual_optimizers,
-    individual_step,
     random_groups,
 )
+from mtlopt.alternation.individual_step import individual_step
 from mtlopt.common.task_weights import TaskWeightsState, mean_weights, task_weights
 from mtlopt.diagnostics.diagnose import Diagnosis, diagnose
 from mtlopt.diagnostics.distance import TrackDistanceState, track_distance
@@ -168,6 +173,7 @@ from mtlopt.roaming import (
     task_masks,
 )
 from mtlopt.samples import samplewise
+from mtlopt.sharpness import sharpness_aware
 from mtlopt.skip_not_finite import SkipNotFiniteState, skip_not_finite
 from mtlopt.step import Run, StepOutput, train_step
 from mtlopt.task_grads import TaskGrads
@@ -246,6 +252,7 @@ __version__ = importlib.metadata.version("mtlopt")
 
 __all__ = [
     "METHODS",
+    "AffinityState",
     "AlternateBlocksState",
     "Aux",
     "BalanceNormsState",
@@ -287,6 +294,8 @@ __all__ = [
     "WeightByRelobraloState",
     "WeightBySoftadaptState",
     "WeightByUncertaintyState",
+    "affinity_groups",
+    "affinity_step",
     "aligned_mtl",
     "aligned_mtl_weights",
     "alternate_blocks",
@@ -357,6 +366,7 @@ __all__ = [
     "samplewise",
     "sdmgrad",
     "sdmgrad_weights",
+    "sharpness_aware",
     "skip_not_finite",
     "softadapt_weights",
     "stacked",

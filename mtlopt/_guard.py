@@ -16,7 +16,10 @@ import jax.numpy as jnp
 from jax.extend import random
 
 WHAT_TO_DO = "chain an aggregator before this transform"
-_TAG = f"mtlopt.TaskGrads: {WHAT_TO_DO}"
+_TAG = (
+    f"mtlopt.TaskGrads: {WHAT_TO_DO}; in place of optax.contrib.sam take "
+    "mtlopt.sharpness_aware(oracle)"
+)
 
 
 class SaysWhatToDo(type):

@@ -36,7 +36,7 @@ class Inputs:
       frozen: leaves that never move.
       args: arguments of the functions; with model state, that is the last.
       partition: the labels.
-      present: `[tasks]` bool, the tasks whose state moves; None for all.
+      present: `[tasks]` bool, the tasks that count, whose state moves; None for all.
     """
 
     shared: Leaves

@@ -101,9 +101,9 @@ class Oracle:
             present = jnp.asarray(present)
         there = self.present(args, present)
         inputs = self._inputs(params, args, members=members)
-        if self.has_state:
-            masks = [mask for mask in (there, moving) if mask is not None]
-            all_masks = jnp.all(jnp.stack(masks), axis=0) if masks else None
+        masks = [mask for mask in (there, moving) if mask is not None]
+        if masks:
+            all_masks = jnp.all(jnp.stack(masks), axis=0)
             inputs = dataclasses.replace(inputs, present=all_masks)
         out = self._evaluate(inputs, None if members is None else members.indices)
         losses, linear = out.losses, out.linear

@@ -1,11 +1,13 @@
 """One training step: what changes in it, and the step of a chain of transforms."""
 
+import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from mtlopt._guard import WHAT_TO_DO
 from mtlopt.oracle import Oracle
@@ -157,6 +159,12 @@ def update_of(
     try:
         found, opt_state = transform.update(found, opt_state, params, **extra_args)
     except (NotImplementedError, TypeError, ValueError) as error:
+        if _is_of_sam(error):
+            raise TypeError(
+                "`optimizer` must not contain optax.contrib.sam, which takes one "
+                "gradient, not those of several tasks. Make the oracle sharpness-aware "
+                "instead: mtlopt.sharpness_aware(oracle)."
+            ) from error
         # Op by op the parts of the guard have no real part, of which norms are made.
         if WHAT_TO_DO not in str(error) and "abstract method" not in str(error):
             raise
@@ -170,6 +178,13 @@ def update_of(
             "optax.adam(1e-3))."
         ) from cause
     return found, opt_state
+
+
+def _is_of_sam(error: Exception) -> bool:
+    """Returns whether `optax.contrib.sam` raised an error, or did not take `active`."""
+    frames = traceback.walk_tb(error.__traceback__)
+    modules = [frame.f_globals.get("__name__") for frame, _ in frames]
+    return optax.contrib.sam.__module__ in modules or "sam.<locals>" in str(error)
 
 
 def check_oracle(oracle: Any) -> None:

@@ -253,7 +253,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
                 "latent space needs a latent that all tasks share: build the gradients "
                 "with mtlopt.task_grad(..., encode=...), or mark it by "
                 "mtlopt.latent(z) in your function of all losses. Tasks with inputs of "
-                "their own have none: use the method without in_latent_space."
+                "their own have none: use the method without in_latent_space. Of "
+                "sharpness_aware gradients, those with ascent='sum' have one."
             )
         return dataclasses.replace(self, in_latent=True)
 

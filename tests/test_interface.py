@@ -289,6 +289,8 @@ def test_every_two_methods_differ(plain):
 
 # Public functions that are no part of a method that stands on its own.
 HELPERS = {
+    "affinity_groups",
+    "affinity_step",
     "alternate_blocks",
     "backtracking",
     "block_at",
@@ -312,6 +314,7 @@ HELPERS = {
     "per_label",
     "random_groups",
     "samplewise",
+    "sharpness_aware",
     "skip_not_finite",
     "stacked",
     "suggestions",

@@ -165,6 +165,23 @@ def test_misplaced_transforms(tx):
         jax.eval_shape(step, tx.init(PARAMS))
 
 
+@pytest.mark.parametrize("opaque", [True, False])
+@pytest.mark.parametrize("jit", [True, False])
+def test_sam_of_optax_names_the_wrapper(opaque, jit):
+    """In a step of one's own, JAX's error does, unless it runs op by op."""
+    up = optax.chain(optax.contrib.normalize(), optax.sgd(0.1))
+    tx = optax.contrib.sam(optax.chain(MGDA, optax.sgd(0.1)), up, opaque_mode=opaque)
+    step = mtlopt.train_step(ORACLE, tx)
+    run, wrapper = mtlopt.Run(PARAMS, tx.init(PARAMS)), r"mtlopt\.sharpness_aware\(o"
+    with pytest.raises(TypeError, match=rf"optax\.contrib\.sam, which.*{wrapper}"):
+        (jax.jit(step) if jit else step)(run)
+    arguments = {"grad_fn": lambda p, _: ORACLE(p)} if opaque else {}
+    with pytest.raises(TypeError, match=rf"of optax\.contrib\.sam take {wrapper}"):
+        jax.eval_shape(
+            lambda: tx.update(ORACLE(PARAMS), run.opt_state, PARAMS, **arguments)
+        )
+
+
 @pytest.mark.parametrize("name", ["zero_nans", "set_to_zero"])
 def test_zeros_are_refused_op_by_op(name):
     with pytest.raises(

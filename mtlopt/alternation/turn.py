@@ -1,0 +1,70 @@
+"""One turn of a task or a group: the step that its gradient makes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mtlopt.alternation.blocks import only_state
+from mtlopt.alternation.individual import IndividualOptimizersState
+from mtlopt.alternation.per_task import PerTask
+from mtlopt.grad import Grad
+from mtlopt.oracle import Oracle
+from mtlopt.step import Run, keep_finite
+
+PyTree = Any
+
+
+def move(
+    oracle: Oracle,
+    optimizer: optax.GradientTransformationExtraArgs,
+    run: Run,
+    grad: Grad,
+    index: Any,
+    moving: Any,
+    all_move: bool,
+    extra_args: dict[str, Any],
+) -> Run:
+    """Returns the run after one turn.
+
+    Args:
+      oracle: whose gradient it is.
+      optimizer: a chain with `individual_optimizers`.
+      run: before the turn.
+      grad: of the task, or of the group's summed loss.
+      index: which state of the shared leaves moves; it may be traced.
+      moving: `[tasks]` bool, whose heads move.
+      all_move: whether some task moves in each turn, whatever the batch.
+      extra_args: for the optimizer.
+    """
+    updates, opt_state = optimizer.update(
+        grad.grad,
+        run.opt_state,
+        run.params,
+        task=index,
+        active=oracle.active(run.params, moving),
+        partition=oracle.partition(run.params),
+        **extra_args,
+    )
+    state = keep_finite(run, opt_state, grad.state)
+    if not all_move and not isinstance(moving, np.ndarray):
+        there = jnp.any(moving)  # a turn without a task moves nothing
+        state = jax.tree.map(
+            lambda new, old: jnp.where(there, new, old), state, run.state
+        )
+    return Run(optax.apply_updates(run.params, updates), opt_state, state)
+
+
+def check_states(opt_state: PyTree, turns: int) -> None:
+    """Raises unless there is one state for all turns, or one for each."""
+    state = only_state(opt_state, IndividualOptimizersState, "individual_optimizers")
+    if not isinstance(state.shared, PerTask):
+        return
+    for leaf in jax.tree.leaves(state.shared):
+        if len(leaf) != turns:
+            raise ValueError(
+                f"`optimizer` must be `individual_optimizers` for {turns} tasks or "
+                f"groups, one for each turn, got {len(leaf)}."
+            )
