@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 import mtlopt
+from experiments.lab.errors import UsageError
 from experiments.lab.figures import COLOURS, drawing
 from experiments.lab.folder import RunFolder
 from experiments.lab.loop import Progress, Training, Values, train
@@ -73,22 +74,27 @@ def main(argv: Sequence[str]) -> None:
     """Runs the experiment with the options `argv`, see `DESCRIPTION`."""
     names = {"methods": methods_for(len(TASKS))}
     settings = parse(NAME, DESCRIPTION, Settings(), argv, names=names)
+    if settings.drawn not in settings.learning_rates:
+        raise UsageError(
+            f"--drawn must be one of the learning rates, got {settings.drawn:g}."
+        )
     rows = [Row(SUM, factor) for factor in FACTORS]
     rows += [Row(name) for name in settings.methods if name != SUM]
-    programs = {row: Program(make_run(row, settings.steps)) for row in rows}
+    programs = {
+        row.method: Program(make_run(row.method, settings.steps)) for row in rows
+    }
     with RunFolder(settings) as folder:
-        trainings = [make_training(row, programs[row], settings) for row in rows]
+        trainings = [make_training(row, programs[row.method], settings) for row in rows]
         table = train(trainings, 1, (), folder)
         command = command_line(NAME, argv)
         report = make_report(table, rows, settings, command)
         folder.write_results(settings, report, command=command)
-        lanes = _lanes(settings)
-        drawn = lanes[0] == np.float32(settings.drawn)
-        curves = {
-            row.title: programs[row](*lanes)[1][drawn]
-            for row in rows
-            if row in (Row(SUM), Row("conflict_free"))
-        }
+        curves = {}
+        for row in (Row(SUM), Row("conflict_free")):
+            if row in rows:
+                lanes = _lanes(row, settings)
+                drawn = lanes[0] == np.float32(settings.drawn)
+                curves[row.title] = programs[row.method](*lanes)[1][drawn]
         draw(curves, settings, folder.path / "poisson.png")
 
 
@@ -131,14 +137,14 @@ def losses(params: PyTree) -> jax.Array:
     return jnp.stack([jnp.mean(inside**2), jnp.mean(ends**2)])
 
 
-def make_run(row: Row, steps: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns `run(rates, seeds)`: errors `[runs]`, and u at `POINTS`."""
+def make_run(name: str, steps: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns `run(rates, seeds, factors)`: errors `[runs]`, and u at `POINTS`."""
     oracle = mtlopt.task_grad(losses, "shared", tasks=TASKS)
-    method = mtlopt.METHODS[row.method].make(len(TASKS), labels=oracle.labels)
-    weighted = mtlopt.weight_by_fixed(jnp.array([1.0, row.factor]))
+    method = mtlopt.METHODS[name].make(len(TASKS), labels=oracle.labels)
 
     @jax.vmap
-    def run(rate: jax.Array, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(rate: Any, seed: Any, factor: Any) -> tuple[jax.Array, jax.Array]:
+        weighted = mtlopt.weight_by_fixed(jnp.array([1, factor]))
         falling = optax.cosine_decay_schedule(rate, steps)
         optimizer = optax.chain(weighted, method, optax.adam(falling))
         step = mtlopt.train_step(oracle, optimizer)
@@ -154,7 +160,7 @@ def make_run(row: Row, steps: int) -> Callable[..., tuple[jax.Array, jax.Array]]
 
 def make_training(row: Row, program: Program, settings: Settings) -> Training:
     """Returns the runs of a row with all rates and seeds, in one program."""
-    lanes = _lanes(settings)
+    lanes = _lanes(row, settings)
     runs = [
         {"row": row.title, "rate": rate, "seed": seed}
         for rate in settings.learning_rates
@@ -169,10 +175,11 @@ def make_training(row: Row, program: Program, settings: Settings) -> Training:
     return Training(f"{row.method}-{row.factor:g}", runs, tuple, epoch, 1)
 
 
-def _lanes(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rate and the seed of each run of a row."""
-    rates, seeds = settings.learning_rates, settings.seeds
-    return np.repeat(np.float32(rates), seeds), np.tile(np.arange(seeds), len(rates))
+def _lanes(row: Row, settings: Settings) -> tuple[np.ndarray, ...]:
+    """Returns the rate, the seed and the factor of each run of a row."""
+    rates, seeds = np.float32(settings.learning_rates), settings.seeds
+    factors = np.full(len(rates) * seeds, np.float32(row.factor))
+    return np.repeat(rates, seeds), np.tile(np.arange(seeds), len(rates)), factors
 
 
 def make_report(
