@@ -36,6 +36,9 @@ INDEX = {
         "cifar10": ("line search on ten one-vs-rest tasks", "Fig. 5", None),
         "bert": ("line search on sentence pairs", "Table 3", None),
     },
+    "fronts": {
+        "concave": ("32 networks on a front that sums miss", "", None),
+    },
     "real_data": {
         "comparison": ("methods beside tuned weights", "", None),
         "fine_tuning": ("adapters on a frozen base, a loss a domain", "", 1),

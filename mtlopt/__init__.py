@@ -67,6 +67,7 @@ from mtlopt.aggregators.edm import (
     edm,
     edm_weights,
 )
+from mtlopt.aggregators.epo import epo, epo_weights
 from mtlopt.aggregators.fairgrad import (
     fairgrad,
     fairgrad_weights,
@@ -138,6 +139,12 @@ from mtlopt.alternation.individual_step import individual_step
 from mtlopt.common.task_weights import TaskWeightsState, mean_weights, task_weights
 from mtlopt.diagnostics.diagnose import Diagnosis, diagnose
 from mtlopt.diagnostics.distance import TrackDistanceState, track_distance
+from mtlopt.diagnostics.front import (
+    FrontSpread,
+    front_spread,
+    hypervolume,
+    non_dominated,
+)
 from mtlopt.diagnostics.latent_spread import latent_spread
 from mtlopt.diagnostics.measures import (
     conflict_rate,
@@ -148,6 +155,7 @@ from mtlopt.diagnostics.suggestions import suggestions
 from mtlopt.diagnostics.would_rise import would_rise
 from mtlopt.every import EveryState, every
 from mtlopt.forms import stacked
+from mtlopt.front_step import FrontStep, front_step
 from mtlopt.grad import Grad
 from mtlopt.labels import label_params
 from mtlopt.latent_space import in_latent_space
@@ -260,6 +268,8 @@ __all__ = [
     "Diagnosis",
     "EveryState",
     "FastLineSearchState",
+    "FrontSpread",
+    "FrontStep",
     "Grad",
     "GraddropState",
     "GradvacState",
@@ -320,15 +330,20 @@ __all__ = [
     "dwa_weights",
     "edm",
     "edm_weights",
+    "epo",
+    "epo_weights",
     "every",
     "fairgrad",
     "fairgrad_weights",
     "famo_weights",
     "fast_backtracking",
+    "front_spread",
+    "front_step",
     "geometric_mean_weights",
     "graddrop",
     "gradvac",
     "gradvac_weights",
+    "hypervolume",
     "imtl_g",
     "imtl_g_weights",
     "in_latent_space",
@@ -354,6 +369,7 @@ __all__ = [
     "modo_weights",
     "nash_mtl",
     "nash_mtl_weights",
+    "non_dominated",
     "ntk_traces",
     "pbi_weights",
     "pcd",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -81,6 +82,15 @@ class Method:
     degree: float | None = 1.0
     properties: frozenset[str]
 
+    @property
+    def takes_preference(self) -> bool:
+        """Whether `make` takes a `preference`, one number for each task."""
+        by_weighting = self.weighting is not None and self.aggregator is sum_tasks
+        made_by = self.weighting if by_weighting else self.aggregator
+        return made_by is not None and (
+            "preference" in inspect.signature(made_by).parameters
+        )
+
     def make(
         self,
         num_tasks: int,
@@ -102,6 +112,12 @@ class Method:
         Raises:
           TypeError: if that function does not have an argument of this name.
         """
+        if "preference" in options and not self.takes_preference:
+            raise TypeError(
+                f"`preference` must not be given: {self.title} has none. Take a method "
+                "whose METHODS[name].takes_preference is true, or scale the losses by "
+                "mtlopt.weight_by_fixed before it."
+            )
         problem = {"labels": labels, "steps_per_epoch": steps_per_epoch}
         needed = {name: problem[source] for name, source in self.needs.items()}
         options = {**self.options, **needed, **options}

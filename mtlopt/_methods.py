@@ -10,6 +10,7 @@ from mtlopt.aggregators.conflict_free import conflict_free
 from mtlopt.aggregators.cr_mogm import cr_mogm
 from mtlopt.aggregators.dualproj import dualproj
 from mtlopt.aggregators.edm import edm
+from mtlopt.aggregators.epo import epo
 from mtlopt.aggregators.fairgrad import fairgrad
 from mtlopt.aggregators.graddrop import graddrop
 from mtlopt.aggregators.gradvac import gradvac
@@ -268,6 +269,14 @@ METHODS: dict[str, Method] = Registry(
             equal=Length(),
             backward="T",
             properties=_MGDA,
+        ),
+        "epo": Method(
+            title="EPO",
+            aggregator=epo,
+            public=("epo",),
+            equal=Length(),
+            backward="T",
+            properties=_SYMMETRIC,
         ),
         "pcgrad": Method(
             title="PCGrad",

@@ -301,6 +301,9 @@ HELPERS = {
     "dominance_rate",
     "every",
     "fast_backtracking",
+    "front_spread",
+    "front_step",
+    "hypervolume",
     "individual_optimizers",
     "individual_step",
     "infer_labels",
@@ -310,6 +313,7 @@ HELPERS = {
     "latent_spread",
     "leave_out",
     "maximum_roaming",
+    "non_dominated",
     "ntk_traces",
     "per_label",
     "random_groups",
@@ -447,3 +451,23 @@ def test_task_weights_are_those_of_the_update(name, plain, plain_states, rows, f
         )
 
     assert_close(plain[name]["encoder"], jax.tree.map(combine, rows["encoder"]))
+
+
+def test_preferences():
+    """They may be traced, in one program for many; without one, a method refuses it."""
+    taking = [name for name in METHODS if METHODS[name].takes_preference]
+    assert {"stch", "epo", "upgrad", "nash_mtl", "aligned_mtl_ub"} <= set(taking)
+    rows, losses, params = jnp.ones((3, 4)), jnp.ones(3), jnp.zeros(4)
+
+    def update(preference):
+        grads = matrix_oracle(3)(params, rows, losses)
+        makers = {name: METHODS[name].make(3, preference=preference) for name in taking}
+        states = {name: tx.init(params) for name, tx in makers.items()}
+        return {n: tx.update(grads, states[n], params)[0] for n, tx in makers.items()}
+
+    found = jax.eval_shape(jax.vmap(update), jnp.ones((5, 3)))
+    assert {leaf.shape for leaf in jax.tree.leaves(found)} == {(5, 4)}
+    for name in set(METHODS) - set(taking):
+        with pytest.raises(TypeError, match=r"`preference` must not be given") as error:
+            METHODS[name].make(4, preference=jnp.ones(4))
+        assert METHODS[name].title in str(error.value)

@@ -16,6 +16,7 @@ GRAMIAN = (
     "mgda",
     "mgda_l2",
     "edm",
+    "epo",
     "pcgrad",
     "upgrad",
     "dualproj",

@@ -118,6 +118,7 @@ def _page(name: str, entries: list[str]) -> str:
         ("Backward passes of the encoder", method.backward),
         ("Length on T equal gradients of length 1, losses 1", equal_text(method.equal)),
         ("Degree d: `A(s J) = s^d A(J)` for s > 0", degree_text(method.degree)),
+        ("Takes a `preference`", YES if method.takes_preference else NO),
     ]
     rows += [
         (_capital(CLAIM_TEXTS[claim][1]), YES if claim in method.properties else NO)

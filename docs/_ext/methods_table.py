@@ -16,6 +16,7 @@ HEADER = [
     "Backward passes",
     "On equal gradients",
     "Degree",
+    "Preference",
     *(CLAIM_TEXTS[claim][0] for claim in CLAIMS),
 ]
 
@@ -43,6 +44,7 @@ def cells(method: Method) -> list[str]:
         method.backward,
         equal_text(method.equal),
         degree_text(method.degree),
+        YES if method.takes_preference else NO,
         *claims,
     ]
 

@@ -120,7 +120,9 @@ def verdicts(outcome: Outcome) -> list[Verdict]:
 EXPERIMENT = Experiment(
     name="mtl_io.nyuv2",
     description=DESCRIPTION,
-    quick=Settings(methods=METHODS, epochs=20, seeds=3, learning_rates=(3e-3, 1e-2, 3e-2)),
+    quick=Settings(
+        methods=METHODS, epochs=20, seeds=3, learning_rates=(3e-3, 1e-2, 3e-2)
+    ),
     full={
         "methods": FULL_METHODS,
         "epochs": 500,

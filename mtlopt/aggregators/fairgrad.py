@@ -5,31 +5,37 @@ from typing import Any
 import jax
 import optax
 
-from mtlopt._checks import check_positive
+from mtlopt._checks import as_task_vector, check_positive, preference_argument
 from mtlopt.aggregators.by_weights import aggregate_by_weights
 from mtlopt.linalg.bargaining import bargain
 from mtlopt.linalg.normalise import Gramian
+from mtlopt.rows.protocol import Rows
 
 
 def fairgrad_weights(
-    gramian: Gramian, alpha: Any = 1.0, present: jax.Array | None = None
+    gramian: Gramian,
+    alpha: Any = 1.0,
+    present: jax.Array | None = None,
+    preference: Any = None,
 ) -> jax.Array:
     r"""Weights of FairGrad: the alpha-fair solution.
 
-    .. math:: G w = w^{-1/\alpha}, \quad w > 0
+    .. math:: G w = (w / p)^{-1/\alpha}, \quad w > 0
 
-    The first-order gains `G w` maximise the sum of `gain^(1-alpha) / (1-alpha)`. Exact
-    (see `bargain`, also for rows whose hull holds zero, where there is no solution): a
-    least-squares solver started from `1/T`, as in the authors' code and TorchJD, is off
-    by factors at small gradients and unequal scales. `alpha = 1` is Nash-MTL without
-    clipping. A zero row gets weight zero; opposed rows get large, bounded weights that
-    cancel; duplicates share; one task gets `|g|^(-2 alpha / (1 + alpha))`. NaN in, NaN
-    out.
+    The first-order gains `G w` maximise the sum of `p gain^(1-alpha) / (1-alpha)`.
+    Exact (see `bargain`, also for rows whose hull holds zero, where there is no
+    solution): a least-squares solver started from `1/T`, as in the authors' code and
+    TorchJD, is off by factors at small gradients and unequal scales. `alpha = 1` is
+    Nash-MTL without clipping. A zero row gets weight zero; opposed rows get large,
+    bounded weights that cancel; duplicates share; one task gets
+    `|g|^(-2 alpha / (1 + alpha))`. NaN in, NaN out.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
       alpha: fairness, positive, a scalar. Large is nearer to equal gains.
       present: Tasks that take part, bool `[tasks]`; the others get weight zero.
+      preference: `p`, `[tasks]`, not negative, used as it is; None for ones. A task
+        with zero gets weight zero.
 
     Returns:
       The weights `w`, `[tasks]`, positive for present tasks with a gradient.
@@ -47,14 +53,18 @@ def fairgrad_weights(
       Ban and Ji, *Fair Resource Allocation in Multi-Task Learning*, ICML 2024,
       equation 7.
     """
-    return bargain(gramian, alpha, present).weights
+    if preference is not None:
+        preference = as_task_vector("preference", preference, len(gramian))
+    return bargain(gramian, alpha, present, preference).weights
 
 
-def fairgrad(num_tasks: int, alpha: Any = 1.0) -> optax.GradientTransformationExtraArgs:
+def fairgrad(
+    num_tasks: int, alpha: Any = 1.0, preference: Any = None
+) -> optax.GradientTransformationExtraArgs:
     r"""Shares the progress between the tasks with alpha-fairness.
 
     .. math:: d = \sum_i w_i s_i g_i, \qquad
-        \langle g_i, d \rangle = w_i^{-1/\alpha} / s_i > 0
+        \langle g_i, d \rangle = (w_i / p_i)^{-1/\alpha} / s_i > 0
 
     `-d` decreases every loss to first order, where any direction does: unless zero is
     in the convex hull of the gradients. Then the tasks whose gradients cancel
@@ -74,12 +84,15 @@ def fairgrad(num_tasks: int, alpha: Any = 1.0) -> optax.GradientTransformationEx
       num_tasks: number of tasks T.
       alpha: fairness, positive; the paper's are 1 and 2. 1 is proportional fairness
         (Nash), large is nearer to equal gains. See `bargain` on values far from 1.
+      preference: `p`, `[tasks]` or by name, not negative, used as it is: what a task's
+        gain counts. None for ones. A task with zero is left out.
 
     Returns:
       An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
-      ValueError: if `alpha` is not positive.
+      ValueError: if `alpha` is not positive, or `preference` is not one number for each
+        task, is negative, or is zero for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -95,10 +108,11 @@ def fairgrad(num_tasks: int, alpha: Any = 1.0) -> optax.GradientTransformationEx
       Algorithm 1.
     """
     check_positive("alpha", alpha)
-    return aggregate_by_weights(
-        "fairgrad",
-        num_tasks,
-        lambda rows, present: fairgrad_weights(
-            rows.scaled_gramian(present), alpha, present
-        ),
-    )
+
+    def weights(rows: Rows, present: Any, preference: Any) -> jax.Array:
+        return fairgrad_weights(
+            rows.scaled_gramian(present), alpha, present, preference
+        )
+
+    read = preference_argument(preference, num_tasks)
+    return aggregate_by_weights("fairgrad", num_tasks, weights, preference=read)

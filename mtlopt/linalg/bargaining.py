@@ -59,16 +59,19 @@ class _State(NamedTuple):
 
 @jax.jit
 def bargain(
-    gramian: Gramian, alpha: Any = 1.0, present: jax.Array | None = None
+    gramian: Gramian,
+    alpha: Any = 1.0,
+    present: jax.Array | None = None,
+    preference: jax.Array | None = None,
 ) -> Bargain:
     r"""Solves the equation of alpha-fair bargaining between the tasks.
 
-    .. math:: G w = w^{-1/\alpha}, \quad w > 0
+    .. math:: G w = (w / p)^{-1/\alpha}, \quad w > 0
 
     With `q = 1/alpha` it is the optimality condition of a strictly convex problem,
-    `w^T G w / 2` less `sum_i w_i^(1-q) / (1-q)` (`sum_i log w_i` for `q = 1`). In the
-    variables `w_i = s_i y_i / |g_i|`, `s_i = |g_i|^((q-1)/(q+1))`, and with the cosines
-    `C`, it is
+    `w^T G w / 2` less `sum_i p_i^q w_i^(1-q) / (1-q)` (`sum_i p_i log w_i` for
+    `q = 1`). In the variables `w_i = s_i y_i / |g_i|`,
+    `s_i = (p_i^q |g_i|^(q-1))^(1/(q+1))`, and with the cosines `C`, it is
 
     .. math:: C x = s y^{-q}, \qquad x = s y,
 
@@ -101,6 +104,8 @@ def bargain(
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
       alpha: fairness, positive, a scalar; 1 is Nash bargaining.
       present: Tasks that take part, bool `[tasks]`; the others get weight zero.
+      preference: `p`, `[tasks]`, not negative; None for ones. A task with zero takes no
+        part.
 
     Returns:
       The weights and the residual of the equation.
@@ -118,6 +123,9 @@ def bargain(
       Ban and Ji, *Fair Resource Allocation in Multi-Task Learning*, ICML 2024,
       equation 7.
     """
+    if preference is not None:
+        there = preference != 0
+        present = there if present is None else there & present
     cosines, norms = normalise(gramian, present)
     dtype = norms.dtype
     counts = norms > 0
@@ -127,6 +135,9 @@ def bargain(
     (largest,) = reduce_each(maxima=[norms])
     relative = jnp.where(counts, safe_divide(norms, largest), 1)
     units = relative**exponent
+    if preference is not None:
+        preferred = jnp.where(counts, preference.astype(dtype), 1)
+        units *= preferred ** (power / (power + 1))
     # Rows that do not count are tasks alone: y = 1, and cut off from the others.
     matrix = jnp.where(on_diagonal & ~counts[None], 1, cosines)
 

@@ -76,3 +76,15 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
         fairgrad(0)
     fairgrad(2, alpha=jnp.float32(1.0))  # an injected hyperparameter passes
+
+
+def test_preference_by_name():
+    """w = (p / |g|^(2 alpha))^(1 / (1 + alpha)) on orthogonal gradients."""
+    rows = np.diag([2.0, 0.5]).astype(np.float32)
+    for alpha in (1.0, 2.0):
+        tx = fairgrad(2, alpha, preference={"1": 1.0, "0": 8.0})
+        _, state = step(tx, rows)
+        expected = (np.array([8, 1]) / np.diag(rows) ** (2 * alpha)) ** (
+            1 / (1 + alpha)
+        )
+        np.testing.assert_allclose(state.task_weights, expected, rtol=1e-5)

@@ -76,3 +76,20 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
         nash_mtl(0)
     nash_mtl(2, max_norm=jnp.float32(1.0))  # an injected hyperparameter passes
+
+
+def test_preference_maximises_the_product_of_powers(float64):
+    """No direction of the same length has a larger sum of p_i log <g_i, d>."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(3, 5)) + 0.5
+    preference = np.array([3.0, 1.0, 0.2])
+    tx = nash_mtl(3, max_norm=None, preference=preference)
+    grads = TaskGrads.from_rows(jnp.asarray(rows))
+    update, _ = jax.jit(tx.update)(grads, tx.init(jnp.zeros(5)))
+    np.testing.assert_allclose(np.linalg.norm(update) ** 2, 4.2, rtol=1e-9)
+    value = preference @ np.log(rows @ update)
+    for scale in (1e-3, 1e-1):
+        others = update + scale * rng.normal(size=(200, 5))
+        others *= np.sqrt(4.2) / np.linalg.norm(others, axis=1, keepdims=True)
+        gains = np.maximum(others @ rows.T, 1e-300)
+        assert np.all(np.log(gains) @ preference < value)

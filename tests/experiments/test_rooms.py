@@ -11,7 +11,7 @@ import experiments
 from experiments.__main__ import INDEX
 
 ROOT = Path(experiments.__file__).parent
-PAPERS = {"aligned_mtl", "ate_sg", "mtl_io", "fast_line_search", "real_data"}
+PAPERS = {"aligned_mtl", "ate_sg", "mtl_io", "fast_line_search", "real_data", "fronts"}
 SAME_LINES = 12  # in a row, that may stand twice
 
 

@@ -211,3 +211,30 @@ def test_two_tasks_of_nash():
     found = bargain(gramian(rows, np.float32)).weights
     expected = 1 / (np.array([5e-14, 5e14]) * np.sqrt(1.6))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_preference(alpha, float64):
+    """(w / p)^(1/alpha) (G w) = 1; orthogonal rows have p^(1/(1+alpha)) more."""
+    for num_tasks in (2, 3, 8):
+        preference = np.random.default_rng(num_tasks).uniform(0.1, 5, num_tasks)
+        for rows in (structured("random", num_tasks), conflicting(num_tasks)):
+            found = solve(gramian(rows, float64), alpha, None, preference)
+            weights = np.asarray(found.weights)
+            gains = (weights / preference) ** (1 / alpha) * (rows @ rows.T @ weights)
+            np.testing.assert_allclose(gains, 1, rtol=1e-6)
+        found = solve(np.eye(num_tasks), alpha, None, preference).weights
+        np.testing.assert_allclose(found, preference ** (1 / (1 + alpha)), rtol=1e-9)
+
+
+def test_preference_of_zero_and_of_one(dtype):
+    """Zero: as if the task were absent, also where two are left. One: as without."""
+    matrix = gramian(structured("random", 3), dtype)
+    with_zero = np.array([1, 0, 1], dtype)
+    found = solve(matrix, dtype(1), None, with_zero).weights
+    expected = solve(matrix, dtype(1), with_zero > 0).weights
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    found = solve(matrix[:2, :2], dtype(1), None, with_zero[:2]).weights
+    np.testing.assert_allclose(found, [matrix[0, 0] ** -0.5, 0], rtol=1e-5)
+    found = solve(matrix, dtype(1), None, np.ones(3, dtype)).weights
+    np.testing.assert_allclose(found, solve(matrix, dtype(1)).weights, rtol=1e-6)

@@ -1,0 +1,1 @@
+"""Fronts: one network for each preference, all trained in one program."""

@@ -1,0 +1,388 @@
+"""A front that weighted sums miss: one network for each preference, in one program."""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import mtlopt
+from experiments.fronts import problem
+from experiments.fronts.figures import draw_fronts
+from experiments.lab.errors import UsageError
+from experiments.lab.folder import RunFolder
+from experiments.lab.program import Program
+from experiments.lab.settings import ShortOptions, parse
+from experiments.lab.tables import command_line, count, markdown_table, number
+from experiments.lab.verdicts import Verdict, verdict_table
+
+NAME = "fronts.concave"
+FIXED = "fixed"
+ROUNDS = 3  # of timing
+# Of those, that keep the ratio of the weighted losses.
+EXACT = ("chebyshev", "stch", "epo")
+# Smoothing well below the losses; a penalty at which COSMOS leaves the corners.
+OPTIONS: dict[str, dict[str, Any]] = {"stch": {"mu": 0.02}, "cosmos": {"penalty": 2.0}}
+TAKING = tuple(n for n, method in mtlopt.METHODS.items() if method.takes_preference)
+
+DESCRIPTION = """\
+Trains a network of two hidden layers of 64 for each of 32 preferences, all in one
+program, on two losses whose Pareto front is known and concave but for its ends: methods
+that take a preference, beside the sweep of fixed weights. Says how much of the front's
+hypervolume they reach, how large the holes are, and how long 32 take beside one: for
+that, pin the process to one core (taskset -c 0). The same with three losses.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(ShortOptions):
+    """The settings that decide the numbers of a run.
+
+    Attributes:
+      methods: some of the names in `mtlopt.METHODS` that take a preference, or all.
+      three: likewise, for three losses.
+      preferences: how many networks there are; for three losses, or a few more.
+      steps: updates of every network.
+      batch: inputs of a batch, new ones in each step.
+      learning_rate: of Adam.
+      seeds: number of initial networks, from 0; each trains with all preferences.
+    """
+
+    methods: tuple[str, ...] = (
+        *("chebyshev", "stch", "pbi", "cosmos", "epo"),
+        *("nash_mtl", "upgrad"),
+    )
+    three: tuple[str, ...] = ("stch", "epo")
+    preferences: int = 32
+    steps: int = 1000
+    batch: int = 256
+    learning_rate: float = 0.003
+    seeds: int = 3
+
+
+class Outcome(NamedTuple):
+    """The networks of one method."""
+
+    method: str
+    losses: np.ndarray  # `[seeds, preferences, tasks]`, on inputs that are new to them
+    compile_seconds: float
+
+    @property
+    def title(self) -> str:
+        """The name that the field uses."""
+        if self.method == FIXED:
+            return "Fixed weights"
+        return mtlopt.METHODS[self.method].title
+
+
+class Times(NamedTuple):
+    """One network beside all of them, in seconds of the CPU."""
+
+    seconds: tuple[float, ...]  # of all steps
+    compile_seconds: tuple[float, ...]
+    operations: tuple[float, ...]  # of a step
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """All beside one: of the steps, and with compilation."""
+        one, all_ = self.seconds
+        first, second = self.compile_seconds
+        return all_ / one, (all_ + second) / (one + first)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the experiment with the options `argv`, see `DESCRIPTION`."""
+    names = {"methods": TAKING, "three": TAKING}
+    settings = parse(NAME, DESCRIPTION, Settings(), argv, names=names)
+    if settings.preferences < 2:
+        raise UsageError("--preferences must be at least 2, got 1.")
+    with RunFolder(settings) as folder:
+        two = [run(m, 2, settings) for m in (FIXED, *settings.methods)]
+        three = [run(m, 3, settings) for m in (FIXED, *settings.three)]
+        times = measure("stch", settings)
+        command = command_line(NAME, argv)
+        folder.write_results(
+            settings,
+            make_report(two, three, times, settings, command),
+            command=command,
+            cores=len(os.sched_getaffinity(0)),  # that this process may use
+            times=times._asdict(),
+            losses={
+                tasks: {each.method: each.losses.round(6).tolist() for each in outcomes}
+                for tasks, outcomes in (("two", two), ("three", three))
+            },
+        )
+        draw_fronts(folder.path / "fronts.png", two, three)
+
+
+def run(method: str, num_tasks: int, settings: Settings) -> Outcome:
+    """Trains a network for each preference, from each seed."""
+    front = front_of(method, num_tasks, settings)
+    program = Program(front_program(front.step, settings))
+    measured = jax.jit(jax.vmap(problem.make_losses(num_tasks), in_axes=(0, None)))
+    inputs, losses = problem.draw(-1, 4096), []
+    for seed in range(settings.seeds):
+        runs = program(front.init(problem.start(seed)), seed)
+        losses.append(np.asarray(measured(runs.params, inputs), float))
+    return Outcome(method, np.stack(losses), program.compile_seconds)
+
+
+def front_of(method: str, num_tasks: int, settings: Settings) -> mtlopt.FrontStep:
+    """Returns the step of all networks."""
+    return mtlopt.front_step(
+        problem.make_oracle(num_tasks),
+        lambda preference: make_optimizer(method, num_tasks, preference, settings),
+        problem.preferences(num_tasks, settings.preferences),
+    )
+
+
+def make_optimizer(
+    method: str, num_tasks: int, preference: Any, settings: Settings
+) -> optax.GradientTransformation:
+    """Returns the chain of a method, or that of the weighted sum."""
+    if method == FIXED:
+        weights = mtlopt.weight_by_fixed(preference)
+        made = optax.chain(weights, mtlopt.sum_tasks(num_tasks))
+    else:
+        options = {"preference": preference, **OPTIONS.get(method, {})}
+        made = mtlopt.METHODS[method].make(num_tasks, **options)
+    return optax.chain(made, optax.adam(settings.learning_rate))
+
+
+def front_program(step: Callable[..., Any], settings: Settings) -> Callable[..., Any]:
+    """Returns all steps, from runs and a seed of the batches, as one function."""
+
+    def train(runs: mtlopt.Run, seed: Any) -> mtlopt.Run:
+        def one(runs: mtlopt.Run, key: jax.Array) -> tuple[mtlopt.Run, None]:
+            shape = (settings.batch, 2)
+            x = jax.random.uniform(key, shape, minval=-1, maxval=1)
+            return step(runs, x)[0], None
+
+        keys = jax.random.split(jax.random.key(seed), settings.steps)
+        return jax.lax.scan(one, runs, keys)[0]
+
+    return train
+
+
+def measure(method: str, settings: Settings) -> Times:
+    """Times one network and all of them, in turns.
+
+    Seconds of the CPU, which are those of one core if the process is pinned to it: what
+    else the machine does counts less than on a clock.
+    """
+    front = front_of(method, 2, settings)
+    optimizer = make_optimizer(method, 2, np.full(2, 0.5), settings)
+    step, params = (
+        mtlopt.train_step(problem.make_oracle(2), optimizer),
+        problem.start(0),
+    )
+    runs = mtlopt.Run(params, optimizer.init(params)), front.init(params)
+    jitted = [jax.jit(front_program(each, settings)) for each in (step, front.step)]
+    compiling, programs = zip(
+        *(
+            cpu_seconds(lambda f=f, each=each: f.lower(each, 0).compile())
+            for f, each in zip(jitted, runs, strict=True)
+        ),
+        strict=True,
+    )
+    rounds = [
+        [cpu_seconds(lambda i=i: programs[i](runs[i], 0))[0] for i in range(2)]
+        for _ in range(ROUNDS + 1)
+    ]
+    one, all_ = np.min(rounds[1:], axis=0)  # the first warms up
+    operations = [float(each.cost_analysis()["flops"]) for each in programs]
+    return Times((float(one), float(all_)), compiling, tuple(operations))
+
+
+def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Returns the seconds of the CPU that a call takes, and what it returns."""
+    started = time.process_time()
+    result = jax.block_until_ready(call())
+    return time.process_time() - started, result
+
+
+def make_report(
+    two: list[Outcome],
+    three: list[Outcome],
+    times: Times,
+    settings: Settings,
+    command: str,
+) -> str:
+    """Returns the tables as Markdown."""
+    ratio, with_compilation = times.ratios
+    rows = [
+        [name, f"{seconds:.2f}", f"{compiling:.1f}", f"{operations / 1e6:.1f}", rate]
+        for name, seconds, compiling, operations, rate in zip(
+            ("one network", f"{settings.preferences} networks"),
+            times.seconds,
+            times.compile_seconds,
+            times.operations,
+            [f"{rate:.1f}" for rate in rates(times, settings)],
+            strict=True,
+        )
+    ]
+    header = ["program", "seconds", "to compile", "MFLOP a step", "GFLOP/s"]
+    return f"""\
+# A front that weighted sums miss
+
+`{command}`
+
+Adam at {settings.learning_rate:g}, {settings.steps:,} steps with batches of \
+{settings.batch}, {count(settings.seeds, "seed")}.
+
+## Two losses
+
+{settings.preferences} preferences. The hypervolume is that of all networks of a seed \
+below (1, 1), in percent of that of the analytic front; the largest gap is the largest \
+distance between neighbours among those that no other dominates. The middle is where \
+no weighted sum has a minimum: {middle_words()}. {even_words(2, settings)}
+
+{markdown_table(*front_table(two, 2))}
+
+## Three losses
+
+{len(problem.preferences(3, settings.preferences))} preferences; of the analytic \
+front 1,000 points. {even_words(3, settings)}
+
+{markdown_table(*front_table(three, 3))}
+
+## Time
+
+STCH, all steps in one program; seconds of the CPU, the least of {ROUNDS} in turns. \
+{settings.preferences} networks take {ratio:.1f} times the steps of one, and \
+{with_compilation:.1f} times with compilation.
+
+{markdown_table(header, rows)}
+
+## Claims
+
+{verdict_table(verdicts(two, times, settings))}"""
+
+
+def front_table(
+    outcomes: list[Outcome], num_tasks: int
+) -> tuple[list[str], list[list[str]]]:
+    """Returns header and rows of what the networks of each method cover."""
+    best = best_volume(num_tasks)
+    header = ["method", "hypervolume, %", "largest gap", "not dominated"]
+    header += ["in the middle"] if num_tasks == 2 else []
+    rows = []
+    for each in outcomes:
+        kept = [own[np.asarray(mtlopt.non_dominated(own))] for own in each.losses]
+        gaps = [
+            float(_spread(own).largest_gap) if len(own) > 1 else np.nan for own in kept
+        ]
+        row = [each.title, number([volume(own) / best for own in each.losses], 100, 1)]
+        row += [number(gaps), number([len(own) for own in kept], 1, 0)]
+        row += [in_middle(each)] if num_tasks == 2 else []
+        rows.append(row)
+    return header, rows
+
+
+_volume, _spread = jax.jit(mtlopt.hypervolume), jax.jit(mtlopt.front_spread)
+
+
+def volume(losses: np.ndarray) -> float:
+    """Hypervolume below the losses of a network that is far from all targets."""
+    return float(_volume(losses, np.ones(losses.shape[1])))
+
+
+@functools.cache
+def best_volume(num_tasks: int) -> float:
+    """That of the analytic front."""
+    return volume(problem.front(num_tasks, 20_001 if num_tasks == 2 else 1000))
+
+
+def even_words(num_tasks: int, settings: Settings) -> str:
+    """How much of the front's hypervolume so few points can have."""
+    points = problem.front(num_tasks, settings.preferences)
+    share = 100 * volume(points) / best_volume(num_tasks)
+    return f"As many points at even places of the analytic front have {share:.1f} %."
+
+
+def middle() -> tuple[float, float]:
+    """The places between the targets where a weighted sum has no minimum."""
+    end = problem.supported_end()
+    return end, 1 - end
+
+
+def middle_words() -> str:
+    """The same in words."""
+    low, high = middle()
+    return f"from {100 * low:.0f} to {100 * high:.0f} % of the way between the targets"
+
+
+def in_middle(outcome: Outcome) -> str:
+    """How many of all networks are there, with five percent to spare."""
+    low, high = middle()
+    places = problem.place(outcome.losses)
+    inside = (places > low + 0.05) & (places < high - 0.05)
+    return f"{np.sum(inside)} of {inside.size}"
+
+
+def rates(times: Times, settings: Settings) -> list[float]:
+    """Billions of operations a second, of one network and of all."""
+    pairs = zip(times.operations, times.seconds, strict=True)
+    return [settings.steps * flops / seconds / 1e9 for flops, seconds in pairs]
+
+
+def verdicts(two: list[Outcome], times: Times, settings: Settings) -> list[Verdict]:
+    """Returns what the run says of the claims."""
+    found = {each.method: each for each in two}
+    enough = settings.steps >= 1000 and settings.preferences >= 8
+    best = best_volume(2)
+    missed = in_middle(found[FIXED])
+    said = [
+        Verdict(
+            "a weighted sum has no minimum in the middle of this front",
+            f"{missed} networks with fixed weights are there",
+            missed.startswith("0 ") if enough else None,
+        )
+    ]
+    shares = {
+        name: min(volume(own) / best for own in found[name].losses)
+        for name in EXACT
+        if name in found
+    }
+    if shares:
+        words = ", ".join(
+            f"{found[n].title} {100 * s:.0f} %" for n, s in shares.items()
+        )
+        claim = "methods with a preference cover 90 % of the front's hypervolume"
+        holds = min(shares.values()) >= 0.9 if enough else None
+        said.append(Verdict(claim, words, holds))
+    if "epo" in found:
+        missing = off_preference(found["epo"], settings)
+        claim = "EPO ends where the weighted losses are equal (Mahapatra and Rajan)"
+        words = f"they differ by {100 * missing:.0f} % in the median"
+        said.append(Verdict(claim, words, missing <= 0.1 if enough else None))
+    steps, whole = times.ratios
+    many = f"{settings.preferences} networks take at most four times the time of one"
+    enough = settings.preferences >= 32 and settings.steps >= 1000
+    one, all_ = rates(times, settings)
+    more = times.operations[1] / times.operations[0]
+    words = f"{steps:.1f} times, for {more:.0f} times the operations: "
+    words += f"{all_:.0f} GFLOP/s where one has {one:.0f}"
+    said += [
+        Verdict(f"{many}, steps only", words, steps <= 4 if enough else None),
+        Verdict(
+            f"{many}, with compilation", f"{whole:.1f}", whole <= 4 if enough else None
+        ),
+    ]
+    return said
+
+
+def off_preference(outcome: Outcome, settings: Settings) -> float:
+    """By how much the two weighted losses differ, relative to the larger one.
+
+    Of preferences with both positive: at the ends one loss is to be zero.
+    """
+    shares = problem.preferences(2, settings.preferences)[1:-1]
+    weighted = outcome.losses[:, 1:-1] * shares
+    least, most = weighted.min(axis=2), weighted.max(axis=2)
+    return float(np.median(1 - least / most))

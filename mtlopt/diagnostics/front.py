@@ -1,0 +1,168 @@
+"""Measures of a front: what it dominates, how evenly it is covered, who is on it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt._checks import as_task_vector
+from mtlopt.linalg.normalise import safe_divide, safe_root
+
+
+class FrontSpread(NamedTuple):
+    """How a front is covered.
+
+    Attributes:
+      extent: `[tasks]`, largest less smallest value of each loss.
+      largest_gap: scalar, the largest distance between neighbours.
+      unevenness: scalar, mean deviation of the distances between neighbours from their
+        mean, relative to it; 0 if all are equal.
+    """
+
+    extent: jax.Array
+    largest_gap: jax.Array
+    unevenness: jax.Array
+
+
+def hypervolume(losses: jax.Array, reference: Any) -> jax.Array:
+    r"""Returns the volume that points dominate, up to a reference point.
+
+    .. math:: V = \mathrm{vol} \bigcup_k \, \prod_i \, [L_{ki}, r_i]
+
+    The larger, the better: it grows with every point that no other dominates. A point
+    that is not below the reference in every loss adds nothing. Exact, by slices along
+    one loss after the other: `K log K` operations for two tasks, and for more
+    `K^(T-1)`, with memory for `K^(T-2)` points: of more than four tasks, few points.
+    Works under `jit`; differentiable where no two values are equal. NaN in, NaN out.
+
+    Args:
+      losses: `L`, `[points, tasks]`.
+      reference: `r`, `[tasks]`, such as the losses of a network that nobody has
+        trained. Only volumes with the same reference compare.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: if a shape does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> losses = jnp.array([[0.0, 2.0], [1.0, 1.0], [2.0, 2.0]])
+      >>> print(hypervolume(losses, jnp.array([3.0, 3.0])))
+      5.0
+
+    References:
+      Zitzler and Thiele, *Multiobjective Evolutionary Algorithms: A Comparative Case
+      Study and the Strength Pareto Approach*, IEEE Transactions on Evolutionary
+      Computation 3, 1999. Slices as in While et al., *A Faster Algorithm for
+      Calculating Hypervolume*, likewise 10, 2006.
+    """
+    losses = _points(losses)
+    reference = as_task_vector("reference", reference, losses.shape[1])
+    return _union(reference - jnp.minimum(losses, reference))
+
+
+def _union(sizes: jax.Array) -> jax.Array:
+    """Volume of the union of boxes with one corner at the origin, `[boxes, axes]`."""
+    if sizes.shape[1] == 1:
+        return jnp.max(sizes)
+    order = jnp.argsort(sizes[:, -1], descending=True)
+    sizes = sizes[order]
+    # Between its height and the next lower one, a slice is in all boxes up to this one.
+    thickness = sizes[:, -1] - jnp.append(sizes[1:, -1], 0)
+    if sizes.shape[1] == 2:
+        areas = jax.lax.cummax(sizes[:, 0])
+    else:
+        upto = jnp.tri(len(sizes), dtype=bool)
+        areas = jax.vmap(
+            lambda there: _union(jnp.where(there[:, None], sizes[:, :-1], 0))
+        )(upto)
+    return jnp.sum(thickness * areas)
+
+
+def non_dominated(losses: jax.Array) -> jax.Array:
+    """Returns which points no other point dominates.
+
+    One dominates another if none of its losses is larger and one is smaller. So equal
+    points are both kept, and a point that is not finite is not. `K^2 T` operations.
+
+    Args:
+      losses: `[points, tasks]`.
+
+    Returns:
+      bool `[points]`.
+
+    Raises:
+      ValueError: if the shape does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> non_dominated(jnp.array([[0.0, 2.0], [1.0, 1.0], [1.0, 2.0]]))
+      Array([ True,  True, False], dtype=bool)
+    """
+    losses = _points(losses)
+    first, second = losses[:, None], losses[None]  # does the first dominate the second
+    dominates = jnp.all(first <= second, axis=2) & jnp.any(first < second, axis=2)
+    return ~jnp.any(dominates, axis=0) & jnp.all(jnp.isfinite(losses), axis=1)
+
+
+def front_spread(losses: jax.Array) -> FrontSpread:
+    """Returns how evenly points cover a front, and how much of it.
+
+    Neighbours are points with an edge in the minimum spanning tree; for the front of
+    two tasks these are the next ones along it. So a hole shows in `largest_gap` even if
+    the points beside it crowd. Distances are those of the losses as they are: divide
+    losses of different units first. `K^2 T` operations.
+
+    Args:
+      losses: `[points, tasks]`, of two points at least; see `non_dominated`.
+
+    Returns:
+      The extent, the largest gap and the unevenness; NaN in, NaN out.
+
+    Raises:
+      ValueError: if the shape does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> spread = front_spread(jnp.array([[0.0, 3.0], [3.0, 0.0], [1.0, 2.0]]))
+      >>> print(spread.extent, round(float(spread.largest_gap / 2**0.5), 4))
+      [3. 3.] 2.0
+
+    References:
+      The unevenness is the sum of Deb et al., *A Fast and Elitist Multiobjective
+      Genetic Algorithm: NSGA-II*, IEEE Transactions on Evolutionary Computation 6,
+      2002, section V-C, without its ends, which it has to know.
+    """
+    losses = _points(losses)
+    if len(losses) < 2:
+        raise ValueError(f"`losses` must have two points at least, got {len(losses)}.")
+    between = safe_root(jnp.sum((losses[:, None] - losses[None]) ** 2, axis=2))
+
+    def grow(distances: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        """Adds the nearest point to the tree: distances to it, -inf inside."""
+        outside = distances >= 0
+        nearest = jnp.argmin(jnp.where(outside, distances, jnp.inf))
+        closer = jnp.minimum(distances, between[nearest])
+        return closer.at[nearest].set(-jnp.inf), distances[nearest]
+
+    start = between[0].at[0].set(-jnp.inf)
+    _, edges = jax.lax.scan(grow, start, length=len(losses) - 1)
+    mean = jnp.mean(edges)
+    found = FrontSpread(
+        extent=jnp.ptp(losses, axis=0),
+        largest_gap=jnp.max(edges),
+        unevenness=safe_divide(jnp.mean(jnp.abs(edges - mean)), mean),
+    )
+    unknown = 0 * jnp.sum(losses)  # NaN if one is not finite
+    return jax.tree.map(lambda measure: measure + unknown, found)
+
+
+def _points(losses: Any) -> jax.Array:
+    losses = jnp.asarray(losses)
+    if losses.ndim != 2 or not losses.size:
+        raise ValueError(
+            f"`losses` must have shape [points, tasks], got shape {losses.shape}."
+        )
+    return losses

@@ -1,0 +1,111 @@
+"""One training step of many networks, each with its own preference."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from mtlopt.oracle import Oracle
+from mtlopt.step import Run, StepOutput, check_oracle, train_step
+
+
+class FrontStep(NamedTuple):
+    """A step of K networks at once; of their runs every leaf has a leading axis K.
+
+    Attributes:
+      init: `init(params, state=None) -> runs`: all of them begin with these parameters
+        and, with `has_state=True`, this state of the model.
+      step: `step(runs, *args, present=None, **extra_args) -> (runs, output)`, as that
+        of `train_step`. What follows `runs` is shared: one batch for all.
+    """
+
+    init: Callable[..., Run]
+    step: Callable[..., tuple[Run, StepOutput]]
+
+
+def front_step(
+    oracle: Oracle,
+    make_optimizer: Callable[[jax.Array], optax.GradientTransformation],
+    preferences: Any,
+) -> FrontStep:
+    """Builds a training step of one network for each of K preferences.
+
+    It is `train_step` under `jax.vmap`, in one compiled program. Written by hand, two
+    mistakes are silent: `jax.vmap` cuts every keyword argument along its first axis,
+    so `present` into tasks if there are as many as preferences; and traced preferences
+    are not checked. Here only the runs have the axis, and the preferences are looked at
+    before. Random methods draw the same numbers for all.
+
+    Args:
+      oracle: from `task_grad`.
+      make_optimizer: from a preference `[tasks]`, traced, to a chain as `train_step`
+        takes it: its weightings and aggregators may take the preference, and
+        `weight_by_fixed` makes the sweep of fixed weights.
+      preferences: `[K, tasks]`, not negative.
+
+    Returns:
+      `init`, and `step` to be jitted, or the body of a `lax.scan`.
+
+    Raises:
+      TypeError: if `oracle` is no `mtlopt.Oracle`.
+      ValueError: if `preferences` has another shape, or one of them is negative, not
+        finite, or zero for all tasks.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import mtlopt, optax
+      >>> losses = lambda x: jnp.stack([(x - 1) ** 2, (x + 1) ** 2])
+      >>> oracle = mtlopt.task_grad(losses, "shared", tasks=("a", "b"))
+      >>> make_optimizer = lambda preference: optax.chain(
+      ...     mtlopt.epo(2, preference), optax.sgd(0.05)
+      ... )
+      >>> preferences = jnp.array([[1.0, 9.0], [1.0, 1.0], [9.0, 1.0]])
+      >>> front = mtlopt.front_step(oracle, make_optimizer, preferences)
+      >>> runs, step = front.init(jnp.array(0.3)), jax.jit(front.step)
+      >>> for _ in range(50):
+      ...     runs, output = step(runs)
+      >>> print(jnp.round(runs.params, 1), output.losses.shape)
+      [-0.5  0.   0.5] (3, 2)
+    """
+    check_oracle(oracle)
+    preferences = _checked(preferences, oracle.num_tasks)
+
+    def init(params: Any, state: Any = None) -> Run:
+        def one(preference: jax.Array) -> Run:
+            return Run(params, make_optimizer(preference).init(params), state)
+
+        return jax.vmap(one)(preferences)
+
+    def step(
+        runs: Run, *args: Any, present: Any = None, **extra_args: Any
+    ) -> tuple[Run, StepOutput]:
+        def one(preference: jax.Array, run: Run) -> tuple[Run, StepOutput]:
+            of_one = train_step(oracle, make_optimizer(preference))
+            return of_one(run, *args, present=present, **extra_args)
+
+        return jax.vmap(one)(preferences, runs)
+
+    return FrontStep(init, step)
+
+
+def _checked(preferences: Any, num_tasks: int) -> jax.Array:
+    array = jnp.asarray(preferences, float)
+    if array.ndim != 2 or array.shape[1] != num_tasks or not len(array):
+        raise ValueError(
+            f"`preferences` must have shape (K, {num_tasks}), one number for each task "
+            f"in each row, got shape {array.shape}."
+        )
+    if not isinstance(array, Tracer) and array.is_fully_addressable:
+        known = np.asarray(array)
+        good = np.all(np.isfinite(known) & (known >= 0), axis=1) & np.any(known, axis=1)
+        if not np.all(good):
+            first = int(np.argmin(good))
+            raise ValueError(
+                f"`preferences[{first}]` must be finite and not negative, with a "
+                f"positive entry, got {known[first]}."
+            )
+    return array

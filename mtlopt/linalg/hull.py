@@ -1,0 +1,165 @@
+"""The point of the rows' convex hull that is furthest along a direction."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtlopt.linalg.normalise import nan_unless_finite, safe_divide
+from mtlopt.linalg.products import dot
+
+_ROUNDING = 16  # in eps, relative to the terms: a violation that counts as none
+_FLAT = 64  # in eps, relative to the largest: a coefficient that counts as zero
+_MAX_PIVOTS_A_TASK = 10  # about one is usual
+
+
+class _Program(NamedTuple):
+    rows: jax.Array  # [2 tasks + 1, tasks]: of `rows @ x >= right`, the last of `=`
+    right: jax.Array  # [2 tasks + 1]
+    along: jax.Array  # [tasks]
+    bound: jax.Array  # bool [tasks]: entries of x that must stay zero
+
+
+class _State(NamedTuple):
+    active: jax.Array  # int32 [tasks]: the rows that hold with equality
+    is_done: jax.Array  # bool
+    pivots: jax.Array  # int32: how many so far
+
+
+@jax.jit
+def furthest_in_hull(
+    cosines: jax.Array,
+    lengths: jax.Array,
+    along: jax.Array,
+    bounds: jax.Array,
+    present: jax.Array | None = None,
+) -> jax.Array:
+    r"""Solves the linear program of a direction in the convex hull of the rows.
+
+    .. math:: \max_{\beta \ge 0, \, 1^T \beta = 1} \langle p, d \rangle
+        \quad \text{subject to} \quad \langle u_j, d \rangle \ge b_j, \qquad
+        d = \sum_i \beta_i g_i
+
+    with the unit rows `u`. Bounds are not positive, so the min-norm point of the hull
+    satisfies them all, and there always is a solution. Dual simplex method: it starts
+    at the row that is furthest along `p`, which is best if no bound is violated, and
+    makes the most violated one hold in each pivot, on about as many pivots as bounds
+    hold with equality; it ends after `10 tasks + 10`. Each pivot solves the equations
+    of the rows that hold anew, in `x_i = beta_i |g_i|`: no row scale enters their
+    conditioning, and no rounding error is passed on. Two tasks have a closed form.
+
+    Of several solutions it returns a vertex. Zero rows are points of the hull as any
+    other. NaN in gives NaN out and ends at once. Differentiable where the set of rows
+    that hold does not change.
+
+    Args:
+      cosines: `C`, of the rows, diagonal 1 or 0, `[tasks, tasks]`.
+      lengths: `|g|`, `[tasks]`, the largest of size 1.
+      along: inner products `<u_i, p>`, zero for zero rows, `[tasks]`.
+      bounds: `b`, not positive, `-inf` for none, `[tasks]`.
+      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
+
+    Returns:
+      The weights `beta`, `[tasks]`, not negative and summing to one; zeros if no task
+      is present.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> cosines = jnp.array([[1.0, -0.5], [-0.5, 1.0]])
+      >>> along, bounds = jnp.array([1.0, -0.5]), jnp.array([0.0, 0.0])
+      >>> weights = furthest_in_hull(cosines, jnp.ones(2), along, bounds)
+      >>> [round(float(weight), 4) for weight in weights]
+      [0.6667, 0.3333]
+
+    References:
+      Lemke, *The dual method of solving the linear programming problem*, Naval Research
+      Logistics Quarterly 1, 1954.
+    """
+    there = jnp.ones(lengths.shape, bool) if present is None else present
+    shortest = jnp.min(jnp.where(lengths > 0, lengths, jnp.inf))
+    shortest = jax.lax.stop_gradient(jnp.where(jnp.isinf(shortest), 1, shortest))
+    units = jnp.where(lengths > 0, lengths, shortest)
+    gains = jnp.where(there, along * lengths, -jnp.inf)
+    if len(lengths) == 2:
+        scaled = _solve_pair(cosines[0, 1], units, gains, bounds)
+    else:
+        rates = shortest / units
+        program = _Program(
+            rows=jnp.concatenate(
+                [jnp.eye(len(rates), dtype=rates.dtype), cosines, rates[None]]
+            ),
+            right=jnp.concatenate([jnp.zeros_like(bounds), bounds, shortest[None]]),
+            along=along,
+            bound=~there,
+        )
+        scaled = _solve(program, jnp.argmax(gains).astype(jnp.int32))
+    weights = jnp.where(there, jnp.maximum(scaled, 0) / units, 0)
+    weights = safe_divide(weights, jnp.sum(weights))
+    return nan_unless_finite(weights, cosines + along[None])
+
+
+def _solve_pair(
+    cosine: jax.Array, units: jax.Array, gains: jax.Array, bounds: jax.Array
+) -> jax.Array:
+    """`x` for two tasks: the better row, and as much of the other as its bound asks."""
+    is_better = jnp.array([True, False]) ^ (gains[1] > gains[0])
+    others = bounds[::-1]
+    is_violated = cosine * units < others
+    limit = jnp.where(is_violated, others, 0)
+    # Both terms of the sums are positive: nothing cancels.
+    opposed = jnp.where(is_violated, -cosine, 0)
+    own = (units[::-1] - limit) / (opposed + units[::-1] / units)
+    other = (limit + opposed * own)[::-1]
+    return jnp.where(
+        is_better,
+        jnp.where(is_violated, own, units),
+        jnp.where(is_violated[::-1], other, 0),
+    )
+
+
+def _solve(program: _Program, first: jax.Array) -> jax.Array:
+    """`x`, from the vertex of one row."""
+    num_tasks = len(program.along)
+    tasks = jnp.arange(num_tasks, dtype=jnp.int32)
+    fixed = jax.lax.stop_gradient(program)
+    state = _State(
+        active=jnp.where(tasks == first, 2 * num_tasks, tasks),
+        is_done=jnp.array(False),
+        pivots=jnp.zeros([], jnp.int32),
+    )
+    state = jax.lax.while_loop(_unfinished, lambda state: _pivot(fixed, state), state)
+    return jnp.linalg.solve(program.rows[state.active], program.right[state.active])
+
+
+def _unfinished(state: _State) -> jax.Array:
+    most = _MAX_PIVOTS_A_TASK * (len(state.active) + 1)
+    return ~state.is_done & (state.pivots < most)
+
+
+def _pivot(program: _Program, state: _State) -> _State:
+    """The most violated row holds from now on, and another one no longer."""
+    rows, right, along, bound = program
+    active, _, pivots = state
+    num_tasks, eps = len(along), jnp.finfo(along.dtype).eps
+    factor = jax.scipy.linalg.lu_factor(rows[active])
+    point = jax.scipy.linalg.lu_solve(factor, right[active])
+
+    size = jnp.sum(jnp.abs(point))
+    asked = jnp.where(jnp.isinf(right), 0, right)
+    missing = (asked - dot(rows, point)) / (size + jnp.abs(asked))
+    missing = jnp.where(jnp.isinf(right), -jnp.inf, missing).at[active].set(-jnp.inf)
+    entering = jnp.argmax(missing).astype(jnp.int32)
+    is_done = ~(missing[entering] > _ROUNDING * eps)
+
+    # The multipliers of rows that hold are not positive. They change along `-shares` as
+    # that of the entering one falls from zero; the first to reach zero leaves.
+    sides = jnp.stack([along, rows[entering]], axis=1)
+    multipliers, shares = jax.scipy.linalg.lu_solve(factor, sides, trans=1).T
+    may_leave = (active < 2 * num_tasks) & ~jnp.pad(bound, (0, num_tasks + 1))[active]
+    may_leave &= shares > _FLAT * eps * jnp.max(jnp.abs(shares))
+    falls = safe_divide(jnp.maximum(-multipliers, 0), shares)
+    falls = jnp.where(may_leave, falls, jnp.inf)
+    leaving = jnp.argmin(falls).astype(jnp.int32)
+    is_done |= jnp.isinf(falls[leaving])
+    swapped = active.at[leaving].set(entering)
+    return _State(jnp.where(is_done, active, swapped), is_done, pivots + 1)
