@@ -54,7 +54,7 @@ class Settings(ShortOptions):
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     drawn: float = 3e-3
     seeds: int = 5
-    steps: int = 3000
+    steps: int = 2000
 
 
 class Row(NamedTuple):
