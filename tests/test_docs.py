@@ -1,5 +1,6 @@
 """The documentation runs, and covers every public name."""
 
+import ast
 import importlib.util
 import pathlib
 import re
@@ -87,11 +88,33 @@ def test_every_method_has_a_page():
     assert set(pages) == set(mtlopt.METHODS)
     for name, method in mtlopt.METHODS.items():
         assert pages[name].startswith(f"{method.title}\n")
+        assert ":ref:`what-methods-share`" in pages[name]
 
 
 @pytest.mark.parametrize("name", sorted(set(mtlopt.__all__) - {"METHODS"}))
 def test_every_public_name_has_a_docstring(name):
-    assert len(getattr(mtlopt, name).__doc__.splitlines()) > 1
+    """One line is enough for a state whose fields explain themselves."""
+    lines = getattr(mtlopt, name).__doc__.splitlines()
+    assert len(lines) > 1 or lines[0].startswith("State of ")
+
+
+def docstring_lines(tree):
+    """The number of lines of the docstrings in a module."""
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef
+    texts = [
+        node.body[0]
+        for node in ast.walk(tree)
+        if isinstance(node, kinds) and ast.get_docstring(node) is not None
+    ]
+    return sum(text.end_lineno - text.lineno + 1 for text in texts)
+
+
+def test_docstrings_of_methods_are_short():
+    """At most 40 % of the lines: docs/methods.md says what methods share."""
+    folders = ROOT / "mtlopt/aggregators", ROOT / "mtlopt/weightings"
+    sources = [path.read_text() for folder in folders for path in folder.glob("*.py")]
+    said = sum(docstring_lines(ast.parse(source)) for source in sources)
+    assert said <= 0.4 * sum(len(source.splitlines()) for source in sources)
 
 
 def test_decision_table_is_that_of_the_registry():
@@ -189,7 +212,7 @@ def test_migration_names_exist():
     assert calls <= set(mtlopt.__all__)
     public = {part for method in mtlopt.METHODS.values() for part in method.public}
     neither = {"edm", "weight_by_chebyshev", "weight_by_norms", "weight_by_ntk"}
-    neither |= {"weight_by_softadapt", "weight_by_relobralo"}
+    neither |= {"weight_by_softadapt", "weight_by_relobralo", "epo"}
     assert public - calls <= {"in_latent_space"} | neither
 
 

@@ -133,8 +133,9 @@ def _page(name: str, entries: list[str]) -> str:
         f'   tx = optax.chain(mtlopt.METHODS["{name}"].make({_arguments(name)}),'
         " optax.adam(1e-3))",
         "",
-        "With the defaults of the library, as is the table; see :doc:`/methods`. Other",
-        "options are further arguments of `make`.",
+        "With the defaults of the library, as is the table. Other options are further",
+        "arguments of `make`. This page says what only this method does; heads, absent",
+        "tasks, costs and symbols are in :ref:`what-methods-share`.",
         "",
         ".. list-table::",
         "   :widths: 70 30",

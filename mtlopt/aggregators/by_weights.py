@@ -17,17 +17,9 @@ from mtlopt.rows.protocol import Leaves
 def aggregate_by_weights(
     name: str, num_tasks: int, weights: Callable[..., jax.Array], **arguments: Reader
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds an aggregator without memory from the function that weighs the rows.
+    """Builds an aggregator without memory from `weights(rows, present, **vectors)`.
 
-    Args:
-      name: of the method, for errors.
-      num_tasks: number of tasks T.
-      weights: from the rows, which tasks are present, and the arguments as vectors
-        `[tasks]` to weights `[tasks]`.
-      **arguments: those with one entry per task, see `task_argument`.
-
-    Returns:
-      An aggregator whose state is a `TaskWeightsState`.
+    The `arguments` become vectors `[tasks]`, see `task_argument`.
     """
 
     def weigh(grads: Any, rows: Any, state: Any, **_: Any) -> tuple[jax.Array, Any]:
@@ -48,16 +40,9 @@ def aggregate_with_state(
 ) -> optax.GradientTransformationExtraArgs:
     """Builds an aggregator from a function that weighs the rows and remembers.
 
-    Args:
-      name: of the method, for errors.
-      num_tasks: number of tasks T.
-      initial: returns the state before the first update, with `task_weights` in it.
-      weigh: `weigh(grads, rows, state, params=params, **extra_args)` returns weights
-        `[tasks]` and the next state, in which `task_weights` is filled in later.
-      factor_of: from the direction to a number that it is multiplied by; None for one.
-
-    Returns:
-      An aggregator.
+    `weigh(grads, rows, state, params=params, **extra_args)` returns weights `[tasks]`
+    and the next state. `initial()` is the first one; `task_weights` in it are filled in
+    here. The direction is multiplied by `factor_of(direction)`, if that is given.
     """
     check_num_tasks(num_tasks)
 

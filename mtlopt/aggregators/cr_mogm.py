@@ -18,13 +18,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 class CrMogmState(NamedTuple):
-    """State of `cr_mogm`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update; zero for absent tasks.
-      average: `[tasks]`, running average of each task's weight.
-      seen: `[tasks]` bool, the tasks that have been present.
-    """
+    """State of `cr_mogm`, `[tasks]` each: the average, and who has been present."""
 
     task_weights: jax.Array
     average: jax.Array
@@ -36,49 +30,38 @@ def cr_mogm(
     weights: Callable[..., jax.Array] = mgda_weights,
     decay: Any = 0.9,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Averages the weights of another method over the updates.
+    r"""Averages the weights of another method over the updates: CR-MOGM.
 
     .. math:: d = \sum_i \alpha_i s_i g_i, \qquad
         \alpha \leftarrow \beta \alpha + (1 - \beta) \, \hat\alpha(G)
 
-    Weights that are computed on a batch depend on its noise, and then the expected
-    direction is no combination of the expected gradients. Averaged weights hardly
-    depend on one batch. The average starts at the first weights that a task gets. What
-    the method guarantees (that `d` conflicts with no task, say) holds no longer; on
-    gradients that do not change all is as without the average. Zero rows, opposed rows
-    and duplicates, and T equal gradients (`g` for `mgda_weights`), are the method's.
-    Costs one backward pass per task.
-
-    An absent task keeps its average; the others' weights do not depend on it. The
-    weights act on shared leaves only; heads keep their own task's gradient.
+    Weights of a batch depend on its noise, and then the expected direction is no
+    combination of the expected gradients. Averages hardly depend on one batch; they
+    start at the first weights of a task. The method's guarantees (no conflicts, say)
+    are lost. If gradients do not change, the average does nothing, in corners too.
 
     Args:
       num_tasks: number of tasks T.
       weights: the method, a function from the Gramian `[tasks, tasks]` and `present` to
         weights `[tasks]`, such as `mgda_weights`.
-      decay: `beta`, from 0 (the method itself) to below 1. The paper lets it grow
-        towards 1 as the learning rate falls.
-
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+      decay: `beta`, from 0 (the method) to below 1, in the paper towards 1 with time.
 
     Raises:
       ValueError: if an argument is out of range, or `weights` returns another shape.
 
     Examples:
-      >>> import jax, jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax, jax.numpy as jnp, mtlopt
       >>> aggregator = mtlopt.cr_mogm(2, decay=0.75)
       >>> state, update = aggregator.init(jnp.zeros(2)), jax.jit(aggregator.update)
       >>> for rows in ([[1.0, 0.0], [2.0, 1.0]], [[2.0, 1.0], [1.0, 0.0]]):
       ...     grads = mtlopt.TaskGrads.from_rows(jnp.array(rows))
       ...     updates, state = update(grads, state)
-      >>> print(jnp.round(updates, 4), jnp.round(state.task_weights, 4))
-      [1.75 0.75] [0.75 0.25]
+      >>> print(*updates, *state.task_weights)  # doctest: +NUMBER
+      1.75 0.75 0.75 0.25
 
     References:
       Zhou et al., *On the Convergence of Stochastic Multi-Objective Gradient
-      Manipulation and Beyond*, NeurIPS 2022, Algorithm 1.
+      Manipulation and Beyond*, NeurIPS 2022, algorithm 1.
     """
     check_range("decay", decay, below=1)
 

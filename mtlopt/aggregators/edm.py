@@ -10,37 +10,17 @@ from mtlopt.linalg.normalise import Gramian, normalise, safe_divide
 
 
 def edm_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
-    r"""Weights of the equiangular direction method, EDM.
+    """Returns the weights `w` `[tasks]` of `edm`, non-negative and summing to 1.
 
-    .. math:: w_i = \gamma \, \alpha_i / |g_i|, \qquad \gamma = 1 / \sum_i
-        \alpha_i / |g_i|, \qquad \alpha = \mathrm{argmin}_{a \ge 0, \, 1^T a = 1}
-        |\sum_i a_i g_i / |g_i||^2
-
-    The direction is that of the shortest combination of the *unit* gradients, its
-    length is where that ray meets the convex hull of the gradients. All tasks with a
-    positive weight have the same cosine with it, the others a larger one. On equal
-    gradients `g` the direction is `g`. If zero is in the hull (opposed rows) the
-    direction is zero; zero rows get all the weight; duplicates share one row's weight.
-    One task has weight 1. NaN in, NaN out.
-
-    Args:
-      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
-      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
-
-    Returns:
-      The weights, `[tasks]`, non-negative and summing to 1.
-
-    Raises:
-      ValueError: If a shape does not fit.
+    All tasks with a positive weight have the same cosine with the direction, the others
+    a larger one. On equal gradients `g` it is `g`. If zero is in the hull (opposed
+    rows) it is zero; zero rows get all the weight; duplicates share one row's weight.
+    One task has weight 1. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> print(edm_weights(jnp.diag(jnp.array([9.0, 1.0]))))
       [0.25 0.75]
-
-    References:
-      Katrutsa, Merkulov, Tursynbek and Oseledets, *Follow the bisector: a simple method
-      for multi-objective optimization*, arXiv 2007.06937, 2020.
     """
     cosines, norms = normalise(gramian, present)
     shares = min_norm_point(cosines, present).weights
@@ -53,47 +33,26 @@ def edm_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array
 
 
 def edm(num_tasks: int) -> optax.GradientTransformationExtraArgs:
-    r"""Follows the bisector of the task gradients: EDM.
+    r"""Follows the bisector of the task gradients: the equiangular direction method.
 
-    .. math:: d = \gamma \sum_i \alpha_i u_i, \qquad u_i = g_i / |g_i|, \qquad
-        \alpha = \mathrm{argmin}_{a \ge 0, \, 1^T a = 1} |\sum_i a_i u_i|^2
+    .. math:: d = \sum_i w_i g_i, \qquad w_i \propto \alpha_i / |g_i|, \qquad
+        \sum_i w_i = 1, \qquad \alpha = \mathrm{argmin}_{a \ge 0, \, 1^T a = 1}
+        |\sum_i a_i g_i / |g_i||^2
 
-    with the task gradients scaled by the weightings and `gamma` such that `d` is a
-    convex combination of them. `-d` decreases every loss to first order, relative to
-    its gradient's norm by the same amount for every task that has a weight, and by more
-    for the others. `d` is zero exactly at Pareto-stationary points: one zero gradient,
-    or two opposed ones, stop the shared parameters. On T equal gradients g it returns
-    g. The direction does not depend on the tasks' scales, the length does. Costs one
-    backward pass per task.
-
-    Relatives: `mgda(T, "l2")` has the same `alpha`, but puts it on the gradients as
-    they are, which may conflict. `imtl_g` and `conflict_free` have the same cosine with
-    *all* tasks, also where that takes negative weights: `imtl_g` is the same vector
-    where its weights are positive (always for two tasks), and `conflict_free` is the
-    same direction there and longer.
-
-    The weights act on shared leaves only; heads keep their own task's gradient.
-
-    Args:
-      num_tasks: number of tasks T.
-
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+    `-d` decreases every loss to first order, relative to its gradient's norm by the
+    same amount for every task that has a weight, and by more for the others. `d` is
+    zero exactly at Pareto-stationary points, such as one zero gradient or two opposed
+    ones. The direction does not depend on the tasks' scales.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[3.0, 0.0], [0.0, 1.0]]))
       >>> aggregator = mtlopt.edm(2)
-      >>> updates, state = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
-      >>> print(updates, state.task_weights)
-      [0.75 0.75] [0.25 0.75]
+      >>> print(aggregator.update(grads, aggregator.init(jnp.zeros(2)))[0])
+      [0.75 0.75]
 
     References:
-      Katrutsa, Merkulov, Tursynbek and Oseledets, *Follow the bisector: a simple method
-      for multi-objective optimization*, arXiv 2007.06937, 2020. The authors' code has
-      the closed form for two tasks, `(|g_2| g_1 + |g_1| g_2) / (|g_1| + |g_2|)`, and
-      Frank-Wolfe for more; this is the exact point.
+      Katrutsa et al., *Follow the bisector*, arXiv 2007.06937, 2020.
     """
     return aggregate_by_weights(
         "edm",

@@ -28,37 +28,17 @@ def epo_weights(
     tolerance: Any = 1e-4,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Weights of EPO: the solution of its linear program.
+    """Returns the weights `beta` `[tasks]` of `epo`, not negative and summing to one.
 
-    .. math:: \beta = \mathrm{argmax}_{\beta \ge 0, \, 1^T \beta = 1} \beta^T G a
-        \quad \text{subject to} \quad (G \beta)_j \ge b_j
-
-    See `epo` for `a` and `b`. Solved exactly, by `furthest_in_hull`. Zero rows and
-    duplicates are points of the hull as any other: of several solutions it is a vertex.
-    NaN in, NaN out.
-
-    Args:
-      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
-      losses: `L`, `[tasks]`; negative ones count as zero.
-      preference: `p`, `[tasks]`, used as it is; None for one over the number of tasks.
-      tolerance: largest non-uniformity that counts as none.
-      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
-
-    Returns:
-      The weights `beta`, `[tasks]`, not negative and summing to one.
-
-    Raises:
-      ValueError: If a shape does not fit.
+    The solution of its linear program, exact. Zero rows and duplicates are points of
+    the hull as any other: of several solutions it is a vertex. Equal gradients `g` give
+    `g`. Negative `losses` count as zero. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> gramian = jnp.array([[1.0, -0.5], [-0.5, 1.0]])
-      >>> print(epo_weights(gramian, jnp.array([3.0, 1.0])))  # doctest: +NUMBER
-      [0.9871 0.0129]
-
-    References:
-      Mahapatra and Rajan, *Multi-Task Learning with User Preferences: Gradient Descent
-      with Controlled Ascent in Pareto Optimization*, ICML 2020.
+      >>> print(*epo_weights(gramian, jnp.array([3.0, 1.0])))  # doctest: +NUMBER
+      0.9871 0.0129
     """
     cosines, norms = normalise(gramian, present)
     dtype = norms.dtype
@@ -105,10 +85,9 @@ def epo(
 
     .. math:: p_1 L_1 = \dots = p_T L_T
 
-    How far the losses are from it says the non-uniformity
-    `mu = sum_i q_i log(T q_i)` of `q_i = p_i L_i / sum_j p_j L_j`, whose gradient is
-    a multiple of `sum_i a_i g_i`. Until it is zero, the update takes it down as fast as
-    a convex combination of the gradients can:
+    The non-uniformity `mu = sum_i q_i log(T q_i)` of `q_i = p_i L_i / sum_j p_j L_j`
+    says how far the losses are from it. Its gradient is a multiple of `sum_i a_i g_i`.
+    Until it is zero, `d` lowers it as fast as a convex combination can:
 
     .. math:: d = \sum_i \beta_i g_i, \qquad \beta = \mathrm{argmax}_\beta
         \sum_i a_i \langle g_i, d \rangle \quad \text{subject to} \quad
@@ -116,51 +95,34 @@ def epo(
 
     with `h_j = <g_j, sum_i a_i g_i>`. The task of the largest `p_j L_j` may not rise:
     `b_j = 0`. A task with `h_j > 0` has no bound; the others may rise by no more than
-    `b_j = h_j`, and not at all if there is no task with `h_j > 0`. Where `mu` is at
-    most `tolerance` no loss may rise, and the sum of all falls as fast as it can:
-    `a = 1`, `b = 0`. So the losses reach the ray of the preference first, some of them
-    rising, and then descend along it; on a front they move along it. It finds points
-    that no weighted sum has, where the front is not convex.
+    `b_j = h_j`, and not at all if there is no task with `h_j > 0`. If `mu` is at most
+    `tolerance`, no loss may rise, and the sum of all falls as fast as it can: `a = 1`,
+    `b = 0`. So the losses first reach the ray of the preference, some of them rising,
+    and then descend along it; on a front they move along it. It finds points that no
+    weighted sum has, if the front is not convex.
 
-    Losses must be positive, and zero their best value: ratios mean nothing else. They
-    and the gradients are those behind the weightings that are chained before. The
-    larger the preference, the more the others may rise. A task whose preference is zero
-    has no share of its own. On T equal gradients g it returns g. Costs one backward
-    pass per task.
-
-    The weights act on shared leaves only; heads keep their own task's gradient.
+    Losses, as weightings scaled them, must be positive, and zero must be their best
+    value: ratios mean nothing else. The larger the preference, the more the others may
+    rise. A task whose preference is zero has no share of its own.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, not negative, used as it is; None for 1/T.
+      preference: `p`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
         The larger, the smaller the loss, as in `weight_by_chebyshev`.
-      tolerance: of `mu`, not negative; 1e-4, of the authors' code, lets two losses
-        differ by about three percent.
-
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+      tolerance: of `mu`, at least 0; with the authors' 1e-4 two losses differ by 3 %.
 
     Raises:
-      ValueError: if `tolerance` is negative, or `preference` is not one number for each
-        task, is negative, or is zero for all.
+      ValueError: if an argument is out of range or does not fit the tasks.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
-      >>> rows = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> grads = mtlopt.TaskGrads.from_rows(rows, losses=[1.0, 1.0])
+      >>> import jax.numpy as jnp, mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 1.0])
       >>> aggregator = mtlopt.epo(2, preference=jnp.array([1.0, 3.0]))
-      >>> updates, state = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
-      >>> print(updates)
+      >>> print(aggregator.update(grads, aggregator.init(jnp.zeros(2)))[0])
       [0. 1.]
 
     References:
-      Mahapatra and Rajan, *Multi-Task Learning with User Preferences: Gradient Descent
-      with Controlled Ascent in Pareto Optimization*, ICML 2020. Their code multiplies
-      the update by T when it trains networks, and by ten times `mu`, at least by one,
-      on toy problems; this is `d` itself. Where `mu` is zero the code also bounds its
-      change, and then may find no solution; without that bound, as here and with the
-      code's `relax`, there always is one.
+      Mahapatra and Rajan, *Multi-Task Learning with User Preferences*, ICML 2020.
     """
     check_range("tolerance", tolerance)
     read = preference_argument(preference, num_tasks)

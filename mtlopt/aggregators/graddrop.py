@@ -18,12 +18,7 @@ _FEW_TASKS = 8  # up to which the loop over tasks is written out
 
 
 class GraddropState(NamedTuple):
-    """State of `graddrop`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update, averaged over the entries.
-      key: PRNG key of the draws to come.
-    """
+    """State of `graddrop`: weights averaged over entries, the key of later draws."""
 
     task_weights: jax.Array
     key: jax.Array
@@ -35,27 +30,17 @@ def drop_signs(
     leak: jax.Array,
     present: jax.Array | None = None,
 ) -> tuple[Leaves, jax.Array]:
-    """Sums each entry over the tasks that have the sign that was drawn for it.
+    """Sums each entry of `rows` over the tasks with the sign that was drawn for it.
 
-    NaN and infinite values give NaN.
-
-    Args:
-      rows: leaves `[tasks, ...]`.
-      uniform: a number from [0, 1) for every entry, leaves `[...]`: the positive sign
-        is picked where it is below the positive sign purity.
-      leak: which part of the values with the other sign passes, `[tasks]`.
-      present: tasks that take part, bool `[tasks]`; None for all.
-
-    Returns:
-      The sums, leaves `[...]`, and each task's weights in them, summed over the
-      entries, `[tasks]`.
+    `uniform` is a number from [0, 1) for each entry: the sign is positive if it is
+    below the positive sign purity. `leak` `[tasks]` is the part of the other values
+    that passes. Returns the sums, and the tasks' weights in them, summed over the
+    entries. NaN and infinite values give NaN.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> rows = [jnp.array([[3.0, 1.0], [-1.0, 2.0]])]
-      >>> for uniform in (0.7, 0.8):
-      ...     print(*drop_signs(rows, [jnp.full(2, uniform)], jnp.zeros(2)))
-      [Array([3., 3.], dtype=float32)] [2. 1.]
+      >>> print(*drop_signs(rows, [jnp.full(2, 0.8)], jnp.zeros(2)))
       [Array([-1.,  3.], dtype=float32)] [1. 2.]
     """
     num_tasks = len(leak)
@@ -110,50 +95,34 @@ def graddrop(
     .. math:: d_k = \sum_i \big( \ell_i + (1 - \ell_i) M_{ik} \big) g_{ik}, \qquad
         P_k = \frac12 \Big( 1 + \frac{\sum_i g_{ik}}{\sum_i |g_{ik}|} \Big)
 
-    with the task gradients scaled by the weightings. Entry `k` keeps its positive
-    values with probability `P_k` and its negative ones otherwise: `M_ik` is 1 for the
-    values with that sign. Values that agree all pass: on T equal gradients g it returns
-    T g. The mean over the draws is `d_k = (a_k^2 - b_k^2) / (a_k + b_k)` for sums `a_k`
-    and `-b_k` of the two signs, which is the summed gradient. No guarantee for a single
-    draw: it may conflict with any task, and is no combination of the gradients. It is
-    zero only where all gradients are. A zero gradient changes nothing. Not
-    differentiable. Not available with streaming rows, nor in latent space with several
-    microbatches: it needs the rows.
+    Entry `k` keeps its positive values with probability `P_k` and its negative ones
+    otherwise: `M_ik` is 1 for the values with that sign. The mean over the draws is the
+    summed gradient; a single draw may conflict with any task, and is no combination of
+    the gradients. It is zero only if all gradients are. Values that agree all pass, and
+    a zero gradient changes nothing. Not differentiable, and not for streaming or
+    microbatches in latent space.
 
-    This is TorchJD's form, lines 10 to 15 of Algorithm 1, on the rows themselves:
-    those of the shared parameters, for one backward pass per task, or with
-    `in_latent_space(graddrop(T))` those of the latent, for one altogether, where every
-    sample's entries draw for themselves. The paper (and LibMTL) draws once for all
-    samples of a batch, from latent gradients that are multiplied by the sign of the
-    activation and summed over the batch; that form is not implemented.
-
-    It acts on shared leaves only; heads keep their own task's gradient.
+    In latent space every sample draws for itself. The paper has one draw for all.
 
     Args:
       num_tasks: number of tasks T.
-      leak: `l`, `[tasks]` or by name, from 0 to 1: which part of a task's dropped
-        entries passes after all; ones give the summed gradient. None for zeros.
+      leak: `l`, `[tasks]` or by name, from 0 to 1: the part of the dropped entries that
+        passes; ones give the summed gradient, None zeros.
       key: seed or key of the draws.
-
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
       ValueError: if `leak` is not one number from 0 to 1 for each task.
 
     Examples:
-      >>> import jax, jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax, jax.numpy as jnp, mtlopt
       >>> rows = jnp.array([[3.0, 1.0, 0.0], [1.0, 2.0, -1.0]])
-      >>> grads = mtlopt.TaskGrads.from_rows(rows)
       >>> aggregator = mtlopt.graddrop(2)
-      >>> update = jax.jit(aggregator.update)
-      >>> print(update(grads, aggregator.init(jnp.zeros(3)))[0])
+      >>> grads, state = mtlopt.TaskGrads.from_rows(rows), aggregator.init(jnp.zeros(3))
+      >>> print(jax.jit(aggregator.update)(grads, state)[0])
       [ 4.  3. -1.]
 
     References:
-      Chen et al., *Just Pick a Sign: Optimizing Deep Multitask Models with Gradient
-      Sign Dropout*, NeurIPS 2020, equation 1 and Algorithm 1 with `f(P) = P`.
+      Chen et al., *Just Pick a Sign*, NeurIPS 2020, equation 1, algorithm 1.
     """
     check_num_tasks(num_tasks)
     first_key = as_key(key)

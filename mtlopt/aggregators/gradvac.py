@@ -15,13 +15,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 class GradvacState(NamedTuple):
-    """State of `gradvac`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update.
-      targets: `[tasks, tasks]`, moving averages of the cosines.
-      key: PRNG key of the orders to come.
-    """
+    """State of `gradvac`: targets `[tasks, tasks]`, the key of the orders to come."""
 
     task_weights: jax.Array
     targets: jax.Array
@@ -35,48 +29,25 @@ def gradvac_weights(
     decay: Any = 0.5,
     present: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Weights of GradVac for given targets and a given order.
+    r"""Returns the weights `alpha` `[tasks]` of `gradvac`, and the next targets.
 
     .. math:: d = \sum_i p_i = \sum_j \alpha_j g_j, \qquad
         \tau_{ij} \leftarrow (1 - \beta) \tau_{ij} + \beta \phi_{ij}
 
-    `p_i` starts as `g_i` and, for each other task `j` in `order[i]`, gains what raises
-    its cosine `phi_ij` with `g_j` to the target `tau_ij`, if it is lower. The target
-    then moves towards the cosine from before that, whether or not it was lower. With
-    targets zero these are PCGrad's weights.
-
-    A sum, not a mean: on `T` equal gradients `g` it is `T g`. A zero row is skipped;
-    opposed rows lose each other, and what is zero has no cosine. Targets without a
-    cosine stand still: those of pairs with an absent or a zero task, and all where the
-    Gramian is not finite. NaN in, NaN weights out.
-
-    Args:
-      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
-      targets: `tau`, cosines, `[tasks, tasks]`.
-      order: Row `i` is the order in which task `i` meets the others, a permutation, int
-        `[tasks, tasks]`.
-      decay: `beta`, from 0 to 1.
-      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
-
-    Returns:
-      The weights `alpha`, `[tasks]`, each at least 1 for a present task; and the next
-      targets, `[tasks, tasks]`.
-
-    Raises:
-      ValueError: If a shape does not fit.
+    with `phi_ij` the cosine of `p_i` and `g_j` from before `p_i` was changed, whether
+    or not it was below the target. With targets zero these are PCGrad's weights. They
+    are at least 1 for present tasks, and sum: `T` equal gradients `g` give `T g`. A
+    zero row is skipped; opposed rows lose each other, and a zero `p_i` has no cosine. A
+    target without a cosine does not move: that of an absent or zero task, and all if
+    the Gramian is not finite. NaN gives NaN weights. All targets are `[tasks, tasks]`.
+    Row `i` of `order`, int `[tasks, tasks]`, is the order in which `i` meets others.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> gramian = jnp.array([[1.0, -1.0], [-1.0, 4.0]])
-      >>> order = jnp.array([[0, 1], [0, 1]])
+      >>> gramian, order = jnp.array([[1.0, -1], [-1, 4]]), jnp.array([[0, 1], [0, 1]])
       >>> weights, targets = gradvac_weights(gramian, jnp.zeros((2, 2)), order)
       >>> print(weights, targets[0])
       [2.   1.25] [ 0.   -0.25]
-
-    References:
-      Wang et al., *Gradient Vaccine: Investigating and Improving Multi-task
-      Optimization in Massively Multilingual Models*, ICLR 2021, equations 2 and 3,
-      Algorithm 1.
     """
     weights, cosines = raise_cosines(gramian, targets, order, present)
     targets = jnp.asarray(targets, cosines.dtype)
@@ -93,51 +64,32 @@ def gradvac(
         \phi \sqrt{1 - \tau_{ij}^2} \big)}{|g_j| \sqrt{1 - \tau_{ij}^2}} \, g_j
         \quad \text{if } \phi < \tau_{ij}, \qquad d = \sum_i p_i
 
-    with `phi` the cosine between `p_i` and `g_j`, one task `j` after the other, in a
-    random order of its own for each `i`. PCGrad with targets: it acts on gradients that
-    agree too, if they used to agree more. All targets start at zero, so that the first
-    update is PCGrad's; each pair's target then follows its cosines.
+    with `phi` the cosine between `p_i`, at first `g_i`, and `g_j`, one task `j` after
+    the other, in a random order for each `i`. All targets start at zero, so that the
+    first update is PCGrad's; each then follows its pair's cosines, so that gradients
+    change if they agree less than before.
 
-    Guarantees little: `d` may conflict, but weighs each task at least 1. Where a pair
-    has long agreed, its target is near one, and a gradient that turns away gains a
-    large multiple of the other; how large is bounded by the precision. On T equal
-    gradients g it returns T g. A zero gradient is skipped, and its targets stand still
-    like those of absent tasks. Solved on the T x T Gramian; costs one backward pass per
-    task.
-
-    The weights act on shared leaves only; heads keep their own task's gradient. Cosines
-    are over all shared leaves together (the paper's whole-model granularity).
+    `d` may conflict. If a pair has long agreed, its target is near one, and a gradient
+    that turns away gains a large multiple of the other, bounded by the precision. This
+    is the paper's whole-model granularity.
 
     Args:
       num_tasks: number of tasks T.
       decay: `beta`, from 0 (PCGrad for ever) to 1 (targets are the last cosines).
-        TorchJD and LibMTL have 0.5 too.
       key: seed or key of the random orders.
-
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
       ValueError: if `decay` is not from 0 to 1.
 
     Examples:
-      >>> import jax, jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax, jax.numpy as jnp, mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [-1.0, 1.0]]))
       >>> aggregator = mtlopt.gradvac(2)
-      >>> state, update = aggregator.init(jnp.zeros(2)), jax.jit(aggregator.update)
-      >>> for angle in (0.5, 1.5):
-      ...     rows = jnp.array([[1.0, 0.0], [jnp.cos(angle), jnp.sin(angle)]])
-      ...     grads = mtlopt.TaskGrads.from_rows(rows)
-      ...     updates, state = update(grads, state)
-      ...     print(jnp.round(state.task_weights, 3))
-      [1. 1.]
-      [1.416 1.416]
+      >>> print(jax.jit(aggregator.update)(grads, aggregator.init(jnp.zeros(2)))[0])
+      [0.5 1.5]
 
     References:
-      Wang et al., *Gradient Vaccine: Investigating and Improving Multi-task
-      Optimization in Massively Multilingual Models*, ICLR 2021, equations 2 and 3,
-      Algorithm 1. TorchJD and LibMTL add 1e-8 to the denominators; this has no such
-      constant and depends on no scale.
+      Wang et al., *Gradient Vaccine*, ICLR 2021, equations 2 and 3, algorithm 1.
     """
     if isinstance(decay, int | float) and not 0 <= decay <= 1:
         raise ValueError(f"`decay` must be from 0 to 1, got {decay}.")

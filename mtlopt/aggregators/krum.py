@@ -22,35 +22,16 @@ def krum_weights(
     distance: Distance = "squared",
     present: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Weights of Krum: the mean of the gradients that lie closest to their neighbours.
+    """Returns the weights `[tasks]` of `krum`: `1 / k` for the selected, else zero.
 
-    .. math:: s_i = \sum_{j \in N_i} |g_i - g_j|^2, \qquad |N_i| = T - f - 2
-
-    with `N_i` the nearest other gradients. The `k` lowest scores get weight `1 / k`;
-    ties go to the lowest index. With `T = f + 3` a gradient has one neighbour, and the
-    two closest gradients always tie.
-
-    On equal gradients `g` the direction is `g`. A zero row is a gradient like any
-    other, duplicates lie at distance zero. With absent tasks `T` counts the present
-    ones; where these are too few, one neighbour is compared, and no more are selected
-    than there are. NaN in, NaN out. Piecewise constant: its derivative is zero.
-
-    Distances come from cosines and norms, so that one below the square root of the
-    precision (3e-4 of the norms in float32) is rounding, if not zero.
-
-    Args:
-      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
-      num_byzantine: `f`, how many gradients may be wrong, a Python int.
-      num_selected: `k`, how many are averaged, a Python int.
-      distance: `"squared"` (the paper) or `"plain"` (TorchJD), what scores sum.
-      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
-
-    Returns:
-      The weights, `[tasks]`, non-negative and summing to 1.
+    With `T = f + 3` a gradient has one neighbour, and the two closest always tie. On
+    equal gradients `g` the direction is `g`. A zero row is a gradient like any other;
+    duplicates are at distance zero. `T` counts the present tasks; if these are too few,
+    one neighbour is compared, and no more are selected than there are. NaN stays NaN.
+    The derivative is zero. In float32, distances below 3e-4 of the norms are rounding.
 
     Raises:
-      ValueError: If there are fewer than `f + 3` or `k` tasks, a number is out of
-        range, or a shape does not fit.
+      ValueError: if there are fewer than `f + 3` or `k` tasks, or a number is negative.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -58,10 +39,6 @@ def krum_weights(
       >>> weights = jax.jit(krum_weights, static_argnames="num_selected")
       >>> print(weights(rows @ rows.T, num_selected=2))
       [0.  0.  0.5 0.5]
-
-    References:
-      Blanchard, El Mhamdi, Guerraoui and Stainer, *Machine Learning with Adversaries:
-      Byzantine Tolerant Gradient Descent*, NeurIPS 2017, section 4.
     """
     cosines, norms = normalise(gramian, present)
     num_tasks = len(norms)
@@ -116,44 +93,33 @@ def krum(
     *,
     distance: Distance = "squared",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Averages the task gradients that lie closest to their neighbours: Krum.
+    r"""Averages the task gradients that are closest to their neighbours: Krum.
 
     .. math:: d = \frac{1}{k} \sum_{i \in S} g_i, \qquad S \text{ the } k
         \text{ lowest of } s_i = \sum_{j \in N_i} |g_i - g_j|^2
 
-    with the task gradients scaled by the weightings and `N_i` the `T - f - 2` nearest
-    other ones. Made for workers of which `f` may send anything, with `T >= 2 f + 3` for
-    the paper's guarantee; as a method for several tasks it drops the outlying tasks,
-    and may conflict with them. Ties go to the lowest index. On T equal gradients g it
-    returns g. Costs one backward pass per task.
-
-    The weights act on shared leaves only; heads keep their own task's gradient.
+    with `N_i` the `T - f - 2` nearest other gradients; ties go to the lowest index.
+    Made for workers of which `f` may send anything, with `T >= 2 f + 3` for the paper's
+    guarantee; with tasks, it drops outlying ones and may conflict with them.
 
     Args:
       num_tasks: number of tasks T, at least `num_byzantine + 3`.
-      num_byzantine: `f`, how many gradients may be wrong.
-      num_selected: `k`, how many are averaged; more than one is Multi-Krum.
+      num_byzantine: `f`, how many gradients may be wrong, an int.
+      num_selected: `k`, how many are averaged, an int; above one it is Multi-Krum.
       distance: `"squared"` (the paper) or `"plain"` (TorchJD), what scores sum.
-
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
 
     Raises:
       ValueError: if there are too few tasks, or an argument is out of range.
 
     Examples:
-      >>> import jax, jax.numpy as jnp
-      >>> import mtlopt
-      >>> rows = jnp.array([[9.0], [1.0], [2.0], [2.5]])
-      >>> grads = mtlopt.TaskGrads.from_rows(rows)
+      >>> import jax, jax.numpy as jnp, mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[9.0], [1.0], [2.0], [2.5]]))
       >>> aggregator = mtlopt.krum(4)
-      >>> update = jax.jit(aggregator.update)
-      >>> print(update(grads, aggregator.init(jnp.zeros(1)))[0])
+      >>> print(jax.jit(aggregator.update)(grads, aggregator.init(jnp.zeros(1)))[0])
       [2.]
 
     References:
-      Blanchard, El Mhamdi, Guerraoui and Stainer, *Machine Learning with Adversaries:
-      Byzantine Tolerant Gradient Descent*, NeurIPS 2017, section 4.
+      Blanchard et al., *Machine Learning with Adversaries*, NeurIPS 2017, section 4.
     """
     check_num_tasks(num_tasks)
     _check(num_tasks, num_byzantine, num_selected, distance)

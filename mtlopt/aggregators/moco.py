@@ -40,58 +40,38 @@ def moco(
     learning_rate: Any = 0.1,
     regularization: Any = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Averages each task's gradient over time and moves the weights on the averages.
+    r"""Averages the gradients over time and moves the weights on the averages: MoCo.
 
     .. math:: y_i \leftarrow \beta y_i + (1 - \beta) g_i, \qquad
         w \leftarrow \Pi_\Delta \left( w - \gamma (Y Y^\top + \rho I) w \right),
         \qquad d = Y^\top w
 
-    Averages have little noise, so the weights are hardly biased by it and a second
-    batch is not needed (`modo` takes one). The direction is made of the averages, too.
-    `y_i` starts at the first gradient of task i, so that the first update is of full
-    length; on T equal gradients g it is g. `d` may conflict with a task. A zero
-    gradient pulls its average towards zero. Weights with decay 0 are those of `modo` on
-    one batch. Costs one backward pass per task, and memory for one gradient per task.
-
-    The step of the weights is on the scale of the gradients, as in the paper: losses
-    ten times as large need a learning rate a hundred times smaller.
-
-    An absent task keeps its average and its weight, and the present ones share theirs.
-    The weights act on shared leaves only; heads keep their own task's gradient, not
-    averaged. For shared parameters only, not latent space: latents of different batches
-    do not average.
+    Averages have little noise, so it hardly biases the weights, and a second batch
+    (`modo`) is not needed. `y_i` starts at the first gradient of task i, so that the
+    first update has full length; on equal gradients g it is g. `d` may conflict with a
+    task. A zero gradient pulls its average towards zero. Heads get no average. Steps
+    have the scale of `modo`'s; without decay they are `modo`'s on one batch.
 
     Args:
       num_tasks: number of tasks T.
       labels: who owns which leaf, as given to `task_grad`.
-      decay: `beta`, from 0 (no memory) to below 1. The paper's tracking rate is
-        `1 - beta`.
+      decay: `beta`, from 0 (no memory) to below 1. The paper has `1 - beta`.
       learning_rate: `gamma`, positive, in units of one over a squared gradient.
       regularization: `rho`, pulls the weights together; at least 0.
 
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
-
     Raises:
-      ValueError: if an argument is out of range; at the update, if the rows are not
-        those of the shared leaves of `labels`.
+      ValueError: if an argument is out of range, or the rows are not those of `labels`.
 
     Examples:
-      >>> import jax, jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax, jax.numpy as jnp, mtlopt
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [0.0, 2.0]]))
       >>> aggregator = mtlopt.moco(2, "shared")
-      >>> state, update = aggregator.init(jnp.zeros(2)), jax.jit(aggregator.update)
-      >>> for size in (1.0, 3.0):
-      ...     rows = size * jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      ...     updates, state = update(mtlopt.TaskGrads.from_rows(rows), state)
-      >>> print(updates, state.task_weights)
-      [1. 1.] [0.5 0.5]
+      >>> print(jax.jit(aggregator.update)(grads, aggregator.init(jnp.zeros(2)))[0])
+      [0.575 0.85 ]
 
     References:
-      Fernando et al., *Mitigating Gradient Bias in Multi-objective Learning: A Provably
-      Convergent Approach*, ICLR 2023, Algorithm 1. The direction has the new averages
-      and weights, as in LibMTL; LibMTL also scales each gradient to the length of its
-      loss, starts from zeros and has a softmax in the place of the projection.
+      Fernando et al., *Mitigating Gradient Bias in Multi-objective Learning*, ICLR
+      2023, algorithm 1, with the new averages and weights in the direction.
     """
     check_num_tasks(num_tasks)
     check_range("decay", decay, below=1)

@@ -26,12 +26,7 @@ _FEW_TASKS = 3
 
 
 class ModoState(NamedTuple):
-    """State of `modo`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update; zero for absent tasks.
-      shares: `[tasks]`, the weights that the next update starts from; they sum to one.
-    """
+    """State of `modo`: the next update starts from `shares`, `[tasks]`."""
 
     task_weights: jax.Array
     shares: jax.Array
@@ -44,40 +39,23 @@ def modo_weights(
     regularization: Any = 0.0,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Weights of MoDo: one projected gradient step towards the min-norm weights.
+    r"""Returns the weights `[tasks]` of `modo` after a step. They sum to 1.
 
     .. math:: w \leftarrow \Pi_\Delta \left( w - \gamma (P + \rho I) w \right),
         \qquad P_{ij} = \langle g_i, h_j \rangle
 
     `g` and `h` are the gradients of two independent batches: then `P` has the right
-    mean, where the Gramian of one batch is too large by the noise. The step is on the
-    scale of the gradients, as in the paper: gradients s times as long move the weights
-    s squared times as far. Linear apart from the projection, so that errors of the
-    batches average out; zero rows keep what the projection leaves them, duplicates
-    that start equal stay equal. NaN in, NaN out. Differentiable almost everywhere.
-
-    Args:
-      products: `P`, `[tasks, tasks]`; a Gramian if there is one batch.
-      weights: `w`, `[tasks]`, non-negative; divided by their sum over present tasks.
-      learning_rate: `gamma`, positive, in units of one over a squared gradient.
-      regularization: `rho`, pulls the weights together, in units of a squared gradient.
-      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
-
-    Returns:
-      The weights `[tasks]`, non-negative and summing to 1.
-
-    Raises:
-      ValueError: If a shape does not fit.
+    mean. The Gramian of one batch is too large by the noise. Linear apart from the
+    projection, so that errors of the batches average out. Zero rows keep what the
+    projection leaves them, duplicates that start equal stay equal. NaN stays NaN.
+    Differentiable almost everywhere. `products` are `P`, a Gramian if there is one
+    batch; `weights`, not negative, are divided by their sum over present tasks.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> gramian = jnp.array([[1.0, 0.0], [0.0, 3.0]])
-      >>> print(modo_weights(gramian, jnp.array([0.5, 0.5]), learning_rate=0.25))
+      >>> gramian, weights = jnp.diag(jnp.array([1.0, 3.0])), jnp.array([0.5, 0.5])
+      >>> print(modo_weights(gramian, weights, learning_rate=0.25))
       [0.625 0.375]
-
-    References:
-      Chen et al., *Three-Way Trade-Off in Multi-Objective Learning*, NeurIPS 2023,
-      Algorithm 1.
     """
     products, scale = common_scale(products)
     products = present_products(products, present)
@@ -105,65 +83,43 @@ def _step(
 def modo(
     num_tasks: int, learning_rate: Any = 0.1, regularization: Any = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Moves the task weights one step a batch towards the min-norm weights.
+    r"""Moves the task weights one step a batch towards the min-norm weights: MoDo.
 
     .. math:: w \leftarrow \Pi_\Delta \left( w - \gamma (J J_2^\top + \rho I) w \right),
         \qquad d = J^\top w
 
     The weights start equal and are kept from update to update, so they average over
-    batches what MGDA decides anew on each. On T equal gradients g it returns g. `d` may
-    conflict with a task, unlike MGDA's, until the weights have settled. Of the
-    products only `J J_2^T w` is made: two backward passes and one forward derivative,
-    whatever T. Up to three tasks the rows themselves are less work.
-
-    `update` takes the keyword `second`, gradients of the same tasks at the same
-    parameters on another batch: `tx.update(grads, state, params, second=oracle(params,
-    other_batch))`. The product of two batches is right in the mean. Without `second`
-    the batch serves for both: exact for full-batch gradients, else biased towards the
-    tasks with little noise. The direction is that of the first batch, with its heads;
-    the paper draws a third one for it. Scales that weightings gave to the first batch
-    hold for the second.
+    batches what MGDA decides anew on each. On equal gradients g it returns g. Unlike
+    MGDA's, `d` may conflict with a task until the weights have settled. Only the
+    product `J J_2^T w` is computed: two backward passes and one forward derivative for
+    any T above three. `J_2` are the gradients of a second batch, the keyword `second`
+    of `update`, see the guide *Methods*; without it `J_2 = J`.
 
     The step is on the scale of the gradients, as in the paper: losses ten times as
     large need a learning rate a hundred times smaller, and there is no length that `d`
-    is proportional to. Squared norms must be numbers of their dtype: steps by others
-    are zero or end in a corner.
-
-    A step moves weight between the tasks that are present in both batches; all others
-    keep theirs. The direction has the weights of the first batch's tasks, divided by
-    their sum; if that is zero they are equal.
-
-    `in_latent_space(modo(T))` takes the rows of both batches in latent space. Sample k
-    of one batch then meets sample k of the other: with a batch axis in the latent, that
-    is no bound on the product in parameter space, and a single batch serves better.
+    is proportional to. If squared norms overflow it ends in a corner, if they underflow
+    it is zero.
 
     Args:
       num_tasks: number of tasks T.
       learning_rate: `gamma`, positive, in units of one over a squared gradient.
       regularization: `rho`, pulls the weights together; at least 0.
 
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
-
     Raises:
-      ValueError: if an argument is out of range; at the update, if `second` does not
-        belong to the same problem.
+      ValueError: if an argument is out of range, or `second` does not fit.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [0.0, 2.0]]))
       >>> other = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
       >>> aggregator = mtlopt.modo(2, learning_rate=0.25)
       >>> state = aggregator.init(jnp.zeros(2))
-      >>> updates, state = aggregator.update(grads, state, second=other)
-      >>> print(updates, state.task_weights)
-      [0.5625 0.875 ] [0.5625 0.4375]
+      >>> print(aggregator.update(grads, state, second=other)[0])
+      [0.5625 0.875 ]
 
     References:
-      Chen et al., *Three-Way Trade-Off in Multi-Objective Learning: Optimization,
-      Generalization and Conflict-Avoidance*, NeurIPS 2023, Algorithm 1. The
-      regularization is that of their journal version; LibMTL and TorchJD set it to 0.1.
+      Chen et al., *Three-Way Trade-Off in Multi-Objective Learning*, NeurIPS 2023,
+      algorithm 1; `rho` is in the journal version.
     """
     check_positive("learning_rate", learning_rate)
     check_range("regularization", regularization)

@@ -19,40 +19,20 @@ from mtlopt.task_grads import TaskGrads
 def nash_mtl_weights(
     gramian: Gramian, present: jax.Array | None = None, preference: Any = None
 ) -> jax.Array:
-    r"""Weights of Nash-MTL: the Nash bargaining solution.
+    r"""Returns the weights `w` `[tasks]` of `nash_mtl`, before the clipping.
 
     .. math:: G w = p / w, \quad w > 0
 
-    Not clipped: the direction `sum_i w_i g_i` has length `sqrt(sum_i p_i)`, without a
-    preference `sqrt(T)`, whatever the gradients are, and `w_i` is inverse to the length
-    of `g_i`. Exact (see `bargain`),
-    where the authors' code, LibMTL and TorchJD run a few steps of a scheme that fails
-    silently away from unit scale, and depend on the weights of the call before.
-
-    There is no solution if zero is in the convex hull of the gradients: then the tasks
-    whose gradients cancel get large, bounded weights, contribute next to nothing, and
-    the others bargain orthogonally to them. A zero row gets weight zero. Opposed rows
-    cancel; duplicates share; one task gets `1 / |g|`. NaN in, NaN out.
-
-    Args:
-      gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
-      present: Tasks that take part, bool `[tasks]`; the others get weight zero.
-      preference: `p`, `[tasks]`, not negative, used as it is; None for ones. A task
-        with zero gets weight zero.
-
-    Returns:
-      The weights `w`, `[tasks]`, positive for present tasks with a gradient.
-
-    Raises:
-      ValueError: If a shape does not fit.
+    Exact. `w_i` is inverse to the length of `g_i`. There is no solution if zero is in
+    the convex hull of the gradients: then the tasks whose gradients cancel get large,
+    bounded weights, contribute next to nothing, and the others bargain orthogonally to
+    them. A zero row, or one without preference, gets weight zero. Opposed rows cancel;
+    duplicates share; one task gets `1 / |g|`. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> print(nash_mtl_weights(jnp.diag(jnp.array([4.0, 1.0]))))
       [0.5 1. ]
-
-    References:
-      Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, claim 3.1.
     """
     if preference is not None:
         preference = as_task_vector("preference", preference, len(gramian))
@@ -62,55 +42,39 @@ def nash_mtl_weights(
 def nash_mtl(
     num_tasks: int, max_norm: Any = 1.0, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes the direction on which the tasks, bargaining, agree.
+    r"""Takes the direction on which the tasks, bargaining, agree: Nash-MTL.
 
     .. math:: d = \sum_i w_i s_i g_i, \qquad \langle s_i g_i, d \rangle = p_i / w_i > 0
 
     `d` maximises the product of the tasks' gains, each to its power `p_i`, over a ball:
-    it decreases every loss to first order where any direction does, and scaling a loss
+    it decreases every loss to first order if any direction does, and scaling a loss
     does not change it. Its length is the root of `sum_i p_i`, by default `sqrt(T)`,
-    then clipped to `max_norm`, as the authors do: with the default always 1, however
-    small the gradients are, so a schedule has to end the training. Only where zero is
-    in the convex hull of the gradients it is shorter: the tasks that cancel contribute
-    what rounding leaves of zero, up to a few hundredths of `sqrt(T)` in float32, in a
-    direction that changes with the scale of the gradients. A task with a zero gradient
-    is left out. On T equal gradients g it returns `g / |g|`, and `sqrt(T) g / |g|`
-    without clipping.
-
-    Costs one backward pass per task; `every(10, nash_mtl(T))` reuses the weights and
-    costs one in all on nine updates of ten.
-
-    The weights act on shared leaves only; heads keep their own task's gradient.
+    then clipped to `max_norm`: with the default always 1, however small the gradients
+    are, so a schedule has to end the training. It is shorter only if zero is in the
+    convex hull of the gradients: the tasks that cancel contribute what rounding leaves
+    of zero, up to a few hundredths of `sqrt(T)` in float32, in a direction that changes
+    with their scale.
 
     Args:
       num_tasks: number of tasks T.
-      max_norm: the length that the shared update is clipped to; None or 0 for no
-        clipping.
-      preference: `p`, `[tasks]` or by name, not negative, used as it is: the bargaining
-        powers of the tasks. None for ones. A task with zero is left out.
-
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+      max_norm: length that the shared update is clipped to; None or 0 for no clipping.
+      preference: `p`, `[tasks]` or by name, at least 0, used as it is: the bargaining
+        powers; None for ones.
 
     Raises:
-      ValueError: if `max_norm` is negative, or `preference` is not one number for each
-        task, is negative, or is zero for all.
+      ValueError: if an argument is out of range or does not fit the tasks.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[2.0, 0.0], [0.0, 0.5]]))
       >>> aggregator = mtlopt.nash_mtl(2, max_norm=None)
-      >>> updates, state = aggregator.update(grads, aggregator.init(jnp.zeros(2)))
-      >>> print(updates, state.task_weights)
-      [1. 1.] [0.5 2. ]
+      >>> print(aggregator.update(grads, aggregator.init(jnp.zeros(2)))[0])
+      [1. 1.]
 
     References:
-      Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, Algorithm 1;
-      clipping as in the authors' code, which also reuses weights for up to 50 updates.
-      With powers it is the asymmetric solution of Kalai, *Nonsymmetric Nash solutions
-      and replications of 2-person bargaining*, International Journal of Game Theory 6,
-      1977.
+      Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, claim 3.1,
+      algorithm 1; clipping is the authors' code's. With powers: Kalai, *Nonsymmetric
+      Nash solutions*, International Journal of Game Theory 6, 1977.
     """
     check_range("max_norm", max_norm)
     read = preference_argument(preference, num_tasks)

@@ -15,24 +15,14 @@ def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
 
     .. math:: d = \sum_i s_i g_i
 
-    with `g_i` the gradient of task i and `s_i` the scale that weightings gave its loss.
-    Heads get their own task's gradient times `s_i`, so
-    `chain(weight_by_fixed(w), sum_tasks(T))` is linear scalarization. Costs one
-    backward pass. On T equal gradients g it returns `T g`.
-
-    Args:
-      num_tasks: number of tasks T.
-
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+    `chain(weight_by_fixed(w), sum_tasks(T))` is linear scalarization.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [-2.0, 4.0]]))
       >>> aggregator = mtlopt.sum_tasks(2)
-      >>> aggregator.update(grads, aggregator.init(jnp.zeros(2)))[0]
-      Array([-1.,  4.], dtype=float32)
+      >>> print(aggregator.update(grads, aggregator.init(jnp.zeros(2)))[0])
+      [-1.  4.]
     """
     check_num_tasks(num_tasks)
 
@@ -60,29 +50,21 @@ def mean_tasks(
 
     .. math:: d = \sum_i w_i s_i g_i, \qquad w_i = 1/T \text{ or the preference}
 
-    An aggregator's weights act on shared leaves only: heads keep their own task's
-    gradient. To weight heads too, scale the losses (`weight_by_fixed`). Costs one
-    backward pass. On T equal gradients g it returns g.
+    To weight heads too, scale the losses (`weight_by_fixed`).
 
     Args:
       num_tasks: number of tasks T.
-      preference: `[tasks]` or by name, not negative, used as it is and never
-        renormalised; None for `1/T`.
-
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+      preference: `w`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
 
     Raises:
-      ValueError: if `preference` is not one number for each task, is negative, or is
-        zero for all.
+      ValueError: if `preference` does not fit the tasks, is negative or all zero.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [-2.0, 4.0]]))
       >>> aggregator = mtlopt.mean_tasks(2)
-      >>> aggregator.update(grads, aggregator.init(jnp.zeros(2)))[0]
-      Array([-0.5,  2. ], dtype=float32)
+      >>> print(aggregator.update(grads, aggregator.init(jnp.zeros(2)))[0])
+      [-0.5  2. ]
     """
     check_num_tasks(num_tasks)
     read = preference_argument(preference, num_tasks)

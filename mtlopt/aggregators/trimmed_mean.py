@@ -18,22 +18,13 @@ from mtlopt.rows.protocol import Leaves
 def trim_entries(
     values: jax.Array, trim: int = 1, present: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Averages each entry over the tasks without the extremes.
+    """Returns `trimmed_mean` of a leaf `[tasks, ...]`, and the weights in it.
 
-    Args:
-      values: one leaf of the rows, `[tasks, ...]`.
-      trim: how many of the largest and of the smallest values are dropped.
-      present: tasks that take part, bool `[tasks]`; None for all. Of too few, as many
-        are dropped as leave one or two.
-
-    Returns:
-      The average, `[...]`, NaN where a value is; and each task's weight in it,
-      `[tasks, ...]`, where equal values share.
+    The weights are `[tasks, ...]`; equal values share. A value that is NaN gives NaN.
 
     Examples:
       >>> import jax, jax.numpy as jnp
-      >>> rows = jnp.array([[9.0], [1.0], [3.0], [4.0]])
-      >>> mean, weights = jax.jit(trim_entries)(rows)
+      >>> mean, weights = jax.jit(trim_entries)(jnp.array([[9.0], [1.0], [3.0], [4.0]]))
       >>> print(mean, weights[:, 0])
       [3.5] [0.  0.  0.5 0.5]
     """
@@ -73,43 +64,31 @@ def trimmed_mean(
 
     .. math:: d_k = \frac{1}{T - 2 b} \sum_{i = b + 1}^{T - b} g_{(i) k}
 
-    with `g_(1)k <= ... <= g_(T)k` the sorted entries of the task gradients scaled by
-    the weightings. Made for workers of which `b` may send anything; as a method for
-    several tasks it damps the outlying ones, and may conflict with them. The result is
-    no combination of the gradients and depends on the coordinates. On T equal gradients
-    g it returns g. A zero gradient counts like any other. With absent tasks the
-    extremes of the present ones are dropped, and of too few as many as leave one or
-    two. Entries are averaged in float32 or wider; a NaN stays visible, infinities may
-    be dropped. Not available with streaming rows, nor in latent space with several
-    microbatches: it needs the rows. Costs one backward pass per task.
-
-    It acts on shared leaves only; heads keep their own task's gradient. `task_weights`
-    is each task's weight, averaged over the entries.
+    with `g_(1)k <= ... <= g_(T)k` the sorted entries of the task gradients. Made for
+    workers of which `b` may send anything; with tasks, it damps outlying ones and may
+    conflict with them. It is no combination of the gradients and depends on the
+    coordinates; `task_weights` are means over the entries. A zero gradient counts like
+    any other. Of too few present tasks, as many are dropped as leave one or two.
+    Entries are averaged in float32 or wider; NaN stays NaN, infinities may be dropped.
+    Not for streaming or microbatches in latent space.
 
     Args:
       num_tasks: number of tasks T, at least `2 trim + 1`.
-      trim: `b`, how many of the largest and of the smallest values are dropped, a
-        Python int. The paper's `b` is a fraction `beta` of T.
-
-    Returns:
-      An aggregator: `TaskGrads` in, an update with the structure of the parameters out.
+      trim: `b`, how many values are dropped at each end, an int; `beta T` in the paper.
 
     Raises:
       ValueError: if there are too few tasks, or `trim` is negative.
 
     Examples:
-      >>> import jax, jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax, jax.numpy as jnp, mtlopt
       >>> rows = jnp.array([[9.0, 0.0], [1.0, 2.0], [3.0, 1.0]])
-      >>> grads = mtlopt.TaskGrads.from_rows(rows)
       >>> aggregator = mtlopt.trimmed_mean(3)
-      >>> update = jax.jit(aggregator.update)
-      >>> print(update(grads, aggregator.init(jnp.zeros(2)))[0])
+      >>> grads, state = mtlopt.TaskGrads.from_rows(rows), aggregator.init(jnp.zeros(2))
+      >>> print(jax.jit(aggregator.update)(grads, state)[0])
       [3. 1.]
 
     References:
-      Yin, Chen, Ramchandran and Bartlett, *Byzantine-Robust Distributed Learning:
-      Towards Optimal Statistical Rates*, ICML 2018, definition 2.
+      Yin et al., *Byzantine-Robust Distributed Learning*, ICML 2018, definition 2.
     """
     check_num_tasks(num_tasks)
     trim = as_int("trim", trim, low=0)

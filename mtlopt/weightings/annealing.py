@@ -16,11 +16,7 @@ from mtlopt.weightings.by_sizes import move_to_equal, move_towards
 
 
 class WeightByAnnealingState(NamedTuple):
-    """State of `weight_by_norms` and `weight_by_annealing`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update, the moving average.
-    """
+    """State of `weight_by_norms` and `weight_by_annealing`: the average, `[tasks]`."""
 
     task_weights: jax.Array
 
@@ -34,41 +30,29 @@ def weight_by_norms(
         \frac{\mathrm{mean}_j |g_j|}{|g_i|}
 
     The gradient-norm weights of physics-informed networks, as in jaxpi: at rest all
-    terms `w_i g_i` are of one length. Not GradNorm, which learns its weights and lets
-    slow tasks have longer gradients. Weights start at 1, and each update uses those
-    that its own gradients have moved; on T equal gradients it is the summed loss.
-    Usually `every(1000, weight_by_norms(T))`: then `decay` counts these updates.
-
-    An absent task's weight stands still, and so does one whose gradient is zero or no
-    number; means are over the others. Scales the losses, so heads too. Costs one
-    backward pass per task.
+    `w_i g_i` have one length. (GradNorm learns its weights and lets slow tasks have
+    longer gradients.) Weights start at 1, and each update uses those that its own
+    gradients have moved. A weight does not move if its gradient is zero or no number;
+    means are over the others. In `every(1000, weight_by_norms(T))`, as usual, `decay`
+    counts these updates.
 
     Args:
       num_tasks: number of tasks T.
       decay: `beta`, at least 0 and below 1. jaxpi has 0.9; 0 is no average.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
-
     Raises:
       ValueError: if `decay` is out of range.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_norms(2, decay=0.5)
-      >>> rows = jnp.array([[1.0, 0.0], [0.0, 4.0]])
-      >>> grads = mtlopt.TaskGrads.from_rows(rows)
-      >>> grads, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
-      >>> print(state.task_weights)
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [0.0, 4.0]]))
+      >>> print(weighting.update(grads, weighting.init(jnp.zeros(2)))[1].task_weights)
       [1.75   0.8125]
 
     References:
       Wang, Sankaran, Wang and Perdikaris, *An Expert's Guide to Training
-      Physics-informed Neural Networks*, arXiv:2308.08468, Algorithm 1. It has the sum
-      of the norms where jaxpi, their code, has the mean, as here: the average starts at
-      1, which is what equal gradients then keep. jaxpi moves the weights after a step,
-      here they move before it, as in `weight_by_annealing`.
+      Physics-informed Neural Networks*, arXiv:2308.08468, algorithm 1.
     """
     check_num_tasks(num_tasks)
     check_range("decay", decay, 1)
@@ -102,41 +86,28 @@ def weight_by_annealing(
     Learning-rate annealing: the largest element of the gradient of the equation's loss
     over the mean element of each other one, by size. The residuals' own weights stay 1.
     Weights start at 1, and each update uses those that its own gradients have moved.
-    They depend on the coordinates: with more parameters that a loss hardly moves its
-    weight grows. `weight_by_norms` does not, and treats all tasks alike.
-
-    An absent task's weight stands still, and so do those whose gradient is zero or no
-    number. Scales the losses, so heads too. Costs one backward pass per task, and
-    memory for one gradient per task. Intervals are those of
-    `every(10, weight_by_annealing(T))`, as in the authors' code.
+    They do not move if the gradient is zero or no number. They depend on the
+    coordinates: if more parameters hardly move a loss, its weight grows.
+    `weight_by_norms` does not, and treats all tasks alike. It holds T gradients.
 
     Args:
       num_tasks: number of tasks T.
       residuals: numbers or names of the tasks whose losses are those of the equations.
       decay: `beta`, at least 0 and below 1. The authors' code has 0.9.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
-
     Raises:
-      ValueError: if `decay` is out of range; at the update, if `residuals` are no
-        tasks.
+      ValueError: if `decay` is out of range, or `residuals` are no tasks.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_annealing(2, decay=0.5)
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[6.0, -8.0], [1.0, 3.0]]))
-      >>> grads, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
-      >>> print(state.task_weights)
+      >>> print(weighting.update(grads, weighting.init(jnp.zeros(2)))[1].task_weights)
       [1.  2.5]
 
     References:
-      Wang, Teng and Perdikaris, *Understanding and Mitigating Gradient Flow Pathologies
-      in Physics-Informed Neural Networks*, SIAM Journal on Scientific Computing, 2021,
-      Algorithm 1: maximum and mean are over all parameters. The authors' code leaves
-      out biases, takes the mean of the layers' means, and moves the weights after the
-      step.
+      Wang, Teng and Perdikaris, *Understanding and Mitigating Gradient Flow
+      Pathologies*, SIAM Journal on Scientific Computing, 2021, algorithm 1.
     """
     check_num_tasks(num_tasks)
     check_range("decay", decay, 1)

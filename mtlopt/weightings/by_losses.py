@@ -11,7 +11,9 @@ from mtlopt._checks import Reader, check_num_tasks
 from mtlopt.common.task_weights import TaskWeightsState, mean_weights
 from mtlopt.grad import check_task_grads
 
-# Bound of the slope of a log-weight.
+# Bound of the slope of a log-weight. Weighted losses are about 1 if log-weights are at
+# rest, so a larger slope says no more than its sign; its square, which Adam keeps,
+# overflows from losses of 1e19. NaN stays NaN.
 STEEPEST = 1e3
 
 
@@ -21,17 +23,9 @@ def weight_by_losses(
     weights: Callable[..., jax.Array],
     **arguments: Reader,
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds a weighting from the function that weighs the losses.
+    """Builds a weighting from `weights(losses, present, **vectors)`.
 
-    Args:
-      name: of the method, for errors.
-      num_tasks: number of tasks T.
-      weights: from the losses, float32 or wider, which tasks are present, and the
-        arguments as vectors `[tasks]` to weights `[tasks]` of the losses' dtype.
-      **arguments: those with one entry per task, see `task_argument`.
-
-    Returns:
-      A weighting whose state is a `TaskWeightsState`.
+    Losses are float32 or wider. The `arguments` become vectors, see `task_argument`.
     """
     check_num_tasks(num_tasks)
 
@@ -53,20 +47,13 @@ def weight_by_losses(
 
 
 def bounded_slope(slope: jax.Array) -> jax.Array:
-    """Returns the slope of a learned log-weight, at most `STEEPEST` in size.
-
-    Weighted losses are about 1 where log-weights are at rest, so a larger slope says no
-    more than its sign; Adam keeps its square, which overflows from losses of 1e19. NaN
-    stays NaN.
-    """
+    """Returns the slope of a learned log-weight, at most `STEEPEST` in size."""
     return jnp.clip(slope, -STEEPEST, STEEPEST)
 
 
 def only_there(logits: jax.Array, there: jax.Array) -> jax.Array:
-    """Returns the logits of a softmax over the tasks that are there: -inf for others.
-
-    Zeros if nobody is there, as -inf less -inf is NaN.
-    """
+    """Returns logits of a softmax over the tasks that are there: -inf for others."""
+    # Zeros if nobody is there, as -inf less -inf is NaN.
     return jnp.where(there, logits, jnp.where(jnp.any(there), -jnp.inf, 0))
 
 

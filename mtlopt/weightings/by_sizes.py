@@ -14,11 +14,7 @@ def move_to_equal(
 ) -> jax.Array:
     """Moves weights towards the mean size over each own, see `move_towards`.
 
-    Args:
-      weights: `[tasks]`.
-      sizes: `[tasks]`; a task whose size is not a positive number has no part in it.
-      there: `[tasks]` bool, the tasks that are present.
-      decay: share of the old weights.
+    A task that is not present, or whose size is not a positive number, has no part.
     """
     sizes = sizes.astype(weights.dtype)
     known = there & (sizes > 0) & jnp.isfinite(sizes)
@@ -32,7 +28,7 @@ def move_towards(
 ) -> jax.Array:
     """Returns `decay` times the weights and the rest of the target, where it is known.
 
-    Other weights stand still, and so do those that would not be a number.
+    Other weights do not move, nor do those that would not be a number.
     """
     most = float(jnp.finfo(weights.dtype).max) / _HEADROOM
     moved = decay * weights + (1 - decay) * jnp.minimum(target, most)

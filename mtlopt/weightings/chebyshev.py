@@ -22,16 +22,10 @@ def chebyshev_weights(
     reference: Any = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the derivatives of the largest weighted loss.
+    """Returns the weights `w` `[tasks]` of `weight_by_chebyshev`.
 
-    Args:
-      losses: `L` `[tasks]`. One that is not finite gives NaN.
-      preference: `p` `[tasks]`, used as it is; None for one over the number of tasks.
-      reference: `z` `[tasks]`, the point that losses are counted from; None for zero.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]`: `p_i` for the largest, in equal parts of several that tie.
+    Losses that tie exactly share the weight equally, which is a subgradient. One task
+    has weight `p`. A loss that is not finite gives NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -53,46 +47,31 @@ def weight_by_chebyshev(
     r"""Descends the largest weighted loss: (weighted) Chebyshev scalarization.
 
     .. math:: S = \max_i \, p_i (L_i - z_i), \qquad
-        w_i = \frac{\partial S}{\partial L_i} =
-        \begin{cases} p_i / k & \text{if } i \text{ is one of the } k \text{ largest} \\
+        w_i = \begin{cases} p_i / k & \text{for the } k \text{ largest} \\
         0 & \text{otherwise} \end{cases}
 
-    `chain(weight_by_chebyshev(T), sum_tasks(T))` is subgradient descent on `S`. Its
-    minimiser is weakly Pareto-optimal for every positive `p`, and every weakly
-    Pareto-optimal point above `z` is one, on a front of any shape. Losses that tie
-    exactly share the weight equally, which is a subgradient. All other tasks stand
-    still, their heads too, and the largest alternates near the minimum:
-    `weight_by_stch` smooths it. On T equal gradients g and equal losses it returns
-    `g / T`; one task is untouched.
-
-    Scales the losses, so heads too.
+    The minimiser of `S` is weakly Pareto-optimal for every positive `p`, and every
+    weakly Pareto-optimal point above `z` is one, on a front of any shape. Only the
+    largest and its head move; near the minimum it alternates (see `weight_by_stch`).
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, not negative, used as it is; None for
-        `1/T`.
+      preference: `p`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
       reference: `z`, `[tasks]` or by name, a lower bound of the losses; None for zero.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
-
     Raises:
-      ValueError: if `preference` or `reference` is not one number for each task, or
-        `preference` is negative, or zero for all.
+      ValueError: if an argument is out of range or does not fit the tasks.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_chebyshev(2, preference=jnp.array([1.0, 2.0]))
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[3.0, 2.0])
-      >>> _, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
-      >>> print(state.task_weights)
+      >>> print(weighting.update(grads, weighting.init(jnp.zeros(2)))[1].task_weights)
       [0. 2.]
 
     References:
-      Bowman, *On the Relationship of the Tchebycheff Norm and the Efficient Frontier of
-      Multiple-Criteria Objectives*, 1976. Miettinen, *Nonlinear Multiobjective
-      Optimization*, 1998, section 3.4.
+      Bowman, *On the Relationship of the Tchebycheff Norm and the Efficient Frontier*,
+      1976. Miettinen, *Nonlinear Multiobjective Optimization*, 1998, section 3.4.
     """
 
     def weights(

@@ -22,16 +22,10 @@ def cosmos_weights(
     preference: Any = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the derivatives of COSMOS, see `weight_by_cosmos`.
+    """Returns the weights `w` `[tasks]` of `weight_by_cosmos`. They may be negative.
 
-    Args:
-      losses: `L` `[tasks]`.
-      penalty: `lambda`, not negative, in the unit of the losses.
-      preference: `p` `[tasks]`, used as it is; None for one over the number of tasks.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]`. They may be negative.
+    They are `p` if `L` is parallel to `p`, to rounding, or zero, where the cosine has
+    no derivative, and if `penalty` is zero.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -50,48 +44,31 @@ def weight_by_cosmos(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Descends a weighted sum and turns the losses towards a preference: COSMOS.
 
-    .. math:: S = \langle p, L \rangle - \lambda \cos(p, L)
+    .. math:: S = \langle p, L \rangle - \lambda \cos(p, L), \qquad
+        w = p - \frac{\lambda}{|L|} \Big( \frac{p}{|p|} - \cos(p, L) \frac{L}{|L|} \Big)
 
-        w = \frac{\partial S}{\partial L} = p - \frac{\lambda}{|L|}
-        \left( \frac{p}{|p|} - \cos(p, L) \frac{L}{|L|} \right)
-
-    `chain(weight_by_cosmos(T), sum_tasks(T))` is gradient descent on `S`. The second
-    part turns the vector of losses towards `p` and neither lengthens nor shortens it
-    to first order. A weight is negative, so that the loss is driven up, where a loss is
-    well below its share: watch `TaskGrads.losses`. Where `L` is parallel to `p`, to
-    rounding, or zero, where the cosine has no derivative, the weights are `p`;
-    `penalty=0` makes them so everywhere. On T equal gradients g and equal losses it
-    returns g; one task is untouched.
-
-    The network of the paper also reads `p`, drawn anew for every batch; then give
-    `p` by `optax.inject_hyperparams`. Scales the losses, so heads too.
+    The second part turns the vector of losses towards `p` and keeps its length to first
+    order. If a loss is well below its share its weight is negative, so that it rises:
+    watch `TaskGrads.losses`. The network of the paper also reads `p`, drawn anew for
+    every batch; then give `p` by `optax.inject_hyperparams`.
 
     Args:
       num_tasks: number of tasks T.
-      penalty: `lambda`, not negative, in the unit of the losses. The authors' code uses
-        0.01 to 8; no value suits all problems.
-      preference: `p`, `[tasks]` or by name, not negative, used as it is; None for
-        `1/T`.
-
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+      penalty: `lambda`, not negative, in the unit of the losses; no value suits all.
+      preference: `p`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
 
     Raises:
-      ValueError: if `penalty` is negative, or `preference` is not one number for each
-        task, is negative, or is zero for all.
+      ValueError: if an argument is out of range or does not fit the tasks.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_cosmos(2, preference=jnp.array([3.0, 4.0]))
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[0.0, 2.0])
-      >>> _, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
-      >>> print(state.task_weights)
+      >>> print(weighting.update(grads, weighting.init(jnp.zeros(2)))[1].task_weights)
       [2.7 4. ]
 
     References:
-      Ruchte and Grabocka, *Scalable Pareto Front Approximation for Deep Multi-Objective
-      Learning*, ICDM 2021.
+      Ruchte and Grabocka, *Scalable Pareto Front Approximation*, ICDM 2021.
     """
     check_range("penalty", penalty)
 

@@ -39,21 +39,15 @@ def dwa_weights(
     temperature: Any = 2.0,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the weights of DWA from two epochs' mean losses.
+    """Returns the weights `w` `[tasks]` of `weight_by_dwa`.
 
-    Args:
-      last: `[tasks]`, mean losses of the last epoch.
-      before: `[tasks]`, mean losses of the epoch before.
-      temperature: softness of the softmax.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]` that sum to the number of present tasks.
+    They sum to the number of present tasks. `last` and `before` are the mean losses
+    `[tasks]` of two epochs. A loss that was zero before counts as unchanged.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> dwa_weights(jnp.array([1.0, 1.0]), jnp.array([1.0, 1.0]))
-      Array([1., 1.], dtype=float32)
+      >>> print(dwa_weights(jnp.array([1.0, 1.0]), jnp.array([1.0, 1.0])))
+      [1. 1.]
     """
     there = everyone(len(last), present)
     # A loss that was zero has no rate: it counts as unchanged.
@@ -65,41 +59,34 @@ def dwa_weights(
 def weight_by_dwa(
     num_tasks: int, temperature: Any = 2.0, steps_per_epoch: int = 1
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weights up the losses that fall slowly.
+    r"""Weights up the losses that fall slowly: dynamic weight average, DWA.
 
     .. math:: w_i = T \, \mathrm{softmax}_i(r / \tau), \qquad
         r_i = L_i[t-1] / L_i[t-2]
 
     with `L_i[t]` the mean loss of epoch t. In the first two epochs all weights are 1.
-    An epoch ends every `steps_per_epoch` updates. Scales the losses, so heads too.
-    Ratios cancel the units of the losses; a task that is absent for a whole epoch keeps
-    its last rate.
+    Ratios have no unit. A task that is absent for a whole epoch keeps its last rate.
 
     Args:
       num_tasks: number of tasks T.
       temperature: `tau`, positive; large is equal weights. The paper's value is 2.
       steps_per_epoch: number of updates that make an epoch, a Python int.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
-
     Raises:
       ValueError: if an argument is not positive.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_dwa(2)
       >>> state = weighting.init(jnp.zeros(2))
       >>> for losses in ([4.0, 4.0], [2.0, 4.0], [1.0, 4.0]):
       ...     grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=losses)
       ...     grads, state = weighting.update(grads, state)
-      >>> [round(float(weight), 3) for weight in state.task_weights]
-      [0.876, 1.124]
+      >>> print(*state.task_weights)  # doctest: +NUMBER
+      0.876 1.124
 
     References:
-      Liu, Johns and Davison, End-to-end multi-task learning with attention, CVPR 2019,
-      equation 7.
+      Liu, Johns and Davison, *End-to-end multi-task learning*, CVPR 2019, equation 7.
     """
     check_num_tasks(num_tasks)
     check_positive("temperature", temperature)

@@ -37,52 +37,39 @@ class WeightByExcessState(NamedTuple):
 def weight_by_excess(
     num_tasks: int, labels: Rules, learning_rate: Any = 0.01
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weights up the losses that have farthest to fall.
+    r"""Weights up the losses that have farthest to fall: ExcessMTL.
 
     .. math:: w_i \propto w_i \exp(\eta \, E_i / E_i[0]), \qquad
         E_i = g_i^\top \mathrm{diag}(S_i)^{-1/2} g_i, \qquad S_i = \sum_t g_i[t]^2
 
-    `E_i` estimates how far loss i is above its optimum, with the Hessian that AdaGrad
-    would use, so that a task with label noise is not weighted up for its large loss.
-    Divided by the first one, it has no units: gradients scaled by constants get the
-    same weights. At the first update all weights are 1, so on T equal gradients it is
-    the summed loss; the weights sum to T. An element that was never moved counts as
-    zero, and a task whose gradient has always been zero as one that has not changed.
-    Squares that are no numbers count as zero, or as the largest number.
-    Scales the losses, so heads too.
-
-    Absent tasks keep their weight, and the present ones share what they had. Costs one
-    backward pass per task, and memory for one gradient per task. For shared parameters
-    only, not latent space.
+    `E_i` estimates how far loss i is above its optimum, with AdaGrad's Hessian, so that
+    label noise does not weight up a task for its large loss. Divided by the first one
+    it has no unit: constant factors of the gradients do not change the weights. They
+    are 1 at the first update, and sum to T. An element that never moved counts as zero,
+    a task whose gradient was always zero as unchanged. Squares that are no numbers
+    count as zero, or as the largest number.
 
     Args:
       num_tasks: number of tasks T.
       labels: who owns which leaf, as given to `task_grad`.
       learning_rate: `eta`, positive.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
-
     Raises:
-      ValueError: if `learning_rate` is not positive; at the update, if the rows are not
-        those of the shared leaves of `labels`.
+      ValueError: if `learning_rate` is not positive, or the rows not those of `labels`.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_excess(2, "shared", learning_rate=1.0)
       >>> state = weighting.init(jnp.zeros(2))
       >>> for size in (1.0, 0.0):
-      ...     rows = jnp.array([[3.0, 0.0], [0.0, size]])
-      ...     grads = mtlopt.TaskGrads.from_rows(rows)
+      ...     grads = mtlopt.TaskGrads.from_rows(jnp.diag(jnp.array([3.0, size])))
       ...     grads, state = weighting.update(grads, state)
-      >>> [round(float(weight), 3) for weight in state.task_weights]
-      [1.34, 0.66]
+      >>> print(*state.task_weights)  # doctest: +NUMBER
+      1.34 0.66
 
     References:
       He et al., *Robust Multi-Task Learning with Excess Risks*, ICML 2024, equations 6,
-      7 and 9, with weights that sum to T as in the authors' code. TorchJD's sum to 1,
-      and its first step is with risks that are not yet divided by the first ones.
+      7 and 9, with weights that sum to T as in the authors' code.
     """
     check_num_tasks(num_tasks)
     check_positive("learning_rate", learning_rate)

@@ -45,21 +45,15 @@ def _softmax(logits: jax.Array, there: jax.Array) -> jax.Array:
 def famo_weights(
     losses: jax.Array, logits: jax.Array, present: jax.Array | None = None
 ) -> jax.Array:
-    """Returns the weights of FAMO, see `weight_by_famo`.
+    """Returns the weights `w` `[tasks]` of `weight_by_famo`, which sum to one.
 
-    Args:
-      losses: `D` `[tasks]`, positive: losses above their lower bounds.
-      logits: `x` `[tasks]`.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]` that sum to one; zero where a loss is zero.
+    `losses` are `D`, above the lower bounds: zero weighs nothing, a negative one gives
+    NaN. `logits` are `x`, `[tasks]`. One task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> weights = famo_weights(jnp.array([1.0, 3.0]), jnp.zeros(2))
-      >>> [round(float(weight), 3) for weight in weights]
-      [0.75, 0.25]
+      >>> print(*famo_weights(jnp.array([1.0, 3.0]), jnp.zeros(2)))  # doctest: +NUMBER
+      0.75 0.25
     """
     losses = jnp.asarray(losses)
     # softmax(x)_i / D_i over its sum, in logarithms.
@@ -76,8 +70,7 @@ def weight_by_famo(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lets all losses fall at the same rate, from the losses alone: FAMO.
 
-    .. math:: S = c \sum_i z_i \log D_i, \qquad
-        w_i = \frac{\partial S}{\partial L_i} = c \, \frac{z_i}{D_i}, \qquad
+    .. math:: S = c \sum_i z_i \log D_i, \qquad w_i = c \, \frac{z_i}{D_i}, \qquad
         D = L - b, \quad z = \mathrm{softmax}(x), \quad
         c = \Big( \sum_i \frac{z_i}{D_i} \Big)^{-1}
 
@@ -87,19 +80,9 @@ def weight_by_famo(
     .. math:: z_i (\delta_i - \langle z, \delta \rangle) + \gamma x_i, \qquad
         \delta = \log D(\theta_t) - \log D(\theta_{t+1})
 
-    where both are losses of one batch. The later ones are the keyword `losses_after` of
-    the next `update`: the losses `[tasks]` of the previous batch at the parameters that
-    this update is given, ::
-
-        after = oracle.losses(params, *previous_batch)
-        updates, state = tx.update(
-            oracle(params, *batch), state, params, losses_after=after
-        )
-
-    one more forward pass a step. Without it (or where it is None) the losses of the
-    current batch stand in for them. Where every batch is the whole data they are the
-    same; else `delta` also holds the difference between two batches. At the first
-    update nothing is learned and `losses_after` is not looked at.
+    Both losses are of one batch; the later ones are the keyword `losses_after` of the
+    next update, `oracle.losses(params, *previous_batch)`. Without it the losses of the
+    current batch are taken. The first update learns nothing.
 
     With `exact` no second losses are needed: `delta` is what the difference approaches
     for short steps along this update `d`, for a learning rate of one,
@@ -107,53 +90,36 @@ def weight_by_famo(
     .. math:: \delta_i = \langle \nabla \log D_i, d \rangle, \qquad
         d = \sum_i w_i \nabla L_i
 
-    by one backward pass (that of `sum_tasks`, if it follows) and one pushforward, and
-    the logits move at once. `gamma` then counts as much as one divided by the learning
-    rate would make it in the difference.
+    by one backward pass (that of `sum_tasks`, if it follows) and one pushforward. The
+    logits move at once; `gamma` counts like one over the learning rate without `exact`.
 
-    Weights sum to one, so on T equal gradients g it returns g; one task is untouched.
-    Multiplying one loss by a constant changes the length of the step but not its
-    direction, nor what is learned. `x` has its own optimizer, so that a weight decay of
-    the model never touches it; an absent task's `x` and its optimizer state stand
-    still. Scales the losses, so heads too.
-
-    Losses must lie above `min_losses`; below it the result is NaN. One exactly at it
-    weighs nothing, and its `x` stands still, until it rises; the others train on. (The
-    authors add 1e-8 to `D`; then a task at zero takes all the weight, and with the zero
-    gradient that it has there the shared parameters stop.)
+    A constant factor of a loss changes the length of the step only. The `x` of a task
+    at its lower bound does not move until the loss rises.
 
     Args:
       num_tasks: number of tasks T.
       gamma: pull of the logits towards zero, not negative; it enters the gradient
-        before the optimizer. The paper's listing and LibMTL have 1e-3, the authors'
-        `famo.py` 1e-2.
+        before the optimizer. The paper's listing has 1e-3, the authors' `famo.py` 1e-2.
       optimizer: any Optax optimizer for `x`. Default: `optax.adam(0.025)`.
       min_losses: lower bounds `b` of the losses, `[tasks]` or by name; None for zero.
       exact: whether `delta` is a derivative instead of a difference of losses.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
-
     Raises:
-      ValueError: if `gamma` is negative, `min_losses` or `losses_after` has not one
-        entry per task, or `losses_after` is given with `exact`.
+      ValueError: if an argument does not fit the tasks, `gamma` is negative, or
+        `losses_after` is given with `exact`.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt, optax
+      >>> import jax.numpy as jnp, mtlopt, optax
       >>> weighting = mtlopt.weight_by_famo(2, optimizer=optax.sgd(1.0))
       >>> state = weighting.init(jnp.zeros(2))
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 1.0])
       >>> for after in (None, [0.5, 1.0]):
       ...     _, state = weighting.update(grads, state, losses_after=after)
-      >>> [round(float(weight), 3) for weight in state.task_weights]
-      [0.414, 0.586]
+      >>> print(*state.task_weights)  # doctest: +NUMBER
+      0.414 0.586
 
     References:
-      Liu et al., *FAMO: Fast Adaptive Multitask Optimization*, NeurIPS 2023, algorithm
-      1. The authors' code takes the second losses on the same batch; on its toy
-      problem, which has no batches, those of the next step, as here. It also clips the
-      gradient to length 1: chain `optax.clip_by_global_norm` behind the aggregator.
+      Liu et al., *FAMO*, NeurIPS 2023, algorithm 1.
     """
     check_num_tasks(num_tasks)
     check_range("gamma", gamma)

@@ -17,28 +17,21 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
 
     .. math:: L_i \leftarrow w_i L_i
 
-    Weightings scale losses, so they scale a task's head as well as its share of the
-    common direction: `chain(weight_by_fixed(w), sum_tasks(T))` trains on
-    `sum_i w_i L_i`.
+    `chain(weight_by_fixed(w), sum_tasks(T))` trains on `sum_i w_i L_i`.
 
     Args:
-      weights: `w`, `[tasks]` or by name (a mapping from task to weight): any finite
-        numbers.
-
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+      weights: `w`, `[tasks]` or a mapping from task to weight: any finite numbers.
 
     Raises:
       ValueError: if `weights` is neither or has an entry that is not finite; at the
         update, if the number of tasks or a name differs.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt, optax
+      >>> import jax.numpy as jnp, mtlopt, optax
       >>> tx = optax.chain(mtlopt.weight_by_fixed([1.0, 10.0]), mtlopt.sum_tasks(2))
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
-      >>> tx.update(grads, tx.init(jnp.zeros(2)))[0]
-      Array([ 1., 10.], dtype=float32)
+      >>> print(tx.update(grads, tx.init(jnp.zeros(2)))[0])
+      [ 1. 10.]
     """
     by_name = isinstance(weights, Mapping)
     shape = (len(weights),) if by_name else jnp.asarray(weights).shape

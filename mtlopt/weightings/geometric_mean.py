@@ -11,14 +11,10 @@ from mtlopt.weightings.by_losses import weight_by_losses
 def geometric_mean_weights(
     losses: jax.Array, present: jax.Array | None = None
 ) -> jax.Array:
-    """Returns the derivatives of the geometric mean of the losses.
+    """Returns the weights `w` `[tasks]` of `weight_by_geometric_mean`.
 
-    Args:
-      losses: `L` `[tasks]`, not negative. A negative loss gives NaN.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]`; zeros where a loss is zero, see `weight_by_geometric_mean`.
+    A loss of zero makes `S` zero, which is its minimum, and all weights zero. A
+    negative loss gives NaN. One task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -38,36 +34,20 @@ def geometric_mean_weights(
 def weight_by_geometric_mean(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     r"""Descends the geometric mean of the losses: GLS.
 
-    .. math:: S = \Big( \prod_i L_i \Big)^{1/T}, \qquad
-        w_i = \frac{\partial S}{\partial L_i} = \frac{S}{T L_i}
+    .. math:: S = \Big( \prod_i L_i \Big)^{1/T}, \qquad w_i = \frac{S}{T L_i}
 
-    `chain(weight_by_geometric_mean(T), sum_tasks(T))` is gradient descent on `S`. All
-    weighted losses are equal, `w_i L_i = S / T`: multiplying one loss by a constant
+    All weighted losses are equal, `w_i L_i = S / T`: multiplying one loss by a constant
     changes the length of the step but not its direction, nor the tasks' shares in it.
-    On T equal gradients g and equal losses it returns g; one task is untouched.
-
-    Losses must not be negative; a negative one gives NaN. A loss of zero makes `S`
-    zero, which is its minimum, and all weights zero. Scales the losses, so heads too.
-
-    Args:
-      num_tasks: number of tasks T.
-
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_geometric_mean(2)
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 4.0])
-      >>> _, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
-      >>> print(state.task_weights)
+      >>> print(weighting.update(grads, weighting.init(jnp.zeros(2)))[1].task_weights)
       [1.   0.25]
 
     References:
-      Chennupati et al., *MultiNet++: Multi-Stream Feature Aggregation and Geometric
-      Loss Strategy for Multi-Task Learning*, CVPR Workshops 2019. LibMTL descends the
-      same `S`; the weights that it reports are not the derivatives.
+      Chennupati et al., *MultiNet++*, CVPR Workshops 2019.
     """
 
     def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:

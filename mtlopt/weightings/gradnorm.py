@@ -43,56 +43,41 @@ def weight_by_gradnorm(
     optimizer: optax.GradientTransformation | None = None,
     layer: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Learns loss weights that balance gradient norms, larger for slower tasks.
+    r"""Learns weights that balance gradient norms, larger for slow tasks: GradNorm.
 
     .. math:: \min_w \sum_i \left| G_i - \bar G \, r_i^\alpha \right|, \qquad
         G_i = w_i |g_i|, \qquad r_i = \frac{L_i / L_i[0]}{\mathrm{mean}_j L_j / L_j[0]}
 
     one step a batch, with the target `mean(G) r^alpha` held constant; then the weights
-    are divided by their mean, so that they sum to T. They start at 1, so the first
-    update is that of the summed loss, and a step uses the weights before it. A weight
-    that would turn negative is zero instead, and can grow again. The losses must not be
-    negative; a first loss of zero has no rate and counts as unchanged.
-
-    The weights have their own optimizer, so that a weight decay of the model never
-    touches them. Their gradient is `|g_i|` up to sign: the steps of plain SGD grow with
-    the gradients, those of `optax.adam` do not.
-
-    An absent task's weight and optimizer state stand still, and the present ones share
-    what they had together. A task that joins later is measured by its own first loss.
-    Scales the losses, so heads too.
+    are divided by their mean, so that they sum to T. They start at 1, and a step uses
+    the weights before it. A weight that would turn negative is zero instead, and can
+    grow again. The losses must not be negative; a first loss of zero has no rate and
+    counts as unchanged. A task that joins later is measured by its own first loss. The
+    slope of a weight is `|g_i|` up to sign: the steps of plain SGD grow with the
+    gradients, those of `optax.adam` do not.
 
     Args:
       num_tasks: number of tasks T.
       alpha: pull towards a common training rate, at least 0: 0 is equal norms. The
         paper has 1.5 for tasks that differ, 0.12 for alike ones.
       optimizer: any Optax optimizer for the weights. Default: `optax.sgd(0.025)`.
-      layer: path of the shared leaves over which the norms are taken, `"encoder/last"`
-        or a leaf of it; the paper has the last shared layer. None for the latent, which
-        costs nothing, or, in a problem without `encode`, for all shared leaves, which
-        costs one backward pass per task.
-
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+      layer: path of the shared leaves whose norms are taken, such as `"encoder/last"`;
+        the paper has the last shared layer. None for the latent, which costs nothing,
+        or without `encode` for all shared leaves, with T backward passes.
 
     Raises:
       ValueError: if `alpha` is negative; at the update, if `layer` is no shared leaf.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt, optax
+      >>> import jax.numpy as jnp, mtlopt, optax
       >>> weighting = mtlopt.weight_by_gradnorm(2, optimizer=optax.sgd(0.1))
-      >>> rows = jnp.array([[1.0, 0.0], [0.0, 4.0]])
-      >>> grads = mtlopt.TaskGrads.from_rows(rows, losses=[1.0, 1.0])
-      >>> state = weighting.init(jnp.zeros(2))
-      >>> for _ in range(2):
-      ...     scaled, state = weighting.update(grads, state)
-      >>> [round(float(weight), 3) for weight in state.task_weights]
-      [1.294, 0.706]
+      >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[1.0, 0.0], [0.0, 4.0]]))
+      >>> _, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
+      >>> print(*state.learned)  # doctest: +NUMBER
+      1.294 0.706
 
     References:
-      Chen et al., *GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
-      Multitask Networks*, ICML 2018, Algorithm 1, equations 1 and 2.
+      Chen et al., *GradNorm*, ICML 2018, algorithm 1, equations 1 and 2.
     """
     check_num_tasks(num_tasks)
     check_range("alpha", alpha)

@@ -15,13 +15,7 @@ from mtlopt.weightings.by_losses import bounded_slope
 
 
 class WeightByImtlLState(NamedTuple):
-    """State of `weight_by_imtl_l`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update.
-      log_scale: `[tasks]`, the learned `s`.
-      inner_state: state of the optimizer of `s`, with a leading task axis.
-    """
+    """State of `weight_by_imtl_l`: the learned `s`, and its optimizer's state."""
 
     task_weights: jax.Array
     log_scale: jax.Array
@@ -33,40 +27,25 @@ def weight_by_imtl_l(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Learns a scale per task that makes its weighted loss one: IMTL-L.
 
-    .. math:: S = \sum_i e^{s_i} L_i - s_i, \qquad
-        w_i = \frac{\partial S}{\partial L_i} = e^{s_i}
+    .. math:: S = \sum_i e^{s_i} L_i - s_i, \qquad w_i = e^{s_i}
 
-    with `s_i` the log-scale of task i, initially 0, so that training starts from the
-    plain sum; `w_i L_i = 1` where `s_i` is at rest. It is learned along with the
-    parameters by its own optimizer, so that a weight decay of the model never touches
-    it; an absent task's `s` and its optimizer state stand still. The first update on T
-    equal gradients g returns `T g`. It is twice `weight_by_uncertainty` of regression
-    losses at `-s`.
-
-    Losses must be positive: the scale of one that stays zero grows without bound. The
-    slope of `s_i` is at most 1e3 in size, so that one huge or infinite loss does not
-    fill the optimizer's moments for good; that of a NaN loss is NaN, and so is `s_i`
-    from then on, see `skip_not_finite`. With `imtl_g` behind it, this is IMTL. Scales
-    the losses, so heads too.
+    `s_i` is initially 0, so training starts from the plain sum; `w_i L_i = 1` when
+    `s_i` is at rest. It is twice `weight_by_uncertainty` of regression losses at `-s`,
+    with the same bound of the slope. Losses must be positive: the scale of one that
+    stays zero grows without bound. With `imtl_g` as the aggregator, this is IMTL.
 
     Args:
       num_tasks: number of tasks T.
       optimizer: any Optax optimizer for `s`. Default: `optax.adam(1e-2)`. With plain
         SGD the step of `s_i` grows with the unit of `L_i`, up to slopes of 1e3.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
-
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt, optax
+      >>> import jax.numpy as jnp, mtlopt, optax
       >>> weighting = mtlopt.weight_by_imtl_l(2, optimizer=optax.sgd(0.1))
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 5.0])
-      >>> state = weighting.init(jnp.zeros(2))
-      >>> for _ in range(2):
-      ...     scaled, state = weighting.update(grads, state)
-      >>> [round(float(weight), 3) for weight in state.task_weights]
-      [1.0, 0.67]
+      >>> _, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
+      >>> print(*weighting.update(grads, state)[1].task_weights)  # doctest: +NUMBER
+      1.00 0.67
 
     References:
       Liu et al., *Towards Impartial Multi-task Learning*, ICLR 2021, section 3.2.

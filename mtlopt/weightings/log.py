@@ -9,24 +9,15 @@ from mtlopt.weightings.by_losses import weight_by_losses
 
 
 def log_weights(losses: jax.Array, present: jax.Array | None = None) -> jax.Array:
-    r"""Returns the derivatives of the logarithms of the losses.
-
-    .. math:: w_i = 1 / L_i
+    """Returns the weights `w` `[tasks]` of `weight_by_log`.
 
     A loss of zero gets weight zero: a non-negative loss has no gradient there. A
     negative loss has no logarithm and gets NaN, which Optax's `apply_if_finite` stops.
 
-    Args:
-      losses: `[tasks]`, positive.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]`.
-
     Examples:
       >>> import jax.numpy as jnp
-      >>> log_weights(jnp.array([0.5, 4.0, 0.0]))
-      Array([2.  , 0.25, 0.  ], dtype=float32)
+      >>> print(log_weights(jnp.array([0.5, 4.0, 0.0])))
+      [2.   0.25 0.  ]
     """
     weights = safe_divide(jnp.ones_like(losses), losses)
     weights = jnp.where(losses < 0, jnp.sqrt(losses), weights)  # NaN
@@ -34,33 +25,22 @@ def log_weights(losses: jax.Array, present: jax.Array | None = None) -> jax.Arra
 
 
 def weight_by_log(num_tasks: int) -> optax.GradientTransformationExtraArgs:
-    r"""Trains on the logarithms of the losses.
+    r"""Trains on the logarithms of the losses, which cancels their units.
 
     .. math:: L_i \leftarrow \log L_i, \qquad w_i = 1 / L_i
 
-    The units of the losses cancel. `chain(weight_by_log(T), sum_tasks(T))` descends the
-    product of the losses, and so their geometric mean; `chain(weight_by_log(T),
-    balance_norms(T))` is DB-MTL. On losses of 1 all weights are 1. Losses must be
-    positive: a zero loss gets weight zero, a negative one NaN (see `log_weights`).
-    Scales the losses, so heads too.
-
-    Args:
-      num_tasks: number of tasks T.
-
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+    `chain(weight_by_log(T), sum_tasks(T))` descends the product of the losses, and so
+    their geometric mean; `chain(weight_by_log(T), balance_norms(T))` is DB-MTL.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt, optax
+      >>> import jax.numpy as jnp, mtlopt, optax
       >>> tx = optax.chain(mtlopt.weight_by_log(2), mtlopt.sum_tasks(2))
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[0.5, 4.0])
-      >>> tx.update(grads, tx.init(jnp.zeros(2)))[0]
-      Array([2.  , 0.25], dtype=float32)
+      >>> print(tx.update(grads, tx.init(jnp.zeros(2)))[0])
+      [2.   0.25]
 
     References:
-      Lin et al., *Dual-Balancing for Multi-Task Learning*, arXiv 2308.12029, 2023,
-      section 3.1. LibMTL adds 1e-8 to the losses.
+      Lin et al., *Dual-Balancing for Multi-Task Learning*, arXiv:2308.12029, 2023.
     """
 
     def weights(losses: jax.Array, present: jax.Array | None) -> jax.Array:

@@ -18,11 +18,7 @@ _AT_A_TIME = 16
 
 
 class WeightByNtkState(NamedTuple):
-    """State of `weight_by_ntk`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update, the moving average.
-    """
+    """State of `weight_by_ntk`: the moving average of the weights, `[tasks]`."""
 
     task_weights: jax.Array
 
@@ -36,60 +32,42 @@ def weight_by_ntk(
         \frac{\mathrm{mean}_j \rho_j}{\rho_i}, \qquad
         \rho_i = \frac{\mathrm{tr} K_i}{N_i}, \quad K_i = J_i J_i^\top
 
-    For losses that are means of squares of residuals, `L_i = |r_i|^2 / N_i` with
-    `J_i = dr_i / dtheta`. The mean of the kernel's diagonal is the rate at which loss i
-    would fall if its residual had no direction. Hand the traces to the update:
+    For losses that are means of squares of residuals, `L_i = |r_i|^2 / N_i` with `J_i =
+    dr_i / dtheta`. The mean of the kernel's diagonal is the rate at which loss i would
+    fall if its residual had no direction. Pass the traces to the update as `traces`,
+    numbers `[tasks]` or by name, or a function that returns them, such as `lambda:
+    ntk_traces(residuals, params, *batch)`. It is called only if the weights are
+    computed, so with `every(1000, weight_by_ntk(T))` on every 1000th update.
 
-    .. code-block:: python
-
-        traces = lambda: mtlopt.ntk_traces(residuals, params, *batch)
-        tx.update(grads, state, params, traces=traces)  # or step(..., traces=traces)
-
-    A function is called only if the weights are computed, so with
-    `every(1000, weight_by_ntk(T))` on every 1000th update; an array works too.
-
-    Without `traces` the kernel is looked at along the residual that there is, which
-    needs no more than the losses and their gradients:
+    Without `traces` the kernel is looked at along the residual that there is,
 
     .. math:: \rho_i = \frac{|g_i|^2}{L_i}
         = \frac{4}{N_i} \frac{r_i^\top K_i r_i}{r_i^\top r_i}
 
-    the rate at which loss i falls along its own gradient. It costs one backward pass
-    per task. For one point a task the two agree, but for the factor 4, which cancels.
+    the rate at which loss i falls along its own gradient, for one backward pass per
+    task. For one point a task the two agree, but for the factor 4, which cancels.
 
-    Weights start at 1, and each update uses those that its own batch has moved. An
-    absent task's weight stands still, and so does one whose rate is no positive number,
-    as that of a loss which is zero. Scales the losses, so heads too.
+    Weights start at 1, and each update uses those that its own batch has moved. A
+    weight does not move if its rate is no positive number, such as for a loss of zero.
 
     Args:
       num_tasks: number of tasks T.
       decay: `beta`, at least 0 and below 1. jaxpi has 0.9; 0 is no average.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator. The
-      `update` takes `traces=`, numbers `[tasks]` or by name, or a function that returns
-      them.
-
     Raises:
-      ValueError: if `decay` is out of range; at the update, if `traces` has not one
-        entry per task.
+      ValueError: if `decay` is out of range; at the update, if `traces` does not fit.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_ntk(2, decay=0.5)
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 1.0])
-      >>> state = weighting.init(jnp.zeros(2))
-      >>> _, state = weighting.update(grads, state, traces=jnp.array([1.0, 4.0]))
-      >>> print(state.task_weights)
+      >>> state, traces = weighting.init(jnp.zeros(2)), jnp.array([1.0, 4.0])
+      >>> print(weighting.update(grads, state, traces=traces)[1].task_weights)
       [1.75   0.8125]
 
     References:
-      Wang, Yu and Perdikaris, *When and Why PINNs Fail to Train: A Neural Tangent
-      Kernel Perspective*, Journal of Computational Physics, 2022, Algorithm 1. It has
-      the sum of the traces over each, and no average. jaxpi has means over points, over
-      tasks and over time, as here: losses that are means do not depend on the number of
-      their points, and equal rates keep weights of 1.
+      Wang, Yu and Perdikaris, *When and Why PINNs Fail to Train*, Journal of
+      Computational Physics, 2022, algorithm 1, with jaxpi's means.
     """
     check_num_tasks(num_tasks)
     check_range("decay", decay, 1)
@@ -145,8 +123,7 @@ def ntk_traces(residuals: Callable[..., Any], params: Any, *args: Any) -> Any:
       A number for each entry, in the mapping or sequence that the function returns.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> def residuals(w, x):
       ...     return {"equation": w * x, "edge": w - x[:1]}
       >>> found = mtlopt.ntk_traces(residuals, 3.0, jnp.array([1.0, 2.0, 4.0]))

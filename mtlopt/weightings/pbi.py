@@ -22,18 +22,10 @@ def pbi_weights(
     reference: Any = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the derivatives of PBI, see `weight_by_pbi`.
+    """Returns the weights `w` `[tasks]` of `weight_by_pbi`. They may be negative.
 
-    Args:
-      losses: `L` `[tasks]`.
-      penalty: `theta`, not negative.
-      preference: direction `p` `[tasks]`; its length does not matter. None for equal
-        losses.
-      reference: `z` `[tasks]`, the point that losses are counted from; None for zero.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]`. They may be negative.
+    They are `u` on the ray of `p`, to rounding, where `d_2` has no derivative, and if
+    `penalty` is zero. One task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -58,46 +50,32 @@ def weight_by_pbi(
     .. math:: S = d_1 + \theta d_2, \qquad d_1 = \langle L - z, u \rangle, \qquad
         d_2 = | L - z - d_1 u |, \qquad u = p / |p|
 
-        w = \frac{\partial S}{\partial L} = u + \theta \, \frac{L - z - d_1 u}{d_2}
+        w = u + \theta \, \frac{L - z - d_1 u}{d_2}
 
     `d_1` is how far the losses are from the reference point along `p`, `d_2` how far
-    they are off that ray. `chain(weight_by_pbi(T), sum_tasks(T))` is gradient descent
-    on `S`. The weights do not depend on the unit that all losses share. A weight is
-    negative, so that the loss is driven up, where a loss is well below its share:
-    watch `TaskGrads.losses`. On the ray, to rounding, where `d_2` has no derivative,
-    its part is zero and the weights are `u`; `penalty=0` makes them so everywhere. On
-    T equal gradients g and equal losses it returns `sqrt(T) g`; one task is untouched.
-
-    Scales the losses, so heads too.
+    they are off that ray. The weights do not depend on the unit that all losses share.
+    If a loss is well below its share its weight is negative, so that it rises: watch
+    `TaskGrads.losses`.
 
     Args:
       num_tasks: number of tasks T.
       penalty: `theta`, not negative. The paper's value is 5.
-      preference: `p`, `[tasks]` or by name, not negative; its length does not matter.
-        None for equal losses.
+      preference: `p`, `[tasks]` or by name, at least 0, of any length; None for equal.
       reference: `z`, `[tasks]` or by name, a lower bound of the losses; None for zero.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
-
     Raises:
-      ValueError: if `penalty` is negative, `preference` or `reference` is not one
-        number for each task, or `preference` is negative, or zero for all.
+      ValueError: if an argument is out of range or does not fit the tasks.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_pbi(2, preference=jnp.array([0.0, 1.0]))
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[3.0, 2.0])
-      >>> _, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
-      >>> print(state.task_weights)
+      >>> print(weighting.update(grads, weighting.init(jnp.zeros(2)))[1].task_weights)
       [5. 1.]
 
     References:
-      Zhang and Li, *MOEA/D: A Multiobjective Evolutionary Algorithm Based on
-      Decomposition*, IEEE Transactions on Evolutionary Computation 11, 2007, section
-      II-C; its `d_1` is an absolute value, the same above `z`. TorchJD adds 1e-12 under
-      the root of `d_2`; this is the exact derivative.
+      Zhang and Li, *MOEA/D*, IEEE Transactions on Evolutionary Computation 11, 2007,
+      section II-C; its `d_1` is an absolute value, the same above `z`.
     """
     check_range("penalty", penalty)
 

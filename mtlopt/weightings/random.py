@@ -13,12 +13,7 @@ Distribution = Literal["normal", "dirichlet"]
 
 
 class WeightByRandomState(NamedTuple):
-    """State of `weight_by_random`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update.
-      key: PRNG key of the weights to come.
-    """
+    """State of `weight_by_random`: the last weights, the key of those to come."""
 
     task_weights: jax.Array
     key: jax.Array
@@ -27,14 +22,13 @@ class WeightByRandomState(NamedTuple):
 def weight_by_random(
     num_tasks: int, distribution: Distribution = "normal", key: int | jax.Array = 0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Draws new loss weights for every update.
+    r"""Draws new loss weights for every update: RLW.
 
     .. math:: w = \mathrm{softmax}(\epsilon), \qquad \epsilon_i \sim N(0, 1)
 
     The weights are positive and sum to one, so in the mean it is training on the
     averaged loss, with more noise: the baseline that a method with learned weights has
-    to beat. Absent tasks weigh nothing, and the others draw what they would draw if
-    these did not exist. Scales the losses, so heads too.
+    to beat. The present tasks draw what they would draw if absent ones did not exist.
 
     Args:
       num_tasks: number of tasks T.
@@ -42,24 +36,19 @@ def weight_by_random(
         `"dirichlet"`, uniform on the simplex, which varies more.
       key: seed or key of the weights.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
-
     Raises:
       ValueError: if `distribution` is unknown.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_random(2)
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2))
-      >>> grads, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
+      >>> _, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
       >>> print(f"{state.task_weights.sum():.4f}")
       1.0000
 
     References:
-      Lin et al., *Reasonable Effectiveness of Random Weighting: A Litmus Test for
-      Multi-Task Learning*, TMLR 2022, Algorithm 2.
+      Lin et al., *Reasonable Effectiveness of Random Weighting*, TMLR 2022.
     """
     check_num_tasks(num_tasks)
     check_choice("distribution", distribution, ("normal", "dirichlet"))

@@ -37,23 +37,17 @@ def relobralo_weights(
     temperature: Any = 0.1,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the weights that balance losses against earlier ones.
+    """Returns the weights `b[s]` `[tasks]` of `weight_by_relobralo`.
 
-    Args:
-      losses: `[tasks]`.
-      reference: `[tasks]`, the earlier losses.
-      temperature: softness of the softmax.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]` that sum to the number of present tasks.
+    They sum to the number of present tasks. `reference` are the losses `L[s]`,
+    `[tasks]`; one that was zero counts as unchanged.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> losses, last = jnp.array([1.0, 5.0]), jnp.array([2.0, 5.0])
       >>> weights = relobralo_weights(losses, last, temperature=0.5 / jnp.log(3.0))
-      >>> [round(float(weight), 3) for weight in weights]
-      [0.5, 1.5]
+      >>> print(*weights)  # doctest: +NUMBER
+      0.5 1.5
     """
     there = everyone(len(losses), present)
     # A loss that was zero has no rate: it counts as unchanged.
@@ -79,12 +73,9 @@ def weight_by_relobralo(
     with `rho` drawn anew for every update, 1 with probability `keep` and else 0: the
     random lookback, which replaces the average by the progress since the first loss.
     Weights start at 1, which is what the first update uses, and the second uses
-    `b[t-1]` without an average. They are positive, and sum to T.
-
-    Ratios cancel the units of the losses, which must not be negative; a loss that was
-    zero counts as unchanged. An absent task's weight stands still, and so do all
-    weights at a loss that is no number; a task that joins later is measured by its own
-    first loss. Scales the losses, so heads too.
+    `b[t-1]` without an average. They are positive, and sum to T. Ratios have no unit.
+    Losses must not be negative; if one is no number, no weight moves. A task that joins
+    later is measured by its own first loss.
 
     Args:
       num_tasks: number of tasks T.
@@ -93,28 +84,22 @@ def weight_by_relobralo(
       keep: probability that there is no lookback, between 0 and 1, both included.
       key: seed or key of the lookbacks.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
-
     Raises:
       ValueError: if an argument is out of range.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_relobralo(2, temperature=1.0)
       >>> state = weighting.init(jnp.zeros(2))
       >>> for losses in ([4.0, 4.0], [2.0, 4.0]):
       ...     grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=losses)
       ...     grads, state = weighting.update(grads, state)
-      >>> [round(float(weight), 3) for weight in state.task_weights]
-      [0.755, 1.245]
+      >>> print(*state.task_weights)  # doctest: +NUMBER
+      0.755 1.245
 
     References:
       Bischof and Kraus, *Multi-Objective Loss Balancing for Physics-Informed Deep
-      Learning*, arXiv:2110.09813. That the second update has no average is in the
-      authors' code only. It takes the second losses as the first ones, and can look
-      back at the first update, before it has them: neither is done here.
+      Learning*, arXiv:2110.09813; the second update is that of the authors' code.
     """
     check_num_tasks(num_tasks)
     check_positive("temperature", temperature)

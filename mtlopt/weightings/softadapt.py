@@ -44,25 +44,16 @@ def softadapt_weights(
     loss_weighted: bool = False,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the weights of SoftAdapt from two epochs' mean losses.
+    """Returns the weights `w` `[tasks]` of `weight_by_softadapt`.
 
-    Args:
-      last: `[tasks]`, mean losses of the last epoch.
-      before: `[tasks]`, mean losses of the epoch before.
-      beta: how much the slopes count.
-      normalised: whether slopes are divided by the sum of their sizes.
-      loss_weighted: whether weights are multiplied by the losses' mean.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]` that sum to the number of present tasks.
+    They sum to the number of present tasks. `last` and `before` are the mean losses
+    `[tasks]` of two epochs.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> last, before = jnp.array([1.0, 3.0]), jnp.array([2.0, 3.0])
-      >>> weights = softadapt_weights(last, before, beta=jnp.log(3.0))
-      >>> [round(float(weight), 3) for weight in weights]
-      [0.5, 1.5]
+      >>> print(*softadapt_weights(last, before, jnp.log(3.0)))  # doctest: +NUMBER
+      0.5 1.5
     """
     there = everyone(len(last), present)
     slopes = jnp.where(there, last - before, 0)
@@ -82,52 +73,39 @@ def weight_by_softadapt(
     loss_weighted: bool = False,
     steps_per_epoch: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs up the losses that rise, or fall least.
+    r"""Weighs up the losses that rise, or fall least: SoftAdapt.
 
     .. math:: w_i = T \, \mathrm{softmax}_i(\beta s), \qquad s_i = L_i[t-1] - L_i[t-2]
 
     with `L_i[t]` the mean loss of epoch t. In the first two epochs all weights are 1.
-    An epoch ends every `steps_per_epoch` updates. Two variants, which may be combined:
-    `normalised` has `s_i / sum_j |s_j|` instead of `s_i`, and `loss_weighted` has
-    weights in proportion to `(L_i[t-1] + L_i[t-2]) exp(beta s_i)`.
-
-    Slopes have the unit of the losses: below 1 / beta they change little, and without
-    `normalised` small losses are simply summed. Scales the losses, so heads too. A task
-    that is absent for a whole epoch keeps its last slope; absent tasks weigh nothing.
+    Slopes have the unit of the losses: below 1 / beta they change little; without
+    `normalised` small losses are just summed. A task that is absent for a whole epoch
+    keeps its last slope.
 
     Args:
       num_tasks: number of tasks T.
       beta: how much slopes count; 0 is the summed loss, negative weighs up those that
         fall fastest. The paper's code has 0.1.
-      normalised: whether slopes are divided by the sum of their sizes.
-      loss_weighted: whether weights are multiplied by the mean of the two losses,
-        which must not be negative.
+      normalised: whether slopes are divided by the sum of their sizes, `sum_j |s_j|`.
+      loss_weighted: whether weights are multiplied by the losses' mean, not negative.
       steps_per_epoch: number of updates that make an epoch, a Python int.
-
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
 
     Raises:
       ValueError: if `steps_per_epoch` is not positive.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_softadapt(2, beta=1.0)
       >>> state = weighting.init(jnp.zeros(2))
       >>> for losses in ([4.0, 4.0], [2.0, 4.0], [1.0, 4.0]):
       ...     grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=losses)
       ...     grads, state = weighting.update(grads, state)
-      >>> [round(float(weight), 3) for weight in state.task_weights]
-      [0.238, 1.762]
+      >>> print(*state.task_weights)  # doctest: +NUMBER
+      0.238 1.762
 
     References:
-      Heydari, Thompson and Mehmood, *SoftAdapt: Techniques for Adaptive Loss Weighting
-      of Neural Networks with Multi-Part Loss Functions*, arXiv:1912.12355, section 3.1,
-      with weights that sum to T instead of 1. The slope is their first difference; the
-      code's default, of the order of the number of losses, is the slope at the oldest
-      of them. The code divides slopes by their sum, which turns the order round where
-      it is negative, as it is while losses fall; here it is the sum of their sizes.
+      Heydari, Thompson and Mehmood, *SoftAdapt*, arXiv:1912.12355, section 3.1, with
+      weights that sum to T instead of 1 and the first difference as slope.
     """
     check_num_tasks(num_tasks)
     steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch)

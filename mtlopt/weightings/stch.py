@@ -44,17 +44,7 @@ def stch_weights(
     reference: Any = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the derivatives of the smooth maximum of the weighted losses.
-
-    Args:
-      losses: `L` `[tasks]`.
-      mu: softness, positive, in the unit of the weighted losses.
-      preference: `p` `[tasks]`, used as it is; None for one over the number of tasks.
-      reference: `z` `[tasks]`, the point that losses are counted from; None for zero.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]`.
+    """Returns the weights `w` `[tasks]` of `weight_by_stch`. One task has weight `p`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -74,44 +64,32 @@ def weight_by_stch(
     r"""Descends a smooth maximum of the weighted losses: STCH.
 
     .. math:: S = \mu \log \sum_i \exp \big( p_i (L_i - z_i) / \mu \big), \qquad
-        w_i = \frac{\partial S}{\partial L_i} =
-        p_i \, \mathrm{softmax}_i \big( p (L - z) / \mu \big)
+        w_i = p_i \, \mathrm{softmax}_i \big( p (L - z) / \mu \big)
 
-    `chain(weight_by_stch(T), sum_tasks(T))` is gradient descent on `S`, which lies
-    between the largest `p_i (L_i - z_i)` and that plus `mu log T`. A small `mu` is
-    `weight_by_chebyshev`, a large one fixed weights `p / T`. `mu` has the unit of the
-    weighted losses: for losses in the thousands 1 is small. On T equal gradients g and
-    equal losses it returns `g / T`, short beside other methods; one task is untouched.
-
-    Scales the losses, so heads too.
+    `S` is between the largest `p_i (L_i - z_i)` and that plus `mu log T`. A small `mu`
+    is `weight_by_chebyshev`, a large one fixed weights `p / T`. `mu` has the unit of
+    the weighted losses: for losses in the thousands 1 is small. Equal gradients get a
+    short step.
 
     Args:
       num_tasks: number of tasks T.
       mu: softness, positive. The paper has values from 0.01 to 1.
-      preference: `p`, `[tasks]` or by name, not negative, used as it is; None for
-        `1/T`.
+      preference: `p`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
       reference: `z`, `[tasks]` or by name, a lower bound of the losses; None for zero.
 
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
-
     Raises:
-      ValueError: if `mu` is not positive, `preference` or `reference` is not one number
-        for each task, or `preference` is negative, or zero for all.
+      ValueError: if an argument is out of range or does not fit the tasks.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_stch(2, mu=0.5, preference=jnp.ones(2))
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 2.0])
       >>> _, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
-      >>> [round(float(weight), 3) for weight in state.task_weights]
-      [0.119, 0.881]
+      >>> print(*state.task_weights)  # doctest: +NUMBER
+      0.119 0.881
 
     References:
-      Lin et al., *Smooth Tchebycheff Scalarization for Multi-Objective Optimization*,
-      ICML 2024. For several networks' losses its authors' code has another form, which
-      is `weight_by_log_stch`.
+      Lin et al., *Smooth Tchebycheff Scalarization*, ICML 2024.
     """
     check_positive("mu", mu)
 
@@ -148,23 +126,16 @@ class WeightByLogStchState(NamedTuple):
 def log_stch_weights(
     losses: jax.Array, nadir: Any, mu: Any = 1.0, present: jax.Array | None = None
 ) -> jax.Array:
-    """Returns the derivatives of the smooth maximum of the log-losses.
+    """Returns the weights `w` `[tasks]` of `weight_by_log_stch` after the warm-up.
 
-    Args:
-      losses: `L` `[tasks]`, positive. A negative loss gives NaN.
-      nadir: `[tasks]`, the losses to compare them with, positive.
-      mu: softness, positive, without unit.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
-
-    Returns:
-      Weights `[tasks]`; zero where a loss or its nadir is zero.
+    `nadir` is `n`, `[tasks]`. A loss or a nadir of zero gives weight zero, a negative
+    loss NaN. One task has weight `1 / L`.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> losses, nadir = jnp.array([2.0, 6.0]), jnp.array([2.0, 2.0])
-      >>> weights = log_stch_weights(losses, nadir, mu=0.5)
-      >>> [round(float(weight), 3) for weight in weights]
-      [0.1, 0.3]
+      >>> print(*log_stch_weights(losses, nadir, mu=0.5))  # doctest: +NUMBER
+      0.1 0.3
     """
     losses = jnp.asarray(losses)
     nadir = jnp.asarray(nadir, losses.dtype)
@@ -183,37 +154,25 @@ def weight_by_log_stch(
     r"""Descends a smooth maximum of the log-losses, beside those of a warm-up: STCH.
 
     .. math:: S = T \mu \log \sum_i \Big( \frac{L_i}{n_i} \Big)^{1/\mu}, \qquad
-        w_i = \frac{\partial S}{\partial L_i} =
-        \frac{T}{L_i} \, \mathrm{softmax}_i \Big( \frac{\log (L_i / n_i)}{\mu} \Big)
+        w_i = \frac{T}{L_i} \mathrm{softmax}_i \Big( \frac{\log (L_i / n_i)}{\mu} \Big)
 
     with the nadir `n_i` the mean loss over the warm-up, or over its last `nadir_steps`
-    updates. During the warm-up `S = sum_i log L_i` and `w_i = 1 / L_i`.
-    `chain(weight_by_log_stch(T), sum_tasks(T))` is gradient descent on `S`. The task
-    that has fallen least counts most, and `mu` has no unit: multiplying one loss by a
-    constant changes nothing. On T equal gradients g and equal losses `L` it returns
-    `T g / L`; on one task `g / L`.
-
-    Losses must be positive; a negative one gives NaN, and one that is zero, now or in
-    the nadir, weighs nothing. A task that was absent throughout the measurement takes
-    its first loss after it as its nadir. Scales the losses, so heads too.
+    updates. During the warm-up `S = sum_i log L_i`. The task that has fallen least
+    counts most, and `mu` has no unit: multiplying one loss by a constant changes
+    nothing. On T equal gradients g and equal losses `L` it returns `T g / L`. A task
+    that was absent in all of them takes its next loss as its nadir.
 
     Args:
       num_tasks: number of tasks T.
       mu: softness, positive.
       warmup_steps: updates before the nadir is known, a Python int.
-      nadir_steps: how many of them are averaged, the last ones; None for all. The
-        authors' code is five epochs of warm-up, of which the last is averaged.
-
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
+      nadir_steps: how many of them are averaged, the last 1 or more; None for all.
 
     Raises:
-      ValueError: if `mu` is not positive, `warmup_steps` not a positive int or
-        `nadir_steps` not one of 1 to `warmup_steps`.
+      ValueError: if `mu` or a number of steps is out of range.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt
+      >>> import jax.numpy as jnp, mtlopt
       >>> weighting = mtlopt.weight_by_log_stch(2)
       >>> state = weighting.init(jnp.zeros(2))
       >>> for losses in ([4.0, 100.0], [1.0, 75.0]):
@@ -223,9 +182,7 @@ def weight_by_log_stch(
       [  4. 100.] [0.5  0.02]
 
     References:
-      Lin et al., *Smooth Tchebycheff Scalarization for Multi-Objective Optimization*,
-      ICML 2024, in the form of its code for multi-task learning (STCH_MTL, LibMTL).
-      LibMTL adds 1e-20 to the ratios and reports ones as weights.
+      Lin et al., *Smooth Tchebycheff Scalarization*, ICML 2024, as in its code.
     """
     check_num_tasks(num_tasks)
     check_positive("mu", mu)

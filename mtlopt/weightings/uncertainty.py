@@ -18,13 +18,7 @@ _FACTORS = {"regression": 0.5, "classification": 1.0}  # `c` in the formula
 
 
 class WeightByUncertaintyState(NamedTuple):
-    """State of `weight_by_uncertainty`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update.
-      log_variance: `[tasks]`, the learned `s`.
-      inner_state: state of the optimizer of `s`, with a leading task axis.
-    """
+    """State of `weight_by_uncertainty`: the learned `s`, and its optimizer's state."""
 
     task_weights: jax.Array
     log_variance: jax.Array
@@ -41,43 +35,33 @@ def weight_by_uncertainty(
     .. math:: L = \sum_i c_i e^{-s_i} L_i + \tfrac12 s_i, \qquad w_i = c_i e^{-s_i}
 
     with `s_i` the log-variance of task i, initially 0, and `c_i` = 1/2 for a regression
-    loss (squared error), 1 for a classification loss (cross-entropy). `s` is learned
-    along with the parameters by its own optimizer, so that a weight decay of the model
-    never touches it; an absent task's `s` and its optimizer state stand still. The
-    combined loss may be negative, which is normal: watch `TaskGrads.losses`.
+    loss (squared error), 1 for a classification loss (cross-entropy). The combined loss
+    may be negative, which is normal: watch `TaskGrads.losses`.
 
     The slope of `s_i` is at most 1e3 in size, so that one huge or infinite loss does
     not fill the optimizer's moments for good. The slope of a NaN loss is NaN, and so is
-    `s_i` from then on; `skip_not_finite` round the whole chain forgets such a batch.
-
-    Scales the losses, so heads too.
+    `s_i` from then on; `skip_not_finite` around the whole chain forgets such a batch.
 
     Args:
       num_tasks: number of tasks T.
       kind: `"regression"` or `"classification"`, for all tasks or one per task, in
-        their order or by their names. An absolute error counts as regression: it is
-        so with `s` the log-scale of a Laplace distribution.
+        their order or by name. An absolute error counts as regression: it has a Laplace
+        distribution.
       optimizer: any Optax optimizer for `s`. Default: `optax.adam(1e-2)`.
-
-    Returns:
-      A weighting: `TaskGrads` in, `TaskGrads` out; chain it before an aggregator.
 
     Raises:
       ValueError: if `kind` is unknown or does not have one entry per task.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> import mtlopt, optax
+      >>> import jax.numpy as jnp, mtlopt, optax
       >>> weighting = mtlopt.weight_by_uncertainty(2, optimizer=optax.sgd(0.1))
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), losses=[1.0, 9.0])
-      >>> state = weighting.init(jnp.zeros(2))
-      >>> for _ in range(2):
-      ...     scaled, state = weighting.update(grads, state)
-      >>> [round(float(weight), 3) for weight in state.task_weights]
-      [0.5, 0.335]
+      >>> _, state = weighting.update(grads, weighting.init(jnp.zeros(2)))
+      >>> print(*weighting.update(grads, state)[1].task_weights)  # doctest: +NUMBER
+      0.5 0.335
 
     References:
-      Kendall, Gal and Cipolla, Multi-task learning using uncertainty to weigh losses,
+      Kendall, Gal and Cipolla, *Multi-task learning using uncertainty to weigh losses*,
       CVPR 2018, equations 7 and 10, in log-variances.
     """
     check_num_tasks(num_tasks)
