@@ -177,7 +177,7 @@ def make_training(row: Row, program: Program, settings: Settings) -> Training:
 
 def _lanes(row: Row, settings: Settings) -> tuple[np.ndarray, ...]:
     """Returns the rate, the seed and the factor of each run of a row."""
-    rates, seeds = np.float32(settings.learning_rates), settings.seeds
+    rates, seeds = np.array(settings.learning_rates, np.float32), settings.seeds
     factors = np.full(len(rates) * seeds, np.float32(row.factor))
     return np.repeat(rates, seeds), np.tile(np.arange(seeds), len(rates)), factors
 
