@@ -443,7 +443,9 @@ def label_modules(
 
 
 def _copy(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.copy(leaf)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    return jax.device_put(leaf, may_alias=False)
 
 
 def _is_variable(node: Any) -> bool:

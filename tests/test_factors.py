@@ -15,16 +15,18 @@ from mtlopt.rows.sweep import Sweep
 from tests.problems import QUICK
 
 BATCH, SIZES = 3, (4, 7, 6, 5)
-X = jax.random.normal(jax.random.key(0), (BATCH, SIZES[0]))
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return np.float32(RNG.normal(size=shape))
+
+
+X = normal(BATCH, SIZES[0])
 
 
 def plain(dtype):
-    keys = jax.random.split(jax.random.key(1), 3)
-    sizes = list(pairwise(SIZES))
-    params = [
-        (jax.random.normal(k, s), jnp.ones(s[1]))
-        for k, s in zip(keys, sizes, strict=True)
-    ]
+    params = [(normal(m, n), np.ones(n, np.float32)) for m, n in pairwise(SIZES)]
 
     def encode(params):
         x = X.astype(dtype)
@@ -48,10 +50,13 @@ def kernel_on_the_left(dtype):
 
 
 def in_nnx(dtype):
-    rngs = nnx.Rngs(0)
-    sizes = pairwise(SIZES)
-    layers = [nnx.Linear(m, n, dtype=dtype, rngs=rngs) for m, n in sizes]
-    graph, params = nnx.split(nnx.List(layers))
+    @nnx.jit
+    def build():
+        rngs = nnx.Rngs(0)
+        sizes = pairwise(SIZES)
+        return nnx.List([nnx.Linear(m, n, dtype=dtype, rngs=rngs) for m, n in sizes])
+
+    graph, params = nnx.split(build())
 
     def encode(params):
         x = X
@@ -70,13 +75,16 @@ def in_linen(dtype):
                 x = jnp.tanh(linen.Dense(size, dtype=dtype)(x))
             return x
 
-    return MLP().init(jax.random.key(0), X), lambda params: MLP().apply(params, X)
+    params = jax.jit(MLP().init)(jax.random.key(0), X)
+    return params, lambda params: MLP().apply(params, X)
 
 
 def in_equinox(dtype):
-    keys = jax.random.split(jax.random.key(0), 3)
-    sizes = list(pairwise(SIZES))
-    layers = [eqx.nn.Linear(m, n, key=k) for k, (m, n) in zip(keys, sizes, strict=True)]
+    @jax.jit
+    def build(key):
+        sizes = pairwise(SIZES)
+        keys = jax.random.split(key, 3)
+        return [eqx.nn.Linear(*s, key=k) for k, s in zip(keys, sizes, strict=True)]
 
     def encode(layers):
         layers = jax.tree.map(lambda leaf: leaf.astype(dtype), layers)
@@ -88,7 +96,7 @@ def in_equinox(dtype):
 
         return jax.vmap(one)(X.astype(dtype))
 
-    return layers, encode
+    return build(jax.random.key(0)), encode
 
 
 def in_haiku(dtype):
@@ -101,7 +109,7 @@ def in_haiku(dtype):
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         return network.apply(params, X.astype(dtype))
 
-    return network.init(jax.random.key(0), X), encode
+    return jax.jit(network.init)(jax.random.key(0), X), encode
 
 
 FRAMEWORKS = (plain, kernel_on_the_left, in_nnx, in_linen, in_equinox, in_haiku)
@@ -111,13 +119,24 @@ def read(encode, params, accept=lambda *_: True):
     """The pullback with products undone, as it is, and cotangents of two tasks."""
     leaves, treedef = jax.tree.flatten(params)
     z, pull = jax.vjp(lambda leaves: encode(treedef.unflatten(leaves)), leaves)
-    keys = jax.random.split(jax.random.key(7), 2)
-    rows = jnp.stack([jax.random.normal(k, z.shape).astype(z.dtype) for k in keys])
+    rows = jnp.asarray(normal(2, *z.shape), z.dtype)
 
     def pull_leaves(cotangent):
         return pull(cotangent[0])[0]
 
     return Sweep(pull_leaves, [z], accept), pull_leaves, [rows]
+
+
+def sizes_of(encode, params):
+    """Sizes of the products that are found."""
+    seen = []
+
+    @jax.make_jaxpr
+    def run(params):
+        read(encode, params, lambda *sizes: seen.append(sizes))
+
+    run(params)
+    return seen
 
 
 def check(encode, params, tolerance=1e-6):
@@ -164,9 +183,7 @@ def test_every_kernel_is_found(make, dtype):
 
 def test_sizes_are_those_of_the_layer():
     params, encode = plain(jnp.float32)
-    seen = []
-    read(encode, params, lambda *sizes: seen.append(sizes))
-    assert seen == [(BATCH, m, n) for m, n in pairwise(SIZES)]
+    assert sizes_of(encode, params) == [(BATCH, m, n) for m, n in pairwise(SIZES)]
 
 
 def layers(x, kernels, biases):
@@ -177,9 +194,9 @@ def layers(x, kernels, biases):
 
 
 WIDTH = 5
-WIDE = jax.random.normal(jax.random.key(3), (2, 3, WIDTH))  # [batch, sequence, width]
-KERNELS = jax.random.normal(jax.random.key(4), (4, WIDTH, WIDTH)) / 2
-BIASES = jnp.linspace(-1, 1, 4 * WIDTH).reshape(4, WIDTH)
+WIDE = normal(2, 3, WIDTH)  # [batch, sequence, width]
+KERNELS = normal(4, WIDTH, WIDTH) / 2
+BIASES = np.linspace(-1, 1, 4 * WIDTH, dtype=np.float32).reshape(4, WIDTH)
 
 
 def scanned(params):
@@ -224,9 +241,7 @@ def recomputed(params):
 )
 def test_layers_of_a_loop_are_found(encode):
     assert len(check(encode, (KERNELS, BIASES))) == 1
-    sizes = []
-    read(encode, (KERNELS, BIASES), lambda *each: sizes.append(each))
-    assert sizes == [(6, WIDTH, WIDTH)]
+    assert sizes_of(encode, (KERNELS, BIASES)) == [(6, WIDTH, WIDTH)]
 
 
 def test_recomputed_layers_are_found():
@@ -235,7 +250,7 @@ def test_recomputed_layers_are_found():
 
 def test_experts_are_products_of_a_batch():
     """One kernel for each of four experts, applied by one contraction."""
-    x = jax.random.normal(jax.random.key(5), (4, 3, WIDTH))
+    x = normal(4, 3, WIDTH)
 
     def encode(params):
         return jnp.tanh(jnp.einsum("erm,emn->ern", x, params))

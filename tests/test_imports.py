@@ -1,6 +1,7 @@
 """Imports run downward, and kinds are told apart only where they are defined."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -8,17 +9,22 @@ import pytest
 import mtlopt
 
 ROOT = pathlib.Path(mtlopt.__file__).parent
-TREES = {
-    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts): ast.parse(
-        path.read_text()
-    )
-    for path in ROOT.rglob("*.py")
-}
+
+
+@functools.cache
+def trees():
+    """Syntax by module."""
+    return {
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts): ast.parse(
+            path.read_text()
+        )
+        for path in ROOT.rglob("*.py")
+    }
 
 
 def imports(module):
     """What a module imports, as pairs of the module and a name in it."""
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(trees()[module]):
         if isinstance(node, ast.ImportFrom):
             yield from ((node.module or "", name.name) for name in node.names)
         elif isinstance(node, ast.Import):
@@ -51,7 +57,7 @@ NEVER = {
 
 def of_mtlopt(room):
     """Imports of the library in the modules of a room."""
-    for module in TREES:
+    for module in trees():
         if within(module, [room]):
             for source, name in imports(module):
                 if f"{source}.".startswith("mtlopt."):
@@ -65,12 +71,14 @@ def test_rooms_that_know_few_others(room):
 
 @pytest.mark.parametrize("room", NEVER)
 def test_rooms_that_do_not_know_each_other(room):
-    assert any(within(module, [room]) for module in TREES)
+    assert any(within(module, [room]) for module in trees())
     assert [pair for pair in of_mtlopt(room) if within(pair[1], NEVER[room])] == []
 
 
 def test_nothing_imports_experiments():
-    roots = {source.split(".")[0] for module in TREES for source, _ in imports(module)}
+    roots = {
+        source.split(".")[0] for module in trees() for source, _ in imports(module)
+    }
     assert not roots & {"experiments", "tests"}
 
 
@@ -80,7 +88,7 @@ def test_methods_share_formulas_only():
     builders = ("by_weights", "by_losses", "by_sizes")
     found = [
         (module, source, name)
-        for module in TREES
+        for module in trees()
         for source, name in imports(module)
         if within(module, families)
         and within(source, families)
@@ -95,7 +103,7 @@ def test_kinds_are_told_apart_only_where_they_are_defined():
     rooms = ["problems", "heads", "linearization", "microbatches", "rows"]
     homes = {
         node.name: module
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         if within(module, rooms)
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
@@ -103,7 +111,7 @@ def test_kinds_are_told_apart_only_where_they_are_defined():
     assert {"Problem", "PullbackLinearization", "MaterialRows"} <= homes.keys()
     found = [
         (module, ast.unparse(call))
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         for call in ast.walk(tree)
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "isinstance"
         for kind in ast.walk(call.args[1])

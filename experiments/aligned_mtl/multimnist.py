@@ -307,8 +307,9 @@ def first_run(
 ) -> mtlopt.Run:
     """Returns the run before its first step, with a leading axis of seeds."""
     params, state = stack_seeds(problem.init, seeds)
-    run = mtlopt.Run(params, jax.vmap(optimizer.init)(params), state)
-    return jax.tree.map(jnp.copy, run)  # donated: no array may be there twice
+    run = mtlopt.Run(params, jax.jit(jax.vmap(optimizer.init))(params), state)
+    # Donated: no array may be there twice.
+    return jax.device_put(run, may_alias=False)
 
 
 def make_steps(

@@ -155,7 +155,7 @@ class Phases:
         self._programs, self._inits = {}, {}
         self._features: Features | None = None  # of this phase
         for moving, (transform, step) in make_steps(problem, optimizer).items():
-            self._inits[moving] = jax.vmap(transform.init)
+            self._inits[moving] = jax.jit(jax.vmap(transform.init))
             one_seed = functools.partial(self._one_seed, step)
             all_seeds = jax.vmap(one_seed, in_axes=(0, 0, None, 0, None))
             self._programs[moving] = Program(all_seeds, donate_argnums=0)
@@ -163,6 +163,7 @@ class Phases:
         sizes = (self._num_train, settings.batch_size, settings.seeds)
         self._order = jax.jit(functools.partial(epoch_order, *sizes))
         self._init = jax.jit(jax.vmap(problem.init))
+        self._set_out = jax.jit(jax.vmap(self._patience.start))
         encode = functools.partial(problem.encode_split, size=settings.batch_size)
         self._encode = jax.jit(jax.vmap(encode, in_axes=(0, None)))
         self._predict = jax.jit(jax.vmap(problem.predict))
@@ -197,7 +198,7 @@ class Phases:
         self._features = None
         params, stats = self._init(jnp.arange(self._settings.seeds))
         opt_state = self._inits[moving](params)
-        pace = jax.vmap(self._patience.start)((params, stats))
+        pace = self._set_out((params, stats))
         return State(mtlopt.Run(params, opt_state, stats), pace)
 
     def features(self, state: State) -> Features:

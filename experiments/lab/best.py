@@ -18,10 +18,11 @@ class Best(NamedTuple):
 
 def no_best(model: PyTree, runs: tuple[int, ...] = ()) -> Best:
     """Returns a copy of the model that anything beats; `runs`: the shape of scores."""
-    model = jax.tree.map(jnp.copy, model)
+    model = jax.device_put(model, may_alias=False)
     return Best(model, jnp.full(runs, -jnp.inf), jnp.zeros(runs, jnp.int32))
 
 
+@jax.jit
 def keep_best(best: Best, model: PyTree, score: jax.Array, epoch: Any) -> Best:
     """Keeps each run's model where its score beats the best so far."""
     better = score > best.score

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 
 def delta_m(
@@ -90,7 +90,7 @@ def paired(new: ArrayLike, old: ArrayLike) -> Difference:
     mean, count = float(np.mean(apart)), len(apart)
     if count < 2 or not np.isfinite(apart).all():
         return Difference(mean, float("inf"))
-    half = stats.t.ppf(0.975, count - 1) * np.std(apart, ddof=1) / count**0.5
+    half = special.stdtrit(count - 1, 0.975) * np.std(apart, ddof=1) / count**0.5
     return Difference(mean, float(half))
 
 

@@ -68,7 +68,7 @@ def make_problem(
 
     def init(seed: int) -> tuple[PyTree, PyTree]:
         make = built if isinstance(seed, jax.Array) else once
-        return jax.tree.map(jnp.copy, make(seed))
+        return jax.device_put(make(seed), may_alias=False)
 
     def network(params: PyTree, state: PyTree, *, train: bool = False) -> Any:
         model = merge(params, state)
@@ -82,4 +82,9 @@ def make_problem(
 def stack_seeds(init: Callable[[int], PyTree], num_seeds: int) -> PyTree:
     """Returns what `init` returns for the seeds from 0, stacked."""
     each = [init(seed) for seed in range(num_seeds)]
+    return _stacked(each)
+
+
+@jax.jit
+def _stacked(each: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)

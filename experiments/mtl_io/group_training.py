@@ -153,6 +153,7 @@ def make_training(
     program = Program(make_epoch(part, way), donate_argnums=0)
 
     # Repeats what belongs to the seeds for every learning rate.
+    @jax.jit
     def tile(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(rates)), tree)
 
@@ -163,7 +164,7 @@ def make_training(
         params, state = tile(stack_seeds(problem.init, seeds))
         run = mtlopt.Run(params, jax.jit(jax.vmap(optimizer.init))(params), state)
         # Training donates it: no two leaves may hold the same buffer.
-        run = jax.tree.map(jnp.copy, run)
+        run = jax.device_put(run, may_alias=False)
         return State(run, no_best((run.params, run.state), each_rate.shape))
 
     @functools.lru_cache(1)  # the order of the one that is timed is drawn once

@@ -51,7 +51,7 @@ def train(step, opt_state, epochs):
     """Returns the mean summed loss of each epoch, and the parameters at the end."""
     data = INIT["x"], np.concatenate([INIT["y1"], INIT["y2"]], axis=1)
     batches = [np.tile(part.reshape(BATCHES, 16, -1), [epochs, 1, 1]) for part in data]
-    run = mtlopt.Run(jax.tree.map(jnp.asarray, arrays(INIT)), opt_state)
+    run = mtlopt.Run(jax.device_put(arrays(INIT)), opt_state)
     scan = jax.jit(
         lambda run: jax.lax.scan(lambda run, own: step(run, *own), run, batches),
         compiler_options=QUICK,

@@ -1,7 +1,6 @@
 """Comparisons of methods, against the numbers of the papers' own tables."""
 
 import numpy as np
-from scipy import stats
 
 from experiments.lab.comparison import delta_m, growth_rate, mean_rank, paired
 
@@ -85,6 +84,8 @@ def test_ranks_of_paired_seeds():
 
 
 def test_intervals_are_those_of_the_paired_t_test():
+    from scipy import stats  # half a second, which other files need not pay
+
     a, b = np.random.default_rng(0).normal(size=[2, 5])
     interval = stats.ttest_rel(a, b).confidence_interval(0.95)
     mean, half = paired(a, b)

@@ -55,7 +55,7 @@ def test_plateaus_and_stopping_are_those_of_keras():
 
         return jax.lax.scan(epoch, PATIENCE.start((jnp.zeros(1), ())), losses)
 
-    pace, (scales, goes_on) = run(losses)
+    pace, (scales, goes_on) = jax.device_get(run(losses))
     for i, own in enumerate(losses):
         rates, best = callbacks_of_keras(own, PATIENCE)
         stop = len(rates)

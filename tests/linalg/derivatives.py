@@ -40,16 +40,16 @@ def assert_transposed(moved, weights, pulled, tangents, tolerance=1e-6):
 
 def derivatives(function, primals, tangents):
     """By leaves: the `jvp`, a central difference; the `vjp` of weights, and these."""
-    primals, tangents = (tuple(map(jnp.asarray, a)) for a in (primals, tangents))
-    _, moved, pulled, weights = _both_modes(function, primals, tangents)
+    primals, tangents = (tuple(map(np.asarray, a)) for a in (primals, tangents))
 
-    def value(step):
+    def along(step):
         ends = tuple(p + step * t for p, t in zip(primals, tangents, strict=True))
-        return _both_modes(function, ends, tangents)[0]
+        return jax.device_get(_both_modes(function, ends, tangents))
 
+    _, moved, pulled, weights = along(0)
     differences = [
-        (np.asarray(after) - np.asarray(before)) / (2 * STEP)
-        for after, before in zip(value(STEP), value(-STEP), strict=True)
+        (after - before) / (2 * STEP)
+        for after, before in zip(along(STEP)[0], along(-STEP)[0], strict=True)
     ]
     return moved, differences, pulled, weights
 

@@ -1,6 +1,7 @@
 """All methods in one program, and their updates beside those of one device."""
 
 import functools
+import gc
 import re
 
 import jax
@@ -10,6 +11,9 @@ from jax.sharding import NamedSharding
 import mtlopt
 from tests.problems import QUICK
 from tests.sharding import network
+
+# As for pytest, whose settings processes of their own do not read.
+gc.set_threshold(100_000, 20, 100)
 
 
 @functools.cache  # not at import: the devices are not settled then
@@ -38,13 +42,18 @@ def init_states(params, methods):
     return {name: method.init(params) for name, method in methods.items()}
 
 
+def init_at_once(params, methods):
+    """The same in one program, which forgets how the parameters are sharded."""
+    return jax.jit(functools.partial(init_states, methods=methods))(params)
+
+
 def one_device(methods=None, **options):
     """Updates of every method at the second of two batches, by one device."""
-    params = jax.tree.map(jax.numpy.asarray, network.make_params())
+    params = jax.device_put(network.make_params())
     methods = methods or all_methods()
     oracle = network.make_oracle(**options)
     step = jax.jit(make_step(oracle, methods), compiler_options=QUICK)
-    states, updates = init_states(params, methods), {}
+    states, updates = init_at_once(params, methods), {}
     for batch in network.make_batches():
         updates, states = step(states, params, batch)
     return jax.device_get(updates)

@@ -75,7 +75,7 @@ def shard_map(expected):
         compiler_options=QUICK,
     )
     params = network.make_params()
-    states = comparison.init_states(params, some)
+    states = comparison.init_at_once(params, some)
     for one in network.make_batches():
         updates, states = step(states, params, one)
     return {"errors": comparison.errors(jax.device_get(updates), expected)}
@@ -89,7 +89,7 @@ def one_task_per_sample():
         for name in ("sum_tasks", "mgda", "aligned_mtl", "mgda_ub", "moco")
     }
     params = jax.tree.map(np.float32, test_samples.make_params())
-    states = comparison.init_states(params, methods)
+    states = comparison.init_at_once(params, methods)
     rng = np.random.default_rng(0)
     batch = {
         "x": np.float32(rng.normal(size=(32, test_samples.INPUTS))),
@@ -143,8 +143,12 @@ def explicit_specs(methods, labels):
         batch = jax.device_put(network.make_batches()[0], network.by_batch(mesh))
         oracle = network.make_oracle(whole=whole, labels=labels)
         step = comparison.make_step(oracle, methods)
-        states = comparison.init_states(params, methods)
-        updates, _ = jax.eval_shape(step, states, params, batch)
+
+        def first(params, batch):
+            updates, _ = step(comparison.init_states(params, methods), params, batch)
+            return updates
+
+        updates = jax.eval_shape(first, params, batch)
         return {
             name: jax.tree.map(lambda leaf: str(leaf.sharding.spec), update["encoder"])
             for name, update in updates.items()

@@ -56,7 +56,8 @@ class Method:
     def start(self, seed: int) -> State:
         """Returns the state before the first step."""
         params, stats = self.problem.init(seed)
-        return State(mtlopt.Run(params, self._optimizer(0.0).init(params), stats))
+        opt_state = jax.jit(self._optimizer(0.0).init)(params)
+        return State(mtlopt.Run(params, opt_state, stats))
 
     def step(self, state: State, batch: PyTree, rate: Any, members: Any) -> Any:
         """Returns state, losses, and who had labels, after a step of the members.

@@ -90,8 +90,8 @@ def _training(
     members = jnp.array(trained)
 
     def start() -> State:
-        state = jax.tree.map(jnp.copy, method.start(run["seed"]))
-        best = jax.tree.map(jnp.copy, state)
+        state = jax.device_put(method.start(run["seed"]), may_alias=False)
+        best = jax.device_put(state, may_alias=False)
         return State(state, best, np.array(np.inf), np.array(0))
 
     def epoch(state: State, number: int, progress: Progress) -> tuple[State, Values]:
@@ -114,7 +114,7 @@ def _training(
         score = math.inf if math.isnan(score) else score
         state = state._replace(now=now)
         if score <= state.loss:  # of equal epochs the last
-            best = jax.tree.map(jnp.copy, now)
+            best = jax.device_put(now, may_alias=False)
             state = State(now, best, np.array(score), np.array(number + 1))
         distance = now.run.opt_state[-1]
         return state, {
@@ -194,7 +194,8 @@ def measure_costs(
     batch = problem.splits["train"].batch(np.arange(batch_size))
     rate, members = jnp.float32(1e-3), jnp.ones(len(problem.tasks), bool)
     states = {
-        name: jax.tree.map(jnp.copy, own.start(0)) for name, own in methods.items()
+        name: jax.device_put(own.start(0), may_alias=False)
+        for name, own in methods.items()
     }
 
     def call(name: str) -> Any:

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from experiments.real_data.choice import at_edge, choose, compare, errors_of
 
@@ -81,6 +80,8 @@ BASE = [1.0, 2.0, 3.0], [10.0, 20.0, 30.0]
 )
 def test_difference_is_one_outside_the_paired_spread(factors, says):
     """Seeds differ threefold, and pairs do not: that is what counts."""
+    from scipy import stats  # half a second, which other files need not pay
+
     row = errors(*np.array(BASE) * factors)
     standing = compare(row, errors(*BASE))
     assert standing.words == says
