@@ -14,13 +14,13 @@ from mtlopt.step import Run, StepOutput, check_oracle, train_step
 
 
 class FrontStep(NamedTuple):
-    """A step of K networks at once; of their runs every leaf has a leading axis K.
+    """A step of K networks at once. Every leaf of `runs` has a leading axis K.
 
     Attributes:
-      init: `init(params, state=None) -> runs`: all of them begin with these parameters
+      init: `init(params, state=None) -> runs`: all networks begin with these parameters
         and, with `has_state=True`, this state of the model.
       step: `step(runs, *args, present=None, **extra_args) -> (runs, output)`, as that
-        of `train_step`. What follows `runs` is shared: one batch for all.
+        of `train_step`. All networks get the same batch and other arguments.
     """
 
     init: Callable[..., Run]
@@ -34,16 +34,17 @@ def front_step(
 ) -> FrontStep:
     """Builds a training step of one network for each of K preferences.
 
-    It is `train_step` under `jax.vmap`, in one compiled program. Written by hand, two
-    mistakes are silent: `jax.vmap` cuts every keyword argument along its first axis,
-    so `present` into tasks if there are as many as preferences; and traced preferences
-    are not checked. Here only the runs have the axis, and the preferences are looked at
-    before. Random methods draw the same numbers for all.
+    It is `train_step` under `jax.vmap`, in one compiled program. If you write that by
+    hand, two mistakes are silent: `jax.vmap` splits every keyword argument along its
+    first axis, so it splits `present` by task if there are as many tasks as
+    preferences; and traced preferences are not checked. Here only the runs are split,
+    and the preferences are checked first. Random methods draw the same numbers for all
+    networks.
 
     Args:
       oracle: from `task_grad`.
-      make_optimizer: from a preference `[tasks]`, traced, to a chain as `train_step`
-        takes it: its weightings and aggregators may take the preference, and
+      make_optimizer: takes one preference `[tasks]`, a tracer, and returns the chain
+        for `train_step`. Any weighting or aggregator that takes a preference works;
         `weight_by_fixed` makes the sweep of fixed weights.
       preferences: `[K, tasks]`, not negative.
 

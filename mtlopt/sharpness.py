@@ -26,26 +26,26 @@ Ascent = Literal["task", "sum"]
 def sharpness_aware(
     oracle: Oracle, rho: float = 0.05, *, ascent: Ascent = "task"
 ) -> Oracle:
-    r"""Takes every gradient at the worst point nearby (SAM), for any method behind it.
+    r"""Takes every gradient at the worst point nearby (SAM), for any method.
 
     .. math:: \tilde g_k = \nabla L_k(\theta + \epsilon_k), \qquad
         \epsilon_k = \rho \, \frac{\nabla L_k(\theta)}{\|\nabla L_k(\theta)\|}
 
     The gradients of all parameters of a task, its head's among them, have one norm.
     With `ascent="sum"` the :math:`\epsilon` of all tasks is that of the sum of the
-    present tasks' losses, over all parameters. Where the gradient that climbs is zero,
-    there is no :math:`\epsilon`.
+    present tasks' losses, over all parameters. If that gradient is zero, so is
+    :math:`\epsilon`.
 
     The result is an oracle like any other: `train_step`, `block_step` and
-    `individual_step` take it, and so does each chain of transforms. Only gradients
-    are those at the moved parameters. Losses, aux and the model's state are those at
-    the parameters themselves, so that a step of BatchNorm counts once, and so are the
-    losses that a line search compares. A weighting behind it scales the gradients at
-    the moved point; how the tasks climb does not depend on it.
+    `individual_step` take it, and any chain of transforms takes its gradients. Only
+    the gradients are those of the moved parameters. Losses (also those that a line
+    search compares), aux and the model's state are those of the parameters before the
+    move, so BatchNorm moves once. A weighting scales the gradients at the moved point
+    and does not change how the tasks climb.
 
-    Cost: with `"task"` two backward passes a task, and as many runs of `encode` more as
-    there are tasks. With `"sum"` one forward and one backward pass more than without,
-    and latent space, layerwise rows and one pass for the sum are kept.
+    Cost: `"task"` has two backward passes and one more run of `encode` per task.
+    `"sum"` has one forward and one backward pass more than without, and keeps latent
+    space, layerwise rows and one pass for the sum.
 
     Args:
       oracle: from `task_grad`; with microbatches the batch as a whole climbs.
@@ -57,7 +57,7 @@ def sharpness_aware(
 
     Raises:
       TypeError: if `oracle` is no `mtlopt.Oracle`.
-      ValueError: if `rho` is negative or `ascent` another word. `heads` of the result
+      ValueError: if `rho` is negative or `ascent` no such word. `heads` of the result
         raises, and so do methods in latent space with `ascent="task"`, whose tasks have
         no latent in common.
 
@@ -79,10 +79,10 @@ def sharpness_aware(
       https://arxiv.org/abs/2211.13723, for `ascent="task"`.
 
     Note:
-      Phan et al. aggregate gradients at the parameters, and what the moved point adds
-      to them, one after the other and add the results; here the aggregator gets their
-      sum. Their code has one norm for shared leaves and head in one experiment, as
-      here, and one for each in the others.
+      Phan et al. aggregate the gradients at the parameters, and separately the
+      differences at the moved point, and add both results; here the aggregator gets
+      their sum. Their code has one norm for shared leaves and head in one experiment,
+      as here, and one for each in the others.
     """
     check_oracle(oracle)
     check_range("rho", rho)

@@ -1,4 +1,4 @@
-"""Groups of tasks from what their steps do to each other's losses."""
+"""Groups of tasks by the effect of their steps on each other's losses."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ PyTree = Any
 
 
 class AffinityState(NamedTuple):
-    """What `affinity_step` knows of the tasks.
+    """State of `affinity_step`.
 
     Attributes:
       affinity: `[tasks, tasks]`, how much a step of the first lowers the loss of the
@@ -54,11 +54,11 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
 
     .. math:: s_{ik} = \frac12 \Big(\frac{B_{ik}}{B_{kk}} + \frac{B_{ki}}{B_{ii}}\Big)
 
-    is the mutual affinity of two tasks, in units of what their own steps do; zero in
-    place of a quotient whose :math:`B_{kk}` is not positive. Beginning with each task
-    alone, the two groups whose tasks have the largest mean :math:`s` between them
-    become one, as long as that mean is positive. So tasks whose affinities are positive
-    within and negative between some groups are put into those.
+    is the mutual affinity of two tasks, in units of the effect of their own steps; a
+    quotient whose :math:`B_{kk}` is not positive counts as zero. Each task begins
+    alone. Then the two groups with the largest mean :math:`s` between their tasks
+    merge, as long as that mean is positive. If affinities are positive within some
+    groups and negative between them, these groups are found.
 
     Args:
       affinity: `[tasks, tasks]`, of the first to the second.
@@ -66,7 +66,7 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
     Returns:
       int32 `[tasks]`: the group of every task, named by the index of its first member.
       The mask `[groups, tasks]` of the groups is
-      `groups == jnp.arange(len(groups))[:, None]`, without members for other names.
+      `groups == jnp.arange(len(groups))[:, None]`; rows of unused names are empty.
 
     Raises:
       ValueError: if `affinity` is no square matrix.
@@ -80,7 +80,7 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
     Note:
       The authors' code runs affinity propagation on :math:`s`, with the median of
       :math:`s` as the preference. It need not converge, and makes groups whatever the
-      signs are; here they decide.
+      signs are; here the signs decide.
     """
     affinity = jnp.asarray(affinity)
     if affinity.ndim != 2 or len(set(affinity.shape)) != 1:
@@ -122,19 +122,19 @@ def affinity_step(
     .. math:: B_{ik} \leftarrow (1 - \beta) B_{ik} + \beta \, b_{ik}, \qquad
         b_{ik} = \frac{1}{|G|} \Big(1 - \frac{L_k(\theta^+)}{L_k(\theta)}\Big)
 
-    where task `i` is one of the group `G` whose step on its summed loss leads from
-    :math:`\theta` to :math:`\theta^+`: this is the proximal inter-task affinity.
-    :math:`\theta` has the head of task `k`, which moves if `k` is in `G`. For two tasks
-    of one group whose :math:`b_{ii}` and :math:`b_{ik}` have different signs,
-    :math:`-\max(b_{ii}, b_{ik})` takes the place of the latter, and a negative
-    :math:`b_{ii}` is left out. The next step has the `affinity_groups` of :math:`B`.
+    :math:`b_{ik}` is the proximal inter-task affinity. Task `i` is in the group `G`,
+    whose step on its summed loss leads from :math:`\theta` to :math:`\theta^+`.
+    :math:`\theta` includes the head of task `k`, which moves if `k` is in `G`. For two
+    tasks of one group whose :math:`b_{ii}` and :math:`b_{ik}` have different signs,
+    :math:`-\max(b_{ii}, b_{ik})` replaces the latter, and a negative :math:`b_{ii}` is
+    left out. The next step has the `affinity_groups` of :math:`B`.
 
-    Members of a group share what it did, their own step included. So tasks that no
-    longer help each other stay together while both losses fall: groups merge more
-    easily than they part.
+    All members of a group are credited with its whole step. So tasks that no longer
+    help each other stay together while both losses fall: groups merge more easily than
+    they part.
 
     Cost: as many turns as there are groups, each a forward and a backward pass of the
-    encoder and all heads, and one forward pass more. The turns are a loop whose length
+    encoder and all heads, and one more forward pass. The turns are a loop whose length
     is not known when the program is compiled. On a CPU a plain `lax` convolution is
     many times slower in a loop.
 
@@ -151,9 +151,9 @@ def affinity_step(
       the next run and `AffinityState`, and a `StepOutput`. The first is
       `AffinityState.alone(num_tasks)`. Groups move in the order of their first members,
       with `key` in a random one. Losses are as in `individual_step`; `aux` has a
-      leading axis of as many turns as there are tasks, zeros for those that did not
-      take place. The affinity of absent tasks, of losses that were not positive and of
-      numbers that are not finite stays what it was.
+      leading axis of as many turns as there are tasks, zeros for turns that did not
+      take place. An affinity does not change if one of its tasks is absent, the loss
+      is not positive, or the new value is not finite.
 
     Raises:
       TypeError: if `oracle` is no `mtlopt.Oracle`.
@@ -183,9 +183,9 @@ def affinity_step(
       `warmup` are those of the authors' code.
 
     Note:
-      The authors' code credits a group with the change of the losses from the turn
-      before to its own, which is what the group before it did, and never sees what the
-      last one does; hence the forward pass at the end.
+      The authors' code credits each group with the change that the group before it
+      made, and never sees the change that the last group makes. Here a forward pass at
+      the end measures it.
     """
     check_oracle(oracle)
     check_fraction("decay", decay)

@@ -1,4 +1,4 @@
-"""Measures of a front: what it dominates, how evenly it is covered, who is on it."""
+"""Measures of a front: what it dominates, how evenly it is covered, what is on it."""
 
 from typing import Any, NamedTuple
 
@@ -29,16 +29,16 @@ def hypervolume(losses: jax.Array, reference: Any) -> jax.Array:
 
     .. math:: V = \mathrm{vol} \bigcup_k \, \prod_i \, [L_{ki}, r_i]
 
-    The larger, the better: it grows with every point that no other dominates. A point
-    that is not below the reference in every loss adds nothing. Exact, by slices along
-    one loss after the other: `K log K` operations for two tasks, and for more
-    `K^(T-1)`, with memory for `K^(T-2)` points: of more than four tasks, few points.
-    Works under `jit`; differentiable where no two values are equal. NaN in, NaN out.
+    Larger is better: every point that no other dominates adds to it. A point that is
+    not below the reference in every loss adds nothing. The value is exact, by slices
+    along one loss after the other: `K log K` operations for two tasks and `K^(T-1)` for
+    more, with memory for `K^(T-2)` points, so with more than four tasks use few points.
+    Works under `jit`; differentiable if no two values are equal. NaN in, NaN out.
 
     Args:
       losses: `L`, `[points, tasks]`.
-      reference: `r`, `[tasks]`, such as the losses of a network that nobody has
-        trained. Only volumes with the same reference compare.
+      reference: `r`, `[tasks]`, such as the losses of an untrained network. Compare
+        only volumes with the same reference.
 
     Returns:
       A scalar.
@@ -85,7 +85,7 @@ def non_dominated(losses: jax.Array) -> jax.Array:
     """Returns which points no other point dominates.
 
     One dominates another if none of its losses is larger and one is smaller. So equal
-    points are both kept, and a point that is not finite is not. `K^2 T` operations.
+    points are both kept. Points that are not finite are not. `K^2 T` operations.
 
     Args:
       losses: `[points, tasks]`.
@@ -110,10 +110,10 @@ def non_dominated(losses: jax.Array) -> jax.Array:
 def front_spread(losses: jax.Array) -> FrontSpread:
     """Returns how evenly points cover a front, and how much of it.
 
-    Neighbours are points with an edge in the minimum spanning tree; for the front of
-    two tasks these are the next ones along it. So a hole shows in `largest_gap` even if
-    the points beside it crowd. Distances are those of the losses as they are: divide
-    losses of different units first. `K^2 T` operations.
+    Neighbours are points with an edge in the minimum spanning tree; on the front of two
+    tasks these are the next points along it. So a hole shows in `largest_gap` even if
+    the points around it are close together. Losses are not rescaled: if their units
+    differ, divide them first. `K^2 T` operations.
 
     Args:
       losses: `[points, tasks]`, of two points at least; see `non_dominated`.
@@ -131,9 +131,9 @@ def front_spread(losses: jax.Array) -> FrontSpread:
       [3. 3.] 2.0
 
     References:
-      The unevenness is the sum of Deb et al., *A Fast and Elitist Multiobjective
+      The unevenness is the spread of Deb et al., *A Fast and Elitist Multiobjective
       Genetic Algorithm: NSGA-II*, IEEE Transactions on Evolutionary Computation 6,
-      2002, section V-C, without its ends, which it has to know.
+      2002, section V-C, without its terms for the ends of the true front.
     """
     losses = _points(losses)
     if len(losses) < 2:

@@ -32,23 +32,23 @@ def weight_by_ntk(
         \frac{\mathrm{mean}_j \rho_j}{\rho_i}, \qquad
         \rho_i = \frac{\mathrm{tr} K_i}{N_i}, \quad K_i = J_i J_i^\top
 
-    For losses that are means of squares of residuals, `L_i = |r_i|^2 / N_i` with `J_i =
-    dr_i / dtheta`. The mean of the kernel's diagonal is the rate at which loss i would
-    fall if its residual had no direction. Pass the traces to the update as `traces`,
-    numbers `[tasks]` or by name, or a function that returns them, such as `lambda:
-    ntk_traces(residuals, params, *batch)`. It is called only if the weights are
-    computed, so with `every(1000, weight_by_ntk(T))` on every 1000th update.
+    The losses must be means of squared residuals, `L_i = |r_i|^2 / N_i`, with `J_i =
+    dr_i / dtheta`. The mean of the kernel's diagonal does not depend on the direction
+    of the residual. Pass the traces to the update as `traces`, numbers `[tasks]` or by
+    name, or a function that returns them, such as `lambda: ntk_traces(residuals,
+    params, *batch)`. It is called only if the weights are computed, so with
+    `every(1000, weight_by_ntk(T))` on every 1000th update.
 
-    Without `traces` the kernel is looked at along the residual that there is,
+    Without `traces` the weighting uses the kernel along the current residual,
 
     .. math:: \rho_i = \frac{|g_i|^2}{L_i}
         = \frac{4}{N_i} \frac{r_i^\top K_i r_i}{r_i^\top r_i}
 
     the rate at which loss i falls along its own gradient, for one backward pass per
-    task. For one point a task the two agree, but for the factor 4, which cancels.
+    task. With one point per task both agree, but for the factor 4, which cancels.
 
-    Weights start at 1, and each update uses those that its own batch has moved. A
-    weight does not move if its rate is no positive number, such as for a loss of zero.
+    Weights start at 1 and move before each update uses them. A weight does not change
+    if its rate is not positive and finite, as for a loss of zero.
 
     Args:
       num_tasks: number of tasks T.
