@@ -1,10 +1,13 @@
 """Settings shared by all tests: strict, and the same everywhere."""
 
 import atexit
+import functools
 import gc
+import itertools
 import os
 import shutil
 import tempfile
+import threading
 
 # Tests assert mathematics on CPU unless told otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,6 +20,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import jax
 import numpy as np
 import pytest
+from jax._src.interpreters import mlir
 
 from tests import problems
 
@@ -34,6 +38,12 @@ if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", PROGRAMS)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+# JAX makes an MLIR context for each program, which takes longer than to lower a small
+# one. Here a hundred programs of a thread share one; it keeps their constants.
+if make_context := getattr(mlir, "make_ir_context", None):
+    lowered = itertools.count()
+    shared = functools.lru_cache(1)(lambda *_: make_context())
+    mlir.make_ir_context = lambda: shared(threading.get_ident(), next(lowered) // 100)
 # Tracing makes many objects that live on; Python's defaults look at them too often.
 gc.set_threshold(100_000, 20, 100)
 

@@ -40,6 +40,7 @@ from mtlopt.aggregators.cagrad import cagrad_weights
 from mtlopt.aggregators.conflict_free import conflict_free_weights
 from mtlopt.aggregators.dualproj import dualproj_weights
 from mtlopt.aggregators.edm import edm_weights
+from mtlopt.aggregators.epo import epo_weights
 from mtlopt.aggregators.fairgrad import fairgrad_weights
 from mtlopt.aggregators.gradvac import gradvac_weights
 from mtlopt.aggregators.imtl_g import imtl_g_weights
@@ -86,6 +87,12 @@ def _stateless(
     return lambda gramian, state: (weights(gramian, **options), state)
 
 
+def _epo(gramian: jax.Array) -> jax.Array:
+    # At these losses the first tasks may rise and the last may not.
+    losses = jnp.linspace(1, 2, len(gramian), dtype=gramian.dtype)
+    return epo_weights(gramian, losses)
+
+
 def _pcgrad(gramian: jax.Array, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
     # The orders are drawn in the timed function, as TorchJD does.
     _, order = random_orders(jax.random.key(seed), len(gramian))
@@ -127,6 +134,7 @@ PAIRS: dict[str, Pair] = {
     ),
     "mgda": Pair(_stateless(mgda_weights), "MGDAWeighting()"),
     "edm": Pair(_stateless(edm_weights), None, missing="not in TorchJD"),
+    "epo": Pair(_stateless(_epo), None, missing="not in TorchJD"),
     "pcgrad": Pair(_pcgrad, "PCGradWeighting()", _seed),
     "gradvac": Pair(_gradvac, "GradVacWeighting()", _seed_and_targets),
     "cagrad": Pair(_stateless(cagrad_weights, c=0.4), "CAGradWeighting(c=0.4)"),

@@ -132,7 +132,8 @@ def weight_by_softadapt(
             present=there,
         )
         is_early = state.count < 2 * steps_per_epoch
-        weights = jnp.where(is_early, there, weights).astype(dtype)
+        weights = weights.astype(dtype)
+        weights = jnp.where(is_early, there.astype(dtype), weights)
         epochs = next_epochs(state, grads.losses, there, steps_per_epoch)
         return grads.scale_by(weights), WeightBySoftadaptState(weights, **epochs)
 
