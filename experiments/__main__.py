@@ -27,7 +27,7 @@ INDEX = {
     },
     "mtl_io": {
         "task_groups": ("tasks in turn or in groups, IUS and IO", "Tables 3, 4", 7),
-        "nyuv2": ("rooms: segmentation, depth, normals", "Table 1", 16),
+        "nyuv2": ("rooms: segmentation, depth, normals", "Table 1", 9),
         "cityscapes7": ("streets: seven categories as tasks", "Table 2", None),
         "celeba_groups": ("40 attributes, IUS and IO in groups", "Tables 3, 4", None),
     },
