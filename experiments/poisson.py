@@ -1,7 +1,6 @@
 """An equation and its boundary, two losses at odds: the README's first example."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from experiments.lab.loop import Progress, Training, Values, train
 from experiments.lab.program import Program
 from experiments.lab.settings import ShortOptions, methods_for, parse
 from experiments.lab.tables import Frame, command_line, count, markdown_table, select
+from experiments.real_data.problem import dense
 
 PyTree = Any
 NAME, TASKS = "poisson", ("equation", "boundary")
@@ -114,13 +114,7 @@ def network(params: PyTree, x: jax.Array) -> jax.Array:
 
 def init(key: jax.Array) -> PyTree:
     """Returns parameters of two hidden layers."""
-    sizes = (1, WIDTH, WIDTH, 1)
-    shapes = list(itertools.pairwise(sizes))
-    keys = jax.random.split(key, len(shapes))
-    return [
-        {"w": jax.random.normal(own, shape) / shape[0] ** 0.5, "b": jnp.zeros(shape[1])}
-        for own, shape in zip(keys, shapes, strict=True)
-    ]
+    return dense(key, (1, WIDTH, WIDTH, 1))
 
 
 def losses(params: PyTree) -> jax.Array:

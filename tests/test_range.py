@@ -102,7 +102,7 @@ def check(name, num_tasks, size, names):
         if name == "cagrad" and abs(case[0] - case[1]) > 15:
             continue  # it compares squares of ratios
         if name == "epo" and abs(case[0] - case[1]) > 7:
-            continue  # its program compares sums of products of all lengths
+            continue  # right up to 1e5 only, see its own test
         errors = np.linalg.norm(one - other, axis=-1)
         assert np.all(errors <= 1e-4 * np.linalg.norm(other, axis=-1)), case
 

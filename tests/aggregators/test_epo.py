@@ -10,6 +10,7 @@ from scipy.optimize import linprog
 import mtlopt
 from mtlopt.aggregators.epo import epo_weights
 from tests.linalg.matrices import padded_gramian
+from tests.test_range import jacobians
 
 solve = jax.jit(epo_weights)
 SIZE = 6
@@ -165,3 +166,18 @@ def test_reads_scaled_losses():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         mtlopt.epo(2, **options)
+
+
+@pytest.mark.parametrize("num_tasks", [3, 8])
+def test_lengths_may_be_1e5_apart(num_tasks):
+    """In either direction: single and double precision take the same solution."""
+    powers = [(sign * power, 0) for sign in (-1, 1) for power in range(6)]
+    rows, found = jacobians(powers, num_tasks, 1000), {}
+    for dtype in (np.float32, np.float64):
+        with jax.enable_x64(dtype == np.float64):
+            losses = jnp.ones(num_tasks, dtype)
+            grams = jnp.asarray(rows @ rows.mT, dtype)
+            weights = jax.jit(jax.vmap(lambda g, y=losses: epo_weights(g, y)))(grams)
+        found[dtype] = np.einsum("ct,ctn->cn", np.float64(weights), rows)
+    apart = np.linalg.norm(found[np.float32] - found[np.float64], axis=1)
+    assert np.all(apart <= 1e-4 * np.linalg.norm(found[np.float64], axis=1))
