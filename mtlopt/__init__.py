@@ -151,6 +151,7 @@ from mtlopt.diagnostics.measures import (
     cosine_similarity,
     dominance_rate,
 )
+from mtlopt.diagnostics.plots import plot_diagnosis, plot_trade_off
 from mtlopt.diagnostics.suggestions import suggestions
 from mtlopt.diagnostics.would_rise import would_rise
 from mtlopt.every import EveryState, every
@@ -377,6 +378,8 @@ __all__ = [
     "pcgrad",
     "pcgrad_weights",
     "per_label",
+    "plot_diagnosis",
+    "plot_trade_off",
     "random_groups",
     "relobralo_weights",
     "samplewise",

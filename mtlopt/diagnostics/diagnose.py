@@ -1,5 +1,6 @@
 """One look at the task gradients: do they conflict, dominate, or cancel?"""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,9 @@ from mtlopt.diagnostics.measures import conflict_rate, dominance_rate
 from mtlopt.linalg.min_norm import min_norm_point
 from mtlopt.linalg.normalise import nan_unless_finite, normalise
 from mtlopt.task_grads import TaskGrads
+
+_SCALARS = ("norm_ratio", "dominance_rate", "conflict_rate", "stationarity_gap")
+_SCALARS += ("relative_gap", "condition")
 
 
 @jax.tree_util.register_static
@@ -50,6 +54,28 @@ class Diagnosis(NamedTuple):
     finite_losses: jax.Array
     finite_gradients: jax.Array
     tasks: TaskNames
+
+    def metrics(self) -> dict[str, jax.Array]:
+        """Returns the numbers by name, for a logger.
+
+        Scalars by their field; of each task `norm/left`, of each pair
+        `cosine/left/right`. If diagnoses are stacked, each value has their axes. Works
+        under `jit`.
+
+        Examples:
+          >>> import jax.numpy as jnp
+          >>> import mtlopt
+          >>> grads = mtlopt.TaskGrads.from_rows(jnp.eye(2), tasks=("left", "right"))
+          >>> found = mtlopt.diagnose(grads).metrics()
+          >>> print(found["norm/left"], found["cosine/left/right"])
+          1.0 0.0
+        """
+        each = {f"norm/{task}": self.norms[..., i] for i, task in enumerate(self.tasks)}
+        pairs = {
+            f"cosine/{self.tasks[i]}/{self.tasks[j]}": self.cosines[..., i, j]
+            for i, j in itertools.combinations(range(len(self.tasks)), 2)
+        }
+        return {name: getattr(self, name) for name in _SCALARS} | each | pairs
 
 
 def diagnose(grads: TaskGrads) -> Diagnosis:

@@ -89,6 +89,19 @@ def test_common_factor_of_the_losses(float64):
         np.testing.assert_allclose(getattr(many, name), factor * value, rtol=1e-9)
 
 
+def test_metrics_of_stacked_diagnoses():
+    """Each value, with its axis of diagnoses, is named by task."""
+    rows = np.random.default_rng(0).normal(size=(5, 3, 4))
+    found = jax.vmap(diagnose)(rows)
+    metrics = jax.jit(mtlopt.Diagnosis.metrics)(found)
+    lengths = np.linalg.norm(rows, axis=-1)
+    np.testing.assert_allclose(metrics["norm/1"], lengths[:, 1], rtol=1e-5)
+    cosines = np.sum(rows[:, 0] * rows[:, 2], axis=-1) / lengths[:, 0] / lengths[:, 2]
+    np.testing.assert_allclose(metrics["cosine/0/2"], cosines, rtol=1e-5, atol=1e-6)
+    assert metrics.keys() >= scalars(diagnose(rows[0])).keys()
+    assert {np.shape(value) for value in metrics.values()} == {(5,)}
+
+
 def test_absent_tasks_are_left_out(float64):
     """All is as if the others were alone, whatever is in the absent rows."""
     rows = np.random.default_rng(0).normal(size=(4, 6))

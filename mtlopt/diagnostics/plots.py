@@ -1,0 +1,162 @@
+"""Pictures of a diagnosis and of a trade-off, drawn by Matplotlib if it is there."""
+
+import importlib.util
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtlopt.diagnostics.diagnose import Diagnosis
+from mtlopt.diagnostics.front import non_dominated
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MAX_TASKS = 4  # of a trade-off: six panels
+
+
+def plot_diagnosis(diagnosis: Diagnosis, steps: Any = None) -> "Figure":
+    """Draws what `diagnose` saw over a training.
+
+    Four panels: the cosine of each pair, the length of each gradient, the relative gap
+    with that of orthogonal gradients of one length as a dashed line, and the dominance
+    rate. Absent tasks leave a hole in their lines. It runs on the host, outside `jit`,
+    and needs Matplotlib: `pip install matplotlib`.
+
+    Args:
+      diagnosis: several diagnoses, stacked along a first axis.
+      steps: `[diagnoses]`, where they were made. Default: 0, 1, 2, ...
+
+    Returns:
+      The figure of `matplotlib.pyplot`; save it with `savefig`.
+
+    Raises:
+      ImportError: without Matplotlib.
+      TypeError: if `diagnosis` is not from `diagnose`.
+      ValueError: if its arrays have no first axis, or another than `steps`.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import mtlopt
+      >>> rows = jax.random.normal(jax.random.key(0), (20, 2, 5))
+      >>> look = lambda rows: mtlopt.diagnose(mtlopt.TaskGrads.from_rows(rows))
+      >>> figure = mtlopt.plot_diagnosis(jax.vmap(look)(rows), range(0, 200, 10))
+      >>> print([axes.get_title() for axes in figure.axes])
+      ['cosine', 'length of gradient', 'gap over mean length', 'dominance rate']
+    """
+    if not isinstance(diagnosis, Diagnosis):
+        raise TypeError(
+            "`diagnosis` must be what mtlopt.diagnose(grads) returns, got "
+            f"{type(diagnosis).__name__}."
+        )
+    if np.ndim(diagnosis.norms) != 2:
+        raise ValueError(
+            "`diagnosis` must hold several diagnoses, stacked along a first axis: its "
+            f"norms must be [steps, tasks], got shape {np.shape(diagnosis.norms)}. "
+            "Stack a list by jax.tree.map(lambda *each: jnp.stack(each), *diagnoses)."
+        )
+    num_steps, num_tasks = np.shape(diagnosis.norms)
+    x = np.arange(num_steps) if steps is None else np.asarray(steps)
+    if x.shape != (num_steps,):
+        raise ValueError(
+            f"`steps` must have an entry for each diagnosis, [{num_steps}], got shape "
+            f"{x.shape}."
+        )
+    here, tasks = np.asarray(diagnosis.present), diagnosis.tasks
+    figure, (cosine, norm, gap, dominance) = _subplots(4)
+    for i, j in itertools.combinations(range(num_tasks), 2):
+        values = np.where(here[:, i] & here[:, j], diagnosis.cosines[:, i, j], np.nan)
+        cosine.plot(x, values, label=f"{tasks[i]}, {tasks[j]}")
+    cosine.axhline(0, color="gray", linewidth=0.5)
+    for i, task in enumerate(tasks):
+        norm.plot(x, np.where(here[:, i], diagnosis.norms[:, i], np.nan), label=task)
+    gap.plot(x, diagnosis.relative_gap)
+    gap.plot(x, here.sum(axis=1) ** -0.5, "--", color="gray")
+    dominance.plot(x, diagnosis.dominance_rate)
+    norm.set_yscale("log")
+    dominance.set_yscale("log")
+    titles = ("cosine", "length of gradient", "gap over mean length", "dominance rate")
+    for axes, title in zip(figure.axes, titles, strict=True):
+        axes.set(title=title, xlabel="step")
+    for axes in (cosine, norm):
+        if axes.lines[:-1]:
+            axes.legend(fontsize="small")
+    return figure
+
+
+def plot_trade_off(
+    losses: Mapping[str, Any], tasks: Sequence[str] | None = None
+) -> "Figure":
+    """Draws losses, or any errors, of one task over those of another.
+
+    One panel for each pair of tasks. A point that another of them all dominates, which
+    is no worse for any task and better for one, is hollow. It runs on the host, outside
+    `jit`, and needs Matplotlib: `pip install matplotlib`.
+
+    Args:
+      losses: by label, such as the method: `[tasks]`, or `[points, tasks]` for several
+        seeds or preferences; lower is better. Two to four tasks.
+      tasks: their names. Default: 0, 1, ...
+
+    Returns:
+      The figure of `matplotlib.pyplot`; save it with `savefig`.
+
+    Raises:
+      ImportError: without Matplotlib.
+      ValueError: if there are no losses, fewer than two tasks or more than four, other
+        numbers of tasks at two labels, or not one name per task.
+
+    Examples:
+      >>> import mtlopt
+      >>> found = {"sum": [[1.0, 3.0], [1.2, 2.5]], "mgda": [2.0, 2.0], "mine": [3, 3]}
+      >>> figure = mtlopt.plot_trade_off(found, tasks=["left", "right"])
+      >>> print([text.get_text() for text in figure.axes[0].get_legend().get_texts()])
+      ['sum', 'mgda', 'mine']
+    """
+    points = {label: np.atleast_2d(np.asarray(own)) for label, own in losses.items()}
+    shapes = {label: own.shape for label, own in points.items()}
+    widths = {shape[-1] for shape in shapes.values()}
+    num_tasks = widths.pop() if len(widths) == 1 else 0
+    flat = all(len(shape) == 2 for shape in shapes.values())
+    if not (flat and 2 <= num_tasks <= _MAX_TASKS):
+        raise ValueError(
+            "`losses` must map labels to arrays [tasks] or [points, tasks] of the same "
+            f"2 to {_MAX_TASKS} tasks, got shapes {shapes}. Of more tasks choose some."
+        )
+    names = [str(i) for i in range(num_tasks)] if tasks is None else list(tasks)
+    if len(names) != num_tasks:
+        raise ValueError(
+            f"`tasks` must have one name per task, {num_tasks}, got {len(names)}."
+        )
+    best = np.asarray(non_dominated(np.concatenate(list(points.values()))))
+    ends = np.cumsum([len(own) for own in points.values()])[:-1]
+    pairs = list(itertools.combinations(range(num_tasks), 2))
+    figure, panels = _subplots(len(pairs))
+    for axes, (i, j) in zip(panels, pairs, strict=True):
+        for number, (own, kept) in enumerate(
+            zip(points.values(), np.split(best, ends), strict=True)
+        ):
+            colour = f"C{number}"
+            axes.plot(*own[kept][:, [i, j]].T, "o", color=colour)
+            axes.plot(*own[~kept][:, [i, j]].T, "o", color=colour, mfc="none")
+            axes.plot([], [], "o", color=colour, label=list(points)[number])
+        axes.set(xlabel=names[i], ylabel=names[j])
+    panels[0].legend(fontsize="small")
+    return figure
+
+
+def _subplots(num: int) -> tuple["Figure", Any]:
+    """Returns a figure and its panels, in one row up to three, else in two."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("mtlopt's plots need Matplotlib: pip install matplotlib.")
+    import matplotlib.pyplot as plt
+
+    rows = 1 if num <= 3 else 2
+    columns = -(-num // rows)
+    size = (3.4 * columns, 2.7 * rows)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False
+    )
+    return figure, panels.flat
