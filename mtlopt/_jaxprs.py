@@ -16,11 +16,20 @@ from jax.interpreters import partial_eval
 PyTree = Any
 
 
+def opened(program: core.ClosedJaxpr) -> core.Jaxpr:
+    """Returns a program without the values of its constants.
+
+    From JAX 0.12 on the two are one class, which keeps `jaxpr` for older code only.
+    """
+    found: Any = getattr(program, "jaxpr", program)
+    return found
+
+
 def used_leaves(
     function: Callable[..., Any], params: PyTree, *others: PyTree
 ) -> list[bool]:
     """Returns, per leaf of `params`, whether `function(params, *others)` needs it."""
-    program = jax.make_jaxpr(function)(params, *others).jaxpr
+    program = opened(jax.make_jaxpr(function)(params, *others))
     used = _used_inputs(program, [True] * len(program.outvars))
     return used[: len(jax.tree.leaves(params))]
 
@@ -44,14 +53,14 @@ def used_leaves_of_entries(
     scalars = num_entries == 1 or not program.out_avals[0].shape
     if len(program.out_avals) == num_entries and scalars:
         return [
-            _used_inputs(program.jaxpr, [i == j for j in range(num_entries)])
+            _used_inputs(opened(program), [i == j for j in range(num_entries)])
             for i in range(num_entries)
         ]
     found = stacked_entries(program, num_entries)
     if found is None:
         return None
     program, entries = found
-    return [_used_by(program.jaxpr, list(variables([entry]))) for entry in entries]
+    return [_used_by(opened(program), list(variables([entry]))) for entry in entries]
 
 
 def split_arrays(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
@@ -79,16 +88,14 @@ def dependent_outputs(
     The second value are the shapes of these leaves.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    outputs = range(len(closed.jaxpr.outvars))
-    depends = [
-        any(_used_inputs(closed.jaxpr, [i == j for j in outputs])) for i in outputs
-    ]
+    program, outputs = opened(closed), range(len(closed.outvars))
+    depends = [any(_used_inputs(program, [i == j for j in outputs])) for i in outputs]
     return depends, jax.tree.leaves(shapes)
 
 
 def forwarded_inputs(function: Callable[..., Any], tree: PyTree) -> list[int | None]:
     """Returns, per leaf of `function(tree)`, which leaf of `tree` it is, or None."""
-    return _forwarded(jax.make_jaxpr(function)(tree).jaxpr)
+    return _forwarded(opened(jax.make_jaxpr(function)(tree)))
 
 
 def _forwarded(program: core.Jaxpr) -> list[int | None]:
@@ -104,8 +111,7 @@ def _forwarded(program: core.Jaxpr) -> list[int | None]:
                 places[eqn.outvars[0]] = found
         if not is_call(eqn):
             continue
-        (inner,) = core.jaxprs_in_params(eqn.params)
-        sources = _forwarded(inner)
+        sources = _forwarded(opened(called(eqn)))
         for variable, source in zip(eqn.outvars, sources, strict=True):
             found = None if source is None else place(eqn.invars[source])
             if found is not None:
@@ -128,16 +134,17 @@ def remembered_leaves(
       inputs: its first argument, or shapes.
       state: its second argument.
     """
-    program, shapes = jax.make_jaxpr(function, return_shape=True)(inputs, state)
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(inputs, state)
+    program = opened(closed)
     num_inputs, num_results = (
         len(jax.tree.leaves(inputs)),
         len(jax.tree.leaves(shapes[0])),
     )
-    num_outputs = len(program.jaxpr.outvars)
+    num_outputs = len(program.outvars)
 
     def needed(first: int, last: int) -> list[bool]:
         outputs = [first <= i < last for i in range(num_outputs)]
-        return _used_inputs(program.jaxpr, outputs)
+        return _used_inputs(program, outputs)
 
     read = needed(0, num_results)[num_inputs:]
     written = [
@@ -172,10 +179,10 @@ def stacked_entries(
     The first value is the same program, with the call written out that stacks them.
     None if the vector is made in another way.
     """
-    vector = program.jaxpr.outvars[0]
+    vector = program.outvars[0]
     if num_entries == 1:
         return program, [vector]
-    makers = {var: eqn for eqn in program.jaxpr.eqns for var in eqn.outvars}
+    makers = {var: eqn for eqn in program.eqns for var in eqn.outvars}
     maker = makers.get(vector)
     while maker is not None and maker.primitive.name in _TRANSPARENT:
         maker = makers.get(maker.invars[0])
@@ -193,7 +200,7 @@ def stacked_entries(
 
 def convolves(function: Callable[..., Any], *args: PyTree) -> bool:
     """Returns whether `function` runs a `lax` convolution on the default platform."""
-    program = jax.make_jaxpr(function)(*args).jaxpr
+    program = opened(jax.make_jaxpr(function)(*args))
     return _convolves(program, jax.default_backend())
 
 
@@ -250,6 +257,14 @@ def is_call(eqn: Any) -> bool:
     return eqn.primitive.name in _CALLS
 
 
+def called(eqn: Any) -> core.ClosedJaxpr:
+    """Returns the program that such an equation runs."""
+    program = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    if isinstance(program, core.ClosedJaxpr):
+        return program
+    return core.ClosedJaxpr(program, [])
+
+
 def without_calls(
     program: core.ClosedJaxpr, expand: Callable[[Any], bool] = is_call
 ) -> core.ClosedJaxpr:
@@ -261,21 +276,19 @@ def without_calls(
     """
 
     def run(program: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-        jaxpr = program.jaxpr
+        jaxpr = opened(program)
         values = dict(zip(jaxpr.constvars, program.consts, strict=True))
         values.update(zip(jaxpr.invars, args, strict=True))
         for eqn in jaxpr.eqns:
             if expand(eqn):
-                inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-                if not isinstance(inner, core.ClosedJaxpr):
-                    inner = core.ClosedJaxpr(inner, [])
-                results = run(inner, [read_variable(values, var) for var in eqn.invars])
+                args = [read_variable(values, var) for var in eqn.invars]
+                results = run(called(eqn), args)
             else:
                 results = evaluate(jaxpr, [eqn], values, eqn.outvars)
             values.update(zip(eqn.outvars, results, strict=True))
         return [read_variable(values, var) for var in jaxpr.outvars]
 
-    if not any(expand(eqn) for eqn in program.jaxpr.eqns):
+    if not any(expand(eqn) for eqn in program.eqns):
         return program
     return jax.make_jaxpr(lambda *args: run(program, args))(*program.in_avals)
 

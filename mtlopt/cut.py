@@ -19,6 +19,7 @@ from jax.interpreters import partial_eval
 from mtlopt._jaxprs import (
     evaluate,
     is_call,
+    opened,
     stacked_entries,
     variables,
     without_calls,
@@ -44,12 +45,12 @@ class Traced:
 
     def is_marked(self) -> bool:
         """Returns whether there is a mark in the program, however deep."""
-        eqns = self.program.jaxpr.eqns
+        eqns = self.program.eqns
         return any(is_mark(eqn) or holds_mark(eqn) for eqn in eqns)
 
     def run(self, params: PyTree) -> tuple[Any, Any]:
         """Returns losses and pytree."""
-        jaxpr = self.program.jaxpr
+        jaxpr = opened(self.program)
         values = _inputs(self.program, params)
         return self.rebuild(evaluate(jaxpr, jaxpr.eqns, values, jaxpr.outvars))
 
@@ -136,8 +137,8 @@ class Cut:
                 )
             program, self._losses = found
         else:
-            self._losses = program.jaxpr.outvars[:num_tasks]
-        self._jaxpr = jaxpr = program.jaxpr
+            self._losses = program.outvars[:num_tasks]
+        self._jaxpr = jaxpr = opened(program)
         self._vector = jaxpr.outvars[0] if is_vector else None
         marks = [eqn for eqn in jaxpr.eqns if is_mark(eqn)]
         _check_once(marks)
@@ -325,7 +326,7 @@ def _is_cut(eqn: Any) -> bool:
 def _inputs(program: core.ClosedJaxpr, params: PyTree) -> dict[Any, Any]:
     """Returns the values of a program's constants and inputs."""
     values = [*program.consts, *jax.tree.leaves(params)]
-    names = [*program.jaxpr.constvars, *program.jaxpr.invars]
+    names = [*program.constvars, *program.invars]
     return dict(zip(names, map(jnp.asarray, values), strict=True))
 
 

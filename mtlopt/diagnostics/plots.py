@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from mtlopt.diagnostics.diagnose import Diagnosis
@@ -130,7 +131,7 @@ def plot_trade_off(
         raise ValueError(
             f"`tasks` must have one name per task, {num_tasks}, got {len(names)}."
         )
-    best = np.asarray(non_dominated(np.concatenate(list(points.values()))))
+    best = np.asarray(non_dominated(jnp.concatenate(list(points.values()))))
     ends = np.cumsum([len(own) for own in points.values()])[:-1]
     pairs = list(itertools.combinations(range(num_tasks), 2))
     figure, panels = _subplots(len(pairs))

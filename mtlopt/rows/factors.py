@@ -21,7 +21,14 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from mtlopt._jaxprs import evaluate, is_call, read_variable, variables
+from mtlopt._jaxprs import (
+    called,
+    evaluate,
+    is_call,
+    opened,
+    read_variable,
+    variables,
+)
 from mtlopt.linalg.dtypes import solver_dtype
 
 # From positions, inputs and outputs of a product to whether it is left undone.
@@ -165,7 +172,7 @@ class Pullback:
         are_products = [i for i, p in enumerate(self.products) if p is not None]
         some = [i in factors for i in are_products]
         wanted = [i in rows for i in range(len(self.products))] + some + some
-        jaxpr = self._program.jaxpr
+        jaxpr = opened(self._program)
         jaxpr = jaxpr.replace(
             eqns=[eqn for eqn in jaxpr.eqns if eqn.outvars],  # others only print
             debug_info=jaxpr.debug_info.with_unknown_names(),
@@ -214,7 +221,7 @@ class _Value(NamedTuple):
 
 def _run(program: core.ClosedJaxpr, args: Sequence[_Value]) -> list[_Value]:
     """Runs a program, with the programs that it calls written out."""
-    jaxpr = program.jaxpr
+    jaxpr = opened(program)
     values = {
         v: _Value(c) for v, c in zip(jaxpr.constvars, program.consts, strict=True)
     }
@@ -229,10 +236,7 @@ def _run(program: core.ClosedJaxpr, args: Sequence[_Value]) -> list[_Value]:
         operands = [read(var) for var in eqn.invars]
         moves = any(operand.moves for operand in operands)
         if is_call(eqn):
-            inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-            if not isinstance(inner, core.ClosedJaxpr):
-                inner = core.ClosedJaxpr(inner, [])
-            results = _run(inner, operands)
+            results = _run(called(eqn), operands)
         elif eqn.primitive.name == "scan" and moves and not eqn.effects:
             results = _run_loop(eqn, operands)
         else:
