@@ -1,6 +1,6 @@
 """Gradient-norm weights, and learning-rate annealing (Wang et al., 2021 and 2023)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from mtlopt.common.task_weights import everyone
 from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.rows.arithmetic import sum_entries
+from mtlopt.task_grads import TaskGrads
 from mtlopt.weightings.by_sizes import move_to_equal, move_towards
 
 
@@ -54,25 +55,12 @@ def weight_by_norms(
       Wang, Sankaran, Wang and Perdikaris, *An Expert's Guide to Training
       Physics-informed Neural Networks*, arXiv:2308.08468, algorithm 1.
     """
-    check_num_tasks(num_tasks)
-    check_range("decay", decay, 1)
 
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, WeightByAnnealingState]:
-        del extra_args
-        grads = check_task_grads(
-            updates, num_tasks, params, state, "weight_by_norms"
-        ).keep_rows()
-        weights = move_to_equal(
-            state.task_weights,
-            grads.rows().norms(),
-            everyone(num_tasks, grads.present),
-            decay,
-        )
-        return grads.scale_by(weights), WeightByAnnealingState(weights)
+    def move(weights: jax.Array, grads: TaskGrads) -> jax.Array:
+        there = everyone(num_tasks, grads.present)
+        return move_to_equal(weights, grads.rows().norms(), there, decay)
 
-    return optax.GradientTransformationExtraArgs(_init_of(num_tasks), update_fn)
+    return _moving("weight_by_norms", num_tasks, decay, move)
 
 
 def weight_by_annealing(
@@ -109,19 +97,10 @@ def weight_by_annealing(
       Wang, Teng and Perdikaris, *Understanding and Mitigating Gradient Flow
       Pathologies*, SIAM Journal on Scientific Computing, 2021, algorithm 1.
     """
-    check_num_tasks(num_tasks)
-    check_range("decay", decay, 1)
 
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, WeightByAnnealingState]:
-        del extra_args
-        grads = check_task_grads(
-            updates, num_tasks, params, state, "weight_by_annealing"
-        ).keep_rows(entries=True)
+    def move(weights: jax.Array, grads: TaskGrads) -> jax.Array:
         members = task_mask("residuals", residuals, grads.tasks)
         known = everyone(num_tasks, grads.present) & ~members
-        weights = state.task_weights
         largest, means = jnp.zeros([], weights.dtype), jnp.zeros_like(weights)
         rows = [row.astype(weights.dtype) for row in grads.rows().leaves()]
         size = sum(row[0].size for row in rows)
@@ -129,15 +108,36 @@ def weight_by_annealing(
             largest = jnp.maximum(largest, jnp.max(jnp.abs(row[members].sum(axis=0))))
             means += sum_entries(jnp.abs(row) / size)
         target = safe_divide(largest, means)
-        weights = move_towards(weights, target, known & (target > 0), decay)
-        return grads.scale_by(weights), WeightByAnnealingState(weights)
+        return move_towards(weights, target, known & (target > 0), decay)
 
-    return optax.GradientTransformationExtraArgs(_init_of(num_tasks), update_fn)
+    return _moving("weight_by_annealing", num_tasks, decay, move, entries=True)
 
 
-def _init_of(num_tasks: int) -> optax.TransformInitFn:
+def _moving(
+    name: str,
+    num_tasks: int,
+    decay: Any,
+    move: Callable[[jax.Array, TaskGrads], jax.Array],
+    **kept: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """Builds the weighting whose weights `move` at each update, from 1 on.
+
+    Further arguments are those of `TaskGrads.keep_rows`.
+    """
+    check_num_tasks(num_tasks)
+    check_range("decay", decay, 1)
+
     def init_fn(params: Any) -> WeightByAnnealingState:
         del params
         return WeightByAnnealingState(jnp.ones(num_tasks))
 
-    return init_fn
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, WeightByAnnealingState]:
+        del extra_args
+        grads = check_task_grads(updates, num_tasks, params, state, name)
+        grads = grads.keep_rows(**kept)
+        weights = move(state.task_weights, grads)
+        return grads.scale_by(weights), WeightByAnnealingState(weights)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_int, check_num_tasks, check_positive
-from mtlopt.common.epoch_means import next_epochs, no_epochs
+from mtlopt._checks import check_positive
+from mtlopt.common.epoch_means import by_epochs
 from mtlopt.common.task_weights import everyone
-from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
 
 
@@ -88,27 +87,11 @@ def weight_by_dwa(
     References:
       Liu, Johns and Davison, *End-to-end multi-task learning*, CVPR 2019, equation 7.
     """
-    check_num_tasks(num_tasks)
     check_positive("temperature", temperature)
-    steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch)
-
-    def init_fn(params: Any) -> WeightByDwaState:
-        del params
-        return WeightByDwaState(jnp.ones(num_tasks), **no_epochs(num_tasks))
-
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, WeightByDwaState]:
-        del extra_args
-        grads = check_task_grads(updates, num_tasks, params, state, "weight_by_dwa")
-        there = everyone(num_tasks, grads.present)
-        dtype = state.total.dtype
-        weights = jnp.where(
-            state.count < 2 * steps_per_epoch,
-            there.astype(dtype),
-            dwa_weights(state.last, state.before, temperature, there),
-        ).astype(dtype)
-        epochs = next_epochs(state, grads.losses, there, steps_per_epoch)
-        return grads.scale_by(weights), WeightByDwaState(weights, **epochs)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return by_epochs(
+        "weight_by_dwa",
+        num_tasks,
+        steps_per_epoch,
+        WeightByDwaState,
+        lambda last, before, there: dwa_weights(last, before, temperature, there),
+    )

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_int, check_num_tasks
-from mtlopt.common.epoch_means import next_epochs, no_epochs
+from mtlopt.common.epoch_means import by_epochs
 from mtlopt.common.task_weights import everyone
-from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.simplex import shares_of
 from mtlopt.weightings.by_losses import only_there
@@ -107,34 +105,21 @@ def weight_by_softadapt(
       Heydari, Thompson and Mehmood, *SoftAdapt*, arXiv:1912.12355, section 3.1, with
       weights that sum to T instead of 1 and the first difference as slope.
     """
-    check_num_tasks(num_tasks)
-    steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch)
 
-    def init_fn(params: Any) -> WeightBySoftadaptState:
-        del params
-        return WeightBySoftadaptState(jnp.ones(num_tasks), **no_epochs(num_tasks))
-
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, WeightBySoftadaptState]:
-        del extra_args
-        grads = check_task_grads(
-            updates, num_tasks, params, state, "weight_by_softadapt"
-        )
-        there = everyone(num_tasks, grads.present)
-        dtype = state.total.dtype
-        weights = softadapt_weights(
-            state.last,
-            state.before,
+    def weights_of(last: jax.Array, before: jax.Array, there: jax.Array) -> jax.Array:
+        return softadapt_weights(
+            last,
+            before,
             beta,
             normalised=normalised,
             loss_weighted=loss_weighted,
             present=there,
         )
-        is_early = state.count < 2 * steps_per_epoch
-        weights = weights.astype(dtype)
-        weights = jnp.where(is_early, there.astype(dtype), weights)
-        epochs = next_epochs(state, grads.losses, there, steps_per_epoch)
-        return grads.scale_by(weights), WeightBySoftadaptState(weights, **epochs)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return by_epochs(
+        "weight_by_softadapt",
+        num_tasks,
+        steps_per_epoch,
+        WeightBySoftadaptState,
+        weights_of,
+    )
