@@ -356,7 +356,8 @@ def partition_params(
     names = tuple(jax.tree.leaves(full))
     allowed = (SHARED, *((STACKED,) if stacked else tasks), FROZEN)
     for path, label, (_, leaf) in zip(paths, names, leaves, strict=True):
-        number = hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
+        number = not isinstance(getattr(leaf, "dtype", ""), str)  # Keras has strings
+        number = number or isinstance(leaf, int | float | complex)
         kind = jnp.result_type(leaf) if number else type(leaf).__name__
         if number and label != FROZEN and jnp.issubdtype(kind, jnp.complexfloating):
             raise ValueError(
@@ -367,7 +368,8 @@ def partition_params(
         if not number or jnp.issubdtype(kind, jax.dtypes.extended):
             raise ValueError(
                 f"the parameter `{path}` must be an array of numbers, got {kind}. "
-                "Split off what is no parameter."
+                "Split off what is no parameter, in Equinox by eqx.partition(model, "
+                "eqx.is_inexact_array); of a Keras variable pass the `value`."
             )
         if label != FROZEN and not jnp.issubdtype(kind, jnp.floating):
             raise ValueError(

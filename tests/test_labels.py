@@ -293,6 +293,18 @@ def test_labels_that_do_not_fit_the_problem(params, labels, message):
         partition_params(params, labels, ("a", "b"))
 
 
+def test_leaves_that_are_no_arrays():
+    """The error tells how to get at the arrays, in Equinox and in Keras."""
+
+    class Variable:
+        dtype = "float32"
+
+    for leaf, kind in ((jax.nn.relu, "custom_jvp"), (Variable(), "Variable")):
+        message = rf"`head/f` must be .* got {kind}\. .*eqx\.partition.* Keras"
+        with pytest.raises(ValueError, match=message):
+            partition_params({"w": 1.0, "head": {"f": leaf}}, "shared", ("a",))
+
+
 def test_stacked_leaves_need_their_task_axis():
     params = {"w": np.ones(2, np.float32), "heads": np.ones((2, 4), np.float32)}
     labels = {"w": "shared", "heads": "stacked"}
