@@ -212,6 +212,13 @@ def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
     if isinstance(value, Mapping):
         value = in_order(name, value, tasks)
     if isinstance(value, list | tuple):
+        for task, flag in zip(tasks, value, strict=False):
+            if jnp.shape(flag):
+                raise ValueError(
+                    f"`{name}` must have one bool per task, got shape "
+                    f"{jnp.shape(flag)} for task {task!r}. Of a mask of samples, take "
+                    "mask.any()."
+                )
         known = all(isinstance(flag, bool | np.bool) for flag in value)
         value = (np if known else jnp).asarray(value)
     if isinstance(value, np.ndarray) and value.shape == (num_tasks,):

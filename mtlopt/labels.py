@@ -55,9 +55,9 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
           nested mappings) and covers every leaf below it; a part may hold the shell
           wildcards `*`, `?` and `[...]`. Where several paths cover a leaf, the one with
           the most parts wins, then the one with fewer wildcards.
-        * the names of tasks, such as `["left", "right"]`: leaves below a path of that
-          name belong to the task, the others are shared. (If `params` is a list or a
-          tuple, this is a prefix.)
+        * the names of tasks, such as `["left", "right"]`: the leaves of
+          `params["left"]` belong to the task, the others are shared. (If `params` is a
+          list or a tuple, this is a prefix.)
         * a callable from `(path, leaf)` to label.
         * a pytree of labels that is a prefix of `params`; a single string labels all.
 
@@ -189,10 +189,19 @@ def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
         labels.append(rules[best[0]])
     if unused:
         raise ValueError(
-            f"the rule {min(unused)!r} matches no leaf. The leaves are: "
-            f"{_listing(paths)}."
+            f"the rule {min(unused)!r} matches no leaf.{_hint(min(unused), paths)} The "
+            f"leaves are: {_listing(paths)}."
         )
     return labels
+
+
+def _hint(rule: str, paths: list[str]) -> str:
+    """Says where a rule that begins below the root would match."""
+    for path in paths:
+        above, found, _ = f"{path}/".partition(f"/{rule}/")
+        if found:
+            return f" A rule begins at the root, as `{above}/{rule}` does."
+    return ""
 
 
 def _covers(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:

@@ -215,6 +215,8 @@ class StatefulProblem(OfProblem):
         encode_aux, task_aux = None, None
         if aux.encode is not None:
             written, encode_aux = aux.encode
+            if aux.tasks is None and inputs.present is not None:
+                self._check_labels(written, old)
             # Only one function that returns all losses knows nothing of its tasks.
             name = "`losses`" if aux.tasks is None else "encode"
             new.write(self._first(written), name, by_owner=aux.tasks is None)
@@ -228,6 +230,17 @@ class StatefulProblem(OfProblem):
             new.write_stacked(self._first(written), members)
         user_aux = Aux(encode_aux, task_aux) if self.form.has_aux else None
         return new.tree(), user_aux
+
+    def _check_labels(self, written: Written, state: PyTree) -> None:
+        """Raises if nobody tells who owns what one function for all tasks wrote."""
+        if written.leaves and self.form.labels is None:
+            raise ValueError(
+                "`state_labels` must say who owns the state "
+                f"`{_paths(state)[min(written.leaves)]}` if tasks may be absent and "
+                "one function returns all losses, got None. If its paths hold the "
+                "names of the tasks, pass these names. Pass 'shared' if no head has "
+                "state."
+            )
 
     def _first(self, written: Written) -> Written:
         """Returns what one sample wrote, where all of them wrote the same."""

@@ -89,8 +89,7 @@ def check_ownership(
                 past = ", not through mtlopt.latent" if reads.marked else ""
                 raise ValueError(
                     f"the loss of task {task!r} reads the shared leaf `{path}`{past}, "
-                    f"whose gradient would miss that part. {_through_latent(reads)}, "
-                    "and read it from there."
+                    f"whose gradient would miss that part. {_through_latent(reads)}."
                 )
             raise ValueError(
                 f"the loss of task {task!r} reads `{path}`, which is labelled "
@@ -120,8 +119,11 @@ def _advice(reads: Reads, readers: list[str], leaf: int, everyone: bool = True) 
 def _through_latent(reads: Reads) -> str:
     """How a head gets at what is shared."""
     if reads.marked:
-        return "Mark it as well, as in h, w = mtlopt.latent((h, w))"
-    return "Let encode return it as part of z"
+        return (
+            "Read what mtlopt.latent returns. If a head needs the leaf itself, mark it "
+            "as well, as in h, w = mtlopt.latent((h, w))"
+        )
+    return "Let encode return it as part of z, and read it from there"
 
 
 def infer_labels(
@@ -209,7 +211,7 @@ def infer_labels(
         if reads.encode is not None and readers and (encoded or several):
             raise ValueError(
                 f"the loss of task {readers[0]!r} reads `{path_string(path)}`, which "
-                f"is shared. {_advice(reads, readers, i)}"
+                f"is shared. {_through_latent(reads)}."
             )
         if encoded:
             labels.append(SHARED)

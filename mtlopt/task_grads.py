@@ -194,6 +194,10 @@ class TaskGrads(metaclass=SaysWhatToDo):
             f"update, {WHAT_TO_DO})"
         )
 
+    def __contains__(self, key: object) -> bool:
+        """Returns False: Flax's `TrainState` looks for a key that only it writes."""
+        return False
+
     if TYPE_CHECKING:  # Optax's type of an update admits containers only
 
         def __iter__(self) -> Iterator[Any]: ...

@@ -221,7 +221,8 @@ def test_partition_splits_and_merges():
             "no rule labels.*`heads/right/w`",
         ),
         ({"*": "shared", "heads/up": "up"}, "the rule 'heads/up' matches no leaf"),
-        ({"*": "shared", "head": "up"}, "the rule 'head' matches no leaf"),
+        ({"*": "shared", "head": "up"}, "the rule 'head' matches no leaf. The leaves"),
+        (["left", "right"], "'left' matches .* at the root, as `heads/left` does. The"),
         (
             {"encoder": "shared", "heads/l*": "left", "heads/*t": "right"},
             r"`heads/left/w` is labelled differently.*\['heads/\*t', 'heads/l\*'\]",

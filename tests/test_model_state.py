@@ -378,6 +378,18 @@ def test_one_task_of_one_function_moves_its_own_state():
     assert_equal(run.state, {"a": jnp.array(1), "b": jnp.array(0)})
 
 
+def test_owners_of_the_state_of_one_function_are_asked_for():
+    """If a task is absent: without labels its state would move."""
+    present = jnp.array([True, False])
+    oracle = counting_oracle(None)
+    with pytest.raises(ValueError, match=r"`state_labels` must say .* state `a`"):
+        oracle(PARAMS, BATCH, COUNTS, present=present)
+    assert_equal(oracle(PARAMS, BATCH, COUNTS).state, {"a": 1, "b": 1})
+    for labels, b in ((("a", "b"), 0), ("shared", 1)):
+        grads = counting_oracle(labels)(PARAMS, BATCH, COUNTS, present=present)
+        assert_equal(grads.state, {"a": jnp.array(1), "b": jnp.array(b)})
+
+
 def test_labels_of_the_state_are_checked():
     with pytest.raises(ValueError, match="state `a` must be one of 'shared', 'a', 'b'"):
         counting_oracle({"a": "A", "b": "b"})(PARAMS, BATCH, COUNTS)

@@ -547,6 +547,7 @@ def test_the_advice_of_an_error_leads_out():
     advice = r"reads `c`.*Label it 'shared' and let encode return it as part of z"
     with pytest.raises(ValueError, match=advice):
         oracle(params)
+    advice = r"reads `c`, which is shared. Let encode return it as part of z"
     with pytest.raises(ValueError, match=advice):
         mtlopt.infer_labels(losses, params, encode=lambda p: p["w"])
     both = {
@@ -574,6 +575,8 @@ def test_present_by_name():
     np.testing.assert_array_equal(found, [True, False])
     with pytest.raises(ValueError, match=r"`present` must have the keys.*got \('a',\)"):
         oracle(params, X, present={"a": True})
+    with pytest.raises(ValueError, match=r"shape \(4,\) for task 'b'.* mask.any\(\)"):
+        oracle(params, X, present={"a": True, "b": jnp.ones(4, bool)})
 
 
 def test_misspelt_names_are_hinted_at():

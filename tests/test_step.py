@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax.training.train_state import TrainState
 
 import mtlopt
 from tests.problems import QUICK, assert_close
@@ -143,6 +144,23 @@ def test_is_gradient_descent(float64):
         assert_close(plain(run.state), plain(state), 1e-12)
         np.testing.assert_allclose(output.losses, list(losses.values()), rtol=1e-12)
     assert output.aux is None
+
+
+def test_a_train_state_of_flax_takes_the_whole_chain(float64):
+    """It looks in the gradients for a key of leaves that it would overwrite."""
+    tx = optax.chain(mtlopt.sum_tasks(2), optax.sgd(RATE))
+    params, state = make_params(), make_state()
+    train_state = TrainState.create(apply_fn=None, params=params, tx=tx)
+
+    @jitted
+    def step(train_state, x, state):
+        grads = ORACLE(train_state.params, x, state)
+        return train_state.apply_gradients(grads=grads), grads.state
+
+    train_state, new = step(train_state, X[0], state)
+    gradient, _, expected = descent(params, X[0], state)
+    assert_close(train_state.params, moved(params, gradient), 1e-12)
+    assert_close(plain(new), plain(expected), 1e-12)
 
 
 def test_equals_the_loop_to_the_bit():
