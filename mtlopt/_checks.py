@@ -188,7 +188,10 @@ def _known_entries(value: Any) -> Iterable[tuple[Any, float]]:
 
 
 def by_task(tasks: Sequence[str], values: Any, axis: int = 0) -> dict[str, Any]:
-    """Returns the entries of a pytree of arrays with a task axis, by task."""
+    """Returns the entries of a pytree of arrays with a task axis, by task.
+
+    Those of a NumPy array stay on the host.
+    """
     for leaf in jax.tree.leaves(values):
         shape = jnp.shape(leaf)
         if not -len(shape) <= axis < len(shape) or shape[axis] != len(tasks):
@@ -196,7 +199,12 @@ def by_task(tasks: Sequence[str], values: Any, axis: int = 0) -> dict[str, Any]:
                 f"`values` must have {len(tasks)} tasks along axis {axis}, got shape "
                 f"{shape}."
             )
-    moved = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), values)
+    moved = jax.tree.map(
+        lambda leaf: (np if isinstance(leaf, np.ndarray) else jnp).moveaxis(
+            leaf, axis, 0
+        ),
+        values,
+    )
     return {
         task: jax.tree.map(lambda leaf, i=i: leaf[i], moved)
         for i, task in enumerate(tasks)
