@@ -16,28 +16,21 @@ from tests.marks import cpu_only
 from tests.problems import matrix_oracle
 
 ROOT = pathlib.Path(__file__).parents[1]
+# One page of the gallery; test_notebooks.py runs them all.
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "docs/examples").glob("*.md")),
+    ROOT / "docs/examples/flax_nnx.md",
 ]
-
-
-# One example page stands for those that differ by framework or problem.
-LONG = {"equations", "equinox", "flax_linen", "haiku", "heat_equation", "keras"}
-LONG |= {"recommender", "three_heads"}
-# Keras saves its variables by an `__array__` that NumPy 2 finds old.
-KERAS = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def marks(page):
-    """The marks of a page's test."""
-    return [pytest.mark.slow] * (page.stem in LONG) + [KERAS] * (page.stem == "keras")
+LONG = {"equations"}
 
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=marks(page)) for page in PAGES],
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.stem in LONG else [])
+        for page in PAGES
+    ],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_snippets_run(page):
@@ -221,9 +214,12 @@ def test_migration_names_exist():
 
 
 def test_readme_lists_every_method():
+    """In the order of the registry, which is that of the site."""
     readme = (ROOT / "README.md").read_text()
-    for method in mtlopt.METHODS.values():
-        assert f"| {method.title} |" in readme
+    methods = mtlopt.METHODS.values()
+    places = [readme.index(f"| {method.title} |") for method in methods]
+    assert places == sorted(places)
+    for method in methods:
         for name in method.public:
             assert f"`{name}" in readme
 

@@ -130,8 +130,8 @@ def _page(name: str, entries: list[str]) -> str:
         "",
         ".. code-block:: python",
         "",
-        f'   tx = optax.chain(mtlopt.METHODS["{name}"].make({_arguments(name)}),'
-        " optax.adam(1e-3))",
+        f'   method = mtlopt.METHODS["{name}"].make({_arguments(name)})',
+        "   tx = optax.chain(method, optax.adam(1e-3))",
         "",
         "With the defaults of the library, as is the table. Other options are further",
         "arguments of `make`. This page says what only this method does; heads, absent",

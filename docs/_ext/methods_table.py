@@ -22,11 +22,16 @@ HEADER = [
 
 
 class MethodsTable(SphinxDirective):
-    """Builds the table at the place of the directive, and a list of its columns."""
+    """Builds the table at the place of the directive, and a list of its columns.
+
+    The pages of the methods come into the navigation in the order of the table.
+    """
 
     def run(self) -> list[nodes.Node]:
         rows = {name: cells(method) for name, method in METHODS.items()}
-        return [_table(self.env.docname, HEADER, rows), _legend()]
+        table = _table(self.env.docname, HEADER, rows)
+        table["classes"] += ["methods"]
+        return [table, _legend(), _toctree(self.env.docname)]
 
 
 class CostsTable(SphinxDirective):
@@ -79,6 +84,25 @@ def _link(docname: str, name: str, title: str) -> nodes.Node:
 def _row(contents: list[nodes.Node]) -> nodes.row:
     entries = [nodes.entry("", nodes.paragraph("", "", node)) for node in contents]
     return nodes.row("", *entries)
+
+
+def _toctree(docname: str) -> nodes.Node:
+    """A hidden list of the methods' pages."""
+    names = [f"methods/{name}" for name in METHODS]
+    tree = addnodes.toctree(
+        "",
+        parent=docname,
+        entries=[(None, name) for name in names],
+        includefiles=names,
+        maxdepth=1,
+        caption=None,
+        glob=False,
+        hidden=True,
+        includehidden=False,
+        numbered=0,
+        titlesonly=False,
+    )
+    return nodes.compound("", tree, classes=["toctree-wrapper"])
 
 
 def _legend() -> nodes.definition_list:
