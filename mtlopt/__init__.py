@@ -436,7 +436,10 @@ else:  # where it would hide misspelt names
         if name == "nnx":
             return importlib.import_module("mtlopt.nnx")
         hint = ""
-        if name in METHODS:
-            made_of = ", ".join(METHODS[name].public)
-            hint = f"; the method {name!r} is made of {made_of}, see METHODS[{name!r}]"
+        names = {method.title.lower(): key for key, method in METHODS.items()}
+        name_of = name if name in METHODS else names.get(name.lower(), "")
+        if name_of:
+            made_of = ", ".join(METHODS[name_of].public)
+            hint = f"; the method {name_of!r} is made of {made_of}, see "
+            hint += f"METHODS[{name_of!r}]"
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

@@ -285,7 +285,8 @@ def checked(function: Any, name: str, *_: Any) -> Any:
             except TypeError as mismatch:
                 raise TypeError(
                     f"{name} must take {len(args)} arguments: the parameters, the "
-                    "latent if there is one, and those of the call. Its signature "
+                    "latent if there is one (by encode=), and those of the call, of "
+                    "which the state is the last if has_state=True. Its signature "
                     f"differs: {mismatch}."
                 ) from error
             except ValueError:  # it has none

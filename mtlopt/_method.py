@@ -82,6 +82,12 @@ class Method:
     degree: float | None = 1.0
     properties: frozenset[str]
 
+    def __getattr__(self, name: str) -> NoReturn:
+        hint = ""
+        if name in ("init", "update"):
+            hint = ": a Method is no transform, .make(num_tasks) makes one"
+        raise AttributeError(f"'Method' object has no attribute {name!r}{hint}")
+
     @property
     def takes_preference(self) -> bool:
         """Whether `make` takes a `preference`, one number for each task."""
@@ -137,6 +143,8 @@ class Registry(dict[str, Method]):
     """A dict whose error says which names there are."""
 
     def __missing__(self, name: str) -> NoReturn:
-        near = difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
+        titles = {method.title.lower(): key for key, method in self.items()}
+        near = [titles[key] for key in titles if key == str(name).lower()]
+        near = near or difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise KeyError(f"no method {name!r}. {hint}There are {', '.join(self)}.")

@@ -74,9 +74,10 @@ def check_task_grads(
             "aggregator, then ordinary Optax transforms."
         )
     if updates.num_tasks != num_tasks:
+        whose = f" of `{name}`" if name else ""
         raise ValueError(
-            f"`num_tasks` must be {updates.num_tasks}, the number of tasks of the "
-            f"gradients, got {num_tasks}."
+            f"`num_tasks`{whose} must be {updates.num_tasks}, the number of tasks of "
+            f"the gradients, got {num_tasks}."
         )
     if params is not None:
         structure = jax.tree.structure(params)

@@ -101,20 +101,21 @@ def split_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
 
 def as_loss(value: Any, task: str) -> jax.Array:
     """Returns a task's loss in float32 or wider, or raises unless it is a scalar."""
+    whose = "the loss of "
+    whose += "a stacked head" if task == _STACKED_NAME else f"task {task!r}"
     if isinstance(value, tuple | list | dict):
         raise ValueError(
-            f"the loss of task {task!r} must be a scalar, got {type(value).__name__}. "
+            f"{whose} must be a scalar, got {type(value).__name__}. "
             "If it returns a pair (loss, aux), pass has_aux=True."
         )
     if jnp.shape(value) != ():
         raise ValueError(
-            f"the loss of task {task!r} must be a scalar, got shape "
+            f"{whose} must be a scalar, got shape "
             f"{jnp.shape(value)}. Take its mean or sum."
         )
     if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise ValueError(
-            f"the loss of task {task!r} must be floating point, got "
-            f"{jnp.result_type(value)}."
+            f"{whose} must be floating point, got {jnp.result_type(value)}."
         )
     return jnp.asarray(value, solver_dtype([value]))
 

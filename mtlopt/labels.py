@@ -7,6 +7,7 @@ Labels are a pytree of strings with the structure of the parameters, or anything
 """
 
 import dataclasses
+import difflib
 import fnmatch
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -190,7 +191,7 @@ def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
     if unused:
         raise ValueError(
             f"the rule {min(unused)!r} matches no leaf.{_hint(min(unused), paths)} The "
-            f"leaves are: {_listing(paths)}."
+            f"leaves are: {_listing(min(unused), paths)}."
         )
     return labels
 
@@ -199,6 +200,11 @@ def _hint(rule: str, paths: list[str]) -> str:
     """Says where a rule that begins below the root would match."""
     for path in paths:
         above, found, _ = f"{path}/".partition(f"/{rule}/")
+        if found and above == "params":  # of Flax Linen
+            return (
+                ' Pass variables["params"] as the parameters; the other collections '
+                "are the model's state, see has_state."
+            )
         if found:
             return f" A rule begins at the root, as `{above}/{rule}` does."
     return ""
@@ -221,7 +227,16 @@ def _labels_by_prefix(prefix: PyTree, params: PyTree) -> list[Any]:
         ) from error
 
 
-def _listing(paths: list[str], limit: int = 8) -> str:
+def _listing(rule: str, paths: list[str], limit: int = 8) -> str:
+    """Lists leaves; of many, those first that are most like the rule."""
+    if len(paths) > limit:
+        like = difflib.SequenceMatcher(b=rule)  # keeps what it knows of the second
+
+        def likeness(path: str) -> float:
+            like.set_seq1(path)
+            return like.ratio()
+
+        paths = sorted(paths, key=likeness, reverse=True)
     shown = ", ".join(f"`{path}`" for path in paths[:limit])
     return shown + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from mtlopt._checks import as_int, check_choice
 from mtlopt.forms import Stacked
-from mtlopt.labels import Rules, check_task_names
+from mtlopt.labels import SHARED, STACKED, Rules, check_task_names
 from mtlopt.linearization import RowOptions
 from mtlopt.make_problem import make_problem
 from mtlopt.microbatches import Microbatches
@@ -161,6 +161,10 @@ def task_grad(
         state = StateForm(has_aux, state_labels, of_samples)
     problem = make_problem(losses, encode, tasks, has_aux, options, state)
     check_task_names(problem.tasks)
+    if isinstance(state_labels, list | tuple):  # names, or labels of a list
+        for name in state_labels:
+            if isinstance(name, str):
+                check_choice("state_labels", name, (*problem.tasks, SHARED, STACKED))
     for name in headless:
         check_choice("headless", name, problem.tasks)
     if microbatches > 1:

@@ -52,7 +52,16 @@ class StateForm(NamedTuple):
         leaves = jax.tree.leaves(state)
         if self.labels is None or not leaves:
             return [SHARED] * len(leaves)
-        return jax.tree.leaves(label_params(state, self.labels))
+        rules = self.labels
+        if isinstance(rules, list | tuple) and isinstance(state, Mapping):
+            rules = [name for name in rules if name in state]  # others have no state
+        try:
+            return jax.tree.leaves(label_params(state, rules))
+        except ValueError as error:
+            raise ValueError(
+                f"`state_labels` must label the model's state, the last argument of "
+                f"the call: {error}"
+            ) from error
 
     def carry(
         self,

@@ -102,7 +102,8 @@ def check_ownership(
                 f"the loss of task {task!r} reads no leaf that is labelled {label!r}, "
                 f"so that `{path}` would never move. Let it read the parameters from "
                 "its first argument, not from a module or parameters outside. If this "
-                "batch has no labels of the task, say so by `present`."
+                "batch has no labels of the task, say so by `present`, with Python "
+                "bools that are not arguments of a jitted function."
             )
 
 

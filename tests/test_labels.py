@@ -294,6 +294,16 @@ def test_labels_that_do_not_fit_the_problem(params, labels, message):
         partition_params(params, labels, ("a", "b"))
 
 
+def test_unmatched_rules_lead_to_the_leaf_that_was_meant():
+    """Linen's variables are told from their parameters; likely leaves come first."""
+    linen = {"params": {"head": 1.0}, "batch_stats": {"mean": 1.0}}
+    with pytest.raises(ValueError, match=r'Pass variables\["params"\]'):
+        mtlopt.label_params(linen, {"*": "shared", "head": "a"})
+    many = {f"layer_{i}": {"kernel": 1.0} for i in range(9)} | {"heads": {"left": 1.0}}
+    with pytest.raises(ValueError, match=r"leaves are: `heads/left`, .* and 2 more"):
+        mtlopt.label_params(many, {"*": "shared", "head/left": "a"})
+
+
 def test_leaves_that_are_no_arrays():
     """The error tells how to get at the arrays, in Equinox and in Keras."""
 

@@ -390,7 +390,25 @@ def test_owners_of_the_state_of_one_function_are_asked_for():
         assert_equal(grads.state, {"a": jnp.array(1), "b": jnp.array(b)})
 
 
+def test_tasks_without_state_may_be_named():
+    """If only one head has state, the names of all tasks are right all the same."""
+    params = {"a": jnp.ones(()), "b": jnp.ones(())}
+
+    def losses(params, x, state):
+        return {"a": params["a"] * x, "b": params["b"] * x}, {"b": state["b"] + 1}
+
+    oracle = mtlopt.task_grad(
+        losses, ["a", "b"], tasks=("a", "b"), has_state=True, state_labels=["a", "b"]
+    )
+    grads = oracle(params, 1.0, {"b": 0}, present=jnp.array([True, False]))
+    assert grads.state == {"b": 0}
+
+
 def test_labels_of_the_state_are_checked():
+    with pytest.raises(ValueError, match=r"`state_labels` must label .* 'c' matches"):
+        counting_oracle({"*": "shared", "c": "a"})(PARAMS, BATCH, COUNTS)
+    with pytest.raises(ValueError, match=r"`state_labels` must be one of .*'c'"):
+        counting_oracle(["a", "c"])
     with pytest.raises(ValueError, match="state `a` must be one of 'shared', 'a', 'b'"):
         counting_oracle({"a": "A", "b": "b"})(PARAMS, BATCH, COUNTS)
     with pytest.raises(ValueError, match=r"state `b` must be one of .*got 'stacked'"):

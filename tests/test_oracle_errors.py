@@ -356,7 +356,7 @@ def test_wrong_number_of_tasks(name):
         {"a": lambda p, z: z, "b": lambda p, z: -z}, "shared", encode=lambda p: p["w"]
     )({"w": jnp.ones(())})
     method = mtlopt.METHODS[name].make(3)
-    with pytest.raises(ValueError, match=r"`num_tasks` must be 2.*got 3"):
+    with pytest.raises(ValueError, match=r"`num_tasks`( of `\w+`)? must be 2.*got 3"):
         method.update(grads, method.init({"w": jnp.ones(())}))
 
 
@@ -582,8 +582,14 @@ def test_present_by_name():
 def test_misspelt_names_are_hinted_at():
     with pytest.raises(KeyError, match=r"no method 'up_grad'.*Did you mean 'upgrad'"):
         _ = mtlopt.METHODS["up_grad"]
+    with pytest.raises(KeyError, match="Did you mean 'mgda_ub'"):
+        _ = mtlopt.METHODS["MGDA-UB"]
     with pytest.raises(AttributeError, match="'famo' is made of weight_by_famo"):
         _ = mtlopt.famo
+    with pytest.raises(AttributeError, match="'pcgrad' is made of pcgrad"):
+        _ = mtlopt.PCGrad
+    with pytest.raises(AttributeError, match=r"\.make\(num_tasks\) makes one"):
+        optax.chain(mtlopt.METHODS["upgrad"], optax.adam(1e-3))
     with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
         _ = mtlopt.nothing
 
