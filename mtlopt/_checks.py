@@ -221,6 +221,11 @@ def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
         value = in_order(name, value, tasks)
     if isinstance(value, list | tuple):
         for task, flag in zip(tasks, value, strict=False):
+            if isinstance(flag, str):
+                raise TypeError(
+                    f"`{name}` must have one bool per task, got {flag!r}. To go by "
+                    "name, pass a mapping from task to bool."
+                )
             if jnp.shape(flag):
                 raise ValueError(
                     f"`{name}` must have one bool per task, got shape "

@@ -143,8 +143,11 @@ class Registry(dict[str, Method]):
     """A dict whose error says which names there are."""
 
     def __missing__(self, name: str) -> NoReturn:
-        titles = {method.title.lower(): key for key, method in self.items()}
-        near = [titles[key] for key in titles if key == str(name).lower()]
+        near = [
+            key
+            for key, method in self.items()
+            if str(name).lower() == method.title.lower() or name in method.public
+        ]
         near = near or difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise KeyError(f"no method {name!r}. {hint}There are {', '.join(self)}.")

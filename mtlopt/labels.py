@@ -82,6 +82,11 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
       >>> mtlopt.label_params({"encoder": 1.0, "left": 1.0}, ["left"])
       {'encoder': 'shared', 'left': 'left'}
     """
+    if rules is None:
+        raise TypeError(
+            "`labels` must say who owns which parameter, got None. "
+            "mtlopt.infer_labels finds labels."
+        )
     rules = _of_names(params, rules)
     leaves, treedef = leaf_paths(params), jax.tree.structure(params)
     if not leaves:

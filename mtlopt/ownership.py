@@ -210,9 +210,16 @@ def infer_labels(
         encoded = reads.encode is not None and reads.encode[i]
         several = len(readers) > 1 and not problem.stacked
         if reads.encode is not None and readers and (encoded or several):
+            name, advice = path_string(path), _through_latent(reads)
+            if encoded:
+                raise ValueError(
+                    f"the loss of task {readers[0]!r} reads `{name}`, which is shared. "
+                    f"{advice}."
+                )
             raise ValueError(
-                f"the loss of task {readers[0]!r} reads `{path_string(path)}`, which "
-                f"is shared. {_through_latent(reads)}."
+                f"the losses of tasks {', '.join(map(repr, readers))} read `{name}`. "
+                "If it belongs to one task, let no other read it. If it is shared, "
+                f"{advice[0].lower()}{advice[1:]}."
             )
         if encoded:
             labels.append(SHARED)

@@ -1,7 +1,8 @@
 """One training step: what changes in it, and the step of a chain of transforms."""
 
+import difflib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 import optax.contrib
 
 from mtlopt._guard import WHAT_TO_DO
+from mtlopt.labels import FROZEN
 from mtlopt.oracle import Oracle
 from mtlopt.skip_not_finite import SkipNotFiniteState, finite
 from mtlopt.task_grads import TaskGrads
@@ -60,6 +62,7 @@ def train_step(
     The step evaluates the gradients of all tasks, lets the chain make one update of
     them, and moves parameters, optimizer and the model's state. Heads of absent tasks
     do not move if the chain ends with `per_label`, which is told who is present.
+    Leaves that are labelled `"frozen"` do not move, whatever the optimizer.
 
     Args:
       oracle: from `task_grad`.
@@ -103,6 +106,7 @@ def train_step(
         run: Run, *args: Any, present: Any = None, **extra_args: Any
     ) -> tuple[Run, StepOutput]:
         args = with_state(oracle, args, run)
+        check_names(extra_args)
         grads = oracle(run.params, *args, present=present)
         updates, opt_state = update_of(
             optimizer, grads, run.opt_state, run.params, **extra_args
@@ -112,6 +116,18 @@ def train_step(
         return Run(params, opt_state, state), StepOutput(grads.losses, grads.aux)
 
     return step
+
+
+def check_names(extra_args: Iterable[str], *others: str) -> None:
+    """Raises if an argument of a step is misspelt: transforms ignore unknown ones.
+
+    Args:
+      extra_args: what a step was given for the optimizer.
+      others: names of the step's arguments, besides `present`.
+    """
+    for name in ("present", *others):
+        for like in difflib.get_close_matches(name, extra_args, n=1, cutoff=0.8):
+            raise TypeError(f"a step has no argument {like!r}. Did you mean `{name}`?")
 
 
 def keep_finite(run: Run, opt_state: PyTree, state: PyTree) -> PyTree:
@@ -174,10 +190,22 @@ def update_of(
     if isinstance(found, TaskGrads):
         raise TypeError(
             "`optimizer` must have an aggregator, such as mtlopt.upgrad, before its "
-            "ordinary Optax transforms: optax.chain(mtlopt.upgrad(num_tasks), "
-            "optax.adam(1e-3))."
+            "ordinary Optax transforms and their wrappers: "
+            "optax.chain(mtlopt.upgrad(num_tasks), optax.adam(1e-3))."
         ) from cause
-    return found, opt_state
+    return _keep_frozen(found, grads.partition.labels), opt_state
+
+
+def _keep_frozen(updates: PyTree, labels: Sequence[str]) -> PyTree:
+    """Sets updates of frozen leaves to zero: weight decay would move them."""
+    if FROZEN not in labels:
+        return updates
+    leaves, treedef = jax.tree.flatten(updates)
+    kept = [
+        jnp.zeros_like(leaf) if label == FROZEN else leaf
+        for leaf, label in zip(leaves, labels, strict=True)
+    ]
+    return treedef.unflatten(kept)
 
 
 def _is_of_sam(error: Exception) -> bool:

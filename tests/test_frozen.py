@@ -192,10 +192,15 @@ def test_adapters_train_as_if_alone(float64):
 
 
 def test_weight_decay_outside_moves_it(float64):
-    """The trap that the docs name."""
+    """The trap that the docs name, in a step by hand; `train_step` knows who is."""
     tx = optax.chain(mtlopt.mgda(2), optax.adamw(0.1, weight_decay=0.1))
-    params, _ = train(tx, make_oracle("separate"), ALL, steps=1)
+    oracle = make_oracle("separate")
+    params, _ = train(tx, oracle, ALL, steps=1)
     assert np.abs(params["frozen"]["base"] - FROZEN["base"]).max() > 1e-3
+    run = mtlopt.Run(ALL, tx.init(ALL))
+    run, _ = jax.jit(mtlopt.train_step(oracle, tx))(run, X)
+    np.testing.assert_array_equal(run.params["frozen"]["base"], FROZEN["base"])
+    assert np.abs(run.params["lora"]["up"] - ADAPTER["up"]).max() > 1e-3
 
 
 SAFE = functools.partial(mtlopt.fast_backtracking, safeguard=True)

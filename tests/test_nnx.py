@@ -164,6 +164,14 @@ def test_seeds_side_by_side():
             np.testing.assert_allclose(left[i], right, rtol=1e-4, atol=1e-5)
 
 
+def test_weights_of_the_last_update_are_an_array():
+    """Not a variable of the optimizer, so that they can be named and logged."""
+    _, optimizer = make(mtlopt.mgda(2))
+    weights = mtlopt.task_weights(optimizer.opt_state)
+    assert isinstance(weights, jax.Array)
+    np.testing.assert_array_equal(weights, optimizer.opt_state.task_weights[...])
+
+
 def test_a_step_under_plain_jit_moves_copies():
     """As in plain NNX: modules that are not returned stay as they were."""
     model, optimizer = make()

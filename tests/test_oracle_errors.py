@@ -547,7 +547,7 @@ def test_the_advice_of_an_error_leads_out():
     advice = r"reads `c`.*Label it 'shared' and let encode return it as part of z"
     with pytest.raises(ValueError, match=advice):
         oracle(params)
-    advice = r"reads `c`, which is shared. Let encode return it as part of z"
+    advice = r"'a', 'b' read `c`.* If it is shared, let encode return it as part of z"
     with pytest.raises(ValueError, match=advice):
         mtlopt.infer_labels(losses, params, encode=lambda p: p["w"])
     both = {
@@ -575,6 +575,8 @@ def test_present_by_name():
     np.testing.assert_array_equal(found, [True, False])
     with pytest.raises(ValueError, match=r"`present` must have the keys.*got \('a',\)"):
         oracle(params, X, present={"a": True})
+    with pytest.raises(TypeError, match="pass a mapping from task to bool"):
+        oracle(params, X, present=["a", "b"])
     with pytest.raises(ValueError, match=r"shape \(4,\) for task 'b'.* mask.any\(\)"):
         oracle(params, X, present={"a": True, "b": jnp.ones(4, bool)})
 
@@ -582,8 +584,9 @@ def test_present_by_name():
 def test_misspelt_names_are_hinted_at():
     with pytest.raises(KeyError, match=r"no method 'up_grad'.*Did you mean 'upgrad'"):
         _ = mtlopt.METHODS["up_grad"]
-    with pytest.raises(KeyError, match="Did you mean 'mgda_ub'"):
-        _ = mtlopt.METHODS["MGDA-UB"]
+    for name, key in (("MGDA-UB", "mgda_ub"), ("weight_by_dwa", "dwa")):
+        with pytest.raises(KeyError, match=f"Did you mean '{key}'"):
+            _ = mtlopt.METHODS[name]
     with pytest.raises(AttributeError, match="'famo' is made of weight_by_famo"):
         _ = mtlopt.famo
     with pytest.raises(AttributeError, match="'pcgrad' is made of pcgrad"):

@@ -217,6 +217,17 @@ def test_further_arguments_reach_the_optimizer(float64):
     assert np.abs(expected).max() > 1e-3
 
 
+def test_misspelt_arguments_are_named():
+    """Transforms ignore what they do not know, so a step looks for likely mistakes."""
+    turns = mtlopt.individual_optimizers(optax.sgd(0.1), 2, LABELS)
+    step = mtlopt.individual_step(ORACLE, turns)
+    with pytest.raises(TypeError, match=r"argument 'group'\. Did you mean `groups`"):
+        step(start(turns), X[0], group={"a": 0, "b": 1})
+    step = mtlopt.train_step(ORACLE, CHAIN)
+    with pytest.raises(TypeError, match=r"argument 'presents'\. Did you .*`present`"):
+        step(start(CHAIN), X[0], presents=None)
+
+
 def test_is_the_body_of_a_scan():
     step = mtlopt.train_step(ORACLE, CHAIN)
     found, outputs = jitted(lambda run: jax.lax.scan(step, run, X))(start(CHAIN))

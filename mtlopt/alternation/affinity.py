@@ -17,7 +17,7 @@ from mtlopt._checks import (
 from mtlopt.alternation.turn import check_states, move
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.oracle import Oracle
-from mtlopt.step import Run, StepOutput, check_oracle, with_state
+from mtlopt.step import Run, StepOutput, check_names, check_oracle, with_state
 
 PyTree = Any
 
@@ -203,6 +203,7 @@ def affinity_step(
     ) -> tuple[Run, AffinityState, StepOutput]:
         check_state_tasks("affinity_step", len(affinity.groups), num_tasks)
         check_states(run.opt_state, num_tasks)
+        check_names(extra_args, "key")
         present = oracle.present(with_state(oracle, args, run), present)
         if present is not None:
             present = jnp.asarray(present)

@@ -19,7 +19,14 @@ from mtlopt.labels import (
 )
 from mtlopt.oracle import Oracle
 from mtlopt.per_label import per_label
-from mtlopt.step import Run, StepOutput, check_oracle, keep_finite, with_state
+from mtlopt.step import (
+    Run,
+    StepOutput,
+    check_names,
+    check_oracle,
+    keep_finite,
+    with_state,
+)
 
 PyTree = Any
 Block = Literal["shared", "task"]
@@ -242,6 +249,7 @@ def block_step(
         run: Run, *args: Any, present: Any = None, **extra_args: Any
     ) -> tuple[Run, StepOutput]:
         args = with_state(oracle, args, run)
+        check_names(extra_args)
         params = run.params
         state = only_state(run.opt_state, AlternateBlocksState, "alternate_blocks")
 

@@ -15,7 +15,7 @@ from mtlopt.alternation.per_task import scan_turns
 from mtlopt.alternation.turn import check_states, move
 from mtlopt.grad import Grad
 from mtlopt.oracle import Oracle
-from mtlopt.step import Run, StepOutput, check_oracle, with_state
+from mtlopt.step import Run, StepOutput, check_names, check_oracle, with_state
 
 PyTree = Any
 
@@ -123,6 +123,7 @@ def individual_step(
         **extra_args: Any,
     ) -> tuple[Run, StepOutput]:
         whole = with_state(oracle, args, run)
+        check_names(extra_args, "groups", "key")
         _check_asked("groups", groups, num_groups is not None)
         _check_asked("key", key, random)
         check_states(run.opt_state, turns)

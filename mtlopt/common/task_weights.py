@@ -102,7 +102,8 @@ def task_weights(opt_state: Any) -> jax.Array:
 
     # A state that has weights is not searched further: what it wraps went into them.
     nodes = jax.tree.leaves(opt_state, is_leaf=has_weights)
-    found = [node.task_weights for node in nodes if has_weights(node)]
+    # Those of an optimizer of Flax NNX are variables.
+    found = [jnp.asarray(node.task_weights) for node in nodes if has_weights(node)]
     if not found:
         raise ValueError(
             "`opt_state` must hold the state of a weighting or an aggregator, which "

@@ -1,10 +1,11 @@
 """One look at the task gradients: do they conflict, dominate, or cancel?"""
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtlopt.diagnostics.measures import conflict_rate, dominance_rate
 from mtlopt.linalg.min_norm import min_norm_point
@@ -76,6 +77,19 @@ class Diagnosis(NamedTuple):
             for i, j in itertools.combinations(range(len(self.tasks)), 2)
         }
         return {name: getattr(self, name) for name in _SCALARS} | each | pairs
+
+
+def as_diagnosis(diagnosis: Any) -> Diagnosis:
+    """Returns a diagnosis; of a list of them, one with a first axis, on the host."""
+    if isinstance(diagnosis, list) and diagnosis:
+        each = [as_diagnosis(one) for one in diagnosis]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    if not isinstance(diagnosis, Diagnosis):
+        raise TypeError(
+            "`diagnosis` must be what mtlopt.diagnose(grads) returns, or a list of "
+            f"such, got {type(diagnosis).__name__}."
+        )
+    return diagnosis
 
 
 def diagnose(grads: TaskGrads) -> Diagnosis:

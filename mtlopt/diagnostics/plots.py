@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from mtlopt.diagnostics.diagnose import Diagnosis
+from mtlopt.diagnostics.diagnose import Diagnosis, as_diagnosis
 from mtlopt.diagnostics.front import non_dominated
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _MAX_TASKS = 4  # of a trade-off: six panels
 
 
-def plot_diagnosis(diagnosis: Diagnosis, steps: Any = None) -> "Figure":
+def plot_diagnosis(
+    diagnosis: Diagnosis | list[Diagnosis], steps: Any = None
+) -> "Figure":
     """Draws what `diagnose` saw over a training.
 
     Four panels: the cosine of each pair, the length of each gradient, the relative gap
@@ -26,7 +28,7 @@ def plot_diagnosis(diagnosis: Diagnosis, steps: Any = None) -> "Figure":
     and needs Matplotlib: `pip install matplotlib`.
 
     Args:
-      diagnosis: several diagnoses, stacked along a first axis.
+      diagnosis: several diagnoses, in a list or stacked along a first axis.
       steps: `[diagnoses]`, where they were made. Default: 0, 1, 2, ...
 
     Returns:
@@ -47,16 +49,12 @@ def plot_diagnosis(diagnosis: Diagnosis, steps: Any = None) -> "Figure":
       >>> print([axes.get_title() for axes in figure.axes])
       ['cosine', 'length of gradient', 'gap over mean length', 'dominance rate']
     """
-    if not isinstance(diagnosis, Diagnosis):
-        raise TypeError(
-            "`diagnosis` must be what mtlopt.diagnose(grads) returns, got "
-            f"{type(diagnosis).__name__}."
-        )
+    diagnosis = as_diagnosis(diagnosis)
     if np.ndim(diagnosis.norms) != 2:
         raise ValueError(
             "`diagnosis` must hold several diagnoses, stacked along a first axis: its "
             f"norms must be [steps, tasks], got shape {np.shape(diagnosis.norms)}. "
-            "Stack a list by jax.tree.map(lambda *each: jnp.stack(each), *diagnoses)."
+            "Pass a list of diagnoses."
         )
     num_steps, num_tasks = np.shape(diagnosis.norms)
     x = np.arange(num_steps) if steps is None else np.asarray(steps)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtlopt.diagnostics.diagnose import Diagnosis
+from mtlopt.diagnostics.diagnose import Diagnosis, as_diagnosis
 
 # From this ratio of lengths on the shortest gradient turns a sum by a tenth at most:
 # the summed loss is the longest gradient's, nearly.
@@ -32,7 +32,9 @@ class _Summary(NamedTuple):
     condition: float  # median, in units of 1 / eps
 
 
-def suggestions(diagnosis: Diagnosis, tasks: Sequence[str] | None = None) -> list[str]:
+def suggestions(
+    diagnosis: Diagnosis | list[Diagnosis], tasks: Sequence[str] | None = None
+) -> list[str]:
     """Says what the gradients suggest to try, in plain sentences.
 
     Rules of thumb, whose thresholds are constants with their reasons in
@@ -42,7 +44,8 @@ def suggestions(diagnosis: Diagnosis, tasks: Sequence[str] | None = None) -> lis
     on the host, outside `jit`.
 
     Args:
-      diagnosis: from `diagnose`; its arrays may have further leading axes.
+      diagnosis: from `diagnose`; its arrays may have further leading axes. Or a list of
+        diagnoses.
       tasks: names of the tasks. Default: those of the gradients.
 
     Returns:
@@ -66,11 +69,7 @@ def suggestions(diagnosis: Diagnosis, tasks: Sequence[str] | None = None) -> lis
       Learning*, NeurIPS 2022; Xin et al., *Do Current Multi-Task Optimization Methods
       in Deep Learning Even Help?*, NeurIPS 2022: a tuned sum is hard to beat.
     """
-    if not isinstance(diagnosis, Diagnosis):
-        raise TypeError(
-            "`diagnosis` must be what mtlopt.diagnose(grads) returns, got "
-            f"{type(diagnosis).__name__}."
-        )
+    diagnosis = as_diagnosis(diagnosis)
     num_tasks = np.shape(diagnosis.norms)[-1]
     names = [str(name) for name in (diagnosis.tasks if tasks is None else tasks)]
     if len(names) != num_tasks:
@@ -103,8 +102,10 @@ def _not_finite(diagnosis: Diagnosis, names: list[str]) -> list[str]:
     if not whose and not np.isfinite(diagnosis.cosines).all():
         whose = ["A cosine"]
     return [
-        f"{one} is not finite: find the function that breaks, or lower the learning "
-        "rate. skip_not_finite leaves such steps out, with per_task=True such tasks."
+        f"{one} is not finite. If a batch has no labels of the task, pass `present`; "
+        "labels that are NaN reach the gradient through a mask. Else find the function "
+        "that breaks, or lower the learning rate. skip_not_finite leaves such steps "
+        "out, with per_task=True such tasks."
         for one in whose
     ]
 

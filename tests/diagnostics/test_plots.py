@@ -58,6 +58,16 @@ def test_diagnosis(seen):
     np.testing.assert_array_equal(dominance.lines[0].get_ydata(), seen.dominance_rate)
 
 
+def test_a_list_of_diagnoses(seen):
+    """Is the same as they are stacked, for the figure and for the suggestions."""
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], seen) for i in range(5)]
+    found, expected = mtlopt.plot_diagnosis(each), mtlopt.plot_diagnosis(seen)
+    for one, other in zip(found.axes, expected.axes, strict=True):
+        for line, its in zip(one.lines, other.lines, strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), its.get_ydata())
+    assert mtlopt.suggestions(each) == mtlopt.suggestions(seen)
+
+
 def test_trade_off():
     """A panel for each pair; what a point of any label dominates is hollow."""
     losses = {"sum": [[1, 5, 2], [2, 2, 2]], "mgda": [2, 3, 2], "mine": [3, 1, 4]}
