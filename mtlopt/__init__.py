@@ -33,6 +33,7 @@ deletes all that nobody reads.
 ['left', 'right']
 """
 
+import difflib
 import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
@@ -435,7 +436,8 @@ else:  # where it would hide misspelt names
         """
         if name == "nnx":
             return importlib.import_module("mtlopt.nnx")
-        hint = ""
+        near = difflib.get_close_matches(name, __all__, n=1, cutoff=0.8)
+        hint = f". Did you mean {near[0]}?" if near else ""
         names = {method.title.lower(): key for key, method in METHODS.items()}
         name_of = name if name in METHODS else names.get(name.lower(), "")
         if name_of:
@@ -443,3 +445,7 @@ else:  # where it would hide misspelt names
             hint = f"; the method {name_of!r} is made of {made_of}, see "
             hint += f"METHODS[{name_of!r}]"
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+
+    def __dir__() -> list[str]:
+        """Returns the public names, for completion."""
+        return [*__all__, "models", "nnx"]

@@ -66,7 +66,8 @@ def check_task_grads(
             raise TypeError(
                 "`updates` must be a mtlopt.TaskGrads, got a State of Flax NNX. A "
                 "chain with a method goes into mtlopt.nnx.Optimizer, not into "
-                "nnx.Optimizer, and takes what an oracle of mtlopt.nnx returns."
+                "nnx.Optimizer. Its update takes the model, then what an oracle of "
+                "mtlopt.nnx returns, not what nnx.grad does."
             )
         raise TypeError(
             f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. "

@@ -225,9 +225,9 @@ def infer_labels(
             labels.append(SHARED)
         elif not readers:
             raise ValueError(
-                f"no function reads the leaf `{path_string(path)}`. Remove it from "
-                "`params`, or label it by hand with label_params. A function must read "
-                "the parameters that it is given, not those outside of it."
+                f"no function reads the leaf `{path_string(path)}`. Remove it, or "
+                f"label it by a rule, as {FROZEN!r} if it never moves. A function must "
+                "read the parameters that it is given, not those outside of it."
             )
         elif problem.stacked:
             labels.append(STACKED)

@@ -87,7 +87,8 @@ def per_label(
       A transform to chain behind the aggregator.
 
     Raises:
-      TypeError: at an update with `TaskGrads`, which no aggregator has seen yet.
+      TypeError: if `inner` is no optimizer and does not return one; at an update with
+        `TaskGrads`, which no aggregator has seen yet.
       ValueError: if `active` names a label that no leaf has, or has a wrong shape.
 
     Examples:
@@ -103,9 +104,19 @@ def per_label(
       >>> updates["a"], updates["b"]
       (Array([-0.1, -0.1], dtype=float32), Array([0., 0.], dtype=float32))
     """
+    if not isinstance(inner, optax.GradientTransformation) and not callable(inner):
+        raise TypeError(
+            "`inner` must be an Optax optimizer, or a function from label to one, got "
+            f"{type(inner).__name__}. Of a mapping from label pass mapping.get."
+        )
 
     def optimizer(label: str) -> optax.GradientTransformationExtraArgs:
         own = inner if isinstance(inner, optax.GradientTransformation) else inner(label)
+        if not isinstance(own, optax.GradientTransformation):
+            raise TypeError(
+                "`inner` must return an Optax optimizer for every label, got "
+                f"{type(own).__name__} for {label!r}."
+            )
         return optax.with_extra_args_support(own)
 
     def init_fn(params: PyTree) -> PerLabelState:

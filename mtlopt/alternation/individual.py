@@ -17,9 +17,10 @@ from mtlopt._checks import (
     is_int,
 )
 from mtlopt.alternation.per_task import PerTask
-from mtlopt.grad import check_updates
+from mtlopt.grad import check_no_grad
 from mtlopt.labels import SHARED, Partition, Rules, check_same_labels, label_params
 from mtlopt.per_label import advance, join, per_label, select
+from mtlopt.task_grads import TaskGrads
 
 PyTree = Any
 
@@ -122,14 +123,19 @@ def individual_optimizers(
         partition: Partition | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, IndividualOptimizersState]:
-        check_updates(updates, "individual_optimizers")
+        if isinstance(updates, TaskGrads):
+            raise TypeError(
+                "`updates` must be the gradient of one task, got TaskGrads. Use "
+                "mtlopt.individual_step in place of train_step, without an aggregator."
+            )
+        check_no_grad(updates, "individual_optimizers")
         if isinstance(task, str):
             task, active = _by_name(task, active, partition, num_tasks)
         is_index = task is not None and not isinstance(task, bool)
         if not is_index or (is_int(task) and task not in range(num_tasks)):
             raise ValueError(
                 f"`task` must be the index of a task, between 0 and {num_tasks - 1}, "
-                f"got {task!r}."
+                f"got {task!r}. mtlopt.individual_step gives it."
             )
         if partition is not None:
             check_same_labels(labels, updates, partition)

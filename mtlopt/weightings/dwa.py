@@ -56,7 +56,7 @@ def dwa_weights(
 
 
 def weight_by_dwa(
-    num_tasks: int, temperature: Any = 2.0, steps_per_epoch: int = 1
+    num_tasks: int, *, temperature: Any = 2.0, steps_per_epoch: int = 1
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weights up the losses that fall slowly: dynamic weight average, DWA.
 

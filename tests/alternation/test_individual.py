@@ -440,6 +440,8 @@ def test_bad_arguments():
         mtlopt.individual_step(oracle, tx, draws=0)
     with pytest.raises(ValueError, match="`shuffle` must be False with `draws`"):
         mtlopt.individual_step(oracle, tx, draws=2, shuffle=True)
+    with pytest.raises(TypeError, match=r"mtlopt\.individual_step in place of train_"):
+        mtlopt.train_step(oracle, tx)(run, *batch(0))
     step = mtlopt.individual_step(oracle, tx)
     with pytest.raises(ValueError, match="`groups` needs a step built with"):
         step(run, *batch(0), groups=jnp.zeros(3, int))
