@@ -86,7 +86,8 @@ def task_grad(
       batching: how the T pullbacks are run: `"unroll"`, `"vmap"`, `"map"` or a number
         of tasks at a time; `"auto"` chooses by platform and number of tasks.
       streaming: recompute rows instead of keeping them, so that methods on the Gramian
-        need memory for two gradients instead of T. Needs a problem of shape 1, 2 or 4.
+        need memory for two gradients instead of T. Needs `encode`, one
+        function that returns all losses, or `samplewise`.
       layerwise: whether inner products and combinations of rows are taken layer by
         layer, without a weight gradient per task: exact, and less work and memory for
         dense kernels wider than the batch has rows. True for each leaf for which it is

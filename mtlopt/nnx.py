@@ -79,7 +79,8 @@ def task_grad(
       wrt: which variables are trained: a filter of NNX. The others are constants, such
         as the base of a network whose adapters are trained, `wrt=nnx.LoRAParam`.
       has_aux: whether functions return a pair `(value, aux)`.
-      **options: further ones of `mtlopt.task_grad`. Model state is always on.
+      **options: further ones of `mtlopt.task_grad`, first of all `tasks`: the names of
+        the tasks, if `losses` is one function. Model state is always on.
 
     Returns:
       An `Oracle` of modules.
