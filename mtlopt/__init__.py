@@ -436,8 +436,9 @@ else:  # where it would hide misspelt names
         """
         if name == "nnx":
             return importlib.import_module("mtlopt.nnx")
-        near = difflib.get_close_matches(name, __all__, n=1, cutoff=0.8)
-        hint = f". Did you mean {near[0]}?" if near else ""
+        public = {each.lower(): each for each in __all__}
+        near = difflib.get_close_matches(name.lower(), public, n=1, cutoff=0.8)
+        hint = f". Did you mean {public[near[0]]}?" if near else ""
         names = {method.title.lower(): key for key, method in METHODS.items()}
         name_of = name if name in METHODS else names.get(name.lower(), "")
         if name_of:

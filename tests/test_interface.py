@@ -316,6 +316,8 @@ HELPERS = {
     "non_dominated",
     "ntk_traces",
     "per_label",
+    "plot_diagnosis",
+    "plot_trade_off",
     "random_groups",
     "samplewise",
     "sharpness_aware",

@@ -14,16 +14,7 @@ from mtlopt.weightings.by_losses import only_there
 
 
 class WeightBySoftadaptState(NamedTuple):
-    """State of `weight_by_softadapt`.
-
-    Attributes:
-      task_weights: `[tasks]`, weights of the last update.
-      count: updates so far, int32.
-      total: `[tasks]`, sum of this epoch's losses.
-      seen: `[tasks]`, number of losses in that sum.
-      last: `[tasks]`, mean loss of the last epoch.
-      before: `[tasks]`, mean loss of the epoch before it.
-    """
+    """State of `weight_by_softadapt`, with the fields of `WeightByDwaState`."""
 
     task_weights: jax.Array
     count: jax.Array
