@@ -288,12 +288,8 @@ def test_bad_activity_names_the_label(params, labels, active, message):
 
 
 def test_what_is_no_optimizer():
-    with pytest.raises(
-        TypeError, match=r"`inner` must be .* dict\. .* mapping\.get"
-    ):
+    with pytest.raises(TypeError, match=r"`inner` must be .* dict\. .* mapping\.get"):
         mtlopt.per_label({"shared": optax.sgd(0.1)}, LABELS)
     some = mtlopt.per_label({"shared": optax.sgd(0.1)}.get, LABELS)
-    with pytest.raises(
-        TypeError, match=r"optimizer for every .* NoneType for 'a'"
-    ):
+    with pytest.raises(TypeError, match=r"optimizer for every .* NoneType for 'a'"):
         some.init(PARAMS)
