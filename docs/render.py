@@ -51,7 +51,8 @@ def made_by(report: Path) -> str:
     made = json.loads(report.with_name("results.json").read_text())
     typed = made.get("commands", [made.get("command")])
     command = "`, `".join(re.sub(r" --(out ('.*?'|\S+)|resume)", "", c) for c in typed)
-    places = [f"{made['cores']} CPU cores"] if "cores" in made else []
+    cores = made.get("cores", 0)
+    places = [f"{cores} CPU core{'s' * (cores > 1)}"] if cores else []
     places += [] if made["device"].endswith("x cpu") else [made["device"]]
     took = " and ".join(places)
     if "minutes" in made:  # not of a run that was resumed

@@ -48,9 +48,9 @@ def every(
     zero until they are computed again; one that is absent later has weight zero then.
     Weights that are not finite are not kept: the next update computes again.
 
-    Works inside and outside of `in_latent_space` and `leave_out`. Under `vmap` both
-    kinds of update run and one is taken, and with several microbatches the gradients of
-    all tasks are made anyway: there it saves no time.
+    Works inside and outside of `in_latent_space` and `leave_out`. It saves no time
+    in two cases: under `vmap` both kinds of update run and one is taken, and with
+    several microbatches the gradients of all tasks are made anyway.
 
     Args:
       num_steps: k, the number of updates that one computation serves, a Python int; 1

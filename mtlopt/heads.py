@@ -181,8 +181,9 @@ class SeparateHeadFns:
         """Returns losses and gradients.
 
         Each loss is differentiated by its own leaves and its own copy of the latent, so
-        the heads run backward once for all tasks together. `factors` and `members` as
-        in `Problem.evaluate`; members are Python ints, others' gradients are zero.
+        the heads run backward once for all tasks together. `factors` and `members`
+        are as in `Problem.evaluate`; members are Python ints, and the gradients of all
+        other tasks are zero.
         """
         labels = call.inputs.partition.head_labels
         grads = [jnp.zeros_like(leaf) for leaf in head_params]

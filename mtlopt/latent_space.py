@@ -18,8 +18,8 @@ def in_latent_space(
     .. math:: d = J^\top A(G_z), \qquad J = \partial z / \partial \theta
 
     Leaves of `z` that no shared parameter moves (masks, inputs that `encode` passes on)
-    have no part in it, as the program shows; entries inside one leaf, as in
-    `concatenate([h, x])`, cannot be told apart: return two leaves.
+    are left out: the encoder's program shows which they are. It cannot tell entries of
+    one leaf apart, as in `concatenate([h, x])`, so return two leaves.
 
     One backward pass whatever the number of tasks, where the parameter space needs one
     per task; the two agree where `J J^T` is a multiple of the identity. MGDA-UB is

@@ -79,9 +79,9 @@ def task_grad(
         the one that writes it; leaves of a head whose task is absent keep their values.
       state_labels: rules on the paths of the state, as in `labels`, where functions do
         not tell who owns a leaf: `"stacked"` for leaves with a leading task axis, of
-        which a stacked head sees its own entry; and a task's name for leaves that stay
-        where it is absent, if one function returns all losses (needed if it writes
-        state and tasks may be absent).
+        which a stacked head sees its own entry; and, if one function returns all
+        losses, a task's name for leaves that must not change if that task is absent
+        (needed if the function writes state and tasks may be absent).
       headless: tasks that have no parameters of their own although others do.
       batching: how the T pullbacks are run: `"unroll"`, `"vmap"`, `"map"` or a number
         of tasks at a time; `"auto"` chooses by platform and number of tasks.

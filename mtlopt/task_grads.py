@@ -291,9 +291,9 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def keep_rows(self, entries: bool = False) -> Self:
         """Returns the same gradients with their rows made, to be used more than once.
 
-        A weighting that reads `rows()` calls it; otherwise the aggregator would run a
-        second backward pass. With stacked heads in latent space it does so anyway,
-        because that costs less than combining T rows.
+        A weighting that reads `rows()` calls `keep_rows` first; otherwise the
+        aggregator would run a second backward pass. With stacked heads in latent space
+        the aggregator does so anyway, because that costs less than combining T rows.
 
         Args:
           entries: whether the rows' `leaves()` are read, not only their products.

@@ -353,7 +353,7 @@ def verdicts(two: list[Outcome], times: Times, settings: Settings) -> list[Verdi
         words = ", ".join(
             f"{found[n].title} {100 * s:.0f} %" for n, s in shares.items()
         )
-        claim = "methods with a preference cover 90 % of the front's hypervolume"
+        claim = "methods that equalise `p L` cover 90 % of the front's hypervolume"
         holds = min(shares.values()) >= 0.9 if enough else None
         said.append(Verdict(claim, words, holds))
     if "epo" in found:

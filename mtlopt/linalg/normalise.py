@@ -22,7 +22,7 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 
 def safe_root(square: jax.Array) -> jax.Array:
-    """Returns `sqrt(square)`; zero, and so is the derivative, where it is not positive.
+    """Returns `sqrt(square)`; if it is not positive, zero, with a zero derivative.
 
     NaN stays visible.
     """

@@ -36,8 +36,9 @@ def align(
     """Returns the aligning matrix of a Gramian, see `aligned_matrix`.
 
     Differentiable where the rank does not change, also where singular values repeat,
-    unless one of them is the target of `scale`. The derivative is that of the function
-    of the Gramian: neither a decomposition nor the second look is differentiated.
+    unless one of them is the target of `scale`. The derivative is that by the
+    Gramian: neither a decomposition nor the second look at the rows (`SecondLook`) is
+    differentiated.
 
     Args:
       gramian: `G`, `[tasks, tasks]`.

@@ -258,7 +258,7 @@ class Conv(nnx.Module):
 
 
 class Conv1d(nnx.Module):
-    """Convolution of sequences with a bias, which starts from zero.
+    """Convolution of sequences, plus a bias that starts from zero.
 
     Args:
         in_features: Channels of the input.

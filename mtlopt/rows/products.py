@@ -296,7 +296,7 @@ def flat_rows(leaf: jax.Array) -> jax.Array:
     """Returns a leaf `[tasks, ...]` as a matrix, where that is free.
 
     XLA gathers a leaf to flatten it, unless it is sharded along the first of the
-    flattened axes. On one CPU device flattening saves the transposed copy that a
-    contraction makes there, half of its time.
+    flattened axes. On one CPU device a contraction spends half of its time on a
+    transposed copy; flattening saves that copy.
     """
     return leaf.reshape(leaf.shape[0], -1) if alone() else leaf

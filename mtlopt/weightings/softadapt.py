@@ -67,9 +67,9 @@ def weight_by_softadapt(
     .. math:: w_i = T \, \mathrm{softmax}_i(\beta s), \qquad s_i = L_i[t-1] - L_i[t-2]
 
     with `L_i[t]` the mean loss of epoch t. In the first two epochs all weights are 1.
-    Slopes have the unit of the losses: below 1 / beta they change little; without
-    `normalised` small losses are just summed. A task that is absent for a whole epoch
-    keeps its last slope.
+    Slopes have the unit of the losses: slopes below 1 / beta hardly change the weights,
+    so without `normalised` small losses are just summed. A task that is absent for a
+    whole epoch keeps its last slope.
 
     Args:
       num_tasks: number of tasks T.
