@@ -73,6 +73,11 @@ def front_step(
       [-0.5  0.   0.5] (3, 2)
     """
     check_oracle(oracle)
+    if not callable(make_optimizer):
+        raise TypeError(
+            "`make_optimizer` must be a function from a preference to a chain, got "
+            f"{type(make_optimizer).__name__}."
+        )
     preferences = _checked(preferences, oracle.num_tasks)
 
     def init(params: Any, state: Any = None) -> Run:

@@ -167,7 +167,7 @@ def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
     patterns = {rule: tuple(rule.split("/")) for rule in rules}
     literal = {parts: rule for rule, parts in patterns.items()}
     wild = [rule for rule in rules if any(c in rule for c in "*?[")]
-    unused = set(rules)
+    unused, without = set(rules), list[str]()
     labels = []
     for path in paths:
         parts = tuple(path.split("/"))
@@ -178,10 +178,8 @@ def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
         matching |= {rule for rule in wild if _covers(patterns[rule], parts)}
         unused -= matching
         if not matching:
-            raise ValueError(
-                f"no rule labels the leaf `{path}`. Add a rule for it, or "
-                f"'*': {SHARED!r} to make {SHARED!r} the default."
-            )
+            without.append(path)
+            continue
         rank = {
             rule: (len(patterns[rule]), -sum(rule.count(c) for c in "*?["))
             for rule in matching
@@ -194,9 +192,15 @@ def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
             )
         labels.append(rules[best[0]])
     if unused:
+        rule = min(unused)
         raise ValueError(
-            f"the rule {min(unused)!r} matches no leaf.{_hint(min(unused), paths)} The "
-            f"leaves are: {_listing(min(unused), paths)}."
+            f"the rule {rule!r} matches no leaf.{_hint(rule, paths)} The leaves are: "
+            f"{_listing(rule, paths)}."
+        )
+    if without:
+        raise ValueError(
+            f"no rule labels the leaf `{without[0]}`.{_linen(paths)} Add a rule for "
+            f"it, or '*': {SHARED!r} to make {SHARED!r} the default."
         )
     return labels
 
@@ -205,14 +209,21 @@ def _hint(rule: str, paths: list[str]) -> str:
     """Says where a rule that begins below the root would match."""
     for path in paths:
         above, found, _ = f"{path}/".partition(f"/{rule}/")
-        if found and above == "params":  # of Flax Linen
-            return (
-                ' Pass variables["params"] as the parameters; the other collections '
-                "are the model's state, see has_state."
-            )
         if found:
-            return f" A rule begins at the root, as `{above}/{rule}` does."
+            root = f" A rule begins at the root, as `{above}/{rule}` does."
+            return _linen(paths) or root
     return ""
+
+
+def _linen(paths: list[str]) -> str:
+    """Says what to pass in place of all variables of a module of Flax Linen."""
+    inside = [path.startswith("params/") for path in paths]
+    if all(inside) or not any(inside):
+        return ""
+    return (
+        ' Pass variables["params"] as the parameters; the other collections are the '
+        "model's state, see has_state."
+    )
 
 
 def _covers(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:

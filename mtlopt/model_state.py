@@ -59,8 +59,8 @@ class StateForm(NamedTuple):
             return jax.tree.leaves(label_params(state, rules))
         except ValueError as error:
             raise ValueError(
-                f"`state_labels` must label the model's state, the last argument of "
-                f"the call: {error}"
+                "the last argument of the call must be the model's state, which "
+                f"`state_labels` must fit: {error}"
             ) from error
 
     def carry(

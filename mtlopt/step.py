@@ -124,9 +124,12 @@ def check_names(extra_args: Iterable[str], *others: str) -> None:
     Args:
       extra_args: what a step was given for the optimizer.
       others: names of the step's arguments, besides `present`.
+
+    The rest are arguments of weightings.
     """
-    for name in ("present", *others):
-        for like in difflib.get_close_matches(name, extra_args, n=1, cutoff=0.8):
+    for name in ("present", "traces", "losses_after", *others):
+        near = [] if name in extra_args else extra_args
+        for like in difflib.get_close_matches(name, near, n=1, cutoff=0.8):
             raise TypeError(f"a step has no argument {like!r}. Did you mean `{name}`?")
 
 

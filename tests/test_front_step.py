@@ -81,6 +81,8 @@ def test_bad_preferences(preferences, message):
         mtlopt.front_step(make_oracle(), make_optimizer, preferences)
     with pytest.raises(TypeError, match=r"`oracle` must be a mtlopt\.Oracle"):
         mtlopt.front_step(None, make_optimizer, PREFERENCES)
+    with pytest.raises(TypeError, match="a function from a preference to a chain"):
+        mtlopt.front_step(make_oracle(), mtlopt.epo(2), PREFERENCES)
 
 
 def test_a_batch_of_other_preferences_needs_no_new_program():

@@ -299,6 +299,10 @@ def test_unmatched_rules_lead_to_the_leaf_that_was_meant():
     linen = {"params": {"head": 1.0}, "batch_stats": {"mean": 1.0}}
     with pytest.raises(ValueError, match=r'Pass variables\["params"\]'):
         mtlopt.label_params(linen, {"*": "shared", "head": "a"})
+    with pytest.raises(ValueError, match=r'no rule .*Pass variables\["params"\]'):
+        mtlopt.label_params(linen, {"params": "shared"})
+    with pytest.raises(ValueError, match="the rule 'trunc' matches no leaf"):
+        mtlopt.label_params({"trunk": 1.0, "a": 1.0}, {"trunc": "shared", "a": "a"})
     many = {f"layer_{i}": {"kernel": 1.0} for i in range(9)} | {"heads": {"left": 1.0}}
     with pytest.raises(ValueError, match=r"leaves are: `heads/left`, .* and 2 more"):
         mtlopt.label_params(many, {"*": "shared", "head/left": "a"})

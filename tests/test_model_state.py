@@ -405,7 +405,7 @@ def test_tasks_without_state_may_be_named():
 
 
 def test_labels_of_the_state_are_checked():
-    with pytest.raises(ValueError, match=r"`state_labels` must label .* 'c' matches"):
+    with pytest.raises(ValueError, match=r"`state_labels` must fit: .* 'c' matches"):
         counting_oracle({"*": "shared", "c": "a"})(PARAMS, BATCH, COUNTS)
     with pytest.raises(ValueError, match=r"`state_labels` must be one of .*'c'"):
         counting_oracle(["a", "c"])

@@ -226,6 +226,8 @@ def test_misspelt_arguments_are_named():
     step = mtlopt.train_step(ORACLE, CHAIN)
     with pytest.raises(TypeError, match=r"argument 'presents'\. Did you .*`present`"):
         step(start(CHAIN), X[0], presents=None)
+    with pytest.raises(TypeError, match=r"argument 'trace'\. Did you mean `traces`"):
+        step(start(CHAIN), X[0], trace=None)
 
 
 def test_is_the_body_of_a_scan():

@@ -104,6 +104,7 @@ def plot_trade_off(
 
     Raises:
       ImportError: without Matplotlib.
+      TypeError: if `losses` is no mapping.
       ValueError: if there are no losses, fewer than two tasks or more than four, other
         numbers of tasks at two labels, or not one name per task.
 
@@ -114,6 +115,11 @@ def plot_trade_off(
       >>> print([text.get_text() for text in figure.axes[0].get_legend().get_texts()])
       ['sum', 'mgda', 'mine']
     """
+    if not isinstance(losses, Mapping):
+        raise TypeError(
+            f"`losses` must map labels to arrays, got {type(losses).__name__}. Pass "
+            '{"name": losses}.'
+        )
     points = {label: np.atleast_2d(np.asarray(own)) for label, own in losses.items()}
     shapes = {label: own.shape for label, own in points.items()}
     widths = {shape[-1] for shape in shapes.values()}

@@ -122,6 +122,9 @@ def ntk_traces(residuals: Callable[..., Any], params: Any, *args: Any) -> Any:
     Returns:
       A number for each entry, in the mapping or sequence that the function returns.
 
+    Raises:
+      ValueError: if all residuals are scalars, as losses are.
+
     Examples:
       >>> import jax.numpy as jnp, mtlopt
       >>> def residuals(w, x):
@@ -132,6 +135,11 @@ def ntk_traces(residuals: Callable[..., Any], params: Any, *args: Any) -> Any:
     """
     out, pullback = jax.vjp(lambda params: residuals(params, *args), params)
     leaves, treedef = jax.tree.flatten(out)
+    if all(not leaf.shape for leaf in leaves):
+        raise ValueError(
+            "`residuals` must return the residuals of each task at points, not its "
+            "loss, got scalars."
+        )
 
     def mean_square(number: int) -> jax.Array:
         own = leaves[number]

@@ -90,6 +90,8 @@ def test_mistakes(seen, monkeypatch):
         mtlopt.plot_diagnosis(one)
     with pytest.raises(ValueError, match=r"`steps` must .* \[5\], got shape \(4,\)"):
         mtlopt.plot_diagnosis(seen, range(4))
+    with pytest.raises(TypeError, match="`losses` must map labels to arrays, got nd"):
+        mtlopt.plot_trade_off(np.ones((3, 2)))
     for losses in ({}, {"a": [1.0]}, {"a": [1, 2], "b": [1, 2, 3]}, {"a": np.ones(5)}):
         with pytest.raises(ValueError, match="`losses` must map labels to arrays"):
             mtlopt.plot_trade_off(losses)

@@ -171,3 +171,8 @@ def test_bad_arguments():
         weighting.update(grads, weighting.init(None), traces=jnp.ones(3))
     with pytest.raises(ValueError, match="`traces` must have the keys"):
         weighting.update(grads, weighting.init(None), traces={"edge": 1.0})
+
+
+def test_losses_are_no_residuals():
+    with pytest.raises(ValueError, match="`residuals` must return the residuals"):
+        mtlopt.ntk_traces(lambda w, x: {"a": jnp.sum(w * x)}, 1.0, jnp.ones(3))
