@@ -35,7 +35,7 @@ def cr_mogm(
     .. math:: d = \sum_i \alpha_i s_i g_i, \qquad
         \alpha \leftarrow \beta \alpha + (1 - \beta) \, \hat\alpha(G)
 
-    Weights of a batch depend on its noise, and then the expected direction is no
+    The weights of one batch depend on its noise, so the expected direction is not a
     combination of the expected gradients. Averages hardly depend on one batch; they
     start at the first weights of a task. The method's guarantees (no conflicts, say)
     are lost. If gradients do not change, the average does nothing, in corners too.

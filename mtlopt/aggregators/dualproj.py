@@ -46,8 +46,8 @@ def dualproj(
 
     The update nearest to the mean that increases no loss to first order, whatever the
     ratio of the gradients' norms. Large gradients dominate it: unlike `upgrad`, it is
-    not linear in the scale of a gradient. It is zero exactly if positive weights make
-    the gradients cancel, and the weighted mean if there is no conflict.
+    not linear in the scale of a gradient. It is zero if and only if positive weights
+    make the gradients cancel, and it is the weighted mean if there is no conflict.
 
     Args:
       num_tasks: number of tasks T.

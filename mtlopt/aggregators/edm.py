@@ -15,7 +15,7 @@ def edm_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array
     All tasks with a positive weight have the same cosine with the direction, the others
     a larger one. On equal gradients `g` it is `g`. If zero is in the hull (opposed
     rows) it is zero; zero rows get all the weight; duplicates share one row's weight.
-    One task has weight 1. NaN stays NaN.
+    A single task has weight 1. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -23,8 +23,8 @@ def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Ar
     no direction has equal projections (opposed rows, rows with a positive combination
     that is zero, more independent tasks than parameters), as in the limit of lost rank.
     Duplicates share, and zero rows have weight zero. On equal gradients `g` the
-    direction is `g`. One task has weight 1. Weights may be negative. NaN stays NaN.
-    Differentiable if the rank does not change.
+    direction is `g`. A single task has weight 1. Weights may be negative. NaN stays
+    NaN. Differentiable if the rank does not change.
 
     Examples:
       >>> import jax.numpy as jnp

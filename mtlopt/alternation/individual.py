@@ -65,7 +65,7 @@ def individual_optimizers(
     `active` says so.
 
     Memory: IO keeps T states of the shared leaves instead of one; with Adam, 2 T times
-    their size. Groups of tasks divide that.
+    their size. With groups of tasks there is one state per group instead.
 
     Args:
       inner: any Optax optimizer.

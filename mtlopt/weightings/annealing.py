@@ -32,10 +32,10 @@ def weight_by_norms(
 
     The gradient-norm weights of physics-informed networks, as in jaxpi: at rest all
     `w_i g_i` have one length. (GradNorm learns its weights and lets slow tasks have
-    longer gradients.) Weights start at 1, and each update uses those that its own
-    gradients have moved. A weight does not move if its gradient is zero or no number;
-    means are over the others. In `every(1000, weight_by_norms(T))`, as usual, `decay`
-    counts these updates.
+    longer gradients.) Weights start at 1. Each update first moves them by its own
+    gradients, then uses them. A weight does not move if its gradient is zero or no
+    number; means are over the others. In `every(1000, weight_by_norms(T))`, as usual,
+    `decay` counts these updates.
 
     Args:
       num_tasks: number of tasks T.
@@ -73,7 +73,8 @@ def weight_by_annealing(
 
     Learning-rate annealing: the largest element of the gradient of the equation's loss
     over the mean element of each other one, by size. The residuals' own weights stay 1.
-    Weights start at 1, and each update uses those that its own gradients have moved.
+    Weights start at 1. Each update first moves them by its own gradients, then uses
+    them.
     They do not move if the gradient is zero or no number. They depend on the
     coordinates: if more parameters hardly move a loss, its weight grows.
     `weight_by_norms` does not, and treats all tasks alike. It holds T gradients.

@@ -47,8 +47,8 @@ def famo_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_famo`, which sum to one.
 
-    `losses` are `D`, above the lower bounds: zero weighs nothing, a negative one gives
-    NaN. `logits` are `x`, `[tasks]`. One task has weight 1.
+    `losses` are `D`, the losses minus their lower bounds: a zero has weight zero, a
+    negative one gives NaN. `logits` are `x`, `[tasks]`. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp

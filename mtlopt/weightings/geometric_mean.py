@@ -14,7 +14,7 @@ def geometric_mean_weights(
     """Returns the weights `w` `[tasks]` of `weight_by_geometric_mean`.
 
     A loss of zero makes `S` zero, which is its minimum, and all weights zero. A
-    negative loss gives NaN. One task has weight 1.
+    negative loss gives NaN. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp

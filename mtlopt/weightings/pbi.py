@@ -25,7 +25,7 @@ def pbi_weights(
     """Returns the weights `w` `[tasks]` of `weight_by_pbi`. They may be negative.
 
     They are `u` on the ray of `p`, to rounding, where `d_2` has no derivative, and if
-    `penalty` is zero. One task has weight 1.
+    `penalty` is zero. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -20,7 +20,7 @@ class WeightByRelobraloState(NamedTuple):
       task_weights: `[tasks]`, weights of the last update, the moving average.
       initial: `[tasks]`, each task's first loss.
       last: `[tasks]`, each task's last loss.
-      count: `[tasks]` int32, the losses that each task has had.
+      count: `[tasks]` int32, how many losses each task has had.
       key: PRNG key of the lookbacks to come.
     """
 
