@@ -77,7 +77,7 @@ def train_step(
 
     Raises:
       TypeError: if `oracle` is no `mtlopt.Oracle`; at a step, if there is no
-        aggregator, or `run` is no `Run`.
+        aggregator or no optimizer after it, or `run` is no `Run`.
       ValueError: at a step, if `run.state` is missing or not asked for.
 
     Examples:
@@ -170,7 +170,8 @@ def update_of(
     """Returns the update that a chain with an aggregator makes, and its state.
 
     Raises:
-      TypeError: if there is no aggregator, or transforms before it that need one.
+      TypeError: if there is no aggregator, or transforms before it that need one, or
+        no optimizer after it.
     """
     transform = optax.with_extra_args_support(optimizer)
     extra_args = {"active": grads.active, **extra_args}
@@ -196,7 +197,24 @@ def update_of(
             "ordinary Optax transforms and their wrappers: "
             "optax.chain(mtlopt.upgrad(num_tasks), optax.adam(1e-3))."
         ) from cause
+    if _has_methods_only(opt_state):
+        raise TypeError(
+            "`optimizer` must end with an optimizer, such as optax.sgd or optax.adam: "
+            "an aggregator returns a direction in which the losses rise, got a chain "
+            "that ends with one."
+        )
     return _keep_frozen(found, grads.partition.labels), opt_state
+
+
+def _has_methods_only(opt_state: PyTree) -> bool:
+    """Whether a chain's states, tuples in tuples, are all of methods.
+
+    Weightings and aggregators have `task_weights`. Line searches have none: they move
+    by themselves.
+    """
+    if type(opt_state) is tuple:
+        return bool(opt_state) and all(map(_has_methods_only, opt_state))
+    return hasattr(opt_state, "task_weights")
 
 
 def _keep_frozen(updates: PyTree, labels: Sequence[str]) -> PyTree:

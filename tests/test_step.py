@@ -496,6 +496,22 @@ def test_turns_of_stacked_heads_move_their_entry(float64):
 
 
 @pytest.mark.parametrize(
+    "chain",
+    [
+        mtlopt.upgrad(2),
+        mtlopt.every(2, mtlopt.upgrad(2)),
+        mtlopt.METHODS["dwa"].make(2),
+        optax.chain(mtlopt.METHODS["dwa"].make(2)),
+    ],
+    ids=["aggregator", "every", "weighted sum", "nested"],
+)
+def test_a_chain_without_an_optimizer(chain):
+    """It would climb: an update is added."""
+    with pytest.raises(TypeError, match="must end with an optimizer"):
+        jax.eval_shape(mtlopt.train_step(ORACLE, chain), start(chain), X[0])
+
+
+@pytest.mark.parametrize(
     "optimizer",
     [
         optax.adam(0.1),
