@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import mtlopt
@@ -61,7 +62,7 @@ def test_ntk_weights_get_traces_where_residuals_are_known():
     row = rows_of(problem, ["ntk"])[-1]
     params = problem.init(jax.random.key(0))
     batch = problem.draw(jax.random.key(1), problem.splits["train"])
-    method = make_method(row)
+    method = optax.chain(make_method(row), optax.sgd(0.1))
     step = training._with_traces(
         mtlopt.train_step(problem.oracle, method), problem.residuals
     )
