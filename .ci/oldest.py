@@ -6,6 +6,7 @@ import tomllib
 
 project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]
-for requirement in project["dependencies"] + extras["models"] + extras["test"]:
+needed = [extras[name] for name in ("models", "plots", "test")]
+for requirement in sum(needed, project["dependencies"]):
     if "[" not in requirement:  # not one of our own extras
         print(re.sub(r">=", "==", requirement))
