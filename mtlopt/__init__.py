@@ -439,12 +439,9 @@ else:  # where it would hide misspelt names
         public = {each.lower(): each for each in __all__}
         near = difflib.get_close_matches(name.lower(), public, n=1, cutoff=0.8)
         hint = f". Did you mean {public[near[0]]}?" if near else ""
-        names = {method.title.lower(): key for key, method in METHODS.items()}
-        name_of = name if name in METHODS else names.get(name.lower(), "")
-        if name_of:
-            made_of = ", ".join(METHODS[name_of].public)
-            hint = f"; the method {name_of!r} is made of {made_of}, see "
-            hint += f"METHODS[{name_of!r}]"
+        for key in METHODS.of_title(name)[:1]:
+            made_of = ", ".join(METHODS[key].public)
+            hint = f"; the method {key!r} is made of {made_of}, see METHODS[{key!r}]"
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
     def __dir__() -> list[str]:

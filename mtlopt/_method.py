@@ -142,12 +142,16 @@ class Method:
 class Registry(dict[str, Method]):
     """A dict whose error says which names there are."""
 
-    def __missing__(self, name: str) -> NoReturn:
-        near = [
+    def of_title(self, name: str) -> list[str]:
+        """Returns the keys of methods that have this name, title or public function."""
+        return [
             key
             for key, method in self.items()
-            if str(name).lower() == method.title.lower() or name in method.public
+            if name.lower() in (key, method.title.lower()) or name in method.public
         ]
+
+    def __missing__(self, name: str) -> NoReturn:
+        near = self.of_title(str(name))
         near = near or difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise KeyError(f"no method {name!r}. {hint}There are {', '.join(self)}.")

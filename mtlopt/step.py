@@ -203,7 +203,7 @@ def update_of(
             "an aggregator returns a direction in which the losses rise, got a chain "
             "that ends with one."
         )
-    return _keep_frozen(found, grads.partition.labels), opt_state
+    return keep_frozen(found, grads.partition.labels), opt_state
 
 
 def _has_methods_only(opt_state: PyTree) -> bool:
@@ -217,7 +217,7 @@ def _has_methods_only(opt_state: PyTree) -> bool:
     return hasattr(opt_state, "task_weights")
 
 
-def _keep_frozen(updates: PyTree, labels: Sequence[str]) -> PyTree:
+def keep_frozen(updates: PyTree, labels: Sequence[str]) -> PyTree:
     """Sets updates of frozen leaves to zero: weight decay would move them."""
     if FROZEN not in labels:
         return updates

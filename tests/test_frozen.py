@@ -225,6 +225,7 @@ def test_alternation(float64):
     blocks = mtlopt.alternate_blocks(optax.adamw(0.1), optax.adamw(0.1), LABELS)
     turns = mtlopt.individual_optimizers(optax.adamw(0.1), 2, LABELS)
     for tx, make in ((blocks, mtlopt.block_step), (turns, mtlopt.individual_step)):
+        tx = optax.chain(tx, optax.add_decayed_weights(-0.1))  # outside
         step = jax.jit(make(oracle, tx), compiler_options=QUICK)
         run = mtlopt.Run(ALL, tx.init(ALL))
         for _ in range(2):

@@ -593,8 +593,10 @@ def test_misspelt_names_are_hinted_at():
         _ = mtlopt.PCGrad
     with pytest.raises(AttributeError, match=r"\.make\(num_tasks\) makes one"):
         optax.chain(mtlopt.METHODS["upgrad"], optax.adam(1e-3))
-    with pytest.raises(AttributeError, match=r"Did you mean aligned_mtl\?"):
+    with pytest.raises(AttributeError, match=r"made of aligned_mtl, see METHODS"):
         _ = mtlopt.aligned_MTL
+    with pytest.raises(AttributeError, match=r"Did you mean suggestions\?"):
+        _ = mtlopt.suggestion
     with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
         _ = mtlopt.nothing
 

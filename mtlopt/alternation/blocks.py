@@ -25,6 +25,7 @@ from mtlopt.step import (
     check_names,
     check_oracle,
     keep_finite,
+    keep_frozen,
     with_state,
 )
 
@@ -263,15 +264,17 @@ def block_step(
             grad = gradient(block)()
         there = oracle.present(args, present)
         active = None if there is None else oracle.active(params, there)
+        partition = oracle.partition(params)
         updates, opt_state = optimizer.update(
             grad.grad,
             run.opt_state,
             params,
             block=block,
             active=active,
-            partition=oracle.partition(params),
+            partition=partition,
             **extra_args,
         )
+        updates = keep_frozen(updates, partition.labels)
         params = optax.apply_updates(params, updates)
         model_state = keep_finite(run, opt_state, grad.state)
         return Run(params, opt_state, model_state), StepOutput(grad.losses, grad.aux)

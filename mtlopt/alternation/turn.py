@@ -12,7 +12,7 @@ from mtlopt.alternation.individual import IndividualOptimizersState
 from mtlopt.alternation.per_task import PerTask
 from mtlopt.grad import Grad
 from mtlopt.oracle import Oracle
-from mtlopt.step import Run, keep_finite
+from mtlopt.step import Run, keep_finite, keep_frozen
 
 PyTree = Any
 
@@ -39,15 +39,17 @@ def move(
       all_move: whether some task moves in each turn, whatever the batch.
       extra_args: for the optimizer.
     """
+    partition = oracle.partition(run.params)
     updates, opt_state = optimizer.update(
         grad.grad,
         run.opt_state,
         run.params,
         task=index,
         active=oracle.active(run.params, moving),
-        partition=oracle.partition(run.params),
+        partition=partition,
         **extra_args,
     )
+    updates = keep_frozen(updates, partition.labels)
     state = keep_finite(run, opt_state, grad.state)
     if not all_move and not isinstance(moving, np.ndarray):
         there = jnp.any(moving)  # a turn without a task moves nothing
