@@ -32,7 +32,7 @@ INDEX = {
         "celeba_groups": ("40 attributes, IUS and IO in groups", "Tables 3, 4", None),
     },
     "fast_line_search": {
-        "multimnist": ("line search on two digits", "Fig. 3, 4, 6", None),
+        "multimnist": ("line search on two digits", "Fig. 3, 4, 6", 8),
         "cifar10": ("line search on ten one-vs-rest tasks", "Fig. 5", None),
         "bert": ("line search on sentence pairs", "Table 3", None),
     },
