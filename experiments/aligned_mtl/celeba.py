@@ -20,14 +20,14 @@ from experiments.mtl_io.attributes import ACCURACY, attribute_tasks, load_attrib
 from mtlopt.models import ResNet, celeba_resnet18, stack_heads
 
 DESCRIPTION = """\
-Forty yes-or-no attributes of images by a ResNet-18 with a linear head of two classes
-for each: Senushkin et al., "Independent component alignment for multi-task learning",
-2023, Table 3 and the radar chart of Fig. 4.
+A ResNet-18 with a linear head of two classes for each task learns forty yes-or-no
+attributes of images: Senushkin et al., "Independent component alignment for multi-task
+learning", 2023, Table 3 and the radar chart of Fig. 4.
 
-Without --data-dir the images are rendered rooms with attributes of their own, a
-stand-in for the faces of CelebA: numbers on them say nothing about photographs. With
-it, CelebA is read. The learning rate of --full falls to 0.85 of itself every 10 epochs,
-as in Sener and Koltun's code: the paper says only that it falls. No file of ImageNet
+Without --data-dir the images are rendered rooms with their own attributes, a stand-in
+for the faces of CelebA. Numbers on them say nothing about photographs. With --data-dir,
+CelebA is read. The learning rate of --full is multiplied by 0.85 every 10 epochs, as in
+Sener and Koltun's code; the paper says only that it falls. No file of ImageNet weights
 fits the first layer of 3 x 3, so nothing is pretrained.
 """
 

@@ -27,18 +27,20 @@ from experiments.lab.vision.report import Outcome
 from mtlopt.models import PyramidResNet
 
 DESCRIPTION = """\
-Segmentation in 19 classes, the way to the centre of each instance, and disparity on
-images of streets, by a ResNet with a pyramid-pooling head for each task: Senushkin et
-al., "Independent component alignment for multi-task learning", 2023, Table 3, and "Fast
-line search for multi-task learning", 2021, Table 2 (the times of fbls and sgd) and
-Fig. 7.
+A ResNet with a pyramid-pooling head for each task learns three tasks on images of
+streets: segmentation in 19 classes, the offset of each pixel to the centre of its
+instance, and disparity. The papers are Senushkin et al., "Independent component
+alignment for multi-task learning", 2023, Table 3, and "Fast line search for multi-task
+learning", 2021, Table 2 (the times of fbls and sgd) and Fig. 7.
 
-Without --data-dir the streets are rendered, a stand-in: numbers on them say nothing
-about photographs. With it, Cityscapes is read; its validation split is the test split
-here (the labels of its own are secret), and a tenth of its train split is held out.
+Without --data-dir the streets are rendered, a stand-in. Numbers on them say nothing
+about photographs. With --data-dir, Cityscapes is read. Its validation split is the test
+split here, because the labels of its test split are secret. A tenth of its train split
+is held out for validation.
 
-The paper gives neither rate nor epochs for --full: they are those of its code. For the
-line search's paper: --full --methods sgd fbls --learning-rates 1e-3 1e-2 1e-1.
+The paper gives neither learning rate nor epochs for --full: both are those of its code.
+For the paper on line search use --full --methods sgd fbls --learning-rates 1e-3 1e-2
+1e-1.
 """
 
 METHODS = ("sum_tasks", "gradnorm", "mgda_ub", "pcgrad")

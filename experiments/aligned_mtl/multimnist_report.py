@@ -57,24 +57,24 @@ def make_report(
             "## Test accuracy [%]",
             _accuracy_table(table, titles),
             "## Dominance rate of the task gradients over the shared parameters",
-            f'Every {settings.dominance_every} steps, over all seeds. "Aligned" is '
-            "after the method's alignment.",
+            f"Measured every {settings.dominance_every} steps, over all seeds. "
+            '"Aligned" is the rate after the method\'s alignment.',
             _dominance_table(table, titles),
             "## How far the latent may be trusted",
-            "At the same steps, two numbers that are 1 where gradients of the latent "
-            "stand for those of the shared parameters. Spread is the condition number "
-            "of the encoder's Jacobian J between the task gradients: methods in latent "
-            "space see their lengths and angles with that error. Cosine is between a "
-            "task's latent gradient and the way on which a step along it moves the "
-            "latent, as J Jᵀ says: a line search in the latent relies on it.",
+            "At the same steps, two numbers are 1 if gradients of the latent replace "
+            "those of the shared parameters without error. Spread is the condition "
+            "number of the encoder's Jacobian J between the task gradients: it is the "
+            "error in their lengths and angles for methods in latent space. Cosine is "
+            "between a task's latent gradient and the direction in which a step along "
+            "it moves the latent, by J Jᵀ: a line search in the latent relies on it.",
             _latent_table(table, titles),
             "## Cost of a step",
-            "One seed, after the training, methods in turns, the fastest of several "
-            f"rounds; multiples are of {titles[base]}.",
+            "Measured for one seed after the training, with the methods in turns: the "
+            f"fastest of several rounds. Multiples are of {titles[base]}.",
             cost_table(costs["seconds"], costs["operations"], titles, base),
             "## Claims",
-            "Differences are of paired seeds, with their 95 % interval; accuracies are "
-            "the mean of both digits, in points.",
+            "Differences are between paired seeds, with their 95 % interval. "
+            "Accuracies are the mean of both digits, in points.",
             verdict_table(verdicts(table)),
         ]
     )

@@ -36,14 +36,14 @@ from experiments.lab.vision.report import SUM, Outcome
 from mtlopt.models import ResNet, pose_resnet34
 
 DESCRIPTION = """\
-The place and the rotation of a camera in a known room, by a ResNet-34 with two linear
-heads: Senushkin et al., "Independent component alignment for multi-task learning",
-2023, Tables 4 and 6. A run is one scene, or all seven with --scene all.
+A ResNet-34 with two linear heads learns the place and the rotation of a camera in a
+known room: Senushkin et al., "Independent component alignment for multi-task learning",
+2023, Tables 4 and 6. A run trains one scene, or all seven with --scene all.
 
-Without --data-dir the room is rendered, a stand-in: the seven names stand for seven
-rooms that have nothing else of the scenes. With it, 7-Scenes is read; a tenth of the
-train frames is held out. Images of the paper's size are cropped to 224 x 224, and their
-learning rate falls to a tenth every 40 epochs.
+Without --data-dir the room is rendered, a stand-in: each of the seven names is a
+rendered room that shares nothing else with the scene. With --data-dir, 7-Scenes is
+read, and a tenth of the train frames is held out. Images of the paper's size are
+cropped to 224 x 224, and their learning rate falls to a tenth every 40 epochs.
 """
 
 FULL_METHODS = ("sum_tasks", "uncertainty", "gradnorm", "pcgrad", "mgda", "mgda_ub")
@@ -64,10 +64,10 @@ aligned_mtl_ub 0.20 0.48 0.50 0.29 0.31 0.32 0.58 5.81 12.18 13.58  9.03  6.31  
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(PretrainedSettings):
-    """As in the other vision experiments.
+    """The settings of all vision experiments, and the scene.
 
     Attributes:
-      scene: which of the seven, or all, one after the other.
+      scene: one of the seven scenes, or all, one after the other.
     """
 
     scene: Literal[

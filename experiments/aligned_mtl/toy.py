@@ -24,20 +24,21 @@ from experiments.lab.verdicts import Verdict, verdict_table
 NAME = "aligned_mtl.toy"
 
 DESCRIPTION = """\
-Descends two losses of two parameters from five starting points with Adam, and says
-after how many steps a run is near the Pareto front: figure 1 of Aligned-MTL (Senushkin
+Descends two losses of two parameters from five starting points with Adam. Says after
+how many steps a run is near the Pareto front, as in figure 1 of Aligned-MTL (Senushkin
 et al., CVPR 2023), at the published learning rate.
 
 --landscape yu      the two logarithmic valleys of PCGrad (Yu et al., NeurIPS 2020),
-                    with its starting point and four of ours
+                    with its starting point and four of our own
 --landscape cagrad  the landscape of CAGrad (Liu et al., NeurIPS 2021), with the five
                     starting points of the code of Nash-MTL and Aligned-MTL, which runs
                     --steps 35000
---scale S           minimises S times the first and 1 - S times the second loss, the
-                    "task balance" of Aligned-MTL's code; 0.0909 is Nash-MTL's 0.1 to 1
+--scale S           minimises S times the first and 1 - S times the second loss, which
+                    is the "task balance" of Aligned-MTL's code; 0.0909 is Nash-MTL's
+                    0.1 to 1
 
-A step of Adam is about as long as its learning rate: with more than 0.1 a run leaps
-over the valleys, about 1 wide.
+A step of Adam is about as long as its learning rate. With more than 0.1 a run jumps
+over the valleys, which are about 1 wide.
 """
 
 
@@ -48,10 +49,10 @@ class Settings(ShortOptions):
     Attributes:
       methods: some of the names in `mtlopt.METHODS`, or all.
       steps: updates of every run.
-      scale: factor of the first loss, between 0 and 1; that of the second is one minus
-        it.
+      scale: factor of the first loss, between 0 and 1; the factor of the second loss is
+        one minus it.
       landscape: the two losses.
-      learning_rates: of Adam, constant; each has its own row and its own picture.
+      learning_rates: constant learning rates of Adam; each has its own row and picture.
     """
 
     methods: tuple[str, ...] = ("sum_tasks", "mgda", "pcgrad", "cagrad", "aligned_mtl")
@@ -208,9 +209,9 @@ Adam, loss scales {settings.scale:g} and {1 - settings.scale:g}.
 
 ## Steps until near the Pareto front
 
-Of {settings.steps:,} steps. The distance is how much both losses, without their scales,
-can still fall together; near is {landscape.tolerance:g} or less. "nearest" and "at the
-end" are those of the worst start.
+A run has {settings.steps:,} steps. The distance is how much both losses, without their
+scales, can still fall together; near is {landscape.tolerance:g} or less. "nearest" and
+"at the end" are distances from the worst start.
 
 {markdown_table(header, rows)}
 

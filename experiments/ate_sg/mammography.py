@@ -40,18 +40,18 @@ PAPER = read_paper(
 )
 
 LIMIT = """\
-Drawn images show how the trainings go, and cannot show the paper's scores."""
+Drawn images show how trainings proceed, but cannot show the paper's scores."""
 
 DESCRIPTION = f"""\
-Tells distribution, type and malignancy of calcifications, with SG and with Adam.
+Classifies calcifications by distribution, type and malignancy, with SG and with Adam.
 Without --data-dir: {LIMIT}
 
 {METHOD}
 
-With no option: 96 drawn images of 32 x 32 pixels instead of the 1,332 of 224 x 224 of
-MedIMeta's mammo_calc, two residual blocks of 8 and 16 channels, 3 seeds.
-With --full: 1,332 images, drawn or of --data-dir, ResNet-50 (Table 7), and the paper's
-settings; the paper prints --learning-rates 0.001 --phases 1 10.
+With no option it uses 96 drawn images of 32 x 32 pixels instead of the 1,332 of
+224 x 224 in MedIMeta's mammo_calc, two residual blocks of 8 and 16 channels, and 3
+seeds. --full takes 1,332 images, drawn or from --data-dir, ResNet-50 (Table 7), and
+the paper's settings; the paper prints --learning-rates 0.001 --phases 1 10.
 """
 
 FULL = PAPERS | {
@@ -66,15 +66,15 @@ FULL = PAPERS | {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Common):
-    """The common settings and these.
+    """The settings of all ATE-SG experiments, and some more.
 
     Attributes:
-      network: two residual blocks, or the paper's.
-      train_images: of the training split.
-      validation_images: of the validation split.
-      test_images: of the test split.
+      network: two residual blocks, or the paper's network.
+      train_images: number of images in the training split.
+      validation_images: number of images in the validation split.
+      test_images: number of images in the test split.
       side: height and width of the images in pixels.
-      data_dir: folder of MedIMeta's mammo_calc; None for drawn images.
+      data_dir: folder of MedIMeta's mammo_calc; None takes drawn images.
     """
 
     epochs: int = 1_500

@@ -25,12 +25,13 @@ from experiments.lab.verdicts import verdict_table
 
 # Of `--help`.
 METHOD = """\
-Trains both blocks of parameters at once (Classic SG) and the shared parameters and the
-heads in turn, for E0 = Ets epochs each (ATE-SG), and prints test scores beside the
-paper's: Bellavia, Della Santa and Papini, "ATE-SG: alternate through the epochs
-stochastic gradient for multi-task neural networks", 2026. Figures show the losses over
-epochs and over cost. The learning rate falls on plateaus of the validation loss, and
-training ends when that has not fallen for long; scores are those of the best epoch."""
+Trains two blocks of parameters, the shared parameters and the heads: both at once
+(Classic SG), or in turn for E0 = Ets epochs each (ATE-SG). Prints test scores beside
+those of the paper: Bellavia, Della Santa and Papini, "ATE-SG: alternate through the
+epochs stochastic gradient for multi-task neural networks", 2026. Figures show the
+losses over epochs and over cost. The learning rate falls on plateaus of the validation
+loss. Training ends if the validation loss does not fall for a long time. Scores are
+those of the best epoch."""
 METRICS = {"recall": "recall", "precision": "precision", "f1": "F1"}
 LOSSES = {"train_loss": "training loss", "validation_loss": "validation loss"}
 MEDIANS = {
@@ -94,8 +95,8 @@ def run_experiment(
             make_tables(summary, paper),
             cost_table(units, seconds),
             "## Verdicts",
-            "The paper's claims of section 4. Ratios are to the training without "
-            "phases: means of paired seeds, with 95 % intervals.",
+            "These are the paper's claims of section 4. Ratios are to the training "
+            "without phases: means over paired seeds, with 95 % intervals.",
             verdict_table(verdicts),
         ]
         report = "\n\n".join(filter(None, sections)) + "\n"
@@ -186,18 +187,19 @@ def make_tables(summary: Frame, paper: Paper) -> str:
         }
         parts += [
             f"## Test scores, {optimizer.upper()} from {rate:g}",
-            "Test scores of the best epoch in percent, averages over the classes "
-            "weighted by their sizes (± is the standard deviation of the seeds).",
+            "Test scores of the best epoch are in percent. They are averages over the "
+            "classes, weighted by class size (± is the standard deviation over seeds).",
             _scores_table(own, paper),
             f"## Training, {optimizer.upper()} from {rate:g}",
-            "Medians of the seeds. Losses are those of the best epoch, or at the end; "
-            "costs are until the best epoch, in full epochs.",
+            "Values are medians of the seeds. Losses are those of the best epoch, or "
+            "at the end. Costs are counted until the best epoch, in full epochs.",
             _median_table(medians, MEDIANS),
             f"## Oscillation, {optimizer.upper()} from {rate:g}",
-            "Of the summed loss, at equal learning rates, medians of seeds: zigzag, "
-            "the median distance from the mean of both neighbours, and relative to the "
-            "training without phases; spike, from the lowest to the highest of the 20 "
-            "places in a cycle of E0 = Ets = 10, relative to the epochs around.",
+            "Measures of the summed loss at equal learning rates, as medians of seeds. "
+            "The zigzag is the median distance from the mean of both neighbouring "
+            "epochs; it is also given relative to the training without phases. The "
+            "spike is the distance from the lowest to the highest of the 20 places in "
+            "a cycle of E0 = Ets = 10, relative to the epochs around.",
             _median_table(medians, oscillations, digits=3),
         ]
     return "\n\n".join(parts)
@@ -232,10 +234,11 @@ def cost_table(units: Units, seconds: Mapping[str, Mapping[str, float]]) -> str:
     cells = cells.rename(columns={"flops": "operations"}, index=titles)
     return (
         "## Cost of an epoch, that of the full gradient being 1\n\n"
-        "Parameters: the paper's estimate, the share of them that backpropagation "
-        "passes through. Operations: XLA's count of the compiled steps, SG. Time: of "
-        "an epoch of all seeds with its evaluation, after the training, phases in "
-        f"turns, the fastest of {COST_ROUNDS} rounds.\n\n"
+        "Parameters are the paper's estimate: the share of the parameters that "
+        "backpropagation passes through. Operations are XLA's count of the compiled "
+        "steps, with SG. Time is that of an epoch of all seeds with its evaluation, "
+        "measured after the training, with the phases in turns: the fastest of "
+        f"{COST_ROUNDS} rounds.\n\n"
         f"{tables.frame_table(cells, 'epoch of')}"
     )
 

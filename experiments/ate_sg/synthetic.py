@@ -37,14 +37,14 @@ PAPER = read_paper(
 )
 
 DESCRIPTION = f"""\
-Tells the quadrant of a point, and if it lies in the unit circle.
+Predicts the quadrant of a point, and whether it lies in the unit circle.
 
 {METHOD}
 
-With no option: the paper's data, layers of 32 instead of 512, and three and ten times
-its larger rate, so that 5 seeds train until the rate has fallen and training stops.
-With --full: the network of 1,580,037 parameters (Table 1), and the paper's settings; of
-the "50,00" epochs that it prints we make 5,000.
+With no option it uses the paper's data, layers of 32 units instead of 512, and three
+and ten times the paper's larger learning rate. So 5 seeds train until the rate has
+fallen and training stops. --full takes the network of 1,580,037 parameters (Table 1)
+and the paper's settings. The paper prints "50,00" epochs; we read this as 5,000.
 """
 
 FULL = PAPERS | {"width": 512}
@@ -52,11 +52,11 @@ FULL = PAPERS | {"width": 512}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Common):
-    """The common settings and these.
+    """The settings of all ATE-SG experiments, and some more.
 
     Attributes:
-      points: in all three splits.
-      width: of all hidden layers.
+      points: number of points in all three splits together.
+      width: units of each hidden layer.
     """
 
     epochs: int = 2_500

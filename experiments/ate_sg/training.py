@@ -46,14 +46,16 @@ class Settings(Options):
     """Settings that decide the numbers of a run; an experiment adds fields of its own.
 
     Attributes:
-      epochs: passes over the training split, at most.
-      seeds: number of seeds, trained together; initial parameters and order differ.
-      batch_size: examples per step; an epoch leaves out what does not fill a batch.
+      epochs: largest number of passes over the training split.
+      seeds: number of seeds, trained together; they differ in initial parameters and
+        order.
+      batch_size: examples in a batch; an epoch leaves out an incomplete batch.
       optimizers: some of sgd and adam, or all.
-      learning_rates: to start from, each in runs of its own.
-      phases: lengths E0 = Ets in epochs, each beside the training without phases.
+      learning_rates: first learning rates, each in runs of its own.
+      phases: lengths E0 = Ets in epochs, each compared with training without phases.
       stop_patience: epochs without a lower validation loss until a seed stops.
-      plateau_patience: those until its learning rate falls to three quarters.
+      plateau_patience: epochs without a lower validation loss until the learning rate
+        of a seed falls to three quarters.
     """
 
     epochs: int

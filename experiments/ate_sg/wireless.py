@@ -33,19 +33,20 @@ PAPER = read_paper(
 )
 
 LIMIT = """\
-Simulated signals cannot show the paper's scores: four radars differ in their pulses
-alone, so that the type is harder than the modulation; of real signals it is easier."""
+Simulated signals cannot show the paper's scores. Four radars differ only in their
+pulses, so the type is harder to tell than the modulation. For real signals the type is
+easier."""
 
 DESCRIPTION = f"""\
-Tells the modulation and the type of radio signals at 0 dB. Without --data-dir:
+Predicts the modulation and the type of radio signals at 0 dB. Without --data-dir:
 {LIMIT}
 
 {METHOD}
 
-With no option: 1,080 simulated signals instead of the 63,000 of RadarCommDataset, a
-quarter of the channels, three times the paper's larger rate, 3 seeds.
-With --full: 63,000 signals, simulated or of --data-dir, the network of 26,382
-parameters (Table 4), and the paper's settings.
+With no option it uses 1,080 simulated signals instead of the 63,000 of
+RadarCommDataset, a quarter of the channels, three times the paper's larger learning
+rate, and 3 seeds. --full takes 63,000 signals, simulated or from --data-dir, the
+network of 26,382 parameters (Table 4), and the paper's settings.
 """
 
 FULL = PAPERS | {"batch_size": 512, "signals_each": 7_000, "channels": 64}
@@ -53,12 +54,13 @@ FULL = PAPERS | {"batch_size": 512, "signals_each": 7_000, "channels": 64}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Common):
-    """The common settings and these.
+    """The settings of all ATE-SG experiments, and some more.
 
     Attributes:
-      signals_each: of each of the nine waveforms, in all three splits.
-      channels: of the first convolution; the others and the branches shrink alike.
-      data_dir: file or folder of RadarCommDataset; None for simulated signals.
+      signals_each: signals of each of the nine waveforms, in all three splits together.
+      channels: channels of the first convolution; the others and the branches shrink
+        alike.
+      data_dir: file or folder of RadarCommDataset; None takes simulated signals.
     """
 
     epochs: int = 1_500

@@ -2,17 +2,17 @@
 
     python -m experiments.bench.aggregators --torch-python PATH [--out FILE]
 
-PATH is a Python interpreter that has `torchjd[full]`. Both libraries run on one core,
-the same one in turn, on the same seeded Gramians, with the same parameters and
-otherwise their defaults: ours jitted, TorchJD's objects called eagerly. Each call is
-timed alone, its dispatch included, and gets the next of a few Gramians, so that
-nothing is warm-started at its own solution. Short blocks of calls alternate; a ratio is
-the median over rounds of TorchJD's median time over ours, so that drift of the machine
-cancels. Without `--torch-python` only our times are given.
+PATH is a Python interpreter that has `torchjd[full]`. Both libraries run on the same
+core in turn, on the same seeded Gramians, with the same parameters and otherwise their
+defaults. Ours are jitted, and TorchJD's objects are called eagerly. Each call is timed
+alone, its dispatch included, and gets the next of a few Gramians, so that no call
+starts at its own solution. Short blocks of calls alternate. A ratio is the median over
+rounds of TorchJD's median time divided by ours, so that drift of the machine cancels.
+Without `--torch-python` only our times are given.
 
-`cosine` is that of both directions on the first Gramian: that the same thing is
-computed. It is below 1 where orders are drawn at random, or where TorchJD stops early
-(MGDA) or takes other steps (SDMGrad).
+`cosine` is that of both directions on the first Gramian, and shows that both compute
+the same. It is below 1 if orders are drawn at random, or if TorchJD stops early (MGDA)
+or takes other steps (SDMGrad).
 """
 
 import itertools

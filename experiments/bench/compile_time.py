@@ -2,10 +2,10 @@
 
     python -m experiments.bench.compile_time [METHOD ...] [--out FILE]
 
-Seconds to trace, lower and compile a step with T = 40 stacked heads, the least of three
-rounds, in which all methods take turns; all cores compile. `kernels` are the programs
-that XLA generates code for: the same on every machine, and nearly all of the time.
-Nothing is run.
+The table has the seconds to trace, lower and compile a step with T = 40 stacked heads:
+the least of three rounds, in which all methods take turns. All cores compile. `kernels`
+is the number of programs that XLA generates code for. It is the same on every machine,
+and takes nearly all of the time. Nothing is run.
 """
 
 import argparse

@@ -2,12 +2,12 @@
 
     python -m experiments.bench.correlated [--bundles 2] [--streaming]
 
-Rows that share a common direction, with cosines from 0.9 to 1 - 1e-6, norms from 0.1
-to 10, tasks from 2 to 32 and parameters from as few as tasks to 10,000; with
+The rows (task gradients) share a common direction, with cosines from 0.9 to 1 - 1e-6,
+norms from 0.1 to 10, 2 to 32 tasks, and from that number of parameters to 10,000. With
 `--bundles 2` every other row shares another direction. Every method that works on the
-Gramian runs with its defaults, on rows that exist or, with `--streaming`, on rows that
-are made one at a time. The error is that of the update relative to the update of the
-same method in float64 on the same rows; it is listed by the condition of the unit rows.
+Gramian runs with its defaults, on stored rows or, with `--streaming`, on rows that are
+made one at a time. The error of an update is relative to the update of the same method
+in float64 on the same rows. It is listed by the condition number of the unit rows.
 """
 
 import argparse

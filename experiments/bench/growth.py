@@ -2,13 +2,13 @@
 
     python -m experiments.bench.growth [--out FILE] [--figure FILE]
 
-A multilayer perceptron with stacked heads, SGD, batch 64. The first table grows the
-tasks at a million parameters, the second the parameters at forty tasks, with the rows
-of the Jacobian kept, made in chunks, recomputed one by one (streaming), and never made
-(latent space). Multiples of a plain step on the summed loss of the same size. Times as
-in `steps`, on one core. Memory is what XLA counts for temporaries; the peak includes
-parameters and state, old and new. Neither needs a run: sizes above `--run-up-to` are
-compiled only.
+The network is a multilayer perceptron with stacked heads, with SGD at batch 64. The
+first table grows the tasks at a million parameters, the second the parameters at forty
+tasks. The rows of the Jacobian are stored, made in chunks, recomputed one by one
+(streaming), or never made (latent space). Numbers are multiples of a plain step on the
+summed loss of the same size. Times are taken as in `steps`, on one core. Memory is
+XLA's count of temporaries; the peak includes parameters and state, old and new. Neither
+needs a run: sizes above `--run-up-to` are only compiled.
 """
 
 import dataclasses

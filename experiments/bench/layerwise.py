@@ -2,13 +2,13 @@
 
     python -m experiments.bench.layerwise [--tasks 40] [--batch 16 64 256] [--separate]
 
-An MLP of 128 inputs and four layers of 512, with Adam or `--bare` without. Steps on one
-core and one thread take turns, CPU time, minimum over the rounds. `--correlated` is a
-batch whose tasks have heads and labels that are nearly the same, so that cosines are
-about 0.999 and methods look at the rows again.
+The network is an MLP of 128 inputs and four layers of 512, with Adam, or without it for
+`--bare`. Steps on one core and one thread take turns; the time is CPU time, the minimum
+over the rounds. `--correlated` takes a batch whose tasks have nearly the same heads and
+labels, so that cosines are about 0.999 and methods check the rows a second time.
 
-With `--torch-python`, steps of TorchJD take part in the turns, with each of `SETTINGS`,
-and a second table has milliseconds of the layerwise step beside its fastest setting.
+With `--torch-python`, steps of TorchJD take part in the turns, with each of `SETTINGS`.
+A second table has milliseconds of the layerwise step beside TorchJD's fastest setting.
 `--memory keep` calls `mtlopt.keep_memory` in both processes.
 """
 

@@ -2,15 +2,15 @@
 
     python -m experiments.bench.line_search_safety [CASE ...]
 
-LeNet-5 on MultiMNIST (batches of 256, 2 seeds) and a small tanh network with two heads
-on its whole data (4 seeds; each has data of its own). Every method starts from the same
-parameters and sees the same batches. After each step the losses of the same batch are
-evaluated by another program. SGD on the summed loss has the learning rate of the list
-that ends with the lowest mean loss on the train split.
+The cases are LeNet-5 on MultiMNIST (batches of 256, 2 seeds), and a small tanh network
+with two heads on its whole data (4 seeds, each with its own data). Every method starts
+from the same parameters and gets the same batches. After each step another program
+evaluates the losses of the same batch. SGD on the summed loss has the learning rate of
+the list that ends with the lowest mean loss on the train split.
 
 Time is that of the process on one core and one thread, without compilation, as a
-multiple of a plain step on the summed loss. XLA counts the body of a loop once and of a
-branch the larger side, so trials, checks and falls back are added by their measured
+multiple of a plain step on the summed loss. XLA counts the body of a loop once, and the
+larger side of a branch. So trials, checks and fallbacks are added by their measured
 means.
 """
 

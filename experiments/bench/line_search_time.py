@@ -2,19 +2,19 @@
 
     python -m experiments.bench.line_search_time [WORKLOAD ...]
 
-For LeNet-5 (T = 2), ResNet-18 (T = 10) and BERT (T = 3): the seconds of an epoch and
-XLA's count of floating-point operations, as multiples of three baselines, because the
-paper does not say what its "SGD" does with T losses:
+For LeNet-5 (T = 2), ResNet-18 (T = 10) and BERT (T = 3) it measures the seconds of an
+epoch and XLA's count of floating-point operations. Both are multiples of three
+baselines, because the paper does not say what its "SGD" does with T losses:
 
 plain             one forward and one backward pass of the summed loss
 per task, shared  one forward and T backward passes, one for each loss
 per task          for each task in turn a forward pass, a backward pass and a step
 
-XLA counts the body of a loop once. A further trial of FBLS is therefore added as one
-forward pass of the heads, of BLS as one of the whole network, times the mean number of
-trials that was measured; the two per-task baselines are sums of XLA's counts of a
-forward pass and of a plain step. All steps use random batches, one core and one thread;
-the data are stand-ins and nothing but their shapes matters, up to the trials.
+XLA counts the body of a loop once. So each further trial is added: for FBLS one forward
+pass of the heads, for BLS one forward pass of the whole network, times the measured
+mean number of trials. The two per-task baselines are sums of XLA's counts of a forward
+pass and of a plain step. All steps use random batches, one core and one thread. The
+data are stand-ins, because only their shapes matter, except for the number of trials.
 """
 
 import argparse

@@ -3,14 +3,14 @@
     python -m experiments.bench.memory [WORKLOAD ...] [--threads 1 2] [--out FILE]
         [--methods NAME ...] [--torch-python PATH]
 
-Two processes that differ in this alone make the same steps, in short blocks in turns:
-our plain step on the summed loss, the methods' and, with `--torch-python`, PyTorch's
-plain step where `torch_steps` has the workload. Time is processor time, of all threads
-of a process, which other work on the machine disturbs the least; the time that passes
-is beside it. A ratio is the median over the rounds of neighbouring blocks' ratio.
-Faults are the pages that the system hands out in a step. Resident memory is that of the
-process, compilation included, now and at most. Every pair of processes makes one kind
-of step only.
+Two processes that differ only in this call make the same steps, in short blocks in
+turns. The steps are our plain step on the summed loss, the methods' steps and, with
+`--torch-python`, PyTorch's plain step if `torch_steps` has the workload. Time is
+processor time, of all threads of a process, because other work on the machine disturbs
+it the least. The time that passes is beside it. A ratio is the median over the rounds
+of the ratios of neighbouring blocks. Faults are the pages that the system hands out in
+a step. Resident memory is that of the process, compilation included, now and at its
+peak. Every pair of processes makes only one kind of step.
 """
 
 import dataclasses

@@ -2,11 +2,12 @@
 
     python -m experiments.bench.phases [NETWORK ...]
 
-For the paper's three networks at their full size, with SG: operations and temporary
-memory of a step on one block of parameters, as multiples of those of a step on both.
-"cached" trains the heads on features that were encoded before; "encode" is what that
-costs once a phase, for as many examples. Beside them are the paper's units, by which an
-epoch of the heads costs their share of the parameters. Programs are compiled, not run.
+For the paper's three networks at their full size, with SG, it counts operations and
+temporary memory of a step on one block of parameters, as multiples of those of a step
+on both blocks. "cached" trains the heads on features that were encoded before. "encode"
+is the cost of encoding them once a phase, for the same number of examples. Beside them
+are the paper's units, in which an epoch of the heads costs their share of the
+parameters. Programs are compiled, not run.
 """
 
 import argparse

@@ -2,18 +2,19 @@
 
     python -m experiments.bench.samples [--rounds 15] [--torch-python PATH] [--out FILE]
 
-An MLP 128-512x4 with a linear head for each task, whose samples are dealt to the tasks
-in equal numbers, in float32 on one core: CPU time, the least of several rounds in which
-all steps take turns. `plain` is the gradient of the summed losses by `jax.grad`.
-`gramian` makes the Gramian, task weights from a formula, the combination and the heads'
-gradients. The methods include their solvers, whose own time, from the Gramian of this
-problem to its weights, is in brackets. `operations` are XLA's, of `gramian` over
-plain; XLA does not count the turns of a loop, so where weight gradients are summed by
-task in one they are too few. `MiB` are temporaries.
+The network is an MLP 128-512x4 with a linear head for each task, in float32 on one
+core. The samples are dealt to the tasks in equal numbers. The time is CPU time, the
+least of several rounds in which all steps take turns. `plain` is the gradient of the
+summed losses by `jax.grad`. `gramian` makes the Gramian, task weights from a formula,
+the combination and the heads' gradients. The methods include their solvers. The
+brackets contain the solver's own time, from the Gramian of this problem to its weights.
+`operations` are XLA's counts for `gramian`, divided by those for `plain`. XLA does not
+count the turns of a loop, so the count is too low if a loop sums weight gradients by
+task. `MiB` are temporaries.
 
 With `--torch-python`, a second table has TorchJD's autogram with the same formula, in
-the same turns: its engine on the vector of task losses, and on those of the samples one
-by one.
+the same turns. It runs on the vector of task losses, and on the losses of the samples
+one by one.
 """
 
 import dataclasses

@@ -24,10 +24,11 @@ DESCRIPTION = """\
 Trains a small network on two synthetic tasks three times: on one device, with the batch
 sharded over all devices (data-parallel), and with parameters and optimizer state
 sharded too (fully sharded). Prints the losses, how far they are from those of one
-device, what a device holds, and what its program communicates in a step: the bytes that
-its all-reduces, all-gathers and reduce-scatters return, counted from what XLA compiled.
+device, how much memory a device holds, and what its program communicates in a step: the
+bytes that its all-reduces, all-gathers and reduce-scatters return, counted in the
+program that XLA compiled.
 
---devices N simulates N devices on a CPU; without it, all devices there are take part.
+--devices N simulates N devices on a CPU; without it, all existing devices take part.
 """
 
 INPUTS, WIDTH, PER_DEVICE = 64, 256, 32
@@ -45,7 +46,7 @@ class Settings(ShortOptions):
     Attributes:
       methods: some of the names in `mtlopt.METHODS`, or all.
       steps: updates of every run.
-      devices: how many devices to simulate on a CPU; 0 for those that there are.
+      devices: number of devices to simulate on a CPU; 0 takes all existing devices.
     """
 
     methods: tuple[str, ...] = ("sum_tasks", "mgda_ub", "mgda", "aligned_mtl")
@@ -298,10 +299,10 @@ def make_report(
             "# Several devices",
             f"`{command}`",
             f"{settings.devices} devices ({jax.devices()[0].device_kind}), "
-            f"{settings.steps} steps of Adam. Losses of the last step; their largest "
-            "relative distance from those of one device over all steps; parameters and "
-            "optimizer state that a device holds; bytes that the collectives of a step "
-            "return to a device.",
+            f"{settings.steps} steps of Adam. The table has the losses of the last "
+            "step, their largest relative distance from those of one device over all "
+            "steps, the parameters and optimizer state that a device holds, and the "
+            "bytes that the collectives of a step return to a device.",
             markdown_table(header, rows),
         ]
     )

@@ -3,19 +3,20 @@
     python -m experiments.bench.steps [WORKLOAD ...] [--torch-python PATH] [--out FILE]
 
 A step of every method is compiled and counted by XLA, and then timed on one core and
-one thread: short blocks of our plain step on the summed loss, of the method's and, with
-`--torch-python`, of PyTorch's plain step and of TorchJD's with each of `SETTINGS` take
-turns. On a CPU it is processor time, which other work disturbs the least. A ratio is
-the median over the rounds of neighbouring blocks' ratio, so that drift of the machine
-cancels. `--rounds 0` only counts; `--platform gpu` uses a whole
-GPU; `--memory keep` calls `mtlopt.keep_memory` in both processes.
+one thread. Short blocks take turns: our plain step on the summed loss, the method's
+step and, with `--torch-python`, PyTorch's plain step and TorchJD's step with each of
+`SETTINGS`. On a CPU the time is processor time, because other work disturbs it the
+least. A ratio is the median over the rounds of the ratios of neighbouring blocks, so
+that drift of the machine cancels. `--rounds 0` only counts. `--platform gpu` uses a
+whole GPU. `--memory keep` calls `mtlopt.keep_memory` in both processes.
 
-`product` is the product of the Gramian with a vector and makes no update;
-`every_10_nash_mtl` computes weights on each tenth step, and its time is the mean.
+`product` is the product of the Gramian with a vector, and makes no update.
+`every_10_nash_mtl` computes weights on each tenth step, and its time is the mean over
+all steps.
 
-Operations and memory are multiples of the plain step's, of the program with unrolled
-pullbacks: XLA counts the body of a loop over tasks once. For methods on the gradients
-of more than a few tasks this costs a second compilation.
+Operations and memory are multiples of the plain step's. They are those of the program
+with unrolled pullbacks, because XLA counts the body of a loop over tasks once. For
+methods on the gradients of more than a few tasks this costs a second compilation.
 """
 
 import dataclasses

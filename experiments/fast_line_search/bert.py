@@ -18,33 +18,34 @@ from mtlopt.models import bert, stack_heads
 NAME = "fast_line_search.bert"
 NUM_TASKS = 3
 
-LIMITS = "This shows the times of Table 3; the paper has no errors to compare."
+LIMITS = "This shows the times of Table 3. The paper has no errors to compare with."
 DESCRIPTION = f"""\
 {LIMITS}
 
 Trains BERT on three copies of one task, the similarity of two sentences, with line
-searches and with eight learning rates of SGD, and times a step of every method: table 3
-of "Fast Line Search for Multi-Task Learning" (Filatov and Merkulov, 2021). See
+searches and with eight learning rates of SGD. Times a step of every method, as in table
+3 of "Fast Line Search for Multi-Task Learning" (Filatov and Merkulov, 2021). See
 fast_line_search.multimnist for the methods. BERT starts from random parameters, not
 from pretrained ones, and trains without dropout.
 
-With no option the sentence pairs are generated, a toy language and not STS-B, and BERT
-has 2 layers of 128. Timing needs no real data: its numbers are those of any sentences
-of this length. --data-dir takes vocab.txt with GLUE's train.tsv and dev.tsv, or with
-sts-train.csv and sts-test.csv.
+With no option the sentence pairs are generated in a toy language, which is not STS-B,
+and BERT has 2 layers of 128. Timing needs no real data, because the times are the same
+for any sentences of this length. --data-dir takes vocab.txt with GLUE's train.tsv and
+dev.tsv, or with sts-train.csv and sts-test.csv.
 
---full takes BERT base, 12 layers of 768, on all pairs. The paper gives no batch size,
-length or learning rates for this experiment: 32, 128 and eight as elsewhere are ours.
+--full takes BERT base, with 12 layers of 768, on all pairs. The paper gives no batch
+size, length or learning rates for this experiment: 32, 128 and the eight rates of the
+other experiments are our choice.
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(shared.Settings):
-    """Those of all experiments, and the size of the network.
+    """The settings of all line-search experiments, and the size of the network.
 
     Attributes:
-      size: of BERT.
-      length: tokens of a sentence pair.
+      size: size of BERT.
+      length: tokens in a sentence pair.
     """
 
     size: Literal["tiny", "small", "base"] = "tiny"
@@ -72,8 +73,8 @@ def main(argv: Sequence[str]) -> None:
         NAME,
         "Fast line search on BERT",
         f"BERT {settings.size}, {settings.length} tokens, from random parameters, with "
-        "three heads of two layers that learn the same similarity; the loss is the "
-        "squared error of a fifth of it.",
+        "three heads of two layers that learn the same similarity. The loss is the "
+        "squared error of a fifth of the similarity.",
         data.source,
         error="mean absolute error [points of 5]",
         factor=5.0,

@@ -18,28 +18,28 @@ from mtlopt.models import resnet, stack_heads
 NAME = "fast_line_search.cifar10"
 NUM_TASKS = 10
 
-LIMITS = "Few steps on drawn images: this shows the cost of a step, no claim on errors."
+LIMITS = "Few steps on drawn images show the cost of a step, but no claim about errors."
 DESCRIPTION = f"""\
 {LIMITS}
 
-Trains a ResNet-18 on ten tasks, each to tell one class of small images from the rest,
-with line searches and with eight learning rates of SGD: figures 5 and 6 of "Fast Line
-Search for Multi-Task Learning" (Filatov and Merkulov, 2021). See
+Trains a ResNet-18 on ten tasks, each of which separates one class of small images from
+the rest, with line searches and with eight learning rates of SGD. It makes figures 5
+and 6 of "Fast Line Search for Multi-Task Learning" (Filatov and Merkulov, 2021). See
 fast_line_search.multimnist for the methods.
 
-With no option it draws images of ten shapes, which are not CIFAR-10, and the ResNet-18
-has 1/16 of its width and makes few steps, so that it ends in minutes on two cores.
---data-dir takes the binary release (cifar-10-binary.tar.gz, unpacked). The pickled one
-is refused: unpickling a file runs whatever code it holds.
+With no option it draws images of ten shapes, which are not CIFAR-10. The ResNet-18 has
+1/16 of its width and makes few steps, so a run takes minutes on two cores.
+--data-dir reads the binary release (cifar-10-binary.tar.gz, unpacked). It rejects the
+pickled release, because unpickling a file runs whatever code it holds.
 
---full takes the paper's settings. A task's error is that of guesses "this class or
-not": 10 % is what a network has that always says no.
+--full takes the paper's settings. The error of a task is the share of wrong guesses
+"this class or not": a network that always says no has an error of 10 %.
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(shared.Settings):
-    """Those of all experiments, and the width of the network.
+    """The settings of all line-search experiments, and the width of the network.
 
     Attributes:
       width: channels of the first stage; 64 is ResNet-18.

@@ -50,15 +50,16 @@ class Settings(Options):
 
     Attributes:
       methods: names of methods, or all.
-      betas: shares of the linear decrease that FBLS and BLS ask for.
-      direction: what finds the direction of a line search.
+      betas: shares of the linear decrease that FBLS and BLS demand.
+      direction: method that finds the direction of a line search.
       epochs: passes over the train split.
-      seeds: number of seeds, from 0; they differ in initial parameters and order.
-      batch_size: examples a step.
+      seeds: number of seeds, counted from 0; they differ in initial parameters and
+        order.
+      batch_size: examples in a batch.
       decay_every: epochs after which FBLS + decay halves its upper bound.
-      train_examples: number of train examples; 0 for all.
-      test_examples: number of test examples; 0 for all.
-      data_dir: folder of the official data; None for the stand-in.
+      train_examples: number of train examples; 0 takes all.
+      test_examples: number of test examples; 0 takes all.
+      data_dir: folder of the official data; None takes the stand-in.
     """
 
     methods: tuple[str, ...] = ("fbls", "fbls_decay", "fbls_safe", "bls", "sgd")
@@ -126,7 +127,7 @@ def _words(settings: Settings) -> str:
     return (
         f"Batch {settings.batch_size}, {count(settings.epochs, 'epoch')}, "
         f"{count(settings.seeds, 'seed')} (± is their standard deviation), direction "
-        f"by {settings.direction}. FBLS + decay halves its upper bound every "
+        f"of {settings.direction}. FBLS + decay halves its upper bound every "
         f"{count(settings.decay_every, 'epoch')}."
     )
 

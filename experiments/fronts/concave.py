@@ -31,11 +31,12 @@ OPTIONS: dict[str, dict[str, Any]] = {"stch": {"mu": 0.02}, "cosmos": {"penalty"
 TAKING = tuple(n for n, method in mtlopt.METHODS.items() if method.takes_preference)
 
 DESCRIPTION = """\
-Trains a network of two hidden layers of 64 for each of 32 preferences, all in one
-program, on two losses whose Pareto front is known and concave but for its ends: methods
-that take a preference, beside the sweep of fixed weights. Says how much of the front's
-hypervolume they reach, how large the holes are, and how long 32 take beside one: for
-that, pin the process to one core (taskset -c 0). The same with three losses.
+Trains networks with two hidden layers of 64 units, one for each of 32 preferences, all
+in one program. The Pareto front of their two losses is known, and concave except at its
+ends. Compares methods that take a preference with the sweep of fixed weights. Says how
+much of the front's hypervolume they reach, how large the gaps are, and how long 32
+networks take compared with one; for that, pin the process to one core (taskset -c 0).
+Then does the same with three losses.
 """
 
 
@@ -45,12 +46,13 @@ class Settings(ShortOptions):
 
     Attributes:
       methods: some of the names in `mtlopt.METHODS` that take a preference, or all.
-      three: likewise, for three losses.
-      preferences: how many networks there are; for three losses, or a few more.
+      three: the same for three losses.
+      preferences: number of networks; for three losses this number, or a few more.
       steps: updates of every network.
-      batch: inputs of a batch, new ones in each step.
-      learning_rate: of Adam.
-      seeds: number of initial networks, from 0; each trains with all preferences.
+      batch: inputs in a batch, drawn again in each step.
+      learning_rate: learning rate of Adam.
+      seeds: number of initial networks, counted from 0; each trains with all
+        preferences.
     """
 
     methods: tuple[str, ...] = (
@@ -238,24 +240,24 @@ Adam at {settings.learning_rate:g}, {settings.steps:,} steps with batches of \
 ## Two losses
 
 {settings.preferences} preferences. The hypervolume is that of all networks of a seed \
-below (1, 1), in percent of that of the analytic front; the largest gap is the largest \
-distance between neighbours among those that no other dominates. The middle is where \
-no weighted sum has a minimum: {middle_words()}. {even_words(2, settings)}
+below (1, 1), in percent of the analytic front's. The largest gap is the largest \
+distance between neighbours among the networks that no other dominates. In the middle, \
+{middle_words()}, no weighted sum has a minimum. {even_words(2, settings)}
 
 {markdown_table(*front_table(two, 2))}
 
 ## Three losses
 
-{len(problem.preferences(3, settings.preferences))} preferences; of the analytic \
-front 1,000 points. {even_words(3, settings)}
+{len(problem.preferences(3, settings.preferences))} preferences, and 1,000 points of \
+the analytic front. {even_words(3, settings)}
 
 {markdown_table(*front_table(three, 3))}
 
 ## Time
 
-STCH, all steps in one program; seconds of the CPU, the least of {ROUNDS} in turns. \
-{settings.preferences} networks take {ratio:.1f} times the steps of one, and \
-{with_compilation:.1f} times with compilation.
+Seconds of CPU time for STCH, with all steps in one program: the least of {ROUNDS} \
+rounds in turns. {settings.preferences} networks take {ratio:.1f} times as long as \
+one, and {with_compilation:.1f} times with compilation.
 
 {markdown_table(header, rows)}
 
@@ -302,7 +304,7 @@ def even_words(num_tasks: int, settings: Settings) -> str:
     """How much of the front's hypervolume so few points can have."""
     points = problem.front(num_tasks, settings.preferences)
     share = 100 * volume(points) / best_volume(num_tasks)
-    return f"As many points at even places of the analytic front have {share:.1f} %."
+    return f"As many evenly placed points of the analytic front have {share:.1f} %."
 
 
 def middle() -> tuple[float, float]:

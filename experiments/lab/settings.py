@@ -18,7 +18,7 @@ class ShortOptions:
     """Options of an experiment that is short enough to be run again.
 
     Attributes:
-      out: folder for all that the run writes.
+      out: folder for all files that the run writes.
     """
 
     out: str = ""
@@ -26,12 +26,12 @@ class ShortOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(ShortOptions):
-    """Options of all others; none decides a number of the run.
+    """Options of all other experiments; none decides a number of the run.
 
     Attributes:
       resume: continue the run in `out`, which must have the same settings.
-      tensorboard: write the metrics as event files too, into `out`/tensorboard.
-      full: the paper's settings, of which any option overrides one.
+      tensorboard: also write the metrics as event files, to `out`/tensorboard.
+      full: use the paper's settings; other options override single settings.
     """
 
     resume: bool = False

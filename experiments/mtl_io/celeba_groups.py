@@ -15,19 +15,20 @@ from experiments.mtl_io.attributes import ERROR, F1, attribute_tasks, load_attri
 from mtlopt.models import CelebaCNN, stack_heads
 
 DESCRIPTION = """\
-Shows the pipeline, and no claim: rendered images are too few (see task_groups).
+Shows that the pipeline works, but no claim: rendered images are too few (see
+task_groups).
 
-Forty yes-or-no attributes of images by a convolutional network of nine layers. Tasks
-move together, in random groups, or one by one, with one optimizer state for all (IUS)
-or one for each group (IO), beside GradNorm, PCGrad, MGDA-UB and Maximum Roaming: Pascal
-et al., "Improved optimization strategies for deep multi-task networks", 2021, Tables 3
-and 4 and Fig. 3.
-ius_4 and io_4 have four groups, ius and io one for each task. roaming moves its masks
-for the first 31 % of the steps, as the published command does, by IUS; roaming_io, by
-IO.
+A convolutional network of nine layers learns forty yes-or-no attributes of images.
+Tasks move together, in random groups, or one by one, with one optimizer state for all
+groups (IUS) or one for each group (IO). GradNorm, PCGrad, MGDA-UB and Maximum Roaming
+are compared with them. The paper is Pascal et al., "Improved optimization strategies
+for deep multi-task networks", 2021, Tables 3 and 4 and Fig. 3.
+ius_4 and io_4 have four groups, ius and io one group for each task. roaming uses IUS
+and roaming_io uses IO; both move their masks for the first 31 % of the steps, as the
+published command does.
 
-Without --data-dir, rendered rooms with attributes of their own stand in for the faces
-of CelebA.
+Without --data-dir, rendered rooms with their own attributes replace the faces of
+CelebA.
 """
 
 _GROUPED = ("ius_2", "ius_4", "ius_8", "ius_20", "ius", "io_2", "io_4", "io_8", "io_20")

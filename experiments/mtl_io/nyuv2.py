@@ -22,17 +22,17 @@ from experiments.mtl_io import claims
 from mtlopt.models import UNet
 
 DESCRIPTION = """\
-Shows what IO and IUS gain or lose on each of three tasks of different nature, on
-rendered rooms: numbers on them say nothing about photographs.
+Shows how much IO and IUS gain or lose on each of three tasks of different kinds, on
+rendered rooms. Numbers on them say nothing about photographs.
 
-Segmentation in 13 classes, depth and normals, by a U-Net that they share but for a 1 x
-1 convolution each: Pascal et al., "Improved optimization strategies for deep multi-task
-networks", 2021, Table 1 and Fig. 1. IUS and IO move three times on every batch; sum_3,
-the summed loss three times on every batch, is the control. The paper's other methods
-are gradnorm, pcgrad and roaming.
+The tasks are segmentation in 13 classes, depth and normals. They share a U-Net, and
+each has its own 1 x 1 convolution. The paper is Pascal et al., "Improved optimization
+strategies for deep multi-task networks", 2021, Table 1 and Fig. 1. IUS and IO move
+three times on every batch. The control, sum_3, makes three steps on the summed loss
+with every batch. The paper's other methods are gradnorm, pcgrad and roaming.
 
-With --data-dir, NYUv2 is read: the labelled file or the preprocessed folders of MTAN; a
-tenth of its train split is held out for validation.
+With --data-dir, NYUv2 is read from the labelled file or from the preprocessed folders
+of MTAN. A tenth of its train split is held out for validation.
 """
 
 METHODS = ("sum_tasks", "sum_3", "ius", "io")
@@ -67,10 +67,10 @@ PAPER = Paper(
     SCORES,
     DISTANCES,
     """\
-Only the order of the paper's numbers compares: its code takes other measures. A class
-is there where its own sigmoid is above 0.5, an IoU is a mean over images, depth errors
-have no unit, and the angle is the arc cosine of products of normals that are mapped to
-[0, 1], which is none.""",
+Compare only the order of the paper's numbers, because its code uses other measures. It
+predicts a class if the sigmoid of that class is above 0.5, an IoU is a mean over
+images, and depth errors have no unit. Its angle is the arc cosine of products of
+normals that are mapped to [0, 1], which is not an angle.""",
     comparable=False,
 )
 

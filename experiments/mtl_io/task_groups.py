@@ -35,24 +35,26 @@ PAPERS = {
         "in the place of Table 1 of Pascal et al., 2021",
         {},
         nyuv2.DISTANCES,
-        "Losses are divided by those of the best constants; errors of slant and ink "
+        "Losses are divided by those of the best constants. Errors of slant and ink "
         "are mean\nabsolute errors.",
     ),
 }
 
 DESCRIPTION = """\
-Lets tasks move in turn, alone or in random groups, with one Adam state for all (IUS) or
-one for each group (IO), beside the summed loss (SUS): Pascal et al., "Improved
-optimization strategies for deep multi-task networks", 2021.
+Tasks move in turn, alone or in random groups, with one state of Adam for all groups
+(IUS) or one for each group (IO). Both are compared with the summed loss (SUS). The
+paper is Pascal et al., "Improved optimization strategies for deep multi-task networks",
+2021.
 
 --problem attributes  40 binary attributes of real digits, a stand-in for CelebA's 40
                       facial attributes: error and F1 (Table 3), distance covered in the
                       shared parameters (Table 4), loss against learning rate (Fig. 3)
 --problem mixed       the digit, its slant and its ink: a classification and two
-                      regressions of different scale, in the place of NYUv2 (Fig. 1)
+                      regressions of different scale, instead of NYUv2 (Fig. 1)
 
-The network is small and dense. Validation chooses rate and epoch, for `mixed` by the
-losses relative to those of constant predictions, for which the paper has 500 epochs.
+The network is small and dense. Validation chooses the learning rate and the epoch. For
+`mixed` it uses the losses relative to those of constant predictions; the paper trains
+these tasks for 500 epochs.
 """
 
 FULL = {
@@ -156,9 +158,10 @@ def cost_section(
             row += [f"{own / factor:.{digits}f}", f"{own / costs[key][SUM]:.1f}"]
         rows.append([*row, f"{costs['heads'][name] / 1024:.1f}"])
     return (
-        "An epoch of all learning rates and seeds together, after the training, in "
-        "turns, the\nfastest of two; memory of the state arrays of the optimizer, for "
-        f"one run.\n\n{markdown_table(header, rows)}"
+        "The time is that of an epoch of all learning rates and seeds together, "
+        "measured after the\ntraining, in turns: the fastest of two. The memory is "
+        "that of the optimizer's state arrays,\nfor one run.\n\n"
+        f"{markdown_table(header, rows)}"
     )
 
 

@@ -1,1 +1,1 @@
-"""Real problems: which method, on molecules, two equations and genes?"""
+"""Real problems: which method for molecules, equations and genes?"""

@@ -40,20 +40,22 @@ _CHOOSING = 1000  # the first of the seeds that choose; the reported ones are fr
 Outcome = tuple[str, str, Standing]  # title, weights and rate, and what the errors say
 
 DESCRIPTION = """\
-Compares methods on real problems with what needs no method: the summed loss, fixed
-weights tuned on a grid, losses over their first values and, where there are targets,
-standardised targets and a network for each task.
+Compares methods on real problems with baselines that need no method: the summed loss,
+fixed weights tuned on a grid, and losses divided by their first values. If a problem
+has targets, the baselines also include standardised targets and a network for each
+task.
 
-Problems: six properties of molecules in raw units, the same with standardised targets,
-three equations that a network solves, which are Kovasznay's flow, Burgers' shock and
-Beltrami's flow, and fourteen labels of yeast's genes, a negative control. Molecules and
-yeast need pip install -e ".[real-data]". Burgers is the longest.
+The problems are six properties of molecules in raw units, the same with standardised
+targets, three equations that a network solves (Kovasznay's flow, Burgers' shock and
+Beltrami's flow), and fourteen labels of yeast's genes as a negative control. Molecules
+and yeast need pip install -e ".[real-data]". Burgers takes the longest.
 
 Each row of a table gets the learning rate, and the weights if it has any, with the
-lowest validation error over seeds of their own; other seeds are reported, by errors on
-test data. With no option two problems and six methods run; --full runs what was fixed
-beforehand: the problems but for Beltrami's flow, and eighteen methods. Any other method
-of the library is for --methods, and so is `annealing`, for equations.
+lowest validation error over seeds that do nothing else. Other seeds are reported, by
+errors on test data. With no option two problems and six methods run. --full runs the
+problems and methods that were fixed beforehand: all problems except Beltrami's flow,
+and eighteen methods. --methods takes any other method of the library, and `annealing`
+for equations.
 """
 
 FULL: dict[str, Any] = {
@@ -69,11 +71,11 @@ class Settings(Options):
     """The settings that decide the numbers of a run.
 
     Attributes:
-      problems: some of the six, or all.
+      problems: some of the six problems, or all.
       methods: some of the names in `mtlopt.METHODS`, or all, and `annealing`, which is
-        for equations; those that need more tasks than a problem has are left out there.
-      rates: learning rates of Adam, of which each row gets its best.
-      choosing_seeds: number of seeds that choose, apart from those that are reported.
+        for equations; a problem leaves out methods that need more tasks than it has.
+      rates: learning rates of Adam; each row gets its best.
+      choosing_seeds: number of seeds that choose; other seeds are reported.
       seeds: number of seeds that are reported.
     """
 
@@ -139,12 +141,13 @@ def _head(settings: Settings) -> str:
     return (
         "# Which method, on real data\n\n"
         f"{count(settings.choosing_seeds, 'seed')} chose among the rates {grid} by "
-        f"validation, {count(settings.seeds, 'other seed')} are told by test. A star "
-        "marks a rate, or weights, at the edge of the grid. Errors are geometric means "
-        "over parts and seeds; beside the tuned weights, ratios for the same seeds, in "
-        "brackets the least and the greatest seed. A difference is one if the 95 % "
-        "interval of the ratios' logarithms leaves zero out. Rounding: the factor, "
-        "root mean square over seeds, if the last bit of initial parameters differs."
+        f"validation, {count(settings.seeds, 'other seed')} are reported by test. A "
+        "star marks a rate, or weights, at the edge of the grid. Errors are geometric "
+        "means over parts and seeds. Beside the tuned weights they are ratios for the "
+        "same seeds, with the lowest and the highest seed in brackets. A row differs "
+        "if the 95 % interval of the ratios' logarithms does not contain zero. "
+        "Rounding is the factor by which the error changes, root mean square over "
+        "seeds, if the last bit of the initial parameters differs."
     )
 
 
@@ -156,7 +159,7 @@ def make_section(name: str, problem: Problem, outcomes: Sequence[Outcome]) -> st
     others = len(outcomes) - 1
     text = (
         f"{problem.source}. {problem.oracle.num_tasks} tasks, {problem.steps:,} steps. "
-        f"Of {others} intervals at 95 %, {others / 20:.1f} leave zero out by chance."
+        f"Of {others} intervals at 95 %, {others / 20:.1f} miss zero by chance."
     )
     table = markdown_table(header, [_cells(*outcome) for outcome in ordered])
     return f"## {name}\n\n{text}\n\n{table}"

@@ -32,8 +32,9 @@ NAME = "real_data.fine_tuning"
 
 DESCRIPTION = """\
 A network that learned upright digits is fine-tuned to four domains at once: the digits
-upright, shifted, mirrored and turned, with 100 to 800 examples. Its weights are
-frozen; adapters of rank four beside them learn, and each domain has its own loss.
+upright, shifted, mirrored and turned, with 100 to 800 examples. The weights of the
+network are frozen. Adapters of rank four beside them learn, and each domain has its own
+loss.
 
 Compares the summed loss, fixed weights tuned on a grid, and methods. Each row gets the
 learning rate, and the weights if it has any, with the lowest validation loss over two
@@ -69,8 +70,8 @@ class Settings(ShortOptions):
 
     Attributes:
       methods: some of the names in `mtlopt.METHODS`, or all.
-      rates: learning rates of Adam, of which each row gets its best.
-      steps: of every run.
+      rates: learning rates of Adam; each row gets its best.
+      steps: steps of every run.
       seeds: number of seeds that are reported.
     """
 
@@ -308,11 +309,12 @@ def make_report(settings: Settings, rows: Mapping[str, tuple[str, Frame]]) -> st
         "# Fine-tuning of a frozen base by domain\n\n"
         f"Adapters of rank {_RANK}, {settings.steps} steps of {_BATCH} examples of "
         f"{examples}. Two seeds chose among the rates {grid} by validation, "
-        f"{count(settings.seeds, 'other seed')} are told by test: mean and standard "
-        "deviation. A star marks a rate, or weights, at the edge of the grid.\n\n"
+        f"{count(settings.seeds, 'other seed')} are reported by test: mean and "
+        "standard deviation. A star marks a rate, or weights, at the edge of the "
+        "grid.\n\n"
         "## Losses by domain\n\nThe mean is geometric. Beside the tuned weights it is "
-        "a ratio for the same seeds; it differs if the 95 % interval of its logarithm "
-        "leaves zero out.\n\n"
+        "a ratio for the same seeds. A row differs if the 95 % interval of its "
+        "logarithm does not contain zero.\n\n"
         + markdown_table(["method", "rate", *columns, "ratio", "says"], losses)
         + "\n\n## Errors by domain, in percent\n\n"
         + markdown_table(["method", *columns], errors)

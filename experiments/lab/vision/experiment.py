@@ -22,9 +22,9 @@ from experiments.lab.vision.report import SINGLE, SUM, Outcome, Paper, make_repo
 from experiments.lab.vision.training import make_trainings, measure_costs
 
 _COSTS = """\
-Of a step, measured after the training, methods in turns: the fastest of several.
-Multiples are of the summed loss; single tasks run its program, one by one. Operations
-in a loop, as over the turns of stacked heads, are counted once."""
+Costs of a step are measured after the training, with the methods in turns: the fastest
+of several. Multiples are of the summed loss; single tasks run its program, one by one.
+Operations in a loop, such as one over the turns of stacked heads, are counted once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,15 +32,15 @@ class Settings(Options):
     """The options that decide the numbers of a run.
 
     Attributes:
-      methods: some of the names in `mtlopt.METHODS`, ius and io (in groups: io_4),
-        roaming, sgd, fbls, single, or all. The summed loss is always among them.
+      methods: some of the names in `mtlopt.METHODS`, ius, io (in four groups: io_4),
+        roaming, sgd, fbls and single, or all. The summed loss is always added.
       epochs: passes over the train split.
-      seeds: number of seeds, from 0.
-      batch_size: samples per step.
-      learning_rates: the grid of every method, which gets its best by validation.
-      num_images: only the first of each split, for a trial; 0 for all.
-      data_dir: folder of the release; None for rendered images.
-      sizes: of images and network.
+      seeds: number of seeds, counted from 0.
+      batch_size: samples in a batch.
+      learning_rates: grid for every method, which gets its best rate by validation.
+      num_images: use only the first images of each split, for a trial; 0 takes all.
+      data_dir: folder of the release; None takes rendered images.
+      sizes: sizes of the images and the network.
     """
 
     methods: tuple[str, ...]

@@ -18,10 +18,10 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainedSettings(Settings):
-    """As in the other vision experiments.
+    """The settings of all vision experiments, and a pretrained encoder.
 
     Attributes:
-      pretrained: a safetensors file with a ResNet's weights in torchvision's names.
+      pretrained: safetensors file with a ResNet's weights in torchvision's names.
     """
 
     pretrained: str | None = None
@@ -88,7 +88,7 @@ def run_photographs(experiment: Experiment, argv: Sequence[str]) -> None:
     if read_settings(experiment, argv).data_dir is None:
         print(
             "Rendered images instead of photographs: this run shows that the pipeline "
-            "works. It says nothing on the paper's claims; for those, give --data-dir "
-            "and --full.\n"
+            "works. It says nothing about the paper's claims; for those, give "
+            "--data-dir and --full.\n"
         )
     run(experiment, argv)

@@ -24,8 +24,8 @@ NO_RATE = 0.0  # of methods that search their step size
 _VERDICTS = """
 ## Claims
 
-Differences are means of the same seeds, with their 95 % intervals. One that has 0 in it
-cannot be seen at this size.
+Differences are means over the same seeds, with their 95 % intervals. If an interval
+contains 0, the difference cannot be seen at this size.
 
 """
 _FAMILIES = ("sum", "ius", "io")
@@ -182,9 +182,9 @@ standard deviation).
 
 ## Test ({outcome.paper.table})
 
-At the learning rate and the epoch of the lowest validation loss, mean over the tasks.
-Ranks are means over the metrics, and methods share one if the seeds do not tell them
-apart. Δm is the gain over single tasks.{note}
+Scores are those at the learning rate and the epoch of the lowest validation loss, which
+is a mean over the tasks. Ranks are means over the metrics; methods share a rank if the
+seeds do not tell them apart. Δm is the gain over single tasks.{note}
 
 {summary_table(outcome)}
 
