@@ -44,7 +44,7 @@ Drawn images show how trainings proceed, but cannot show the paper's scores."""
 
 DESCRIPTION = f"""\
 Classifies calcifications by distribution, type and malignancy, with SG and with Adam.
-Without --data-dir: {LIMIT}
+Without --data-dir the images are drawn. {LIMIT}
 
 {METHOD}
 

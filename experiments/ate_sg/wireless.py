@@ -38,8 +38,8 @@ pulses, so the type is harder to tell than the modulation. For real signals the 
 easier."""
 
 DESCRIPTION = f"""\
-Predicts the modulation and the type of radio signals at 0 dB. Without --data-dir:
-{LIMIT}
+Predicts the modulation and the type of radio signals at 0 dB. Without --data-dir
+the signals are simulated. {LIMIT}
 
 {METHOD}
 
