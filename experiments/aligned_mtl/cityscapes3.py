@@ -141,7 +141,7 @@ EXPERIMENT = Experiment(
     paper=lambda _: Paper(
         "Table 3 of Senushkin et al., 2023",
         SCORES,
-        note="The paper's disparity is up to a scale, and so not in pixels.",
+        note="The paper gives disparity up to a scale, so it is not in pixels.",
     ),
 )
 

@@ -51,7 +51,7 @@ class Settings(ShortOptions):
       steps: updates of every run.
       scale: factor of the first loss, between 0 and 1; the factor of the second loss is
         one minus it.
-      landscape: the two losses.
+      landscape: the pair of losses to descend.
       learning_rates: constant learning rates of Adam; each has its own row and picture.
     """
 

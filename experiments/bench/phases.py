@@ -76,7 +76,7 @@ def table(problem: Classifier, batch_size: int) -> str:
     header = ["step", "operations", "temporary memory", "the paper's unit"]
     return (
         f"{markdown_table(header, rows)}\n\n"
-        f"A cycle of both blocks, in as many epochs of both at once: {cost}.\n"
+        f"Cost of a cycle, divided by as many epochs of both blocks: {cost}.\n"
     )
 
 
