@@ -4,6 +4,7 @@ Only Python numbers and known entries of vectors of tasks are compared: tracers 
 that `optax.inject_hyperparams` can inject every non-structural argument.
 """
 
+import functools
 import inspect
 import math
 import operator
@@ -271,34 +272,70 @@ def as_key(key: Any) -> jax.Array:
     return key
 
 
-def checked(function: Any, name: str, *_: Any) -> Any:
-    """Returns a user's function, whose mistakes in form are errors that name it.
+class Checked(functools.partial[Any]):
+    """A function that needs no `checked`."""
+
+
+def checked(
+    function: Any,
+    name: str,
+    task_position: int | None = None,
+    *,
+    first: str = "params",
+    has_latent: bool = False,
+    has_state: bool = False,
+) -> Any:
+    """Returns a user's function, whose errors say how it was called.
 
     Args:
       function: the function; what is none is returned as it is.
       name: for errors.
+      task_position: of a stacked head, as in `map_functions`; None for others.
+      first: name of the first argument.
+      has_latent: whether there is an encoder, whose latent the losses take.
+      has_state: whether the last argument is the model's state.
     """
-    if not callable(function):
+    if not callable(function) or isinstance(function, Checked):
         return function
+    is_stacked = task_position is not None
+    names = [first]
+    names += ["latent"] * (has_latent and name != "encode")
+    names += ["task"] * is_stacked
+    names += ["*args"] + ["state"] * has_state
+    stacks = " Leaves labelled 'stacked' come without the axis of tasks." * is_stacked
 
     def run(*args: Any) -> Any:
         try:
             out = function(*args)
-        except TypeError as error:
-            try:
-                inspect.signature(function).bind(*args)
-            except TypeError as mismatch:
+        except Exception as error:
+            given = f"f({', '.join(names)}), here f({', '.join(map(_kind, args))})"
+            if isinstance(error, TypeError) and (differs := _differs(function, args)):
                 raise TypeError(
-                    f"{name} must take {len(args)} arguments: the parameters, the "
-                    "latent if there is one (by encode=), and those of the call, of "
-                    "which the state is the last if has_state=True. Its signature "
-                    f"differs: {mismatch}."
+                    f"{name} must take {len(args)} arguments, as {given}. Its "
+                    f"signature differs: {differs}."
                 ) from error
-            except ValueError:  # it has none
-                pass
+            error.add_note(f"mtlopt called {name} as {given}.{stacks}")
             raise
         if out is None:
             raise ValueError(f"{name} must return a value, got None.")
         return out
 
     return run
+
+
+def _kind(value: Any) -> str:
+    """Returns dtype and shape of an array, or the type of another value."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    return type(value).__name__
+
+
+def _differs(function: Callable[..., Any], args: Sequence[Any]) -> str:
+    """Returns why a function cannot take arguments; nothing if it can."""
+    try:
+        inspect.signature(function).bind(*args)
+    except TypeError as mismatch:
+        return str(mismatch)
+    except ValueError:  # it has no signature
+        pass
+    return ""

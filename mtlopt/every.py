@@ -63,7 +63,7 @@ def every(
     Raises:
       TypeError: if `inner` is no transform.
       ValueError: if `num_steps` is not a positive int, or `inner` keeps no
-        `task_weights`; at the update, if it is a weighting chained with an aggregator,
+        `task_weights`; at the update, if it is an aggregator chained with something,
         or computes no weights of the gradients of one batch, as `graddrop` and `moco`.
 
     Examples:
@@ -154,16 +154,18 @@ def _weights_and_state(result: tuple[Any, Any]) -> tuple[jax.Array, Any]:
 
 def _check_used(reuse: Reuse, inner_state: Any) -> jax.Array:
     """Returns the weights that an aggregator used, or raises if it has none."""
+    if type(inner_state) is tuple and len(inner_state) > 1:  # of a chain
+        raise ValueError(
+            "`inner` must be weightings only, or one aggregator alone, got a chain of "
+            "an aggregator and others. Chain them outside, as in "
+            "chain(weight_by_dwa(2), every(10, mgda(2)), optax.adam(1e-3)) or "
+            "chain(every(10, weight_by_dwa(2)), sum_tasks(2), optax.adam(1e-3))."
+        )
     if reuse.used is None:
         raise ValueError(
             "`inner` must be a weighting, or an aggregator that computes weights of "
             "the gradients: sum_tasks and mean_tasks compute none, graddrop and "
             "trimmed_mean choose entry by entry, moco and balance_norms with labels "
             "remember gradients. Use it without `every`."
-        )
-    if len(optax.tree.get_all_with_path(inner_state, "task_weights")) > 1:
-        raise ValueError(
-            "`inner` must be a weighting or an aggregator, got both. Chain them "
-            "outside, as in chain(weight_by_dwa(2), every(10, mgda(2)))."
         )
     return reuse.used

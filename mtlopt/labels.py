@@ -207,6 +207,8 @@ def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
 
 def _hint(rule: str, paths: list[str]) -> str:
     """Says where a rule that begins below the root would match."""
+    if paths == [""]:
+        return " The parameters are one array; in a call they come before the batch."
     for path in paths:
         above, found, _ = f"{path}/".partition(f"/{rule}/")
         if found:
@@ -357,6 +359,54 @@ class Partition:
         return [label for label in self.labels if label not in (SHARED, FROZEN)]
 
 
+def check_params(params: PyTree) -> list[tuple[str, Any, Any]]:
+    """Returns path, value and dtype of every leaf, or raises if one is no parameter.
+
+    Raises:
+      TypeError: if `params` is a module, or the state of an optimizer.
+      ValueError: if a leaf is no array of numbers: names its path.
+    """
+    if any(
+        kind.__name__ == "Module" and kind.__module__.startswith("flax.nnx")
+        for kind in type(params).__mro__
+    ):
+        raise TypeError(
+            "`params` must be a pytree of arrays, got the Flax NNX module "
+            f"{type(params).__name__}. Use mtlopt.nnx.task_grad, whose functions take "
+            "modules, or cut it by nnx.split(model, nnx.Param, ...)."
+        )
+    check_no_state(params)
+    leaves = []
+    for path, leaf in leaf_paths(params):
+        number = not isinstance(getattr(leaf, "dtype", ""), str)  # Keras has strings
+        number = number or isinstance(leaf, int | float | complex)
+        kind = jnp.result_type(leaf) if number else type(leaf).__name__
+        if not number or jnp.issubdtype(kind, jax.dtypes.extended):
+            raise ValueError(
+                f"the parameter `{path}` must be an array of numbers, got {kind}. "
+                "Split off what is no parameter, in Equinox by eqx.partition(model, "
+                "eqx.is_inexact_array); of a Keras variable pass the `value`."
+            )
+        leaves.append((path, leaf, kind))
+    return leaves
+
+
+def check_no_state(params: PyTree) -> None:
+    """Raises a `TypeError` if `params` is the state of an optimizer, or a `Run`."""
+
+    def is_state(node: Any) -> bool:
+        fields = getattr(node, "_fields", ())  # one without is a place of no leaf
+        return bool(fields) and type(node).__module__.startswith(("optax.", "mtlopt."))
+
+    nodes = jax.tree.leaves(params, is_state) if isinstance(params, tuple) else []
+    for node in filter(is_state, nodes):
+        raise TypeError(
+            f"`params` must be parameters, got a {type(node).__name__}. In a "
+            "mtlopt.Run(params, opt_state), are the two swapped? Of a Run, pass "
+            "`run.params`."
+        )
+
+
 def partition_params(
     params: PyTree,
     labels: Rules,
@@ -378,38 +428,21 @@ def partition_params(
       The `Partition`.
 
     Raises:
-      TypeError: if `params` is a module.
+      TypeError: if `params` is a module or the state of an optimizer.
       ValueError: names the leaf or the label that is wrong.
     """
-    if any(
-        kind.__name__ == "Module" and kind.__module__.startswith("flax.nnx")
-        for kind in type(params).__mro__
-    ):
-        raise TypeError(
-            "`params` must be a pytree of arrays, got the Flax NNX module "
-            f"{type(params).__name__}. Use mtlopt.nnx.task_grad, whose functions take "
-            "modules, or cut it by nnx.split(model, nnx.Param, ...)."
-        )
+    leaves = check_params(params)
     full = label_params(params, labels)
-    leaves, treedef = leaf_paths(params), jax.tree.structure(params)
-    paths = tuple(path for path, _ in leaves)
+    treedef = jax.tree.structure(params)
+    paths = tuple(path for path, _, _ in leaves)
     names = tuple(jax.tree.leaves(full))
     allowed = (SHARED, *((STACKED,) if stacked else tasks), FROZEN)
-    for path, label, (_, leaf) in zip(paths, names, leaves, strict=True):
-        number = not isinstance(getattr(leaf, "dtype", ""), str)  # Keras has strings
-        number = number or isinstance(leaf, int | float | complex)
-        kind = jnp.result_type(leaf) if number else type(leaf).__name__
-        if number and label != FROZEN and jnp.issubdtype(kind, jnp.complexfloating):
+    for label, (path, leaf, kind) in zip(names, leaves, strict=True):
+        if label != FROZEN and jnp.issubdtype(kind, jnp.complexfloating):
             raise ValueError(
                 f"the parameter `{path}` must be real, got {kind}. Keep its real and "
                 "its imaginary part as two parameters, and join them by "
                 "jax.lax.complex in your functions."
-            )
-        if not number or jnp.issubdtype(kind, jax.dtypes.extended):
-            raise ValueError(
-                f"the parameter `{path}` must be an array of numbers, got {kind}. "
-                "Split off what is no parameter, in Equinox by eqx.partition(model, "
-                "eqx.is_inexact_array); of a Keras variable pass the `value`."
             )
         if label != FROZEN and not jnp.issubdtype(kind, jnp.floating):
             raise ValueError(

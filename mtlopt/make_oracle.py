@@ -15,7 +15,7 @@ gradients with respect to it.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from mtlopt._checks import as_int, check_choice
+from mtlopt._checks import as_int, check_choice, checked
 from mtlopt.forms import Stacked
 from mtlopt.labels import SHARED, STACKED, Rules, check_task_names
 from mtlopt.linearization import RowOptions
@@ -169,6 +169,7 @@ def task_grad(
     for name in headless:
         check_choice("headless", name, problem.tasks)
     if microbatches > 1:
+        label_counts = checked(label_counts, "`label_counts`", first="batch")
         label_counts = label_counts or problem.label_counts
         problem = Microbatches(problem, microbatches, label_counts, has_state)
     return Oracle(problem, labels, tuple(headless), has_state)

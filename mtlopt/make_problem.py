@@ -1,6 +1,7 @@
 """The shape of a problem, from the form in which its losses are given."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,11 +36,24 @@ def make_problem(
       options: how rows are made.
       state: how they carry state; None if they do not.
     """
-    losses, encode = change_functions(losses, encode, checked)
-    if state is not None:
-        losses, encode = change_functions(losses, encode, state.carry)
-        problem = make_problem(losses, encode, tasks, True, options)
-        return StatefulProblem(problem, state)
+    check = functools.partial(
+        checked, has_latent=encode is not None, has_state=state is not None
+    )
+    losses, encode = change_functions(losses, encode, check)
+    if state is None:
+        return _shape(losses, encode, tasks, has_aux, options)
+    losses, encode = change_functions(losses, encode, state.carry)
+    return StatefulProblem(_shape(losses, encode, tasks, True, options), state)
+
+
+def _shape(
+    losses: Any,
+    encode: Callable[..., Any] | None,
+    tasks: Sequence[str] | None,
+    has_aux: bool,
+    options: RowOptions,
+) -> Problem[Any]:
+    """Returns the problem of functions whose state, if any, is aux."""
     if isinstance(losses, Samplewise):
         return _make_sample_problem(losses, encode, tasks, has_aux, options)
     head_fns = make_head_fns(losses, tasks)

@@ -12,6 +12,7 @@ plain NNX                                    mtlopt
 ===========================================  =========================================
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ except ImportError as error:
         "mtlopt.nnx needs Flax. Install it by: pip install 'mtlopt[models]'"
     ) from error
 
-from mtlopt._checks import by_task, checked
+from mtlopt._checks import Checked, by_task, checked
 from mtlopt.forms import Stacked
 from mtlopt.grad import check_no_grad
 from mtlopt.labels import (
@@ -185,6 +186,7 @@ class Oracle:
           ValueError: if labels and functions do not agree, or a function adds a
             variable to the module.
         """
+        graphdef, params, state = _split(model, self._wrt)
         for leaf in jax.tree.leaves(args, is_leaf=_is_variable):
             if _is_variable(leaf):
                 raise TypeError(
@@ -192,7 +194,6 @@ class Oracle:
                     "Flax NNX. Make the module that holds it, such as nnx.Rngs, a part "
                     "of `model`, so that it moves."
                 )
-        graphdef, params, state = _split(model, self._wrt)
         oracle = self._pure(graphdef, params, args, state)
         grads = oracle(params, *args, state, present=present)
         nnx.update(model, grads.state)
@@ -254,8 +255,11 @@ class Oracle:
         if graphdef in self._oracles:
             return self._oracles[graphdef]
 
-        def change(function: Callable[..., Any], name: str, *_: Any) -> Any:
-            return self._of_arrays(function, graphdef, name)
+        def change(function: Any, name: str, *task: int) -> Any:
+            check = functools.partial(
+                checked, first="model", has_latent=self._encode is not None
+            )
+            return self._of_arrays(check(function, name, *task), graphdef, name)
 
         losses, encode = change_functions(self._losses, self._encode, change)
         labels = some_labels(params, {} if self._rules is None else self._rules)
@@ -297,7 +301,7 @@ class Oracle:
             raise ValueError(
                 "labels are found from all functions in one trace: pass arguments that "
                 "have what each of them reads, or give the labels of all parameters as "
-                f"`labels`. The trace raised {type(error).__name__}: {error}."
+                f"`labels`. The trace raised {type(error).__name__}: {error}"
             ) from error
 
     def _task_grad(
@@ -325,7 +329,7 @@ class Oracle:
         def run(params: PyTree, *args: Any) -> Any:
             *others, state = args
             model = nnx.merge(graphdef, params, state)
-            out = checked(function, name)(model, *others)
+            out = function(model, *others)
             _, _, new = _split(model, self._wrt)
             added = {path for path, _ in leaf_paths(new)}
             added -= {path for path, _ in leaf_paths(state)}
@@ -345,7 +349,7 @@ class Oracle:
             value, aux = out
             return value, state, aux
 
-        return run
+        return Checked(run)
 
 
 class Optimizer(nnx.Optimizer):
@@ -459,7 +463,8 @@ def _split(model: Any, wrt: Any) -> tuple[nnx.GraphDef[Any], PyTree, PyTree]:
     if not jax.tree.leaves(params):
         raise ValueError(
             f"`model` must be a module with variables of `wrt`, {wrt}, got a "
-            f"{type(model).__name__} without."
+            f"{type(model).__name__} without. It is the first argument, before the "
+            "batch."
         )
     for part in (params, state):
         for node in jax.tree.leaves(part, is_leaf=_is_variable):

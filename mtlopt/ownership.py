@@ -15,6 +15,7 @@ from mtlopt.labels import (
     UNKNOWN,
     Partition,
     Rules,
+    check_params,
     path_string,
     some_labels,
 )
@@ -87,13 +88,20 @@ def check_ownership(
             readers = [name for name, reading in reads.tasks.items() if reading[i]]
             if label == SHARED:
                 past = ", not through mtlopt.latent" if reads.marked else ""
+                advice = _through_latent(reads)
+                size = jnp.shape(jax.tree.leaves(params)[i])[:1]
+                if problem.stacked and size == (len(problem.tasks),):
+                    advice = (
+                        f"If it holds the heads of all tasks, label it {STACKED!r}. "
+                        f"If not, {advice[0].lower()}{advice[1:]}"
+                    )
                 raise ValueError(
                     f"the loss of task {task!r} reads the shared leaf `{path}`{past}, "
-                    f"whose gradient would miss that part. {_through_latent(reads)}."
+                    f"whose gradient would miss that part. {advice}."
                 )
             raise ValueError(
                 f"the loss of task {task!r} reads `{path}`, which is labelled "
-                f"{label!r}. {_advice(reads, readers, i, members is None)}"
+                f"{label!r}. {_advice(reads, readers, i, partition, members is None)}"
             )
         own = [i for i, (_, label) in enumerate(owners) if label in (task, STACKED)]
         if own and not any(used[i] for i in own):
@@ -107,12 +115,22 @@ def check_ownership(
             )
 
 
-def _advice(reads: Reads, readers: list[str], leaf: int, everyone: bool = True) -> str:
-    """What to do about a leaf that a loss may not read."""
+def _advice(
+    reads: Reads, readers: list[str], leaf: int, partition: Partition, everyone: bool
+) -> str:
+    """What to do about a leaf of another task that a loss reads."""
+    encoded = reads.encode is not None and reads.encode[leaf]
+    if everyone and len(readers) == 1 and not encoded:
+        owner, label, used = readers[0], partition.labels[leaf], reads.tasks or {}
+        for i, other in enumerate(partition.labels):
+            if other == owner and used[label][i] and not used[owner][i]:
+                return (
+                    f"The loss of task {label!r} reads `{partition.paths[i]}`, which "
+                    f"is labelled {owner!r}: the two labels look swapped."
+                )
+        return f"No other reads it: label it {owner!r}."
     if reads.encode is None:
         return f"Label a leaf that several tasks read {SHARED!r}."
-    if everyone and len(readers) == 1 and not reads.encode[leaf]:
-        return f"No other reads it: label it {readers[0]!r}."
     through = _through_latent(reads)
     return f"Label it {SHARED!r} and {through[0].lower()}{through[1:]}."
 
@@ -190,6 +208,7 @@ def infer_labels(
             "`encode` must be given to infer the labels of stacked heads: without it a "
             "stacked leaf looks like a shared one. Use label_params."
         )
+    check_params(params)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     reads = _trace_reads(problem, params, args)
     if reads.tasks is None:

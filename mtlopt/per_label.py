@@ -10,7 +10,7 @@ import optax
 
 from mtlopt._checks import check_state_tasks
 from mtlopt.grad import check_updates
-from mtlopt.labels import FROZEN, STACKED, Rules, label_params
+from mtlopt.labels import FROZEN, STACKED, Rules, check_params, label_params
 
 PyTree = Any
 
@@ -120,6 +120,7 @@ def per_label(
         return optax.with_extra_args_support(own)
 
     def init_fn(params: PyTree) -> PerLabelState:
+        check_params(params)
         names = label_params(params, labels)
         states = {}
         for label in sorted(set(jax.tree.leaves(names)) - {FROZEN}):
@@ -144,7 +145,8 @@ def per_label(
             if label not in state.inner_states:
                 raise ValueError(
                     f"`active` must name labels of {tuple(state.inner_states)}, got "
-                    f"{label!r}."
+                    f"{label!r}. Give `per_label` the labels of the oracle, in which "
+                    f"those of stacked heads are {STACKED!r}."
                 )
         still = jax.tree.map(jnp.zeros_like, select(updates, names, FROZEN))
         moved, states = {FROZEN: still}, {}

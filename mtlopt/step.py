@@ -11,7 +11,7 @@ import optax
 import optax.contrib
 
 from mtlopt._guard import WHAT_TO_DO
-from mtlopt.labels import FROZEN
+from mtlopt.labels import FROZEN, check_no_state
 from mtlopt.oracle import Oracle
 from mtlopt.skip_not_finite import SkipNotFiniteState, finite
 from mtlopt.task_grads import TaskGrads
@@ -254,6 +254,7 @@ def with_state(oracle: Oracle, args: tuple[Any, ...], run: Run) -> tuple[Any, ..
             "mtlopt.Run(params, optimizer.init(params)) to the first step, and the run "
             "that it returns to the next."
         )
+    check_no_state(run.params)
     if oracle.has_state:
         if run.state is None:
             raise ValueError(

@@ -376,8 +376,19 @@ def test_refusals():
         tx = every(10, method)
         with pytest.raises(ValueError, match="`inner` must be a weighting, or an agg"):
             trace(tx)
-    tx = every(10, optax.chain(mtlopt.weight_by_dwa(3), mtlopt.mgda(3)))
-    with pytest.raises(ValueError, match=r"got both\. Chain them outside"):
-        trace(tx)
+    weighting = mtlopt.weight_by_dwa(3)
+    for inner in (
+        optax.chain(weighting, mtlopt.mgda(3)),
+        optax.chain(weighting, mtlopt.sum_tasks(3)),
+        optax.chain(mtlopt.mgda(3), optax.adam(0.1)),
+    ):
+        tx = every(10, inner)
+        with pytest.raises(ValueError, match=r"got a chain .*\. Chain them outside"):
+            trace(tx)
+    for outer in (  # as the message says
+        optax.chain(weighting, every(10, mtlopt.mgda(3)), optax.adam(0.1)),
+        optax.chain(every(10, weighting), mtlopt.sum_tasks(3), optax.adam(0.1)),
+    ):
+        trace(outer)
     with pytest.raises(TypeError, match=r"`updates` must be a mtlopt\.TaskGrads"):
         tx.update(jnp.zeros(4), tx.init(jnp.zeros(4)))

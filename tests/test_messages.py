@@ -1,5 +1,9 @@
 """One thing in the place of another: it works, or a sentence says what to do."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +33,219 @@ def test_what_a_loss_may_not_read_of_the_encoder():
         oracle({"w": PARAMS["w"], "a": PARAMS["a"]})
     assert "Let encode return it as part of z" in str(error.value)
     assert "abel" not in str(error.value)
+
+
+def notes(error):
+    """The library's own: JAX adds one on its frames."""
+    found = getattr(error.value, "__notes__", [])
+    return [note for note in found if note.startswith("mtlopt")]
+
+
+X = jnp.ones((4, 2))
+
+
+def with_z(params, z, x):
+    return params["a"] @ z + x.sum()
+
+
+def swapped(z, params, *args):
+    return params["a"] @ z
+
+
+ENCODE = {"encode": lambda params, *_: params["w"]}
+WRITTEN_FOR_OTHER_ARGUMENTS = {
+    "loss": (
+        {"a": swapped, "b": with_z},
+        ENCODE,
+        "the loss of task 'a' as f(params, latent, *args), here f(dict, float32[2], "
+        "float32[4, 2]).",
+    ),
+    "encode": (
+        {"a": with_z, "b": with_z},
+        {"encode": lambda x, params: params["w"]},
+        "encode as f(params, *args), here f(dict, float32[4, 2]).",
+    ),
+    "no latent": (
+        {"a": lambda x, params: params["a"] @ params["w"]},
+        {},
+        "the loss of task 'a' as f(params, *args), here f(dict, float32[4, 2]).",
+    ),
+    "one function": (
+        lambda x, params: [params["a"] @ params["w"]],
+        {"tasks": ["a"]},
+        "`losses` as f(params, *args), here f(dict, float32[4, 2]).",
+    ),
+    "stacked": (
+        mtlopt.stacked(lambda params, task, z, x: params["a"] @ z[0], 2),
+        ENCODE,
+        "the stacked head as f(params, latent, task, *args), here f(dict, float32[2], "
+        "int32[], float32[4, 2]). Leaves labelled 'stacked' come without the axis "
+        "of tasks.",
+    ),
+    "samplewise": (
+        mtlopt.samplewise({"a": swapped}, lambda sample: 0),
+        ENCODE,
+        "the loss of task 'a' as f(params, latent, *args), here f(dict, float32[2], "
+        "float32[2]).",
+    ),
+    "state": (
+        {"a": lambda params, z, state: (z[state["count"]], state)},
+        {"encode": lambda params, state: (params["w"], state), "has_state": True},
+        "the loss of task 'a' as f(params, latent, *args, state), here f(dict, "
+        "float32[2], float32[4, 2]).",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_FOR_OTHER_ARGUMENTS)
+def test_an_error_of_a_function_says_how_it_was_called(name):
+    losses, options, expected = WRITTEN_FOR_OTHER_ARGUMENTS[name]
+    oracle = mtlopt.task_grad(losses, "shared", **options)
+    with pytest.raises((TypeError, IndexError), match="ind") as error:
+        jax.jit(oracle)(PARAMS, X)
+    assert notes(error) == [f"mtlopt called {expected}"]
+
+
+def test_any_error_of_a_function_is_raised_as_it_is():
+    problem = KeyError("label")
+
+    def loss(params, z, x):
+        raise problem
+
+    oracle = mtlopt.task_grad({"a": loss}, "shared", **ENCODE)
+    with pytest.raises(KeyError) as error:
+        oracle(PARAMS, X)
+    assert error.value is problem
+    assert len(notes(error)) == 1
+    # What mtlopt finds in its result is no error of the function.
+    oracle = mtlopt.task_grad({"a": lambda params, z, x: None}, "shared", **ENCODE)
+    with pytest.raises(ValueError, match="the loss of task 'a' must return a") as error:
+        oracle(PARAMS, X)
+    assert not notes(error)
+
+
+def test_a_wrong_number_of_arguments():
+    oracle = mtlopt.task_grad({"a": lambda params, z: z}, "shared", **ENCODE)
+    message = (
+        r"the loss of task 'a' must take 3 arguments, as f\(params, latent, \*args\), "
+        r"here f\(dict, float32\[2\], float32\[4, 2\]\)\. .*: too many positional"
+    )
+    with pytest.raises(TypeError, match=message) as error:
+        oracle(PARAMS, X)
+    assert not notes(error)
+    losses = {"a": lambda params, x: jnp.mean(x) * params["w"][0]}
+    oracle = mtlopt.task_grad(
+        losses, "shared", microbatches=2, label_counts=lambda params, x: jnp.ones(1)
+    )
+    with pytest.raises(TypeError, match=r"`label_counts` must .*as f\(batch, \*args"):
+        oracle(PARAMS, X)
+
+
+@pytest.mark.parametrize("encode", [None, lambda params: params["w"]])
+def test_labels_of_two_heads_that_are_swapped(encode):
+    def build(labels, read=lambda params, task: params[task]):
+        losses = {
+            task: lambda params, *z, task=task: jnp.vdot(
+                read(params, task), z[0] if z else params["w"]
+            )
+            for task in ("a", "b")
+        }
+        return mtlopt.task_grad(losses, LABELS | labels, encode=encode)
+
+    message = (
+        "task 'a' reads `a`, which is labelled 'b'. The loss of task 'b' reads `b`, "
+        "which is labelled 'a': the two labels look swapped"
+    )
+    with pytest.raises(ValueError, match=message):
+        build({"a": "b", "b": "a"})(PARAMS)
+    build({})(PARAMS)
+    # Each reads both: nothing is swapped.
+    with pytest.raises(ValueError, match=r"[Ll]abel .*'shared'") as error:
+        build({}, lambda params, _: params["a"] * params["b"])(PARAMS)
+    assert "swapped" not in str(error.value)
+
+
+def test_stacked_heads_that_are_labelled_shared():
+    head = mtlopt.stacked(lambda params, z, task: jnp.sum(params["heads"] * z), 3)
+    params = {"w": jnp.ones(2), "heads": jnp.ones((3, 2))}
+    encode = lambda params: params["w"]  # noqa: E731
+    with pytest.raises(ValueError, match=r"`heads`.* label it 'stacked'"):
+        mtlopt.task_grad(head, "shared", encode=encode)(params)
+    labels = {"*": "shared", "heads": "stacked"}
+    mtlopt.task_grad(head, labels, encode=encode)(params)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    """As one of Equinox before `eqx.partition`: an activation is a leaf."""
+
+    w: jax.Array
+    activation: Callable[..., Any]
+
+
+MODULE = Module(jnp.ones(2), jax.nn.relu)
+
+
+def test_functions_among_the_parameters():
+    def encode(module):
+        return module.activation(module.w)
+
+    losses = {"a": lambda module, z: jnp.sum(z)}
+    labels = {"w": "shared"}  # an activation has no label
+    oracle = mtlopt.task_grad(losses, labels, encode=encode)
+    sgd = optax.sgd(0.1)
+    calls = {
+        name: optax.chain(method.make(4, labels=labels), optax.adam(0.1)).init
+        for name, method in METHODS.items()
+    }
+    calls["oracle"] = oracle
+    calls["infer_labels"] = lambda m: mtlopt.infer_labels(losses, m, encode=encode)
+    calls["per_label"] = mtlopt.per_label(sgd, labels).init
+    calls["individual"] = mtlopt.individual_optimizers(sgd, 1, labels).init
+    calls["blocks"] = mtlopt.alternate_blocks(sgd, sgd, labels).init
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=r"`activation` .*eqx\.partition"):
+            pytest.fail(f"{name} returned {call(MODULE)}")
+
+
+@pytest.mark.parametrize(
+    ("make_step", "tx"),
+    [
+        (mtlopt.train_step, optax.chain(mtlopt.mgda(2), optax.adam(0.1))),
+        (
+            mtlopt.block_step,
+            mtlopt.alternate_blocks(optax.sgd(1), optax.sgd(1), LABELS),
+        ),
+        (
+            mtlopt.individual_step,
+            mtlopt.individual_optimizers(optax.adam(0.1), 2, LABELS),
+        ),
+    ],
+)
+def test_a_run_whose_parts_are_swapped(make_step, tx):
+    run = mtlopt.Run(tx.init(PARAMS), PARAMS)
+    with pytest.raises(
+        TypeError, match=r"State\. In a .*opt_state\), are .* swapped\?"
+    ):
+        make_step(ORACLE, tx)(run)
+    with pytest.raises(TypeError, match=r"got a Run\..* pass `run\.params`"):
+        ORACLE(mtlopt.Run(PARAMS, tx.init(PARAMS)))
+
+
+def test_parameters_may_be_tuples_with_names():
+    class Leaves(NamedTuple):
+        w: jax.Array
+        masked: Any
+
+    params = Leaves(jnp.ones(2), optax.MaskedNode())
+    grads = mtlopt.task_grad({"a": lambda p: p.w[0]}, "shared")(params)
+    assert grads.losses == 1
+
+
+def test_a_batch_in_the_place_of_the_parameters():
+    with pytest.raises(ValueError, match="in a call they come before the batch"):
+        ORACLE(X, PARAMS)
 
 
 def test_numpy_batches_with_stacked_heads():

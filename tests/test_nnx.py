@@ -438,6 +438,28 @@ def test_errors_name_the_function(oracle, kind, message):
         nnx.eval_shape(lambda model, x: oracle(model, x).losses, model, DATA[0])
 
 
+def test_an_error_of_a_function_says_how_it_was_called():
+    """With the module that it takes, and once."""
+    loss = lambda z, model, x: jnp.mean(model.a(z))  # noqa: E731
+    with pytest.raises(AttributeError) as error:
+        other_losses(a=loss)(Net(nnx.Rngs(0)), DATA[0])
+    found = [note for note in error.value.__notes__ if note.startswith("mtlopt")]
+    assert found == [
+        "mtlopt called the loss of task 'a' as f(model, latent, *args), here f(Net, "
+        "float32[8, 4], float32[8, 3])."
+    ]
+
+
+def test_a_batch_in_the_place_of_the_module():
+    model, (x, *_) = Net(nnx.Rngs(0)), DATA
+    for batch in (x, (x, x), {"x": x}, None):
+        for call in (ORACLE, ORACLE.losses, ORACLE.labels, ORACLE.pure):
+            with pytest.raises(
+                ValueError, match=r"`model` must be .* before the batch"
+            ):
+                call(batch, model)
+
+
 def test_modules_in_the_place_of_other_things():
     model, _ = make()
     with pytest.raises(TypeError, match=r"got the Flax NNX module Net\. Use mtlopt"):

@@ -272,6 +272,12 @@ def test_an_aggregator_comes_first():
     [
         (PARAMS, LABELS, {"c": True}, r"`active` must name labels of.*'a'.*got 'c'"),
         (STACKED, STACKED_LABELS, {"0": True}, "`active` must name labels.*got '0'"),
+        (
+            STACKED,
+            ["heads"],  # names no task: `active` is that of the oracle's labels
+            {"stacked": [True, False, True]},
+            r"labels of \('heads', 'shared'\), got 'stacked'\. Give .* of the oracle",
+        ),
         (PARAMS, LABELS, {"b": [True, True]}, r"`active\['b'\]` must have shape \(\)"),
         (
             STACKED,

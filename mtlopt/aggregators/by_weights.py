@@ -11,6 +11,7 @@ from mtlopt._checks import Reader, check_num_tasks
 from mtlopt.common.reuse import Reuse, slow_in_branches
 from mtlopt.common.task_weights import TaskWeightsState
 from mtlopt.grad import check_task_grads
+from mtlopt.labels import check_params
 from mtlopt.rows.protocol import Leaves
 
 
@@ -47,7 +48,7 @@ def aggregate_with_state(
     check_num_tasks(num_tasks)
 
     def init_fn(params: Any) -> Any:
-        del params
+        check_params(params)
         return initial()
 
     def update_fn(

@@ -10,6 +10,7 @@ import optax
 
 from mtlopt._checks import as_key, check_num_tasks, task_argument
 from mtlopt.grad import check_task_grads
+from mtlopt.labels import check_params
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.rows.protocol import Leaves
@@ -130,7 +131,7 @@ def graddrop(
     read = task_argument("leak", leaks, num_tasks, low=0, high=1)
 
     def init_fn(params: Any) -> GraddropState:
-        del params
+        check_params(params)
         return GraddropState(jnp.ones(num_tasks, float), jnp.copy(first_key))
 
     def update_fn(

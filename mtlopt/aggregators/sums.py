@@ -8,6 +8,7 @@ import optax
 from mtlopt._checks import check_num_tasks, preference_argument
 from mtlopt.common.task_weights import TaskWeightsState, mean_weights
 from mtlopt.grad import check_task_grads
+from mtlopt.labels import check_params
 
 
 def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
@@ -27,7 +28,7 @@ def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     check_num_tasks(num_tasks)
 
     def init_fn(params: Any) -> TaskWeightsState:
-        del params
+        check_params(params)
         return TaskWeightsState(jnp.ones(num_tasks, float))
 
     def update_fn(
@@ -70,7 +71,7 @@ def mean_tasks(
     read = preference_argument(preference, num_tasks)
 
     def init_fn(params: Any) -> TaskWeightsState:
-        del params
+        check_params(params)
         return TaskWeightsState.uniform(num_tasks)
 
     def update_fn(

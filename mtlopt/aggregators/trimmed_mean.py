@@ -9,6 +9,7 @@ import optax
 from mtlopt._checks import as_int, check_num_tasks
 from mtlopt.common.task_weights import TaskWeightsState
 from mtlopt.grad import check_task_grads
+from mtlopt.labels import check_params
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.rows.arithmetic import sum_entries
@@ -99,7 +100,7 @@ def trimmed_mean(
         )
 
     def init_fn(params: Any) -> TaskWeightsState:
-        del params
+        check_params(params)
         return TaskWeightsState.uniform(num_tasks)
 
     def update_fn(

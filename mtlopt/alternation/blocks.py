@@ -14,6 +14,7 @@ from mtlopt.labels import (
     SHARED,
     Partition,
     Rules,
+    check_params,
     check_same_labels,
     label_params,
 )
@@ -137,6 +138,7 @@ def alternate_blocks(
     cycle = shared_steps + task_steps
 
     def init_fn(params: PyTree) -> AlternateBlocksState:
+        check_params(params)
         names = set(jax.tree.leaves(label_params(params, labels))) - {FROZEN}
         if SHARED not in names or names == {SHARED}:
             raise ValueError(

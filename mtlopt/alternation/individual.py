@@ -18,7 +18,14 @@ from mtlopt._checks import (
 )
 from mtlopt.alternation.per_task import PerTask
 from mtlopt.grad import check_no_grad
-from mtlopt.labels import SHARED, Partition, Rules, check_same_labels, label_params
+from mtlopt.labels import (
+    SHARED,
+    Partition,
+    Rules,
+    check_params,
+    check_same_labels,
+    label_params,
+)
 from mtlopt.per_label import advance, join, per_label, select
 from mtlopt.task_grads import TaskGrads
 
@@ -106,6 +113,7 @@ def individual_optimizers(
     )
 
     def init_fn(params: PyTree) -> IndividualOptimizersState:
+        check_params(params)
         own = select(params, label_params(params, labels), SHARED)
         if share_state:
             shared = inner.init(own)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtlopt.labels import SHARED, Rules, label_params
+from mtlopt.labels import SHARED, Rules, check_params, label_params
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.rows.protocol import Leaves
 
@@ -20,6 +20,7 @@ def zero_rows(params: Any, labels: Rules, num_tasks: int) -> Leaves:
     """
     if not jax.tree.leaves(params):
         return params  # the placeholder of `optax.tree_map_params`
+    check_params(params)
     names = jax.tree.leaves(label_params(params, labels))
     return [
         # Of the leaf's zeros, which are sharded like the leaf.
