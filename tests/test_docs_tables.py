@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,19 @@ def test_the_pages_are_rendered():
     for page in render.PAGES:
         text = page.read_text()
         assert render.render(text, DOCS / "results") == text, "Run docs/render.py."
+
+
+@pytest.mark.parametrize("name", ["choosing", "composition", "costs"])
+def test_seconds_to_compile_are_those_of_the_table(name):
+    """The plain step's, and the least and the greatest of the methods'."""
+    report = (DOCS / "results/bench.compile_time/report.md").read_text()
+    cells = r"`?(\w+)`? \| ([\d.]+) \(\d+\) \| ([\d.]+) "
+    lenet, mlp = {}, {}
+    for step, first, second in re.findall(cells, report):
+        lenet[step], mlp[step] = float(first), float(second)
+    page = " ".join((DOCS / f"{name}.md").read_text().split())
+    for seconds in (mlp, lenet):
+        assert len(seconds) > 30
+        plain = seconds.pop("plain")
+        span = f"{min(seconds.values())} to {max(seconds.values())} s with a method"
+        assert re.search(rf"{plain} s\b[^.]*, and {span}", page)

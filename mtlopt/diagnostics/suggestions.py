@@ -40,8 +40,8 @@ def suggestions(
     Rules of thumb, whose thresholds are constants with their reasons in
     `mtlopt.diagnostics.suggestions`. One batch says little: give it the diagnoses of
     several steps or seeds, stacked, of which it takes medians (of cosines the mean).
-    Whether a method helps, only a comparison with a tuned summed loss can tell. It runs
-    on the host, outside `jit`.
+    Whether a method helps, only a comparison with a tuned summed loss can tell. Methods
+    are named by their keys in `METHODS`. It runs on the host, outside `jit`.
 
     Args:
       diagnosis: from `diagnose`; its arrays may have further leading axes. Or a list of
@@ -61,8 +61,8 @@ def suggestions(
       >>> for sentence in mtlopt.suggestions(mtlopt.diagnose(grads), ["seg", "depth"]):
       ...     print(sentence)
       The gradient of seg is 39.8 times as long as that of depth, so a sum follows seg:
-      try weights of the losses (weight_by_*), or a method that evens lengths out
-      (aligned_mtl, imtl_g, mgda with normalisation="l2").
+      try fixed weights of the losses (weight_by_fixed), or a method that evens lengths
+      out (aligned_mtl, imtl_g, mgda_l2).
 
     References:
       Kurin et al., *In Defense of the Unitary Scalarization for Deep Multi-Task
@@ -160,9 +160,8 @@ def _lengths(summary: _Summary) -> list[str]:
     long, short = summary.names[longest], summary.names[shortest]
     return [
         f"The gradient of {long} is {ratio:.3g} times as long as that of {short}, so a "
-        f"sum follows {long}: try weights of the losses (weight_by_*), or a method "
-        "that evens lengths out (aligned_mtl, imtl_g, mgda with "
-        'normalisation="l2").'
+        f"sum follows {long}: try fixed weights of the losses (weight_by_fixed), or a "
+        "method that evens lengths out (aligned_mtl, imtl_g, mgda_l2)."
     ]
 
 
@@ -190,7 +189,8 @@ def _directions(summary: _Summary) -> list[str]:
         found.append(
             f"The gradients of {summary.names[first]} and {summary.names[second]} "
             f"conflict (mean cosine {lowest:.2f}): try a method that resolves "
-            "conflicts (pcgrad, cagrad, upgrad, dualproj)."
+            "conflicts (pcgrad, cagrad), or one whose steps raise no loss to first "
+            "order (upgrad, dualproj)."
         )
     if summary.condition > CONDITION_EPS:
         found.append(
