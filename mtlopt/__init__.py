@@ -1,6 +1,7 @@
 """Multi-task optimization in JAX: every method is an Optax transform.
 
-A step has three stages, and every method is one of them::
+In a training step the gradients pass through three stages. Every method is a weighting
+or an aggregator::
 
     params, batch
        |  oracle(params, batch)      losses and per-task gradients, linearised once
@@ -9,8 +10,8 @@ A step has three stages, and every method is one of them::
                   weight_by_dwa  aligned_mtl    adam, clipping, schedules
 
 Weightings and one aggregator, chained before any Optax optimizer, turn the gradients of
-all tasks into one update. They exist only if a method asks for them: under `jit`, XLA
-deletes all that nobody reads.
+all tasks into one update. These gradients exist only if a method asks for them: under
+`jit`, XLA deletes everything that is never read.
 
 >>> import jax, jax.numpy as jnp, mtlopt, optax
 >>> params = {"trunk": jnp.ones((3, 2)), "left": jnp.ones(2), "right": jnp.ones(2)}
@@ -426,13 +427,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mtlopt import nnx as nnx
-else:  # where it would hide misspelt names
+else:  # for a type checker `__getattr__` would hide misspelt names
 
     def __getattr__(name: str) -> Any:
-        """Returns the module that needs Flax, which is loaded on first use.
+        """Returns `mtlopt.nnx`, which needs Flax and is therefore loaded on first use.
 
-        Raises for other names, for one of `METHODS` with the public names it is made
-        of.
+        Any other name raises an error. If the name is a method of `METHODS`, the error
+        lists the public names that the method is made of.
         """
         if name == "nnx":
             return importlib.import_module("mtlopt.nnx")

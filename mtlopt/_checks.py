@@ -1,7 +1,7 @@
-"""Argument checks: one wording for every error of the library.
+"""Checks of arguments, with one wording for every error of the library.
 
-Only Python numbers and known entries of vectors of tasks are compared: tracers pass, so
-that `optax.inject_hyperparams` can inject every non-structural argument.
+Only Python numbers and known entries of task vectors are compared. Tracers pass, so
+`optax.inject_hyperparams` can inject every non-structural argument.
 """
 
 import functools
@@ -21,18 +21,18 @@ Reader = Callable[[Sequence[str]], Any]
 
 
 def is_int(value: Any) -> bool:
-    """Whether a value is an int of Python or NumPy; a bool is none."""
+    """Returns whether a value is an int of Python or NumPy; a bool is not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def as_int(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
-    """Returns an int as one of Python, or raises unless it is in its range.
+    """Returns a Python int, or raises if the value is no int or is out of range.
 
     Args:
-      name: of the argument.
-      value: of Python or NumPy.
-      low: the least, 0 or 1.
-      high: the greatest; None for any.
+      name: name of the argument.
+      value: an int of Python or NumPy.
+      low: the least value allowed, 0 or 1.
+      high: the greatest value allowed; None for no limit.
     """
     if is_int(value) and low <= value and (high is None or value <= high):
         return operator.index(value)
@@ -50,11 +50,11 @@ def check_num_tasks(num_tasks: int) -> None:
 
 
 def check_state_tasks(name: str, found: Any, num_tasks: int) -> None:
-    """Raises if the state of a transform has been made for other tasks.
+    """Raises if the state of a transform was made for another number of tasks.
 
     Args:
-      name: of the transform.
-      found: number of tasks of its state.
+      name: name of the transform.
+      found: number of tasks in its state.
       num_tasks: number of tasks that the transform was built for.
     """
     if found != num_tasks:
@@ -92,7 +92,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def as_task_vector(name: str, value: Any, num_tasks: int) -> jax.Array:
-    """Returns `value` as a [tasks] array, or raises naming the argument."""
+    """Returns `value` as a [tasks] array; an error names the argument."""
     if isinstance(value, Mapping):
         raise TypeError(
             f"`{name}` must be an array [tasks], got a mapping. Names are not known "
@@ -108,7 +108,7 @@ def as_task_vector(name: str, value: Any, num_tasks: int) -> jax.Array:
 
 
 def in_order(name: str, value: Mapping[str, Any], tasks: Sequence[str]) -> list[Any]:
-    """Returns what a mapping has for every task, or raises unless it names them all."""
+    """Returns a mapping's values in task order; its keys must be the tasks."""
     if set(value) != set(tasks):
         raise ValueError(
             f"`{name}` must have the keys {tuple(tasks)}, the names of the tasks, got "
@@ -118,7 +118,7 @@ def in_order(name: str, value: Mapping[str, Any], tasks: Sequence[str]) -> list[
 
 
 def named_vector(name: str, value: Any, tasks: Sequence[str]) -> jax.Array:
-    """Returns a vector `[tasks]`, or a mapping from the tasks' names, as an array."""
+    """Returns an array `[tasks]` from a vector or from a mapping by task name."""
     if isinstance(value, Mapping):
         value = in_order(name, value, tasks)
     return as_task_vector(name, value, len(tasks))
@@ -131,17 +131,17 @@ def task_argument(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> Reader:
-    """Checks a factory's argument with one entry per task, and returns how to read it.
+    """Checks a factory's argument with one entry per task, and returns its reader.
 
-    A factory does not know the names of the tasks. So a mapping becomes a vector at the
-    update, where the gradients have them.
+    A factory does not know the names of the tasks. So a mapping becomes a vector only
+    at the update, when the gradients give the names.
 
     Args:
-      name: its name.
+      name: name of the argument.
       value: a vector `[tasks]`, a mapping from task to number, or None.
       num_tasks: number of tasks.
-      low: least value of an entry, where it is known.
-      high: largest value, likewise.
+      low: the least value that an entry may have.
+      high: the greatest value that an entry may have.
 
     Returns:
       A function from the names of the tasks to the vector, or to None.
@@ -167,7 +167,7 @@ def task_argument(
 
 
 def preference_argument(value: Any, num_tasks: int) -> Reader:
-    """The same for a preference: no entry may be negative, nor all of them zero."""
+    """Checks a preference: as `task_argument`, no entry negative, not all zero."""
     reader = task_argument("preference", value, num_tasks, low=0)
     if value is not None:
         entries = [entry for _, entry in _known_entries(value)]
@@ -177,13 +177,13 @@ def preference_argument(value: Any, num_tasks: int) -> Reader:
 
 
 def _known_entries(value: Any) -> Iterable[tuple[Any, float]]:
-    """Returns index or name, and number, of the entries that are no tracers."""
+    """Returns the index or name, and the number, of each entry that is no tracer."""
     if isinstance(value, Tracer):
         return []
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        return []  # no process has all of it
+        return []  # no single process holds all entries
     if isinstance(value, jax.Array):
-        value = np.asarray(value)  # at once, not an entry at a time
+        value = np.asarray(value)  # one copy instead of one per entry
     pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
     return [(key, float(one)) for key, one in pairs if not isinstance(one, Tracer)]
 
@@ -191,7 +191,7 @@ def _known_entries(value: Any) -> Iterable[tuple[Any, float]]:
 def by_task(tasks: Sequence[str], values: Any, axis: int = 0) -> dict[str, Any]:
     """Returns the entries of a pytree of arrays with a task axis, by task.
 
-    Those of a NumPy array stay on the host.
+    Entries of a NumPy array stay on the host.
     """
     for leaf in jax.tree.leaves(values):
         shape = jnp.shape(leaf)
@@ -213,9 +213,10 @@ def by_task(tasks: Sequence[str], values: Any, axis: int = 0) -> dict[str, Any]:
 
 
 def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
-    """Returns `value` as bool [tasks]; if known at trace time, as a NumPy array.
+    """Returns `value` as bool [tasks]; a NumPy array if it is known at trace time.
 
-    Python bools and NumPy arrays are. It may be a mapping from the names of all tasks.
+    Python bools and NumPy arrays are known at trace time. `value` may be a mapping by
+    task name.
     """
     num_tasks = len(tasks)
     if isinstance(value, Mapping):
@@ -243,7 +244,7 @@ def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
 def task_mask(
     name: str, chosen: Sequence[str | int], tasks: Sequence[str]
 ) -> np.ndarray:
-    """Returns which tasks are chosen, by names or numbers, bool `[tasks]`."""
+    """Returns a bool mask `[tasks]` of the tasks chosen by name or index."""
     members = np.zeros(len(tasks), bool)
     for task in chosen:
         if isinstance(task, str):
@@ -260,7 +261,7 @@ def task_mask(
 
 
 def as_key(key: Any) -> jax.Array:
-    """Returns a typed PRNG key from a seed, which may be traced, or a key."""
+    """Returns a typed PRNG key from a key, or from a seed, which may be traced."""
     if isinstance(key, int):
         return jax.random.key(key)
     if key.ndim == 0 and jnp.issubdtype(key.dtype, jnp.integer):
@@ -285,12 +286,12 @@ def checked(
     has_latent: bool = False,
     has_state: bool = False,
 ) -> Any:
-    """Returns a user's function, whose errors say how it was called.
+    """Wraps a user's function so that its errors say how mtlopt called it.
 
     Args:
-      function: the function; what is none is returned as it is.
-      name: for errors.
-      task_position: of a stacked head, as in `map_functions`; None for others.
+      function: the function; a value that is not callable is returned unchanged.
+      name: name of the function for errors.
+      task_position: position of a stacked head, as in `map_functions`, or None.
       first: name of the first argument.
       has_latent: whether there is an encoder, whose latent the losses take.
       has_state: whether the last argument is the model's state.

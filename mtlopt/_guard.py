@@ -1,11 +1,12 @@
 """Raises if gradients of tasks are used as an update of parameters.
 
-A pytree leaf on which the arithmetic of an ordinary optimizer raises: a PRNG key takes
-part in no arithmetic, but passes through `jit`, `vmap`, `scan` and `cond` like an
-array. This kind of key draws no numbers; its name is the message that the user reads in
-JAX's error. JAX would make zeros like any key, for transforms that replace gradients
-instead of computing with them; the shape of this one refuses. And a class whose name,
-which JAX quotes if two structures differ, says what to do.
+The guard is a pytree leaf on which the arithmetic of an ordinary optimizer raises. It
+is a PRNG key: a key takes part in no arithmetic, but passes through `jit`, `vmap`,
+`scan` and `cond` like an array. Keys of this kind draw no numbers, and their name is
+the message that the user reads in JAX's error. JAX can fill an array with zero keys,
+for transforms that replace gradients instead of computing with them; the key shape
+defined here refuses. If two structures differ, JAX quotes the names of their classes,
+so a metaclass puts the advice into the name.
 """
 
 import sys
@@ -23,7 +24,7 @@ _TAG = (
 
 
 class SaysWhatToDo(type):
-    """Metaclass of pytrees that are no update: their name says what to do."""
+    """Metaclass of pytrees that are no update: their printed name says what to do."""
 
     what_to_do = ""
 
@@ -31,18 +32,18 @@ class SaysWhatToDo(type):
         return f"<class 'mtlopt.{cls.__name__}': {cls.what_to_do}>"
 
 
-# From the comparison to `full`: the comparison, `random_wrap`, and who calls it.
+# The calls are the comparison, `random_wrap`, and the caller of `random_wrap`.
 _CALLS_TO_FULL = 3
 
 
 class _KeyShape(tuple[int, ...]):
-    """Shape of a key's data, which JAX compares whenever it makes a key of some data.
+    """Shape of a key's data, which JAX compares whenever it makes a key from data.
 
-    If it does so to fill an array, somebody asked for zeros. The stack is looked at,
-    because nothing else tells: filling calls no function of a kind of key, the shape
-    and dtype are those of every other key, and values are not known under `jit`. If
-    another version of JAX fills in another way, zeros are not refused, and a test says
-    so; all other arithmetic is.
+    If JAX makes the key in order to fill an array, the user's transform asked for
+    zeros. Only the call stack shows this: filling calls no function of the key's
+    implementation, shape and dtype are those of every other key, and values are unknown
+    under `jit`. If another version of JAX fills in another way, zeros are not refused,
+    and a test reports it. All other arithmetic is still refused.
     """
 
     __slots__ = ()
@@ -81,5 +82,5 @@ _IMPL = random.define_prng_impl(
 
 
 def make_guard() -> jax.Array:
-    """Returns the leaf: a matrix, because some transforms pass over vectors."""
+    """Returns the guard as a matrix of keys, because some transforms skip vectors."""
     return jax.random.wrap_key_data(jnp.zeros((1, 1, 1), jnp.uint32), impl=_IMPL)

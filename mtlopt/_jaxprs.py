@@ -1,7 +1,7 @@
-"""What a traced function reads and does, read off its program; and parts of it run.
+"""Finds out what a traced function reads and does, and runs parts of its program.
 
-The answers come from the program (which inputs an output depends on by dead-code
-elimination), not from numbers, so a gradient that happens to be zero does not hide a
+The answers come from the program, not from numbers: dead-code elimination shows which
+inputs an output depends on. So a gradient that happens to be zero does not hide a
 dependency.
 """
 
@@ -19,7 +19,8 @@ PyTree = Any
 def opened(program: core.ClosedJaxpr) -> core.Jaxpr:
     """Returns a program without the values of its constants.
 
-    From JAX 0.12 on the two are one class, which keeps `jaxpr` for older code only.
+    From JAX 0.12 on, `ClosedJaxpr` and `Jaxpr` are one class, which keeps `jaxpr` for
+    older code only.
     """
     found: Any = getattr(program, "jaxpr", program)
     return found
@@ -37,17 +38,16 @@ def used_leaves(
 def used_leaves_of_entries(
     function: Callable[..., Any], params: PyTree, num_entries: int
 ) -> list[list[bool]] | None:
-    """The same for every entry of what `function` returns.
+    """Returns the same as `used_leaves` for every entry of the function's result.
 
     Args:
-      function: returns a list of `num_entries` scalars, or a vector of as many.
+      function: returns a list of `num_entries` scalars, or a vector of that length.
       params: its argument.
       num_entries: number of entries.
 
     Returns:
-      Per entry, which leaves of `params` it needs; None if the function returns a
-      vector that it does not build by stacking scalars, so that its entries cannot be
-      told apart.
+      For each entry, which leaves of `params` it needs. None if the function returns a
+      vector that is not stacked from scalars, because its entries cannot be told apart.
     """
     program = jax.make_jaxpr(function)(params)
     scalars = num_entries == 1 or not program.out_avals[0].shape
@@ -66,7 +66,8 @@ def used_leaves_of_entries(
 def split_arrays(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
     """Returns the arrays of a tree, and the tree as a function of them.
 
-    What is no array stays as it is: it cannot be an argument of a traced function.
+    A leaf that is no array stays in the tree: it cannot be an argument of a traced
+    function.
     """
     leaves, treedef = jax.tree.flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
@@ -85,7 +86,7 @@ def dependent_outputs(
 ) -> tuple[list[bool], list[Any]]:
     """Returns, per leaf of `function(*args)`, whether its numbers depend on `args`.
 
-    The second value are the shapes of these leaves.
+    The second value holds the shapes of these leaves.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     program, outputs = opened(closed), range(len(closed.outvars))
@@ -127,10 +128,10 @@ def remembered_leaves(
     inputs: PyTree,
     state: PyTree,
 ) -> list[bool]:
-    """Returns, per leaf of `state`, whether it carries `inputs` to the next result.
+    """Returns, per leaf of `state`, whether it passes `inputs` on to the next result.
 
     Args:
-      function: from inputs and state to a result and the next state.
+      function: takes inputs and state; returns a result and the next state.
       inputs: its first argument, or shapes.
       state: its second argument.
     """
@@ -154,19 +155,19 @@ def remembered_leaves(
 
 
 def _used_inputs(program: core.Jaxpr, outputs: list[bool]) -> list[bool]:
-    # Nothing depends on an effect without a result, such as `jax.debug.print`.
+    # No output depends on an effect without a result, such as `jax.debug.print`.
     eqns = [eqn for eqn in program.eqns if eqn.outvars]
     return partial_eval.dce_jaxpr(program.replace(eqns=eqns), outputs)[1]
 
 
 def _used_by(program: core.Jaxpr, variables: list[core.Var]) -> list[bool]:
-    """Returns which inputs of `program` some of its inner variables depend on."""
+    """Returns which inputs of `program` the given inner variables depend on."""
     debug_info = program.debug_info.with_unknown_names()
     program = program.replace(outvars=variables, debug_info=debug_info)
     return _used_inputs(program, [True] * len(variables))
 
 
-# Element-wise primitives of one array, through which entries keep their place.
+# Element-wise primitives of one array, which keep every entry in its place.
 _TRANSPARENT = ("convert_element_type", "copy", "neg", "reduce_precision")
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
 
@@ -174,10 +175,10 @@ _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
 def stacked_entries(
     program: core.ClosedJaxpr, num_entries: int
 ) -> tuple[core.ClosedJaxpr, list[Any]] | None:
-    """Returns of which variables the vector is stacked that a program returns first.
+    """Returns the variables of which the program's first output is stacked.
 
-    The first value is the same program, with the call written out that stacks them.
-    None if the vector is made in another way.
+    The first value is the same program, with the call that stacks them written out.
+    Returns None if that output is made in another way.
     """
     vector = program.outvars[0]
     if num_entries == 1:
@@ -226,7 +227,7 @@ def evaluate(
     Args:
       jaxpr: the program.
       eqns: the equations.
-      values: what they read, by variable.
+      values: the values that the equations read, by variable.
       wanted: variables that are in `values` or that the equations make.
     """
     made = {var for eqn in eqns for var in eqn.outvars}
@@ -248,7 +249,7 @@ def evaluate(
 
 
 def variables(operands: Iterable[Any]) -> Iterator[Any]:
-    """Returns the operands that are no literals."""
+    """Returns the operands that are not literals."""
     return (var for var in operands if not isinstance(var, core.Literal))
 
 
@@ -258,7 +259,7 @@ def is_call(eqn: Any) -> bool:
 
 
 def called(eqn: Any) -> core.ClosedJaxpr:
-    """Returns the program that such an equation runs."""
+    """Returns the program that a call runs."""
     program = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     if isinstance(program, core.ClosedJaxpr):
         return program
@@ -268,11 +269,11 @@ def called(eqn: Any) -> core.ClosedJaxpr:
 def without_calls(
     program: core.ClosedJaxpr, expand: Callable[[Any], bool] = is_call
 ) -> core.ClosedJaxpr:
-    """Returns the same program with programs that it calls written out.
+    """Returns the same program with the programs that it calls written out.
 
     Args:
       program: the program.
-      expand: whether a call is written out; calls in it are asked about as well.
+      expand: decides whether a call is written out, also for calls inside of calls.
     """
 
     def run(program: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:

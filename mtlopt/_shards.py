@@ -1,7 +1,8 @@
-"""Inside `jax.shard_map`: what lies in parts on the shards of a mesh axis.
+"""Checks inside `jax.shard_map`: which arrays are split between shards of a mesh axis.
 
-There a program sees its own shard only. JAX keeps in the type of every array over which
-axes it differs between shards; gradients of what does not differ it adds up by itself.
+Inside `shard_map` a program handles its own shard only. JAX records in the type of
+every array the axes over which the array differs between shards. JAX itself adds up the
+gradients of arrays that do not differ.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ def _manual_axes() -> tuple[str, ...]:
 
 
 def _varying(tree: Any) -> set[str]:
-    """Returns the axes over which some array of a tree differs between shards."""
+    """Returns the axes over which any array of a tree differs between shards."""
     axes = set()
     for leaf in jax.tree.leaves(tree):
         if hasattr(leaf, "dtype"):
@@ -31,7 +32,7 @@ def _listed(axes: Iterable[str]) -> str:
 
 
 def check_losses(losses: jax.Array, params: Any) -> None:
-    """Raises unless losses are those of all shards that have the same parameters.
+    """Raises if losses differ between shards that have the same parameters.
 
     Args:
       losses: `[tasks]`.
@@ -59,11 +60,11 @@ def check_losses(losses: jax.Array, params: Any) -> None:
 
 
 def check_whole(rows: Callable[[], Any], losses: jax.Array) -> None:
-    """Raises if rows are split between shards: inner products would miss the others.
+    """Raises if rows are split between shards: inner products would miss other parts.
 
     Args:
       rows: returns the arrays that rows are made of; called inside `shard_map` only.
-      losses: `[tasks]`, which are of as many shards as the inner products are to be.
+      losses: `[tasks]`; they may differ over the same axes as the rows.
 
     Raises:
       ValueError: names the mesh axes.

@@ -1,9 +1,9 @@
 """The program of all losses, cut at its marks into an encoder and one head per task.
 
-The program is traced once, forward only. The encoder is what the marked arrays depend
-on, a head is what one loss still needs once they are given: equations are chosen, none
-is changed. What the function returns beside the losses is made from numbers that
-encoder and heads hand on, so that nothing runs twice for it.
+The program is traced once, forward only. The encoder is the part that the marked arrays
+depend on. A head is the part that one loss still needs if the marked arrays are given.
+The cut only chooses equations and changes none. Further results of the function are
+made from numbers that encoder and heads pass on, so nothing runs twice for them.
 """
 
 import dataclasses
@@ -31,12 +31,13 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A program that returns losses and, beside them, a pytree.
+    """A program that returns losses and further results, a pytree.
 
     Attributes:
-      program: from leaves of the parameters to losses and arrays.
-      num_losses: number of its outputs that are losses; 1 for a vector of several.
-      rebuild: from all its outputs to losses and pytree.
+      program: takes leaves of the parameters; returns losses and arrays.
+      num_losses: number of its outputs that are losses; 1 for a vector of several
+        losses.
+      rebuild: takes all outputs of the program; returns losses and pytree.
     """
 
     program: core.ClosedJaxpr
@@ -44,12 +45,12 @@ class Traced:
     rebuild: Callable[[Sequence[Any]], tuple[Any, Any]]
 
     def is_marked(self) -> bool:
-        """Returns whether there is a mark in the program, however deep."""
+        """Returns whether the program, or a program inside it, has a mark."""
         eqns = self.program.eqns
         return any(is_mark(eqn) or holds_mark(eqn) for eqn in eqns)
 
     def run(self, params: PyTree) -> tuple[Any, Any]:
-        """Returns losses and pytree."""
+        """Returns losses and further results."""
         jaxpr = opened(self.program)
         values = _inputs(self.program, params)
         return self.rebuild(evaluate(jaxpr, jaxpr.eqns, values, jaxpr.outvars))
@@ -86,13 +87,14 @@ def trace(function: Callable[[PyTree], tuple[Any, Any]], params: PyTree) -> Trac
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Who makes what the function returns beside the losses.
+    """Which part of the cut program makes which of the function's further results.
 
     Attributes:
-      encoder: variables that the encoder hands on.
-      heads: the same by index of the task; tasks without an entry are not run.
-      rest: equations that make what is returned from these.
-      returned: its variables, None for what is left out.
+      encoder: variables that the encoder passes on.
+      heads: variables that each head passes on, by index of the task; heads without an
+        entry do not run.
+      rest: equations that compute the further results from these variables.
+      returned: variables of the further results, None for a result that is left out.
     """
 
     encoder: list[Any]
@@ -101,7 +103,7 @@ class Plan:
     returned: list[Any]
 
 
-# For calls of which nobody reads more than the losses.
+# The plan of calls that use only the losses.
 NOTHING = Plan([], {}, [], [])
 
 
@@ -117,8 +119,8 @@ class Cut:
           traced: the program.
           num_tasks: number of losses.
           params: parameters.
-          still: per leaf of `params`, whether it is the same in all that follows. What
-            depends on no other leaf is computed here, once.
+          still: per leaf of `params`, whether it stays the same in all later calls.
+            Values that depend on such leaves only are computed here, once.
 
         Raises:
           ValueError: if a mark is in a place where the program cannot be cut, or the
@@ -151,7 +153,7 @@ class Cut:
         self._operands, self._through = self._without_marks(marks)
 
     def encode(self, params: PyTree, also: Sequence[Any] = ()) -> tuple[PyTree, Any]:
-        """Returns the latent, and variables to hand on."""
+        """Returns the latent and the variables `also`."""
         wanted = [*self._operands, *also]
         found = self._run(self._through, self._at(params), wanted)
         count = len(self._marked)
@@ -160,11 +162,11 @@ class Cut:
     def head(
         self, task: int, params: PyTree, z: PyTree, also: Sequence[Any] = ()
     ) -> tuple[jax.Array, Any]:
-        """Returns the loss of a task, by index, and variables to hand on."""
+        """Returns the loss of the task of an index, and the variables `also`."""
         wanted = [self._losses[task], *also]
         loss, *others = self._run(self._eqns, self._at(params, z), wanted)
         if self._vector is not None:
-            # What follows the stack treats its entries alike.
+            # The program after the stack treats all entries alike.
             values = self._values | dict.fromkeys(variables(self._losses), loss)
             loss = self._run(self._eqns, values, [self._vector])[0][task]
         return loss, others
@@ -172,14 +174,14 @@ class Cut:
     def plan(
         self, tasks: Iterable[int], given_latent: Sequence[bool] | None = None
     ) -> Plan:
-        """Plans who makes what the function returns beside the losses.
+        """Plans which part computes which of the function's further results.
 
         Args:
           tasks: indices of the tasks whose heads run.
-          given_latent: if the latent is given, so that the encoder does not run: per
-            leaf of the parameters, whether it is the encoder's. What is made of these
-            leaves, other than through the latent, is left out, and so is what is made
-            before the last mark.
+          given_latent: given if the latent is given, so that the encoder does not run:
+            per leaf of the parameters, whether it is the encoder's. Results that depend
+            on these leaves without passing through the latent are left out, and so are
+            results that are made before the last mark.
         """
         given = [*self._values, *self._marked]
         pieces: dict[Any, list[Any]] = {}
@@ -211,14 +213,14 @@ class Cut:
     def beside(
         self, plan: Plan, params: PyTree, z: PyTree, encoder: Any, heads: Any
     ) -> PyTree:
-        """Returns what the function returns beside the losses.
+        """Returns the function's further results.
 
         Args:
           plan: the plan.
           params: parameters.
           z: the latent.
-          encoder: what the encoder handed on.
-          heads: the same of the heads, in the order of the plan.
+          encoder: variables that the encoder passed on.
+          heads: variables that the heads passed on, in the order of the plan.
         """
         values = self._at(params, z)
         names = itertools.chain(plan.encoder, *plan.heads.values())
@@ -229,7 +231,7 @@ class Cut:
         return self._rebuild([*[None] * self._num_losses, *beside])[1]
 
     def _run_known(self, eqns: list[Any], still: Sequence[bool]) -> list[Any]:
-        """Runs what depends on no moving leaf, and returns the other equations."""
+        """Runs the equations that depend on no moving leaf, and returns the others."""
         leaves = itertools.compress(self._jaxpr.invars, (not x for x in still))
         known, moving = _apart(eqns, [*leaves, *self._marked])
         others = [
@@ -242,7 +244,7 @@ class Cut:
         return others
 
     def _without_marks(self, marks: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Returns what is marked, and the equations with marks left out."""
+        """Returns the marked variables, and the equations with marks left out."""
         behind: dict[Any, Any] = {}
 
         def operands(eqn: Any) -> list[Any]:
@@ -257,7 +259,7 @@ class Cut:
         return [behind[var] for var in self._marked], through
 
     def _at(self, params: PyTree, z: PyTree = None) -> dict[Any, Any]:
-        """Returns the values of all that is given."""
+        """Returns the values of parameters, constants and, if given, the latent."""
         leaves = map(jnp.asarray, jax.tree.leaves(params))
         values = self._values | dict(zip(self._jaxpr.invars, leaves, strict=True))
         if z is None:
@@ -279,7 +281,7 @@ class Cut:
         return values
 
     def _latent(self, leaves: Sequence[Any]) -> PyTree:
-        """Returns the latent: what is marked, as a tuple if there are several marks."""
+        """Returns the latent: the marked pytree, or a tuple for several marks."""
         rest = iter(leaves)
         z = tuple(
             tree.unflatten(itertools.islice(rest, tree.num_leaves))
@@ -290,7 +292,7 @@ class Cut:
     def _run(
         self, eqns: list[Any], values: dict[Any, Any], wanted: list[Any]
     ) -> list[Any]:
-        """Returns variables by running what they need, also inside of calls."""
+        """Returns variables by running only the equations that they need."""
         eqns = _needed(eqns, wanted, values)
         outputs = [var for var in variables(wanted) if var not in values]
         piece = self._jaxpr.replace(
@@ -305,7 +307,7 @@ class Cut:
 
 
 def _is_cut(eqn: Any) -> bool:
-    """Returns whether a call is written out: it is if there is a mark in it."""
+    """Returns whether to write out a call: that is the case if it contains a mark."""
     if not holds_mark(eqn):
         return False
     if is_call(eqn):
@@ -336,14 +338,14 @@ def _needed(
     given: Iterable[Any] = (),
     effects: bool = False,
 ) -> list[Any]:
-    """Returns the equations that make some variables from others.
+    """Returns the equations that compute some variables from others.
 
     Args:
       eqns: equations of a program.
-      wanted: what to make.
-      given: variables that need not be made.
+      wanted: the variables to compute.
+      given: variables that are known.
       effects: whether equations that return nothing, such as `jax.debug.print`, are
-        wanted as well.
+        included.
     """
     given = set(given)
     missing = set(variables(wanted)) - given
@@ -357,14 +359,14 @@ def _needed(
 
 
 def _early(eqns: Sequence[Any], marked: Sequence[Any]) -> set[Any]:
-    """Returns what is made before the last mark, and not from what is marked."""
+    """Returns what is computed before the last mark, without marked variables."""
     last = max(i for i, eqn in enumerate(eqns) if is_mark(eqn))
     _, depends = _apart(eqns[:last], marked)
     return {var for eqn in eqns[:last] for var in eqn.outvars} - depends
 
 
 def _apart(eqns: Sequence[Any], sources: Iterable[Any]) -> tuple[list[Any], set[Any]]:
-    """Returns the equations that do not depend on some variables, and what does."""
+    """Returns the equations independent of `sources`, and the dependent variables."""
     depends, others = set(sources), []
     for eqn in eqns:
         if depends.isdisjoint(variables(eqn.invars)):

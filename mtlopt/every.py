@@ -1,4 +1,4 @@
-"""Weights that are computed on some updates and reused on the others."""
+"""Weights that are computed on some updates and reused on the updates between."""
 
 from typing import Any, NamedTuple
 
@@ -18,8 +18,9 @@ class EveryState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update; zero for absent tasks.
-      kept: `[tasks]`, the weights that are reused, as they were computed.
-      count: int32, updates that they have served; 0 if the next one computes.
+      kept: `[tasks]`, the weights as they were last computed, to be reused.
+      count: int32, number of updates that used `kept`; 0 if the next update computes
+        new weights.
       inner_state: state of the method inside.
     """
 
@@ -36,35 +37,37 @@ def every(
 
     .. math:: d_t = \sum_i w_i(\theta_{k \lfloor t / k \rfloor}) \, s_i g_i(\theta_t)
 
-    For an aggregator these are the weights of the gradients, for a weighting those of
-    the losses. An update that reuses weights costs one backward pass, whatever the
-    number of tasks. Gradients and losses are always those of the present batch, only
-    the weights are old: what the method guarantees (that `d` conflicts with no task,
-    say) holds on every k-th update only.
+    For an aggregator, `w` are the weights of the gradients; for a weighting, the
+    weights of the losses. An update that reuses weights costs one backward pass,
+    whatever the number of tasks. Gradients and losses always belong to the present
+    batch; only the weights are old. So a guarantee of the method (such as that `d`
+    conflicts with no task) holds on every k-th update only.
 
-    The method sees every k-th batch, so its state stands still between: DWA counts
-    these updates, GradVac averages over them. `max_norm` of `nash_mtl` clips each
-    update. A task that is absent when an aggregator computes the weights has weight
-    zero until they are computed again; one that is absent later has weight zero then.
-    Weights that are not finite are not kept: the next update computes again.
+    The method runs on every k-th batch, so its state does not change between: DWA
+    counts these updates only, and GradVac averages over them. `max_norm` of `nash_mtl`
+    clips every update. A task that is absent when an aggregator computes the weights
+    has weight zero until the next computation. A task that is absent on a later update
+    has weight zero on that update. Weights that are not finite are not kept: the next
+    update computes them again.
 
-    Works inside and outside of `in_latent_space` and `leave_out`. It saves no time
-    in two cases: under `vmap` both kinds of update run and one is taken, and with
-    several microbatches the gradients of all tasks are made anyway.
+    `every` works inside and outside of `in_latent_space` and `leave_out`. It saves no
+    time in two cases. Under `vmap` both kinds of update run and one result is taken.
+    With several microbatches the gradients of all tasks are computed anyway.
 
     Args:
-      num_steps: k, the number of updates that one computation serves, a Python int; 1
-        is the method itself.
+      num_steps: k, the number of updates that share one computation, a Python int; 1
+        gives the method itself.
       inner: an aggregator, or one or several weightings.
 
     Returns:
-      An aggregator or a weighting, as `inner` is.
+      A transform of the same kind as `inner`, an aggregator or a weighting.
 
     Raises:
-      TypeError: if `inner` is no transform.
+      TypeError: if `inner` is not a transform.
       ValueError: if `num_steps` is not a positive int, or `inner` keeps no
-        `task_weights`; at the update, if it is an aggregator chained with something,
-        or computes no weights of the gradients of one batch, as `graddrop` and `moco`.
+        `task_weights`. At the update, if `inner` is an aggregator in a chain, or an
+        aggregator that computes no weights from one batch, such as `graddrop` and
+        `moco`.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -80,8 +83,8 @@ def every(
       [0.5, 1.5] 0
 
     References:
-      Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, section 3.3,
-      for Nash-MTL: up to 50 updates where speed is studied.
+      Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, section 3.3:
+      their study of speed reuses the weights of Nash-MTL for up to 50 updates.
     """
     num_steps = as_int("num_steps", num_steps)
     if not isinstance(inner, optax.GradientTransformation):
@@ -100,7 +103,7 @@ def every(
                 "`inner` must keep `task_weights` in its state, as all weightings and "
                 "aggregators of mtlopt do."
             ) from error
-        # Arrays of their own: the caller may donate the state.
+        # The copy has buffers of its own: the caller may donate the state.
         return EveryState(
             task_weights=jnp.copy(weights),
             kept=jnp.zeros_like(weights),
@@ -125,7 +128,7 @@ def every(
             reuse = Reuse(state.kept, is_due)
             update, inner_state = run(reuse=reuse)
             if isinstance(update, TaskGrads):
-                # Nobody reads what was made of them: XLA leaves it out.
+                # The update of this run is never read: XLA leaves it out.
                 kept, inner_state = Reuse(state.kept, is_due).weigh(
                     lambda: _weights_and_state(run()), lambda _: state.inner_state
                 )

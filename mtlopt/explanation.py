@@ -1,4 +1,4 @@
-"""The plan of a step: which leaf has rows, which is layerwise, how much memory."""
+"""The result of `Oracle.explain`: how gradients are made, and the memory."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ PyTree = Any
 
 
 class LeafPlan(NamedTuple):
-    """How inner products of one shared leaf's gradients are taken.
+    """How inner products of one shared leaf's gradients are computed.
 
     Attributes:
       path: path of the leaf.
       shape: its shape.
-      layerwise: whether no gradient per task is made.
+      layerwise: whether the step makes no gradient per task for this leaf.
       sizes: positions, inputs and outputs, if its gradient is a product; else None.
-      reason: why there are gradients per task, or how there are none.
+      reason: why there are gradients per task, or how the step does without them.
     """
 
     path: str
@@ -30,7 +30,7 @@ class LeafPlan(NamedTuple):
 def row_plans(
     paths: Sequence[str], rows: Sequence[jax.Array], reason: str
 ) -> tuple[LeafPlan, ...]:
-    """Returns the plans of leaves all of which have rows, for the same reason."""
+    """Returns plans of leaves that all have gradients per task for the same reason."""
     return tuple(
         LeafPlan(path, leaf.shape[1:], False, None, reason)
         for path, leaf in zip(paths, rows, strict=True)
@@ -39,13 +39,13 @@ def row_plans(
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """What `Oracle.explain` returns; prints as a table.
+    """The result of `Oracle.explain`; `print` shows it as a table.
 
     Attributes:
       leaves: one `LeafPlan` for each shared leaf.
-      temporary_bytes: memory that the step needs beside arguments and results.
-      argument_bytes: memory of its arguments.
-      output_bytes: memory of its results.
+      temporary_bytes: memory that the step needs in addition to arguments and results.
+      argument_bytes: memory of the step's arguments.
+      output_bytes: memory of the step's results.
     """
 
     leaves: tuple[LeafPlan, ...]
@@ -54,7 +54,7 @@ class StepPlan:
     output_bytes: int
 
     def __str__(self) -> str:
-        """Returns a table of the leaves, and the memory."""
+        """Returns a table of the leaves, with the memory in its last line."""
         cells = [("leaf", "shape", "way", "positions", "reason")]
         for leaf in self.leaves:
             cells.append(
@@ -85,10 +85,10 @@ class StepPlan:
 def explain(
     step: Callable[..., tuple[Any, Any]], *args: PyTree
 ) -> tuple[Any, tuple[int, int, int]]:
-    """Compiles a step that also returns what is known while it is traced.
+    """Compiles a step that also returns static data, which is known while it is traced.
 
     Args:
-      step: from the arguments to its results and static data.
+      step: function from the arguments to its results and static data.
       *args: its arguments, or their shapes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Forms in which losses are given, and how to replace the functions in them."""
+"""Forms in which users give losses, and how to replace the functions in them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from mtlopt._checks import check_num_tasks
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stacked:
-    """A head written for one task, to be run for all: see `stacked`."""
+    """A head written for one task, to run for all tasks: see `stacked`."""
 
     head: Callable[..., Any]
     num_tasks: int
@@ -18,16 +18,17 @@ class Stacked:
 def stacked(head: Callable[..., Any], num_tasks: int) -> Stacked:
     """Declares heads whose parameters are stacked along a leading task axis.
 
-    The right form for many alike tasks: one program instead of `num_tasks` copies.
+    Use this form for many tasks of the same kind: it runs one program instead of
+    `num_tasks` copies.
 
     Args:
-      head: `head(params, z, task, *args) -> loss`, written for one task: leaves
-        labelled `"stacked"` come without their leading task axis, `task` is the index
+      head: `head(params, z, task, *args) -> loss`, written for one task. Leaves
+        labelled `"stacked"` come without their leading task axis. `task` is the index
         of the task, a traced int32. In a problem without `encode` there is no `z`.
-      num_tasks: number of tasks, the size of that axis.
+      num_tasks: number of tasks, which is the size of the task axis.
 
     Returns:
-      What `task_grad` takes as `losses`.
+      The value to pass to `task_grad` as `losses`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -56,7 +57,7 @@ def map_functions(
 
     Args:
       losses: see `task_grad`.
-      change: from a function, its name in errors, and of a stacked head the place of
+      change: takes a function, its name in errors, and for a stacked head the place of
         the task among the arguments after the parameters.
       has_latent: whether the functions take a latent.
     """

@@ -17,10 +17,10 @@ class FrontStep(NamedTuple):
     """A step of K networks at once. Every leaf of `runs` has a leading axis K.
 
     Attributes:
-      init: `init(params, state=None) -> runs`: all networks begin with these parameters
-        and, with `has_state=True`, this state of the model.
-      step: `step(runs, *args, present=None, **extra_args) -> (runs, output)`, as that
-        of `train_step`. All networks get the same batch and other arguments.
+      init: `init(params, state=None) -> runs`. All networks begin with these parameters
+        and, with `has_state=True`, with this state of the model.
+      step: `step(runs, *args, present=None, **extra_args) -> (runs, output)`, like the
+        step of `train_step`. All networks get the same batch and other arguments.
     """
 
     init: Callable[..., Run]
@@ -32,28 +32,29 @@ def front_step(
     make_optimizer: Callable[[jax.Array], optax.GradientTransformation],
     preferences: Any,
 ) -> FrontStep:
-    """Builds a training step of one network for each of K preferences.
+    """Builds a step that trains one network for each of K preferences.
 
-    It is `train_step` under `jax.vmap`, in one compiled program. If you write that by
-    hand, two mistakes are silent: `jax.vmap` splits every keyword argument along its
-    first axis, so it splits `present` by task if there are as many tasks as
-    preferences; and traced preferences are not checked. Here only the runs are split,
-    and the preferences are checked first. Random methods draw the same numbers for all
-    networks.
+    The step is `train_step` under `jax.vmap`, in one compiled program. If you write
+    this yourself, two mistakes are silent. First, `jax.vmap` splits every keyword
+    argument along its first axis, so it splits `present` by task if there are as many
+    tasks as preferences. Second, traced preferences are not checked. `front_step`
+    splits only the runs, and checks the preferences first. Random methods draw the same
+    numbers for all networks.
 
     Args:
-      oracle: from `task_grad`.
+      oracle: an oracle from `task_grad`.
       make_optimizer: takes one preference `[tasks]`, a tracer, and returns the chain
-        for `train_step`. Any weighting or aggregator that takes a preference works;
-        `weight_by_fixed` makes the sweep of fixed weights.
+        for `train_step`. Use any weighting or aggregator that takes a preference;
+        `weight_by_fixed` gives a sweep over fixed weights.
       preferences: `[K, tasks]`, not negative.
 
     Returns:
-      `init`, and `step` to be jitted, or the body of a `lax.scan`.
+      `init`, and a `step` that you put under `jax.jit` or use as the body of a
+      `lax.scan`.
 
     Raises:
-      TypeError: if `oracle` is no `mtlopt.Oracle`.
-      ValueError: if `preferences` has another shape, or one of them is negative, not
+      TypeError: if `oracle` is not an `mtlopt.Oracle`.
+      ValueError: if `preferences` has another shape, or a preference is negative, not
         finite, or zero for all tasks.
 
     Examples:

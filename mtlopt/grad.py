@@ -1,4 +1,4 @@
-"""One ordinary gradient, and checks of what a transform was given."""
+"""One ordinary gradient, and checks of the argument that a transform was given."""
 
 from typing import Any, NamedTuple
 
@@ -22,11 +22,12 @@ class _GradFields(NamedTuple):
 class Grad(_GradFields, metaclass=SaysWhatToDo):
     """Losses and an ordinary gradient, from `task`, `block` and `heads` of an oracle.
 
-    An optimizer takes its `grad`.
+    Pass its `grad` to an optimizer.
 
     Attributes:
-      losses: `[tasks]`, or a scalar where one task was asked for.
-      grad: pytree with the structure of the parameters, zero where not asked for.
+      losses: `[tasks]`; a scalar if you asked for one task.
+      grad: pytree with the structure of the parameters, zero for leaves that you did
+        not ask for.
       aux: an `Aux`, or None without `has_aux`.
       state: the model's new state, or None without `has_state`.
     """
@@ -45,11 +46,11 @@ def check_task_grads(
     """Returns `updates` if they are the gradients of `num_tasks` tasks, or raises.
 
     Args:
-      updates: what the transform was given.
+      updates: the argument that the transform was given.
       num_tasks: number of tasks that the transform was built for.
       params: parameters, if the transform was given them.
       state: state of the transform, whose `task_weights` are `[tasks]`.
-      name: name of the transform; without it the state is not looked at.
+      name: name of the transform; without it the state is not checked.
 
     Raises:
       TypeError: if `updates` is not a `TaskGrads`, or `state` is of another transform.
@@ -99,7 +100,7 @@ def check_task_grads(
 
 
 def check_updates(updates: Any, name: str) -> None:
-    """Raises if what the transform `name` was given cannot update parameters."""
+    """Raises if the argument of the transform `name` cannot update parameters."""
     if isinstance(updates, TaskGrads):
         raise TypeError(
             "`updates` must have the structure of the parameters, got TaskGrads. "

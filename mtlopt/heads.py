@@ -1,4 +1,4 @@
-"""From a latent to T losses: one function per task, or one for all stacked heads."""
+"""Head functions, from a latent to T losses: one per task, or one stacked head."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -22,21 +22,22 @@ from mtlopt.rows.protocol import STATIC, Leaves
 
 PyTree = Any
 
-_STACKED_NAME = "stacked"  # a traced task has no name of its own in errors
+_STACKED_NAME = "stacked"  # in errors, because a traced task has no name of its own
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Parameters, cut by label, and arguments: the point to evaluate a problem at.
+    """Parameters, split by label, and arguments: the point to evaluate a problem at.
 
     Attributes:
       shared: leaves labelled `"shared"`.
       head_params: leaves of the tasks.
       frozen: leaves that never move.
-      args: arguments of the functions; with model state, that is the last.
+      args: arguments of the functions; with model state, the state is the last.
       partition: the labels.
-      present: `[tasks]` bool, the tasks that count, whose state moves; None for all.
+      present: `[tasks]` bool, the tasks that have labels in the batch and whose state
+        moves; None for all.
     """
 
     shared: Leaves
@@ -47,7 +48,7 @@ class Inputs:
     present: Any = None
 
     def params(self, shared: Leaves, head_params: Leaves) -> PyTree:
-        """Returns the parameters, with other values of all that moves."""
+        """Returns the parameters with other shared leaves and head leaves."""
         return self.partition.merge(shared, head_params, self.frozen)
 
     def update(self, shared: Leaves, head_grads: Leaves) -> PyTree:
@@ -57,13 +58,13 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class HeadCall:
-    """The heads at one batch: everything the losses need but heads and latent.
+    """The heads at one batch: all that the losses need except head leaves and latent.
 
     Attributes:
-      inputs: parameters and arguments; of the shared leaves a head may read nothing.
-      rebuild: from the latent's leaves to the latent; None in problems without
-        `encode`, whose latent is the shared leaves, read as parameters.
-      has_aux: whether losses come with a second value.
+      inputs: parameters and arguments; a head may read none of the shared leaves.
+      rebuild: function from the latent's leaves to the latent. None in problems without
+        `encode`: their latent is the shared leaves, which are read as parameters.
+      has_aux: whether losses return a second value.
     """
 
     inputs: Inputs
@@ -88,7 +89,7 @@ class HeadCall:
 
 
 def split_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
-    """Returns `(value, aux)` of a function's result, aux None without `has_aux`."""
+    """Returns `(value, aux)` of a function's result; aux is None without `has_aux`."""
     if not has_aux:
         return out, None
     if not isinstance(out, tuple) or len(out) != 2:
@@ -130,9 +131,10 @@ class HeadGradients(NamedTuple):
     Attributes:
       losses: `[members]`.
       aux: second values of the losses.
-      head_grads: gradients of the heads' leaves, each of its own task.
-      latent_grads: those of the latent's leaves, `[members, ...]`.
-      latent_products: by leaf of the latent the products that these are, or None.
+      head_grads: gradients of the heads' leaves, each of the leaf's own task.
+      latent_grads: gradients of the latent's leaves, `[members, ...]`.
+      latent_products: for each leaf of the latent, the factors whose product its
+        gradient is, or None.
     """
 
     losses: jax.Array
@@ -154,7 +156,7 @@ class SeparateHeadFns:
     def losses(
         self, call: HeadCall, head_params: Leaves, latent: Leaves, members: Any = None
     ) -> jax.Array:
-        """Returns the losses `[tasks]`, or those of `members`."""
+        """Returns the losses `[tasks]`, or the losses of `members`."""
         return _stack(
             [
                 self.loss_of(i, call, head_params, latent)[0]
@@ -180,10 +182,10 @@ class SeparateHeadFns:
     ) -> HeadGradients:
         """Returns losses and gradients.
 
-        Each loss is differentiated by its own leaves and its own copy of the latent, so
-        the heads run backward once for all tasks together. `factors` and `members`
-        are as in `Problem.evaluate`; members are Python ints, and the gradients of all
-        other tasks are zero.
+        Each loss is differentiated with respect to its own leaves and its own copy of
+        the latent, so the heads run backward once for all tasks together. `factors` and
+        `members` are as in `Problem.evaluate`; members are Python ints. The gradients
+        of all other tasks are zero.
         """
         labels = call.inputs.partition.head_labels
         grads = [jnp.zeros_like(leaf) for leaf in head_params]
@@ -235,10 +237,10 @@ class SeparateHeadFns:
         Args:
           params: parameters.
           stacked: which leaves have a leading task axis; here none.
-          z: the latent if there is one.
+          z: the latent, if there is one.
           args: arguments of the losses.
-          has_aux: whether losses come with a second value.
-          members: indices of the tasks to look at; None for all.
+          has_aux: whether losses return a second value.
+          members: indices of the tasks to check; None for all.
         """
         del stacked
         reads = {}
@@ -274,7 +276,7 @@ class StackedHeadFns:
     def losses(
         self, call: HeadCall, head_params: Leaves, latent: Leaves, members: Any = None
     ) -> jax.Array:
-        """Returns the losses `[tasks]`, or those of `members`."""
+        """Returns the losses `[tasks]`, or the losses of `members`."""
 
         def one(leaves: Leaves, task: jax.Array) -> jax.Array:
             return self.loss_of(task, call, leaves, latent)[0]
@@ -291,7 +293,7 @@ class StackedHeadFns:
     ) -> HeadGradients:
         """Returns losses and gradients.
 
-        `factors` and `members` as in `Problem.evaluate`; members may be traced.
+        `factors` and `members` are as in `Problem.evaluate`; members may be traced.
         """
         layouts: list[Any] = []
 
@@ -330,7 +332,7 @@ class StackedHeadFns:
         has_aux: bool,
         members: Any = None,
     ) -> dict[str, list[bool]]:
-        """Returns, for each task alike, which leaves of `params` the head reads."""
+        """Returns which leaves of `params` the head reads, the same for each task."""
         del members
         leaves, treedef = jax.tree.flatten(params)
 
@@ -369,7 +371,7 @@ class StackedHeadFns:
 
 
 def _as_jax(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Makes JAX arrays of NumPy's, which a traced index of a task cannot index."""
+    """Makes JAX arrays of NumPy arrays, which a traced task index cannot index."""
 
     def convert(leaf: Any) -> Any:
         is_numeric = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
@@ -382,12 +384,12 @@ HeadFns = SeparateHeadFns | StackedHeadFns
 
 
 def are_of_heads(losses: Any) -> bool:
-    """Returns whether losses are given task by task, or by one function for each."""
+    """Returns whether losses are one function per task or one stacked head."""
     return isinstance(losses, Mapping | Stacked)
 
 
 def make_head_fns(losses: Any, tasks: Sequence[str] | None) -> HeadFns | None:
-    """Returns the head functions of a user's losses; None for one function of all.
+    """Returns the head functions of a user's losses, or None for one joint function.
 
     Args:
       losses: see `task_grad`.

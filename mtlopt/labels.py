@@ -1,9 +1,9 @@
-"""Labels: which parameter leaf is shared, and which belongs to which task.
+"""Labels: they say which parameter leaf is shared, and which belongs to which task.
 
-A label is a string: `"shared"`, the name of a task, `"stacked"` for a leaf that holds
-the heads of all tasks along its first axis, or `"frozen"` for a leaf that never moves.
-Labels are a pytree of strings with the structure of the parameters, or anything that
-`label_params` turns into one.
+A label is a string. It is `"shared"`, the name of a task, `"stacked"` for a leaf that
+holds the heads of all tasks along its first axis, or `"frozen"` for a leaf that never
+moves. Labels are a pytree of strings with the structure of the parameters, or anything
+that `label_params` turns into such a pytree.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ import numpy as np
 SHARED = "shared"
 STACKED = "stacked"
 FROZEN = "frozen"
-UNKNOWN = ""  # no name of a task: what `some_labels` does not know
-RESERVED = (SHARED, STACKED, FROZEN)  # labels that are no tasks
+UNKNOWN = ""  # the label of leaves that no rule of `some_labels` covers
+RESERVED = (SHARED, STACKED, FROZEN)  # labels that are no names of tasks
 
 PyTree = Any
 Rules = PyTree | Mapping[str, Any] | Callable[[str, Any], str]
@@ -52,13 +52,13 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
         collections, Equinox modules, tuples.
       rules: one of
 
-        * a mapping from path to label. A path is written `encoder/conv1/kernel` (or as
-          nested mappings) and covers every leaf below it; a part may hold the shell
-          wildcards `*`, `?` and `[...]`. Where several paths cover a leaf, the one with
-          the most parts wins, then the one with fewer wildcards.
+        * a mapping from path to label. A path such as `encoder/conv1/kernel` covers
+          every leaf below it; you may also nest mappings. A part of a path may hold the
+          shell wildcards `*`, `?` and `[...]`. If several paths cover a leaf, the path
+          with the most parts wins, then the path with fewer wildcards.
         * the names of tasks, such as `["left", "right"]`: the leaves of
-          `params["left"]` belong to the task, the others are shared. (If `params` is a
-          list or a tuple, this is a prefix.)
+          `params["left"]` belong to the task, and all others are shared. (If `params`
+          is a list or a tuple, the list is read as a prefix.)
         * a callable from `(path, leaf)` to label.
         * a pytree of labels that is a prefix of `params`; a single string labels all.
 
@@ -66,9 +66,9 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
       A pytree of labels with the structure of `params`.
 
     Raises:
-      ValueError: if a rule matches no leaf, a leaf is matched by no rule or by two
-        equally specific rules that disagree, or a prefix does not fit `params`. The
-        message names the rule or the leaf's path.
+      ValueError: if a rule matches no leaf, if no rule matches a leaf, if two equally
+        specific rules give a leaf different labels, or if a prefix does not fit
+        `params`. The message names the rule or the leaf's path.
 
     Examples:
       >>> import mtlopt
@@ -94,7 +94,7 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
     paths = [path for path, _ in leaves]
     if callable(rules) and jax.tree_util.all_leaves([rules]):
         labels = [rules(path, leaf) for path, leaf in leaves]
-    elif jax.tree.structure(rules) == treedef:  # such as what this function returns
+    elif jax.tree.structure(rules) == treedef:  # such as the result of this function
         labels = jax.tree.leaves(rules)
     elif isinstance(rules, Mapping):
         labels = _labels_by_rule(paths, _flatten_rules(rules))
@@ -110,9 +110,9 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
 
 
 def some_labels(params: PyTree, rules: Rules) -> PyTree:
-    """Returns the labels of `label_params`, `UNKNOWN` for leaves that no rule covers.
+    """Returns the labels of `label_params`, with `UNKNOWN` for leaves without a rule.
 
-    Only a mapping from path to label can leave some out.
+    Only a mapping from path to label can leave leaves without a rule.
     """
     rules = _of_names(params, rules)
     is_tree = jax.tree.structure(rules) == jax.tree.structure(params)
@@ -122,7 +122,7 @@ def some_labels(params: PyTree, rules: Rules) -> PyTree:
 
 
 def _of_names(params: PyTree, rules: Rules) -> Rules:
-    """Returns rules for names of tasks; other rules as they are."""
+    """Returns rules made from names of tasks; other rules are returned unchanged."""
     if not isinstance(rules, list | tuple) or isinstance(params, list | tuple):
         return rules
     if not all(isinstance(name, str) and name not in RESERVED for name in rules):
@@ -131,10 +131,10 @@ def _of_names(params: PyTree, rules: Rules) -> Rules:
 
 
 def _unbox(rules: PyTree) -> PyTree:
-    """Puts a label in the place of each box around it, such as a Flax NNX variable.
+    """Replaces each box around a label, such as a Flax NNX variable, by the label.
 
-    Labels of an NNX state then also fit its pure form, which has no variables: that is
-    the form that `nnx.Optimizer` hands to Optax.
+    Then labels of an NNX state also fit its pure form, which has no variables:
+    `nnx.Optimizer` passes the pure form to Optax.
     """
 
     def is_box(node: Any) -> bool:
@@ -171,7 +171,7 @@ def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
     labels = []
     for path in paths:
         parts = tuple(path.split("/"))
-        # Literal rules by lookup of each prefix: linear, also for one rule per leaf.
+        # Literal rules are looked up by path prefix: linear, even for a rule per leaf.
         matching = {
             literal[parts[:n]] for n in range(1, len(parts) + 1) if parts[:n] in literal
         }
@@ -206,7 +206,7 @@ def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
 
 
 def _hint(rule: str, paths: list[str]) -> str:
-    """Says where a rule that begins below the root would match."""
+    """Suggests a rule that begins at the root, for one that begins below it."""
     if paths == [""]:
         return " The parameters are one array; in a call they come before the batch."
     for path in paths:
@@ -218,7 +218,7 @@ def _hint(rule: str, paths: list[str]) -> str:
 
 
 def _linen(paths: list[str]) -> str:
-    """Says what to pass in place of all variables of a module of Flax Linen."""
+    """Says what to pass in place of all variables of a Flax Linen module."""
     inside = [path.startswith("params/") for path in paths]
     if all(inside) or not any(inside):
         return ""
@@ -246,9 +246,9 @@ def _labels_by_prefix(prefix: PyTree, params: PyTree) -> list[Any]:
 
 
 def _listing(rule: str, paths: list[str], limit: int = 8) -> str:
-    """Lists leaves; of many, those first that are most like the rule."""
+    """Lists leaves; if there are many, those most similar to the rule come first."""
     if len(paths) > limit:
-        like = difflib.SequenceMatcher(b=rule)  # keeps what it knows of the second
+        like = difflib.SequenceMatcher(b=rule)  # it caches its second sequence
 
         def likeness(path: str) -> float:
             like.set_seq1(path)
@@ -264,8 +264,8 @@ def check_same_labels(labels: Rules, params: PyTree, partition: "Partition") -> 
 
     Args:
       labels: rules of a transform.
-      params: parameters, or what has their structure.
-      partition: the oracle's.
+      params: parameters, or any pytree of their structure.
+      partition: the partition of the oracle.
     """
     names = jax.tree.leaves(label_params(params, labels))
     for path, name, owner in zip(partition.paths, names, partition.labels, strict=True):
@@ -277,7 +277,7 @@ def check_same_labels(labels: Rules, params: PyTree, partition: "Partition") -> 
 
 
 def check_task_names(tasks: tuple[str, ...]) -> None:
-    """Raises unless the names of the tasks are strings, differ and are no labels."""
+    """Raises unless the names of the tasks are strings, differ, and are no labels."""
     if len(set(tasks)) != len(tasks):
         raise ValueError(f"`tasks` must differ from each other, got {tasks}.")
     for name in tasks:
@@ -290,7 +290,7 @@ def check_task_names(tasks: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """Parameters cut into shared leaves, heads and frozen leaves, by label.
+    """Parameters split into shared leaves, leaves of heads and frozen leaves, by label.
 
     Attributes:
       treedef: structure of the parameters.
@@ -305,7 +305,7 @@ class Partition:
     tasks: tuple[str, ...]
 
     def split(self, params: PyTree) -> tuple[list[Any], list[Any], list[Any]]:
-        """Returns the shared, the heads' and the frozen leaves of `params`."""
+        """Returns the shared leaves, the leaves of the heads, and the frozen leaves."""
         shared, heads, frozen = [], [], []
         kinds = {SHARED: shared, FROZEN: frozen}
         for label, leaf in zip(self.labels, jax.tree.leaves(params), strict=True):
@@ -321,9 +321,10 @@ class Partition:
         )
 
     def update(self, shared: list[Any], heads: list[Any], frozen: list[Any]) -> PyTree:
-        """Returns an update of such leaves: zeros for the frozen ones, in their types.
+        """Returns an update from such leaves; frozen ones get zeros of their type.
 
-        Inside `jit` an update that is added to the parameters costs them no memory.
+        Inside `jit` an update that is added to the parameters needs no memory for the
+        zeros.
         """
         return self.merge(shared, heads, [jnp.zeros_like(leaf) for leaf in frozen])
 
@@ -334,9 +335,9 @@ class Partition:
           members: bool `[tasks]`; a NumPy array decides at trace time.
 
         Returns:
-          A mapping from label to bool: a task's label where it is a member, the shared
-          label where any is, and for stacked heads the vector. Labels without leaves
-          are left out, and so is the frozen one.
+          A mapping from label to bool: a task's label moves if the task is a member,
+          the shared label if any task is a member. The label of stacked heads has the
+          vector `members`. Labels without leaves and the frozen label are left out.
         """
         flags = members.tolist() if isinstance(members, np.ndarray) else list(members)
         active = {
@@ -415,10 +416,10 @@ def partition_params(
     stacked: bool = False,
     headless: tuple[str, ...] = (),
 ) -> Partition:
-    """Cuts `params` by label, after checking that labels, leaves and tasks agree.
+    """Splits `params` by label, after checking that labels, leaves and tasks agree.
 
     Args:
-      params: parameters, all floating point but for the frozen ones.
+      params: parameters, all of floating point except the frozen ones.
       labels: see `label_params`.
       tasks: names of the tasks.
       stacked: whether the heads are leaves `[tasks, ...]` labelled `"stacked"`.
@@ -429,7 +430,8 @@ def partition_params(
 
     Raises:
       TypeError: if `params` is a module or the state of an optimizer.
-      ValueError: names the leaf or the label that is wrong.
+      ValueError: if labels, leaves and tasks do not agree; it names the leaf or the
+        label.
     """
     leaves = check_params(params)
     full = label_params(params, labels)
@@ -460,8 +462,8 @@ def partition_params(
                 f"{len(tasks)}, got shape {jnp.shape(leaf)}."
             )
     present = set(names) - set(RESERVED)
-    # All-shared problems have no heads at all; half of them is a mistake, unless the
-    # heads of the others are frozen.
+    # Without any head all parameters are shared. A head for only some tasks is a
+    # mistake, unless the heads of the others are frozen.
     if present and FROZEN not in names:
         for task in tasks:
             if task not in present and task not in headless:

@@ -1,8 +1,8 @@
-"""Which leaves of a latent the shared parameters move.
+"""Finds the leaves of a latent that the shared parameters move.
 
-Only those have gradients that a method may compare, and only those are moved by a line
-search. Masks, raw inputs and constants that `encode` passes on reach the heads as they
-are. The answer comes from the program of the encoder's derivative, so it also holds for
+Methods compare gradients of these leaves only, and a line search moves these leaves
+only. Masks, raw inputs and constants that `encode` passes on reach the heads unchanged.
+The answer comes from the program of the encoder's derivative, so it also holds for
 `jax.lax.stop_gradient`.
 """
 
@@ -58,9 +58,9 @@ def linearize(
     """Returns the latent's moving leaves, the rest, their pullback and aux.
 
     Args:
-      encode: from the shared leaves to the latent and aux.
-      shared: the shared leaves; if there are none, nothing moves and there is no
-        pullback.
+      encode: function from the shared leaves to the latent and aux.
+      shared: the shared leaves; if there are none, nothing moves and the pullback is
+        None.
     """
     if not shared:
         z, aux = encode(shared)
@@ -77,7 +77,7 @@ def linearize(
         return floats, (rest, aux)
 
     floats, pullback, (others, aux) = jax.vjp(floating, shared, has_aux=True)
-    reaches = used_leaves(pullback, floats)  # no cotangent of the others is read
+    reaches = used_leaves(pullback, floats)  # no cotangent of a still leaf is read
     still = [leaf for leaf, read in zip(floats, reaches, strict=True) if not read]
     found = iter(reaches)
     moves = [is_float and next(found) for is_float in others.moves]
@@ -89,11 +89,12 @@ def linearize(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _PullbackOfSome:
-    """A pullback that is given no cotangents of the leaves that do not move.
+    """A pullback that takes no cotangents for the leaves that do not move.
 
     Attributes:
       pullback: takes the cotangents of all floating-point leaves.
-      still: those leaves that do not move, for the shapes of their cotangents.
+      still: the floating-point leaves that do not move, for the shapes of their
+        cotangents.
       moves: per floating-point leaf, whether it moves.
     """
 

@@ -10,26 +10,30 @@ from mtlopt.task_grads import TaskGrads
 def in_latent_space(
     aggregator: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Lets an aggregator look at the gradients of the latent.
+    r"""Runs an aggregator on the gradients of the latent.
 
-    The aggregator sees the rows `dL_i / dz` of the latent `z` instead of those of the
-    shared parameters, and its one direction is pulled back through the encoder:
+    The latent `z` is the value that `encode` returns. The aggregator gets the rows (the
+    tasks' gradients) `dL_i / dz` instead of the gradients of the shared parameters. Its
+    direction is then pulled back through the encoder:
 
     .. math:: d = J^\top A(G_z), \qquad J = \partial z / \partial \theta
 
-    Leaves of `z` that no shared parameter moves (masks, inputs that `encode` passes on)
-    are left out: the encoder's program shows which they are. It cannot tell entries of
-    one leaf apart, as in `concatenate([h, x])`, so return two leaves.
+    Leaves of `z` that no shared parameter moves are left out, such as masks and inputs
+    that `encode` passes on: the encoder's program shows which they are. The program
+    cannot separate entries of one leaf, as in `concatenate([h, x])`, so return two
+    leaves.
 
-    One backward pass whatever the number of tasks, where the parameter space needs one
-    per task; the two agree where `J J^T` is a multiple of the identity. MGDA-UB is
-    `in_latent_space(mgda(T))`, Z-aligned Aligned-MTL `in_latent_space(aligned_mtl(T))`.
+    An update costs one backward pass, whatever the number of tasks; in parameter space
+    it costs one backward pass per task. Both spaces give the same update if `J J^T` is
+    a multiple of the identity. MGDA-UB is `in_latent_space(mgda(T))`, and Z-aligned
+    Aligned-MTL is `in_latent_space(aligned_mtl(T))`.
 
-    Elsewhere the encoder turns the latent's direction by `J J^T`, and what an
-    aggregator guarantees holds for the latent only: with `mgda` the losses weighted as
-    the direction is still fall to first order, but one of them may rise, and with
-    `aligned_mtl` there is a problem on which all rise in every step (see there), both
-    with `J` of full rank. `would_rise` tells which losses a direction raises.
+    For any other `J` the encoder turns the latent's direction by `J J^T`, and a
+    guarantee of the aggregator holds for the latent only. With `mgda` the sum of the
+    losses, weighted as in the direction, still falls to first order, but a single loss
+    may rise. With `aligned_mtl` there is a problem on which all losses rise in every
+    step (see `aligned_mtl`). Both happen even if `J` has full rank. `would_rise` tells
+    which losses a direction raises.
 
     Args:
       aggregator: an aggregator of this library.
@@ -38,7 +42,7 @@ def in_latent_space(
       An aggregator with the same state.
 
     Raises:
-      TypeError: if `aggregator` is no transform.
+      TypeError: if `aggregator` is not a transform.
       ValueError: at the first update, if the gradients come from a problem without
         `encode`, which has no latent common to all tasks.
 

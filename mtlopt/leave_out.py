@@ -1,4 +1,4 @@
-"""An aggregator that does not see some of the tasks, whose heads train all the same."""
+"""An aggregator that ignores some of the tasks, while their heads still train."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,15 +17,15 @@ def leave_out(
 
     .. math:: d = A(\{g_i : i \notin \text{tasks}\})
 
-    For a probe: a head on `jax.lax.stop_gradient(z)`, which watches what the latent
-    holds. Its gradient over the shared parameters is zero, so that MGDA, MGDA-UB and
-    EDM, whose direction opposes no task, would stop them. It also serves a task that
-    may use the shared parameters but not shape them.
+    Use it for a probe: a head on `jax.lax.stop_gradient(z)`, which measures what the
+    latent holds. The gradient of a probe over the shared parameters is zero, so without
+    `leave_out` a probe stops MGDA, MGDA-UB and EDM, whose direction opposes no task.
+    Use it also for a task that may use the shared parameters but not shape them.
 
-    To the aggregator the tasks are absent, as with `present`: it is built for all
-    tasks, and its weights for these are zero. Weightings before it still scale their
-    losses. It goes inside or outside of `in_latent_space`. No backward pass is made for
-    hidden tasks, unless rows are streamed.
+    The aggregator is built for all tasks and treats the hidden tasks as absent, as with
+    `present`: their weights are zero. Weightings before it still scale their losses.
+    `leave_out` works inside and outside of `in_latent_space`. Hidden tasks need no
+    backward pass, unless rows are streamed.
 
     Args:
       aggregator: an aggregator of this library.
@@ -35,9 +35,9 @@ def leave_out(
       An aggregator with the same state.
 
     Raises:
-      TypeError: if `aggregator` is no transform.
-      ValueError: if `tasks` is empty; at the first update, if it names an unknown task
-        or leaves none, or if there is a weighting inside.
+      TypeError: if `aggregator` is not a transform.
+      ValueError: if `tasks` is empty. At the first update, if `tasks` names an unknown
+        task or contains all tasks, or if there is a weighting inside.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -81,7 +81,7 @@ def leave_out(
 
 
 def _members(chosen: Sequence[str | int], tasks: tuple[str, ...]) -> np.ndarray:
-    """Returns which tasks are chosen, bool `[tasks]`."""
+    """Returns a bool mask `[tasks]` of the chosen tasks; raises if it has all."""
     members = task_mask("tasks", chosen, tasks)
     if members.all():
         raise ValueError("`tasks` must leave at least one task, got all of them.")

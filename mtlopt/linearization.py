@@ -1,7 +1,7 @@
 """The losses, linearised in the shared leaves.
 
-The choice between rows that exist and one backward pass of a weighted sum is made here
-and in `rows`, not by the author of a method.
+This module and `rows` choose between two ways, so that a method's author need not: to
+make the rows (one gradient per task), or to run one backward pass of a weighted sum.
 """
 
 import dataclasses
@@ -33,11 +33,12 @@ from mtlopt.rows.summed import SummedRows
 class Linearization(Protocol):
     """The part of a `TaskGrads` that belongs to the shared leaves.
 
-    `loss_scales` `[tasks]` are factors of the losses and their gradients, `present`
-    `[tasks]` bool the tasks that count, None for all.
+    Arguments of the methods: `loss_scales` `[tasks]` are factors of the losses and
+    their gradients. `present` `[tasks]` bool are the tasks that have labels; None for
+    all.
 
     Attributes:
-      has_latent: whether the tasks meet in one latent that methods may work in.
+      has_latent: whether all tasks share one latent that methods may work in.
     """
 
     @property
@@ -54,32 +55,33 @@ class Linearization(Protocol):
     def combine(
         self, weights: jax.Array, loss_scales: jax.Array, present: jax.Array | None
     ) -> Leaves:
-        """Returns a combination over the shared leaves, of which no row was asked."""
+        """Returns a weighted sum of the shared rows, without making the rows."""
         ...
 
     def total(
         self, loss_scales: jax.Array, present: jax.Array | None
     ) -> tuple[Leaves, Leaves] | None:
-        """Returns the gradient of the weighted sum of the losses, by one backward pass.
+        """Returns the gradient of the weighted sum of losses, by one backward pass.
 
-        That is over the shared leaves and the heads'. None if `combine` is less work.
+        The first value is over the shared leaves, the second over the heads' leaves.
+        Returns None if `combine` is less work.
         """
         ...
 
     def keep_rows(self, present: jax.Array | None, entries: bool = False) -> Self:
-        """Makes the rows over the shared leaves for all who ask from here on.
+        """Makes the rows over the shared leaves once, for all later calls.
 
-        Of layerwise rows their Gramian is made, unless `entries` of the rows are to be
-        read.
+        For layerwise rows it makes only their Gramian (matrix of inner products),
+        unless `entries` says that entries of the rows will be read.
         """
         ...
 
     def keep_latent(self) -> Self:
-        """Lets sums combine the latent rows, instead of one more backward pass."""
+        """Lets sums combine the latent rows, which saves another backward pass."""
         ...
 
     def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
-        """Returns rows and a shared direction in a space that has their products."""
+        """Returns rows and a direction in a space that keeps their inner products."""
         ...
 
     def convolves(self) -> bool:
@@ -87,19 +89,19 @@ class Linearization(Protocol):
         ...
 
     def plan(self, paths: Sequence[str]) -> tuple[LeafPlan, ...]:
-        """Returns how inner products of each shared leaf's gradients are taken.
+        """Returns how inner products of each shared leaf's gradients are computed.
 
         Args:
-          paths: of the shared leaves.
+          paths: paths of the shared leaves.
         """
         ...
 
     def spread(self, members: Members) -> Self:
-        """Returns the linearization of all tasks from that of some: zero rows."""
+        """Returns this linearization of `members` for all tasks, with zero rows."""
         ...
 
     def without(self, hidden: np.ndarray) -> Self:
-        """Returns the same, with no work for tasks that `present` leaves out.
+        """Returns the same, with no work for hidden tasks, which `present` leaves out.
 
         Args:
           hidden: `[tasks]` bool.
@@ -107,27 +109,27 @@ class Linearization(Protocol):
         ...
 
     def with_latent_as_parameters(self) -> "PullbackLinearization":
-        """Returns the same with the latent in the place of the shared leaves."""
+        """Returns the same, with the latent in place of the shared leaves."""
         ...
 
 
 class PartLinearization(Linearization, Protocol):
-    """That of a part of the batch, see `Microbatches`."""
+    """The linearization of one part of the batch, see `Microbatches`."""
 
     def latent_pieces(
         self, batch_free: list[bool], losses: jax.Array
     ) -> tuple[jax.Array, Leaves]:
-        """Returns the Gramian of what is the part's own of the latent, and the rest.
+        """Returns the Gramian of the latent leaves of this part, and the other rows.
 
         Args:
           batch_free: per leaf of the latent, whether it is the same for all parts: the
-            rows of those are returned. Empty if there is no latent.
+            rows of such leaves are returned. Empty if there is no latent.
           losses: `[tasks]`.
         """
         ...
 
     def masked(self, seen: jax.Array) -> Self:
-        """Returns the same with zero rows for tasks that are not seen, `[tasks]`."""
+        """Returns the same with zero rows for tasks outside of `seen`, `[tasks]`."""
         ...
 
 
@@ -139,8 +141,8 @@ class RowOptions:
     Attributes:
       batching: how the pullbacks of the tasks are run, see `map_tasks`.
       streaming: whether rows are recomputed instead of kept.
-      layerwise: whether products of rows are summed layer by layer where that is less
-        work, without making them.
+      layerwise: whether inner products of rows are summed layer by layer, without
+        making the rows, if that is less work.
     """
 
     batching: Batching = "auto"
@@ -155,21 +157,21 @@ class PullbackLinearization:
 
     Attributes:
       latent_grads: leaves `[tasks, ...]`.
-      pullback: from a latent cotangent to a 1-tuple of shared leaves; None where the
-        latent gradients already are those of the shared leaves.
+      pullback: function from a latent cotangent to a 1-tuple of shared leaves. None if
+        the latent gradients already are the gradients of the shared leaves.
       options: how rows are made.
       has_latent: see `Linearization`.
-      backward: from factors of the losses `[tasks]` to the gradients of the weighted
-        sum with respect to the heads' leaves and the latent; None where the latent rows
-        are to be combined instead.
-      kept: rows over the shared leaves, if they were made already, see `keep_rows`.
-      kept_products: the Gramian that is kept of layerwise rows in place of them.
-      moves: per leaf of what `encode` returned, whether it is one of the latent's
-        leaves here: see `latent_leaves`. Empty in problems without `encode`.
-      members: the tasks whose rows are pulled back: those of the others are zero, or
-        masked by `present`. None for all.
-      latent_products: by leaf the products that latent gradients are, or None; empty
-        if there are none.
+      backward: function from factors of the losses `[tasks]` to the gradients of the
+        weighted sum with respect to the heads' leaves and the latent. None if sums are
+        to combine the latent rows instead.
+      kept: rows over the shared leaves, if they are already made, see `keep_rows`.
+      kept_products: the Gramian of layerwise rows, kept in place of the rows.
+      moves: per leaf that `encode` returned, whether it is a leaf of the latent here:
+        see `latent_leaves`. Empty in problems without `encode`.
+      members: the tasks whose rows are pulled back. Rows of all other tasks are zero,
+        or `present` masks them. None for all tasks.
+      latent_products: for each leaf, the factors whose product its latent gradient is,
+        or None; empty if no leaf has factors.
     """
 
     latent_grads: Leaves
@@ -203,7 +205,7 @@ class PullbackLinearization:
         return tuple(plans)
 
     def _why_rows(self, sizes: tuple[int, int, int] | None) -> str:
-        """Returns why a leaf has rows; nothing if it has none."""
+        """Returns why a leaf has rows; an empty string if it has no rows."""
         count = len(self.latent_grads[0])
         if self.members is not None:
             count = len(self.members.indices)
@@ -230,7 +232,7 @@ class PullbackLinearization:
 
     def without(self, hidden: np.ndarray) -> "PullbackLinearization":
         if self.kept_products is not None:
-            return self  # its rows are made, and masked by `present`
+            return self  # the rows are already made, and `present` masks them
         seen = ~hidden if self.members is None else self.members.mask & ~hidden
         return dataclasses.replace(self, members=Members.of(seen))
 
@@ -273,7 +275,7 @@ class PullbackLinearization:
     def total(
         self, loss_scales: jax.Array, present: jax.Array | None
     ) -> tuple[Leaves, Leaves] | None:
-        # Rows of absent tasks may not be finite; those that are kept need no pass.
+        # Rows of absent tasks may not be finite; kept rows need no backward pass.
         if present is not None or self.kept is not None or self.backward is None:
             return None
         heads, latent = self.backward(loss_scales)
@@ -286,7 +288,7 @@ class PullbackLinearization:
     def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
         """Returns rows and direction in the latent.
 
-        `<J^T g_i, d> = <g_i, J d>`: one pushforward instead of a pullback per task.
+        `<J^T g_i, d> = <g_i, J d>`: one pushforward replaces a pullback per task.
         """
         if self.pullback is None:
             return self.latent_grads, direction
@@ -321,7 +323,7 @@ class PullbackLinearization:
         return rows.with_known(self.kept_products, loss_scales, present)
 
     def _layerwise_rows(self, latent: Rows) -> LayerwiseRows | None:
-        """Returns rows that are never made, if that is allowed and less work."""
+        """Returns rows that are never made, if allowed and if it is less work."""
         if not may_pay(self.options.layerwise):
             return None
         latent_grads = some = latent.leaves()
@@ -359,7 +361,7 @@ class PullbackLinearization:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SummedLinearization:
-    """The same over several microbatches.
+    """The losses, linearised in the shared leaves, summed over several microbatches.
 
     Attributes:
       values: rows over the shared leaves `[tasks, ...]`, summed.
@@ -388,13 +390,13 @@ class SummedLinearization:
         )
 
     def without(self, hidden: np.ndarray) -> "SummedLinearization":
-        del hidden  # their rows are sums with those of the others
+        del hidden  # each row is a sum over parts, made for all tasks at once
         return self
 
     def keep_rows(
         self, present: jax.Array | None, entries: bool = False
     ) -> "SummedLinearization":
-        del present, entries  # they are kept
+        del present, entries  # the rows are already kept
         return self
 
     def keep_latent(self) -> "SummedLinearization":
@@ -437,5 +439,5 @@ class SummedLinearization:
 def _recombine_some(
     recombine: Callable[[jax.Array], Leaves], members: Members, weights: jax.Array
 ) -> Leaves:
-    """Combines the rows of some tasks by the weights of all."""
+    """Combines the rows of `members` by the weights of all tasks."""
     return recombine(members.take(weights))

@@ -1,15 +1,16 @@
 """`task_grad`: from loss functions to an oracle of per-task gradients.
 
-All problem shapes become one: a latent, a pullback from it to the shared leaves, and T
-gradients with respect to it.
+Each problem shape is reduced to a latent, a pullback from the latent to the shared
+leaves, and T gradients with respect to the latent.
 
-1. `encode` and one head per task: the latent is what `encode` returns.
-2. One function that returns all losses: the latent is the vector of losses, its rows
-   the identity. If it marks a latent, it is cut there and is the first shape.
-3. One loss per task without `encode`: the latent is the shared leaves themselves, the
-   pullback the identity.
-4. One task per sample: every sample has a latent, and the gradients of all tasks with
-   respect to them fit in one.
+1. `encode` and one head per task: the latent is the value that `encode` returns.
+2. One function that returns all losses: the latent is the vector of losses, and its
+   rows are the identity. If the function marks a latent, it is cut there, which gives
+   the first shape.
+3. One loss per task without `encode`: the latent is the shared leaves themselves, and
+   the pullback is the identity.
+4. One task per sample: every sample has a latent and one task, so one array of the
+   latents' shape holds the gradients of all tasks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,72 +49,74 @@ def task_grad(
 ) -> Oracle:
     """Builds the oracle of a problem's per-task gradients.
 
-    Call it inside the `jax.jit` of the training step: it hands a linearised network to
-    the optimizer, and XLA deletes what the chosen method does not read.
+    Call the oracle inside the `jax.jit` of the training step: it passes a linearised
+    network to the optimizer, and XLA deletes the parts that the method does not use.
 
     Args:
       losses: the losses, in one of five forms.
 
         * With `encode`, a mapping from task to `loss(params, z, *args) -> scalar`. A
-          loss may read its own task's leaves only; what it needs of shared leaves
-          reaches it in `z`.
+          loss may read the leaves of its own task only; it gets everything that depends
+          on shared leaves from `z`.
         * `stacked(head, num_tasks)`: one such function for all tasks.
-        * Without `encode`, a mapping from task to `loss(params, *args) -> scalar`, each
-          with its own use of the shared leaves. Tasks have no common latent.
+        * Without `encode`, a mapping from task to `loss(params, *args) -> scalar`. Each
+          loss uses the shared leaves in its own way, and tasks have no common latent.
         * `samplewise(losses, task_of)`, with losses in the first, second or last form,
-          where each sample of the batch belongs to one task.
+          if each sample of the batch belongs to one task.
         * One function `losses(params, *args)` that returns all losses, as a mapping, a
-          sequence, or a vector made by stacking scalars; name them by `tasks`. It may
-          mark where encoder and heads meet, see `latent`: then it is the first form.
-      labels: who owns which leaf, see `label_params`. Leaves labelled `"frozen"` are
-        read by any function and may have any dtype; they have no rows, and updates of
-        zeros.
-      encode: `encode(params, *args) -> z`, any pytree; reads shared leaves only.
-      tasks: names of the tasks, where `losses` is one function or stacked heads.
+          sequence, or a vector made by stacking scalars; name them by `tasks`. The
+          function may mark its latent, see `latent`; this gives the first form.
+      labels: which leaf is shared and which belongs to which task, see `label_params`.
+        Any function may read leaves labelled `"frozen"`, which may have any dtype. They
+        have no gradients, and their updates are zeros.
+      encode: `encode(params, *args) -> z`. The latent `z` is any pytree; `encode` reads
+        shared leaves only.
+      tasks: names of the tasks, if `losses` is one function or stacked heads.
       has_aux: whether `encode` and every loss return a pair `(value, aux)`.
-      has_state: whether the last argument of a call is the model's state, such as
-        BatchNorm statistics, any pytree of arrays. Every function takes it last and
-        returns `(value, state)`, or `(value, state, aux)`; `grads.state` is the new
-        one, which moves once, or once for each of several microbatches, whatever the
+      has_state: whether the last argument of a call is the model's state, any pytree of
+        arrays, such as BatchNorm statistics. Every function takes the state last and
+        returns `(value, state)` or `(value, state, aux)`; `grads.state` is the new
+        state. The state moves once per call, or once per microbatch, whatever the
         number of tasks. All functions start from the same state, and a leaf belongs to
-        the one that writes it; leaves of a head whose task is absent keep their values.
-      state_labels: rules on the paths of the state, as in `labels`, where functions do
-        not tell who owns a leaf: `"stacked"` for leaves with a leading task axis, of
-        which a stacked head sees its own entry; and, if one function returns all
-        losses, a task's name for leaves that must not change if that task is absent
-        (needed if the function writes state and tasks may be absent).
-      headless: tasks that have no parameters of their own although others do.
-      batching: how the T pullbacks are run: `"unroll"`, `"vmap"`, `"map"` or a number
-        of tasks at a time; `"auto"` chooses by platform and number of tasks.
-      streaming: recompute rows instead of keeping them, so that methods on the Gramian
-        need memory for two gradients instead of T. Needs `encode`, one
-        function that returns all losses, or `samplewise`.
-      layerwise: whether inner products and combinations of rows are taken layer by
-        layer, without a weight gradient per task: exact, and less work and memory for
-        dense kernels wider than the batch has rows. True for each leaf for which it is
-        fewer operations, False for none; `"auto"` is True on one CPU device and False
-        elsewhere. Leave it False for a batch that lies in parts on several devices.
-        `Oracle.explain` tells which leaf went which way.
-      microbatches: number of equal parts in which the first of `args` is evaluated, cut
-        along the leading axis of its leaves: pass the batch as one pytree. Part i has
-        rows i, i + k, i + 2 k, ... of k parts. Typed PRNG keys among the other
-        arguments are folded with the index of the part (legacy uint32 keys are not);
-        the model's state goes from part to part; aux gets a leading axis of parts (what
-        it says of single samples, `[parts, rows, ...]`, is in the batch's order with
-        these two axes exchanged). `losses`, `heads` and `losses_at` run on the whole
-        batch.
+        the function that writes it. Leaves of an absent task's head do not change.
+      state_labels: rules on the paths of the state, as in `labels`, if the functions do
+        not tell who owns a leaf. `"stacked"` labels leaves with a leading task axis; a
+        stacked head gets its own entry. If one function returns all losses, a task's
+        name labels leaves that must not change while the task is absent (needed if the
+        function writes state and tasks may be absent).
+      headless: tasks without parameters of their own, if other tasks have some.
+      batching: how the T pullbacks run: `"unroll"`, `"vmap"`, `"map"` or a number of
+        tasks at a time; `"auto"` chooses by platform and number of tasks.
+      streaming: recompute rows (the tasks' gradients) instead of keeping them. Then
+        methods that need only inner products of rows use memory for two gradients
+        instead of T. Needs `encode`, one function that returns all losses, or
+        `samplewise`.
+      layerwise: whether to compute inner products and combinations of rows layer by
+        layer, without a weight gradient per task. The result is exact. It saves work
+        and memory for dense kernels with more inputs and outputs than the batch has
+        samples. True uses it for each leaf that then needs fewer operations, False for
+        no leaf; `"auto"` is True on one CPU device and False elsewhere. Use False for a
+        batch that is split across several devices. `Oracle.explain` shows the choice
+        for each leaf.
+      microbatches: number k of equal parts into which the first of `args` is cut along
+        the leading axis of its leaves: pass the batch as one pytree. Part i has rows i,
+        i + k, i + 2 k, and so on. Typed PRNG keys among the other arguments are folded
+        with the index of the part (legacy uint32 keys are not). The model's state goes
+        from part to part. Aux gets a leading axis of parts; for an aux of single
+        samples, `[parts, rows, ...]`, exchange the first two axes to get the batch's
+        order. `losses`, `heads` and `losses_at` run on the whole batch.
       label_counts: `label_counts(*args) -> [tasks]`, or a mapping from task to number:
         how many labels each task has in a part, for losses that are means over the
-        labelled samples. `args` come without the model's state. Default: equal parts;
-        of `samplewise` losses their weights.
+        labelled samples. Here `args` exclude the model's state. By default all parts
+        count equally; for `samplewise` losses the default is the sum of the weights.
 
     Returns:
-      An `Oracle`: frozen and hashable.
+      An `Oracle`, which is frozen and hashable.
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if an argument has a wrong value; later, at the first call with such
-        parameters, if labels, leaves and functions do not agree.
+      ValueError: if an argument has a wrong value. At the first call with new shapes of
+        the parameters, if labels, leaves and functions do not agree.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -162,7 +165,7 @@ def task_grad(
         state = StateForm(has_aux, state_labels, of_samples)
     problem = make_problem(losses, encode, tasks, has_aux, options, state)
     check_task_names(problem.tasks)
-    if isinstance(state_labels, list | tuple):  # names, or labels of a list
+    if isinstance(state_labels, list | tuple):  # names of tasks, or a list of labels
         for name in state_labels:
             if isinstance(name, str):
                 check_choice("state_labels", name, (*problem.tasks, SHARED, STACKED))

@@ -1,4 +1,4 @@
-"""The shape of a problem, from the form in which its losses are given."""
+"""Chooses the shape of a problem from the form in which its losses are given."""
 
 import dataclasses
 import functools
@@ -32,9 +32,9 @@ def make_problem(
       losses: the losses.
       encode: the encoder, if there is one.
       tasks: names of the tasks.
-      has_aux: whether functions return a last value beside.
+      has_aux: whether functions return a last value, aux.
       options: how rows are made.
-      state: how they carry state; None if they do not.
+      state: how the functions carry state; None if they do not.
     """
     check = functools.partial(
         checked, has_latent=encode is not None, has_state=state is not None
@@ -87,8 +87,8 @@ def change_functions(
 
     Args:
       losses: see `task_grad`.
-      encode: likewise.
-      change: as in `map_functions`.
+      encode: see `task_grad`.
+      change: see `map_functions`.
     """
     if isinstance(losses, Samplewise):
         inner, encode = change_functions(losses.losses, encode, change)
@@ -114,7 +114,7 @@ def _make_sample_problem(
             )
         encode, losses = cut_apart(losses, _names(tasks))
     head_fns = make_head_fns(losses, tasks)
-    assert head_fns is not None  # `samplewise` has looked
+    assert head_fns is not None  # `samplewise` has checked
     if encode is None and not head_fns.stacked:
         raise ValueError(
             "`encode` must be given for samplewise losses in a mapping, got None: each "
@@ -125,7 +125,7 @@ def _make_sample_problem(
 
 
 def _names(tasks: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the names of the tasks of one function, or raises."""
+    """Returns the names of the tasks of one joint function, or raises."""
     if not tasks or isinstance(tasks, str):
         raise ValueError(
             "`tasks` must be a sequence with the names of the tasks when `losses` "

@@ -11,27 +11,30 @@ PyTree = Any
 
 
 def latent(z: PyTree) -> PyTree:
-    """Marks the latent in one function that returns all losses: `z` itself.
+    """Marks the latent in one function that returns all losses; returns `z` itself.
 
-    Write the whole forward pass as one function and mark where encoder and heads meet.
-    `task_grad` then cuts the program there: what the marked arrays depend on is the
-    encoder, what a loss still needs is its task's head. The problem costs as many
-    operations as if you cut it by hand, and latent methods and line searches work on
-    it. Anywhere else the mark is the identity.
+    Write the whole forward pass as one function, and mark the arrays with which the
+    encoder ends and the heads begin. `task_grad` then cuts the program there. The
+    encoder is the part that the marked arrays depend on; a task's head is the part that
+    its loss needs after the mark. The problem costs as many operations as if you cut it
+    by hand, and latent methods and line searches work on it. Outside of `task_grad` the
+    mark is the identity.
 
-    * Several marks are all part of the latent: `grads.z` is a tuple of what they
-      marked, in the order in which the program runs them. A mark on something that
-      depends on another mark, such as the second skip connection of a U-Net, belongs to
-      the encoder like the first, and the heads take both as given.
+    * If there are several marks, all marked arrays are part of the latent: `grads.z` is
+      a tuple of the marked values, in the order in which the program runs the marks. A
+      mark on an array that depends on another mark, such as the second skip connection
+      of a U-Net, belongs to the encoder like the first. The heads take both marked
+      arrays as inputs.
     * Mark once for all tasks, and hand the marked arrays to all losses. An array that
-      is marked twice is an error. If each loss computes and marks one of its own,
-      gradients of different tasks are orthogonal in the latent, and methods there see
+      is marked twice is an error. If each loss computes and marks an array of its own,
+      gradients of different tasks are orthogonal in the latent, and methods there find
       no conflict.
-    * A head may read its own leaves, frozen leaves, the arguments of the call and what
-      is marked. A shared leaf that a head reads goes through the mark, too:
+    * A head may read its own leaves, frozen leaves, the arguments of the call and the
+      marked arrays. If a head reads a shared leaf, mark that leaf, too:
       `h, w = mtlopt.latent((h, params["w"]))`.
-    * The mark may lie inside `jax.jit` and `jax.vmap`, and inside `jax.checkpoint`,
-      which is then taken off: put one around the encoder and one around the heads.
+    * The mark may be inside `jax.jit` and `jax.vmap`. It may also be inside
+      `jax.checkpoint`, which is then removed: instead, put one `jax.checkpoint` around
+      the encoder and one around the heads.
 
     Args:
       z: a pytree of arrays.
@@ -40,11 +43,11 @@ def latent(z: PyTree) -> PyTree:
       `z`.
 
     Raises:
-      TypeError: if a leaf of `z` is no array and no number.
-      ValueError: if `z` has no leaf; later, at the first call of an oracle, if a loss
-        reads shared leaves or activations of the encoder that are not marked, if an
-        array is marked twice, or if the mark lies in a loop, in a branch, or in a
-        function with a derivative rule.
+      TypeError: if a leaf of `z` is neither an array nor a number.
+      ValueError: if `z` has no leaf. At the first call of an oracle, if a loss reads
+        shared leaves or activations of the encoder that are not marked, if an array is
+        marked twice, or if the mark is inside a loop, a branch, or a function with a
+        derivative rule.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -77,12 +80,12 @@ def is_mark(eqn: Any) -> bool:
 
 
 def marked_tree(eqn: Any) -> Any:
-    """Returns the structure of what a mark marks."""
+    """Returns the structure of the pytree that a mark marks."""
     return eqn.params["treedef"]
 
 
 def holds_mark(eqn: Any) -> bool:
-    """Returns whether there is a mark in a program that an equation runs."""
+    """Returns whether an equation runs a program that contains a mark."""
     return any(
         is_mark(inner) or holds_mark(inner)
         for program in core.jaxprs_in_params(eqn.params)
@@ -99,7 +102,7 @@ batching.primitive_batchers[_mark] = lambda leaves, axes, treedef: (
     _mark.bind(*leaves, treedef=treedef),
     axes,
 )
-# Only values are marked: a tangent goes its own way, around the mark.
+# Only values pass through the mark: their tangents bypass it.
 ad.primitive_jvps[_mark] = lambda leaves, tangents, treedef: (
     _mark.bind(*leaves, treedef=treedef),
     tangents,

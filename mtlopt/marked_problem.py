@@ -26,16 +26,16 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MarkedProblem:
-    """Losses of one function: a `HeadProblem` if it marks a latent.
+    """Losses of one function: a `HeadProblem` if the function marks a latent.
 
-    Otherwise it is a `VectorProblem`. Its program tells, anew at each call.
+    Without a mark it is a `VectorProblem`. Each call reads this from the program anew.
     """
 
     function: Callable[..., Any]
     tasks: tuple[str, ...]
     has_aux: bool
     options: RowOptions
-    has_latent = True  # it may have: `latent` returns None if it has not
+    has_latent = True  # possibly: without a mark `latent` returns None
     stacked = False
     takes_traced_task = True
     label_counts = None
@@ -104,27 +104,27 @@ class MarkedProblem:
     def _at(
         self, params: PyTree, args: tuple[Any, ...], still: list[bool], members: Any
     ) -> tuple[Cut | None, VectorProblem]:
-        """Returns the cut program if it is marked, and the problem that it is uncut."""
+        """Returns the cut program, or None without a mark, and the uncut problem."""
         form = VectorProblem(self.function, self.tasks, self.has_aux, self.options)
         traced = trace(lambda params: form.values(params, args), params)
 
         def run(params: PyTree, *args: Any) -> Any:
-            del args  # the program knows them
+            del args  # the program holds them as constants
             out = traced.run(params)
             return out if self.has_aux else out[0]
 
         whole = dataclasses.replace(form, function=run)
-        # Of a task whose index is traced no head can be chosen: all of them run.
+        # If the index of a task is traced, no head can be chosen: all heads run.
         known = members is None or all(isinstance(i, int) for i in members)
         if not known or not traced.is_marked():
             return None, whole
         return Cut(traced, len(self.tasks), params, still), whole
 
     def _heads(self, cut: Cut, plan: Plan) -> HeadProblem:
-        """Returns the problem that the cut program is."""
+        """Returns the problem with the encoder and the heads of the cut program."""
 
         def encode(params: PyTree, *args: Any) -> tuple[PyTree, Any]:
-            del args  # the program knows them
+            del args  # the program holds them as constants
             return cut.encode(params, plan.encoder)
 
         def head(index: int, params: PyTree, z: PyTree, *args: Any) -> Any:
@@ -146,9 +146,9 @@ class MarkedProblem:
 def cut_apart(
     function: Callable[..., Any], tasks: tuple[str, ...]
 ) -> tuple[Callable[..., Any], dict[str, Callable[..., Any]]]:
-    """Returns an encoder and losses that a function of all losses is made of.
+    """Splits a function of all losses into an encoder and one loss per task.
 
-    They trace it at each call, and so may be vmapped over arguments.
+    Both trace the function anew at each call, so you can vmap them over the arguments.
     """
     form = VectorProblem(function, tasks, False, RowOptions())
 

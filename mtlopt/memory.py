@@ -1,4 +1,4 @@
-"""Memory that stays: glibc keeps what arrays leave, for the next step."""
+"""Memory kept for the next step: glibc keeps the memory of freed arrays."""
 
 import ctypes
 from typing import Any
@@ -11,23 +11,24 @@ def keep_memory() -> bool:
     """Makes every step of this process reuse the memory of the step before.
 
     XLA on a CPU, PyTorch and NumPy allocate large arrays anew at every step. The C
-    library of Linux, glibc, takes them from the system and gives them back, and the
-    system hands them out page by page, each cleared when it is first touched. A
-    training step can spend a seventh of its time so. After this call glibc keeps them:
-    it takes arrays of up to 1 GiB from its own heap, grows that by 256 MiB at a time,
-    returns only what is free beyond 2 GiB, and has one heap for all threads.
+    library of Linux, glibc, gets these arrays from the system and gives them back after
+    use. The system provides memory page by page, and clears each page when it is first
+    touched. This can take a seventh of a training step's time. After `keep_memory`
+    glibc keeps the memory: it places arrays of up to 1 GiB in its own heap, which grows
+    by 256 MiB at a time. glibc then returns only free memory beyond 2 GiB, and has one
+    heap for all threads.
 
-    The price: memory that was once needed stays with the process, and threads share
-    one heap, which costs some steps more than they gain. Measure your own with and
-    without.
+    This has a price. The process keeps the most memory that it has ever needed, and
+    threads share one heap, which costs some steps more than they gain. Measure your own
+    steps with and without it.
 
-    Call it once, at the start of a program, before JAX computes: it holds for the whole
-    process, and threads that have a heap of their own by then keep it. Hence mtlopt
-    does not call it when it is imported. A second call does no harm.
+    Call it once, at the start of a program, before JAX computes. It changes the whole
+    process, but threads that already have a heap of their own keep that heap. For this
+    reason importing mtlopt does not call it. A second call does no harm.
 
     Returns:
-      Whether it took effect: false with another C library (macOS, Windows, musl) or
-      another allocator (such as jemalloc), where nothing is changed.
+      Whether it took effect. It returns False, and changes nothing, with another C
+      library (macOS, Windows, musl) or another allocator (such as jemalloc).
 
     Examples:
       >>> import mtlopt
@@ -39,13 +40,13 @@ def keep_memory() -> bool:
     """
     try:
         process, libc = ctypes.CDLL(None), ctypes.CDLL("libc.so.6")
-        libc.gnu_get_libc_version  # noqa: B018, musl has none
+        libc.gnu_get_libc_version  # noqa: B018, not in musl
         if _address(process.malloc) != _address(libc.malloc):
-            return False  # of an allocator that was loaded before
+            return False  # another allocator was loaded first
         mallopt = libc.mallopt
-    except (AttributeError, OSError, TypeError):  # TypeError: of None on Windows
+    except (AttributeError, OSError, TypeError):  # TypeError: CDLL(None) on Windows
         return False
-    # glibc before 2.35 accepts thresholds of up to 32 MiB. There nothing is mapped.
+    # glibc before 2.35 accepts thresholds of up to 32 MiB only; there, turn mmap off.
     return bool(
         mallopt(_ARENA_MAX, 1)  # other heaps hold 64 MiB at most
         and (mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_MAX, 0))

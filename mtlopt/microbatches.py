@@ -1,8 +1,8 @@
-"""Evaluation in equal parts of the batch: activations of one part at a time.
+"""Evaluation in equal parts of the batch, with the activations of one part at a time.
 
 Losses, heads' gradients and rows over the shared leaves are sums over the parts. Latent
-rows are not kept: of a leaf that depends on the batch each part holds its own piece of
-the row, so the parts' Gramians add up. The program says which leaves depend on it.
+rows are not kept: for a leaf that depends on the batch, each part has its own piece of
+the row, so the parts' Gramians add up. The program shows which leaves depend on it.
 """
 
 import dataclasses
@@ -29,14 +29,15 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Microbatches(OfProblem):
-    """A problem, evaluated in parts; losses on a given latent are of the whole batch.
+    """A problem, evaluated in parts; losses on a given latent use the whole batch.
 
     Attributes:
       problem: the problem.
       parts: number of parts.
-      label_counts: from the arguments of a part to its labels per task, `[tasks]`.
-      has_state: whether the last argument is the model's state, which goes from part to
-        part.
+      label_counts: takes the arguments of a part; returns its number of labels per
+        task, `[tasks]`.
+      has_state: whether the last argument is the model's state, which is passed on from
+        part to part.
     """
 
     problem: Problem[PartLinearization]
@@ -59,7 +60,7 @@ class Microbatches(OfProblem):
         self, inputs: Inputs, factors: Any, members: Any
     ) -> Evaluation[SummedLinearization]:
         """Returns sums over the parts; aux is stacked, and no latent is kept."""
-        assert factors is None  # parts are not cut into parts
+        assert factors is None  # a part is not evaluated in parts
         shares = self._shares(inputs.args)
         batch_free = self._batch_free(inputs)
 
@@ -99,7 +100,7 @@ class Microbatches(OfProblem):
         out = self.problem.evaluate(inputs, shares, members)
         if self.label_counts is None:
             return out
-        # A mean over no labels is not a number, and so is its product with zero.
+        # The mean over no labels is NaN, and so is its product with zero.
         seen = shares != 0
         head_grads = scale_head_grads(
             inputs.partition, out.head_grads, jnp.ones_like(shares), present=seen
@@ -119,14 +120,14 @@ class Microbatches(OfProblem):
         def combined(index: jax.Array, state: PyTree) -> tuple[Leaves, None, PyTree]:
             out = self._evaluate_part(inputs, members, shares, index, state)
             one = jnp.ones_like(weights)
-            # Where a weight is zero the task may be absent and its row not finite.
+            # If a weight is zero, the task may be absent and its row may not be finite.
             total = out.linear.combine(one, weights, weights != 0)
             return total, None, out.state
 
         return _sum_parts(combined, self.parts, self._state(inputs))[0]
 
     def _cut(self, args: tuple[Any, ...], index: Any) -> tuple[Any, ...]:
-        """Returns the arguments of one part; the state is that of the whole."""
+        """Returns the arguments of one part, with the state of the whole batch."""
         if not self.has_state:
             return cut_part(args, index, self.parts)
         return *cut_part(args[:-1], index, self.parts), args[-1]
@@ -135,7 +136,7 @@ class Microbatches(OfProblem):
         return inputs.args[-1] if self.has_state else None
 
     def _shares(self, args: tuple[Any, ...]) -> jax.Array:
-        """Returns `[parts, tasks]`: by how much each part's mean counts for a task."""
+        """Returns `[parts, tasks]`: the share of each part's mean in a task's loss."""
         shape = (self.parts, len(self.problem.tasks))
         if self.label_counts is None:
             return jnp.full(shape, 1 / self.parts)
@@ -154,9 +155,9 @@ class Microbatches(OfProblem):
     def _batch_free(self, inputs: Inputs) -> list[bool] | None:
         """Returns which leaves of the latent are the same for all parts.
 
-        Those whose numbers do not depend on the batch, and whose shapes do not either,
-        as that of a token that is repeated for every sample does. None without a
-        common latent, whose Gramian nobody may ask for.
+        These are leaves whose numbers and shapes do not depend on the batch. (The shape
+        of a token that is repeated for every sample does.) Returns None if there is no
+        common latent, because then no method can ask for its Gramian.
         """
         problem = self.problem
         if not problem.has_latent:
@@ -183,8 +184,8 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
     """Returns the arguments of one part: the first is cut, keys are folded.
 
     Raises:
-      ValueError: if the first argument cannot be cut, or another bare array looks like
-        a piece of the batch that would not be.
+      ValueError: if the first argument cannot be cut, or if another argument is an
+        array of the batch's size, because it looks like a piece of the batch.
     """
     if not args:
         raise ValueError(
@@ -198,8 +199,8 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
                 f"the batch leaf `{path_string(path)}` must have a leading axis that "
                 f"{parts} microbatches divide, got shape {jnp.shape(leaf)}."
             )
-        # Not neighbours: of a batch in parallel on several devices, each of them has as
-        # many rows of every part, and nothing is gathered.
+        # The rows of a part are not neighbours. So if several devices share a batch,
+        # each device has equally many rows of every part, and nothing is gathered.
         rows = jnp.reshape(leaf, (size[0] // parts, parts, *jnp.shape(leaf)[1:]))
         return jax.lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False)
 
@@ -220,7 +221,7 @@ def _sum_parts(
     parts: int,
     state: PyTree,
 ) -> tuple[Any, Any, PyTree]:
-    """Sums the first output over the parts, stacks the second, hands on the third."""
+    """Sums the first output over the parts, stacks the second, passes on the third."""
 
     def body(carry: tuple[Any, PyTree], index: jax.Array) -> tuple[Any, Any]:
         total, state = carry

@@ -1,7 +1,7 @@
-"""Model state, such as BatchNorm statistics: who wrote which leaf, and what is next.
+"""Model state, such as BatchNorm statistics: which function wrote it, and the next one.
 
 Every function takes the state last and returns it second. A leaf that comes back as the
-very object that went in was not written, so functions can return all of the state.
+very object that went in was not written, so functions can return the whole state.
 """
 
 import dataclasses
@@ -29,18 +29,18 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Written:
-    """State leaves that one function wrote, by position."""
+    """State leaves that one function wrote, by their position in the state."""
 
     leaves: dict[int, Any]
 
 
 class StateForm(NamedTuple):
-    """How the functions of a problem deal with state.
+    """How the functions of a problem carry state.
 
     Attributes:
-      has_aux: whether they return a third value.
-      labels: rules on the state's paths: who owns which leaf; None if nobody asks.
-      of_samples: whether they are functions of one sample.
+      has_aux: whether the functions return a third value.
+      labels: rules on the state's paths, which say who owns a leaf; None without rules.
+      of_samples: whether the functions take one sample.
     """
 
     has_aux: bool
@@ -54,7 +54,7 @@ class StateForm(NamedTuple):
             return [SHARED] * len(leaves)
         rules = self.labels
         if isinstance(rules, list | tuple) and isinstance(state, Mapping):
-            rules = [name for name in rules if name in state]  # others have no state
+            rules = [name for name in rules if name in state]  # others: no state
         try:
             return jax.tree.leaves(label_params(state, rules))
         except ValueError as error:
@@ -72,13 +72,14 @@ class StateForm(NamedTuple):
         """Makes `f(...) -> (value, (Written, aux))` of `f(...) -> (value, state)`.
 
         Args:
-          function: the user's.
-          name: of the function, for errors.
-          task_position: place of the task among the arguments after the parameters, of
-            a stacked head: it gets its own part of the leaves labelled `"stacked"`.
+          function: the user's function.
+          name: name of the function, for errors.
+          task_position: for a stacked head, place of the task among the arguments after
+            the parameters; the head gets its own part of the leaves labelled
+            `"stacked"`.
         """
         if not callable(function):
-            return function  # an error of `make_problem`
+            return function  # `make_problem` reports it
 
         def run(params: PyTree, *args: Any) -> tuple[Any, tuple[Written, Any]]:
             if not args:
@@ -96,7 +97,7 @@ class StateForm(NamedTuple):
             value, new, aux = call(state, others)
             written = _written(state, new, name)
             if written:
-                # A function inside of `jit` or `checkpoint` returns other objects.
+                # A function inside `jit` or `checkpoint` returns other objects.
                 same = forwarded_inputs(lambda state: call(state, others)[1], state)
                 written = {i: leaf for i, leaf in written.items() if same[i] != i}
             self._check_written(written, state, name, task_position is not None)
@@ -134,7 +135,7 @@ class StateForm(NamedTuple):
         )
 
     def check(self, state: PyTree, tasks: tuple[str, ...], stacked: bool) -> None:
-        """Raises unless labels of the state fit the problem.
+        """Raises unless the labels of the state fit the problem.
 
         Args:
           state: the state.
@@ -186,7 +187,7 @@ class StateForm(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StatefulProblem(OfProblem):
-    """A problem whose functions carry state: evaluations return the new one."""
+    """A problem whose functions carry state: evaluations return the new state."""
 
     problem: Problem[Any]
     form: StateForm
@@ -218,7 +219,7 @@ class StatefulProblem(OfProblem):
         return out._replace(state=state, aux=aux)
 
     def _next(self, inputs: Inputs, aux: Aux, members: Any) -> tuple[PyTree, Any]:
-        """Returns the state that all functions together leave, and the user's aux."""
+        """Returns the new state after all functions, and the user's aux."""
         old = inputs.args[-1]
         new = _NextState(old, self.form.owners(old), self.tasks, inputs.present)
         encode_aux, task_aux = None, None
@@ -226,7 +227,7 @@ class StatefulProblem(OfProblem):
             written, encode_aux = aux.encode
             if aux.tasks is None and inputs.present is not None:
                 self._check_labels(written, old)
-            # Only one function that returns all losses knows nothing of its tasks.
+            # Without functions for single tasks, one function returned all losses.
             name = "`losses`" if aux.tasks is None else "encode"
             new.write(self._first(written), name, by_owner=aux.tasks is None)
         if isinstance(aux.tasks, Mapping):
@@ -241,7 +242,7 @@ class StatefulProblem(OfProblem):
         return new.tree(), user_aux
 
     def _check_labels(self, written: Written, state: PyTree) -> None:
-        """Raises if nobody tells who owns what one function for all tasks wrote."""
+        """Raises if no label says who owns the state that a joint function wrote."""
         if written.leaves and self.form.labels is None:
             raise ValueError(
                 "`state_labels` must say who owns the state "
@@ -252,14 +253,14 @@ class StatefulProblem(OfProblem):
             )
 
     def _first(self, written: Written) -> Written:
-        """Returns what one sample wrote, where all of them wrote the same."""
+        """Returns the state of the first sample: all samples write the same values."""
         if not self.form.of_samples:
             return written
         return Written({i: leaf[0] for i, leaf in written.leaves.items()})
 
 
 class _NextState:
-    """The state, as one function after the other writes its leaves."""
+    """The new state, to which one function after the other writes its leaves."""
 
     def __init__(
         self, state: PyTree, owners: list[str], tasks: tuple[str, ...], present: Any
@@ -275,17 +276,17 @@ class _NextState:
     def write(
         self, written: Written, name: str, task: int | None = None, by_owner=False
     ) -> None:
-        """Takes what a function wrote, unless its task is absent.
+        """Takes the leaves that a function wrote, unless its task is absent.
 
         Args:
-          written: what.
-          name: of the function.
-          task: whose function it is; None for no task's.
-          by_owner: whether a leaf is of the task that owns it.
+          written: the leaves.
+          name: name of the function.
+          task: the task of the function; None if it belongs to no task.
+          by_owner: whether each leaf belongs to the task that its label names.
         """
         for i, leaf in written.leaves.items():
             if leaf is None:
-                continue  # the encoder's, which did not run: see `MarkedProblem`
+                continue  # the encoder's leaf if it did not run: see `MarkedProblem`
             self._claim(i, name)
             label, owner = self._owners[i], task
             own = self._tasks.index(label) if label in self._tasks else None
@@ -301,7 +302,7 @@ class _NextState:
             self._leaves[i] = leaf
 
     def write_stacked(self, written: Written, members: Any) -> None:
-        """Takes what a stacked head wrote, leaves `[members, ...]`."""
+        """Takes the leaves `[members, ...]` that a stacked head wrote."""
         for i, leaf in written.leaves.items():
             self._claim(i, "the stacked head")
             old = jnp.asarray(self._leaves[i])
@@ -336,7 +337,7 @@ def _paths(state: PyTree) -> list[str]:
 
 
 def _written(old: PyTree, new: PyTree, name: str) -> dict[int, Any]:
-    """Returns the leaves of `new` that are not those of `old`, by position."""
+    """Returns the leaves of `new` that differ from those of `old`, by position."""
     before, treedef = jax.tree.flatten(old)
     after, structure = jax.tree.flatten(new)
     if structure != treedef:

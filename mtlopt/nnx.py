@@ -1,4 +1,4 @@
-"""Multi-task training of Flax NNX modules, in the form of NNX.
+"""Multi-task training of Flax NNX modules, in the style of NNX.
 
 ===========================================  =========================================
 plain NNX                                    mtlopt
@@ -65,31 +65,32 @@ def task_grad(
 ) -> "Oracle":
     """Builds the oracle of a module's per-task gradients.
 
-    As `mtlopt.task_grad`, but functions take the module instead of parameters, and a
-    call moves the module's state, such as BatchNorm statistics and counts of dropout,
-    once, as `nnx.grad` does (with microbatches, once for each). If a function writes
-    parameters, as weight normalisation does, they keep their values.
+    It works like `mtlopt.task_grad`, with two differences. Functions take the module
+    instead of parameters. And like `nnx.grad`, a call moves the module's state, such as
+    BatchNorm statistics and dropout counts, once (with microbatches, once for each
+    microbatch). If a function writes parameters, as weight normalisation does, they
+    keep their values.
 
     Args:
       losses: as in `mtlopt.task_grad`, such as a mapping from task to
         `loss(model, z, *args) -> scalar`.
       labels: rules on the paths of the parameters, see `label_params`, or labels from
-        `label_modules`. Labels of leaves that no rule covers, of all without rules, are
-        found from the program, see `infer_labels`: `{"trunk": "frozen"}` is enough.
+        `label_modules`. For leaves without a rule, the labels are found from the
+        program, see `infer_labels`: so `{"trunk": "frozen"}` is enough.
       encode: `encode(model, *args) -> z`.
-      wrt: which variables are trained: a filter of NNX. The others are constants, such
-        as the base of a network whose adapters are trained, `wrt=nnx.LoRAParam`.
+      wrt: which variables to train: a filter of NNX. All others are constants, such as
+        the base of a network whose adapters are trained, `wrt=nnx.LoRAParam`.
       has_aux: whether functions return a pair `(value, aux)`.
-      **options: further ones of `mtlopt.task_grad`, first of all `tasks`: the names of
-        the tasks, if `losses` is one function. Model state is always on.
+      **options: further options of `mtlopt.task_grad`. If `losses` is one function,
+        pass `tasks`, the names of the tasks. Model state is always on.
 
     Returns:
       An `Oracle` of modules.
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if an argument has a wrong value; later, at the first call with such
-        a module, if labels, leaves and functions do not agree.
+      ValueError: if an argument has a wrong value. At the first call with a new kind of
+        module, if labels, leaves and functions do not agree.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt, optax
@@ -120,13 +121,13 @@ def task_grad(
 
 
 class Pure(NamedTuple):
-    """A module as arrays and functions of them: for `mtlopt.train_step`.
+    """A module split into arrays and functions of them, for `mtlopt.train_step`.
 
     Attributes:
-      params: the trained variables, copied, so that they may be donated.
-      state: the others, likewise.
+      params: the trained variables, copied, so that you may donate them.
+      state: all other variables, copied as well.
       oracle: a `mtlopt.Oracle` of both: `oracle(params, *args, state)`.
-      merge: from parameters and state to a module.
+      merge: function from parameters and state to a module.
     """
 
     params: PyTree
@@ -136,7 +137,7 @@ class Pure(NamedTuple):
 
 
 class Oracle:
-    """Per-task gradients of modules: built by `task_grad`.
+    """Per-task gradients of modules; `task_grad` builds it.
 
     Attributes:
       tasks: names of the tasks, in the order of the losses.
@@ -154,7 +155,7 @@ class Oracle:
         self._losses, self._encode = losses, encode
         self._rules, self._wrt = labels, wrt
         self._has_aux, self._options = has_aux, options
-        # Arguments are looked at before there is a module.
+        # Arguments are checked here, before there is a module.
         given = sorted({"has_state", "state_labels"} & options.keys())
         if given:
             raise TypeError(
@@ -200,12 +201,12 @@ class Oracle:
         return grads
 
     def losses(self, model: Any, *args: Any) -> jax.Array:
-        """Returns the losses `[tasks]` of a forward pass that moves no state."""
+        """Returns the losses `[tasks]` of a forward pass that changes no state."""
         graphdef, params, state = _split(model, self._wrt)
         return self._pure(graphdef, params, args, state).losses(params, *args, state)
 
     def labels(self, model: Any, *args: Any) -> PyTree:
-        """Returns who owns which parameter of a module.
+        """Returns the labels of a module's parameters.
 
         Args:
           model: a module.
@@ -220,10 +221,10 @@ class Oracle:
         return by_task(self.tasks, values, axis)
 
     def pure(self, model: Any, *args: Any) -> Pure:
-        """Returns the module as arrays, and the oracle of these.
+        """Returns the module as arrays, and an oracle that takes these arrays.
 
         Args:
-          model: a module; shapes, as from `nnx.eval_shape`, remain shapes.
+          model: a module; shapes, such as from `nnx.eval_shape`, remain shapes.
           *args: arguments of the functions, if labels are found from the program.
 
         Examples:
@@ -251,7 +252,7 @@ class Oracle:
         args: tuple[Any, ...],
         state: PyTree,
     ) -> PureOracle:
-        """Returns the oracle of modules with this graph; labels are found once."""
+        """Returns the oracle of modules with this graph; finds its labels once."""
         if graphdef in self._oracles:
             return self._oracles[graphdef]
 
@@ -278,7 +279,7 @@ class Oracle:
         args: tuple[Any, ...],
         state: PyTree,
     ) -> PyTree:
-        """Returns labels from rules and the program; all functions are traced."""
+        """Returns labels from rules and from the program of all functions."""
 
         def guess(leaf: Any) -> str:
             is_stack = self._stacked and jnp.shape(leaf)[:1] == (self.num_tasks,)
@@ -324,7 +325,7 @@ class Oracle:
     def _of_arrays(
         self, function: Callable[..., Any], graphdef: nnx.GraphDef[Any], name: str
     ) -> Callable[..., Any]:
-        """Makes `f(params, ..., state) -> (value, state)` of `f(model, ...)`."""
+        """Makes `f(params, ..., state) -> (value, state)` from `f(model, ...)`."""
 
         def run(params: PyTree, *args: Any) -> Any:
             *others, state = args
@@ -353,14 +354,14 @@ class Oracle:
 
 
 class Optimizer(nnx.Optimizer):
-    """`nnx.Optimizer` that takes a whole chain, weightings and aggregator included.
+    """`nnx.Optimizer` that takes a whole chain, with weightings and an aggregator.
 
-    Its `update(model, grads)` takes what an `Oracle` returns, or ordinary gradients.
+    Its `update(model, grads)` takes the result of an `Oracle`, or ordinary gradients.
 
     Args:
       model: a module.
       tx: a chain with an aggregator.
-      wrt: which variables are trained, as in `task_grad`.
+      wrt: which variables to train, as in `task_grad`.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt, optax
@@ -382,15 +383,16 @@ class Optimizer(nnx.Optimizer):
 
         Args:
           model: the module.
-          grads: from an `Oracle`; ordinary gradients go to `nnx.Optimizer`.
-          **kwargs: for the transforms.
+          grads: the result of an `Oracle`; ordinary gradients are passed to
+            `nnx.Optimizer`.
+          **kwargs: further arguments for the transforms.
 
         Returns:
           The updates.
 
         Raises:
           TypeError: if the chain has no aggregator, or `grads` is a `Grad`.
-          ValueError: if `wrt` or `model` is not that of the gradients.
+          ValueError: if `wrt` or `model` differs from that of the gradients.
         """
         check_no_grad(grads, "mtlopt.nnx.Optimizer.update")
         if not isinstance(grads, TaskGrads):
@@ -417,13 +419,13 @@ def label_modules(
     Args:
       model: a module.
       wrt: which variables are trained.
-      **heads: for each task its module, a part of `model`, or several.
+      **heads: for each task its module, which is a part of `model`, or several modules.
 
     Returns:
-      Labels of the parameters; what is in no head is shared.
+      Labels of the parameters; parameters outside of the heads are shared.
 
     Raises:
-      ValueError: if a head is no part of the model.
+      ValueError: if a head is not a part of the model.
 
     Examples:
       >>> import mtlopt
@@ -458,7 +460,7 @@ def _is_variable(node: Any) -> bool:
 
 
 def _split(model: Any, wrt: Any) -> tuple[nnx.GraphDef[Any], PyTree, PyTree]:
-    """Returns graph, parameters and the other state, without boxes."""
+    """Returns the graph, the parameters and the other state, without boxes."""
     graphdef, params, state = nnx.split(model, wrt, ...)
     if not jax.tree.leaves(params):
         raise ValueError(
@@ -480,10 +482,11 @@ def _split(model: Any, wrt: Any) -> tuple[nnx.GraphDef[Any], PyTree, PyTree]:
 def _state_owners(
     params: PyTree, labels: PyTree, state: PyTree, num_tasks: int
 ) -> PyTree:
-    """Returns who owns which leaf of the state.
+    """Returns who owns each leaf of the state.
 
-    That is the label which all parameters of the nearest module around it have that has
-    any which move.
+    The search starts at the module of the leaf and goes outward to the first module
+    that has moving parameters. If these all have one label, it owns the leaf; otherwise
+    the leaf is shared.
     """
     paths = [path.split("/") for path, _ in leaf_paths(params)]
     names = jax.tree.leaves(labels)

@@ -1,4 +1,4 @@
-"""`Oracle`: losses and gradients of the tasks, of one problem."""
+"""`Oracle`: losses and gradients of the tasks of one problem."""
 
 import dataclasses
 import operator
@@ -34,25 +34,25 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Oracle:
-    """Per-task gradients of one problem: built by `task_grad`.
+    """Per-task gradients of one problem; `task_grad` builds it.
 
-    Every call takes the parameters and then the arguments of the user's functions, and
-    is meant to run inside `jax.jit`, where what nobody reads costs nothing.
+    Every call takes the parameters and then the arguments of the user's functions. Call
+    it inside `jax.jit`: there, results that are not used cost nothing.
 
     Attributes:
       problem: the problem, in one of the shapes of `task_grad`.
       labels: rules on the parameters, as given.
       headless: tasks that have no parameters of their own.
       has_state: whether the last argument of a call is the model's state.
-      checked: signatures at which labels and functions were found to agree.
+      checked: signatures for which labels and functions are known to agree.
     """
 
     problem: Problem[Any]
     labels: Rules
     headless: tuple[str, ...]
     has_state: bool
-    # Signatures at which labels and functions were found to agree: eager calls need
-    # not trace the functions again for it.
+    # Signatures for which labels and functions are known to agree: eager calls need not
+    # trace the functions again.
     checked: set[Any] = dataclasses.field(default_factory=set, repr=False)
 
     @property
@@ -69,16 +69,18 @@ class Oracle:
         """Returns losses and gradients of all tasks, for a chain of transforms.
 
         Args:
-          params: parameters, a pytree of arrays, of floating point unless frozen.
+          params: parameters, a pytree of arrays; all except frozen leaves are of
+            floating point.
           *args: arguments of the functions: batch, keys, and last the model's state.
           present: `[tasks]` bool, or a mapping from task to bool: the tasks that have
-            labels in this batch. Every method leaves absent tasks out, which is not
-            the same as a zero gradient; chain `per_label` after the aggregator, so that
-            their heads do not move. An absent task's loss may be anything, NaN
-            included, but it must be finite if one function returns all losses and marks
-            no latent. If `present` is made of Python bools or is a NumPy array,
-            the functions of absent tasks are not run: their losses are zero, and they
-            have no entry in `aux.tasks`. Each pattern then has a program of its own.
+            labels in this batch. Every method leaves absent tasks out, which differs
+            from a zero gradient. Chain `per_label` after the aggregator, so that heads
+            of absent tasks do not move. An absent task's loss may be anything, NaN
+            included, unless one function returns all losses and marks no latent: then
+            it must be finite. If `present` is a NumPy array or made of Python bools,
+            the functions of absent tasks do not run: their losses are zero, and they
+            have no entry in `aux.tasks`. Each pattern of absent tasks then compiles its
+            own program.
 
         Returns:
           `TaskGrads`.
@@ -92,7 +94,7 @@ class Oracle:
         present: Any,
         moving: jax.Array | None = None,
     ) -> TaskGrads:
-        """Returns the gradients; of tasks that are not `moving` the state stays."""
+        """Returns the gradients; state of tasks outside of `moving` does not change."""
         members = None
         if present is not None:
             present = as_mask("present", present, self.tasks)
@@ -109,7 +111,7 @@ class Oracle:
         losses, linear = out.losses, out.linear
         if members is not None:
             losses, linear = members.spread(losses), linear.spread(members)
-        # Who has samples in the batch is known when the program runs.
+        # The program finds the tasks that have samples in the batch when it runs.
         decided = members is not None and self.problem.present(args) is None
         return TaskGrads(
             losses=losses,
@@ -135,18 +137,19 @@ class Oracle:
         """Returns the gradient of one task's loss, or of a group's summed loss.
 
         Args:
-          task: name or index of a task, whose loss is the only one that is run or
-            traced: `args` may be a batch of that task alone. The index may be traced
-            where heads are stacked. Or weights, `[tasks]` or by name, such as the
-            members of a group: the gradient of the weighted sum. All heads run for it,
-            and in a problem without `encode` every task's pass through the network.
+          task: name or index of a task, or weights. For a name or an index, only this
+            task's loss runs, so `args` may be a batch of that task alone; the index may
+            be traced if heads are stacked. Weights, `[tasks]` or by name, give the
+            gradient of the weighted sum, such as over the members of a group. With
+            weights all heads run; without `encode`, every task's pass through the
+            network runs as well.
           params: parameters.
           *args: arguments of the functions.
           present: with weights, `[tasks]` bool as in `__call__`.
 
         Returns:
-          A `Grad`: the task's loss, or all losses for weights, and the gradient, zero
-          at the heads of other tasks.
+          A `Grad`: the task's loss (with weights, all losses) and the gradient, which
+          is zero for the heads of other tasks.
         """
         if isinstance(task, Mapping | list | tuple):
             task = named_vector("task", task, self.tasks)
@@ -176,7 +179,7 @@ class Oracle:
             )
         one = Members((task,), self.num_tasks) if isinstance(task, int) else None
         inputs = self._inputs(params, args, members=one)
-        if self.has_state:  # the others' heads stand still
+        if self.has_state:  # state of other tasks does not change
             alone = jnp.arange(self.num_tasks) == task
             inputs = dataclasses.replace(inputs, present=alone)
         out = self._evaluate(inputs, [task])
@@ -190,8 +193,8 @@ class Oracle:
     ) -> Grad:
         """Returns the summed loss's gradient over one block of leaves.
 
-        Under `jit` the other block's gradient is never built: for `"task"` the encoder
-        runs forward only.
+        Under `jit` the gradient of the other block is never computed: for `"task"` the
+        encoder runs forward only.
 
         Args:
           block: `"shared"`, or `"task"` for all heads.
@@ -200,7 +203,7 @@ class Oracle:
           present: `[tasks]` bool, see `__call__`.
 
         Returns:
-          A `Grad`: all losses, and the gradient, zero in the other block.
+          A `Grad`: all losses, and the gradient, which is zero in the other block.
         """
         check_choice("block", block, ("shared", "task"))
         grads = self(params, *args, present=present)
@@ -222,7 +225,7 @@ class Oracle:
           *args: arguments of the losses.
 
         Returns:
-          A `Grad`: all losses, and the gradient, zero at the shared leaves.
+          A `Grad`: all losses, and the gradient, which is zero for the shared leaves.
 
         Raises:
           ValueError: if the oracle has no `encode`.
@@ -240,7 +243,8 @@ class Oracle:
 
         Args:
           args: arguments of the functions.
-          given: what is known of it, `[tasks]` bool or by name; None for all.
+          given: the tasks that the caller says are present, `[tasks]` bool or by name;
+            None for all.
         """
         if given is not None:
             given = as_mask("present", given, self.tasks)
@@ -258,7 +262,7 @@ class Oracle:
             time.
 
         Returns:
-          A mapping from label to bool, to be passed as `active`.
+          A mapping from label to bool; pass it to `per_label` as `active`.
         """
         members = as_mask("members", members, self.tasks)
         return self.partition(params).active(members)
@@ -270,19 +274,21 @@ class Oracle:
         present: Any = None,
         method: optax.GradientTransformation | None = None,
     ) -> StepPlan:
-        """Returns which shared leaf has rows, which is layerwise, and a step's memory.
+        """Returns how each shared leaf's gradients are made, and the memory of a step.
 
-        It compiles the step, but runs nothing: shapes will do in place of arrays.
+        It compiles the step but runs nothing, so you may pass shapes instead of arrays.
 
         Args:
           params: parameters.
           *args: arguments of the functions.
           present: as in `__call__`; a mask of Python bools or NumPy.
-          method: an aggregator, or a chain with one; default: the Gramian and one
-            combination, which all methods on Gramians need.
+          method: an aggregator, or a chain with one. By default the step computes the
+            Gramian (inner products of all tasks' gradients) and one combination, as all
+            methods on Gramians do.
 
         Returns:
-          A `StepPlan`. Methods that read the rows themselves make them in any case.
+          A `StepPlan`. A method that reads entries of the rows (the tasks' gradients)
+          makes the rows of every leaf.
 
         Examples:
           >>> import jax.numpy as jnp
@@ -317,7 +323,7 @@ class Oracle:
         return StepPlan(leaves, *counts)
 
     def named(self, values: PyTree, axis: int = 0) -> dict[str, PyTree]:
-        """Returns the entries of arrays with a task axis by task, as to log losses.
+        """Returns the entries of arrays with a task axis by task, to log them, say.
 
         Args:
           values: a pytree of arrays, such as losses or `task_weights`, `[tasks, ...]`.
@@ -326,7 +332,7 @@ class Oracle:
         return by_task(self.tasks, values, axis)
 
     def partition(self, params: PyTree) -> Partition:
-        """Returns who owns which leaf, after checking labels, leaves and tasks."""
+        """Returns the partition by label, after checking labels, leaves and tasks."""
         return partition_params(
             params,
             self.labels,
@@ -360,10 +366,10 @@ class Oracle:
         z: PyTree = None,
         members: Members | None = None,
     ) -> Inputs:
-        """Cuts the parameters by label, after checking them against the functions.
+        """Splits the parameters by label, after checking them against the functions.
 
-        On a given latent `encode` does not run, and may not accept the arguments. Nor
-        may the functions of tasks that are not `members`.
+        On a given latent `encode` does not run, and may not accept the arguments. The
+        functions of tasks outside of `members` may not accept them, either.
         """
         partition = self.partition(params)
         inputs = Inputs(*partition.split(params), args, partition)

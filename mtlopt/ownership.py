@@ -1,4 +1,4 @@
-"""Who may read which leaf: labels held against the program, or found from it."""
+"""Which function may read which leaf: labels checked against the program, or found."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -37,19 +37,19 @@ def check_ownership(
 ) -> None:
     """Raises if a function reads a leaf that its label does not let it read.
 
-    Frozen leaves are anybody's.
+    Every function may read frozen leaves.
 
-    Without this check such a leaf would silently miss a part of its gradient. Raises as
-    well if `encode` reads nothing that is shared, or a loss nothing of its own task:
-    the trunk, or the head, would silently stay.
+    Without this check such a leaf would silently lose a part of its gradient. The check
+    also raises if `encode` reads no shared leaf, or a loss reads no leaf of its own
+    task: the trunk, or the head, would silently not train.
 
     Args:
       problem: the problem.
       partition: the labels.
       params: parameters.
       args: arguments of the functions.
-      z: a latent to read instead of what `encode` returns, which is then not run.
-      members: indices of the tasks whose functions are looked at; None for all.
+      z: a latent to read instead of the result of `encode`, which then does not run.
+      members: indices of the tasks whose functions are checked; None for all.
 
     Raises:
       ValueError: names the function, the leaf's path and its label.
@@ -118,7 +118,7 @@ def check_ownership(
 def _advice(
     reads: Reads, readers: list[str], leaf: int, partition: Partition, everyone: bool
 ) -> str:
-    """What to do about a leaf of another task that a loss reads."""
+    """Says what to do about a leaf of another task that a loss reads."""
     encoded = reads.encode is not None and reads.encode[leaf]
     if everyone and len(readers) == 1 and not encoded:
         owner, label, used = readers[0], partition.labels[leaf], reads.tasks or {}
@@ -136,7 +136,7 @@ def _advice(
 
 
 def _through_latent(reads: Reads) -> str:
-    """How a head gets at what is shared."""
+    """Says how a head gets the values that depend on shared leaves."""
     if reads.marked:
         return (
             "Read what mtlopt.latent returns. If a head needs the leaf itself, mark it "
@@ -159,31 +159,31 @@ def infer_labels(
     state_labels: Rules | None = None,
     rules: Rules | None = None,
 ) -> PyTree:
-    """Finds from the program itself who owns which parameter leaf.
+    """Finds from the program itself which task owns which parameter leaf.
 
-    A leaf that `encode` reads, or that several tasks' losses read, is shared; a leaf
-    that one task's loss reads is that task's; what stacked heads read is stacked.
-    Leaves that are not of floating point cannot be trained: they are frozen. Nothing is
-    computed: the functions are traced on shapes.
+    A leaf that `encode` or several tasks' losses read is shared. A leaf that only one
+    task's loss reads belongs to that task, and a leaf that stacked heads read is
+    stacked. Leaves that are not of floating point cannot be trained: they are frozen.
+    Nothing is computed, because the functions are traced on shapes.
 
     Args:
       losses: as in `task_grad`.
       params: parameters, arrays or `jax.ShapeDtypeStruct`.
-      *args: arguments of the functions, likewise.
+      *args: arguments of the functions, arrays or shapes as well.
       encode: as in `task_grad`.
       tasks: as in `task_grad`.
       has_aux: as in `task_grad`.
       has_state: as in `task_grad`.
       state_labels: as in `task_grad`.
       rules: a mapping from path to label, see `label_params`, for leaves whose labels
-        you know, such as frozen ones.
+        you know, such as frozen leaves.
 
     Returns:
       Labels with the structure of `params`.
 
     Raises:
-      ValueError: if no function reads a leaf, a loss reads a leaf that `encode` reads,
-        the losses cannot be told apart, or a rule matches no leaf.
+      ValueError: if a leaf is read by no function, if a loss reads a leaf that `encode`
+        reads, if the losses cannot be told apart, or if a rule matches no leaf.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -256,7 +256,7 @@ def infer_labels(
 
 
 def _trace_reads(problem: Problem[Any], params: PyTree, args: tuple[Any, ...]) -> Reads:
-    """Runs `problem.reads` on shapes; what is not an array stays as it is."""
+    """Runs `problem.reads` on shapes; leaves that are not arrays do not change."""
     arrays, join = split_arrays(args)
     found: list[Reads] = []
 

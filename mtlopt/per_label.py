@@ -1,4 +1,4 @@
-"""One inner optimizer state per label, advanced only when that label moves."""
+"""One inner optimizer state per label, which changes only when that label moves."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ class PerLabelState(NamedTuple):
     """State of `per_label`.
 
     Attributes:
-      inner_states: mapping from label to inner state; that of stacked heads has a
+      inner_states: mapping from label to inner state; the state of stacked heads has a
         leading task axis on every leaf.
     """
 
@@ -41,11 +41,11 @@ def advance(
       updates: its input.
       state: its state.
       params: parameters, or None.
-      active: bool scalar; None for yes. A Python bool decides at trace time.
+      active: bool scalar; None means True. A Python bool decides at trace time.
       **extra_args: passed on.
 
     Returns:
-      The updates (zero if not active) and the state.
+      The updates, which are zero if not active, and the state.
     """
     if active is False:
         return jax.tree.map(jnp.zeros_like, updates), state
@@ -61,34 +61,36 @@ def per_label(
     inner: optax.GradientTransformation | Callable[[str], optax.GradientTransformation],
     labels: Rules,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gives every label its own state of one optimizer, so that it can stand still.
+    """Gives every label its own optimizer state, so that single labels can pause.
 
     An optimizer with memory goes on moving a head whose task had no labels in the
-    batch: a zero gradient is not the absence of a step. Behind this wrapper, the leaves
-    and the state of a label that is not active stay bit for bit the same. Every task of
-    stacked heads counts as a label of its own. Frozen leaves have no state and updates
-    of zeros, so that `inner` cannot move them either: weight decay would, outside.
+    batch: even with a zero gradient it makes a step. With this wrapper, the leaves and
+    the state of a label that is not active stay the same, bit for bit. Every task of
+    stacked heads counts as a label of its own. Frozen leaves have no state, and their
+    updates are zeros. So `inner` cannot move them, while weight decay outside of the
+    wrapper can.
 
-    `update` takes the keyword `active`: a mapping from label to a bool scalar (for
-    `"stacked"` also a `[tasks]` bool vector), labels that it leaves out being active;
-    or None for all. `TaskGrads.active` is that mapping for a batch with absent tasks.
-    What a Python `False` stops is left out of the compiled program.
-    The optimizer runs on each label apart, so what it computes over all its leaves
-    (such as a global norm) is over one label's. A schedule inside counts the steps of
-    one label: while a task is absent, its learning rate stands still. For the rate of
-    the global step, chain the schedule after this wrapper, as in
+    `update` takes the keyword `active`: None for all labels, or a mapping from label to
+    a bool scalar (for `"stacked"` also a `[tasks]` bool vector). Labels that are not in
+    the mapping are active. `TaskGrads.active` is this mapping for a batch with absent
+    tasks. A Python `False` leaves the label's update out of the compiled program. The
+    optimizer runs on each label separately, so a quantity over all leaves (such as a
+    global norm) covers one label's leaves. A schedule inside counts the steps of one
+    label: while a task is absent, its learning rate does not change. If a schedule must
+    count global steps, chain it after this wrapper, as in
     `chain(per_label(scale_by_adam(), labels), scale_by_learning_rate(schedule))`.
 
     Args:
-      inner: any Optax optimizer, or a function from label to one.
-      labels: who owns which leaf, see `label_params`.
+      inner: any Optax optimizer, or a function from label to optimizer.
+      labels: which leaf is shared and which belongs to which task, see `label_params`.
 
     Returns:
-      A transform to chain behind the aggregator.
+      A transform to chain after the aggregator.
 
     Raises:
-      TypeError: if `inner` is no optimizer and does not return one; at an update with
-        `TaskGrads`, which no aggregator has seen yet.
+      TypeError: if `inner` is neither an optimizer nor a function that returns an
+        optimizer. At an update, if it gets `TaskGrads`, because the chain has no
+        aggregator before it.
       ValueError: if `active` names a label that no leaf has, or has a wrong shape.
 
     Examples:
@@ -170,7 +172,7 @@ def per_label(
 
 
 def _check_state(state: PerLabelState, updates: PyTree, names: PyTree) -> None:
-    """Raises unless there is a state of each label, and of each stacked head."""
+    """Raises unless each label, and each stacked head, has a state."""
     found = set(state.inner_states)
     expected = set(jax.tree.leaves(names)) - {FROZEN}
     if found != expected:
@@ -186,7 +188,7 @@ def _check_state(state: PerLabelState, updates: PyTree, names: PyTree) -> None:
 
 
 def _as_flag(label: str, flag: Any, own: PyTree) -> jax.Array:
-    """Returns `active[label]`, for stacked heads one flag a task."""
+    """Returns `active[label]`; for stacked heads one flag per task."""
     flag = jnp.asarray(flag)
     shape = jnp.shape(jax.tree.leaves(own)[0])[:1] if label == STACKED else ()
     if flag.shape not in ((), shape):

@@ -1,7 +1,7 @@
 """The shapes of a multi-task problem, each reduced to a `Linearization`.
 
-`HeadProblem`: heads on the latent of one encoder (hard parameter sharing), or without
-an encoder one function per task, each with its own use of the shared leaves.
+`HeadProblem` has heads on the latent of one encoder (hard parameter sharing). Without
+an encoder it has one function per task, each with its own use of the shared leaves.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ NO_LATENT = (
 
 
 class Aux(NamedTuple):
-    """Second values of the functions of a problem.
+    """Second values (aux) that the functions of a problem returned.
 
     Attributes:
-      encode: what `encode` returned beside the latent; for a problem given by one
-        function, what that function returned beside the losses.
-      tasks: mapping from task to what its loss returned beside; for stacked heads one
+      encode: the second value of `encode`; for a problem given by one function, the
+        second value of that function.
+      tasks: mapping from task to the second value of its loss; for stacked heads one
         pytree with a leading task axis.
     """
 
@@ -45,7 +45,7 @@ class Aux(NamedTuple):
 class Evaluation(NamedTuple, Generic[Linear]):
     """Losses `[members]` and their linearization, at one batch.
 
-    `state` is the model's after it; None without.
+    `state` is the model's state after the batch; None without state.
     """
 
     losses: jax.Array
@@ -70,8 +70,8 @@ class Reads(NamedTuple):
 
     Attributes:
       encode: per leaf, whether `encode` reads it; None without `encode`.
-      tasks: mapping from task to the same of its loss; None if the losses cannot be
-        told apart.
+      tasks: mapping from task to a list that says, per leaf, whether its loss reads it;
+        None if the losses cannot be told apart.
       marked: whether `encode` is the part of one function before `mtlopt.latent`.
     """
 
@@ -85,11 +85,12 @@ class Problem(Protocol[Linear]):
 
     Attributes:
       tasks: names of the tasks, in the order of the losses.
-      has_latent: whether the tasks meet in one latent, or may: see `latent`.
+      has_latent: whether the tasks share one latent; may be True if it is not yet
+        known, see `latent`.
       stacked: whether the heads of all tasks are stacked along a leading axis.
       takes_traced_task: whether the index of a task may be traced.
-      label_counts: from arguments to the labels of each task, `[tasks]`; None if the
-        problem does not know.
+      label_counts: function from arguments to the number of labels of each task,
+        `[tasks]`; None if the problem does not know these numbers.
     """
 
     @property
@@ -108,7 +109,7 @@ class Problem(Protocol[Linear]):
     def label_counts(self) -> Callable[..., Any] | None: ...
 
     def present(self, args: tuple[Any, ...]) -> jax.Array | None:
-        """Returns which tasks the batch has labels of, bool `[tasks]`; None for all."""
+        """Returns which tasks have labels in a batch, bool `[tasks]`; None: all."""
         ...
 
     def losses(
@@ -123,8 +124,8 @@ class Problem(Protocol[Linear]):
         """Returns losses and gradients.
 
         Args:
-          inputs: where.
-          factors: `[tasks]`, factors of all losses and gradients; None for one.
+          inputs: the point at which to evaluate.
+          factors: `[tasks]`, factors of all losses and gradients; None for no factors.
           members: indices of the tasks to evaluate; None for all.
         """
         ...
@@ -134,9 +135,9 @@ class Problem(Protocol[Linear]):
         ...
 
     def latent(self, inputs: Inputs) -> PyTree:
-        """Returns the latent, without aux; raises if there is none.
+        """Returns the latent, without aux; raises if the problem cannot have one.
 
-        None if `has_latent` is true because there might have been one.
+        Returns None if the problem could have a latent but this function marks none.
         """
         ...
 
@@ -152,18 +153,18 @@ class Problem(Protocol[Linear]):
 
         Args:
           params: parameters.
-          stacked: which leaves have a leading task axis; None for those of floating
-            point that `encode` does not read.
+          stacked: which leaves have a leading task axis; None for all floating-point
+            leaves that `encode` does not read.
           args: arguments of the functions.
-          z: a latent to read instead of what `encode` returns, which is then not run;
-            `stacked` must be given.
-          members: indices of the tasks to look at; None for all.
+          z: a latent to read instead of the result of `encode`, which then does not
+            run; `stacked` must be given.
+          members: indices of the tasks to check; None for all.
         """
         ...
 
 
 def check_moves(latent: Leaves, inputs: Inputs) -> None:
-    """Raises if leaves are shared but nothing of the latent depends on them."""
+    """Raises if leaves are shared but no leaf of the latent depends on them."""
     if inputs.shared and not latent:
         raise ValueError(
             "`encode` must return, or mtlopt.latent mark, at least one floating-point "
@@ -173,7 +174,7 @@ def check_moves(latent: Leaves, inputs: Inputs) -> None:
 
 
 class OfHeads:
-    """Answers that follow from a problem's `encode` and its head functions."""
+    """Properties that follow from a problem's `encode` and its head functions."""
 
     encode: Callable[..., Any] | None
     head_fns: HeadFns
@@ -196,7 +197,7 @@ class OfHeads:
 
 
 class OfProblem:
-    """Answers of a problem that contains another: those of that one."""
+    """Properties of a problem that contains another problem: it passes them on."""
 
     problem: Problem[Any]
 
@@ -345,9 +346,9 @@ class HeadProblem(OfHeads):
     ) -> Callable[[jax.Array], tuple[Leaves, Leaves]] | None:
         """Returns the pullback of the losses to the heads' leaves and the latent.
 
-        Unlike the rows it never separates the tasks' gradients of the latent: for
-        stacked heads those are T times the latent's size. Some of the tasks have none:
-        it would run the functions of all.
+        It never separates the latent gradients of the tasks, unlike the rows: for
+        stacked heads these have T times the latent's size. Returns None for some of the
+        tasks, because it would run the functions of all tasks.
         """
         if members is not None:
             return None

@@ -19,8 +19,8 @@ class MaximumRoamingState(NamedTuple):
 
     Attributes:
       masks: the units that each task uses, a pytree of bool `[tasks, units]`.
-      visited: those that it uses or has used before, likewise.
-      count: steps so far, int32.
+      visited: the units that each task uses or has used, in the same form.
+      count: number of steps so far, int32.
       key: PRNG key of the next swap.
     """
 
@@ -31,7 +31,7 @@ class MaximumRoamingState(NamedTuple):
 
 
 class MaximumRoaming(NamedTuple):
-    """What `maximum_roaming` returns.
+    """The result of `maximum_roaming`.
 
     Attributes:
       init: `init(key=0)` returns the state before training, from a seed or a key.
@@ -50,7 +50,7 @@ def maximum_roaming(
     *,
     interval: int | None = None,
 ) -> MaximumRoaming:
-    r"""Lets every task use a part of each layer's units, and visit them all in time.
+    r"""Lets every task use a part of each layer's units, and all of them over time.
 
     .. math::
         i_- \sim \mathcal{U}(A_t), \quad
@@ -58,41 +58,43 @@ def maximum_roaming(
         A_t \leftarrow (A_t \setminus \{i_-\}) \cup \{i_+\}, \quad
         B_t \leftarrow B_t \cup \{i_+\}
 
-    every `Delta` steps, for each task and layer: of the layer's `S` units, `A_t` are
-    those that task `t` uses, `B_t` those that it has used so far. After `S - |A_t|`
-    swaps every task has visited every unit; then the masks stay as they are.
+    This swap happens every `Delta` steps, for each task `t` and layer. `S` is the
+    layer's number of units, `A_t` is the set of units that the task uses, and `B_t` the
+    set that it has used so far. After `S - |A_t|` swaps every task has visited every
+    unit, and the masks no longer change.
 
-    A task uses `|A_t| = ceil(p S)` units throughout, for the sharing ratio `p`. They
-    are drawn at random such that all units are in use where `p T >= 1` for `T` tasks,
-    and that no two tasks begin with a common unit where `T |A_t| <= S`. So `p = 1 / T`
-    is a partition of a width that `T` divides, and `p = 1` the ordinary network.
+    A task uses `|A_t| = ceil(p S)` units throughout, for the sharing ratio `p`. The
+    first units are drawn at random. With `T` tasks, they cover all units if `p T >= 1`,
+    and no two tasks begin with a common unit if `T |A_t| <= S`. So `p = 1 / T` gives a
+    partition if `T` divides the width, and `p = 1` is the ordinary network.
 
-    A network takes part by multiplying the units (channels) of its hidden layers by the
-    mask of the task that it runs for, see `task_masks`. Units that are masked then get
-    a gradient of exactly zero from that task. As every task has its own latent, the
-    oracle is that of losses without `encode` (see `task_grad`).
+    To use roaming, multiply the units (channels) of each hidden layer by the mask of
+    the task that the network runs for, see `task_masks`. Masked units then get a
+    gradient of exactly zero from that task. As every task has its own latent, use an
+    oracle of losses without `encode` (see `task_grad`).
 
     Args:
       num_tasks: number of tasks `T`.
       widths: pytree of the number of units `S` of each layer, such as
         `{"dense1": 512, "dense2": 512}`.
       sharing_ratio: `p`, above 0 and at most 1.
-      num_steps: training steps within which every task shall have trained every unit
-        for at least `Delta` steps; at least `S - |A_t| + 1`.
-      interval: `Delta`, the same in all layers. By default each layer's own, the
-        longest that `num_steps` allows: `num_steps // (S - |A_t| + 1)`.
+      num_steps: number of training steps within which every task trains every unit for
+        at least `Delta` steps; at least `S - |A_t| + 1`.
+      interval: `Delta`, the same in all layers. By default each layer has its own
+        `Delta`, the longest that `num_steps` allows: `num_steps // (S - |A_t| + 1)`.
 
     Returns:
-      A pair `(init, update)`: `init(key)` makes the first masks, and `update(state)`
-      is called once after each training step. Both are pure, for `jit`, `vmap` (over
+      A pair `(init, update)`: `init(key)` makes the first masks. Call `update(state)`
+      once after each training step. Both are pure functions, for `jit`, `vmap` (over
       keys or states) and `scan`.
 
     Raises:
-      ValueError: if an argument is out of its range, or `update` is given a state of
+      ValueError: if an argument is out of its range, or if `update` gets a state of
         other tasks or widths.
 
     Examples:
-      The paper's Figure 1: two tasks, ten units, `p = 0.6`; visited after four swaps.
+      The paper's Figure 1 with two tasks, ten units and `p = 0.6`: each task has
+      visited all units after four swaps.
 
       >>> import jax, mtlopt
       >>> roaming = mtlopt.maximum_roaming(2, {"layer": 10}, 0.6, num_steps=10)
@@ -109,16 +111,16 @@ def maximum_roaming(
 
     References:
       Pascal, Michiardi, Bost, Huet and Zuluaga, *Maximum roaming multi-task learning*,
-      AAAI 2021, https://arxiv.org/abs/2006.09762: the update plan and Figure 1.
+      AAAI 2021, https://arxiv.org/abs/2006.09762: the swaps above and Figure 1.
 
     Note:
-      The paper has one `Delta` for all layers (pass `interval`), so that narrow layers
-      finish early; a `Delta` for each layer, by which all finish together, is that of
-      the authors' later code. The paper draws the first masks from a Bernoulli
-      distribution, under the constraints that every unit is in use and all tasks use
-      equally many, and does not say how. The authors' code rounds `p S` up, as here,
-      and gives unit `i` to task `i mod T` before it fills up at random; here the units
-      are shuffled before they are dealt out so.
+      The paper has one `Delta` for all layers (pass `interval`), so narrow layers
+      finish early. A `Delta` for each layer, with which all layers finish together,
+      comes from the authors' later code. The paper draws the first masks from a
+      Bernoulli distribution, under the constraints that every unit is in use and that
+      all tasks use equally many units, but does not say how. The authors' code rounds
+      `p S` up, as here. It gives unit `i` to task `i mod T` and then fills up at
+      random; here the units are first shuffled.
     """
     check_num_tasks(num_tasks)
     if not 0 < sharing_ratio <= 1:
@@ -127,9 +129,9 @@ def maximum_roaming(
         )
     _check_widths(widths)
     units, treedef = jax.tree.flatten(widths)
-    # Less 1e-6, so that the product's rounding error does not take one unit more.
+    # Subtract 1e-6, so that the rounding error of the product adds no unit.
     used = [max(1, math.ceil(sharing_ratio * size - 1e-6)) for size in units]
-    # The first masks and those after each swap, all of them in use for `interval`.
+    # The first masks and the masks after each swap are all in use for `interval` steps.
     phases = [size - own + 1 for size, own in zip(units, used, strict=True)]
     if num_steps < max(phases):
         raise ValueError(
@@ -153,7 +155,7 @@ def maximum_roaming(
         first, rest = jax.random.split(as_key(key))
         layers = zip(noise(first, 1 + num_tasks), used, strict=True)
         masks = treedef.unflatten(_first_mask(*layer) for layer in layers)
-        visited = jax.tree.map(jnp.copy, masks)  # buffers of its own, to be donated
+        visited = jax.tree.map(jnp.copy, masks)  # own buffers, to be donated
         return MaximumRoamingState(masks, visited, jnp.zeros([], jnp.int32), rest)
 
     def update(state: MaximumRoamingState) -> MaximumRoamingState:
@@ -181,7 +183,7 @@ def maximum_roaming(
 
 
 def task_masks(masks: PyTree, task: Any) -> PyTree:
-    """Returns the masks of one task, `[units]` a layer.
+    """Returns the masks of one task: for each layer an array `[units]`.
 
     Args:
       masks: pytree of `[tasks, units]`, the `masks` of a `MaximumRoamingState`.
@@ -211,14 +213,14 @@ def _check_widths(widths: PyTree) -> None:
 
 
 def _first_mask(noise: jax.Array, used: int) -> jax.Array:
-    """Draws `used` units for each task, together all units if those are enough.
+    """Draws `used` units for each task; if possible, the tasks together use all units.
 
-    The units are dealt out like cards. A task prefers those dealt to it, and fills up
-    with others, or leaves some, at random.
+    The units are dealt out like cards. A task prefers the units dealt to it. It then
+    adds others at random, or gives some up at random, until it has `used` units.
 
     Args:
-      noise: `[1 + tasks, units]`, what to deal and to choose by.
-      used: units of each task.
+      noise: `[1 + tasks, units]`, the random numbers that decide.
+      used: number of units of each task.
     """
     num_tasks, size = len(noise) - 1, noise.shape[1]
     owner = jax.lax.top_k(noise[0], size)[1] % num_tasks
@@ -231,17 +233,17 @@ def _first_mask(noise: jax.Array, used: int) -> jax.Array:
 def _swap(
     noise: jax.Array, masks: jax.Array, visited: jax.Array, due: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Releases a unit and takes one never used, per task, while there is one.
+    """Replaces one unit of each task by a unit that the task has never used, if any.
 
     Args:
-      noise: `[tasks, units]`, what to choose by; once suffices, for the units to
-        choose from are not the same.
+      noise: `[tasks, units]`, the random numbers that decide. Both choices can use the
+        same numbers, because they choose from different units.
       masks: `[tasks, units]`.
       visited: `[tasks, units]`.
-      due: whether it is time.
+      due: whether it is time for a swap.
 
     Returns:
-      The masks and those visited.
+      The new `masks` and the new `visited`.
     """
 
     def draw(among: jax.Array) -> jax.Array:

@@ -22,8 +22,9 @@ class Found(NamedTuple):
     Attributes:
       losses: `[samples]`.
       aux: leaves `[samples, ...]`.
-      head_grads: of the losses' sum over each task's samples, times their shares.
-      latent_grads: of the same, leaves `[samples, ...]`.
+      head_grads: for each task, gradients of the sum of its samples' losses times
+        shares.
+      latent_grads: gradients of the same sums, leaves `[samples, ...]`.
     """
 
     losses: jax.Array
@@ -39,14 +40,14 @@ class SampleCall:
 
     Attributes:
       inputs: parameters, and the arguments other than the batch.
-      has_aux: whether losses come with a second value.
+      has_aux: whether losses return a second value.
     """
 
     inputs: Inputs
     has_aux: bool = dataclasses.field(metadata=STATIC)
 
     def one(self, part: tuple[PyTree, jax.Array], rest: Rest | None) -> HeadCall:
-        """Returns the heads at one sample, which comes with its index."""
+        """Returns the heads' inputs for one sample, which comes with its index."""
         sample, index = part
         args = (sample, *fold_keys(self.inputs.args, index))
         inputs = dataclasses.replace(self.inputs, args=args)
@@ -54,7 +55,7 @@ class SampleCall:
 
 
 class SampleHeads(Protocol):
-    """Heads of which every sample is given to that of its task."""
+    """Heads that run each sample through the head of its task."""
 
     def losses(
         self,
@@ -75,13 +76,13 @@ class SampleHeads(Protocol):
         rest: Rest,
         members: Any,
     ) -> Found:
-        """Returns losses and gradients; the shares of the samples are `shares`."""
+        """Returns losses and gradients; `samples.shares` weighs the samples."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class StackedSampleHeads:
-    """One head function; every sample has the leaves of its own task."""
+    """One head function; it gets for every sample the leaves of the sample's task."""
 
     head_fns: StackedHeadFns
 
@@ -93,7 +94,7 @@ class StackedSampleHeads:
         rest: Rest,
         members: Any,
     ) -> jax.Array:
-        del members  # others' samples count for nothing
+        del members  # samples of other tasks have a share of zero
         head_params = call.inputs.head_params
         return self._run(call, samples, rest, head_params, latent)[0]
 
@@ -105,7 +106,7 @@ class StackedSampleHeads:
         rest: Rest,
         members: Any,
     ) -> Found:
-        del members  # others' samples count for nothing
+        del members  # samples of other tasks have a share of zero
         losses, pull, aux = jax.vjp(
             lambda *args: self._run(call, samples, rest, *args),
             call.inputs.head_params,
@@ -136,8 +137,8 @@ class StackedSampleHeads:
 class SeparateSampleHeads:
     """One head function per task; each runs on all samples.
 
-    A sample of another task is replaced by one of its own, since a loss may not be
-    defined, or not differentiable, where it is not meant to be.
+    A sample of another task is replaced by a sample of the head's own task, because a
+    loss may be undefined or not differentiable on a sample of another task.
     """
 
     head_fns: SeparateHeadFns
@@ -208,7 +209,7 @@ class SeparateSampleHeads:
     def _task(
         self, task: int, call: SampleCall, samples: Samples, rest: Rest
     ) -> tuple[jax.Array, Callable[[Leaves, Leaves], tuple[jax.Array, Any]]]:
-        """Returns which samples are of a task, and their losses as a function."""
+        """Returns which samples belong to a task, and a function of their losses."""
         batch = self._replaced(samples, task, samples.batch)
         rest = self._replaced(samples, task, rest)
 
@@ -223,14 +224,14 @@ class SeparateSampleHeads:
 
 
 def make_sample_heads(head_fns: HeadFns) -> SampleHeads:
-    """Returns the heads of samples for heads of tasks."""
+    """Returns the heads of single samples that use these heads of tasks."""
     if head_fns.stacked is True:
         return StackedSampleHeads(head_fns)
     return SeparateSampleHeads(head_fns)
 
 
 def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.vmap` over samples, which says what must be vmapped where that fails."""
+    """Returns `jax.vmap` over samples, with an error that says what to vmap."""
 
     def run(*args: Any) -> Any:
         try:
@@ -245,7 +246,7 @@ def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _dtype(latent: Leaves) -> jnp.dtype:
-    """Returns a type of losses that promotes that of none."""
+    """Returns the dtype of the losses if there is no task to compute one."""
     return solver_dtype([*latent, jnp.float32])
 
 

@@ -1,4 +1,4 @@
-"""The losses of tasks of which each sample belongs to one, linearised."""
+"""The losses of a batch in which each sample belongs to one task, linearised."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ from mtlopt.rows.streamed import StreamedRows
 
 PyTree = Any
 
-# Backward passes of the whole batch that cost less than a second forward pass.
+# So many backward passes of the whole batch cost less than a second forward pass.
 _FEW_TASKS = 2
 
 
@@ -39,15 +39,15 @@ class SampleLinearization:
     Attributes:
       groups: the tasks of the samples.
       latent_grads: leaves `[samples, ...]`, each sample's part of its task's loss.
-      pullback: from the cotangents of all samples to a 1-tuple of the sum over samples
-        of the shared leaves' gradients; None if nothing is shared.
-      latent_of: from one sample and the shared leaves to its latent and aux.
+      pullback: function from the cotangents of all samples to a 1-tuple of the shared
+        leaves' gradients, summed over samples; None if no leaf is shared.
+      latent_of: function from one sample and the shared leaves to its latent and aux.
       shared: the shared leaves.
       samples: leaves `[samples, ...]`.
       options: how rows are made.
       has_latent: see `Linearization`.
       moves: see `PullbackLinearization`.
-      kept: gradients of the samples, if they were made already, see `keep_rows`.
+      kept: gradients of the samples, if they are already made, see `keep_rows`.
     """
 
     groups: Groups
@@ -83,7 +83,7 @@ class SampleLinearization:
         return dataclasses.replace(self, groups=self.groups.of_all(members))
 
     def without(self, hidden: np.ndarray) -> "SampleLinearization":
-        del hidden  # one pass carries all tasks, the zeros of the absent among them
+        del hidden  # one pass carries all tasks, also the zeros of absent ones
         return self
 
     def latent_pieces(
@@ -103,14 +103,15 @@ class SampleLinearization:
         del entries
         if self.pullback is None or self.kept is not None:
             return self
-        # None if they are streamed and some would be too large.
+        # This is None if rows are streamed and some would be too large.
         return dataclasses.replace(self, kept=self._make(self._scaled(None, present)))
 
     def keep_latent(self) -> "SampleLinearization":
         return self
 
     def total(self, loss_scales: jax.Array, present: jax.Array | None) -> None:
-        # The gradients of the heads are known, and `combine` is one backward pass.
+        # The gradients of the heads are already known, and `combine` is one backward
+        # pass.
         del loss_scales, present
 
     def pull(self, cotangents: Leaves) -> Leaves:
@@ -144,7 +145,7 @@ class SampleLinearization:
 
         rows = SampleRows(self.groups, make, latent_grads, self.pull, streaming)
         if self.kept is not None:
-            _ = rows.made  # to be combined, too
+            _ = rows.made  # make them now, because they are also combined
         return rows
 
     def latent_rows(self, loss_scales: jax.Array, present: jax.Array | None) -> Rows:
@@ -160,7 +161,7 @@ class SampleLinearization:
         return self._over_latent(None)
 
     def _over_latent(self, pullback: Any) -> PullbackLinearization:
-        """Returns the same with rows in the latent that exist as arrays."""
+        """Returns the same linearization, with latent rows that exist as arrays."""
         rows = [self.groups.spread(leaf) for leaf in self.latent_grads]
         return PullbackLinearization(rows, pullback, has_latent=True, moves=self.moves)
 
@@ -191,11 +192,12 @@ class SampleLinearization:
         )
 
     def _task_rows(self, latent_grads: Leaves, places: Sequence[int]) -> Leaves:
-        """Returns the rows of some leaves, by passes of the samples of one task.
+        """Returns the rows of some leaves, by passes over the samples of one task.
 
-        That is a forward and a backward pass of a part of them at a time, or, for few
-        tasks, on several devices and where a CPU convolves, which it does slowly in a
-        loop, one backward pass of the batch for each task.
+        Usually a few samples at a time run forward and backward. One backward pass of
+        the batch for each task is used instead in three cases: for few tasks, on
+        several devices, and if a CPU convolves, because convolutions in a loop are slow
+        there.
         """
 
         def chosen(leaves: Leaves) -> Leaves:

@@ -38,7 +38,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampleProblem(OfHeads):
-    """Losses of single samples, each of one task.
+    """Losses of single samples, each of which belongs to one task.
 
     Without `encode` the latent of a sample is its loss.
     """
@@ -198,7 +198,7 @@ class SampleProblem(OfHeads):
 
 
 def _masked(call: SampleCall, samples: Samples, found: Found) -> Leaves:
-    """Returns the gradients of the heads, zero at those of tasks without a sample."""
+    """Returns the gradients of the heads, with zeros for tasks without a sample."""
     weights = samples.task_weights
     return scale_head_grads(
         call.inputs.partition,
@@ -214,5 +214,5 @@ def _pull_shared(pull: Callable[..., Any], cotangents: Leaves) -> tuple[Leaves]:
 
 
 def _all_still(z: PyTree) -> tuple[Leaves, Rest]:
-    """Returns a latent of which nothing is differentiated."""
+    """Returns a latent without any leaf to differentiate."""
     return split_latent(z, [False] * len(jax.tree.leaves(z)))

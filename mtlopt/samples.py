@@ -1,4 +1,4 @@
-"""One task per sample: `samplewise`, and samples whose losses count for one task."""
+"""One task per sample: `samplewise`, and the samples of a batch with their tasks."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ Reduce = Literal["mean", "sum"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Samplewise:
-    """Losses written for one sample, each of which has one task: see `samplewise`."""
+    """Losses written for one sample, which belongs to one task: see `samplewise`."""
 
     losses: Mapping[str, Callable[..., Any]] | Stacked | Callable[..., Any]
     task_of: Callable[[PyTree], Any] | None
@@ -42,41 +42,44 @@ def samplewise(
 
     .. math:: L_t = \frac{\sum_{b : t_b = t} w_b \, \ell_b}{\sum_{b : t_b = t} w_b}
 
-    For several domains, groups or data sets of their own with equal inputs, and for one
-    loss per example: one backward pass of the batch carries the gradients of all tasks,
-    whatever their number. `encode` and the losses are written for **one** sample, and
-    mtlopt vmaps them. So samples cannot mix: layers that look at the whole batch, such
-    as BatchNorm in training, have no place here.
+    Use it if the batch mixes several domains, groups or data sets with equal inputs, or
+    if each example is a task. One backward pass of the batch carries the gradients of
+    all tasks, whatever their number. You write `encode` and the losses for **one**
+    sample, and mtlopt vmaps them. So samples cannot mix: you cannot use layers that
+    compute over the whole batch, such as BatchNorm in training.
 
     The first argument of an oracle's call after the parameters is the batch, a pytree
-    whose leaves have a leading axis of samples. The functions see one sample of it, and
-    the other arguments as they are; typed PRNG keys among these are folded with the
-    index of the sample, so that each has noise of its own. Their aux gets a leading
-    axis of samples; that of a mapping's loss is right at the samples of its task only.
+    whose leaves have a leading axis of samples. The functions get one sample of it, and
+    all other arguments unchanged. Typed PRNG keys among these are folded with the index
+    of the sample, so that each sample has its own noise. Aux gets a leading axis of
+    samples. If `losses` is a mapping, the aux of each loss is valid only for the
+    samples of its task.
 
-    A task without a sample in the batch, or with weights of zero only, is absent, see
-    `present` of an oracle's call; its loss is zero. What a sample of weight zero holds
-    does not matter.
+    A task without a sample in the batch, or with zero weights only, is absent (see
+    `present` of an oracle's call), and its loss is zero. The values in a sample of
+    weight zero do not matter.
 
     Args:
-      losses: `stacked(loss, num_tasks)`, with `loss(params, z, task, sample, *args)`
-        for the task of the sample, or, with `encode`, a mapping from task to
-        `loss(params, z, sample, *args)`, of which all run on all samples. Without
-        `encode` there is no `z`. Or one function `losses(params, sample, *args)` that
-        returns all losses of a sample, without aux or state, and marks its latent,
-        see `latent`.
-      task_of: `task_of(sample)`, the index of a sample's task; a sample whose index is
-        not from 0 to T - 1 counts for none. None if sample i is task i.
+      losses: the losses of a sample, in one of three forms.
+
+        * `stacked(loss, num_tasks)`, with `loss(params, z, task, sample, *args)` for
+          the task of the sample. Without `encode` there is no `z`.
+        * With `encode`, a mapping from task to `loss(params, z, sample, *args)`. All
+          losses run on all samples.
+        * One function `losses(params, sample, *args)` that returns all losses of a
+          sample, without aux or state, and marks its latent, see `latent`.
+      task_of: `task_of(sample)`, the index of a sample's task. A sample whose index is
+        not from 0 to T - 1 belongs to no task. Pass None if sample i is task i.
       weight_of: `weight_of(sample)`, its weight in its task's mean, not negative; a
         bool is a mask. Default: ones.
       reduce: `"mean"`, or `"sum"` for sums of weighted losses.
 
     Returns:
-      What `task_grad` takes as `losses`.
+      The value to pass to `task_grad` as `losses`.
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `reduce` is unknown; later, if the batch has no common axis of
+      ValueError: if `reduce` is unknown. At a call, if the batch has no common axis of
         samples, or a function cannot be vmapped.
 
     Examples:
@@ -129,10 +132,10 @@ class Samples:
 
     Attributes:
       batch: leaves `[samples, ...]`.
-      index: of each sample, `[samples]` int32.
+      index: index of each sample, `[samples]` int32.
       tasks: task of each sample, `[samples]` int32.
-      shares: by how much each sample's loss counts for its task's, `[samples]`.
-      groups: the same tasks, or some of them: those that are evaluated.
+      shares: share of each sample's loss in its task's loss, `[samples]`.
+      groups: the tasks of the samples, limited to the tasks that are evaluated.
       task_weights: sum of the weights of each task's samples, `[tasks]`.
     """
 
@@ -150,21 +153,21 @@ class Samples:
 
     @property
     def counts(self) -> jax.Array:
-        """Which samples are of a task that is evaluated, bool `[samples]`."""
+        """Which samples belong to a task that is evaluated, bool `[samples]`."""
         return self.groups.ids >= 0
 
     def only(self, task: int) -> tuple[jax.Array, jax.Array]:
-        """Returns which samples are of a task, and the first of them, `[samples]`."""
+        """Returns two masks `[samples]`: the samples of a task, and the first."""
         own = (self.tasks == task) & self.counts
         size = len(self.index)
         return own, self.index == jnp.min(jnp.where(own, self.index, size))
 
     def of_tasks(self, leaves: Leaves) -> Leaves:
-        """Returns the entry of each sample's task of leaves `[tasks, ...]`."""
+        """Returns for each sample the entry of its task, from leaves `[tasks, ...]`."""
         return [jnp.asarray(leaf)[self.tasks] for leaf in leaves]
 
     def total(self, losses: jax.Array) -> jax.Array:
-        """Returns the losses of the tasks from those of the samples."""
+        """Returns the losses of the tasks from the losses of the samples."""
         own = jnp.where(self.counts, self.shares.astype(losses.dtype) * losses, 0)
         return self.groups.sums(own)
 
@@ -174,11 +177,11 @@ def make_samples(
 ) -> Samples:
     """Reads tasks and weights off the batch.
 
-    Samples that count for no task are replaced by one that does, so that what they hold
-    spoils no gradient.
+    Samples that belong to no task are replaced by a sample that belongs to one, so that
+    their values spoil no gradient.
 
     Args:
-      form: how.
+      form: the losses, with the functions for tasks and weights.
       num_tasks: number of tasks.
       args: arguments of the functions; the first is the batch.
       members: indices of the tasks that are evaluated; None for all.
@@ -291,14 +294,15 @@ def _task_ids(
 
 
 def replace_samples(batch: PyTree, counts: jax.Array, by: jax.Array) -> PyTree:
-    """Replaces samples that do not count by the one at which `by` is true.
+    """Replaces samples that do not count by the sample at which `by` is true.
 
-    By sums, not by indexing: a batch that is in parts on several devices stays so.
+    It uses sums instead of indexing, so that a batch that is split across several
+    devices stays split.
     """
 
     def replace(leaf: jax.Array) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-            return leaf  # a key is right for any sample
+            return leaf  # a key is valid for any sample
         column = (slice(None),) + (None,) * (leaf.ndim - 1)
         only = jnp.where(by[column], leaf, jnp.zeros_like(leaf))
         if leaf.dtype == bool:

@@ -1,4 +1,4 @@
-"""Sharpness-aware gradients: those at the worst point nearby (Foret et al., 2021)."""
+"""Sharpness-aware gradients, taken at the worst point nearby (Foret et al., 2021)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,35 +31,36 @@ def sharpness_aware(
     .. math:: \tilde g_k = \nabla L_k(\theta + \epsilon_k), \qquad
         \epsilon_k = \rho \, \frac{\nabla L_k(\theta)}{\|\nabla L_k(\theta)\|}
 
-    The gradients of all parameters of a task, its head's among them, have one norm.
-    With `ascent="sum"` the :math:`\epsilon` of all tasks is that of the sum of the
-    present tasks' losses, over all parameters. If that gradient is zero, so is
-    :math:`\epsilon`.
+    The norm covers all parameters that the task uses, its head included. With
+    `ascent="sum"` all tasks use one :math:`\epsilon`, which follows the gradient of the
+    sum of the present tasks' losses, over all parameters. If that gradient is zero, so
+    is :math:`\epsilon`.
 
     The result is an oracle like any other: `train_step`, `block_step` and
-    `individual_step` take it, and any chain of transforms takes its gradients. Only
-    the gradients are those of the moved parameters. Losses (also those that a line
-    search compares), aux and the model's state are those of the parameters before the
-    move, so BatchNorm moves once. A weighting scales the gradients at the moved point
-    and does not change how the tasks climb.
+    `individual_step` take it, and any chain of transforms takes its gradients. Only the
+    gradients belong to the moved parameters. Losses (also in a line search), aux and
+    the model's state belong to the parameters before the move, so BatchNorm moves once.
+    A weighting scales the gradients at the moved point and does not change how the
+    tasks climb.
 
-    Cost: `"task"` has two backward passes and one more run of `encode` per task.
-    `"sum"` has one forward and one backward pass more than without, and keeps latent
-    space, layerwise rows and one pass for the sum.
+    Cost: with `"task"`, each task needs two backward passes and one more run of
+    `encode`. `"sum"` needs one forward and one backward pass more than the plain
+    oracle. It still supports latent space, layerwise rows and one pass for the sum.
 
     Args:
-      oracle: from `task_grad`; with microbatches the batch as a whole climbs.
+      oracle: an oracle from `task_grad`. With microbatches the step up uses the whole
+        batch.
       rho: length of the step up; at least 0.
-      ascent: `"task"`, each task climbs its own loss, or `"sum"`.
+      ascent: `"task"`, so that each task climbs its own loss, or `"sum"`.
 
     Returns:
       An `Oracle`.
 
     Raises:
-      TypeError: if `oracle` is no `mtlopt.Oracle`.
-      ValueError: if `rho` is negative or `ascent` no such word. `heads` of the result
-        raises, and so do methods in latent space with `ascent="task"`, whose tasks have
-        no latent in common.
+      TypeError: if `oracle` is not an `mtlopt.Oracle`.
+      ValueError: if `rho` is negative or `ascent` is another word. The method `heads`
+        of the result always raises. With `ascent="task"` methods in latent space raise,
+        because the tasks have no latent in common.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -79,10 +80,10 @@ def sharpness_aware(
       https://arxiv.org/abs/2211.13723, for `ascent="task"`.
 
     Note:
-      Phan et al. aggregate the gradients at the parameters, and separately the
-      differences at the moved point, and add both results; here the aggregator gets
-      their sum. Their code has one norm for shared leaves and head in one experiment,
-      as here, and one for each in the others.
+      Phan et al. aggregate two parts separately, the gradients at the parameters and
+      the differences at the moved point, and add the results. Here the aggregator gets
+      the sum of both parts. Their code uses one norm for shared leaves and head in one
+      experiment, as here, and separate norms in the others.
     """
     check_oracle(oracle)
     check_range("rho", rho)
@@ -98,7 +99,7 @@ class SharpnessAware(OfProblem):
     Attributes:
       problem: the problem.
       rho: length of the step up.
-      ascent: whose loss a task climbs.
+      ascent: whose loss a task climbs, its own or the sum.
     """
 
     problem: Problem[Any]
@@ -117,7 +118,7 @@ class SharpnessAware(OfProblem):
         )
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation[Any]:
-        assert factors is None  # microbatches are inside
+        assert factors is None  # microbatches are inside `problem`
         here = self.problem.evaluate(inputs, None, members)
         if self.ascent == "task":
             rows, head_grads = self._each(inputs, members, here)
@@ -130,7 +131,7 @@ class SharpnessAware(OfProblem):
     def _each(
         self, inputs: Inputs, members: Any, here: Evaluation[Any]
     ) -> tuple[Leaves, Leaves]:
-        """Returns rows and heads' gradients, of each task at its own point."""
+        """Returns rows and heads' gradients, each task's at its own point."""
         labels, num_tasks = inputs.partition.head_labels, len(self.tasks)
         everyone, one = jnp.ones(num_tasks), jnp.ones(1)
         tasks = range(num_tasks) if members is None else members

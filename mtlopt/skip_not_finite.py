@@ -1,4 +1,4 @@
-"""Steps over batches whose numbers are not finite, state and all."""
+"""Skips updates from batches with numbers that are not finite."""
 
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ class SkipNotFiniteState(NamedTuple):
     """State of `skip_not_finite`.
 
     Attributes:
-      inner_state: that of the chain inside, from the last update that was taken.
-      num_skipped: number of updates that were not, int32.
-      num_left_out: number of tasks that were left out, over all updates, int32.
+      inner_state: state of the chain inside, from the last update that was not skipped.
+      num_skipped: number of skipped updates, int32.
+      num_left_out: number of tasks that were left out, summed over all updates, int32.
     """
 
     inner_state: Any
@@ -33,36 +33,37 @@ def skip_not_finite(
 ) -> optax.GradientTransformationExtraArgs:
     """Skips an update that is not finite, and leaves the state as it was.
 
-    A weighting that learns from losses, and an aggregator that remembers gradients,
-    keep the NaN of one bad batch and return it ever after. `optax.apply_if_finite`
-    after the aggregator protects the parameters only; put this wrapper around the whole
-    chain. If an update has a number that is not finite, or the state gets one that it
-    did not have, the update is zero and the state stays as it was, bit for bit.
+    Weightings that learn from losses, and aggregators that remember gradients, keep the
+    NaN of one bad batch and return it from then on. `optax.apply_if_finite` after the
+    aggregator protects the parameters only; put this wrapper around the whole chain. If
+    an update has a number that is not finite, or if a finite number of the state
+    becomes not finite, the update is zero and the state stays as it was, bit for bit.
 
-    With `per_task`, a task whose loss, row or head's gradient is not finite is absent
-    from the update, and the others go on: see `TaskGrads.leave_out_not_finite`, which
-    makes the rows. If the method works in latent space, put `in_latent_space` around
-    this wrapper: then only the latent's rows are looked at, at no cost. The transforms
-    inside get `active` accordingly: if `per_label` is among them, the head of a
-    left-out task does not move. If no task is left, the whole update is skipped.
+    With `per_task`, a task is absent from the update if its loss, its row (shared
+    gradient) or its head's gradient is not finite, and the others go on. This makes the
+    rows, see `TaskGrads.leave_out_not_finite`. If the method works in latent space, put
+    `in_latent_space` around this wrapper: then only the latent's rows are checked, at
+    no cost. The transforms inside get a matching `active`: if `per_label` is among
+    them, the head of a left-out task does not move. If no task is left, the whole
+    update is skipped.
 
-    If an update is skipped, the step functions keep the model's state as well.
-    `mtlopt.nnx` does not: its oracle moves that state before the update.
+    If an update is skipped, the step functions leave the model's state unchanged as
+    well. `mtlopt.nnx` does not: its oracle moves that state before the update.
 
     Args:
-      inner: a transform that returns updates of parameters: weightings, an aggregator
-        and an optimizer, chained; the last may be missing, or come alone.
-      per_task: whether single tasks are left out; `inner` then begins with a weighting
-        or an aggregator.
+      inner: a transform that returns updates of parameters: a chain of weightings, an
+        aggregator and an optimizer. You may omit the optimizer, or pass it alone.
+      per_task: whether single tasks are left out; `inner` must then begin with a
+        weighting or an aggregator.
 
     Returns:
-      A transform of the same input and output. Its state counts what was skipped; if
-      `num_skipped` grows step by step, the parameters themselves are not finite or the
-      learning rate is too high.
+      A transform with the same input and output as `inner`. Its state counts skipped
+      updates. If `num_skipped` grows step by step, the parameters themselves are not
+      finite or the learning rate is too high.
 
     Raises:
-      TypeError: at the update, if `inner` has weightings but no aggregator, or if
-        `per_task` is given anything but the gradients of tasks.
+      TypeError: at the update, if `inner` has weightings but no aggregator, or if, with
+        `per_task`, the input is not the gradients of tasks.
 
     Examples:
       >>> import mtlopt
@@ -111,7 +112,8 @@ def skip_not_finite(
             )
         spoilt += [jnp.any(~finite(leaf)) for leaf in jax.tree.leaves(moved)]
         spoilt += [
-            # What starts from infinity, as the lowest loss so far, may stay there.
+            # A value that starts at infinity, such as the lowest loss so far, may stay
+            # there.
             jnp.any(finite(before) & ~finite(after))
             for before, after in zip(
                 jax.tree.leaves(old), jax.tree.leaves(new), strict=True
@@ -140,7 +142,7 @@ def _present(updates: Any) -> jax.Array:
 
 
 def finite(leaf: Any) -> jax.Array:
-    """Whether the numbers of a leaf are finite; counts and keys are."""
+    """Whether the numbers of a leaf are finite; counts and keys always are."""
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return jnp.isfinite(leaf)
     return jnp.ones(jnp.shape(leaf), bool)

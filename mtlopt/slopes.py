@@ -12,13 +12,13 @@ from mtlopt.task_grads import TaskGrads
 
 
 class Slopes(NamedTuple):
-    """Derivatives of the losses along an update, as a descent: positive is downhill.
+    """Derivatives of the losses along a descent step; a positive slope is downhill.
 
     Attributes:
       of_shared: `<dL_i / d shared, d>`, `[tasks]`.
       of_heads: `<dL_i / d head_i, d_i>`, `[tasks]`.
-      lengths: product of the lengths whose inner product `of_shared` is, `[tasks]`:
-        rounding is relative to it.
+      lengths: product of the lengths of the two vectors in `of_shared`, `[tasks]`:
+        rounding errors are relative to it.
     """
 
     of_shared: jax.Array
@@ -31,7 +31,7 @@ class Slopes(NamedTuple):
         return self.of_shared + self.of_heads
 
     def descends(self) -> jax.Array:
-        """Whether no loss rises along the direction, but for rounding; bool."""
+        """Whether no loss rises along the direction beyond rounding, a bool scalar."""
         rounding = jnp.sqrt(jnp.finfo(self.of_shared.dtype).eps) * self.lengths
         return jnp.all(self.total >= -rounding)
 
@@ -40,7 +40,7 @@ def slopes(grads: TaskGrads, update: Any) -> Slopes:
     """Returns the slopes of all losses along an update: one pushforward at most.
 
     Args:
-      grads: gradients of the tasks; `loss_scales` do not count, absent tasks get zeros.
+      grads: gradients of the tasks; `loss_scales` are ignored, absent tasks get zeros.
       update: a pytree with the structure of the parameters.
     """
     direction, head_updates, _ = grads.partition.split(update)

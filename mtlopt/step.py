@@ -1,4 +1,4 @@
-"""One training step: what changes in it, and the step of a chain of transforms."""
+"""One training step: the variables that it changes, and a step from a chain."""
 
 import difflib
 import traceback
@@ -20,7 +20,7 @@ PyTree = Any
 
 
 class Run(NamedTuple):
-    """All that a training step changes: save it, donate it, carry it through a scan.
+    """All that a training step changes; save it, donate it, or carry it through a scan.
 
     Attributes:
       params: parameters, a pytree of arrays.
@@ -59,26 +59,27 @@ def train_step(
 ) -> Callable[..., tuple[Run, StepOutput]]:
     """Builds a training step from an oracle and a chain of transforms.
 
-    The step evaluates the gradients of all tasks, lets the chain make one update of
-    them, and moves parameters, optimizer and the model's state. Heads of absent tasks
-    do not move if the chain ends with `per_label`, which is told who is present.
-    Leaves that are labelled `"frozen"` do not move, whatever the optimizer.
+    The step evaluates the gradients of all tasks, and the chain makes one update from
+    them. It then moves parameters, optimizer state and the model's state. The step
+    tells the chain which tasks are present: if the chain ends with `per_label`, heads
+    of absent tasks do not move. Leaves labelled `"frozen"` never move, whatever the
+    optimizer.
 
     Args:
-      oracle: from `task_grad`.
-      optimizer: an aggregator, or a chain with one: weightings before it, any Optax
-        transforms after it. Or a line search.
+      oracle: an oracle from `task_grad`.
+      optimizer: an aggregator, or a chain with weightings before the aggregator and any
+        Optax transforms after it. Or a line search.
 
     Returns:
-      `step(run, *args, present=None, **extra_args) -> (run, output)`, to be jitted, or
-      the body of a `lax.scan`. `args` are the arguments of the functions without the
-      model's state, `present` is as in `Oracle.__call__`, and `extra_args` are for the
-      optimizer.
+      `step(run, *args, present=None, **extra_args) -> (run, output)`. Put it under
+      `jax.jit`, or use it as the body of a `lax.scan`. `args` are the arguments of the
+      functions without the model's state, `present` is as in `Oracle.__call__`, and
+      `extra_args` are for the optimizer.
 
     Raises:
-      TypeError: if `oracle` is no `mtlopt.Oracle`; at a step, if there is no
-        aggregator or no optimizer after it, or `run` is no `Run`.
-      ValueError: at a step, if `run.state` is missing or not asked for.
+      TypeError: if `oracle` is not an `mtlopt.Oracle`. At a step, if the chain has no
+        aggregator, or no optimizer after it, or if `run` is not a `Run`.
+      ValueError: at a step, if `run.state` is missing or not expected.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -119,13 +120,13 @@ def train_step(
 
 
 def check_names(extra_args: Iterable[str], *others: str) -> None:
-    """Raises if an argument of a step is misspelt: transforms ignore unknown ones.
+    """Raises if an argument of a step is misspelt: transforms ignore unknown arguments.
 
     Args:
-      extra_args: what a step was given for the optimizer.
-      others: names of the step's arguments, besides `present`.
+      extra_args: names of the arguments that the step got for the optimizer.
+      others: names of the step's own arguments, except `present`.
 
-    The rest are arguments of weightings.
+    All other known names are arguments of weightings.
     """
     for name in ("present", "traces", "losses_after", *others):
         near = [] if name in extra_args else extra_args
@@ -136,8 +137,9 @@ def check_names(extra_args: Iterable[str], *others: str) -> None:
 def keep_finite(run: Run, opt_state: PyTree, state: PyTree) -> PyTree:
     """Returns the new state, or the old one if `skip_not_finite` skipped the step.
 
-    If it went on without some tasks, leaves keep their value that would get a number
-    which is not finite. Without it in the chain, the new state.
+    If the step went on without some tasks, a leaf that would get a number that is not
+    finite keeps its value. Without `skip_not_finite` in the chain, returns the new
+    state.
     """
 
     def skipped(tree: PyTree) -> list[Any]:
@@ -185,7 +187,7 @@ def update_of(
                 "gradient, not those of several tasks. Make the oracle sharpness-aware "
                 "instead: mtlopt.sharpness_aware(oracle)."
             ) from error
-        # Op by op the parts of the guard have no real part, of which norms are made.
+        # Without jit the guard's entries have no real part, from which norms are made.
         if WHAT_TO_DO not in str(error) and "abstract method" not in str(error):
             raise
         found, cause = grads, error
@@ -207,10 +209,10 @@ def update_of(
 
 
 def _has_methods_only(opt_state: PyTree) -> bool:
-    """Whether a chain's states, tuples in tuples, are all of methods.
+    """Returns whether all states of a chain (nested tuples) belong to methods.
 
-    Weightings and aggregators have `task_weights`. Line searches have none: they move
-    by themselves.
+    States of weightings and aggregators have `task_weights`. States of line searches
+    have none, and line searches move the parameters without an optimizer.
     """
     if type(opt_state) is tuple:
         return bool(opt_state) and all(map(_has_methods_only, opt_state))
@@ -230,14 +232,14 @@ def keep_frozen(updates: PyTree, labels: Sequence[str]) -> PyTree:
 
 
 def _is_of_sam(error: Exception) -> bool:
-    """Returns whether `optax.contrib.sam` raised an error, or did not take `active`."""
+    """Returns whether `optax.contrib.sam` raised the error, or refused `active`."""
     frames = traceback.walk_tb(error.__traceback__)
     modules = [frame.f_globals.get("__name__") for frame, _ in frames]
     return optax.contrib.sam.__module__ in modules or "sam.<locals>" in str(error)
 
 
 def check_oracle(oracle: Any) -> None:
-    """Raises unless a step is built from an oracle of arrays."""
+    """Raises unless a step is built from an oracle of arrays, `mtlopt.Oracle`."""
     if not isinstance(oracle, Oracle):
         kind = type(oracle)
         raise TypeError(

@@ -1,4 +1,4 @@
-"""`TaskGrads`: the gradients of several losses, before a method makes one update."""
+"""`TaskGrads`: the gradients of several losses, input of every method."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -37,36 +37,36 @@ PyTree = Any
 class TaskGrads(metaclass=SaysWhatToDo):
     """Losses of all tasks and their gradients, linearised once.
 
-    What a `task_grad` oracle returns, what weightings take and return, and what an
-    aggregator turns into one update. It holds the linearised network, not a matrix: the
-    rows of the Jacobian exist only if a method asks for them.
+    A `task_grad` oracle returns it, weightings take and return it, and an aggregator
+    turns it into one update. It holds the linearised network instead of a matrix: the
+    rows of the Jacobian (one gradient per task) exist only if a method asks for them.
 
-    It is a pytree, so it goes through `jit` and `vmap` and out of `scan` (as a carry,
-    or from one program to another, only if one jitted oracle made it), but it is not a
-    gradient: `guard` is a leaf on which the arithmetic of an ordinary optimizer placed
-    before the aggregator raises, instead of scaling an inner part of the linearization
-    by mistake. If an optimizer says that it met a `TaskGrads` where the parameters are
-    an array or a dict, chain an aggregator before it.
+    It is a pytree, so it goes through `jit` and `vmap` and out of `scan`. (As a carry,
+    or from one program to another, it works only if one jitted oracle made it.) But it
+    is not a gradient. If you put an ordinary optimizer before the aggregator, its
+    arithmetic raises on the leaf `guard`, instead of silently scaling a part of the
+    linearization. If an optimizer reports a `TaskGrads` in place of an array or a dict,
+    chain an aggregator before it.
 
     Attributes:
       losses: `[tasks]`, as the loss functions returned them.
-      loss_scales: `[tasks]`, factors of the losses, written by weightings.
+      loss_scales: `[tasks]`, factors of the losses; weightings set them.
       present: `[tasks]` bool, the tasks with labels in this batch; None for all. Other
         fields depend on it: pass it to the oracle, or use `leave_out_not_finite`.
       aux: second values of the functions, an `Aux`; None without `has_aux`.
       z: the latent, as `encode` returned it; None without `encode` or with several
         microbatches.
-      head_grads: gradients of the heads' leaves, each of its own task's unscaled
-        loss.
+      head_grads: gradients of the heads' leaves: each leaf has the gradient of its own
+        task's unscaled loss.
       linear: the linearised shared part.
       losses_at: function from `(params, z=None)` to the losses `[tasks]` on the same
         batch, at other parameters or another latent; None without an oracle.
-      guard: that leaf.
-      partition: which leaf belongs to whom.
-      in_latent: whether rows are those of the latent.
-      frozen: the frozen leaves, whose updates are zeros in their types.
-      moving: `[tasks]` bool, the tasks whose heads move, where `without_rows` hides
-        some of them from methods; None for those that are present.
+      guard: a leaf on which arithmetic raises.
+      partition: which leaf is shared, and which belongs to which task.
+      in_latent: whether rows are gradients of the latent.
+      frozen: the frozen leaves; their updates are zeros of their types.
+      moving: `[tasks]` bool, the tasks whose heads move, if `without_rows` hides some
+        of them from methods; None if these are the present tasks.
       members: the tasks whose heads move, if they are known at trace time.
       state: the model's state after this batch; None without `has_state`.
     """
@@ -99,17 +99,19 @@ class TaskGrads(metaclass=SaysWhatToDo):
         labels: Rules = SHARED,
         tasks: Sequence[str] | None = None,
     ) -> "TaskGrads":
-        """Wraps gradients that were computed elsewhere, such as one task at a time.
+        """Wraps gradients that you computed elsewhere, such as one task at a time.
 
         Args:
           rows: pytree with the structure of the parameters, every leaf with a leading
             task axis: row i is the gradient of loss i with respect to all parameters.
-            A head's leaf keeps only its own task's row, and a stacked leaf, which is
-            `[tasks, tasks, ...]` here, only its diagonal: the rest must be zero. A
-            frozen leaf's rows are not read; its update is zeros of their type.
+            Of a head's leaf only the row of its own task is used. Of a stacked leaf,
+            which is `[tasks, tasks, ...]` here, only the diagonal is used. All other
+            entries must be zero. Rows of a frozen leaf are not read; its update is
+            zeros of their type.
           losses: `[tasks]` or by name, for weightings that need them. Default: zeros.
           present: `[tasks]` bool or by name, see the class. Default: all.
-          labels: who owns which leaf, see `label_params`. Default: all is shared.
+          labels: which leaf is shared and which belongs to which task, see
+            `label_params`. By default all leaves are shared.
           tasks: names of the tasks, in the order of the rows. Default: "0", "1", ...
 
         Returns:
@@ -117,8 +119,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
 
         Raises:
           ValueError: if `rows` is empty or its leaves disagree on the number of tasks,
-            if the labels do not fit, or if another task's gradient reaches a head. The
-            last is seen outside of `jit` only.
+            if the labels do not fit, or if a head has a gradient of another task. The
+            last error is found outside of `jit` only.
 
         Examples:
           >>> import jax, jax.numpy as jnp
@@ -183,9 +185,9 @@ class TaskGrads(metaclass=SaysWhatToDo):
         )
 
     def __repr__(self) -> str:
-        """Returns the tasks and how many leaves there are, and what JAX's errors quote.
+        """Returns the tasks, the number of leaves, and advice.
 
-        They do so where an update is expected.
+        JAX's errors quote it if a `TaskGrads` is used as an update.
         """
         shared = self.partition.labels.count(SHARED)
         return (
@@ -195,10 +197,10 @@ class TaskGrads(metaclass=SaysWhatToDo):
         )
 
     def __contains__(self, key: object) -> bool:
-        """Returns False: Flax's `TrainState` looks for a key that only it writes."""
+        """Returns False: Flax's `TrainState` checks for a key that only Flax writes."""
         return False
 
-    if TYPE_CHECKING:  # Optax's type of an update admits containers only
+    if TYPE_CHECKING:  # Optax's type of an update allows containers only
 
         def __iter__(self) -> Iterator[Any]: ...
 
@@ -216,9 +218,10 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def active(self) -> dict[str, Any] | None:
         """Which labels `per_label` may advance on this batch; None for all.
 
-        A task's label is active where the task is present, the shared label where any
-        is, and the stacked label is a `[tasks]` vector. Labels without leaves are left
-        out. If the present tasks are known at trace time the values are Python bools.
+        A task's label is active if the task is present, and the shared label if any
+        task is present. The stacked label has a `[tasks]` vector. Labels without leaves
+        are left out. If the present tasks are known at trace time, the values are
+        Python bools.
         """
         moving = self._moving
         if moving is None:
@@ -240,7 +243,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
         """Returns the gradients of the losses times `factors`, `[tasks]`.
 
         Raises:
-          ValueError: inside `leave_out`, where a weighting would not see all tasks.
+          ValueError: inside `leave_out`, because a weighting there would miss the
+            hidden tasks.
         """
         if self.moving is not None:
             raise ValueError(
@@ -251,7 +255,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return dataclasses.replace(self, loss_scales=loss_scales)
 
     def in_latent_space(self) -> Self:
-        """Returns the same gradients, with rows taken in the latent."""
+        """Returns the same gradients, but its rows are gradients of the latent."""
         if not self.linear.has_latent:
             raise ValueError(
                 "latent space needs a latent that all tasks share: build the gradients "
@@ -263,7 +267,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return dataclasses.replace(self, in_latent=True)
 
     def without_rows(self, members: np.ndarray) -> Self:
-        """Returns the same gradients, with some tasks absent but for their heads.
+        """Returns the same gradients, with some tasks absent; their heads still move.
 
         Args:
           members: `[tasks]` bool.
@@ -278,10 +282,10 @@ class TaskGrads(metaclass=SaysWhatToDo):
         )
 
     def rows(self) -> Rows:
-        """Returns the scaled task rows, for methods that compare tasks.
+        """Returns the scaled rows of the tasks, for methods that compare tasks.
 
-        Over the shared leaves this is one pullback of the encoder per task; in latent
-        space it is free.
+        Over the shared leaves this costs one pullback of the encoder per task; in
+        latent space it is free.
         """
         make = self.linear.latent_rows if self.in_latent else self.linear.rows
         rows = make(self.loss_scales, self.present)
@@ -289,14 +293,14 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return rows
 
     def keep_rows(self, entries: bool = False) -> Self:
-        """Returns the same gradients with their rows made, to be used more than once.
+        """Returns the same gradients with their rows made, for use more than once.
 
         A weighting that reads `rows()` calls `keep_rows` first; otherwise the
         aggregator would run a second backward pass. With stacked heads in latent space
-        the aggregator does so anyway, because that costs less than combining T rows.
+        the aggregator runs it anyway, because this costs less than combining T rows.
 
         Args:
-          entries: whether the rows' `leaves()` are read, not only their products.
+          entries: whether the rows' `leaves()` are read, in addition to their products.
         """
         if not self.in_latent:
             linear = self.linear.keep_rows(self.present, entries)
@@ -309,8 +313,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def finite_tasks(self) -> jax.Array:
         """Returns which tasks are present and have finite numbers only, `[tasks]` bool.
 
-        Those are its loss, the gradient of its head, and the norm of its row (in latent
-        space that of the latent).
+        These numbers are the task's loss, the gradient of its head, and the norm of its
+        row (in latent space, of its latent row).
         """
         finite = jnp.isfinite(self.losses) & self.finite_heads()
         finite &= jnp.isfinite(self.rows().norms())
@@ -330,14 +334,14 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return finite
 
     def leave_out_not_finite(self) -> Self:
-        """Returns the gradients with those tasks present that `finite_tasks` names.
+        """Returns the gradients in which only the tasks of `finite_tasks` are present.
 
-        Over the shared leaves it makes the rows, one backward pass a task, which
-        aggregators that look at rows need too; in latent space it costs nothing.
+        Over the shared leaves it makes the rows, with one backward pass per task;
+        aggregators that read rows need them too. In latent space it costs nothing.
         """
         grads = self.keep_rows()
         finite, moving = grads.finite_tasks(), self.moving
-        if moving is not None:  # heads of hidden tasks move, if they can
+        if moving is not None:  # finite heads of hidden tasks still move
             assert self.present is not None
             hidden = moving & ~self.present
             moving = hidden & jnp.isfinite(self.losses) & self.finite_heads()
@@ -347,8 +351,9 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def total(self) -> PyTree:
         """Returns the update `sum_i loss_scales[i] g_i`: the gradient of one sum.
 
-        One ordinary backward pass, in which the tasks are never told apart. With absent
-        tasks, several microbatches or rows that are kept it is `combine` with ones.
+        It costs one ordinary backward pass, which never separates the tasks. With
+        absent tasks, several microbatches or kept rows it is `combine` with weights of
+        one.
 
         Returns:
           A pytree with the structure and dtypes of the parameters.
@@ -362,9 +367,9 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def combine(self, weights: jax.Array) -> PyTree:
         """Returns the update `sum_i weights[i] loss_scales[i] g_i`, by one pullback.
 
-        The rows over the shared leaves are not made for it, and if `keep_rows` made
-        them there is no pullback. A method that asked something of `rows()` combines
-        those instead: `updates(rows.combine(weights))`.
+        It does not make the rows over the shared leaves, and if `keep_rows` has made
+        them, it needs no pullback. A method that has read `rows()` combines those rows
+        instead: `updates(rows.combine(weights))`.
 
         Args:
           weights: `[tasks]`, factors of the shared gradients only.
@@ -377,14 +382,14 @@ class TaskGrads(metaclass=SaysWhatToDo):
         )
 
     def updates(self, direction: Leaves) -> PyTree:
-        """Returns the update made of a shared direction and each head's own gradient.
+        """Returns the update from a shared direction and each head's own gradient.
 
         Args:
           direction: over the shared leaves, as `Rows.combine` returns it.
 
         Returns:
           A pytree with the structure and dtypes of the parameters. A head moves by the
-          gradient of its own loss times that loss's scale; absent heads get zeros.
+          gradient of its own loss times the scale of this loss; absent heads get zeros.
         """
         head_grads = scale_head_grads(
             self.partition, self.head_grads, self.loss_scales, self._moving
@@ -394,7 +399,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def jacobian(self) -> PyTree:
         """Returns the rows over the shared leaves, `[tasks, ...]`; None elsewhere.
 
-        For inspection: it holds as many gradients as there are tasks.
+        Use it for inspection: it holds as many gradients as there are tasks.
         """
         rows = self.linear.rows(self.loss_scales, self.present).leaves()
         heads, frozen = ([None] * len(part) for part in (self.head_grads, self.frozen))
@@ -402,7 +407,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
 
 
 def _own_rows(rows: Leaves, partition: Partition) -> Leaves:
-    """Returns the heads' gradients, each of its own task, from those of all tasks."""
+    """Returns the heads' gradients, each of its own task, from all tasks' gradients."""
     heads, tasks = [], partition.tasks
     paths = [
         path
@@ -416,7 +421,7 @@ def _own_rows(rows: Leaves, partition: Partition) -> Leaves:
         else:
             own = leaf[tasks.index(label)]
             foreign = np.array([task != label for task in tasks])
-        # False for NaN, which an absent task may have.
+        # The comparison is False for NaN, which an absent task may have.
         if not isinstance(leaf, Tracer) and (np.abs(leaf)[foreign] > 0).any():
             raise ValueError(
                 f"`rows` must be zero at `{path}`, which is labelled {label!r}, for "

@@ -59,8 +59,8 @@ class VectorProblem:
             factors = factors[jnp.asarray(members, jnp.int32)]
         rows = jnp.diag(factors.astype(losses.dtype))
         losses = losses * factors
-        # Only its own task's loss reads a head's leaf (see `check_ownership`), so one
-        # pullback of all rows gives every head its own gradient.
+        # A head's leaf is read by its own task's loss only (see `check_ownership`), so
+        # one pullback of the sum of all rows gives every head its own gradient.
         head_grads = pullback(jnp.sum(rows, axis=0))[1]
         options = self.options
         if not inputs.shared:
@@ -137,7 +137,7 @@ class VectorProblem:
         if members is None:
             return jnp.stack(values) if isinstance(values, list) else values, aux
         if isinstance(values, list) and all(isinstance(i, int) for i in members):
-            # The others' scalars are then read by nobody, and XLA deletes them.
+            # The scalars of other tasks are then unused, and XLA deletes them.
             some = [values[i] for i in members]
             return jnp.stack(some) if some else jnp.zeros(0), aux
         return jnp.asarray(values)[jnp.asarray(members, jnp.int32)], aux
@@ -146,7 +146,7 @@ class VectorProblem:
 def _backward_vector(
     pullback: Callable[..., Any], factors: jax.Array
 ) -> tuple[Leaves, Leaves]:
-    """The same for one function, whose latent is the losses themselves."""
+    """Returns gradients of heads and latent; here the latent is the losses."""
     return pullback(factors)[1], [factors]
 
 

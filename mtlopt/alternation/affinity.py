@@ -26,11 +26,11 @@ class AffinityState(NamedTuple):
     """State of `affinity_step`.
 
     Attributes:
-      affinity: `[tasks, tasks]`, how much a step of the first lowers the loss of the
-        second: moving averages.
+      affinity: `[tasks, tasks]`, moving averages: entry (i, k) says how much a step of
+        task i lowers the loss of task k.
       groups: int32 `[tasks]`, the group of every task in the next step, named by the
         index of its first member.
-      count: steps so far, int32.
+      count: number of steps so far, int32.
     """
 
     affinity: jax.Array
@@ -39,7 +39,7 @@ class AffinityState(NamedTuple):
 
     @classmethod
     def alone(cls, num_tasks: int) -> "AffinityState":
-        """Returns the state to begin with: every task in a group of its own.
+        """Returns the initial state, in which every task is a group of its own.
 
         Args:
           num_tasks: number of tasks.
@@ -54,14 +54,14 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
 
     .. math:: s_{ik} = \frac12 \Big(\frac{B_{ik}}{B_{kk}} + \frac{B_{ki}}{B_{ii}}\Big)
 
-    is the mutual affinity of two tasks, in units of the effect of their own steps; a
-    quotient whose :math:`B_{kk}` is not positive counts as zero. Each task begins
-    alone. Then the two groups with the largest mean :math:`s` between their tasks
-    merge, as long as that mean is positive. If affinities are positive within some
-    groups and negative between them, these groups are found.
+    :math:`s_{ik}` is the mutual affinity of two tasks, in units of the effect of their
+    own steps. A quotient whose denominator is not positive counts as zero. Each task
+    begins alone. Then the two groups with the largest mean :math:`s` between their
+    tasks merge, as long as that mean is positive. If affinities are positive within
+    some groups and negative between them, these groups are found.
 
     Args:
-      affinity: `[tasks, tasks]`, of the first to the second.
+      affinity: `B`, `[tasks, tasks]`; entry (i, k) is the effect of task i on task k.
 
     Returns:
       int32 `[tasks]`: the group of every task, named by the index of its first member.
@@ -69,7 +69,7 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
       `groups == jnp.arange(len(groups))[:, None]`; rows of unused names are empty.
 
     Raises:
-      ValueError: if `affinity` is no square matrix.
+      ValueError: if `affinity` is not a square matrix.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -79,8 +79,8 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
 
     Note:
       The authors' code runs affinity propagation on :math:`s`, with the median of
-      :math:`s` as the preference. It need not converge, and makes groups whatever the
-      signs are; here the signs decide.
+      :math:`s` as the preference. It may fail to converge, and makes groups whatever
+      the signs are; here the signs decide.
     """
     affinity = jnp.asarray(affinity)
     if affinity.ndim != 2 or len(set(affinity.shape)) != 1:
@@ -124,40 +124,42 @@ def affinity_step(
 
     :math:`b_{ik}` is the proximal inter-task affinity. Task `i` is in the group `G`,
     whose step on its summed loss leads from :math:`\theta` to :math:`\theta^+`.
-    :math:`\theta` includes the head of task `k`, which moves if `k` is in `G`. For two
-    tasks of one group whose :math:`b_{ii}` and :math:`b_{ik}` have different signs,
-    :math:`-\max(b_{ii}, b_{ik})` replaces the latter, and a negative :math:`b_{ii}` is
-    left out. The next step has the `affinity_groups` of :math:`B`.
+    :math:`\theta` includes the head of task `k`, which moves if `k` is in `G`. If two
+    tasks of one group have :math:`b_{ii}` and :math:`b_{ik}` of different signs,
+    :math:`-\max(b_{ii}, b_{ik})` replaces :math:`b_{ik}`. A negative :math:`b_{ii}` is
+    left out. The next step uses the `affinity_groups` of :math:`B`.
 
-    All members of a group are credited with its whole step. So tasks that no longer
-    help each other stay together while both losses fall: groups merge more easily than
-    they part.
+    Every member of a group is credited with the whole step of the group. So tasks that
+    no longer help each other stay together while both losses fall: groups merge more
+    easily than they part.
 
-    Cost: as many turns as there are groups, each a forward and a backward pass of the
-    encoder and all heads, and one more forward pass. The turns are a loop whose length
-    is not known when the program is compiled. On a CPU a plain `lax` convolution is
-    many times slower in a loop.
+    A step takes as many turns as there are groups, and one more forward pass. Each turn
+    costs a forward and a backward pass of the encoder and all heads. The turns are a
+    loop whose length is unknown when the program is compiled. On a CPU a plain `lax`
+    convolution is many times slower in a loop.
 
     Args:
-      oracle: from `task_grad`.
-      optimizer: `individual_optimizers` for as many tasks as the oracle has, or a chain
-        with it. A group uses the state of its first member. With `share_state=True`, as
-        in the authors' code, no state changes hands when groups do.
+      oracle: an oracle from `task_grad`.
+      optimizer: `individual_optimizers` with as many states as the oracle has tasks, or
+        a chain with it. A group uses the state of its first member. With
+        `share_state=True`, as in the authors' code, all tasks use one state, so a
+        change of groups does not matter.
       decay: :math:`\beta`, between 0 and 1.
-      warmup: in so many steps at the beginning every task has a turn of its own.
+      warmup: number of steps at the beginning in which every task has a turn of its
+        own.
 
     Returns:
-      `step(run, affinity, *args, key=None, present=None, **extra_args)`, which returns
-      the next run and `AffinityState`, and a `StepOutput`. The first is
+      `step(run, affinity, *args, key=None, present=None, **extra_args)`. It returns the
+      next run, the next `AffinityState`, and a `StepOutput`. Begin with
       `AffinityState.alone(num_tasks)`. Groups move in the order of their first members,
-      with `key` in a random one. Losses are as in `individual_step`; `aux` has a
-      leading axis of as many turns as there are tasks, zeros for turns that did not
-      take place. An affinity does not change if one of its tasks is absent, the loss
-      is not positive, or the new value is not finite.
+      or with `key` in a random order. Losses are as in `individual_step`. `aux` has a
+      leading axis of as many turns as there are tasks, with zeros for turns that did
+      not take place. An affinity does not change if one of its tasks is absent, the
+      loss is not positive, or the new value is not finite.
 
     Raises:
-      TypeError: if `oracle` is no `mtlopt.Oracle`.
-      ValueError: if `decay` or `warmup` is out of its range; at a step, if `affinity`
+      TypeError: if `oracle` is not an `mtlopt.Oracle`.
+      ValueError: if `decay` or `warmup` is out of its range. At a step, if `affinity`
         or `optimizer` is for another number of tasks.
 
     Examples:
@@ -180,11 +182,11 @@ def affinity_step(
     References:
       Jeong and Yoon, *Selective task group updates for multi-task optimization*, ICLR
       2025, https://arxiv.org/abs/2502.11986. The rule within a group, `decay` and
-      `warmup` are those of the authors' code.
+      `warmup` come from the authors' code.
 
     Note:
-      The authors' code credits each group with the change that the group before it
-      made, and never sees the change that the last group makes. Here a forward pass at
+      The authors' code credits each group with the change that the previous group made,
+      and never measures the change that the last group makes. Here a forward pass at
       the end measures it.
     """
     check_oracle(oracle)
@@ -238,7 +240,7 @@ def affinity_step(
         end = oracle.losses(run.params, *with_state(oracle, args, run))
         starts = jnp.where((names < num_turns)[:, None], losses, end[None])
         ends = jnp.concatenate([starts[1:], end[None]])
-        turns = jnp.argsort(order)[groups]  # of every task
+        turns = jnp.argsort(order)[groups]  # the turn of every task
         matrix = _moving_average(
             affinity.affinity, starts[turns], ends[turns], groups, present, decay
         )
@@ -265,12 +267,12 @@ def _moving_average(
     """Returns the affinities after a step.
 
     Args:
-      affinity: before it, `[tasks, tasks]`.
-      before: likewise, the losses of all tasks before the turn of each.
-      after: after it.
+      affinity: affinities before the step, `[tasks, tasks]`.
+      before: losses of all tasks before the turn of each task, `[tasks, tasks]`.
+      after: losses of all tasks after that turn, in the same form.
       groups: see `AffinityState`.
       present: the tasks with labels; None for all.
-      decay: weight of the new ones.
+      decay: weight of the new affinities.
     """
     there = jnp.ones(len(groups), bool) if present is None else present
     together = groups[:, None] == groups[None]

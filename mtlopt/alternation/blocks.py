@@ -39,7 +39,7 @@ class AlternateBlocksState(NamedTuple):
     """State of `alternate_blocks`.
 
     Attributes:
-      count: steps so far, int32.
+      count: number of steps so far, int32.
       shared_is_next: whether the next step moves the shared block, bool.
       inner_state: states of both optimizers, one per label.
     """
@@ -50,13 +50,13 @@ class AlternateBlocksState(NamedTuple):
 
 
 def block_at(step: int, shared_steps: int = 1, task_steps: int = 1) -> Block:
-    """Returns the block that moves in a step: for phases chosen in Python.
+    """Returns the block that moves in a step, for phases that you choose in Python.
 
-    Counted in steps or in epochs, as long as the two lengths are.
+    The three numbers may all count epochs instead of steps.
 
     Args:
       step: number of steps so far.
-      shared_steps: length of the shared phase, with which every cycle begins.
+      shared_steps: length of the shared phase, which begins every cycle.
       task_steps: length of the task phase.
 
     Examples:
@@ -74,7 +74,7 @@ def alternate_blocks(
     shared_steps: int = 1,
     task_steps: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Moves the shared parameters for some steps, then the heads for some, and so on.
+    r"""Moves the shared parameters for some steps, then the heads, and so on in turn.
 
     .. math::
         w_0 &\leftarrow w_0 - \eta_0 \, m_0(\nabla_{w_0} \ell)
@@ -82,36 +82,39 @@ def alternate_blocks(
         w_{ts} &\leftarrow w_{ts} - \eta_{ts} \, m_{ts}(\nabla_{w_{ts}} \ell)
         \quad \text{for } m \text{ steps}
 
-    where `m_0` and `m_ts` are any Optax optimizers, each with its own learning rate and
-    state. SAT is `n = m = 1` with a fresh batch each; ATE counts whole epochs: with
-    `t` batches an epoch, `n = t E_0` and `m = t E_ts` (Algorithm A.1, whose loops as
-    printed run one epoch more). The block that does not move, and its optimizer's
-    state, stay bit for bit as they are. So a schedule inside `shared` or `task` counts
-    that block's own steps, `n` or `m` of every `n + m`; for a rate by the global step,
-    leave it out of both and chain `optax.scale_by_learning_rate(schedule)` behind.
+    Here `w_0` are the shared parameters and `w_ts` the heads. `m_0` and `m_ts` are any
+    Optax optimizers, each with its own learning rate and state. SAT is `n = m = 1` with
+    a fresh batch for each step. ATE counts whole epochs: with `t` batches per epoch,
+    `n = t E_0` and `m = t E_ts` (Algorithm A.1, whose loops as printed run one epoch
+    more). The resting block and its optimizer's state stay bit for bit as they are. So
+    a schedule inside `shared` or `task` counts that block's own steps, `n` or `m` of
+    every `n + m`. To use a schedule of the global step, leave the learning rate out of
+    both optimizers, and chain `optax.scale_by_learning_rate(schedule)` after this
+    transform.
 
-    It takes a gradient with the structure of the parameters: of the summed loss or of
-    any aggregator. Only the active block of it is read; `block_step` computes no more.
+    The transform takes a gradient with the structure of the parameters, of the summed
+    loss or from any aggregator. It reads the active block of the gradient only, and
+    `block_step` computes this block only.
 
     `update` takes three keywords, which `block_step` passes. `block` names the block
-    that moves, as a Python string: then the other block's optimizer is not even
-    compiled, and the count only counts. By default the count decides, inside the
-    program. `active` is a mapping from label to bool as in `per_label`, for heads
-    without labels in the batch. With `partition`, an oracle's, labels that differ from
-    its are an error.
+    that moves, as a Python string. Then the optimizer of the resting block is not even
+    compiled. Without `block`, the step count chooses the block inside the program.
+    `active` is a mapping from label to bool, as in `per_label`, for heads without
+    labels in the batch. If you pass the `partition` of an oracle, labels that differ
+    from it raise an error.
 
     Args:
       shared: optimizer of the shared leaves.
       task: optimizer of the heads, with a state per label.
-      labels: who owns which leaf, see `label_params`.
+      labels: which leaf is shared and which belongs to which task, see `label_params`.
       shared_steps: `n`.
       task_steps: `m`.
 
     Returns:
-      A transform; the last of a chain but for a scaling.
+      A transform. Chain it last; only a scaling may follow it.
 
     Raises:
-      ValueError: if a number of steps is not a positive int or `block` is unknown; at
+      ValueError: if a number of steps is not a positive int or `block` is unknown. At
         `init`, if one of the two blocks has no leaf.
 
     Examples:
@@ -187,7 +190,7 @@ def alternate_blocks(
 def _moves(
     block: Block | None, shared_is_next: jax.Array, label: str, active: Any
 ) -> bool | jax.Array:
-    """Whether a label moves: a Python bool where that is known at trace time."""
+    """Returns whether a label moves, as a Python bool if it is known at trace time."""
     if block is None:
         turn = shared_is_next if label == SHARED else ~shared_is_next
         return turn if active is None else turn & active
@@ -201,18 +204,19 @@ def block_step(
 ) -> Callable[..., tuple[Run, StepOutput]]:
     """Builds a training step that computes the moving block's gradient only.
 
-    With a `block`, the phase is chosen in Python: the other block's gradient is never
-    part of the program, and a host loop (see `block_at`) calls one of two compiled
-    steps. Without, `lax.cond` on the optimizer's own count chooses inside the program,
-    so that the step may be the body of a `lax.scan`. Under `jax.vmap` a `cond` computes
-    both branches: for many seeds at once use phases.
+    With `block` you choose the phase in Python: the gradient of the other block is
+    never part of the program, and a host loop (see `block_at`) calls one of two
+    compiled steps. Without `block`, `lax.cond` on the optimizer's own count chooses
+    inside the program, so the step may be the body of a `lax.scan`. Under `jax.vmap` a
+    `cond` computes both branches: to train many seeds at once, choose in Python.
 
     Args:
-      oracle: from `task_grad`.
-      optimizer: `alternate_blocks`, or a chain with it. No weighting or aggregator: the
-        step's gradient is that of the summed loss. Factors of the losses (the paper's
-        `lambda`) belong into the loss functions; the direction of an aggregator takes
-        `optimizer.update(oracle(params, ...), ...)` in a step of your own.
+      oracle: an oracle from `task_grad`.
+      optimizer: `alternate_blocks`, or a chain with it, without weightings or
+        aggregator: the step uses the gradient of the summed loss. Put factors of the
+        losses (the paper's `lambda`) into the loss functions. To use the direction of
+        an aggregator, write your own step with
+        `optimizer.update(oracle(params, ...), ...)`.
       block: `"shared"` or `"task"`; None for the optimizer's count.
 
     Returns:
@@ -220,9 +224,10 @@ def block_step(
       for the optimizer, such as `value` for `optax.reduce_on_plateau`.
 
     Raises:
-      TypeError: if `oracle` is no `mtlopt.Oracle`; at a step, if `run` is no `Run`.
-      ValueError: if `block` is unknown; at the first step, if `optimizer` has no
-        `alternate_blocks` or its labels are not those of the oracle.
+      TypeError: if `oracle` is not an `mtlopt.Oracle`. At a step, if `run` is not a
+        `Run`.
+      ValueError: if `block` is unknown. At the first step, if `optimizer` has no
+        `alternate_blocks`, or if its labels differ from those of the oracle.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -285,7 +290,7 @@ def block_step(
 
 
 def only_state(opt_state: PyTree, kind: type, name: str) -> Any:
-    """Returns the state of a kind in an optimizer's, or raises unless there is one.
+    """Returns the only state of a kind in an optimizer's state, or raises.
 
     Raises:
       ValueError: also if there is a weighting or an aggregator in the optimizer.

@@ -36,8 +36,8 @@ class IndividualOptimizersState(NamedTuple):
     """State of `individual_optimizers`.
 
     Attributes:
-      shared: state for the shared leaves; with one per task a `PerTask`, whose leaves
-        have a leading axis of tasks (or groups).
+      shared: state for the shared leaves. If each task has its own state, it is a
+        `PerTask`, whose leaves have a leading axis of tasks (or groups).
       heads: state for the heads' leaves, one per label.
     """
 
@@ -57,34 +57,35 @@ def individual_optimizers(
     .. math:: w^{(k)} = w^{(k-1)} - \eta \, m^{(k)}(g^{(k)}(w^{(k-1)})),
         \qquad k = 1, \dots, T
 
-    Tasks move the shared parameters in turn. With one moving average `m` for all
-    (`share_state=True`, IUS) a task's step also follows the other tasks' gradients;
-    with one per task (IO) it does not. For an optimizer without memory the two are the
-    same. A head moves on its own task's turn only, with a state of its own, as in
-    `per_label`. (With the authors' one Adam for all parameters, IUS moves the other
-    tasks' heads too, by their momentum.)
+    Tasks move the shared parameters in turn. With one moving average `m` for all tasks
+    (`share_state=True`, called IUS in the paper) a task's step also follows the
+    gradients of other tasks. With one `m` per task (called IO) it does not. For an
+    optimizer without memory IUS and IO are the same. A head moves on its own task's
+    turn only, with a state of its own, as in `per_label`. (The authors use one Adam for
+    all parameters, so their IUS also moves the heads of other tasks, by their
+    momentum.)
 
     `update` takes the gradient of one task or group (`oracle.task`), and three
-    keywords, which `individual_step` passes. `task` is the index of the state to use
-    (it may be traced), `active` a mapping from label to bool of the labels that move.
-    With `partition`, an oracle's (`oracle.partition(params)`), labels that differ from
-    its are an error, and `task` may be a name: then no other task's head moves unless
-    `active` says so.
+    keywords, which `individual_step` passes. `task` is the index of the state to use;
+    it may be traced. `active` is a mapping from label to bool: the labels that move.
+    `partition` is the partition of an oracle (`oracle.partition(params)`): then labels
+    that differ from it raise an error, and `task` may be a name. With a name, no other
+    task's head moves unless `active` says so.
 
-    Memory: IO keeps T states of the shared leaves instead of one; with Adam, 2 T times
-    their size. With groups of tasks there is one state per group instead.
+    IO keeps T states of the shared leaves instead of one; with Adam these take 2 T
+    times the leaves' memory. With groups of tasks there is one state per group instead.
 
     Args:
       inner: any Optax optimizer.
-      num_tasks: number of states: tasks, or groups of tasks.
-      labels: who owns which leaf, see `label_params`.
+      num_tasks: number of states, which is the number of tasks or of groups of tasks.
+      labels: which leaf is shared and which belongs to which task, see `label_params`.
       share_state: whether all tasks use one state for the shared leaves.
 
     Returns:
       A transform.
 
     Raises:
-      ValueError: if `update` is not told the `task`, or a Python index is out of range.
+      ValueError: if `update` gets no `task`, or a Python index is out of range.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -107,7 +108,7 @@ def individual_optimizers(
     """
     check_num_tasks(num_tasks)
     inner = optax.with_extra_args_support(inner)
-    # The shared leaves are stepped here, the heads by `per_label`.
+    # This transform moves the shared leaves, and `per_label` moves the heads.
     heads = per_label(
         lambda label: optax.set_to_zero() if label == SHARED else inner, labels
     )
@@ -174,7 +175,7 @@ def individual_optimizers(
 
 
 def random_groups(key: int | jax.Array, num_tasks: int, num_groups: int) -> jax.Array:
-    """Deals the tasks into groups whose sizes differ by at most one, at random.
+    """Deals the tasks at random into groups whose sizes differ by at most one.
 
     Args:
       key: seed or key.
@@ -208,7 +209,7 @@ def _by_name(
     partition: Partition | None,
     num_states: int,
 ) -> tuple[int, Mapping[str, Any]]:
-    """Returns the index of a task, and which labels its step moves."""
+    """Returns the index of a task, and the labels that its step moves."""
     if partition is None:
         raise ValueError(
             f"`partition` must be given with the name of a task, {task!r}, got None. "

@@ -1,4 +1,4 @@
-"""One gradient step per task, or group of tasks, on a batch (IUS and IO)."""
+"""One gradient step per task, or per group of tasks, on a batch (IUS and IO)."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -30,52 +30,55 @@ def individual_step(
 ) -> Callable[..., tuple[Run, StepOutput]]:
     r"""Builds a training step that lets every task, or group, move in turn.
 
-    Each gradient is taken at the parameters that the task before left, on the same
-    batch. A group moves by the gradient of its members' summed loss (equation 8): one
-    group of all tasks is a step on the summed loss, groups of one task each are IUS or
-    IO.
+    All gradients use the same batch. Each is taken at the parameters after the turn of
+    the previous task. A group moves by the gradient of its members' summed loss
+    (equation 8). So one group of all tasks makes a step on the summed loss, and groups
+    of one task each give IUS or IO.
 
-    In a fixed order the steps are unrolled, unless heads are stacked; then, and in a
-    random order, they are a `lax.scan`. With stacked heads that compiles one step
-    whatever the number of tasks. Groups are read in the program: each turn runs all
-    heads, and without `encode` every task's pass through the network.
+    In a fixed order the turns are unrolled, unless heads are stacked. In a random
+    order, or with stacked heads, they are a `lax.scan`. With stacked heads the scan
+    compiles only one turn, whatever the number of tasks. Groups may change from step to
+    step: each turn runs all heads, and without `encode` every task's pass through the
+    network.
 
     With `draws` each turn belongs to a task, or group, that is drawn uniformly and
-    independently of all other turns: the scheme for which Theorem 1 is proved. For the
-    fixed order its bound can fail. `draws=1` is one step of one task on each batch. The
-    states of all tasks are then copied in every turn.
+    independently of all other turns. Theorem 1 holds for this scheme; in a fixed order
+    its bound can fail. `draws=1` makes one turn of one task on each batch. The states
+    of all tasks are then copied in every turn.
 
     A schedule in the optimizer counts a head's own steps and, with a state per task,
-    each task's. With one state for all (`share_state=True`), and in a transform chained
-    behind, it counts turns, as many to a batch as there are tasks, groups or draws.
+    each task's own steps. With one state for all tasks (`share_state=True`), and in a
+    transform chained after it, a schedule counts turns: each batch has as many turns as
+    there are tasks, groups or draws.
 
     Args:
-      oracle: from `task_grad`.
-      optimizer: `individual_optimizers` for as many tasks as there are groups, or a
-        chain with it.
+      oracle: an oracle from `task_grad`.
+      optimizer: `individual_optimizers` with as many states as there are tasks or
+        groups, or a chain with it.
       num_groups: number of groups; None for one task at a time.
-      shuffle: whether the order is drawn anew in every step.
+      shuffle: whether every step draws a new order.
       draws: number of turns, each of a task or group drawn with replacement; None for
-        one turn of each.
+        one turn per task or group.
 
     Returns:
       `step(run, *args, groups=None, key=None, present=None, **extra_args)`, which
-      returns what that of `train_step` does. `groups` `[tasks]`, or a mapping from task
-      to group, are numbers (see `random_groups`), needed with `num_groups`; `key` is
-      needed to shuffle or draw; absent tasks take no step, have no part in their
-      group's, and loss 0; a task without a turn, because it was not drawn or its group
-      does not exist, has loss NaN. A task's loss is that before its group's move, the
-      mean of them if it was drawn more than once. The encoder's state moves in each
-      turn, a head's in its own. `aux` is a list with one `Aux` a turn (None for a task
-      that is known at trace time to be absent), and from a scan one `Aux` with a
-      leading axis of turns.
+      returns a run and a `StepOutput` as in `train_step`. With `num_groups`, pass
+      `groups`: numbers `[tasks]`, or a mapping from task to number (see
+      `random_groups`). To shuffle or draw, pass `key`. Absent tasks take no step, do
+      not count in their group, and have loss 0. A task has no turn if it was not drawn
+      or its group does not exist; then its loss is NaN. A task's loss is the loss
+      before its group's move, or the mean of these losses if it was drawn more than
+      once. The encoder's state moves in each turn, a head's state in its own turns.
+      `aux` is a list with one `Aux` per turn (None for a task that is known at trace
+      time to be absent); a scan returns one `Aux` with a leading axis of turns.
 
     Raises:
-      TypeError: if `oracle` is no `mtlopt.Oracle`; at a step, if `run` is no `Run`.
-      ValueError: if `num_groups` does not fit the tasks, or `draws` is no positive int
-        or comes with `shuffle`; at the first step, if `groups` or `key` is missing or
-        not asked for, or `optimizer` has another number of states or other labels than
-        the oracle.
+      TypeError: if `oracle` is not an `mtlopt.Oracle`. At a step, if `run` is not a
+        `Run`.
+      ValueError: if `num_groups` does not fit the tasks, or `draws` is not a positive
+        int or comes with `shuffle`. At the first step, if `groups` or `key` is missing
+        or not expected, or if `optimizer` has another number of states or other labels
+        than the oracle.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -137,7 +140,8 @@ def individual_step(
             members = (np.arange(num_tasks) if groups is None else groups) == index
             moving = members if present is None else members & present
             if isinstance(moving, np.ndarray) and not moving.any():
-                # Its functions may not run on this batch; others' updates go on.
+                # Its functions may not run on this batch; the other parts of the update
+                # go on.
                 still = jax.tree.map(jnp.zeros_like, params)
                 grad = Grad(jnp.zeros([]), still, None, state)
             elif groups is None:
@@ -174,7 +178,7 @@ def individual_step(
             counted = True if present is None else present
             losses = losses / jnp.maximum(times, 1)
             losses = jnp.where((times == 0) & counted, jnp.nan, losses)
-        if groups is not None:  # a task in no group is not overlooked
+        if groups is not None:  # a task in no group gets NaN
             in_one = (groups >= 0) & (groups < turns)
             losses = jnp.where(in_one, losses, jnp.nan)
         return run, StepOutput(losses, aux)
@@ -185,7 +189,7 @@ def individual_step(
 def _task(
     oracle: Oracle, index: Any, separate: bool, params: PyTree, args: Any
 ) -> Grad:
-    """The gradient of one task, whose index may be traced."""
+    """Returns the gradient of one task, whose index may be traced."""
     if not separate or isinstance(index, int):
         return oracle.task(index, params, *args)
 
@@ -193,7 +197,7 @@ def _task(
         grad = oracle.task(task, params, *args)
         if grad.aux is None:
             return grad
-        # Without the task's name, so that all branches return the same structure.
+        # Drop the task's name, so that all branches return the same structure.
         (own,) = grad.aux.tasks.values()
         return grad._replace(aux=grad.aux._replace(tasks=own))
 

@@ -1,4 +1,4 @@
-"""A stack of optimizer states, one per task, and a loop that takes them in turn."""
+"""A stack of optimizer states, one per task, and a loop that uses them in turn."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,14 +25,14 @@ class PerTask(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[task], self.states)
 
     def put(self, task: Any, state: PyTree) -> "PerTask":
-        """Returns the states with that of a task replaced."""
+        """Returns the states, with the state of one task replaced."""
         return PerTask(
             jax.tree.map(lambda all_, one: all_.at[task].set(one), self.states, state)
         )
 
 
 class InTurn(NamedTuple):
-    """The state of the task whose turn it is, in the place of all in a `PerTask`."""
+    """The state of the task whose turn it is, in place of the states in a `PerTask`."""
 
     state: PyTree
 
@@ -53,15 +53,16 @@ def scan_turns(
 ) -> tuple[Run, PyTree]:
     """Runs a `lax.scan` of `turn(run, index)` over the tasks.
 
-    What the optimizer keeps per task goes through the scan as its inputs and outputs:
-    as part of the carry, XLA would copy all tasks' states in every turn.
+    States that the optimizer keeps per task go through the scan as its inputs and
+    outputs. If they were a part of the carry, XLA would copy all tasks' states in every
+    turn.
 
     Args:
       turn: returns the next run and an output.
-      run: with an optimizer state that has `PerTask` in it.
+      run: a run whose optimizer state contains a `PerTask`.
       num_turns: number of tasks.
-      order: a permutation of them, int32 `[tasks]`; None for theirs, which saves two
-        copies of all states.
+      order: a permutation of the tasks, int32 `[tasks]`; None for their own order,
+        which saves two copies of all states.
 
     Returns:
       The run, and the outputs with a leading axis of turns.
@@ -88,7 +89,7 @@ def scan_turns(
 
 
 def _split(tree: PyTree, kind: type) -> tuple[list[Any], list[Any], Callable[..., Any]]:
-    """Returns the nodes of a kind, the other leaves, and what joins both again."""
+    """Returns the nodes of a kind, the other leaves, and a function that joins them."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, kind))
     chosen = [isinstance(leaf, kind) for leaf in leaves]
 

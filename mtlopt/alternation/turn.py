@@ -1,4 +1,4 @@
-"""One turn of a task or a group: the step that its gradient makes."""
+"""One turn of a task or a group: the step that follows its gradient."""
 
 from typing import Any
 
@@ -30,14 +30,14 @@ def move(
     """Returns the run after one turn.
 
     Args:
-      oracle: whose gradient it is.
+      oracle: the oracle of the gradient.
       optimizer: a chain with `individual_optimizers`.
-      run: before the turn.
-      grad: of the task, or of the group's summed loss.
-      index: which state of the shared leaves moves; it may be traced.
-      moving: `[tasks]` bool, whose heads move.
+      run: the run before the turn.
+      grad: gradient of the task, or of the group's summed loss.
+      index: index of the shared leaves' state that moves; it may be traced.
+      moving: `[tasks]` bool, the tasks whose heads move.
       all_move: whether some task moves in each turn, whatever the batch.
-      extra_args: for the optimizer.
+      extra_args: further arguments for the optimizer.
     """
     partition = oracle.partition(run.params)
     updates, opt_state = optimizer.update(
@@ -52,7 +52,7 @@ def move(
     updates = keep_frozen(updates, partition.labels)
     state = keep_finite(run, opt_state, grad.state)
     if not all_move and not isinstance(moving, np.ndarray):
-        there = jnp.any(moving)  # a turn without a task moves nothing
+        there = jnp.any(moving)  # a turn without a present task moves nothing
         state = jax.tree.map(
             lambda new, old: jnp.where(there, new, old), state, run.state
         )
@@ -60,7 +60,7 @@ def move(
 
 
 def check_states(opt_state: PyTree, turns: int) -> None:
-    """Raises unless there is one state for all turns, or one for each."""
+    """Raises unless there is one state for all turns, or one state for each turn."""
     state = only_state(opt_state, IndividualOptimizersState, "individual_optimizers")
     if not isinstance(state.shared, PerTask):
         return

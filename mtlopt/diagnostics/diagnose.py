@@ -1,4 +1,4 @@
-"""One look at the task gradients: do they conflict, dominate, or cancel?"""
+"""Measures of the task gradients: do they conflict, dominate, or cancel?"""
 
 import itertools
 from typing import Any, NamedTuple
@@ -25,21 +25,23 @@ class Diagnosis(NamedTuple):
     """How the gradients of the tasks relate, from `diagnose`.
 
     Attributes:
-      cosines: `[tasks, tasks]`, see `cosine_similarity`; negative where two tasks
+      cosines: `[tasks, tasks]`, see `cosine_similarity`; negative if two tasks
         conflict.
       norms: `[tasks]`, lengths of the gradients; zero for absent tasks.
-      norm_ratio: longest over shortest gradient, at least 1; infinite if one is zero.
+      norm_ratio: ratio of the longest to the shortest gradient, at least 1; infinite if
+        a gradient is zero.
       dominance_rate: condition number of the matrix of gradients, see `dominance_rate`.
-      conflict_rate: share of pairs that conflict, see `conflict_rate`.
+      conflict_rate: share of pairs of tasks that conflict, see `conflict_rate`.
       stationarity_gap: length of the shortest convex combination of the gradients; zero
         at a Pareto-stationary point.
-      relative_gap: the same over the mean of the norms, from 0 to 1.
-      condition: condition number of the row-normalised Gramian, that is of `cosines`;
-        infinite if the directions are linearly dependent to its precision.
-      present: `[tasks]` bool, the tasks that were looked at.
+      relative_gap: the stationarity gap divided by the mean of the norms, from 0 to 1.
+      condition: condition number of `cosines`, the Gramian of the normalised gradients;
+        infinite if the directions are linearly dependent to the precision of this
+        Gramian.
+      present: `[tasks]` bool, the tasks that were measured.
       finite_losses: `[tasks]` bool, whether the loss is finite; True if absent.
-      finite_gradients: `[tasks]` bool, the same of the gradient, that of the task's
-        head included.
+      finite_gradients: `[tasks]` bool, whether the gradient, with that of the task's
+        head, is finite; True if absent.
       tasks: names of the tasks.
     """
 
@@ -59,9 +61,9 @@ class Diagnosis(NamedTuple):
     def metrics(self) -> dict[str, jax.Array]:
         """Returns the numbers by name, for a logger.
 
-        Scalars by their field; of each task `norm/left`, of each pair
-        `cosine/left/right`. If diagnoses are stacked, each value has their axes. Works
-        under `jit`.
+        Scalars have the name of their field. Each task has an entry such as
+        `norm/left`, and each pair an entry such as `cosine/left/right`. If diagnoses
+        are stacked, each value has the axes of the stack. It works under `jit`.
 
         Examples:
           >>> import jax.numpy as jnp
@@ -80,7 +82,7 @@ class Diagnosis(NamedTuple):
 
 
 def as_diagnosis(diagnosis: Any) -> Diagnosis:
-    """Returns a diagnosis; of a list of them, one with a first axis, on the host."""
+    """Returns a diagnosis; stacks a list of them along a first axis, on the host."""
     if isinstance(diagnosis, list) and diagnosis:
         each = [as_diagnosis(one) for one in diagnosis]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
@@ -99,18 +101,20 @@ def diagnose(grads: TaskGrads) -> Diagnosis:
         \text{gap} = \min_{w \ge 0, \, 1^T w = 1} \lVert J^T w \rVert, \qquad
         \text{relative gap} = \text{gap} \Big/ \frac1T \sum_i \lVert g_i \rVert
 
-    All is read off one Gramian, so the cost is that of an aggregator: one backward pass
-    per task over the shared parameters, or one in all of the latent with
-    `diagnose(grads.in_latent_space())`. The losses are those after the weightings that
-    the gradients went through. Works under `jit`, `vmap` and `scan`; inside the jitted
-    step of an aggregator, XLA makes the rows once for both.
+    All numbers come from one Gramian, so a diagnosis costs as much as an aggregator:
+    one backward pass per task over the shared parameters. In latent space, with
+    `diagnose(grads.in_latent_space())`, it costs one backward pass in all. The losses
+    are taken after the weightings that scaled the gradients. It works under `jit`,
+    `vmap` and `scan`. Inside the jitted step of an aggregator, XLA computes the rows
+    (the tasks' gradients) only once for aggregator and diagnosis.
 
     Absent tasks are left out of every number; their norms and cosines are zero. A
     Gramian shows the gap only down to `sqrt(eps)` times the norms (3e-4 in float32).
-    NaN or infinity in a gradient makes every scalar NaN, and its own norm and cosines
-    show it. A NaN in a loss, or in the gradient of a head, is shown by the last two
-    fields only. If all gradients are zero, so is the gap, and nothing that compares
-    their lengths is a number. With no task present no number has a meaning.
+    A NaN or an infinity in a gradient makes every scalar NaN; the gradient's own norm
+    and cosines show which gradient it is. A NaN in a loss, or in the gradient of a
+    head, appears only in `finite_losses` and `finite_gradients`. If all gradients are
+    zero, the gap is zero, and every ratio of lengths is NaN. If no task is present, all
+    numbers are meaningless.
 
     Args:
       grads: gradients of the tasks, from a `task_grad` oracle.

@@ -31,12 +31,13 @@ def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
     .. math:: \text{covered} = \sum_t \lVert \theta_{t+1} - \theta_t \rVert, \qquad
         \text{shortest} = \lVert \theta_t - \theta_0 \rVert
 
-    Passes updates through unchanged; chain it last, where they are what is added to
-    the parameters. Their ratio tells how much an optimizer wanders. Keeps one copy of
-    the shared parameters.
+    The transform passes updates through unchanged. Chain it last, so that it gets the
+    updates that are added to the parameters. The ratio of covered to shortest distance
+    tells how much an optimizer wanders. The state keeps one copy of the shared
+    parameters.
 
     Args:
-      labels: who owns which leaf, see `label_params`.
+      labels: which leaf is shared and which belongs to which task, see `label_params`.
 
     Returns:
       A transform whose `update` needs `params`.
@@ -72,7 +73,7 @@ def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
         return jnp.sqrt(sum((jnp.sum(leaf * leaf) for leaf in leaves), jnp.zeros([])))
 
     def init_fn(params: Any) -> TrackDistanceState:
-        # Copies: the caller may donate the parameters.
+        # Copy them, because the caller may donate the parameters.
         start = [jnp.array(leaf, copy=True) for leaf in shared_leaves(params)]
         zero = norm(_differences(start, start))
         return TrackDistanceState(zero, jnp.zeros_like(zero), start)
@@ -90,7 +91,7 @@ def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
                 "`params` must be given to the update of track_distance, got None."
             )
         old = shared_leaves(params)
-        # What the parameters will be, rounding included.
+        # The parameters after the update, rounding included.
         new = shared_leaves(optax.apply_updates(params, updates))
         covered = state.covered + norm(_differences(new, old))
         return updates, TrackDistanceState(

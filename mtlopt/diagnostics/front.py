@@ -1,4 +1,4 @@
-"""Measures of a front: what it dominates, how evenly it is covered, what is on it."""
+"""Measures of a front: its dominated volume, its spread, and its points."""
 
 from typing import Any, NamedTuple
 
@@ -10,13 +10,13 @@ from mtlopt.linalg.normalise import safe_divide, safe_root
 
 
 class FrontSpread(NamedTuple):
-    """How a front is covered.
+    """How points cover a front.
 
     Attributes:
-      extent: `[tasks]`, largest less smallest value of each loss.
+      extent: `[tasks]`, largest minus smallest value of each loss.
       largest_gap: scalar, the largest distance between neighbours.
       unevenness: scalar, mean deviation of the distances between neighbours from their
-        mean, relative to it; 0 if all are equal.
+        mean, divided by this mean; 0 if all distances are equal.
     """
 
     extent: jax.Array
@@ -29,16 +29,18 @@ def hypervolume(losses: jax.Array, reference: Any) -> jax.Array:
 
     .. math:: V = \mathrm{vol} \bigcup_k \, \prod_i \, [L_{ki}, r_i]
 
-    Larger is better: every point that no other dominates adds to it. A point that is
-    not below the reference in every loss adds nothing. The value is exact, by slices
-    along one loss after the other: `K log K` operations for two tasks and `K^(T-1)` for
-    more, with memory for `K^(T-2)` points, so with more than four tasks use few points.
-    Works under `jit`; differentiable if no two values are equal. NaN in, NaN out.
+    A larger volume is better: every point that no other point dominates adds to it. A
+    point that is not below the reference in every loss adds nothing. The value is
+    exact: the volume is cut into slices along one loss after the other. This takes
+    `K log K` operations for K points and two tasks, and `K^(T-1)` for T > 2 tasks, with
+    memory for `K^(T-2)` points. So with more than four tasks use few points. It works
+    under `jit`, and is differentiable if no two values are equal. If a loss is NaN, so
+    is the result.
 
     Args:
       losses: `L`, `[points, tasks]`.
       reference: `r`, `[tasks]`, such as the losses of an untrained network. Compare
-        only volumes with the same reference.
+        volumes only if they have the same reference.
 
     Returns:
       A scalar.
@@ -55,8 +57,8 @@ def hypervolume(losses: jax.Array, reference: Any) -> jax.Array:
     References:
       Zitzler and Thiele, *Multiobjective Evolutionary Algorithms: A Comparative Case
       Study and the Strength Pareto Approach*, IEEE Transactions on Evolutionary
-      Computation 3, 1999. Slices as in While et al., *A Faster Algorithm for
-      Calculating Hypervolume*, likewise 10, 2006.
+      Computation 3, 1999. The slices follow While et al., *A Faster Algorithm for
+      Calculating Hypervolume*, in the same journal, volume 10, 2006.
     """
     losses = _points(losses)
     reference = as_task_vector("reference", reference, losses.shape[1])
@@ -64,12 +66,12 @@ def hypervolume(losses: jax.Array, reference: Any) -> jax.Array:
 
 
 def _union(sizes: jax.Array) -> jax.Array:
-    """Volume of the union of boxes with one corner at the origin, `[boxes, axes]`."""
+    """Returns the volume of the union of boxes `[boxes, axes]` from the origin."""
     if sizes.shape[1] == 1:
         return jnp.max(sizes)
     order = jnp.argsort(sizes[:, -1], descending=True)
     sizes = sizes[order]
-    # Between its height and the next lower one, a slice is in all boxes up to this one.
+    # From its height down to the next lower height, a slice lies in all boxes so far.
     thickness = sizes[:, -1] - jnp.append(sizes[1:, -1], 0)
     if sizes.shape[1] == 2:
         areas = jax.lax.cummax(sizes[:, 0])
@@ -84,8 +86,9 @@ def _union(sizes: jax.Array) -> jax.Array:
 def non_dominated(losses: jax.Array) -> jax.Array:
     """Returns which points no other point dominates.
 
-    One dominates another if none of its losses is larger and one is smaller. So equal
-    points are both kept. Points that are not finite are not. `K^2 T` operations.
+    A point dominates another if none of its losses is larger and at least one is
+    smaller. So two equal points are both kept. Points that are not finite are left out.
+    It takes `K^2 T` operations for K points and T tasks.
 
     Args:
       losses: `[points, tasks]`.
@@ -102,7 +105,7 @@ def non_dominated(losses: jax.Array) -> jax.Array:
       Array([ True,  True, False], dtype=bool)
     """
     losses = _points(losses)
-    first, second = losses[:, None], losses[None]  # does the first dominate the second
+    first, second = losses[:, None], losses[None]  # first may dominate second
     dominates = jnp.all(first <= second, axis=2) & jnp.any(first < second, axis=2)
     return ~jnp.any(dominates, axis=0) & jnp.all(jnp.isfinite(losses), axis=1)
 
@@ -110,16 +113,17 @@ def non_dominated(losses: jax.Array) -> jax.Array:
 def front_spread(losses: jax.Array) -> FrontSpread:
     """Returns how evenly points cover a front, and how much of it.
 
-    Neighbours are points with an edge in the minimum spanning tree; on the front of two
-    tasks these are the next points along it. So a hole shows in `largest_gap` even if
-    the points around it are close together. Losses are not rescaled: if their units
-    differ, divide them first. `K^2 T` operations.
+    Neighbours are points with an edge in the minimum spanning tree. On the front of two
+    tasks these are the next points along the front. So a hole shows in `largest_gap`
+    even if the points around it are close together. Losses are not rescaled: if their
+    units differ, rescale them first. It takes `K^2 T` operations for K points and T
+    tasks.
 
     Args:
-      losses: `[points, tasks]`, of two points at least; see `non_dominated`.
+      losses: `[points, tasks]`, at least two points; see `non_dominated`.
 
     Returns:
-      The extent, the largest gap and the unevenness; NaN in, NaN out.
+      The extent, the largest gap and the unevenness; NaN if a loss is NaN.
 
     Raises:
       ValueError: if the shape does not fit.
@@ -141,7 +145,7 @@ def front_spread(losses: jax.Array) -> FrontSpread:
     between = safe_root(jnp.sum((losses[:, None] - losses[None]) ** 2, axis=2))
 
     def grow(distances: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        """Adds the nearest point to the tree: distances to it, -inf inside."""
+        """Adds the nearest point to the tree; its own points have distance -inf."""
         outside = distances >= 0
         nearest = jnp.argmin(jnp.where(outside, distances, jnp.inf))
         closer = jnp.minimum(distances, between[nearest])
@@ -155,7 +159,7 @@ def front_spread(losses: jax.Array) -> FrontSpread:
         largest_gap=jnp.max(edges),
         unevenness=safe_divide(jnp.mean(jnp.abs(edges - mean)), mean),
     )
-    unknown = 0 * jnp.sum(losses)  # NaN if one is not finite
+    unknown = 0 * jnp.sum(losses)  # NaN if any loss is not finite
     return jax.tree.map(lambda measure: measure + unknown, found)
 
 

@@ -1,4 +1,4 @@
-"""How far gradients of the latent stand for those of the shared parameters."""
+"""How well gradients of the latent represent those of the shared parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,17 @@ def latent_spread(grads: TaskGrads) -> jax.Array:
     .. math:: \kappa = \sigma_{\max}(J^\top Q) \, / \, \sigma_{\min}(J^\top Q), \qquad
         J = \partial z / \partial \theta
 
-    where the columns of `Q` are an orthonormal basis of the latent gradients. Methods
-    `in_latent_space` assume that `J J^T` is a multiple of the identity; they need it on
-    this span only. If it is so there, the spread is 1, and they see angles and ratios
-    of lengths as they are for the shared parameters; else a ratio of lengths may be
-    wrong by the spread. It is the dominance rate that Z-alignment (`aligned_mtl` in
-    latent space) leaves. It costs as much as an aggregator: one backward pass per task.
+    The columns of `Q` are an orthonormal basis of the latent gradients. Methods
+    `in_latent_space` assume that `J J^T` is a multiple of the identity, at least on the
+    span of `Q`. If that is true, the spread is 1, and angles and ratios of lengths in
+    the latent equal those of the shared parameters. Otherwise a ratio of lengths may be
+    wrong by a factor as large as the spread. The spread is the dominance rate that
+    remains after Z-alignment (`aligned_mtl` in latent space). It costs as much as an
+    aggregator: one backward pass per task.
 
-    Absent tasks are left out, and the lengths of the gradients do not matter.
-    Infinite if the encoder loses a direction of the span; NaN without any gradient.
+    Absent tasks are left out, and the lengths of the gradients do not matter. The
+    spread is infinite if the encoder loses a direction of the span, and NaN if there is
+    no gradient.
 
     Args:
       grads: gradients of the tasks, from a `task_grad` oracle with `encode`.
@@ -32,7 +34,7 @@ def latent_spread(grads: TaskGrads) -> jax.Array:
 
     Raises:
       TypeError: if `grads` is not a `TaskGrads`.
-      ValueError: if its rows are those of the latent, or there is no latent.
+      ValueError: if its rows are gradients of the latent, or if there is no latent.
 
     Examples:
       >>> import jax.numpy as jnp

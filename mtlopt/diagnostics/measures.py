@@ -1,4 +1,4 @@
-"""Measures of conflict and dominance, read off the Gramian of the task gradients."""
+"""Measures of conflict and dominance, from the Gramian of the task gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ def dominance_rate(gramian: Gramian, present: jax.Array | None = None) -> jax.Ar
 
     .. math:: D = \sigma_{\max} / \sigma_{\min}
 
-    1 for orthogonal gradients of equal length; infinite if they are linearly dependent
-    (a zero or duplicate row) to the precision of the Gramian. Independent of a common
-    factor of the losses.
+    It is 1 for orthogonal gradients of equal length. It is infinite if the gradients
+    are linearly dependent (such as a zero or duplicate gradient) to the precision of
+    the Gramian. A common factor of the losses does not change it.
 
     Args:
       gramian: `[tasks, tasks]`, inner products of the gradients, for instance
@@ -49,8 +49,8 @@ def cosine_similarity(gramian: Gramian, present: jax.Array | None = None) -> jax
       present: `[tasks]` bool; absent tasks are left out. None for all.
 
     Returns:
-      `[tasks, tasks]`, ones on the diagonal; a zero gradient has cosine zero with all,
-      itself included.
+      `[tasks, tasks]`, with ones on the diagonal. All cosines of a zero gradient are
+      zero, also with itself.
 
     Examples:
       >>> import jax.numpy as jnp

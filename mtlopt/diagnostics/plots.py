@@ -1,4 +1,4 @@
-"""Pictures of a diagnosis and of a trade-off, drawn by Matplotlib if it is there."""
+"""Plots of a diagnosis and of a trade-off, which need Matplotlib."""
 
 import importlib.util
 import itertools
@@ -14,22 +14,23 @@ from mtlopt.diagnostics.front import non_dominated
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MAX_TASKS = 4  # of a trade-off: six panels
+_MAX_TASKS = 4  # in a trade-off plot, which then has six panels
 
 
 def plot_diagnosis(
     diagnosis: Diagnosis | list[Diagnosis], steps: Any = None
 ) -> "Figure":
-    """Draws what `diagnose` saw over a training.
+    """Draws the results of `diagnose` over a training.
 
-    Four panels: the cosine of each pair, the length of each gradient, the relative gap
-    with that of orthogonal gradients of one length as a dashed line, and the dominance
-    rate. Absent tasks leave a hole in their lines. It runs on the host, outside `jit`,
-    and needs Matplotlib: `pip install matplotlib`.
+    There are four panels: the cosine of each pair, the length of each gradient, the
+    relative gap, and the dominance rate. In the third panel a dashed line shows the
+    relative gap of orthogonal gradients of equal length. Absent tasks leave a hole in
+    their lines. It runs on the host, outside `jit`, and needs Matplotlib:
+    `pip install matplotlib`.
 
     Args:
       diagnosis: several diagnoses, in a list or stacked along a first axis.
-      steps: `[diagnoses]`, where they were made. Default: 0, 1, 2, ...
+      steps: `[diagnoses]`, the training steps of the diagnoses. Default: 0, 1, 2, ...
 
     Returns:
       The figure of `matplotlib.pyplot`; save it with `savefig`.
@@ -37,7 +38,8 @@ def plot_diagnosis(
     Raises:
       ImportError: without Matplotlib.
       TypeError: if `diagnosis` is not from `diagnose`.
-      ValueError: if its arrays have no first axis, or another than `steps`.
+      ValueError: if its arrays have no first axis, or one of another length than
+        `steps`.
 
     Examples:
       >>> import jax
@@ -88,25 +90,26 @@ def plot_diagnosis(
 def plot_trade_off(
     losses: Mapping[str, Any], tasks: Sequence[str] | None = None
 ) -> "Figure":
-    """Draws losses, or any errors, of one task over those of another.
+    """Draws the losses, or other errors, of one task over those of another task.
 
-    One panel for each pair of tasks. A point that another of them all dominates, which
-    is no worse for any task and better for one, is hollow. It runs on the host, outside
-    `jit`, and needs Matplotlib: `pip install matplotlib`.
+    There is one panel for each pair of tasks. A hollow point is dominated by another
+    point of the plot, which is no worse for any task and better for at least one. It
+    runs on the host, outside `jit`, and needs Matplotlib: `pip install matplotlib`.
 
     Args:
-      losses: by label, such as the method: `[tasks]`, or `[points, tasks]` for several
-        seeds or preferences; lower is better. Two to four tasks.
-      tasks: their names. Default: 0, 1, ...
+      losses: mapping from a label, such as the method, to `[tasks]`, or to
+        `[points, tasks]` for several seeds or preferences; lower is better. Two to four
+        tasks.
+      tasks: names of the tasks. Default: 0, 1, ...
 
     Returns:
       The figure of `matplotlib.pyplot`; save it with `savefig`.
 
     Raises:
       ImportError: without Matplotlib.
-      TypeError: if `losses` is no mapping.
-      ValueError: if there are no losses, fewer than two tasks or more than four, other
-        numbers of tasks at two labels, or not one name per task.
+      TypeError: if `losses` is not a mapping.
+      ValueError: if there are no losses, if the number of tasks is below two, above
+        four or differs between labels, or if there is not one name per task.
 
     Examples:
       >>> import mtlopt
@@ -153,7 +156,7 @@ def plot_trade_off(
 
 
 def _subplots(num: int) -> tuple["Figure", Any]:
-    """Returns a figure and its panels, in one row up to three, else in two."""
+    """Returns a figure and its panels: up to three in one row, more in two rows."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("mtlopt's plots need Matplotlib: pip install matplotlib.")
     import matplotlib.pyplot as plt

@@ -1,4 +1,4 @@
-"""What a diagnosis suggests to try, in words."""
+"""Methods that a diagnosis suggests to try, in words."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,28 +7,29 @@ import numpy as np
 
 from mtlopt.diagnostics.diagnose import Diagnosis, as_diagnosis
 
-# From this ratio of lengths on the shortest gradient turns a sum by a tenth at most:
-# the summed loss is the longest gradient's, nearly.
+# From this ratio of lengths on, the shortest gradient turns a sum by a tenth at most:
+# the summed loss follows almost only the longest gradient.
 NORM_RATIO = 10.0
-# Surgery takes |cos| of a gradient's length away. Below a tenth of it no method that
-# resolves conflicts does anything that a learning rate would not.
+# Gradient surgery removes |cos| of a gradient's length. If that is below a tenth,
+# methods that resolve conflicts do no more than another learning rate would.
 CONFLICT_COSINE = -0.1
-# The gap beside that of orthogonal gradients of the same lengths; two equally long ones
-# reach a tenth at 172 degrees. Not beside the mean length: one short gradient makes the
-# gap short without any conflict, and so do many orthogonal ones.
+# Ratio of the gap to the gap of orthogonal gradients of the same lengths; two equally
+# long gradients reach a tenth at 172 degrees. The mean length would be a bad base: one
+# short gradient makes the gap short without any conflict, and so do many orthogonal
+# gradients.
 GAP_OF_ORTHOGONAL = 0.1
-# Of the rows' Gramian, in units of 1 / eps: about 1e4 in float32. From there on a
-# hundredth of each gradient or less is its own.
+# Condition number of the rows' Gramian, in units of 1 / eps: about 1e4 in float32. From
+# there on, at most a hundredth of some gradient is independent of the others.
 CONDITION_EPS = 1e-3
 
 
 class _Summary(NamedTuple):
-    """Of all measurements, and of the tasks that were ever present."""
+    """Summary of all diagnoses, for the tasks that were ever present."""
 
     names: list[str]
     lengths: np.ndarray  # [tasks], median
     cosines: np.ndarray  # [tasks, tasks], mean; NaN for pairs never present together
-    gap: float  # median of the gap over that of orthogonal gradients
+    gap: float  # median ratio of the gap to that of orthogonal gradients
     condition: float  # median, in units of 1 / eps
 
 
@@ -37,22 +38,23 @@ def suggestions(
 ) -> list[str]:
     """Says what the gradients suggest to try, in plain sentences.
 
-    Rules of thumb, whose thresholds are constants with their reasons in
-    `mtlopt.diagnostics.suggestions`. One batch says little: give it the diagnoses of
-    several steps or seeds, stacked, of which it takes medians (of cosines the mean).
-    Whether a method helps, only a comparison with a tuned summed loss can tell. Methods
-    are named by their keys in `METHODS`. It runs on the host, outside `jit`.
+    The rules are rules of thumb. Their thresholds are constants, explained in
+    `mtlopt.diagnostics.suggestions`. One batch says little: pass the stacked diagnoses
+    of several steps or seeds. The function takes their medians, and for cosines the
+    mean. Only a comparison with a tuned summed loss can tell whether a method helps.
+    Methods are named by their keys in `METHODS`. The function runs on the host, outside
+    `jit`.
 
     Args:
-      diagnosis: from `diagnose`; its arrays may have further leading axes. Or a list of
-        diagnoses.
-      tasks: names of the tasks. Default: those of the gradients.
+      diagnosis: a result of `diagnose`, whose arrays may have further leading axes, or
+        a list of results.
+      tasks: names of the tasks. Default: the names in the gradients.
 
     Returns:
-      The sentences, at least one.
+      A list of at least one sentence.
 
     Raises:
-      ValueError: if `tasks` has not one name per task.
+      ValueError: if `tasks` does not have one name per task.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -90,7 +92,7 @@ def suggestions(
 
 
 def _not_finite(diagnosis: Diagnosis, names: list[str]) -> list[str]:
-    """Says whose numbers are not finite, in any of the measurements."""
+    """Says which tasks have numbers that are not finite, in any of the diagnoses."""
     whose = []
     for what, finite in (
         ("loss", diagnosis.finite_losses),
@@ -125,7 +127,7 @@ def _summarize(diagnosis: Diagnosis, names: list[str]) -> _Summary:
         inverse_squares = np.where(present, 1 / np.square(norms, dtype=float), 0)
         orthogonal = 1 / np.sqrt(inverse_squares.sum(axis=1))
         gaps = np.asarray(diagnosis.stationarity_gap).reshape(-1) / orthogonal
-    # A batch of one task, or with a zero gradient, says nothing of directions.
+    # A batch of one task, or with a zero gradient, says nothing about directions.
     usable = (present.sum(axis=1) > 1) & (orthogonal > 0)
     conditions = np.asarray(diagnosis.condition)
     eps = float(np.finfo(conditions.dtype).eps)

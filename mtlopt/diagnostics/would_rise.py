@@ -13,14 +13,15 @@ def would_rise(grads: Any, direction: Any) -> jax.Array:
 
     .. math:: \langle \nabla L_i, d \rangle < 0
 
-    One pushforward for all tasks: no row is made, so it costs about a forward pass
-    whatever the number of tasks.
+    The cost is one pushforward for all tasks, about a forward pass, whatever the number
+    of tasks: no gradient per task is computed.
 
     Args:
-      grads: a `TaskGrads`. Factors that weightings wrote do not count.
-      direction: a pytree with the structure of the parameters, as an aggregator or
-        `grads.total()` returns it: a gradient, which an optimizer subtracts. Of what
-        an optimizer returns, which is added, pass the negative.
+      grads: a `TaskGrads`. Factors from weightings are ignored.
+      direction: a pytree with the structure of the parameters. Pass a gradient, which
+        an optimizer subtracts, such as the result of an aggregator or of
+        `grads.total()`. An optimizer's result is added to the parameters, so pass its
+        negative.
 
     Returns:
       `[tasks]` bool; False for absent tasks.

@@ -1,4 +1,4 @@
-"""Flax NNX networks of the papers."""
+"""Flax NNX networks of the papers whose methods mtlopt implements."""
 
 try:
     import flax  # noqa: F401

@@ -1,14 +1,14 @@
-"""A convolution whose derivatives XLA on a CPU computes as fast as itself.
+"""A convolution whose derivatives are as fast as itself with XLA on a CPU.
 
-XLA on a CPU has fast code for convolutions of `[batch, height, width, channels]` with
-`[rows, columns, channels, features]`. It brings others into this form, but not inside
-`scan`, `while` and `cond`, and JAX writes the gradients of a convolution in another
-form, by naming other axes batch and channels. A gradient of a kernel inside `scan` is
-50 times slower so (3 x 3, 16 to 16 channels, 16 images of 32 x 32: 98 milliseconds
-instead of 1.8, one core). Here axes are moved instead of renamed. It takes a primitive
-of its own, because what JAX does with a function that is linear in two arguments, in
-forward and in reverse mode, of any order and under `vmap`, follows from two
-transpositions and a rule for batches.
+XLA on a CPU has fast code for one form of convolution:
+`[batch, height, width, channels]` with `[rows, columns, channels, features]`. It brings
+other forms into this one, but not inside `scan`, `while` and `cond`. JAX writes the
+gradients of a convolution in another form, in which other axes are named batch and
+channels. So a kernel's gradient inside `scan` is 50 times slower (3 x 3, 16 to 16
+channels, 16 images of 32 x 32: 98 milliseconds instead of 1.8, one core). This module
+moves the axes instead of renaming them. The convolution is a primitive of its own: for
+a function that is linear in two arguments, JAX derives forward and reverse mode of any
+order, and `vmap`, from two transpositions and a rule for batches.
 """
 
 import functools
@@ -30,7 +30,7 @@ _conv_p = Primitive("mtlopt_conv")
 def canonical_conv(
     x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int, padding: Padding
 ) -> jax.Array:
-    """Convolves with `lax.conv_general_dilated`, and so do all its derivatives.
+    """Convolves with `lax.conv_general_dilated`; all derivatives are such convolutions.
 
     Args:
         x: `[batch, height, width, channels]`.
@@ -80,7 +80,7 @@ def _gradient_of_image(
     dilation: int,
     padding: Padding,
 ) -> jax.Array:
-    """The turned kernel over `g`; with a stride, as many kernels as it leaves phases.
+    """Convolves `g` with the turned kernel, which has one part for each stride phase.
 
     Pixel `q stride + r` of the padded image meets the rows `b stride + r` of the
     kernel, at the outputs `q - b`. So the phases r are features of one convolution.
@@ -110,7 +110,7 @@ def _gradient_of_image(
 def _phases(kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
     """[rows / stride, columns / stride, stride * stride * channels, features].
 
-    After zeros between the rows, instead of the dilation, and below them.
+    The kernel gets zeros between its rows, in place of the dilation, and below them.
     """
     sizes = [(size - 1) * dilation + 1 for size in kernel.shape[:2]]
     fill = [(0, -size % stride, dilation - 1) for size in sizes]
@@ -131,7 +131,7 @@ def _gradient_of_kernel(
     dilation: int,
     padding: Padding,
 ) -> jax.Array:
-    """`g` over the image, channels as batch, images as channels, steps exchanged."""
+    """Convolves `x` with `g`: channels become batch, images become channels."""
     pads = []
     for axis in (0, 1):
         low = padding[axis][0]
@@ -150,7 +150,7 @@ ad.defbilinear(_conv_p, _gradient_of_image, _gradient_of_kernel)
 def _batched(
     args: Sequence[jax.Array], axes: Sequence[Any], **settings: Any
 ) -> tuple[jax.Array, int]:
-    """More images, or more features; with both, one convolution after the other."""
+    """Adds images, or features, to one convolution; for both, runs one per entry."""
     x, kernel = args
     convolve = functools.partial(canonical_conv, **settings)
     if axes[1] is None:

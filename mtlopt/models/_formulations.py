@@ -1,10 +1,10 @@
-"""Formulations of convolution and max-pooling: two for CPU, and one for the rest.
+"""Formulations of convolution and max-pooling: two for CPU, one for other platforms.
 
 XLA's CPU convolution is slow for few channels, and its gradients are some 50 times
-slower again inside `scan` and `cond`. For few channels a convolution is a matmul with a
-small banded ("Toeplitz") matrix; for more it is XLA's, with gradients of a form that is
-fast everywhere, see `_canonical_conv.py`. Both are right under every transform, forward
-mode included.
+slower again inside `scan` and `cond`. For few channels a convolution is computed here
+as a matmul with a small banded ("Toeplitz") matrix. For more channels it is XLA's own,
+with gradients of a form that is fast everywhere, see `_canonical_conv.py`. Both are
+correct under every transform, forward mode included.
 """
 
 import functools
@@ -19,9 +19,9 @@ from jax import lax
 
 from mtlopt.models._canonical_conv import Padding, canonical_conv
 
-# From so many channels and features on XLA's convolution is faster than the banded
-# matmul; the second where the banded one has the pooling folded in. Value and both
-# gradients on one Zen 4 core, plain / inside `scan`, milliseconds:
+# From this many channels and features on, XLA's convolution is faster than the banded
+# matmul. The second number holds if the banded matmul has the pooling folded in. Value
+# and both gradients on one Zen 4 core, plain / inside `scan`, milliseconds:
 #                              canonical        banded
 #   3x3    4-4    32x32 x 16   2.8 / 2.9      1.9 / 2.0
 #   3x3    8-8    32x32 x 16   2.8 / 3.0      3.9 / 3.9
@@ -32,16 +32,16 @@ from mtlopt.models._canonical_conv import Padding, canonical_conv
 _CHANNELS = 8
 _POOLED_CHANNELS = 16
 
-# A row of a tile of the banded matmul is as wide as fills this many matrix columns:
-# wider ones waste products on the zeros of the band, narrower ones starve the matmul
-# and cut its gradient in pieces too short to be copied fast. Value and gradient of
+# A row of a tile of the banded matmul is wide enough to fill this many matrix columns.
+# Wider rows waste products on the zeros of the band. Narrower rows starve the matmul,
+# and cut its gradient into pieces too short to be copied fast. Value and gradient of
 # LeNet's encoder (batch 256, one Zen 3 core, milliseconds) for tiles in the first and
 # second layer: (1, 1) 50, (2, 1) 45, (3, 2) 39, (4, 2) 43, (6, 4) 53.
 _MATRIX_COLUMNS = 80
 
-# From this many numbers in one row of a tile, the kernel's rows are summed instead of
-# being laid side by side, and made again by a backward pass in a loop. Value
-# and both gradients on the same core, plain / inside `scan`, milliseconds:
+# From this many numbers in one row of a tile on, the kernel's rows are summed instead
+# of placed side by side, and a backward pass in a loop makes them again. Value and both
+# gradients on the same core, plain / inside `scan`, milliseconds:
 #                             lax.conv     rows summed   rows side by side
 #   3x3  64-64   32x32 x 8     60 / 728      76 / 54          90 / 73
 #   3x3 256-256    8x8 x 16    86 / 1606     56 / 61          58 / 66
@@ -50,12 +50,12 @@ _MATRIX_COLUMNS = 80
 #   7x7   3-64   64x64/2 x 8   16 / 143      22 / 22          20 / 22
 _LONG_ROW = 128
 
-# A loop over parts of the batch begins where the tiles of all of it hold more numbers
-# than this (32 MiB in float32): its backward pass makes the tiles again, part by part.
-# Without a loop XLA on a CPU merges what `jax.checkpoint` wants computed twice, and
-# keeps the tiles. A U-Net's step on 8 images of 288 x 384: 62.0 s and 7.8 GiB with the
-# loop, 62.1 s and 18.1 GiB without. Small matmuls pay for being cut: 3x3 512-512, 4x4
-# images x 64, takes 300 ms whole, 338 in two parts, 434 in four.
+# If the tiles of the whole batch hold more numbers than this (32 MiB in float32), a
+# loop runs over parts of the batch: its backward pass makes the tiles again, part by
+# part. Without a loop, XLA on a CPU merges the two computations that `jax.checkpoint`
+# asks for, and keeps the tiles. A U-Net's step on 8 images of 288 x 384 takes 62.0 s
+# and 7.8 GiB with the loop, 62.1 s and 18.1 GiB without. Cutting slows small matmuls:
+# 3x3 512-512, 4x4 images x 64, takes 300 ms whole, 338 in two parts, 434 in four.
 _PART_NUMBERS = 2**23
 
 
@@ -94,7 +94,7 @@ def window_max(x: jax.Array, window: int, stride: int, padding: Padding) -> jax.
 
 
 def sliced_max(x: jax.Array, window: int, stride: int, padding: Padding) -> jax.Array:
-    """Max-pools as a maximum of strided slices: for CPU."""
+    """Max-pools by taking the maximum of strided slices: for CPU."""
     x = lax.pad(
         x,
         np.array(-np.inf, x.dtype),
@@ -111,10 +111,10 @@ def sliced_max(x: jax.Array, window: int, stride: int, padding: Padding) -> jax.
 
 
 def first_max(parts: Sequence[jax.Array]) -> jax.Array:
-    """Takes the elementwise maximum; among equals the first gets the gradient.
+    """Takes the elementwise maximum; of equal entries the first gets the gradient.
 
-    `jnp.maximum` would split the gradient between equals. A select is as fast, keeps
-    only masks for the backward pass, and passes NaN on.
+    `jnp.maximum` would split the gradient between equal entries. A select is as fast,
+    keeps only masks for the backward pass, and passes NaN on.
     """
     return functools.reduce(lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), parts)
 
@@ -139,7 +139,7 @@ def cpu_conv(
 
 
 def _canonical_is_faster(x: jax.Array, kernel: jax.Array, pool: int) -> bool:
-    """Whether XLA has fast code for the shape and dtype, and a mesh cannot matter."""
+    """Whether XLA has fast code for the shape and dtype, and no mesh interferes."""
     rows, columns, channels, features = kernel.shape
     return (
         min(channels, features) >= (_POOLED_CHANNELS if pool > 1 else _CHANNELS)
@@ -161,16 +161,17 @@ def banded_conv(
 ) -> jax.Array:
     """Convolves by a banded matmul and max-pools its output: for CPU.
 
-    The output is cut in tiles, `pool` rows high and `w` columns wide. Each needs
-    `(w - 1) stride + (k - 1) dilation + 1` columns of the input, rows likewise, and one
-    matrix, the same for all tiles, takes these to the tile's `pool * w * features`
+    The output is cut in tiles, `pool` rows high and `w` columns wide. Each tile needs
+    `(w - 1) stride + (k - 1) dilation + 1` columns of the input, and rows likewise. One
+    matrix, the same for all tiles, maps these to the tile's `pool * w * features`
     outputs. Its columns are ordered by their place in the pooling window, so that
     pooling is a maximum of contiguous parts. A tile of one column needs k columns only,
-    and leaves out those that a dilated kernel skips; so does a tile of one row. A batch
-    that is large in tiles is convolved in parts, one after the other.
+    and leaves out the columns that a dilated kernel skips; a tile of one row does the
+    same for rows. If the tiles of a batch are large, the batch is convolved in parts,
+    one after the other.
     """
     dtype = x.dtype
-    # CPUs multiply half precision in float32 anyhow; this also sums in float32.
+    # CPUs multiply half precision in float32 anyway; this also sums in float32.
     compute = at_least_float32(dtype)
     kernel = kernel.astype(compute)
     rows, columns, channels, features = kernel.shape
@@ -216,7 +217,7 @@ def banded_conv(
 
     def convolve(x: jax.Array) -> jax.Array:
         """Maps padded images to [images, out_height, out_width, features]."""
-        # By a split: the gradients of slices are padded and added up, which is slow.
+        # Split, because gradients of slices are padded and added up, which is slow.
         places = jnp.split(multiply(x), pool**2, axis=1)
         pooled = first_max(places).reshape(
             -1, height // pool, num_tiles * tile // pool, features
@@ -231,7 +232,7 @@ def banded_conv(
     # With a kernel of one pixel the patches are the image itself.
     patch = 0 if rows == columns == 1 else rows_in * tile_in * channels
     num_parts, per_part = _parts(batch, height // pool * num_tiles * patch)
-    # Zeros around the images, where the last tile hangs over the edge, and for the
+    # Add zeros around the images, for tiles that extend beyond the edge, and for the
     # images that the last part lacks.
     top_bottom, (left, right) = padding
     read = (num_tiles - 1) * tile * stride + reach
@@ -249,23 +250,24 @@ def banded_conv(
 def at_least_float32(dtype: Any) -> Any:
     """Returns a float dtype, or float32 for half precision.
 
-    `jnp.promote_types` refuses where `jax_numpy_dtype_promotion` is "strict".
+    `jnp.promote_types` refuses half precision if `jax_numpy_dtype_promotion` is
+    "strict".
     """
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def dilated_size(size: int, dilation: int) -> int:
-    """Returns how many pixels a kernel of `size` reaches over."""
+    """Returns the number of pixels that a dilated kernel of `size` spans."""
     return (size - 1) * dilation + 1
 
 
 def on_platform(
     cpu: Callable[..., jax.Array], other: Callable[..., jax.Array], *args: Any
 ) -> jax.Array:
-    """Calls one of two formulations by the platform that the code is compiled for.
+    """Calls one of two formulations, depending on the platform of the compiled code.
 
     The choice is made when a program is lowered, so it costs nothing at run time:
-    LeNet's step takes as long, and as much memory, as with `cpu` called directly.
+    LeNet's step takes as long, and as much memory, as with a direct call of `cpu`.
     """
     return lax.platform_dependent(*args, cpu=cpu, default=other)
 
@@ -277,8 +279,8 @@ def _num_tiles(width: int, columns: int, features: int) -> int:
 
 
 def _parts(batch: int, numbers: int) -> tuple[int, int]:
-    """Cuts a batch with so many numbers an image into equal parts, of how many each."""
-    if jax.device_count() > 1:  # a part might lie on one of them only
+    """Returns number and size of equal parts of a batch with `numbers` per image."""
+    if jax.device_count() > 1:  # a part might lie on one device only
         return 1, batch
     most = max(1, _PART_NUMBERS // max(1, numbers))
     num_parts = max(1, math.ceil(batch / most))
@@ -295,7 +297,8 @@ def _banded_matrix(
 ) -> jax.Array:
     """[rows_in, tile_in, channels, pool, pool, tile // pool, features], banded twice.
 
-    Of a tile of `pool` rows and `tile` columns; `dilation` of rows and of columns.
+    It is the matrix of a tile of `pool` rows and `tile` columns; `dilation` holds the
+    dilations of rows and columns.
     """
     band = np.zeros((kernel.shape[1], tile_in, tile), kernel.dtype)
     for column in range(kernel.shape[1]):

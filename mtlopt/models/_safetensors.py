@@ -1,4 +1,4 @@
-"""Reads safetensors files: eight bytes of length, a JSON header, raw numbers."""
+"""Reads safetensors files: a header length of eight bytes, a JSON header, numbers."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns all tensors of a file, by name; they are read-only.
 
     Raises:
-      ValueError: if the file is damaged; the message names the file and, where it is
+      ValueError: if the file is damaged; the message names the file and, if there is
         one, the tensor.
     """
     with open(path, "rb") as file:

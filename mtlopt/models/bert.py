@@ -17,7 +17,7 @@ _EPSILON = 1e-12
 
 
 class BertLayer(nnx.Module):
-    """Self-attention and two dense layers, each beside a shortcut, then normalised."""
+    """Self-attention and two dense layers, each with a shortcut and a layer norm."""
 
     def __init__(
         self, hidden_size: int, num_heads: int, dropout: float, *, rngs: nnx.Rngs
@@ -37,7 +37,7 @@ class BertLayer(nnx.Module):
             hidden_size,
             4 * hidden_size,
             kernel_init=_INIT,
-            # Not in the next one, whose copy would compute the exact GELU again.
+            # Not used in the next layer: its copy would compute the exact GELU again.
             dot_general=dense_dot_general,
             rngs=rngs,
         )
@@ -59,7 +59,7 @@ class BertLayer(nnx.Module):
 
 
 class BertEncoder(nnx.Module):
-    """The shared part of `Bert`."""
+    """The shared encoder of `Bert`."""
 
     def __init__(
         self,
@@ -120,33 +120,33 @@ class BertEncoder(nnx.Module):
 class Bert(nnx.Module):
     """BERT, and a dense head for each task; `bert` names the sizes.
 
-    Embeddings of tokens, positions and segments, then layers of self-attention and two
-    dense layers of `4 * hidden_size` and `hidden_size`, normalised after the shortcuts,
-    with the exact GELU. As published, kernels and embeddings start from a normal
-    distribution of standard deviation 0.02, truncated at two of them, biases from zero,
-    and layer norms have epsilon 1e-12.
+    The network has embeddings of tokens, positions and segments, then layers of
+    self-attention and two dense layers of `4 * hidden_size` and `hidden_size`.
+    Self-attention and the pair of dense layers each have a shortcut, with a layer norm
+    after it. The GELU is exact. As published, kernels and embeddings start from a
+    normal distribution of standard deviation 0.02, truncated at two standard
+    deviations. Biases start from zero, and layer norms have epsilon 1e-12.
 
-    The latent is a vector for the whole sequence, by `pooling`:
+    The latent is one vector for the whole sequence, computed by `pooling`:
 
-    * `"cls"`: the first token, [CLS], through the pooler, a dense layer with tanh, as
-      in the published model for classification.
+    * `"cls"`: the first token, [CLS], goes through the pooler, a dense layer with tanh,
+      as in the published model for classification.
     * `"mean"`: the mean of the tokens that `mask` keeps. There is no pooler.
 
-    Dropout is on where `encode` gets a key, and off where it gets none. All state is
-    parameters.
+    Dropout is on if `encode` gets a key, and off otherwise. All state is parameters.
 
     Args:
-        heads: For each task the sizes of its layers on the latent, the last being its
-            outputs, with ReLU between them. Default: three heads of two layers,
-            `(hidden_size, 1)`, for the three copies of STS-B below; their hidden size
-            is not printed.
+        heads: For each task the sizes of its layers on the latent, with ReLU between
+            them; the last size is its number of outputs. Default: three heads of two
+            layers, `(hidden_size, 1)`, for the three copies of STS-B in the second
+            paper below, which does not print their hidden size.
         num_layers: Number of layers.
         hidden_size: Size of each token's vector, a multiple of `num_heads`.
         num_heads: Number of attention heads.
         vocabulary_size: Number of tokens.
         max_length: Number of positions.
         pooling: `"cls"` or `"mean"`.
-        dropout: Rate of dropout, behind embeddings and layers and on attention weights.
+        dropout: Rate of dropout, after embeddings and layers and on attention weights.
         rngs: Source of the initial parameters.
 
     Raises:
@@ -211,9 +211,9 @@ class Bert(nnx.Module):
 
         Args:
             tokens: Indices in the vocabulary, [CLS] first.
-            segments: Index, 0 or 1, of the sentence that a token is part of, [batch,
+            segments: Index, 0 or 1, of the sentence that a token belongs to, [batch,
                 length]. None for 0.
-            mask: Which tokens are no padding, [batch, length]. None for all.
+            mask: Which tokens are not padding, [batch, length]. None for all.
             key: PRNG key of dropout. None for no dropout.
 
         Returns:
@@ -228,7 +228,7 @@ class Bert(nnx.Module):
         mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
-        """Maps the arguments of `encode` to outputs by task."""
+        """Maps the arguments of `encode` to the outputs of all heads, by task."""
         z = self.encode(tokens, segments, mask, key)
         return {task: head(z) for task, head in self.heads.items()}
 
@@ -239,8 +239,9 @@ def bert(
     """Builds a `Bert` of a published size.
 
     Args:
-        size: `"base"` (12 layers of 768; 109,482,240 parameters without heads),
-            `"small"` (4 of 512; 28,763,648) or `"tiny"` (2 of 128; 4,385,920).
+        size: `"base"` (12 layers of size 768; 109,482,240 parameters without heads),
+            `"small"` (4 layers of size 512; 28,763,648 parameters) or `"tiny"` (2
+            layers of size 128; 4,385,920 parameters).
         heads: As in `Bert`.
         rngs: Source of the initial parameters.
         **settings: Other arguments of `Bert`.
@@ -249,7 +250,7 @@ def bert(
         The network.
 
     Raises:
-        ValueError: If there is no such size.
+        ValueError: If `size` is none of these.
 
     Examples:
         >>> model = nnx.eval_shape(lambda: bert("base", rngs=nnx.Rngs(0)))
@@ -275,7 +276,7 @@ def bert(
 
 
 def _look_up(table: nnx.Embed, indices: jax.Array) -> jax.Array:
-    # Calling the table would widen half precision to its first dtype.
+    # A call of the table would widen half precision to its first dtype.
     return jnp.take(table.embedding[...], indices, axis=0)
 
 

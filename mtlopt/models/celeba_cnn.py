@@ -11,7 +11,7 @@ from mtlopt.models.shared_encoder import SharedEncoder
 
 
 class CelebaEncoder(nnx.Module):
-    """The shared part of `CelebaCNN`: seven convolutions and two dense layers."""
+    """The shared encoder of `CelebaCNN`: seven convolutions and two dense layers."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         sizes = [3, *(width * factor for factor in (1, 2, 2, 4, 4, 8, 8))]
@@ -40,19 +40,19 @@ class CelebaCNN(SharedEncoder):
 
     The encoder is Conv 3x3, 64 - MaxPool 2x2 - Conv 128 - Conv 128 - MaxPool - Conv 256
     - Conv 256 - MaxPool - Conv 512 - Conv 512 - mean over pixels - Dense 512 - Dense
-    512, with BatchNorm and ReLU behind each layer (5,176,640 parameters). The paper
-    reads 64 x 64 images and has one output for each attribute, 40 heads of one or fewer
-    heads of some: `stack_heads` stacks heads that are alike. The paper's `sigmoid`
-    belongs to the loss: heads return logits.
+    512, with BatchNorm and ReLU after each layer (5,176,640 parameters). The paper
+    reads 64 x 64 images and has one output for each attribute. It uses 40 heads of one
+    output each, or fewer heads with several outputs: `stack_heads` stacks heads of the
+    same form. The paper's `sigmoid` belongs in the loss: heads return logits.
 
-    The paper names "a fully shallow 9-layer convolutional network". These are the
-    layers of its published code, which has biases in the two dense layers, where
-    BatchNorm undoes them, and normalises by the batch in evaluation too
+    The paper names "a fully shallow 9-layer convolutional network". The layers here
+    follow its published code, with two differences. That code has biases in the two
+    dense layers, which BatchNorm cancels. It also normalises by the batch in evaluation
     (`train=True`). Kernels start from `lecun_normal`, biases from zero, as in Flax.
 
     Args:
-        heads: For each task the sizes of its layers on the latent, the last being its
-            outputs: `(1,)` is a linear head for one attribute.
+        heads: For each task the sizes of its layers on the latent; the last size is its
+            number of outputs. `(1,)` is a linear head for one attribute.
         width: Channels of the first convolution.
         rngs: Source of the initial parameters.
 

@@ -10,11 +10,11 @@ from mtlopt.models.layers import Conv1d
 from mtlopt.models.mlp import Heads, make_heads
 from mtlopt.models.shared_encoder import SharedEncoder
 
-_KERNEL_SIZE = 4  # Not printed; it follows from the parameter counts.
+_KERNEL_SIZE = 4  # not printed in the paper; it follows from the parameter counts
 
 
 class SignalEncoder(nnx.Module):
-    """The shared part of `SignalNet`: convolutions, then the maximum over time."""
+    """The shared encoder of `SignalNet`: convolutions, then the maximum over time."""
 
     def __init__(self, features: Sequence[int], *, rngs: nnx.Rngs):
         sizes = (2, *features)
@@ -46,17 +46,19 @@ class SignalEncoder(nnx.Module):
 class SignalNet(SharedEncoder):
     """Three convolutions over time and a dense branch for each task.
 
-    The defaults are the network of ATE-SG's wireless signals, 26,382 parameters: the
-    256 numbers of a signal become 128 steps of 2 channels; Conv 4, 64 - ReLU - Conv 4,
-    32 - ReLU - Conv 4, 32 - ReLU - maximum over time (12,928), and for each task Dense
-    64 - ReLU - Dense 64 - ReLU - Dense, 6 modulations (6,662) and 8 types of signal
-    (6,792). Convolutions have "SAME" padding; the kernel size 4 is the one that gives
-    the printed counts. Keras's initialisation, `glorot_uniform` and zero biases. The
-    paper's `softmax` belongs to the loss: heads return logits.
+    The defaults are the network for ATE-SG's wireless signals, with 26,382 parameters.
+    The 256 numbers of a signal become 128 steps of 2 channels. The encoder is Conv 4,
+    64 - ReLU - Conv 4, 32 - ReLU - Conv 4, 32 - ReLU - maximum over time (12,928
+    parameters). Each task has Dense 64 - ReLU - Dense 64 - ReLU - Dense, with 6 outputs
+    for the modulations (6,662 parameters) and 8 for the types of signal (6,792).
+    Convolutions have "SAME" padding; the kernel size 4 follows from the printed counts.
+    Parameters start as in Keras, with `glorot_uniform` and zero biases. The paper's
+    `softmax` belongs in the loss: heads return logits.
 
     Args:
         features: Channels of each convolution's output.
-        heads: For each task the sizes of its layers, the last being its outputs.
+        heads: For each task the sizes of its layers; the last size is its number of
+            outputs.
         rngs: Source of the initial parameters.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Convolution and BatchNorm, what residual and dense networks are made of."""
+"""Convolution and BatchNorm, the parts of residual and dense networks."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mtlopt.models.layers import BatchNorm, Conv
 
 
 class ConvNorm(nnx.Module):
-    """A convolution that keeps the size up to its stride, and BatchNorm.
+    """A convolution with BatchNorm; it divides the image size by its stride.
 
     Args:
         in_features: Channels of the input.
@@ -17,7 +17,7 @@ class ConvNorm(nnx.Module):
         kernel_size: Size of the square kernel, an odd number.
         stride: As in `conv2d`.
         dilation: As in `conv2d`.
-        use_bias: Whether the convolution has a bias, which BatchNorm undoes.
+        use_bias: Whether the convolution has a bias, which BatchNorm cancels.
         momentum: As in `BatchNorm`.
         epsilon: As in `BatchNorm`.
         rngs: Source of the initial kernel.

@@ -1,8 +1,8 @@
-"""The zoo's one convolution, one pooling and one normalisation layer.
+"""The convolution, pooling and normalisation layers of all networks here.
 
 Convolution and pooling choose their formulation by platform and shape (see
-`_formulations.py`). Arrays are `[batch, height, width, channels]`, kernels `[rows,
-columns, channels, features]`.
+`_formulations.py`). Arrays are `[batch, height, width, channels]`, and kernels are
+`[rows, columns, channels, features]`.
 """
 
 import functools
@@ -41,13 +41,13 @@ def conv2d(
     dilation: int = 1,
     padding: PaddingLike = "VALID",
 ) -> jax.Array:
-    r"""Convolves images with a kernel (cross-correlation, as deep learning has it).
+    r"""Convolves images with a kernel (cross-correlation, as usual in deep learning).
 
     .. math:: y_{nijo} = b_o + \sum_{hwc} x_{n,\, is+hd,\, js+wd,\, c}\, K_{hwco}
 
-    where s is the stride and d the dilation. On CPU it keeps its speed, and its
-    gradients theirs, inside `scan` and `cond`: with few channels as a banded matmul.
-    Elsewhere it is `lax.conv`.
+    Here s is the stride and d the dilation. On CPU the convolution and its gradients
+    keep their speed inside `scan` and `cond`; with few channels it is a banded matmul.
+    On other platforms it is `lax.conv`.
 
     Args:
         x: Images, [batch, height, width, channels].
@@ -91,13 +91,12 @@ def conv2d_max_pool(
         kernel: [rows, columns, channels, features].
         bias: [features], or None for no bias.
         stride: Step between outputs of the convolution, in both directions.
-        padding: Of the convolution, as in `conv2d`.
+        padding: Padding of the convolution, as in `conv2d`.
         window: Size of the square pooling windows, which do not overlap.
 
     Returns:
-        [batch, pooled_height, pooled_width, features]; windows that would hang over
-        the edge are dropped. Among equal maxima the first, row by row, gets the
-        gradient.
+        [batch, pooled_height, pooled_width, features]; windows that would cross the
+        edge are dropped. Of equal maxima the first, row by row, gets the gradient.
 
     Raises:
         ValueError: If the shapes do not fit together.
@@ -119,17 +118,17 @@ def max_pool(
 ) -> jax.Array:
     """Takes the maximum over square windows.
 
-    Among equal maxima the first, row by row, gets the gradient.
+    Of equal maxima the first, row by row, gets the gradient.
 
     Args:
         x: Images, [batch, height, width, channels].
         window: Size of the windows.
-        stride: Step between windows; None for `window`, so that they do not overlap.
+        stride: Step between windows. None means `window`, so that they do not overlap.
         padding: As in `conv2d`, but with minus infinity instead of zeros.
 
     Returns:
-        [batch, pooled_height, pooled_width, channels]; windows that would hang over
-        the edge are dropped.
+        [batch, pooled_height, pooled_width, channels]; windows that would cross the
+        edge are dropped.
 
     Raises:
         ValueError: If a window is larger than the padded image.
@@ -168,8 +167,8 @@ def conv1d(
         kernel: [size, channels, features].
         bias: [features], or None for no bias.
         stride: Step between outputs.
-        padding: "VALID" or "SAME". Where "SAME" needs an odd number of zeros, the
-            larger half is on the right, as in Keras.
+        padding: "VALID" or "SAME". If "SAME" needs an odd number of zeros, the larger
+            half is on the right, as in Keras.
 
     Returns:
         [batch, out_length, features], of the promoted dtype.
@@ -196,7 +195,7 @@ def conv1d(
 
 
 class Conv(nnx.Module):
-    """Convolution with a bias, and a max-pool folded in if asked for.
+    """Convolution with a bias, and with an optional max-pool folded in.
 
     The bias starts from zero.
 
@@ -306,20 +305,20 @@ class BatchNorm(nnx.Module):
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}\, \gamma + \beta
 
     In training mode, :math:`\mu` and :math:`\sigma^2` are mean and (biased) variance
-    over all axes but the last, and the running statistics move, `running = momentum *
-    running + (1 - momentum) * batch`, from mean 0 and variance 1. In evaluation mode
-    the running statistics take their place. A module's `train()` and `eval()` switch
-    all layers below it.
+    over all axes except the last. The running statistics move from mean 0 and variance
+    1 by `running = momentum * running + (1 - momentum) * batch`. In evaluation mode the
+    running statistics are used instead. A module's `train()` and `eval()` switch all
+    layers below it.
 
     Statistics are computed and kept in float32, and the output has the dtype of the
-    input: `nnx.BatchNorm` widens half precision to float32. The running variance is
-    the biased one, as in Flax; PyTorch's and Keras's fused layer keep n / (n - 1)
-    times that.
+    input; `nnx.BatchNorm` widens half precision to float32. The running variance is the
+    biased variance, as in Flax. PyTorch and Keras's fused layer keep n / (n - 1) times
+    the biased variance.
 
     Args:
         features: Number of channels.
-        momentum: Share of the running statistics that a batch leaves.
-        epsilon: Added to the variance.
+        momentum: Share of the running statistics that remains after a batch.
+        epsilon: Number added to the variance.
 
     Examples:
         >>> norm = BatchNorm(1, momentum=0.9)
@@ -345,7 +344,7 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones([features]))
         self.momentum = momentum
         self.epsilon = epsilon
-        self.use_running_average = False  # the name that `train()` and `eval()` set
+        self.use_running_average = False  # `train()` and `eval()` set this attribute
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., features] to the same shape and dtype."""
@@ -408,7 +407,7 @@ def _conv_pool(
         x.astype(dtype),
         kernel.astype(dtype),
     )
-    # The maximum commutes with adding a bias, which is cheaper after pooling.
+    # Adding a bias commutes with the maximum, and is cheaper after pooling.
     return out if bias is None else out + bias
 
 

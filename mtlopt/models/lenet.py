@@ -10,7 +10,7 @@ from mtlopt.models.masked_encoder import MaskedEncoder, Masks, check_masks, mask
 
 
 class LeNetEncoder(nnx.Module):
-    """The shared part of `LeNet`: two convolutions and a dense layer."""
+    """The shared encoder of `LeNet`: two convolutions and a dense layer."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.conv1 = Conv(1, 10, 5, pool=2, rngs=rngs)
@@ -18,7 +18,7 @@ class LeNetEncoder(nnx.Module):
         self.dense = nnx.Linear(4 * 4 * 20, 50, rngs=rngs)
 
     def __call__(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
-        """Maps [batch, 28, 28, 1] to [batch, 50], by the units in `masks` only."""
+        """Maps [batch, 28, 28, 1] to [batch, 50], with the units in `masks` only."""
         _check_images(x)
         masks = check_masks(masks, ("conv1", "conv2", "dense"))
         x = mask_units(nnx.relu(self.conv1(x)), masks, "conv1")
@@ -30,8 +30,8 @@ class LeNetEncoder(nnx.Module):
 class LeNet(MaskedEncoder):
     """Two 5 x 5 convolutions, a dense layer of 50, and a linear head for each task.
 
-    The encoder is Conv 5x5, 10 - MaxPool 2x2 - ReLU - Conv 5x5, 20 - MaxPool 2x2 -
-    ReLU - Dense 50 - ReLU (21,330 parameters), each head Dense `num_classes`. Kernels
+    The encoder is Conv 5x5, 10 - MaxPool 2x2 - ReLU - Conv 5x5, 20 - MaxPool 2x2 - ReLU
+    - Dense 50 - ReLU (21,330 parameters). Each head is Dense `num_classes`. Kernels
     start from `lecun_normal`, biases from zero, as in Flax.
 
     Args:
@@ -67,17 +67,17 @@ class LeNet(MaskedEncoder):
 
 
 class LeNet5Encoder(nnx.Module):
-    """The shared part of `LeNet5`: all of LeNet-5 but its output layer."""
+    """The shared encoder of `LeNet5`: all of LeNet-5 except its output layer."""
 
     def __init__(self, *, rngs: nnx.Rngs):
-        # Two pixels of zeros make MNIST's 28 x 28 the 32 x 32 that LeNet-5 reads.
+        # Two pixels of zeros pad MNIST's 28 x 28 to the 32 x 32 that LeNet-5 reads.
         self.conv1 = Conv(1, 6, 5, padding=((2, 2), (2, 2)), pool=2, rngs=rngs)
         self.conv2 = Conv(6, 16, 5, pool=2, rngs=rngs)
         self.dense1 = nnx.Linear(5 * 5 * 16, 120, rngs=rngs)
         self.dense2 = nnx.Linear(120, 84, rngs=rngs)
 
     def __call__(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
-        """Maps [batch, 28, 28, 1] to [batch, 84], by the units in `masks` only."""
+        """Maps [batch, 28, 28, 1] to [batch, 84], with the units in `masks` only."""
         _check_images(x)
         masks = check_masks(masks, ("conv1", "conv2", "dense1", "dense2"))
         x = mask_units(nnx.relu(self.conv1(x)), masks, "conv1")
@@ -90,13 +90,13 @@ class LeNet5Encoder(nnx.Module):
 class LeNet5(MaskedEncoder):
     """LeNet-5 with an output layer for each task.
 
-    The encoder is Conv 5x5, 6 - MaxPool 2x2 - ReLU - Conv 5x5, 16 - MaxPool 2x2 -
-    ReLU - Dense 120 - ReLU - Dense 84 - ReLU (60,856 parameters), each head Dense
-    `num_classes` (850 for 10). Filatov and Merkulov name LeNet-5 and print no layers.
-    These are the layers of 1998 as they are used today: ReLU and max-pooling for
-    sigmoids and trained averages, all maps of the first layer connected to all of the
-    second, and a linear output layer. Kernels start from `lecun_normal`, biases from
-    zero, as in Flax.
+    The encoder is Conv 5x5, 6 - MaxPool 2x2 - ReLU - Conv 5x5, 16 - MaxPool 2x2 - ReLU
+    - Dense 120 - ReLU - Dense 84 - ReLU (60,856 parameters). Each head is Dense
+    `num_classes` (850 parameters for 10 classes). Filatov and Merkulov name LeNet-5 but
+    print no layers. The layers here are those of 1998 in today's form. ReLU and
+    max-pooling replace sigmoids and trained averages, all maps of the first layer
+    connect to all maps of the second, and the output layer is linear. Kernels start
+    from `lecun_normal`, biases from zero, as in Flax.
 
     Args:
         tasks: The tasks' names.

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from mtlopt.models.shared_encoder import SharedEncoder
 
-Masks = Mapping[str, jax.Array]  # by a layer's name: bool, one a unit or channel
+Masks = Mapping[str, jax.Array]  # by a layer's name: one bool per unit or channel
 
 
 def check_masks(masks: Masks | None, layers: Sequence[str]) -> Masks:
-    """Returns the masks by layer, none for None; raises if one is of no layer."""
+    """Returns the masks by layer, {} for None; raises if a mask names no layer."""
     unknown = set(masks or {}) - set(layers)
     if unknown:
         raise ValueError(
@@ -30,12 +30,12 @@ def mask_units(x: jax.Array, masks: Masks, layer: str) -> jax.Array:
             f"`masks[{layer!r}]` must have shape {x.shape[-1:]}, that of one task, got "
             f"{jnp.shape(mask)}."
         )
-    # Unlike a product, exactly zero also where the unit is not finite.
+    # Unlike a product, this gives exactly zero even if the unit is not finite.
     return jnp.where(mask, x, 0)
 
 
 class MaskedEncoder(SharedEncoder):
-    """Base of the networks whose units can be masked, see `mtlopt.maximum_roaming`."""
+    """Base of the networks whose units you can mask, see `mtlopt.maximum_roaming`."""
 
     def encode(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
         """Maps a batch to the latent of the task with these masks.
@@ -43,9 +43,10 @@ class MaskedEncoder(SharedEncoder):
         Args:
             x: The batch.
             masks: By the name of a layer of the encoder, bool `[units]` (channels of a
-                convolution): units left out are zero. Layers without a mask are whole.
+                convolution): units that are False give zero. Layers without a mask use
+                all units.
 
         Raises:
-            ValueError: If a mask is of no layer or has another shape.
+            ValueError: If a mask names no layer or has a wrong shape.
         """
         return self.encoder(x, masks)

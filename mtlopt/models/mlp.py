@@ -1,4 +1,4 @@
-"""Dense networks: the synthetic problem of ATE-SG (Table 1)."""
+"""Dense networks, such as for the synthetic problem of ATE-SG (Table 1)."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,14 +15,14 @@ _GLOROT_UNIFORM = nnx.initializers.glorot_uniform()
 
 
 class MLP(nnx.Module):
-    """Dense layers with an activation between them; trunks and heads are made of it.
+    """Dense layers with an activation between them, for trunks and heads.
 
     Biases start from zero. The layers are `dense1`, `dense2`, and so on.
 
     Args:
         sizes: Features of the input, then of each layer's output.
-        activation: Elementwise function after every layer but the last.
-        activate_last: Whether it also follows the last layer.
+        activation: Elementwise function after every layer except the last.
+        activate_last: Whether the activation also follows the last layer.
         kernel_init: Initializer of the kernels; the default is Keras's.
         rngs: Source of the initial kernels.
 
@@ -63,7 +63,7 @@ class MLP(nnx.Module):
             setattr(self, f"dense{i + 1}", layer)
 
     def __call__(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
-        """Maps [..., sizes[0]] to [..., sizes[-1]], by the units in `masks` only."""
+        """Maps [..., sizes[0]] to [..., sizes[-1]], with the units in `masks` only."""
         layers = [f"dense{i}" for i in range(1, self.num_layers + 1)]
         masks = check_masks(masks, layers)
         for layer in layers:
@@ -82,7 +82,7 @@ def make_heads(
     kernel_init: nnx.Initializer = _GLOROT_UNIFORM,
     rngs: nnx.Rngs,
 ) -> nnx.Dict:
-    """Makes an `MLP` on `features` numbers for each task, by the layers' sizes."""
+    """Makes an `MLP` on `features` numbers for each task, from its layer sizes."""
     return nnx.Dict(
         {
             task: MLP(
@@ -99,16 +99,18 @@ def make_heads(
 class MultiTaskMLP(MaskedEncoder):
     """A dense trunk with a dense branch for each task.
 
-    The defaults are the network of ATE-SG's synthetic problem, 1,580,037 parameters:
-    three layers of 512 (526,848), and two more with the outputs for each task, 4 logits
-    of the quadrant (527,364) and 1 of the circle (525,825). ReLU between the layers,
-    also behind the trunk; Keras's initialisation, `glorot_uniform` and zero biases. The
-    paper's `softmax` belongs to the loss: heads return logits.
+    The defaults are the network for ATE-SG's synthetic problem, with 1,580,037
+    parameters. The trunk has three layers of 512 units (526,848 parameters). Each task
+    has two more layers of 512 and an output layer, with 4 logits for the quadrant
+    (527,364 parameters) and 1 for the circle (525,825). ReLU follows every layer except
+    the outputs. Parameters start as in Keras, with `glorot_uniform` and zero biases.
+    The paper's `softmax` belongs in the loss: heads return logits.
 
     Args:
         in_features: Features of the input.
         trunk: Sizes of the trunk's layers.
-        heads: For each task the sizes of its layers, the last being its outputs.
+        heads: For each task the sizes of its layers; the last size is its number of
+            outputs.
         rngs: Source of the initial parameters.
 
     Examples:

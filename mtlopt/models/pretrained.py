@@ -1,4 +1,4 @@
-"""Pretrained weights of ResNets, in torchvision's names, from a safetensors file."""
+"""Pretrained weights of ResNets from a safetensors file with torchvision's names."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from flax import nnx
 
 from mtlopt.models._safetensors import read_safetensors
 
-# torchvision's classifier, for which the heads are, and its count of batches.
+# torchvision's classifier, which the heads replace, and its count of batches.
 _UNUSED = re.compile(r"fc\.(weight|bias)|.*\.num_batches_tracked")
 
 _LEAVES = {
@@ -26,20 +26,21 @@ _LEAVES = {
 def load_resnet(path: str | os.PathLike[str], model: Any) -> None:
     """Puts pretrained weights into the encoder of a ResNet.
 
-    For `ResNet` and `PyramidResNet` in their torchvision variant and of any depth, on
-    ImageNet for example. Heads stay as they are; the file's own classifier, `fc`, is
-    not used. torchvision's weights expect images between 0 and 1 from which (0.485,
-    0.456, 0.406) was subtracted and which then were divided by (0.229, 0.224, 0.225).
+    It works for `ResNet` and `PyramidResNet` of any depth in their torchvision variant,
+    for example with weights from ImageNet. Heads stay as they are; the file's own
+    classifier, `fc`, is not used. torchvision's weights expect images between 0 and 1,
+    minus (0.485, 0.456, 0.406), then divided by (0.229, 0.224, 0.225).
 
     Args:
         path: A safetensors file with torchvision's names, such as "conv1.weight" and
             "layer1.0.bn1.running_mean". It is read as numbers; nothing is unpickled.
         model: The network, whose encoder's parameters and statistics get the file's
-            numbers. Of shapes, as from `nnx.eval_shape`, they become arrays.
+            numbers. If the network holds shapes, as from `nnx.eval_shape`, the
+            encoder's become arrays.
 
     Raises:
-        ValueError: If the file is damaged, or its tensors are not those of the encoder:
-            one is missing, surplus or of another shape.
+        ValueError: If the file is damaged, or if a tensor of the encoder is missing,
+            surplus or of another shape.
 
     Examples:
         >>> from flax import nnx
@@ -86,7 +87,7 @@ def load_resnet(path: str | os.PathLike[str], model: Any) -> None:
 
 
 def _torch_name(keys: tuple[str, ...]) -> str:
-    """Translates, as from ("stage1_block2", "layer3", "norm", "mean")."""
+    """Translates a path such as ("stage1_block2", "layer3", "norm", "mean")."""
     *module, kind, leaf = keys
     leaf = _LEAVES[leaf]
     if module == ["stem"]:

@@ -12,11 +12,11 @@ from mtlopt.models.layers import Conv
 from mtlopt.models.resnet import ResNetEncoder
 from mtlopt.models.shared_encoder import SharedEncoder
 
-_GRIDS = (1, 2, 3, 6)  # cells in height and in width
+_GRIDS = (1, 2, 3, 6)  # number of cells in height and in width
 
 
 class PyramidHead(nnx.Module):
-    """Joins a map with its means over coarse grids, then two convolutions.
+    """Joins a map with its means over coarse grids, then applies two convolutions.
 
     Args:
         in_features: Channels of the map.
@@ -45,24 +45,25 @@ class PyramidHead(nnx.Module):
 
 
 class PyramidResNet(SharedEncoder):
-    """A ResNet that keeps its map, and for each task a head that pools it in a pyramid.
+    """A ResNet that keeps its map, with a pyramid-pooling head for each task.
 
     The defaults are ResNet-50 and the three heads for Cityscapes (92,740,694
-    parameters, 23,508,032 of them shared): depth, the two offsets to an instance's
-    centre, and 19 classes. The last two stages spread their kernels instead of halving
-    the map, as in PSPNet, so that the latent is an eighth of an image in height and
-    width, and so are the outputs. A head takes means over grids of 1, 2, 3 and 6 cells
-    each way; on each follow Conv 1x1, 512 - BatchNorm - ReLU and a bilinear resize;
-    these four and the latent are joined for Conv 3x3, 512 - BatchNorm - ReLU - Conv
-    1x1. Heads have BatchNorm statistics of their own.
+    parameters, 23,508,032 of them shared). The heads predict depth, the two offsets to
+    an instance's centre, and 19 classes. As in PSPNet, the last two stages dilate their
+    kernels instead of halving the map. So the latent and the outputs are an eighth of
+    an image in height and width. A head takes means over grids of 1, 2, 3 and 6 cells
+    in each direction. Each grid is followed by Conv 1x1, 512 - BatchNorm - ReLU and a
+    bilinear resize. The four results and the latent are joined, and Conv 3x3, 512 -
+    BatchNorm - ReLU - Conv 1x1 follow. Heads have BatchNorm statistics of their own.
 
     Aligned-MTL's text calls this network a UNet; its Table 7 and its published code
-    have the pyramids. The sizes in the heads and the dilation are the code's, for the
-    table prints names and blocks only. Heads return logits; a loss for labels of full
-    size resizes them itself. The heads' kernels start from `lecun_normal`, as in Flax.
+    have the pyramids. The sizes in the heads and the dilation come from the code,
+    because the table prints names and blocks only. Heads return logits; for labels of
+    full size the loss must resize them. The heads' kernels start from `lecun_normal`,
+    as in Flax.
 
     Args:
-        heads: For each task the channels of its output.
+        heads: For each task the number of channels of its output.
         stages: As in `ResNet`.
         bottleneck: As in `ResNet`.
         width: As in `ResNet`; heads have eight times as many channels.
@@ -121,8 +122,8 @@ class PyramidResNet(SharedEncoder):
 def grid_means(x: jax.Array, grid: int) -> jax.Array:
     """Takes means over the cells of a grid, [batch, grid, grid, channels].
 
-    Where the cells' borders cut through pixels, a cell has all pixels that it touches,
-    as in PyTorch's adaptive pooling: neighbours overlap, and no cell is empty.
+    If the borders of the cells cut through pixels, a cell has all pixels that it
+    touches, as in PyTorch's adaptive pooling: neighbours overlap, and no cell is empty.
     """
     rows, columns = (_cell_weights(size, grid) for size in x.shape[1:3])
     rows, columns = (jnp.asarray(part, x.dtype) for part in (rows, columns))
@@ -130,7 +131,7 @@ def grid_means(x: jax.Array, grid: int) -> jax.Array:
 
 
 def _cell_weights(size: int, grid: int) -> np.ndarray:
-    """[grid, size]; row i holds the pixels' shares of cell i's mean."""
+    """[grid, size]; row i holds the share of each pixel in the mean of cell i."""
     pixel = np.arange(size)
     cell = np.arange(grid)[:, None]
     touched = (pixel + 1) * grid > cell * size

@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50, as in torchvision and as in Keras, with a head per task."""
+"""ResNet-18, 34 and 50, as in torchvision or as in Keras, with a head per task."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ from mtlopt.models.stack_heads import stack_heads
 
 
 class _Variant(NamedTuple):
-    """What torchvision and Keras do differently."""
+    """Settings in which torchvision and Keras differ."""
 
     conv_norm: dict[str, Any]  # settings of `ConvNorm`
-    stride_first: bool  # a bottleneck's stride in its first convolution, not its second
+    stride_first: bool  # whether a bottleneck's first convolution has the stride
     head_init: nnx.Initializer
 
 
@@ -31,7 +31,7 @@ _VARIANTS = {
     ),
     "keras": _Variant(
         {
-            "use_bias": True,  # though BatchNorm follows
+            "use_bias": True,  # although BatchNorm follows
             "momentum": 0.99,
             "epsilon": 1.001e-5,
             "kernel_init": nnx.initializers.glorot_uniform(),
@@ -45,10 +45,10 @@ _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 class ResidualBlock(nnx.Module):
-    """Two or three convolutions beside a shortcut.
+    """Two or three convolutions with a shortcut around them.
 
-    Two of 3 x 3, or the bottleneck of 1 x 1, 3 x 3 and 1 x 1 with four times as many
-    channels. The shortcut is the identity where the shapes allow, else 1 x 1.
+    These are two of 3 x 3, or the bottleneck of 1 x 1, 3 x 3 and 1 x 1 with four times
+    as many channels. The shortcut is the identity if the shapes allow, else Conv 1 x 1.
     """
 
     def __init__(
@@ -105,16 +105,16 @@ class ResidualBlock(nnx.Module):
 
 
 class ResNetEncoder(nnx.Module):
-    """The shared part of `ResNet`: a stem, stages of blocks, the mean over pixels.
+    """The shared encoder of `ResNet`: a stem, stages of blocks, a mean over pixels.
 
     Args:
-        stages: As in `ResNet`, as are the other arguments.
+        stages: As in `ResNet`, like the other arguments.
         bottleneck: Whether blocks are bottlenecks.
         width: Channels of the stem and of the first stage.
         in_channels: Channels of the images.
         small_images: Whether the stem is the one for small images.
-        dilated: Whether stages after the second spread their kernels instead of
-            halving the map, which then is an eighth of an image in height and width.
+        dilated: Whether stages after the second dilate their kernels instead of halving
+            the map, which is then an eighth of an image in height and width.
         variant: "torchvision" or "keras".
         rngs: Source of the initial parameters.
     """
@@ -161,7 +161,7 @@ class ResNetEncoder(nnx.Module):
                 )
                 setattr(self, f"stage{i + 1}_block{j + 1}", block)
                 in_features = 4 * features if bottleneck else features
-                # The first block sees the map as the stage before left it.
+                # The first block gets the map from the stage before, without dilation.
                 if spread and j == 0:
                     dilation *= 2
         self.features = in_features
@@ -184,27 +184,27 @@ class ResNetEncoder(nnx.Module):
 class ResNet(SharedEncoder):
     """A residual network with a dense head for each task; `resnet` names the sizes.
 
-    The stem is Conv 7x7, stride 2 - BatchNorm - ReLU - MaxPool 3x3, stride 2, or Conv
-    3x3 - BatchNorm - ReLU for small images. Stage i has `width * 2**i` channels, four
-    times as many at the output of a bottleneck, and halves the image if i > 0. The
+    The stem is Conv 7x7, stride 2 - BatchNorm - ReLU - MaxPool 3x3, stride 2, or, for
+    small images, Conv 3x3 - BatchNorm - ReLU. Stage i has `width * 2**i` channels, and
+    four times as many at the output of a bottleneck. It halves the image if i > 0. The
     latent is the mean over pixels of the last stage.
 
-    Two variants:
+    There are two variants:
 
     * `"torchvision"`: convolutions without bias that start from He's normal
-      distribution over the fan-out, a bottleneck's stride in its 3 x 3 convolution,
-      BatchNorm with momentum 0.9 and epsilon 1e-5. Heads start as in Flax,
-      `lecun_normal` and zero biases, not as in PyTorch.
-    * `"keras"`: convolutions with bias that start from `glorot_uniform`, a bottleneck's
-      stride in its first convolution, BatchNorm with momentum 0.99 and epsilon
-      1.001e-5. Keras has only bottlenecks.
+      distribution over the fan-out. The 3 x 3 convolution of a bottleneck has the
+      stride. BatchNorm has momentum 0.9 and epsilon 1e-5. Heads start as in Flax, with
+      `lecun_normal` and zero biases, unlike PyTorch.
+    * `"keras"`: convolutions with bias that start from `glorot_uniform`. The first
+      convolution of a bottleneck has the stride. BatchNorm has momentum 0.99 and
+      epsilon 1.001e-5. Keras has only bottlenecks.
 
-    In both the running variance is the biased one, see `BatchNorm`.
+    In both variants the running variance is the biased variance, see `BatchNorm`.
 
     Args:
         stages: Number of blocks in each stage.
-        heads: For each task the sizes of its layers on the latent, the last being its
-            outputs: `(10,)` is a linear head.
+        heads: For each task the sizes of its layers on the latent; the last size is its
+            number of outputs. `(10,)` is a linear head.
         bottleneck: Whether blocks are bottlenecks.
         width: Channels of the stem and of the first stage.
         in_channels: Channels of the images.
@@ -214,7 +214,7 @@ class ResNet(SharedEncoder):
         rngs: Source of the initial parameters.
 
     Raises:
-        ValueError: If `variant` is neither.
+        ValueError: If `variant` has another value.
 
     Examples:
         >>> def run(images):
@@ -263,12 +263,12 @@ class ResNet(SharedEncoder):
 def resnet(depth: int, heads: Heads, *, rngs: nnx.Rngs, **settings: Any) -> ResNet:
     """Builds a `ResNet` of 18, 34 or 50 layers.
 
-    With a linear head of 1,000 classes they have torchvision's 11,689,512, 21,797,672
-    and 25,557,032 parameters. For many one-vs-rest tasks, as CIFAR-10's ten and
+    With a linear head of 1,000 classes these have torchvision's 11,689,512, 21,797,672
+    and 25,557,032 parameters. For many one-vs-rest tasks, such as CIFAR-10's ten and
     CelebA's forty, stack the heads: `stack_heads(resnet(18, heads, ...))`.
 
     Args:
-        depth: 18, 34 or 50, the last of bottlenecks.
+        depth: 18, 34 or 50; 50 has bottlenecks.
         heads: As in `ResNet`.
         rngs: Source of the initial parameters.
         **settings: Other arguments of `ResNet`.
@@ -277,7 +277,7 @@ def resnet(depth: int, heads: Heads, *, rngs: nnx.Rngs, **settings: Any) -> ResN
         The network.
 
     Raises:
-        ValueError: If there is no such depth.
+        ValueError: If `depth` has another value.
 
     Examples:
         >>> from mtlopt.models import stack_heads
@@ -295,18 +295,20 @@ def resnet(depth: int, heads: Heads, *, rngs: nnx.Rngs, **settings: Any) -> ResN
 
 
 def mammography_resnet50(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
-    """Builds ATE-SG's network of the mammography problem, branches on a ResNet-50.
+    """Builds ATE-SG's network for mammography: a ResNet-50 with a branch per task.
 
-    Keras's ResNet-50 (23,587,712 numbers, of which 53,120 are BatchNorm statistics)
-    and for each task Dense 512 - Dense 128 - Dense 32 with leaky ReLU, then its
-    outputs, 5, 14 and 1 (3,357,300). The paper's `sigmoid` belongs to the loss: heads
-    return logits. Its layers that rescale grey images and copy them to three channels
-    have no parameters and are left to the caller: `jnp.repeat(images / 255, 3, -1)`.
+    The trunk is Keras's ResNet-50 (23,587,712 numbers, of which 53,120 are BatchNorm
+    statistics). Each task has Dense 512 - Dense 128 - Dense 32 with leaky ReLU, then 5,
+    14 or 1 outputs (3,357,300 parameters in all). The paper's `sigmoid` belongs in the
+    loss: heads return logits. The paper's layers that rescale grey images and copy them
+    to three channels have no parameters. Do this before you call the network:
+    `jnp.repeat(images / 255, 3, -1)`.
 
-    Three numbers of Table 7 are misprints: its row of the trunk counts the whole
-    network (26,945,012); its last layer has 33 parameters, not 1, as the branch's sum
-    says; and each branch's second layer reads its own first. The slope of the leaky
-    ReLU is not printed: 0.2, Keras's default.
+    Three numbers of Table 7 are misprints. Its row of the trunk counts the whole
+    network (26,945,012). Its last layer has 33 parameters instead of 1, as the sum of
+    the branch shows. The second layer of each branch reads the first layer of its own
+    branch, against the table. The slope of the leaky ReLU is not printed; here it is
+    Keras's default, 0.2.
 
     Args:
         rngs: Source of the initial parameters.
@@ -341,10 +343,11 @@ def celeba_resnet18(
 ) -> ResNet:
     """Builds Aligned-MTL's network for the attributes of CelebA's faces.
 
-    ResNet-18 with the stem for small images (11,168,832 parameters) and for each
-    attribute a linear head of two classes (1,026), stacked. The paper reads 64 x 64
-    images. Its published code takes means over the four quarters of the last map where
-    its Table 7 says nothing; here, as in ResNet, it is one mean over the map.
+    The network is ResNet-18 with the stem for small images (11,168,832 parameters).
+    Each attribute has a linear head of two classes (1,026 parameters), and the heads
+    are stacked. The paper reads 64 x 64 images. Its published code takes means over the
+    four quarters of the last map, which Table 7 of the paper does not mention. Here, as
+    in ResNet, it is one mean over the map.
 
     Args:
         num_attributes: Number of heads.
@@ -370,13 +373,14 @@ def celeba_resnet18(
 def pose_resnet34(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
     """Builds Aligned-MTL's network for the pose of a camera (7-Scenes).
 
-    ResNet-34 (21,284,672 parameters) and two linear heads, three coordinates of the
-    translation (1,539) and four of the rotation's quaternion (2,052). The paper reads
-    224 x 224 crops. To make the quaternion a unit vector is left to the loss.
+    The network is ResNet-34 (21,284,672 parameters) with two linear heads: three
+    coordinates of the translation (1,539 parameters) and four of the rotation's
+    quaternion (2,052). The paper reads 224 x 224 crops. The loss must normalise the
+    quaternion to a unit vector.
 
     Table 7 has these outputs; the text exchanges the 3 and the 4. The published code
-    has a dense layer of 2,048 and dropout before the heads, of which the paper says
-    nothing.
+    has a dense layer of 2,048 and dropout before the heads, which the paper does not
+    mention.
 
     Args:
         rngs: Source of the initial parameters.

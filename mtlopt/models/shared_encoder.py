@@ -1,4 +1,4 @@
-"""What all networks with one encoder and a head for each task have in common."""
+"""The common base of all networks with one encoder and a head for each task."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from flax import nnx
 
 
 class SharedEncoder(nnx.Module):
-    """Base of the zoo's networks, which set `encoder` and `heads`."""
+    """Base of the networks here; a subclass sets `encoder` and `heads`."""
 
     encoder: Any
     heads: nnx.Dict[Any]

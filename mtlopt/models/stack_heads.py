@@ -1,4 +1,4 @@
-"""Stacking of a network's like heads, for many tasks."""
+"""Stacks the heads of a network, for many tasks."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from flax import nnx
 
 
 def stack_heads(model: Any, name: str = "stacked") -> Any:
-    """Returns a network whose like heads are stacked along a leading task axis.
+    """Returns a network whose heads are stacked along a leading task axis.
 
-    The form for many tasks: `mtlopt.stacked` runs one program instead of a copy of it
-    for each head. The stacked head is one head whose leaves are `[tasks, ...]`, in the
-    order of `model.heads`. `mtlopt.stacked` calls it with the leaves of one task, and
-    so does `nnx.vmap`.
+    Use this form for many tasks: `mtlopt.stacked` runs one program instead of a copy of
+    it for each head. The stacked head is one head whose leaves are `[tasks, ...]`, in
+    the order of `model.heads`. `mtlopt.stacked` calls it with the leaves of one task,
+    and so does `nnx.vmap`.
 
     Args:
         model: A network whose heads are modules of the same layers and sizes.
-        name: The stacked head's name.
+        name: Name of the stacked head.
 
     Returns:
         A copy of the network with one head.

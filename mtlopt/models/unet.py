@@ -26,11 +26,11 @@ class DoubleConv(nnx.Module):
 
 
 class UNetEncoder(nnx.Module):
-    """The shared part of `UNet`: the way down, the way up, and what joins them."""
+    """The shared encoder of `UNet`: the way down, the way up, and the joins."""
 
     def __init__(self, width: int, depth: int, in_channels: int, *, rngs: nnx.Rngs):
-        # Upsampling keeps the channels, so the lowest level has as many as the one
-        # above it and the two meet in equal parts.
+        # Upsampling keeps the channels. So the lowest level has as many channels as the
+        # level above, and both join in equal parts.
         sizes = [width * 2**i for i in range(depth)]
         sizes.append(sizes[-1])
         self.depth = depth
@@ -57,24 +57,24 @@ class UNetEncoder(nnx.Module):
 
 
 class UNet(SharedEncoder):
-    """A U-Net whose tasks share everything but a last convolution of 1 x 1.
+    """A U-Net whose tasks share everything except a last 1 x 1 convolution.
 
-    The encoder's levels have 64, 128, 256, 512 and 512 channels, each Conv 3x3 -
-    BatchNorm - ReLU twice, with MaxPool 2x2 between them. On the way up a level is
-    resized bilinearly, joined with the one above, and two such convolutions follow, to
+    The encoder's levels have 64, 128, 256, 512 and 512 channels. Each level is Conv 3x3
+    - BatchNorm - ReLU twice, with MaxPool 2x2 between levels. On the way up a level is
+    resized bilinearly and joined with the level above. Two such convolutions follow, to
     256, 128, 64 and 64 channels. The latent is the last of these maps; heads return
-    logits at the images' size (17,262,912 parameters, and 65 for each output). Images
-    of any size are read; below it is halved four times, rounding down.
+    logits at the size of the images (17,262,912 parameters, and 65 for each output).
+    Images may have any size; it is halved four times, rounding down.
 
-    The paper names the U-Net and the heads and leaves the rest open. Channels,
-    BatchNorm and the resizing are those of its published code, which differs in three
-    points: it gives convolutions a bias, which BatchNorm undoes; it normalises by the
-    batch in evaluation too (`train=True`); and it resizes with the corners aligned.
+    The paper names the U-Net and the heads, and leaves the rest open. Channels,
+    BatchNorm and the resizing come from its published code, which differs in three
+    points. It gives convolutions a bias, which BatchNorm cancels. It normalises by the
+    batch in evaluation, too (`train=True`). And it resizes with the corners aligned.
     Kernels start from `lecun_normal`, biases from zero, as in Flax.
 
     Args:
-        heads: For each task the channels of its output; the default is NYUv2's. The
-            seven classes of Cityscapes are seven tasks of one channel each.
+        heads: For each task the number of channels of its output; the default is for
+            NYUv2. The seven classes of Cityscapes are seven tasks of one channel each.
         width: Channels of the first level.
         depth: Number of times that the map is halved.
         in_channels: Channels of the images.

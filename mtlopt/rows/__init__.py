@@ -1,1 +1,1 @@
-"""Gradients of the shared leaves, a row for each task, and how not to make them."""
+"""Gradients of the shared leaves, a row for each task, made only if necessary."""

@@ -31,7 +31,7 @@ def combine(weights: jax.Array, rows: Sequence[jax.Array]) -> list[jax.Array]:
     def of_leaf(leaf: jax.Array) -> jax.Array:
         dtype = solver_dtype([leaf])
         factors, wide = weights.astype(dtype), leaf.astype(dtype)
-        if few_long_rows(leaf):  # their stack need not exist
+        if few_long_rows(leaf):  # so that their stack is never made
             total = functools.reduce(
                 jnp.add, [factors[task] * wide[task] for task in range(len(leaf))]
             )
@@ -80,7 +80,7 @@ def scale_head_grads(
     scales: jax.Array,
     present: jax.Array | None = None,
 ) -> Leaves:
-    """The same for the heads' leaves, each by the factor of its own task."""
+    """Multiplies the heads' leaves by their own tasks' factors, see `scale_rows`."""
     scaled = []
     for label, leaf in zip(partition.head_labels, head_grads, strict=True):
         if label == STACKED:
@@ -94,7 +94,7 @@ def scale_head_grads(
 
 
 def sum_entries(leaf: jax.Array) -> jax.Array:
-    """Returns the sum over all axes but the first, `[tasks]`, without flattening them.
+    """Returns the sum over all axes except the first, `[tasks]`, without flattening.
 
     Args:
       leaf: `[tasks, ...]`.
@@ -104,18 +104,18 @@ def sum_entries(leaf: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
-    """Returns the norms of the rows, without the products of different ones.
+    """Returns the norms of the rows, without inner products of different rows.
 
-    Squares are summed in three units (Blue, *A portable Fortran program to find the
-    Euclidean norm of a vector*, 1978), in one pass: one of them neither overflows nor
-    flushes.
+    One pass sums the squares in three units (Blue, *A portable Fortran program to find
+    the Euclidean norm of a vector*, 1978). In at least one unit the sum neither
+    overflows nor flushes to zero.
 
     Args:
       rows: leaves `[tasks, ...]`.
 
     Returns:
-      Array `[tasks]`, accumulated in float32 or wider; right for all norms that are
-      numbers of that dtype, and infinite for an infinite entry.
+      Array `[tasks]`, accumulated in float32 or wider. It is correct if the norm is a
+      number of that dtype, and infinite for an infinite entry.
     """
     dtype = solver_dtype(rows)
     info = jnp.finfo(dtype)
@@ -135,7 +135,7 @@ def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
 def _row_norms_jvp(
     primals: tuple[Sequence[jax.Array]], tangents: tuple[Sequence[jax.Array]]
 ) -> tuple[jax.Array, jax.Array]:
-    """Differentiates the plain formula: the scaled squares may overflow.
+    """Differentiates the plain formula, because the scaled squares may overflow.
 
     The derivative at a row of zeros is zero.
     """
@@ -152,7 +152,7 @@ def _row_norms_jvp(
 def _sum_squares(leaf: jax.Array, units: Sequence[jax.Array]) -> Sequence[jax.Array]:
     """Returns the sums of the squares of each row in each unit.
 
-    On one CPU device by one reduction, so that the leaf need not exist. On several
+    On one CPU device it is one reduction, so that the leaf is never made. On several
     devices XLA would gather the parts of such a reduction.
     """
     squares = tuple(jnp.square(leaf * unit) for unit in units)
@@ -178,14 +178,14 @@ def moving_average(
     .. math:: y_i \leftarrow \beta \, y_i + (1 - \beta) \, g_i
 
     The average starts at the first row that a task has, so it is not pulled towards
-    zero at the start; absent tasks keep theirs bit for bit.
+    zero at the start. The average of an absent task stays the same, bit for bit.
 
     Args:
       kept: the average `y`, leaves `[tasks, ...]`.
       rows: the rows `g`, leaves of the same shapes.
-      seen: Tasks that had a row before, bool `[tasks]`.
+      seen: tasks that had a row before, bool `[tasks]`.
       decay: `beta`, a number from 0 (no memory) to 1.
-      present: Tasks that have a row now, bool `[tasks]`; None for all.
+      present: tasks that have a row now, bool `[tasks]`; None for all.
 
     Returns:
       Leaves in the dtypes of `kept`.

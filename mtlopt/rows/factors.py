@@ -1,13 +1,13 @@
-"""Weight gradients that are products, read off the program of a pullback.
+"""Finds weight gradients that are products, from the program of a pullback.
 
-A dense layer's kernel has the gradient `X^T D`, with `X` what the layer read and `D`
-the cotangent of what it returned. In the program of the pullback that is one
-contraction of an array that does not depend on the cotangent with one that does: `X`
-and `D` are found there, whatever library wrote the layer. Nothing of the forward pass
-is run or interpreted again, so the user's own derivative rules stay as they are.
+The kernel of a dense layer has the gradient `X^T D`. `X` is the input of the layer, and
+`D` is the cotangent of its output. In the program of the pullback this is one
+contraction of an array that does not depend on the cotangent with an array that does.
+There `X` and `D` are found, whatever library wrote the layer. No part of the forward
+pass runs or is interpreted again, so the user's own derivative rules still apply.
 
-A `lax.scan` over layers has such a contraction in its body: it returns the factors of
-all layers, too. `jax.checkpoint` is a part of the program like any other.
+A `lax.scan` over layers has such a contraction in its body; then it returns the factors
+of all layers as well. `jax.checkpoint` is a part of the program like any other.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ from mtlopt._jaxprs import (
 )
 from mtlopt.linalg.dtypes import solver_dtype
 
-# From positions, inputs and outputs of a product to whether it is left undone.
+# Takes positions, inputs and outputs of a product; True leaves the product undone.
 Accept = Callable[[int, int, int], bool]
 
-# These may follow the contraction: the same numbers in another order or type.
+# These may follow the contraction: they only change the order or type of the numbers.
 _REARRANGE = ("transpose", "reshape", "copy", "squeeze", "convert_element_type")
 
 
@@ -45,10 +45,10 @@ class Layout:
     Attributes:
       layers: axes of both factors that are not contracted, such as layers of a loop.
       x_shape: other axes of `x` that are not contracted.
-      d_shape: those of `d`.
+      d_shape: other axes of `d` that are not contracted.
       x_first: whether the axes of `x` come first.
-      steps: what follows, operations that move numbers only: primitive, parameters, and
-        over how many loops' layers it is mapped.
+      steps: operations that follow and only move numbers: primitive, parameters, and
+        the number of loops over whose layers it is mapped.
     """
 
     layers: tuple[int, ...]
@@ -58,7 +58,7 @@ class Layout:
     steps: tuple[tuple[Any, tuple[tuple[str, Any], ...], int], ...] = ()
 
     def finish(self, matrix: jax.Array) -> jax.Array:
-        """Returns the leaf from `x^T d`, in the type of that."""
+        """Returns the leaf from `x^T d`, in the type of the product."""
         shape = self.x_shape + self.d_shape
         if not self.x_first:
             matrix, shape = jnp.swapaxes(matrix, -1, -2), self.d_shape + self.x_shape
@@ -71,25 +71,25 @@ class Layout:
         return value
 
     def then(self, eqn: Any) -> "Layout":
-        """Returns the layout of what an equation makes of the leaf."""
+        """Returns the layout after one more equation."""
         step = (eqn.primitive, tuple(sorted(eqn.params.items())), 0)
         return dataclasses.replace(self, steps=(*self.steps, step))
 
     def in_loop(self, length: int) -> "Layout":
-        """Returns the layout of the leaf of all turns of a loop."""
+        """Returns the layout of the leaf that a loop stacks over its turns."""
         steps = tuple((name, params, loops + 1) for name, params, loops in self.steps)
         return dataclasses.replace(self, layers=(length, *self.layers), steps=steps)
 
 
 class Product(NamedTuple):
-    """A gradient that is a contraction of `x` with `d`, of which `d` moves.
+    """A gradient that contracts `x` with `d`, of which `d` follows the cotangent.
 
     Attributes:
-      layout: how it is made of their product.
-      x_axes: axes of `x`: those of layers, and the contracted ones, the positions.
-      d_axes: the same of `d`, in the same order.
+      layout: how the gradient is made from the product.
+      x_axes: axes of `x`: the axes of layers, and the contracted axes, the positions.
+      d_axes: the same axes of `d`, in the same order.
       sizes: positions, inputs and outputs of one layer.
-      precision: of the contraction.
+      precision: precision of the contraction.
     """
 
     layout: Layout
@@ -99,15 +99,15 @@ class Product(NamedTuple):
     precision: Any
 
     def x_matrix(self, value: jax.Array) -> jax.Array:
-        """Returns `x` as `[positions, inputs]`, with one axis of layers before."""
+        """Returns `x` as `[positions, inputs]`, with one leading axis of layers."""
         return _as_matrix(value, *self.x_axes)
 
     def d_matrix(self, value: jax.Array) -> jax.Array:
-        """Returns `d` as `[positions, outputs]`, with one axis of layers before."""
+        """Returns `d` as `[positions, outputs]`, with one leading axis of layers."""
         return _as_matrix(value, *self.d_axes)
 
     def in_loop(self, length: int) -> "Product":
-        """Returns that of all turns of a loop, whose factors are stacked."""
+        """Returns the product over all turns of a loop, which stacks the factors."""
 
         def shift(axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Any:
             layers, positions = (tuple(i + 1 for i in some) for some in axes)
@@ -126,16 +126,16 @@ class Pullback:
     Attributes:
       shapes: shapes and types of the leaves.
       moves: per leaf, whether its gradient depends on the cotangent at all.
-      products: per leaf the product that its gradient is, or None.
-      factor_of: per leaf, the leaf whose factor `d` its gradient is, or None.
+      products: per leaf, the product that its gradient is, or None.
+      factor_of: per leaf, the leaf whose factor `d` is its gradient, or None.
     """
 
     def __init__(self, pull: Callable[..., Any], cotangent: Any) -> None:
         """Reads the program.
 
         Args:
-          pull: from a cotangent to the leaves.
-          cotangent: for its shapes.
+          pull: function from a cotangent to the leaves.
+          cotangent: a cotangent, for its shapes.
         """
         program, shapes = jax.make_jaxpr(pull, return_shape=True)(cotangent)
         self.shapes = jax.tree.leaves(shapes)
@@ -165,16 +165,16 @@ class Pullback:
         """Returns the program of some gradients, and the values of its constants.
 
         Args:
-          rows: leaves whose gradients it returns.
-          factors: leaves of which it returns `x`, then those of which it returns `d`;
-            in the order of the leaves.
+          rows: leaves whose gradients the program returns.
+          factors: leaves for which it returns all `x`, then all `d`, in the order of
+            the leaves.
         """
         are_products = [i for i, p in enumerate(self.products) if p is not None]
         some = [i in factors for i in are_products]
         wanted = [i in rows for i in range(len(self.products))] + some + some
         jaxpr = opened(self._program)
         jaxpr = jaxpr.replace(
-            eqns=[eqn for eqn in jaxpr.eqns if eqn.outvars],  # others only print
+            eqns=[eqn for eqn in jaxpr.eqns if eqn.outvars],  # others print
             debug_info=jaxpr.debug_info.with_unknown_names(),
         )
         return partial_eval.dce_jaxpr(jaxpr, wanted, True)[0], self._program.consts
@@ -187,7 +187,7 @@ class Pullback:
         Args:
           rows: leaves, in order.
           factors: leaves that are products, in order.
-          cotangent: at which.
+          cotangent: the cotangent to pull back.
         """
         run = core.jaxpr_as_fun(core.ClosedJaxpr(*self.program(rows, factors)))
         out = run(*jax.tree.leaves(cotangent))
@@ -250,7 +250,7 @@ def _run(program: core.ClosedJaxpr, args: Sequence[_Value]) -> list[_Value]:
 
 
 def _run_loop(eqn: Any, operands: Sequence[_Value]) -> list[_Value]:
-    """Runs a `lax.scan` that moves; its state counts as moving as a whole."""
+    """Runs a `lax.scan` that depends on the cotangent; its carry depends as a whole."""
     params = eqn.params
     first, count = params["num_consts"], params["num_carry"]
     arrays = [operand.array for operand in operands]
@@ -280,7 +280,7 @@ def _run_loop(eqn: Any, operands: Sequence[_Value]) -> list[_Value]:
         )
 
     state, (stacks, _, ds) = run()
-    _, (_, xs, _) = run()  # on its own, nothing of which moves
+    _, (_, xs, _) = run()  # alone, because nothing of it moves
     found = [
         pair and _Factors(x, d, pair.product.in_loop(params["length"]))
         for pair, x, d in zip(factors, xs, ds, strict=True)
@@ -292,13 +292,13 @@ def _run_loop(eqn: Any, operands: Sequence[_Value]) -> list[_Value]:
 
 
 def _factors(eqn: Any, operands: Sequence[_Value]) -> _Factors | None:
-    """Returns the factors of what an equation makes, if it is a product."""
+    """Returns the factors of an equation's result, if it is a product."""
     name, first = eqn.primitive.name, operands[0].factors if operands else None
     if name == "dot_general":
         return _contraction(eqn, *operands)
     if name in _REARRANGE and first is not None:
         return first if name == "convert_element_type" else first.then(eqn)
-    # A number that does not move may multiply a product, or divide it.
+    # A factor or divisor that does not depend on the cotangent keeps a product.
     for place in {"mul": (0, 1), "div": (1,)}.get(name, ()):
         number, pair = operands[place], operands[1 - place].factors
         if pair is not None and not number.moves and number.array.shape == ():

@@ -1,4 +1,4 @@
-"""Samples, each of one task: sums over the samples of every task."""
+"""Samples that each belong to one task, and sums over the samples of every task."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,16 +13,16 @@ from mtlopt.rows.members import Members
 from mtlopt.rows.products import alone
 from mtlopt.rows.protocol import STATIC, Leaves
 
-# Fewer rows than that in a product of matrices leave a CPU's registers empty.
+# With fewer rows than this, a product of matrices leaves a CPU's registers empty.
 _FEW_ROWS = 32
-# A task's samples are padded to whole tiles, by at most a quarter of them on average.
+# A task's samples are padded to whole tiles, by at most a quarter on average.
 _TILES_PER_TASK = 4
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """To which task each sample belongs.
+    """The task of each sample.
 
     Attributes:
       ids: `[samples]` int32, -1 for a sample of no task.
@@ -45,7 +45,7 @@ class Groups:
         return self.ids == jnp.arange(self.num_tasks, dtype=jnp.int32)[:, None]
 
     def of_samples(self, values: jax.Array) -> jax.Array:
-        """Returns each sample's entry `[samples]` of `values`, `[tasks]`; else zero."""
+        """Returns `values` `[tasks]` by sample, `[samples]`, zero without a task."""
         if self.one_each:
             return values
         if not self.num_tasks:
@@ -56,14 +56,14 @@ class Groups:
     def sums(self, values: jax.Array) -> jax.Array:
         """Returns the sums `[tasks]` of `values`, `[samples]`.
 
-        A number that is not finite stays with its task.
+        A number that is not finite affects its own task only.
         """
         if self.one_each:
             return values
         return jnp.sum(jnp.where(self.masks, values, 0), axis=1)
 
     def largest(self, values: jax.Array) -> jax.Array:
-        """Returns the largest of `values` `[samples]`, not negative, of every task."""
+        """Returns every task's largest value of `values` `[samples]`, at least zero."""
         return jnp.max(jnp.where(self.masks, values, 0), axis=1, initial=0)
 
     def sum_rows(self, rows: jax.Array) -> jax.Array:
@@ -83,36 +83,36 @@ class Groups:
         return self.sum_rows(self.sum_rows(products).T).T
 
     def spread(self, rows: jax.Array) -> jax.Array:
-        """Returns `rows` `[samples, ...]` of every task: `[tasks, samples, ...]`."""
+        """Returns `rows` `[samples, ...]` by task, as `[tasks, samples, ...]`."""
         masks = self.masks.reshape(*self.masks.shape, *(1,) * (rows.ndim - 1))
         return jnp.where(masks, rows[None], 0)
 
     def chosen(self, members: jax.Array) -> "Groups":
-        """Returns the same of some of the tasks, whose indices are given."""
+        """Returns the groups of only the tasks with the given indices."""
         places = jnp.full(self.num_tasks + 1, -1, jnp.int32)
         order = jnp.arange(len(members), dtype=jnp.int32)
-        # The last entry is that of samples of no task.
+        # The last entry belongs to samples without a task.
         places = places.at[members].set(order) if len(members) else places
         return Groups(places[self.ids], len(members))
 
     def of_all(self, members: Members) -> "Groups":
-        """Inverse of `chosen`: the others have no samples."""
+        """Returns the groups of all tasks; it undoes `chosen`."""
         indices = jnp.asarray([*members.indices, -1], jnp.int32)
         return Groups(indices[self.ids], members.num_tasks)
 
     def sum_products(
         self, x: jax.Array, d: jax.Array, precision: Any = None
     ) -> jax.Array:
-        """Returns `x_t^T d_t`, `[tasks, inputs, outputs]`, of the samples of each task.
+        """Returns `x_t^T d_t`, `[tasks, inputs, outputs]`, over each task's samples.
 
-        On one CPU device by tiles of samples of one task, added up in a loop: about as
-        many operations as one product of all samples. Elsewhere by one product a task:
-        on several devices sorted samples would be gathered.
+        On one CPU device a loop adds up tiles of samples of one task: about as many
+        operations as one product of all samples. On other devices it is one product per
+        task: several devices would have to gather sorted samples.
 
         Args:
           x: `[samples, positions, inputs]`.
           d: `[samples, positions, outputs]`.
-          precision: of the products.
+          precision: precision of the products.
         """
         if self.one_each:
             return sum_positions(x, d, precision, batch=(0,))
@@ -132,16 +132,17 @@ class Groups:
         return map_tasks(of_task, [self.masks], "auto")[0]
 
     def tile_size(self, positions: int | None = None) -> int:
-        """Returns how many samples of one task are worth a tile.
+        """Returns the number of samples of one task that make a tile.
 
         Args:
-          positions: of a sample, where that is all the work; None for a network's.
+          positions: positions of a sample, if they are all the work; None for a
+            network.
         """
         size = max(1, self.num_samples // max(_TILES_PER_TASK * self.num_tasks, 1))
         return size if positions is None else max(size, -(-_FEW_ROWS // positions))
 
     def num_tiles(self, size: int) -> int:
-        """Returns how many tiles there are at most."""
+        """Returns the largest possible number of tiles."""
         partly = min(self.num_tasks, self.num_samples)
         return (self.num_samples + partly * (size - 1)) // size
 
@@ -151,17 +152,17 @@ class Groups:
         function: Callable[[jax.Array, jax.Array], Leaves],
         shapes: Sequence[Any],
     ) -> Leaves:
-        """Returns the sums `[tasks, ...]` of what a function makes of some samples.
+        """Returns the sums `[tasks, ...]` of a function of samples.
 
-        It is given samples of one task at a time, in a loop.
+        A loop calls the function with samples of one task at a time.
 
         Args:
-          size: of a tile: the number of samples at a time.
-          function: from the indices of samples, `[size]`, and which of them count,
-            bool, to leaves.
-          shapes: of these leaves.
+          size: size of a tile: the number of samples at a time.
+          function: takes the indices of samples, `[size]`, and a bool mask of those
+            that count; returns leaves.
+          shapes: shapes of these leaves.
         """
-        # Samples of no task come last, and no tile has any of them.
+        # Samples without a task come last, and are in no tile.
         order = jnp.argsort(jnp.where(self.ids < 0, self.num_tasks, self.ids))
         counts = jnp.sum(self.masks, axis=1, dtype=jnp.int32)
         tiles = -(-counts // size)
@@ -169,7 +170,7 @@ class Groups:
 
         def add(totals: Leaves, tile: jax.Array) -> tuple[Leaves, None]:
             task = jnp.searchsorted(last, tile, side="right").astype(jnp.int32)
-            task = jnp.minimum(task, self.num_tasks - 1)  # behind the last tile
+            task = jnp.minimum(task, self.num_tasks - 1)  # beyond the last tile
             done = (tile - last[task] + tiles[task]) * size
             place = done + jnp.arange(size, dtype=jnp.int32)
             samples = order[jnp.clip(firsts[task] + place, 0, self.num_samples - 1)]
@@ -190,12 +191,12 @@ class Groups:
 def sum_positions(
     x: jax.Array, d: jax.Array, precision: Any = None, batch: tuple[int, ...] = ()
 ) -> jax.Array:
-    """Returns `x^T d` summed over positions, and over samples that are no batch.
+    """Returns `x^T d` summed over positions, and over samples outside of `batch`.
 
     Args:
       x: `[samples, positions, inputs]`.
       d: `[samples, positions, outputs]`.
-      precision: of the products.
+      precision: precision of the products.
       batch: axes that the result keeps.
     """
     axes = tuple(axis for axis in (0, 1) if axis not in batch)

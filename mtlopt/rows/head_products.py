@@ -1,8 +1,9 @@
 """Latent gradients of heads that begin with a product.
 
-A head that reads the latent as `z @ W` has the latent gradient `D W^T`, with `D` the
-cotangent of the product. Both are small where the latent is wide, and hold all that
-Gramians and combinations need: `T` arrays of the latent's size need not exist.
+A head that reads the latent as `z @ W` has the latent gradient `D W^T`. `D` is the
+cotangent of the product `z @ W`. Both factors are small if the latent is wide, and
+Gramians and combinations need only them: `T` arrays of the latent's size need not
+exist.
 """
 
 import dataclasses
@@ -25,12 +26,12 @@ from mtlopt.rows.protocol import STATIC, Leaves
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HeadProducts:
-    """The gradients `x_t^T d_t` of one leaf of the latent, of all tasks.
+    """The gradients `x_t^T d_t` of one leaf of the latent, for all tasks.
 
     Attributes:
-      x: `[members, outputs of the product, features]`, zero where a task has fewer.
+      x: `[members, outputs of the product, features]`, with zeros if a task has fewer.
       d: `[members, outputs of the product, positions]`.
-      layout: how the leaf is made.
+      layout: how the leaf is made from the product.
       members: the tasks whose gradients are not zero; None for all.
     """
 
@@ -40,14 +41,14 @@ class HeadProducts:
     members: Members | None = dataclasses.field(default=None, metadata=STATIC)
 
     def pays(self) -> bool:
-        """Whether a Gramian takes fewer operations than that of arrays."""
+        """Whether a Gramian needs fewer operations from factors than from arrays."""
         num_tasks, outputs, features = self.x.shape
         positions = self.d.shape[2]
         rows = positions * features * (num_tasks + outputs)
         return num_tasks * outputs**2 * (positions + features) <= rows
 
     def spread(self, members: Members) -> "HeadProducts":
-        """Returns those of all tasks from those of some, where others are zero."""
+        """Returns the products of all tasks, with zeros outside of `members`."""
         return dataclasses.replace(self, members=members)
 
     def leaf(
@@ -58,13 +59,13 @@ class HeadProducts:
         Args:
           groups: the tasks of the members.
           scales: `[tasks]`.
-          present: bool of the same; None for all.
-          dtype: of the leaf.
+          present: bool `[tasks]`; None for all.
+          dtype: dtype of the leaf.
         """
         wide = solver_dtype([self.x, self.d])
         own = groups.of_samples(scales)
         there = present if present is None else groups.of_samples(present)
-        # With the largest entry of `x` about one, no product of two flushes to zero.
+        # If the largest entry of `x` is about one, no product of two flushes to zero.
         x, d, ones = self.x.astype(wide), self.d.astype(wide), jnp.ones_like(own)
         (x,) = arithmetic.scale_rows([x], ones, there)
         unit = scale_of(products.largest_entries([x]))
@@ -80,10 +81,10 @@ Factors = tuple[jax.Array, jax.Array]
 def pull_with_products(
     pull: Callable[[jax.Array], Any], cotangent: jax.Array
 ) -> tuple[Any, list[Layout | None], list[Factors | None]]:
-    """Runs a pullback, and returns its result and the factors of products in it.
+    """Runs a pullback; returns its result and the factors of products in it.
 
     Args:
-      pull: from a scalar to a pytree.
+      pull: function from a scalar to a pytree.
       cotangent: the scalar.
 
     Returns:
@@ -103,11 +104,11 @@ def pull_with_products(
 def stack_products(
     layouts: Sequence[Layout | None], factors: Sequence[Factors | None]
 ) -> HeadProducts | None:
-    """Returns the products of one leaf of all tasks, if they are alike and pay.
+    """Returns the products of one leaf for all tasks, if they are alike and pay.
 
     Args:
-      layouts: of each task.
-      factors: of each task.
+      layouts: layout of each task.
+      factors: factors of each task.
     """
     pairs = [pair for pair in factors if pair is not None]
     layout = layouts[0] if layouts else None
@@ -132,10 +133,11 @@ def if_it_pays(layout: Layout, x: jax.Array, d: jax.Array) -> HeadProducts | Non
 
 @dataclasses.dataclass(frozen=True)
 class HeadProductRows(LeafRows):
-    """Latent rows, some leaves of which are products of small factors.
+    """Latent rows, of which some leaves are products of small factors.
 
     Attributes:
-      latent_grads: all leaves `[tasks, ...]`, which XLA makes only if they are read.
+      latent_grads: all leaves `[tasks, ...]`, which XLA makes only if something reads
+        them.
       pull: pullback of the encoder.
     """
 
@@ -154,11 +156,11 @@ class HeadProductRows(LeafRows):
         """Returns rows times `scales`, zero for absent tasks.
 
         Args:
-          latent_grads: scaled already.
-          found: by leaf its products; None where the array is read.
+          latent_grads: latent gradients, already scaled.
+          found: products by leaf; None for a leaf whose array is used.
           pull: pullback of the encoder.
           scales: `[tasks]`.
-          present: bool of the same; None for all.
+          present: bool `[tasks]`; None for all.
         """
         num_tasks = len(scales)
         members = next(one.members for one in found if one is not None)

@@ -1,9 +1,9 @@
-"""Inner products of rows that are products `x^T d_t`, without making them.
+"""Inner products of rows that are products `x^T d_t`, without making the rows.
 
     <x^T d_s, x^T d_t> = <K d_s, d_t>,    K = x x^T
 
-with `x` `[positions, inputs]` and `d_t` `[positions, outputs]`, both with a leading
-axis of layers where there are several of a shape. Sums are over these axes too.
+Here `x` is `[positions, inputs]` and `d_t` is `[positions, outputs]`. Both have a
+leading axis of layers if several layers have one shape; sums include these axes.
 """
 
 from typing import Any
@@ -23,8 +23,8 @@ def gramian(x: jax.Array, d: jax.Array, in_own_unit: bool = False) -> jax.Array:
     Args:
       x: `[positions, inputs]`.
       d: `[tasks, positions, outputs]`.
-      in_own_unit: whether to bring the largest entry of `x` to about one first: then
-        nothing that counts is flushed to zero, and nothing overflows.
+      in_own_unit: whether to scale the largest entry of `x` to about one first. Then no
+        number that matters is flushed to zero, and nothing overflows.
     """
     dtype, num_tasks = solver_dtype([x, d]), len(d)
     x, d = x.astype(dtype), d.astype(dtype)
@@ -48,7 +48,7 @@ def gramian(x: jax.Array, d: jax.Array, in_own_unit: bool = False) -> jax.Array:
         total = products.products_of_pairs(side_by_side(d), d, dtype)
     elif num_tasks <= UNROLL_LIMIT:
         total = rows(d)
-    else:  # `K d` of a few tasks at the same time, which start where `d` is known
+    else:  # `K d` of a few tasks at a time, which start as soon as `d` is known
         size = max(i for i in range(1, UNROLL_LIMIT + 1) if num_tasks % i == 0)
         blocks = d.reshape(num_tasks // size, size, *d.shape[1:])
         total = map_after(rows, blocks, 1, d).reshape(num_tasks, num_tasks)
@@ -56,7 +56,7 @@ def gramian(x: jax.Array, d: jax.Array, in_own_unit: bool = False) -> jax.Array:
 
 
 def bounds(x: jax.Array, d: jax.Array) -> jax.Array:
-    """Returns a number for each task that no entry of its row exceeds, `[tasks]`."""
+    """Returns for each task a bound `[tasks]` on the entries of its row."""
     dtype = solver_dtype([x, d])
     largest = products.largest_entries([d])
     return x.shape[-2] * jnp.max(jnp.abs(x), initial=0).astype(dtype) * largest
@@ -71,7 +71,7 @@ def combine(
       weights: `[tasks]`.
       x: `[positions, inputs]`.
       d: `[tasks, positions, outputs]`.
-      precision: of the product.
+      precision: precision of the product.
     """
     dtype = solver_dtype([x, d])
     (total,) = arithmetic.combine(weights, [d.astype(dtype)])

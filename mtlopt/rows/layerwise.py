@@ -1,8 +1,8 @@
 """Rows whose inner products are summed layer by layer, without a gradient per task.
 
-See `factors` for which leaves, and `layer_products` for the formulas. A leaf costs, in
-units of one product `x^T d`, with T tasks, R positions, m inputs and n outputs: rows T;
-layerwise T R/m for `K d_t`, R/n for `K`, and one for the combination.
+`factors` finds the leaves, and `layer_products` has the formulas. The costs of a leaf
+are in units of one product `x^T d`, with T tasks, R positions, m inputs and n outputs.
+Rows cost T. Layerwise products cost T R/m for `K d_t`, R/n for `K`, and 1 to combine.
 """
 
 import abc
@@ -24,24 +24,24 @@ from mtlopt.rows.protocol import Leaves, OwnSpace
 from mtlopt.rows.pushforward import along
 from mtlopt.rows.sweep import Sweep
 
-# As many positions of tasks together as a product on one core needs to be fast.
+# Number of positions of all tasks together that a product on one core needs to be fast.
 _POSITIONS = 256
-# Up to this many tasks their factors are kept: one more pullback costs up to 1.3.
+# Up to this many tasks, keep the factors: another pullback costs a factor of up to 1.3.
 _FEW_TASKS = 8
 
 
 def may_pay(choice: Any) -> bool:
-    """Returns whether rows are to be layerwise where that is less work.
+    """Returns whether rows should be layerwise if that is less work.
 
     Args:
-      choice: a bool, or `"auto"` for a single CPU device: elsewhere it is not measured,
-        and of a batch in parts on several devices all positions would be gathered.
+      choice: a bool, or `"auto"`, which is True on a single CPU device. Other platforms
+        are not measured, and several devices would have to gather a batch's positions.
     """
     return products.alone() if choice == "auto" else choice
 
 
 def pays(num_tasks: int, positions: int, inputs: int, outputs: int) -> bool:
-    """Returns whether rows of a leaf cost more operations than its products."""
+    """Returns whether rows of a leaf need more operations than layerwise products."""
     if num_tasks < 2 or not inputs or not outputs:
         return False
     return num_tasks * (1 - positions / inputs) >= 1 + positions / outputs
@@ -55,15 +55,15 @@ def layerwise_rows(
     make_rows: Callable[[], Leaves],
     total: Callable[[jax.Array], Leaves],
 ) -> "LayerwiseRows | None":
-    """Returns rows with products undone, or None if none of them pays.
+    """Returns rows with products undone, or None if no leaf gains from it.
 
     Args:
       latent: latent rows of the tasks that are pulled back.
-      pull: the pullback of one.
-      members: which tasks these are; None for all.
+      pull: the pullback of one latent row.
+      members: the tasks that are pulled back; None for all.
       batching: how tasks are run, see `map_tasks`.
       make_rows: returns the rows themselves.
-      total: from weights of all tasks to the combination of their rows.
+      total: function from weights of all tasks to the combination of their rows.
     """
     num_tasks = len(latent[0])
     if num_tasks < 2:
@@ -80,7 +80,7 @@ def layerwise_rows(
     common = latent, sweep, pull, members, make_rows, total
     if batching in ("unroll", "vmap"):
         return KeptProducts(*common, batching=batching)
-    if batching == "map":  # as many together as make products fast
+    if batching == "map":  # so many together that products are fast
         batching = max(1, _POSITIONS // sweep.positions)
     assert isinstance(batching, int)
     return SummedProducts(*common, size=batching)
@@ -94,9 +94,9 @@ class LayerwiseRows(OwnSpace, abc.ABC):
       latent: latent rows of the tasks that are pulled back, `[tasks, ...]`.
       sweep: the pullback.
       pull_one: the pullback of one latent cotangent.
-      members: which tasks these are, see `Linearization`; None for all.
+      members: the tasks that are pulled back, see `Linearization`; None for all.
       make_rows: returns the rows themselves.
-      total: from weights to their combination.
+      total: function from weights to the combination of the rows.
       known: the Gramian of the rows that are pulled back, if it is known.
     """
 
@@ -114,17 +114,17 @@ class LayerwiseRows(OwnSpace, abc.ABC):
 
     @abc.abstractmethod
     def _largest(self) -> jax.Array:
-        """Returns numbers that no entry of a row exceeds, `[tasks]`."""
+        """Returns bounds `[tasks]` on the entries of the rows."""
 
     def with_known(
         self, matrix: jax.Array, scales: jax.Array, present: jax.Array | None
     ) -> "LayerwiseRows":
-        """Returns the same, with the Gramian known from that of unscaled rows.
+        """Returns the same rows, with the Gramian taken from that of unscaled rows.
 
         Args:
-          matrix: what `pulled_gramian` returned.
+          matrix: result of `pulled_gramian`.
           scales: `[tasks]`, of all tasks.
-          present: bool of the same; None for all.
+          present: bool `[tasks]`; None for all.
         """
         if self.members is not None:
             scales = self.members.take(scales)
@@ -169,7 +169,7 @@ class LayerwiseRows(OwnSpace, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class KeptProducts(LayerwiseRows):
-    """The factors of all layers are kept: few tasks.
+    """Rows for few tasks, with the factors of all layers kept.
 
     Attributes:
       batching: how the tasks are run.
@@ -186,9 +186,9 @@ class KeptProducts(LayerwiseRows):
         return self.sweep.keep(self.latent, self.batching)
 
     def _read(self) -> dict[int, Any]:
-        """Returns the same; if the Gramian is known, a branch may be the first to ask.
+        """Returns `made`; if the Gramian is known, a branch may be the first to use it.
 
-        There they are made for it alone.
+        The branch then makes them for itself alone.
         """
         return self.made if self.known is None else self._make()
 
@@ -237,10 +237,10 @@ class KeptProducts(LayerwiseRows):
 
 @dataclasses.dataclass(frozen=True)
 class SummedProducts(LayerwiseRows):
-    """Each layer's factors are summed up at once: many tasks.
+    """Rows for many tasks, with each layer's factors summed up at once.
 
     Attributes:
-      size: how many tasks are run at a time, at most.
+      size: the largest number of tasks to run at a time.
     """
 
     size: int = dataclasses.field(kw_only=True)
@@ -250,7 +250,7 @@ class SummedProducts(LayerwiseRows):
         if basis is not None:
             wide = basis.astype(solver_dtype(latent))
             latent = [products.rotate(one, wide).astype(one.dtype) for one in latent]
-        count = len(latent[0])  # of rotated rows, that of all tasks
+        count = len(latent[0])  # for rotated rows this counts all tasks
         size = max(i for i in range(1, self.size + 1) if count % i == 0)
         return self.sweep.gramian(latent, size, in_own_unit=basis is not None)
 

@@ -1,4 +1,4 @@
-"""Rows leaf by leaf, of which some are products of small factors and never made."""
+"""Rows leaf by leaf; some leaves are products of small factors and never made."""
 
 import dataclasses
 import functools
@@ -16,22 +16,22 @@ from mtlopt.rows.groups import Groups, sum_positions
 from mtlopt.rows.material import MaterialRows
 from mtlopt.rows.protocol import STATIC, Leaves, OwnSpace
 
-# Numbers in the rows of all tasks of a part of a leaf, made for one look: 4 MiB.
+# Numbers in all tasks' rows of a part of a leaf, which are made at one time: 4 MiB.
 _PART = 2**20
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ProductLeaf:
-    """The gradients of one leaf, of which each sample has its own, `x^T d`.
+    """The gradients of one leaf; each sample has its own, `x^T d`.
 
     Attributes:
       x: `[samples, positions, inputs]`.
       d: `[samples, positions, outputs]`.
-      layout: how the leaf is made of it.
-      precision: of the product.
-      dtype: of the leaf.
-      in_pairs: whether inner products are best taken between samples.
+      layout: how the leaf is made from the product.
+      precision: precision of the product.
+      dtype: dtype of the leaf.
+      in_pairs: whether inner products cost least between pairs of samples.
     """
 
     x: jax.Array
@@ -59,17 +59,17 @@ class ProductLeaf:
     def sum_parts(
         self, groups: Groups, function: Callable[[jax.Array], jax.Array]
     ) -> jax.Array:
-        """Returns the sum of what a function makes of parts of the tasks' rows.
+        """Returns the sum of a function over parts of the tasks' rows.
 
         Args:
           groups: the tasks of the samples.
-          function: from rows `[tasks, ...]` of a part of the leaf.
+          function: takes rows `[tasks, ...]` of a part of the leaf.
         """
         inputs, outputs = self.x.shape[2], self.d.shape[2]
         width = max(1, _PART // max(groups.num_tasks * inputs, 1))
         count = -(-outputs // width)
         width = -(-outputs // count)
-        # Some outputs too many: rows of zeros change no sum.
+        # Pad with outputs of zeros, which change no sum.
         padding = ((0, 0), (0, 0), (0, width * count - outputs))
         d = jnp.pad(self.d, padding)
 
@@ -83,7 +83,7 @@ class ProductLeaf:
         return jax.lax.fori_loop(1, count, add, part(0)) if count > 1 else part(0)
 
     def bounds(self) -> jax.Array:
-        """Returns numbers that no entry of a gradient exceeds, `[samples]`."""
+        """Returns bounds `[samples]` on the entries of the gradients."""
         x, d = (products.largest_entries([one]) for one in (self.x, self.d))
         return self.x.shape[1] * x * d
 
@@ -94,7 +94,7 @@ class ProductLeaf:
         return self._finish(sum_positions(self.x, weighted, self.precision))
 
     def scaled(self, factors: jax.Array) -> "ProductLeaf":
-        """Returns the same times `factors`, `[samples]`."""
+        """Returns the same gradients times `factors`, `[samples]`."""
         return dataclasses.replace(self, d=scale_rows([self.d], factors)[0])
 
     def _finish(self, matrix: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ class ProductLeaf:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowLeaf:
-    """The same as arrays.
+    """The gradients of one leaf, as arrays.
 
     Attributes:
       rows: `[samples, ...]`.
@@ -154,7 +154,7 @@ class Made:
     shapes: tuple[jax.ShapeDtypeStruct, ...] = dataclasses.field(metadata=STATIC)
 
     def scaled(self, groups: Groups, factors: jax.Array) -> "Made":
-        """Returns the same times `factors`, `[tasks]`."""
+        """Returns the same gradients times `factors`, `[tasks]`."""
         own = groups.of_samples(factors)
         rows = scale_rows(list(self.rows.values()), factors)
         undone = {i: leaf.scaled(own) for i, leaf in self.undone.items()}
@@ -165,10 +165,10 @@ class Made:
 class LeafRows(OwnSpace):
     """Rows that are known leaf by leaf.
 
-    Rounding of the products of samples is relative to the gradients of the samples, of
-    which a task's row may be much less. So the rotated rows, which are asked for where
-    that matters, are made, as sums over the samples; a part at a time, in a branch that
-    is seldom taken.
+    Rounding of the products of samples is relative to the gradients of the samples. A
+    task's row may be much smaller than these. So the rotated rows, which methods use if
+    that matters, are made as sums over the samples, a part at a time. This happens in a
+    branch that is seldom taken.
 
     Attributes:
       groups: the tasks of the samples.
@@ -180,7 +180,7 @@ class LeafRows(OwnSpace):
 
     @functools.cached_property
     def made(self) -> Made:
-        """The gradients; from here on they are combined as they are."""
+        """The gradients; once they are made, combinations use them as they are."""
         return self.make()
 
     @functools.cached_property
@@ -205,7 +205,7 @@ class LeafRows(OwnSpace):
         return (total + total.T) / 2
 
     def rotated(self) -> Callable[[jax.Array], jax.Array]:
-        _ = self._rows  # made here, not in the branch that may read it first
+        _ = self._rows  # made here: a branch might be the first to read them
         return self.gramian
 
     def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
@@ -218,14 +218,14 @@ class LeafRows(OwnSpace):
         )
 
     def _largest_entries(self) -> jax.Array:
-        """Returns numbers that no entry of a row exceeds, `[tasks]`."""
+        """Returns bounds `[tasks]` on the entries of the rows."""
         made = self.made
         found = [products.largest_entries([rows]) for rows in made.rows.values()]
         found += [self.groups.sums(leaf.bounds()) for leaf in made.undone.values()]
         return functools.reduce(jnp.maximum, found)
 
     def _combine_made(self, weights: jax.Array) -> Leaves:
-        """Returns the combination of the gradients that were made."""
+        """Returns the combination of the gradients in `made`."""
         of_samples = self.groups.of_samples(weights)
         done = dict(zip(self.made.rows, self._rows.mix(weights), strict=True))
         done |= {i: leaf.combine(of_samples) for i, leaf in self.made.undone.items()}

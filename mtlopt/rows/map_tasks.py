@@ -1,4 +1,4 @@
-"""One function, applied to the row of every task."""
+"""Applies one function to the row of every task."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from mtlopt.rows.protocol import Leaves
 
 Batching = Literal["auto", "unroll", "vmap", "map"] | int
 
-# Up to this many tasks an unrolled program compiles about as fast as a loop.
+# Up to this number of tasks, an unrolled program compiles about as fast as a loop.
 UNROLL_LIMIT = 8
 
 
@@ -21,14 +21,15 @@ def map_tasks(
     """Applies `function` to every task's row and stacks the results.
 
     Args:
-      function: from leaves without to leaves without the task axis.
+      function: maps leaves without the task axis to leaves without it.
       rows: leaves `[tasks, ...]`.
-      batching: `"unroll"` a copy of the program per task, `"vmap"` one batched program,
-        `"map"` one task after the other in a loop, an int: loops over chunks of so many
-        tasks. `"auto"`, by measurement: `"vmap"`, but on CPU, where XLA runs batched
-        pullbacks up to four times slower, `"unroll"` for up to 8 tasks and `"map"` for
-        more, which compiles sooner; unless the pullback has a `lax` convolution, which
-        XLA runs many times slower inside a loop on CPU.
+      batching: `"unroll"` makes a copy of the program per task, `"vmap"` one batched
+        program, `"map"` a loop over the tasks, and an int a loop over chunks of so many
+        tasks. `"auto"` follows measurements. On CPU, XLA runs batched pullbacks up to
+        four times slower. So `"auto"` there is `"unroll"` for up to 8 tasks, and for
+        more tasks `"map"`, which compiles sooner. On other platforms, or if the
+        pullback has a `lax` convolution, which XLA on CPU runs many times slower inside
+        a loop, it is `"vmap"`.
 
     Returns:
       Leaves `[tasks, ...]`.
@@ -36,7 +37,7 @@ def map_tasks(
     if batching == "auto":
         batching = choose_batching(function, rows)
     if not len(rows[0]):
-        batching = "vmap"  # the others need a row to learn the result's shape from
+        batching = "vmap"  # other ways learn the result's shape from a row
     if batching == "unroll":
         results = [function([leaf[i] for leaf in rows]) for i in range(len(rows[0]))]
         return [jnp.stack(leaves) for leaves in zip(*results, strict=True)]
@@ -49,7 +50,7 @@ def map_tasks(
 
 
 def choose_batching(function: Callable[[Leaves], Leaves], rows: Leaves) -> Batching:
-    """Returns the way of `map_tasks` that is fastest by measurement."""
+    """Returns the way of `map_tasks` that was fastest in measurements."""
     if jax.default_backend() != "cpu":
         return "vmap"
     few = rows[0].shape[0] <= UNROLL_LIMIT
@@ -59,16 +60,17 @@ def choose_batching(function: Callable[[Leaves], Leaves], rows: Leaves) -> Batch
 def map_after(
     function: Callable[[Any], Any], values: Any, size: int, after: jax.Array | None
 ) -> Any:
-    """`lax.map` in chunks, whose results have no memory before `after` is known.
+    """Runs `lax.map` in chunks; results need no memory before `after` is known.
 
-    XLA's scheduler for a CPU starts early what it can, and would keep the results of
-    all layers at the same time, each in pages that the system must hand out. So the
-    results begin as an array made of a number that depends on the layer before.
+    XLA's scheduler for a CPU starts operations as early as it can. It would keep the
+    results of all layers at the same time, each in fresh pages from the system. So the
+    results begin as an array made from a number that depends on the layer before.
 
     Args:
-      function: of the values of one task.
+      function: takes the values of one task.
       values: leaves `[tasks, ...]`.
-      size: tasks at a time, a divisor of their number; if all, there is no loop.
+      size: number of tasks at a time, a divisor of their number; with all there is no
+        loop.
       after: any array.
     """
     num_tasks = len(jax.tree.leaves(values)[0])

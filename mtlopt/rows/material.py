@@ -1,4 +1,4 @@
-"""Rows that exist as arrays, or will once something is asked of them."""
+"""Rows that exist as arrays, or will exist as soon as a method uses them."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ class MaterialRows(OwnSpace):
 
     Attributes:
       num_tasks: number of rows.
-      values: leaves `[tasks, ...]`; none where nothing is shared.
+      values: leaves `[tasks, ...]`; empty if nothing is shared.
       pull: linear map from the rows' space to the shared leaves.
     """
 
@@ -65,7 +65,7 @@ class MaterialRows(OwnSpace):
 
 @dataclasses.dataclass(frozen=True)
 class PulledRows(OwnSpace):
-    """Rows over the shared leaves, made by one pullback a task when they are needed.
+    """Rows over the shared leaves, made by one pullback per task when they are needed.
 
     Attributes:
       latent_grads: leaves `[tasks, ...]`.
@@ -80,7 +80,7 @@ class PulledRows(OwnSpace):
 
     @functools.cached_property
     def made(self) -> MaterialRows:
-        """The rows as arrays; from here on they are combined as they are."""
+        """The rows as arrays; once they are made, combinations use them as they are."""
         return MaterialRows(len(self.latent_grads[0]), self.make())
 
     def gramian(self, basis: jax.Array | None = None) -> jax.Array:

@@ -10,10 +10,10 @@ import numpy as np
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Members:
-    """Some of the tasks, known at trace time: the others are not evaluated.
+    """Some of the tasks, known at trace time; only these are evaluated.
 
     Attributes:
-      indices: which.
+      indices: indices of these tasks.
       num_tasks: number of all tasks.
     """
 
@@ -27,7 +27,7 @@ class Members:
 
     @property
     def mask(self) -> np.ndarray:
-        """Bool `[tasks]`."""
+        """Mask of these tasks, bool `[tasks]`."""
         return np.isin(np.arange(self.num_tasks), self.indices)
 
     def take(self, values: jax.Array) -> jax.Array:
@@ -36,10 +36,10 @@ class Members:
         return jnp.stack(some) if some else values[:0]
 
     def spread(self, values: jax.Array) -> jax.Array:
-        """Inverse of `take`, with zeros for the other tasks."""
+        """Returns `[tasks, ...]`, the inverse of `take`, with zeros for other tasks."""
         places = {task: place for place, task in enumerate(self.indices)}
         if self.indices:
-            zero = jnp.zeros_like(values[0])  # with its sharding
+            zero = jnp.zeros_like(values[0])  # keeps the sharding
         else:
             zero = jnp.zeros_like(values, shape=values.shape[1:])
         return jnp.stack(

@@ -1,8 +1,8 @@
 """Inner products of task rows, leaf by leaf.
 
-Rows are a list of arrays `[tasks, ...]`, one for each leaf: together the rows of the
-Jacobian. They are never concatenated to one `[tasks, params]` matrix, which costs a
-copy, is several times slower, and would gather sharded leaves.
+Rows are a list of arrays `[tasks, ...]`, one for each leaf; together these are the rows
+of the Jacobian. They are never concatenated to one `[tasks, params]` matrix: that costs
+a copy, is several times slower, and would gather sharded leaves.
 """
 
 import functools
@@ -17,30 +17,30 @@ from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import ScaledGramian, keeps_squares, scale_of
 from mtlopt.linalg.products import diagonal
 
-# A few long rows are multiplied pair by pair on one CPU device: a matmul with so small
-# a result is slow there. Milliseconds for [tasks, numbers] on one Zen 3 core, matmul /
-# pairs:
+# A few long rows are multiplied pair by pair on one CPU device: a matmul with such a
+# small result is slow there. Milliseconds for [tasks, numbers] on one Zen 3 core,
+# matmul / pairs:
 #   2, 262144   0.76 / 0.15       4,  262144   0.76 / 0.54
 #   3, 262144   0.86 / 0.35       8,  262144   2.75 / 2.09
 #   3,  65536   0.22 / 0.10       3, 1048576   5.16 / 1.09
-# Eight tasks have 36 pairs of each leaf to compile, and gain little. A combination of
+# Eight tasks have 36 pairs of each leaf to compile, and gain little. A combination of a
 # few long rows adds them one by one, so that no stack of them is made.
 FEW_TASKS = 4
 _LONG_ROW = 2**14
-# Numbers of a leaf that are rotated at a time on one CPU device: half a MiB of float32.
+# Numbers of a leaf to rotate at a time on one CPU device: half a MiB of float32.
 _CHUNK = 2**17
 
 
 def replicated(leaf: jax.Array) -> NamedSharding | None:
-    """Returns the sharding of what all devices hold, for contractions of a leaf.
+    """Returns the sharding of a result that all devices hold, for contractions.
 
-    None for XLA's choice, unless the mesh has explicit axes: there JAX does not choose.
+    None leaves the choice to XLA. If the mesh has explicit axes, JAX does not choose.
     """
     mesh = jax.typeof(leaf).sharding.mesh
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
 
 
-Leaf = jax.Array | tuple[jax.Array, ...]  # rows together, or one by one
+Leaf = jax.Array | tuple[jax.Array, ...]  # stacked rows, or rows one by one
 
 
 def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
@@ -48,13 +48,14 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
 
     .. math:: G_{ij} = \sum_{\text{leaf}} \langle g_i, g_j \rangle
 
-    With a basis `B`, those of the rotated rows `B^T J`. On one CPU device they are made
-    in chunks of columns, elsewhere leaf by leaf: the rows are never copied as a whole.
+    With a basis `B` the result holds the inner products of the rotated rows `B^T J`. On
+    one CPU device it is made in chunks of columns, elsewhere leaf by leaf: the rows are
+    never copied as a whole.
 
     Args:
       rows: leaves `[tasks, ...]`, the rows of `J`.
-      basis: `B`, `[tasks, tasks]`, or the diagonal of one, `[tasks]`; None for the rows
-        as they are.
+      basis: `B`, `[tasks, tasks]`, or the diagonal of a diagonal matrix, `[tasks]`;
+        None for no rotation.
 
     Returns:
       Array `[tasks, tasks]`, accumulated in float32 or wider at the highest precision.
@@ -78,7 +79,7 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
 
 
 def gramian_of_tasks(rows: Sequence[Leaf], losses: jax.Array) -> jax.Array:
-    """The same of as many tasks as there are losses: zeros if there are no rows."""
+    """Returns the Gramian for as many tasks as losses: zeros if there are no rows."""
     if not rows or not len(losses):
         return jnp.zeros((len(losses), len(losses)))
     return gramian(rows)
@@ -90,13 +91,13 @@ def scaled_gramian(
 ) -> ScaledGramian:
     """Returns the Gramian of rows of any norms.
 
-    If a square would overflow or be flushed to zero, each row is scaled by a power of
-    two first. Otherwise this costs what `gramian` costs. A row much shorter than the
-    longest one (1e-31 of it in float32) counts as zero.
+    If a square would overflow or be flushed to zero, each row is first scaled by a
+    power of two. Otherwise this costs as much as `gramian`. A row much shorter than the
+    longest row (1e-31 of its length in float32) counts as zero.
 
     Args:
       rows: leaves `[tasks, ...]`.
-      present: Tasks to look at, bool `[tasks]`; None for all.
+      present: tasks to use, bool `[tasks]`; None for all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -118,13 +119,13 @@ def scale_if_needed(
     row: Sequence[Any],
     present: jax.Array | None,
 ) -> ScaledGramian:
-    """Returns the Gramian as it is, or that of scaled rows.
+    """Returns the Gramian of the rows, which are scaled if necessary.
 
     Args:
-      products_of: returns the Gramian, or that of the rows in a basis.
+      products_of: returns the Gramian, or the Gramian of the rows in a basis.
       largest_of: returns the largest absolute value in each row, `[tasks]`.
       row: leaves of one task, or their shapes and types.
-      present: Tasks to look at, bool `[tasks]`; None for all.
+      present: tasks to use, bool `[tasks]`; None for all.
     """
     products = products_of()
     squares, size = diagonal(products), sum(leaf.size for leaf in row)
@@ -139,7 +140,7 @@ def scale_if_needed(
         scales = jnp.minimum(scale_of(largest_of()), limit)
         matrix = products_of(scales)
         norms, info = jnp.sqrt(diagonal(matrix)) / scales, jnp.finfo(matrix.dtype)
-        # Weights are as large as ratios of norms, which must be numbers.
+        # Weights are as large as ratios of norms, and these ratios must be finite.
         longest = jnp.max(norms, where=jnp.isfinite(norms), initial=0)
         is_zero = norms < float(info.tiny / info.eps) * longest
         matrix = jnp.where(is_zero[:, None] | is_zero[None], 0, matrix)
@@ -161,7 +162,7 @@ def largest_entries(rows: Sequence[Leaf]) -> jax.Array:
 
 
 def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
-    r"""Returns the inner products of two sets of rows, such as those of two batches.
+    r"""Returns the inner products of two sets of rows, such as from two batches.
 
     .. math:: P_{ij} = \sum_{\text{leaf}} \langle g_i, h_j \rangle
 
@@ -171,7 +172,7 @@ def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.
 
     Returns:
       Array `[tasks, tasks]`, accumulated in float32 or wider at the highest precision.
-      Not symmetric.
+      It is not symmetric.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -190,7 +191,7 @@ def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.
 def _inner_products(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
     """Returns the inner products of the rows of one leaf, `[tasks, tasks]`.
 
-    Where a leaf is not flattened, all axes are contracted as they are.
+    If a leaf is not flattened, all its axes are contracted as they are.
     """
     left, right = flat_rows(left), flat_rows(right)
     axes = tuple(range(1, left.ndim))
@@ -207,7 +208,7 @@ def _inner_products(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
 def products_of_pairs(
     left: Leaf | list[jax.Array], right: Leaf | list[jax.Array], dtype: Any
 ) -> jax.Array:
-    """The same of few tasks, pair by pair: a symmetric matrix."""
+    """Returns the inner products of few tasks, pair by pair: a symmetric matrix."""
     tasks = range(len(right))
     left, right = ([rows[i].astype(dtype) for i in tasks] for rows in (left, right))
     upper = {
@@ -218,13 +219,13 @@ def products_of_pairs(
 
 
 def _rotated_products(leaf: Leaf, basis: jax.Array) -> jax.Array:
-    """The same of the rows `basis^T leaf`."""
+    """Returns the inner products of the rows `basis^T leaf`."""
 
     def products(rows: jax.Array) -> jax.Array:
         turned = rotate(rows, basis)
         return _inner_products(turned, turned, basis.dtype)
 
-    if isinstance(leaf, tuple):  # as numbers are read, none of the rotated rows exists
+    if isinstance(leaf, tuple):  # fused: none of the rotated rows is stored
         rows = [row.astype(basis.dtype) for row in leaf]
         turned = _rotate_few(rows, basis)
         return products_of_pairs(turned, turned, basis.dtype)
@@ -259,7 +260,7 @@ def rotate(leaf: jax.Array, basis: jax.Array) -> jax.Array:
 
 
 def _rotate_few(rows: Sequence[jax.Array], basis: jax.Array) -> list[jax.Array]:
-    """Returns the rotated rows of few, one by one."""
+    """Returns the rotated rows of few tasks, one by one."""
     tasks = range(len(rows))
     if basis.ndim == 1:
         return [basis[i] * rows[i] for i in tasks]
@@ -268,10 +269,11 @@ def _rotate_few(rows: Sequence[jax.Array], basis: jax.Array) -> list[jax.Array]:
 
 
 def parts_of(rows: Sequence[jax.Array]) -> list[Leaf]:
-    """Returns the rows in the one form that products of them read.
+    """Returns the rows in the one form that their products read.
 
-    Whatever reads the same form reads the same copy, also the branches of a `lax.cond`:
-    few long rows one by one, so that their stack need not exist, others as matrices.
+    Everything that reads the same form reads the same copy, also the branches of a
+    `lax.cond`. A few long rows stay one by one, so that their stack is never made;
+    other rows become matrices.
     """
     return [
         tuple(leaf[task] for task in range(len(leaf)))
@@ -282,21 +284,21 @@ def parts_of(rows: Sequence[jax.Array]) -> list[Leaf]:
 
 
 def few_long_rows(leaf: jax.Array) -> bool:
-    """Returns whether the rows are so few and long that they are read one by one."""
+    """Returns whether the rows are so few and so long that they are read one by one."""
     few = 0 < len(leaf) <= FEW_TASKS
     return few and alone() and leaf[0].size >= _LONG_ROW
 
 
 def alone() -> bool:
-    """Whether all there is is one CPU device, on which nothing is sharded."""
+    """Whether there is only one CPU device, so that nothing is sharded."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def flat_rows(leaf: jax.Array) -> jax.Array:
-    """Returns a leaf `[tasks, ...]` as a matrix, where that is free.
+    """Returns a leaf `[tasks, ...]` as a matrix, if that is free.
 
-    XLA gathers a leaf to flatten it, unless it is sharded along the first of the
+    XLA gathers a leaf to flatten it, unless the leaf is sharded along the first of the
     flattened axes. On one CPU device a contraction spends half of its time on a
-    transposed copy; flattening saves that copy.
+    transposed copy; flattening saves this copy.
     """
     return leaf.reshape(leaf.shape[0], -1) if alone() else leaf

@@ -1,4 +1,4 @@
-"""Task rows: what a method may ask of the gradients that it combines."""
+"""Task rows: the operations that methods use on the gradients that they combine."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,26 +15,26 @@ STATIC = {"static": True}  # metadata of dataclass fields that are not pytree ch
 class Rows(Protocol):
     """Rows `[tasks, ...]` of the Jacobian, in some space.
 
-    Methods need inner products of the rows (`gramian`), one combination of them
-    (`combine`), or, for the few that work element by element, the rows themselves
-    (`leaves`) and the way from their space to the shared leaves (`pull`). Which rows
-    exist as arrays is decided here, so that no method has to know.
+    Most methods need inner products of the rows (`gramian`) and one combination of them
+    (`combine`). A few methods work element by element: they need the rows themselves
+    (`leaves`) and the map from the rows' space to the shared leaves (`pull`). This
+    package decides which rows exist as arrays, so methods need not.
     """
 
     def gramian(self, basis: jax.Array | None = None) -> jax.Array:
         """Returns the inner products of the rows, `[tasks, tasks]`.
 
         Args:
-          basis: `B` `[tasks, tasks]`, or the diagonal of one `[tasks]`, to take those
-            of the rotated rows `B^T J`.
+          basis: `B` `[tasks, tasks]`, or the diagonal of a diagonal matrix, `[tasks]`,
+            for the inner products of the rotated rows `B^T J`.
         """
         ...
 
     def rotated(self) -> Callable[[jax.Array], jax.Array] | None:
         """Returns `gramian` as a function of the basis, or None.
 
-        It has digits that rounding of the plain products loses if the rows nearly
-        depend on each other. None if the products are all that is known of the rows.
+        If the rows are nearly linearly dependent, it keeps digits that the plain
+        products lose to rounding. None if only the products of the rows are known.
         """
         ...
 
@@ -42,7 +42,7 @@ class Rows(Protocol):
         """Returns the inner products of rows of any norms, see `ScaledGramian`.
 
         Args:
-          present: tasks to look at, bool `[tasks]`; None for all.
+          present: tasks to use, bool `[tasks]`; None for all.
         """
         ...
 
@@ -53,8 +53,8 @@ class Rows(Protocol):
     def mix(self, weights: jax.Array) -> Leaves:
         """Returns `sum_i weights[i] g_i` in the rows' own space.
 
-        Rows that something was asked of are combined as they are; otherwise one
-        backward pass of the weighted sum costs less than one for each task.
+        If a method has already used the rows, they are combined as they are. Otherwise
+        one backward pass of the weighted sum costs less than one pass for each task.
         """
         ...
 
@@ -63,9 +63,9 @@ class Rows(Protocol):
         ...
 
     def along(self, direction: Leaves) -> jax.Array:
-        """Returns the inner products of the rows with a direction in their own space.
+        """Returns the rows' inner products `[tasks]` with a direction of their space.
 
-        `[tasks]`. Over the shared leaves it is one pushforward, whatever T.
+        Over the shared leaves it costs one pushforward, whatever the number of tasks.
         """
         ...
 
@@ -82,12 +82,12 @@ class Rows(Protocol):
         ...
 
     def held(self) -> Any:
-        """Returns the arrays whose inner products are those of the rows."""
+        """Returns arrays whose inner products equal those of the rows."""
         ...
 
 
 class OwnSpace:
-    """Operations that follow from the others."""
+    """Operations of `Rows` that follow from the other operations."""
 
     def rotated(self: Rows) -> Callable[[jax.Array], jax.Array]:
         return self.gramian

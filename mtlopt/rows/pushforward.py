@@ -11,10 +11,10 @@ from mtlopt.rows.protocol import Leaves
 def pushforward(
     pull: Callable[[Leaves], Leaves], rows: Leaves
 ) -> Callable[[Leaves], Leaves]:
-    """Returns the transpose of a pullback: from a shared direction to the latent's.
+    """Returns the transpose of a pullback, from a shared to a latent direction.
 
     Args:
-      pull: from one latent cotangent to the shared leaves.
+      pull: function from one latent cotangent to the shared leaves.
       rows: latent rows `[tasks, ...]`, for their shapes.
     """
     push = jax.linear_transpose(pull, [leaf[0] for leaf in rows])

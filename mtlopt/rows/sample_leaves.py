@@ -1,16 +1,16 @@
-"""Gradients of single samples, leaf by leaf, in the form that is the least work.
+"""Gradients of single samples, leaf by leaf, in the form that needs the least work.
 
-The pullback of one sample is vmapped over samples, and where the gradient of a leaf is
-a product `x^T d` it is left undone (see `factors`): `x` and `d` of all samples are what
-one ordinary backward pass makes anyway.
+The pullback of one sample is vmapped over samples. If the gradient of a leaf is a
+product `x^T d`, the product is left undone (see `factors`): one ordinary backward pass
+makes `x` and `d` of all samples anyway.
 
-The cost of a leaf in units of one product over the batch, with B samples of R positions
-in all, T tasks, m inputs and n outputs:
+The costs of a leaf are in units of one product over the batch, with B samples of R
+positions in all, T tasks, m inputs and n outputs:
 
 * pairs of samples, `(X X^T) o (D D^T)`: `R/m + R/n`, and 1 for the combination;
 * rows of tasks, `X_t^T D_t`: about 1, `T^2/R` for their Gramian, `T/R` to combine them;
 * rows of samples, then of tasks: the same and `T/positions`, for leaves so small that
-  the rows of all samples are no burden.
+  the rows of all samples fit.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from mtlopt.rows.leaf_rows import Made, ProductLeaf, RowLeaf, SampleLeaf
 from mtlopt.rows.products import alone
 from mtlopt.rows.protocol import Leaves
 
-# Numbers in the rows of all samples of one leaf: 16 MiB of float32.
+# Limit on the numbers in the rows of all samples of one leaf: 16 MiB of float32.
 _SMALL = 2**22
 
 Form = Literal["pairs", "tasks", "samples"]
@@ -33,12 +33,12 @@ Form = Literal["pairs", "tasks", "samples"]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What is made of each leaf; nothing of one that no cotangent reaches.
+    """The form of each leaf's gradients; none for a leaf that no cotangent reaches.
 
     Attributes:
-      factors: leaves that are left as products, and whether to compare them in pairs.
-      rows: leaves with rows of samples, and the same.
-      large: leaves that are too large for these.
+      factors: leaves left as products, with a bool: whether to compare them in pairs.
+      rows: leaves with rows of samples, with the same bool.
+      large: leaves that are too large for both.
     """
 
     factors: dict[int, bool]
@@ -47,20 +47,21 @@ class Choice:
 
     @classmethod
     def of(cls, pullback: Pullback, groups: Groups, streaming: bool) -> "Choice":
-        """Returns the least work for the leaves of a pullback of one sample."""
+        """Returns the forms that need the least work, for a pullback of one sample."""
         factors, rows, large = {}, {}, []
         for i, product in enumerate(pullback.products):
             if product is not None and not product.layout.layers:
                 form = _form(groups, *product.sizes)
                 if form != "samples":
                     factors[i] = form == "pairs"
-        # Rows of samples are fewer than those of tasks.
+        # There are fewer rows of samples than rows of tasks.
         few = groups.num_samples <= groups.num_tasks and not streaming
         for i, shape in enumerate(pullback.shapes):
             if i in factors or not pullback.moves[i]:
                 continue
             if few or shape.size <= _row_limit(groups):
-                # A bias: the products of its rows are those of the factors `d`.
+                # A bias has the factors `d` as its rows, so their products are the
+                # same.
                 free = factors.get(pullback.factor_of[i], False)
                 rows[i] = _single() and (free or few)
             else:
@@ -75,18 +76,18 @@ def sample_leaves(
     groups: Groups,
     task_rows: Callable[[Sequence[int]], Leaves] | None,
 ) -> Made | None:
-    """Returns the gradients of all leaves, by one backward pass of every sample.
+    """Returns the gradients of all leaves, by one backward pass for every sample.
 
     Args:
-      make_pull: from one sample to the pullback of its latent.
+      make_pull: function from one sample to the pullback of its latent.
       samples: the samples, leaves `[samples, ...]`.
-      cotangents: of their latents, leaves `[samples, ...]`.
-      groups: their tasks.
-      task_rows: from places of leaves to their rows of tasks, for leaves that are
-        too large for one row a sample; None if rows of tasks are not to be made.
+      cotangents: cotangents of the samples' latents, leaves `[samples, ...]`.
+      groups: the tasks of the samples.
+      task_rows: function from places of leaves to their rows of tasks, for leaves that
+        are too large for one row per sample; None if rows of tasks must not be made.
 
     Returns:
-      The gradients; None if rows of tasks are needed and there may be none.
+      The gradients; None if rows of tasks are needed but must not be made.
     """
     traced: list[tuple[Pullback, Choice]] = []
 
@@ -116,7 +117,7 @@ def sample_leaves(
 
 
 def _form(groups: Groups, positions: int, inputs: int, outputs: int) -> Form:
-    """Returns the least work for a product, see the top of this file."""
+    """Returns the form of a product with the least work, see the top of this file."""
     samples, tasks = groups.num_samples, groups.num_tasks
     all_positions, size = samples * positions, inputs * outputs
     if not all_positions or not size:
@@ -138,10 +139,10 @@ def _form(groups: Groups, positions: int, inputs: int, outputs: int) -> Form:
 
 
 def _row_limit(groups: Groups) -> float:
-    """Returns the size of a leaf up to which every sample may have a row of it."""
+    """Returns the largest size of a leaf for which every sample may have a row."""
     return _SMALL / max(groups.num_samples, 1)
 
 
 def _single() -> bool:
-    """Whether no batch can be in parts on several devices, which would be gathered."""
+    """Whether no batch is split across several devices, which would gather it."""
     return jax.device_count() == 1

@@ -1,8 +1,9 @@
-"""Rows of tasks of which each sample belongs to one.
+"""Rows of tasks, if each sample belongs to one task.
 
-The cotangents of the tasks have no sample in common, so that one backward pass carries
-them all. With S `[samples, tasks]` the one-hot of tasks the Gramian is `S^T K S`, where
-`K` are the inner products of the samples' gradients: see `sample_leaves`.
+The cotangents of two tasks have no sample in common, so one backward pass carries the
+cotangents of all tasks. The Gramian is `S^T K S`. `S` `[samples, tasks]` is the one-hot
+matrix of tasks, and `K` holds the inner products of the samples' gradients: see
+`sample_leaves`.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ class SampleRows(LeafRows):
     Attributes:
       latent_grads: leaves `[samples, ...]`.
       pull_latent: pullback of the encoder, from the cotangents of all samples.
-      streaming: whether rows of tasks are made anew, a part at a time, at each use.
+      streaming: whether each use makes the rows of tasks anew, a part at a time.
     """
 
     latent_grads: Leaves
@@ -63,9 +64,9 @@ class SampleRows(LeafRows):
 
 @dataclasses.dataclass(frozen=True)
 class LatentSampleRows(OwnSpace):
-    """Rows in the latent, of which every sample has its own piece.
+    """Rows in the latent, in which every sample has its own piece.
 
-    No two tasks have a sample in common: their rows are orthogonal.
+    No two tasks have a sample in common, so their rows are orthogonal.
 
     Attributes:
       groups: the tasks of the samples.

@@ -24,9 +24,9 @@ NOT_KEPT = (
 class StreamedRows(OwnSpace):
     """Rows that are made one at a time and never kept: memory O(params).
 
-    Column `j` of the Gramian is `<g_i, J (J^T g_j)>` for latent gradients `g`: one
-    pullback and one pushforward a task. The pushforward is the pullback's transpose, so
-    it needs no second forward pass and works through `jax.custom_vjp`.
+    Column `j` of the Gramian is `<g_i, J (J^T g_j)>` for latent gradients `g`. It costs
+    one pullback and one pushforward per task. The pushforward is the pullback's
+    transpose, so it needs no second forward pass and works through `jax.custom_vjp`.
 
     Attributes:
       latent_grads: leaves `[tasks, ...]`.
@@ -41,7 +41,7 @@ class StreamedRows(OwnSpace):
         return self._products(self._flat, basis)
 
     def rotated(self) -> Callable[[jax.Array], jax.Array]:
-        _ = self._flat  # made here, not in the branch that may read it first
+        _ = self._flat  # made here: a branch might be the first to read it
         return self.gramian
 
     def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
@@ -60,7 +60,7 @@ class StreamedRows(OwnSpace):
 
     @functools.cached_property
     def _flat(self) -> Leaves:
-        """One copy of the rows, for all loops and the products in them to read."""
+        """One copy of the rows, which all loops and their products read."""
         return [products.flat_rows(leaf) for leaf in self.latent_grads]
 
     def _cotangent(self, row: Leaves) -> Leaves:

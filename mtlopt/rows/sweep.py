@@ -1,7 +1,8 @@
 """A pullback for all tasks at once, layer by layer, with products left undone.
 
-The program of the pullback is cut where a layer's cotangent is known. There every task
-has the factor `D` of that layer's weight gradient, to be kept or to be summed up.
+The program of the pullback is cut at each place where a layer's cotangent is known.
+There every task has the factor `D` of that layer's weight gradient, to keep or to sum
+up.
 """
 
 import functools
@@ -22,9 +23,9 @@ class Piece(NamedTuple):
 
     Attributes:
       eqns: its equations.
-      reads: moving variables that it reads.
-      makes: variables that are read later, or are ends.
-      later: variables that are read after it.
+      reads: variables it reads that depend on the cotangent.
+      makes: variables it makes that are read later, or are ends.
+      later: variables that are read after the piece.
     """
 
     eqns: list[Any]
@@ -38,7 +39,7 @@ class Sweep:
 
     Attributes:
       shapes: shapes and types of the leaves.
-      products: by leaf, how its gradient is made if it is left undone.
+      products: by leaf, how its gradient is made, if it is left undone.
     """
 
     def __init__(
@@ -47,8 +48,8 @@ class Sweep:
         """Reads the program of a pullback.
 
         Args:
-          pull: from a cotangent to the leaves.
-          cotangent: for its shapes.
+          pull: function from a cotangent to the leaves.
+          cotangent: a cotangent, for its shapes.
           accept: see `Accept`.
         """
         self._pullback = Pullback(pull, cotangent)
@@ -61,7 +62,7 @@ class Sweep:
 
     @property
     def positions(self) -> int:
-        """The largest number of positions of a product."""
+        """The largest number of positions in any product."""
         return max(product.sizes[0] for product in self.products.values())
 
     @functools.cached_property
@@ -75,7 +76,7 @@ class Sweep:
         return _Cut(*program, rows, list(self.products))
 
     def _known(self) -> tuple[dict[Any, Any], dict[int, jax.Array]]:
-        """Returns what does not move, by variable, and by leaf the factors `x`."""
+        """Returns fixed values by variable, and the factors `x` by leaf."""
         program = self._program
         made = [var for eqn in program.fixed for var in eqn.outvars]
         values = evaluate(program.jaxpr, program.fixed, program.consts, made)
@@ -89,7 +90,7 @@ class Sweep:
     def keep(self, rows: Leaves, batching: Batching) -> dict[int, Any]:
         """Returns by leaf the factors `(x, d)` of all tasks, or their rows.
 
-        A leaf that no task moves is left out.
+        Leaves that no task moves are left out.
 
         Args:
           rows: latent rows `[tasks, ...]`.
@@ -110,11 +111,11 @@ class Sweep:
         }
 
     def gramian(self, rows: Leaves, size: int, in_own_unit: bool) -> jax.Array:
-        """Returns the inner products of the rows, of which no factor is kept.
+        """Returns the inner products of the rows, without keeping any factor.
 
         Args:
           rows: latent rows `[tasks, ...]`.
-          size: how many tasks are run at a time, a divisor of their number.
+          size: number of tasks to run at a time, a divisor of the number of tasks.
           in_own_unit: see `layer_products.gramian`.
         """
         program, (known, xs) = self._program, self._known()
@@ -157,7 +158,7 @@ class _Cut:
       jaxpr: the program.
       consts: its constants, by variable.
       fixed: its equations that do not depend on the cotangent.
-      moving: the others.
+      moving: all other equations.
       xs: variables of the factors `x`.
       ends: by leaf, the variable of its rows or of its factor `d`.
       pieces: the moving equations; the first piece has none, for ends that are inputs.
@@ -170,7 +171,7 @@ class _Cut:
         rows: Sequence[int],
         factored: Sequence[int],
     ) -> None:
-        """Cuts what `Pullback.program` returns of some rows and factors."""
+        """Cuts the result of `Pullback.program` for some rows and factors."""
         self.jaxpr = jaxpr
         self.consts = dict(zip(jaxpr.constvars, consts, strict=True))
         self.fixed, self.moving, moving = [], [], set(jaxpr.invars)
