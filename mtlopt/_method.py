@@ -1,4 +1,4 @@
-"""The facts of a method that the registry states, and how they make a transform."""
+"""The facts about a method in the registry, and the transform that they make."""
 
 import dataclasses
 import difflib
@@ -14,9 +14,9 @@ from mtlopt.latent_space import in_latent_space
 
 Transform = optax.GradientTransformation
 
-# Claims about the aggregate A(J) that hold for every Jacobian J, as they are tested.
-# A Jacobian is strongly stationary if some positive weights make J^T w zero, weakly if
-# some non-negative ones do.
+# Claims about the aggregate A(J) that hold for every Jacobian J, as they are tested. A
+# Jacobian is strongly stationary if J^T w is zero for some positive weights w, and
+# weakly stationary if it is zero for some non-negative weights w.
 CLAIMS = (
     "deterministic",
     "permutation_equivariant",  # the order of the tasks does not matter
@@ -31,7 +31,7 @@ CLAIMS = (
 
 
 class Length(NamedTuple):
-    """Length of an update that is a multiple of a power of the number of tasks T.
+    """Length of an update: a multiple of a power of the number of tasks T.
 
     Attributes:
       factor: the multiple.
@@ -47,25 +47,26 @@ class Length(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Method:
-    """A complete method: what stands between a `task_grad` and a base optimizer.
+    """A complete method: the transform between `task_grad` and a base optimizer.
 
     Attributes:
-      title: the name that the field uses.
-      weighting: makes the weighting, from the number of tasks and options; None if
-        there is none.
-      aggregator: makes the aggregator likewise.
+      title: the name of the method in the literature.
+      weighting: function that makes the weighting from the number of tasks and options;
+        None if there is no weighting.
+      aggregator: function that makes the aggregator in the same way.
       options: options that belong to the method.
-      needs: arguments that are taken from the problem: from their names to `"labels"`
-        or `"steps_per_epoch"`.
-      public: the public names that it is made of.
+      needs: arguments that the problem provides, a mapping from their names to
+        `"labels"` or `"steps_per_epoch"`.
+      public: the public names that the method is made of.
       equal: length of the first update on T equal gradients of length 1 and losses 1.
-      backward: backward passes of the encoder a step: `"1"`, `"2"` with a forward
-        derivative, or `"T"`.
-      latent: whether it works in latent space, and needs a problem with `encode`.
-      parameter_space: whether it cannot be used in latent space.
-      min_tasks: fewer tasks raise a `ValueError`.
-      degree: d such that `A(s J) = s^d A(J)` for s > 0; None if there is none.
-      properties: which of the claims above hold for every Jacobian; all are tested.
+      backward: number of backward passes of the encoder per step: `"1"`, `"2"` (and a
+        forward derivative) or `"T"`.
+      latent: whether the method works in latent space and needs a problem with
+        `encode`.
+      parameter_space: whether the method cannot be used in latent space.
+      min_tasks: the smallest number of tasks; fewer raise a `ValueError`.
+      degree: d such that `A(s J) = s^d A(J)` for s > 0; None if there is no such d.
+      properties: the names in `CLAIMS` that hold for every Jacobian; all are tested.
     """
 
     title: str
@@ -90,7 +91,7 @@ class Method:
 
     @property
     def takes_preference(self) -> bool:
-        """Whether `make` takes a `preference`, one number for each task."""
+        """Returns whether `make` takes a `preference`, one number for each task."""
         by_weighting = self.weighting is not None and self.aggregator is sum_tasks
         made_by = self.weighting if by_weighting else self.aggregator
         return made_by is not None and (
@@ -105,15 +106,15 @@ class Method:
         steps_per_epoch: int = 1,
         **options: Any,
     ) -> Transform:
-        """Returns the transform, by default with the defaults of the library.
+        """Returns the transform; without options it has the defaults of the library.
 
         Args:
           num_tasks: number of tasks.
-          labels: who owns which leaf, for methods that remember gradients.
-          steps_per_epoch: for methods that count epochs.
+          labels: which task owns which leaf, for methods that remember gradients.
+          steps_per_epoch: number of updates in an epoch, for methods that count epochs.
           **options: further arguments of the public function that makes the method,
             such as `kind=["regression", "classification"]` of `weight_by_uncertainty`;
-            for DB-MTL those of `balance_norms`.
+            for DB-MTL, arguments of `balance_norms`.
 
         Raises:
           TypeError: if that function does not have an argument of this name.
@@ -140,10 +141,10 @@ class Method:
 
 
 class Registry(dict[str, Method]):
-    """A dict whose error says which names there are."""
+    """A dict whose error for an unknown key lists the names that exist."""
 
     def of_title(self, name: str) -> list[str]:
-        """Returns the keys of methods that have this name, title or public function."""
+        """Returns the keys of the methods with this name, title or public function."""
         return [
             key
             for key, method in self.items()

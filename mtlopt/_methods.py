@@ -49,12 +49,12 @@ __all__ = ["CLAIMS", "METHODS", "Method"]
 
 
 def _balance_norms(num_tasks: int, labels: Rules, **options: Any) -> Transform:
-    """Averages, if a `decay` is given, have the shapes of the shared leaves."""
+    """Makes `balance_norms`, with the `labels` only if a `decay` is given."""
     return balance_norms(num_tasks, labels if options else None, **options)
 
 
 _SYMMETRIC = frozenset({"deterministic", "permutation_equivariant", "in_span"})
-# Weights that the gradients do not decide: of any sign, and positive.
+# Weights that do not depend on the gradients: of any sign, and positive.
 _FIXED = _SYMMETRIC | {"linear_under_scaling"}
 _SUM = _FIXED | {"zero_only_if_strongly_stationary"}
 _MGDA = _SYMMETRIC | {
@@ -67,7 +67,7 @@ _DUAL_CONE = _SYMMETRIC | {
     "zero_if_strongly_stationary",
     "zero_only_if_strongly_stationary",
 }
-# For a given order of the tasks.
+# Each holds for a given order of the tasks.
 _SURGERY = frozenset(
     {"in_span", "linear_under_scaling", "zero_only_if_strongly_stationary"}
 )

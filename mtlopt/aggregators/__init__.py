@@ -1,1 +1,1 @@
-"""Aggregators: task gradients in, one update out. One file a method."""
+"""Aggregators turn task gradients into one update. Each method has its own file."""

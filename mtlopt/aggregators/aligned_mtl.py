@@ -26,11 +26,11 @@ def aligned_mtl_weights(
 
     .. math:: \alpha = \sqrt{s} \, Q \Sigma^{-1} Q^T w, \qquad G = Q \Sigma^2 Q^T
 
-    `s` is the smallest (`"min"`), the lower median or the mean (`"rmse"`) of the
-    non-zero eigenvalues `Sigma^2`. Ratios of norms cost no accuracy. Duplicate rows,
-    zero rows and rows that sum to zero lower the rank, which a pseudo-inverse handles;
-    the zero matrix gives weights zero. On equal gradients `g` the default direction is
-    `g`. NaN stays NaN. Differentiable if the rank does not change.
+    `s` is the smallest (`"min"`), the lower median (`"median"`) or the mean (`"rmse"`)
+    of the non-zero eigenvalues `Sigma^2`. Unequal norms cost no accuracy. Duplicate or
+    zero gradients, and gradients that sum to zero, lower the rank; a pseudo-inverse
+    handles this. A zero matrix gives zero weights. Equal gradients `g` give `g` by
+    default. NaN stays NaN. Weights are differentiable if the rank does not change.
 
     Raises:
       ValueError: if `scale` is unknown.
@@ -66,16 +66,16 @@ def aligned_mtl(
 
     .. math:: d = \sigma_{\min} \, U V^T w, \qquad J^T = U \Sigma V^T
 
-    All principal components get the length of the smallest one: dominance rate 1. `d`
-    is linear in `w` and may conflict with a task. A small step lowers `sum w_i L_i`; a
-    step of `in_latent_space(aligned_mtl(T))`, the Z-aligned variant, may raise every
-    loss. Float32 is enough up to a condition of the unit gradients of about 1e4.
+    All principal components get the length of the smallest one (dominance rate 1). `d`
+    is linear in `w` and may conflict with a task. A small step lowers `sum w_i L_i`,
+    but a step of `in_latent_space(aligned_mtl(T))`, the Z-aligned variant, may raise
+    every loss. Float32 suffices up to a condition number of about 1e4 (unit gradients).
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
-      scale: length of the aligned components: `"min"` (the paper) the smallest singular
-        value, `"median"` the (lower) median one, `"rmse"` their root mean square.
+      preference: `w`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
+      scale: length of the aligned components: the smallest singular value (`"min"`, the
+        paper), the lower median one (`"median"`) or their root mean square (`"rmse"`).
 
     Raises:
       ValueError: if an argument is unknown, out of range or does not fit the tasks.

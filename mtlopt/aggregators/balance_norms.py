@@ -1,4 +1,4 @@
-"""Dual-balancing's gradient half: rows of equal norm (Lin et al., 2023)."""
+"""The gradient half of dual-balancing: gradients of equal norm (Lin et al., 2023)."""
 
 from typing import Any, NamedTuple
 
@@ -39,9 +39,9 @@ def balance_norms_weights(
 
     .. math:: \alpha_i = \max_j |g_j| \, / \, |g_i|
 
-    At least 1, and 1 on equal gradients and for one task; a zero row gets weight zero.
-    Inner products do not matter: opposed rows cancel, every duplicate counts. NaN stays
-    NaN. Differentiable if only one task has the largest norm.
+    Weights are at least 1, and 1 on equal gradients or for one task. A zero gradient
+    gets weight zero. Inner products do not matter: opposed gradients cancel, and
+    duplicates count. NaN stays NaN. Weights are differentiable if one norm is largest.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -61,17 +61,17 @@ def balance_norms(
     .. math:: d = \max_j |y_j| \sum_i \frac{y_i}{|y_i|}, \qquad
         y_i \leftarrow \beta y_i + (1 - \beta) s_i g_i
 
-    All tasks pull equally hard, whatever the units of their losses, up to the common
-    factor. `d` may conflict with a task. `y_i` starts at the first gradient of the
-    task. DB-MTL is `chain(weight_by_log(T), balance_norms(T, labels, decay))`.
+    `y_i` starts at the first gradient of task i. All tasks pull equally hard; the units
+    of the losses change only the length of `d`. `d` may conflict with a task. DB-MTL is
+    `chain(weight_by_log(T), balance_norms(T, labels, decay))`.
 
     Args:
       num_tasks: number of tasks T.
-      labels: who owns which leaf, as given to `task_grad`, to average; None otherwise.
-      decay: `beta`, from 0 (no memory) to below 1; other than 0 with `labels` only.
+      labels: the `labels` of `task_grad`, if gradients are averaged; None otherwise.
+      decay: `beta`, from 0 (no memory) to below 1. Only 0 is allowed without `labels`.
 
     Raises:
-      ValueError: if `decay` is out of range, or the rows are not those of `labels`.
+      ValueError: if `decay` is out of range, or the gradients do not match `labels`.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mtlopt

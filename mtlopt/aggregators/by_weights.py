@@ -1,4 +1,4 @@
-"""Aggregators whose direction is a weighted sum of the task rows."""
+"""Aggregators whose direction is a weighted sum of the task gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def aggregate_by_weights(
 ) -> optax.GradientTransformationExtraArgs:
     """Builds an aggregator without memory from `weights(rows, present, **vectors)`.
 
-    The `arguments` become vectors `[tasks]`, see `task_argument`.
+    `weights` gets the `arguments` as vectors `[tasks]`, see `task_argument`.
     """
 
     def weigh(grads: Any, rows: Any, state: Any, **_: Any) -> tuple[jax.Array, Any]:
@@ -39,11 +39,11 @@ def aggregate_with_state(
     weigh: Callable[..., tuple[jax.Array, Any]],
     factor_of: Callable[[Leaves], jax.Array] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds an aggregator from a function that weighs the rows and remembers.
+    """Builds an aggregator from a function that weighs the rows and keeps a state.
 
     `weigh(grads, rows, state, params=params, **extra_args)` returns weights `[tasks]`
-    and the next state. `initial()` is the first one; `task_weights` in it are filled in
-    here. The direction is multiplied by `factor_of(direction)`, if that is given.
+    and the next state. `initial()` returns the first state; its `task_weights` are set
+    here. If `factor_of` is given, `factor_of(direction)` multiplies the direction.
     """
     check_num_tasks(num_tasks)
 
@@ -73,7 +73,7 @@ def aggregate_with_state(
             weights, (new_state, direction) = compute()
         elif not slow_in_branches(grads):
             weights, (new_state, direction) = reuse.weigh(compute, keep)
-        else:  # what is combined in a branch is not read, so it is not computed
+        else:  # the sum made in the branch is not read, so it is not computed
             weights, (new_state, _) = reuse.weigh(compute, keep)
             direction = grads.rows().combine(weights)
         if factor_of is not None:

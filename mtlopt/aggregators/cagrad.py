@@ -19,12 +19,12 @@ def cagrad_weights(
     rescale: Rescale = 0,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the weights `[tasks]` of `cagrad`, at least `1/T` before `rescale`.
+    """Returns the exact weights `[tasks]` of `cagrad`, at least `1/T` before `rescale`.
 
-    Exact. If the best worst product is zero (a zero row, some Pareto-stationary
-    points), many `d` are best, and this is the one nearest to `g_0`; opposed rows are
-    then at right angles to `d` if the ball allows. Every duplicate counts. A zero mean
-    gives zero, one task and equal gradients `(1 + c) g`. NaN stays NaN.
+    If the maximum in `cagrad` is zero (a zero gradient, some Pareto-stationary points),
+    several `d` reach it; this is the one nearest to `g_0`. Opposed gradients are then
+    at right angles to `d`, if the ball allows. Every duplicate counts. A zero mean
+    gives zero. One task and equal gradients give `(1 + c) g`. NaN stays NaN.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -43,24 +43,24 @@ def cagrad_weights(
 def cagrad(
     num_tasks: int, c: Any = 0.4, rescale: Rescale = 0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Goes near the mean gradient, as far as possible for the worst task: CAGrad.
+    r"""Stays near the mean gradient, but helps the worst task the most: CAGrad.
 
     .. math:: d = \mathrm{argmax}_d \min_i \langle s_i g_i, d \rangle
         \quad \text{subject to} \quad |d - g_0| \le c |g_0|, \qquad
         g_0 = \frac{1}{T} \sum_i s_i g_i
 
-    For `c < 1` it is zero only if the mean is, so it converges to stationary points of
-    the mean loss. For `c >= 1` it opposes no task, and converges to Pareto-stationary
-    points only. A zero gradient does not stop it.
+    For `c < 1`, `d` is zero only if the mean is, so CAGrad converges to stationary
+    points of the mean loss. For `c >= 1`, `d` conflicts with no task, and CAGrad
+    converges only to Pareto-stationary points. A zero gradient does not stop it.
 
     Args:
       num_tasks: number of tasks T.
-      c: radius of the ball relative to `|g_0|`, not negative. The paper has 0.2 to 0.9.
-      rescale: 0 (the paper's algorithm); 1 divides by `1 + c^2` (its experiments), 2 by
-        `1 + c` (its toy example), which is the scale of methods that average.
+      c: radius of the ball divided by `|g_0|`, at least 0. The paper uses 0.2 to 0.9.
+      rescale: 0 keeps `d` (the paper's algorithm), 1 divides it by `1 + c^2` (the
+        paper's experiments), 2 by `1 + c` (its toy example; the scale of an average).
 
     Raises:
-      ValueError: if `c` is negative or `rescale` none of the three.
+      ValueError: if `c` is negative or `rescale` is not 0, 1 or 2.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mtlopt

@@ -22,12 +22,13 @@ def conflict_free_weights(
 ) -> jax.Array:
     """Returns the weights `[tasks]` of `conflict_free`. They may be negative.
 
-    If the rows are linearly independent, `d` has positive cosines with all of them, in
-    the ratios of `p`. Otherwise `x` is the least-squares solution, `d` may conflict
-    with a task, and its length factor may be negative; if `p` is at right angles to the
-    rows' space (opposed rows), `d` is zero. On `T` equal gradients `g` it is `T g`;
-    every duplicate counts. A zero row has weight zero, one task weight 1. NaN stays
-    NaN. Differentiable if the rank does not change.
+    If the gradients are linearly independent, `d` has positive cosines with all of
+    them, in the ratios of `p`. Otherwise `x` is the least-squares solution, `d` may
+    conflict with a task, and the factor of `x / |x|` may be negative. If `p` is at
+    right angles to the range of `U` (opposed gradients), `d` is zero. On `T` equal
+    gradients `g`, `d` is `T g`; every duplicate counts. A zero gradient gets weight
+    zero, and a lone task has weight 1. NaN stays NaN. The weights are differentiable if
+    the rank does not change.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -59,14 +60,14 @@ def conflict_free(
     .. math:: d = \Big( \sum_i \langle g_i, \hat{x} \rangle \Big) \hat{x}, \qquad
         \hat{x} = x / |x|, \qquad x = U^+ p
 
-    with the unit task gradients as rows of `U`. If no gradient is a combination of the
-    others, `d` conflicts with no task and decreases all losses at the same rate
-    relative to their gradients' norms, or in the ratios of `p`. The direction does not
-    depend on the tasks' scales, and the length is linear in them.
+    The rows of `U` are the unit task gradients. If no gradient is a combination of the
+    others, `d` conflicts with no task and lowers all losses at the same rate relative
+    to their gradients' norms, or at rates in the ratios of `p`. The direction does not
+    depend on the scales of the tasks, and the length is linear in the scales.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, at least 0, of any length; None for equal.
+      preference: `p`, `[tasks]` or by name, at least 0, of any length; equal if None.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

@@ -18,7 +18,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 class CrMogmState(NamedTuple):
-    """State of `cr_mogm`, `[tasks]` each: the average, and who has been present."""
+    """State of `cr_mogm`: the average, and which tasks were present; all `[tasks]`."""
 
     task_weights: jax.Array
     average: jax.Array
@@ -36,18 +36,18 @@ def cr_mogm(
         \alpha \leftarrow \beta \alpha + (1 - \beta) \, \hat\alpha(G)
 
     The weights of one batch depend on its noise, so the expected direction is not a
-    combination of the expected gradients. Averages hardly depend on one batch; they
-    start at the first weights of a task. The method's guarantees (no conflicts, say)
-    are lost. If gradients do not change, the average does nothing, in corners too.
+    combination of the expected gradients. The average, which starts at the first
+    weights of a task, hardly depends on one batch. The guarantees of the other method
+    (no conflicts, say) are lost. If gradients do not change, averaging changes nothing.
 
     Args:
       num_tasks: number of tasks T.
-      weights: the method, a function from the Gramian `[tasks, tasks]` and `present` to
-        weights `[tasks]`, such as `mgda_weights`.
-      decay: `beta`, from 0 (the method) to below 1, in the paper towards 1 with time.
+      weights: the other method, a function that takes the Gramian `[tasks, tasks]` and
+        `present` and returns weights `[tasks]`, such as `mgda_weights`.
+      decay: `beta`, from 0 (no average) to below 1. In the paper it grows towards 1.
 
     Raises:
-      ValueError: if an argument is out of range, or `weights` returns another shape.
+      ValueError: if an argument is out of range, or `weights` returns a wrong shape.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mtlopt
@@ -66,7 +66,7 @@ def cr_mogm(
     check_range("decay", decay, below=1)
 
     def initial() -> CrMogmState:
-        # An array each: the caller may donate the state.
+        # Two arrays, because the caller may donate the state.
         first, average = (jnp.full(num_tasks, 1 / num_tasks, float) for _ in range(2))
         return CrMogmState(first, average, jnp.zeros(num_tasks, bool))
 
@@ -75,7 +75,7 @@ def cr_mogm(
     ) -> tuple[jax.Array, CrMogmState]:
         present = grads.present
         gramian = rows.scaled_gramian(present)
-        if weights is not mgda_weights:  # a function of the user's takes a matrix
+        if weights is not mgda_weights:  # a user's function takes a plain matrix
             gramian, _unit = common_scale(gramian)
         found = weights(gramian, present)
         if found.shape != (num_tasks,):

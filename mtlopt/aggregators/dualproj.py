@@ -22,10 +22,10 @@ def dualproj_weights(
 
     .. math:: \alpha = \mathrm{argmin}_{v \ge w} v^T G v
 
-    Exact to rounding. A zero row keeps its preference as weight. Opposed rows leave
-    nothing of their common line. Duplicates split their weight arbitrarily; the
-    direction is unique. On equal gradients `g` the default direction is `g`; one task
-    gives `w g`. NaN stays NaN.
+    The result is exact to rounding. A zero gradient keeps its preference as its weight.
+    With opposed gradients, `d` has no part along them. Duplicates split their weight
+    arbitrarily, but the direction is unique. On equal gradients `g` the default
+    direction is `g`; one task gives `w g`. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -39,20 +39,20 @@ def dualproj_weights(
 def dualproj(
     num_tasks: int, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Projects the mean task gradient on the cone that conflicts with none: DualProj.
+    r"""Projects the mean gradient onto the cone that conflicts with no task: DualProj.
 
     .. math:: d = \mathrm{argmin}_{y : \langle g_j, y \rangle \ge 0 \, \forall j}
         \Big| y - \sum_i w_i s_i g_i \Big|
 
-    The update nearest to the mean that increases no loss to first order, whatever the
-    ratio of the gradients' norms. Large gradients dominate it: unlike `upgrad`, it is
-    not linear in the scale of a gradient. It is zero if and only if positive weights
-    make the gradients cancel, and it is the weighted mean if there is no conflict.
+    `d` is the update nearest to the mean that increases no loss to first order,
+    whatever the ratio of the gradients' norms. Large gradients dominate `d`. Unlike in
+    `upgrad`, it is not linear in a gradient's scale. `d` is zero if and only if
+    positive weights make the gradients cancel. Without conflicts it is the mean.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
-        A unit vector is GEM: the gradient of one task that harms none of the others.
+      preference: `w`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
+        A unit vector gives GEM: one task's gradient, changed so that it harms no other.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

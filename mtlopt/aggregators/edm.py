@@ -12,10 +12,10 @@ from mtlopt.linalg.normalise import Gramian, normalise, safe_divide
 def edm_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `edm`, non-negative and summing to 1.
 
-    All tasks with a positive weight have the same cosine with the direction, the others
-    a larger one. On equal gradients `g` it is `g`. If zero is in the hull (opposed
-    rows) it is zero; zero rows get all the weight; duplicates share one row's weight.
-    A single task has weight 1. NaN stays NaN.
+    Tasks with a positive weight have the same cosine with the direction; the others
+    have a larger one. On equal gradients `g` the direction is `g`. If zero is in the
+    hull (opposed gradients), the direction is zero. Zero gradients get all the weight;
+    duplicates share one weight. A single task has weight 1. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -24,11 +24,11 @@ def edm_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array
     """
     cosines, norms = normalise(gramian, present)
     shares = min_norm_point(cosines, present).weights
-    # A unit, which does not matter: no derivative.
+    # The result does not depend on this unit, so it needs no derivative.
     smallest = jax.lax.stop_gradient(jnp.min(norms, where=norms > 0, initial=jnp.inf))
     scaled = shares * jnp.where(norms > 0, safe_divide(smallest, norms), 0)
     total = jnp.sum(scaled)
-    # Nothing is left where zero rows have it all.
+    # The total is zero if zero rows have all the weight.
     return jnp.where(total == 0, shares, safe_divide(scaled, total))
 
 
@@ -39,10 +39,10 @@ def edm(num_tasks: int) -> optax.GradientTransformationExtraArgs:
         \sum_i w_i = 1, \qquad \alpha = \mathrm{argmin}_{a \ge 0, \, 1^T a = 1}
         |\sum_i a_i g_i / |g_i||^2
 
-    `-d` decreases every loss to first order, relative to its gradient's norm by the
-    same amount for every task that has a weight, and by more for the others. `d` is
-    zero exactly at Pareto-stationary points, such as one zero gradient or two opposed
-    ones. The direction does not depend on the tasks' scales.
+    `-d` decreases every loss to first order. Relative to its gradient's norm, the
+    decrease is the same for every task with a positive weight and larger for the
+    others. `d` is zero exactly at Pareto-stationary points, for example if one gradient
+    is zero or two are opposed. The direction does not depend on the tasks' scales.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt

@@ -28,11 +28,11 @@ def epo_weights(
     tolerance: Any = 1e-4,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the weights `beta` `[tasks]` of `epo`, not negative and summing to one.
+    """Returns the weights `beta` `[tasks]` of `epo`, non-negative and summing to 1.
 
-    The solution of its linear program, exact. Zero rows and duplicates are points of
-    the hull as any other: of several solutions it is a vertex. Equal gradients `g` give
-    `g`. Negative `losses` count as zero. NaN stays NaN.
+    The weights solve the linear program of `epo` exactly. Zero gradients and duplicates
+    are ordinary points of the hull. Of several solutions the result is a vertex. Equal
+    gradients `g` give `g`. Negative `losses` count as zero. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -42,7 +42,7 @@ def epo_weights(
     """
     cosines, norms = normalise(gramian, present)
     dtype = norms.dtype
-    # A unit, which does not matter.
+    # The result does not depend on this unit.
     largest = jax.lax.stop_gradient(jnp.max(norms))
     lengths = safe_divide(norms, largest)
     losses = as_task_vector("losses", losses, len(norms)).astype(dtype)
@@ -68,7 +68,7 @@ def _adjustments(
     weighted: jax.Array, preference: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns `a`, `[tasks]`, and the non-uniformity."""
-    counts = preference > 0  # a task without preference has no share to be given
+    counts = preference > 0  # a task without a preference has no target share
     num_tasks = jnp.sum(counts, dtype=weighted.dtype)
     shares = safe_divide(weighted, jnp.sum(weighted))
     # A loss of zero has no logarithm.
@@ -81,35 +81,35 @@ def _adjustments(
 def epo(
     num_tasks: int, preference: Any = None, tolerance: Any = 1e-4
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Searches the point of the Pareto front whose losses have given ratios: EPO.
+    r"""Searches for the point of the Pareto front with given ratios of losses: EPO.
 
     .. math:: p_1 L_1 = \dots = p_T L_T
 
-    The non-uniformity `mu = sum_i q_i log(T q_i)` of `q_i = p_i L_i / sum_j p_j L_j`
-    says how far the losses are from it. Its gradient is a multiple of `sum_i a_i g_i`.
-    Until it is zero, `d` lowers it as fast as a convex combination can:
+    With `q_i = p_i L_i / sum_j p_j L_j`, the non-uniformity `mu = sum_i q_i log(T q_i)`
+    is the distance from these ratios. Its gradient is a multiple of `sum_i a_i g_i`.
+    Until `mu` is zero, `d` lowers it as fast as a convex combination can:
 
     .. math:: d = \sum_i \beta_i g_i, \qquad \beta = \mathrm{argmax}_\beta
         \sum_i a_i \langle g_i, d \rangle \quad \text{subject to} \quad
         \langle g_j, d \rangle \ge b_j, \qquad a_i = p_i (\log(T q_i) - \mu)
 
-    with `h_j = <g_j, sum_i a_i g_i>`. The task of the largest `p_j L_j` may not rise:
-    `b_j = 0`. A task with `h_j > 0` has no bound; the others may rise by no more than
-    `b_j = h_j`, and not at all if there is no task with `h_j > 0`. If `mu` is at most
-    `tolerance`, no loss may rise, and the sum of all falls as fast as it can: `a = 1`,
-    `b = 0`. So the losses first reach the ray of the preference, some of them rising,
-    and then descend along it; on a front they move along it. It finds points that no
-    weighted sum has, if the front is not convex.
+    Here `h_j = <g_j, sum_i a_i g_i>`. The loss with the largest `p_j L_j` may not rise:
+    `b_j = 0`. A task with `h_j > 0` has no bound. Any other loss may rise by no more
+    than `b_j = h_j`, and not at all if no task has `h_j > 0`. If `mu` is at most
+    `tolerance`, then `a = 1` and `b = 0`: no loss may rise, and their sum falls as fast
+    as possible. So the losses first move to the ray of the preference, and some may
+    rise. Then they descend along the ray, or move along the front once they are on it.
+    EPO finds points that no weighted sum reaches, if the front is not convex.
 
-    Losses, as weightings scaled them, must be positive, and zero must be their best
-    value: ratios mean nothing else. The larger the preference, the more the others may
-    rise. A task whose preference is zero has no share of its own.
+    The losses, as scaled by weightings, must be positive, and their best value must be
+    zero; otherwise their ratios mean nothing. A larger preference lets the other losses
+    rise more. A task whose preference is zero has no target share.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
-        The larger, the smaller the loss, as in `weight_by_chebyshev`.
-      tolerance: of `mu`, at least 0; with the authors' 1e-4 two losses differ by 3 %.
+      preference: `p`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
+        A larger `p_i` means a smaller `L_i`, as in `weight_by_chebyshev`.
+      tolerance: largest `mu` taken as zero; at the authors' 1e-4 losses differ by 3 %.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

@@ -22,11 +22,12 @@ def fairgrad_weights(
 
     .. math:: G w = (w / p)^{-1/\alpha}, \quad w > 0
 
-    By equation 7 of the paper; the first-order gains `G w` maximise the sum of `p
-    gain^(1-alpha) / (1-alpha)`. Exact. A zero row, or one without preference, gets
-    weight zero; opposed rows get large, bounded weights that cancel; duplicates share;
-    one task gets `|g|^(-2 alpha / (1 + alpha))`, and T equal gradients have the
-    direction `T^(1 / (1 + alpha)) |g|^(-2 alpha / (1 + alpha)) g`. NaN stays NaN.
+    By equation 7 of the paper, the first-order gains `G w` maximise the sum of
+    `p gain^(1-alpha) / (1-alpha)`. The weights are exact. A zero gradient or preference
+    gives weight zero. Opposed gradients get large, bounded weights that cancel.
+    Duplicates get equal weights. A single task gets `|g|^(-2 alpha / (1 + alpha))`, and
+    T equal gradients give the direction `T^(1 / (1 + alpha)) |g|^(-2 alpha / (1 +
+    alpha)) g`. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -48,15 +49,15 @@ def fairgrad(
         \langle g_i, d \rangle = (w_i / p_i)^{-1/\alpha} / s_i > 0
 
     `-d` decreases every loss to first order, unless zero is in the convex hull of the
-    gradients. Then the tasks whose gradients cancel contribute what rounding leaves of
-    zero, in a direction that changes with their scale, and the others share what is
-    orthogonal to them. `d` has degree `(1 - alpha) / (1 + alpha)` in the gradients: for
-    `alpha = 1`, Nash-MTL without clipping, its length does not depend on theirs.
+    gradients. Tasks whose gradients cancel then contribute only a rounding error, whose
+    direction changes with their scale; the others share what is orthogonal to them. `d`
+    has degree `(1 - alpha) / (1 + alpha)` in the gradients. For `alpha = 1`, Nash-MTL
+    without clipping, its length does not depend on the gradients' lengths.
 
     Args:
       num_tasks: number of tasks T.
-      alpha: fairness, positive; the paper has 1 and 2. Large is nearer to equal gains.
-      preference: `p`, `[tasks]` or by name, at least 0, used as it is; None for ones.
+      alpha: fairness, positive; larger means more equal gains. The paper uses 1 and 2.
+      preference: `p`, `[tasks]` or by name, at least 0, not normalised; ones if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

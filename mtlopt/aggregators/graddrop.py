@@ -15,11 +15,11 @@ from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.rows.protocol import Leaves
 
-_FEW_TASKS = 8  # up to which the loop over tasks is written out
+_FEW_TASKS = 8  # the loop over at most so many tasks is unrolled
 
 
 class GraddropState(NamedTuple):
-    """State of `graddrop`: weights averaged over entries, the key of later draws."""
+    """State of `graddrop`: weights averaged over entries, and the next key."""
 
     task_weights: jax.Array
     key: jax.Array
@@ -31,12 +31,12 @@ def drop_signs(
     leak: jax.Array,
     present: jax.Array | None = None,
 ) -> tuple[Leaves, jax.Array]:
-    """Sums each entry of `rows` over the tasks with the sign that was drawn for it.
+    """Sums each entry of `rows` over the tasks whose value has the drawn sign.
 
-    `uniform` is a number from [0, 1) for each entry: the sign is positive if it is
-    below the positive sign purity. `leak` `[tasks]` is the part of the other values
-    that passes. Returns the sums, and the tasks' weights in them, summed over the
-    entries. NaN and infinite values give NaN.
+    `uniform` has a number from [0, 1) for each entry. The sign is positive if this
+    number is below the positive sign purity. `leak` `[tasks]` is the fraction of the
+    other values that passes. Returns the sums, and each task's weight in them, summed
+    over the entries. NaN and infinite values give NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -48,8 +48,8 @@ def drop_signs(
     dtype = solver_dtype(rows or [leak])
     leak = leak.astype(dtype)
     present = jnp.ones(num_tasks, bool) if present is None else present
-    # Task by task: on a CPU a sum over the first axis of a large leaf takes 25 times as
-    # long.
+    # Task by task, because on a CPU a sum over the first axis of a large leaf takes 25
+    # times as long.
     scan = functools.partial(jax.lax.scan, unroll=num_tasks <= _FEW_TASKS)
 
     def add(sums: Any, task: Any) -> Any:
@@ -80,7 +80,7 @@ def drop_signs(
         return sums, passed
 
     totals, weights = scan(weigh, nothing, (rows, present, leak))
-    # Under jit a product with a 0 is a select, which drops a NaN.
+    # Under jit a product with a 0 becomes a select, which drops a NaN.
     totals = [
         jnp.where(jnp.isfinite(size), total, 0 * size)
         for total, size in zip(totals, sizes, strict=True)
@@ -96,19 +96,19 @@ def graddrop(
     .. math:: d_k = \sum_i \big( \ell_i + (1 - \ell_i) M_{ik} \big) g_{ik}, \qquad
         P_k = \frac12 \Big( 1 + \frac{\sum_i g_{ik}}{\sum_i |g_{ik}|} \Big)
 
-    Entry `k` keeps its positive values with probability `P_k` and its negative ones
-    otherwise: `M_ik` is 1 for the values with that sign. The mean over the draws is the
-    summed gradient; a single draw may conflict with any task, and is no combination of
-    the gradients. It is zero only if all gradients are. Values that agree all pass, and
-    a zero gradient changes nothing. Not differentiable, and not for streaming or
-    microbatches in latent space.
+    Entry `k` keeps its positive values with probability `P_k`, and otherwise its
+    negative ones; `M_ik` is 1 for the kept values. The mean over the draws is the
+    summed gradient. A single draw may conflict with any task and is no combination of
+    the gradients. It is zero only if all gradients are zero. If all values have one
+    sign, all pass, and a zero gradient changes nothing. GradDrop is not differentiable.
+    It does not work with streaming, or with microbatches in latent space.
 
-    In latent space every sample draws for itself. The paper has one draw for all.
+    In latent space each sample has its own draw; in the paper all samples share one.
 
     Args:
       num_tasks: number of tasks T.
-      leak: `l`, `[tasks]` or by name, from 0 to 1: the part of the dropped entries that
-        passes; ones give the summed gradient, None zeros.
+      leak: `l`, `[tasks]` or by name, from 0 to 1: the fraction of the dropped values
+        that passes. Ones give the summed gradient; None means zeros.
       key: seed or key of the draws.
 
     Raises:

@@ -1,4 +1,4 @@
-"""GradVac: raising cosines to what they have been (Wang et al., ICLR 2021)."""
+"""GradVac: raising cosines to their moving averages (Wang et al., ICLR 2021)."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 class GradvacState(NamedTuple):
-    """State of `gradvac`: targets `[tasks, tasks]`, the key of the orders to come."""
+    """State of `gradvac`: targets `[tasks, tasks]`, and the key of the next orders."""
 
     task_weights: jax.Array
     targets: jax.Array
@@ -34,13 +34,13 @@ def gradvac_weights(
     .. math:: d = \sum_i p_i = \sum_j \alpha_j g_j, \qquad
         \tau_{ij} \leftarrow (1 - \beta) \tau_{ij} + \beta \phi_{ij}
 
-    with `phi_ij` the cosine of `p_i` and `g_j` from before `p_i` was changed, whether
-    or not it was below the target. With targets zero these are PCGrad's weights. They
-    are at least 1 for present tasks, and sum: `T` equal gradients `g` give `T g`. A
-    zero row is skipped; opposed rows lose each other, and a zero `p_i` has no cosine. A
-    target without a cosine does not move: that of an absent or zero task, and all if
-    the Gramian is not finite. NaN gives NaN weights. All targets are `[tasks, tasks]`.
-    Row `i` of `order`, int `[tasks, tasks]`, is the order in which `i` meets others.
+    Here `phi_ij` is the cosine of `p_i` and `g_j` before `p_i` changes; every cosine
+    moves its target. With zero targets these are PCGrad's weights. Weights are at least
+    1 for present tasks, and `T` equal gradients `g` give `T g`. A zero gradient is
+    skipped, opposed gradients cancel, and a zero `p_i` has no cosine. A target without
+    a cosine does not move, as for an absent task or a zero gradient; no target moves if
+    the Gramian is not finite. NaN gives NaN weights. Targets are `[tasks, tasks]`. Row
+    `i` of `order`, int `[tasks, tasks]`, is the order in which `i` meets the others.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -64,18 +64,18 @@ def gradvac(
         \phi \sqrt{1 - \tau_{ij}^2} \big)}{|g_j| \sqrt{1 - \tau_{ij}^2}} \, g_j
         \quad \text{if } \phi < \tau_{ij}, \qquad d = \sum_i p_i
 
-    with `phi` the cosine between `p_i`, at first `g_i`, and `g_j`, one task `j` after
-    the other, in a random order for each `i`. All targets start at zero, so that the
-    first update is PCGrad's; each then follows its pair's cosines, so that gradients
-    change if they agree less than before.
+    Here `phi` is the cosine between `p_i` and `g_j`. `p_i` starts as `g_i` and meets
+    the other tasks `j` one after the other, in a random order for each `i`. All targets
+    start at zero, so the first update is PCGrad's. Each target then follows the cosines
+    of its pair, so gradients change if they agree less than before.
 
-    `d` may conflict. If a pair has long agreed, its target is near one, and a gradient
-    that turns away gains a large multiple of the other, bounded by the precision. This
-    is the paper's whole-model granularity.
+    `d` may conflict with a task. If a pair has long agreed, its target is near 1. A
+    gradient that turns away then gains a large multiple of the other, bounded by the
+    precision. Each pair of tasks has one target (the paper's whole-model granularity).
 
     Args:
       num_tasks: number of tasks T.
-      decay: `beta`, from 0 (PCGrad for ever) to 1 (targets are the last cosines).
+      decay: `beta`, from 0 (always PCGrad) to 1 (the targets are the last cosines).
       key: seed or key of the random orders.
 
     Raises:

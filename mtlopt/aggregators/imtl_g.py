@@ -17,14 +17,15 @@ def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Ar
 
     .. math:: w = \frac{G^{-1} n}{1^T G^{-1} n}, \qquad n_i = |g_i|
 
-    The direction is ConFIG's up to its length and sign. If the sum is negative before
-    it is made one, it conflicts with *every* task; the nearer the sum is to zero, the
-    longer it is. All weights are zero if the sum is, to rounding. All are zero too if
-    no direction has equal projections (opposed rows, rows with a positive combination
-    that is zero, more independent tasks than parameters), as in the limit of lost rank.
-    Duplicates share, and zero rows have weight zero. On equal gradients `g` the
-    direction is `g`. A single task has weight 1. Weights may be negative. NaN stays
-    NaN. Differentiable if the rank does not change.
+    The direction is that of ConFIG, up to its length and sign. If the denominator of
+    `w` is negative, `d` conflicts with *every* task; the nearer it is to zero, the
+    longer is `d`. All weights are zero if the denominator is zero to rounding. They are
+    also zero if no direction has equal projections, which is the limit as rank is lost.
+    Examples are opposed gradients, a positive combination that is zero, and more
+    independent tasks than parameters. Duplicates share one task's weight, and zero
+    gradients get weight zero. Equal gradients `g` give `g`. A single task has weight 1.
+    Weights may be negative. NaN stays NaN. The weights are differentiable if the rank
+    does not change.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -52,7 +53,7 @@ def _weights(
     cancelled = jnp.abs(total) <= rounding(norms) * size
     mean = cosines / jnp.maximum(count, 1)
     spread = jnp.maximum(highest - mean, minus_lowest + mean)
-    # The cosines are roots of what the rank rule looks at.
+    # The rank rule looks at the squares of these cosines.
     tolerance = (GRAMIAN_RTOL * float(jnp.finfo(norms.dtype).eps)) ** 0.5
     unequal = spread > tolerance * jnp.abs(mean)
     return jnp.where(cancelled | unequal, 0 * ray.cosines, safe_divide(weights, total))
@@ -64,12 +65,11 @@ def imtl_g(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     .. math:: d = \sum_i w_i g_i, \qquad \sum_i w_i = 1, \qquad
         \langle d, g_i / |g_i| \rangle = \langle d, g_j / |g_j| \rangle
 
-    Impartial: no task's gradient is followed more than another's. But the equal
-    projections may be negative, so that `d` conflicts with all tasks at once (3 % of
-    random Jacobians of four tasks with unequal norms), and `d` is long if the weights
-    nearly cancel. `conflict_free` has the same line and points the right way. `d` is
-    zero if only the zero vector has equal projections, as when positive weights make
-    the gradients cancel.
+    The method follows no task's gradient more than another's. But the equal projections
+    may be negative. Then `d` conflicts with all tasks at once, as for 3 % of random
+    Jacobians of four tasks with unequal norms. `d` is long if the weights nearly
+    cancel. `conflict_free` is on the same line and points the right way. `d` is zero if
+    only zero has equal projections, as when positive weights make gradients cancel.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt

@@ -22,13 +22,13 @@ def krum_weights(
     distance: Distance = "squared",
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the weights `[tasks]` of `krum`: `1 / k` for the selected, else zero.
+    """Returns the weights `[tasks]` of `krum`: `1 / k` for selected tasks, else zero.
 
-    With `T = f + 3` a gradient has one neighbour, and the two closest always tie. On
-    equal gradients `g` the direction is `g`. A zero row is a gradient like any other;
-    duplicates are at distance zero. `T` counts the present tasks; if these are too few,
-    one neighbour is compared, and no more are selected than there are. NaN stays NaN.
-    The derivative is zero. In float32, distances below 3e-4 of the norms are rounding.
+    With `T = f + 3` a gradient has one neighbour, so the two closest always tie. Equal
+    gradients `g` give `g`. Zero gradients count like any other; duplicates are at
+    distance zero. `T` counts the present tasks. If too few are present, each is
+    compared with one neighbour, and at most all are selected. NaN stays NaN. The
+    derivative is zero. In float32, distances below 3e-4 of the norms are only rounding.
 
     Raises:
       ValueError: if there are fewer than `f + 3` or `k` tasks, or a number is negative.
@@ -46,14 +46,14 @@ def krum_weights(
     there = jnp.ones(num_tasks, bool) if present is None else jnp.asarray(present)
     count = jnp.sum(there, dtype=jnp.int32)
 
-    # Twice the product of two norms may overflow where a norm's square does not.
+    # Twice the product of two norms may overflow although no squared norm does.
     size = jnp.max(norms)
     relative = norms / jnp.where(size == 0, 1, size)
     squares = (relative[:, None] - relative[None]) ** 2
     squares += 2 * relative[:, None] * relative[None] * (1 - cosines)
     distances = jnp.sqrt(squares) if distance == "plain" else squares
     others = there[:, None] & there[None] & ~jnp.eye(num_tasks, dtype=bool)
-    # Without the f + 1 farthest: they are few, and a sort of all is slow.
+    # Drops the f + 1 farthest: they are few, and sorting all distances is slow.
     _, farthest = jax.lax.top_k(jnp.where(others, distances, -1), num_byzantine + 1)
     is_far = jax.nn.one_hot(farthest, num_tasks, axis=1, dtype=bool).any(axis=2)
     neighbours = jnp.sum(distances, axis=1, where=others & ~is_far)
@@ -72,7 +72,7 @@ def _check(
 ) -> None:
     check_choice("distance", distance, ("squared", "plain"))
     as_int("num_byzantine", num_byzantine, low=0)
-    as_int("num_selected", num_selected, high=num_tasks)  # as many as there are tasks
+    as_int("num_selected", num_selected, high=num_tasks)  # at most all tasks
     fewest = _fewest_tasks(num_byzantine)
     if num_tasks < fewest:
         raise ValueError(
@@ -82,7 +82,7 @@ def _check(
 
 
 def _fewest_tasks(num_byzantine: int) -> int:
-    """With so many tasks T a gradient has one neighbour: `T - f - 2` of them are."""
+    """Returns the smallest T for which a gradient has a neighbour: `T - f - 2 = 1`."""
     return num_byzantine + 3
 
 
@@ -98,15 +98,15 @@ def krum(
     .. math:: d = \frac{1}{k} \sum_{i \in S} g_i, \qquad S \text{ the } k
         \text{ lowest of } s_i = \sum_{j \in N_i} |g_i - g_j|^2
 
-    with `N_i` the `T - f - 2` nearest other gradients; ties go to the lowest index.
-    Made for workers of which `f` may send anything, with `T >= 2 f + 3` for the paper's
-    guarantee; with tasks, it drops outlying ones and may conflict with them.
+    `N_i` are the `T - f - 2` other gradients nearest to `g_i`; ties go to the lowest
+    index. Krum was made for workers, `f` of which may send anything; its guarantee
+    needs `T >= 2 f + 3`. With tasks, it drops outliers and may conflict with them.
 
     Args:
       num_tasks: number of tasks T, at least `num_byzantine + 3`.
       num_byzantine: `f`, how many gradients may be wrong, an int.
-      num_selected: `k`, how many are averaged, an int; above one it is Multi-Krum.
-      distance: `"squared"` (the paper) or `"plain"` (TorchJD), what scores sum.
+      num_selected: `k`, how many are averaged, an int; above 1 it is Multi-Krum.
+      distance: what is summed, `"squared"` (the paper) or `"plain"` (TorchJD).
 
     Raises:
       ValueError: if there are too few tasks, or an argument is out of range.

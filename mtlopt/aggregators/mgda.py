@@ -30,18 +30,18 @@ def mgda_weights(
     .. math:: \alpha = \mathrm{argmin}_w \, w^T S^{-1} G S^{-1} w
         \quad \text{subject to} \quad w \ge 0, \; 1^T w = 1
 
-    Exact, not Frank-Wolfe. `S` is diagonal: 1, or with a normalisation the gradient
-    norms (`"l2"`), the losses (`"loss"`), or their product (`"loss+"`).
+    The weights are exact. `S` is the identity, or a diagonal matrix of gradient norms
+    (`"l2"`), losses (`"loss"`) or their products (`"loss+"`).
 
-    Zero rows get all the weight, and duplicates share one task's weight in one of the
-    possible ways. Without normalisation, equal gradients `g` give `g`, and a hull that
-    holds zero (opposed rows) gives zero. Only the size of a loss counts: a negative one
-    does not reverse its gradient. A loss of zero makes a row infinitely long, which is
-    weight zero; if no loss differs from zero, they count as equal. NaN stays NaN.
+    Zero gradients get all the weight, and duplicates share the weight of one task in
+    one of the possible ways. Without a normalisation, equal gradients `g` give `g`, and
+    a hull that contains zero (opposed gradients) gives zero. Only the size of a loss
+    counts: a negative loss does not reverse its gradient. A task with a loss of zero
+    gets weight zero. If all losses are zero, they count as equal. NaN stays NaN.
     `"loss"` and `"loss+"` need the `losses` `[tasks]`.
 
     Raises:
-      ValueError: if the normalisation is unknown or misses the losses.
+      ValueError: if the normalisation is unknown, or needs `losses` and gets none.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -65,7 +65,7 @@ def mgda_weights(
     sizes = jnp.where(jnp.any(sizes != 0), sizes, 1)
     solved = (sizes == 0) & (norms > 0)
     lengths = safe_divide(lengths, sizes)
-    # In a unit, which does not matter, or their squares overflow.
+    # The weights do not depend on this unit; without it the squares may overflow.
     lengths = safe_divide(lengths, jax.lax.stop_gradient(jnp.max(lengths)))
     scaled = lengths[:, None] * cosines * lengths[None]
     return min_norm_point(scaled, present & ~solved).weights
@@ -74,20 +74,20 @@ def mgda_weights(
 def mgda(
     num_tasks: int, normalisation: Normalisation | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes the shortest combination of the task gradients: MGDA.
+    r"""Takes the shortest convex combination of the task gradients: MGDA.
 
     .. math:: d = \sum_i \alpha_i s_i g_i, \qquad
         \alpha = \mathrm{argmin}_{w \ge 0, \, 1^T w = 1} |\sum_i w_i s_i g_i|^2
 
-    `-d` decreases every loss to first order (`<d, g_i> >= |d|^2`), and `d` is zero
-    exactly at Pareto-stationary points: one zero gradient stops the shared parameters.
-    Small gradients dominate the result. `in_latent_space(mgda(T))` is MGDA-UB.
+    `-d` decreases every loss to first order (`<d, g_i> >= |d|^2`). `d` is zero exactly
+    at Pareto-stationary points, so one zero gradient stops the shared parameters. Small
+    gradients dominate the result. `in_latent_space(mgda(T))` is MGDA-UB.
 
-    With a normalisation the weights are those of the gradients divided by their norms
-    (`"l2"`), by the scaled losses `s_i L_i` (`"loss"`) or by both (`"loss+"`), so that
-    small gradients dominate less. They then weigh the gradients as they are: `d` may
+    With a normalisation, the weights are found for gradients divided by their norms
+    (`"l2"`), by the scaled losses `s_i L_i` (`"loss"`) or by both (`"loss+"`), so small
+    gradients dominate less. These weights then multiply the original gradients: `d` may
     conflict with a task, and may differ from zero at a Pareto-stationary point. `edm`
-    weighs the unit gradients and keeps both guarantees. Losses should be positive.
+    weighs unit gradients and keeps both guarantees. Losses should be positive.
 
     Args:
       num_tasks: number of tasks T.
@@ -107,7 +107,7 @@ def mgda(
     References:
       Désidéri, *Multiple-gradient descent algorithm*, C. R. Math. 350, 2012. Sener and
       Koltun, *Multi-Task Learning as Multi-Objective Optimization*, NeurIPS 2018,
-      equation 3, algorithm 2; the normalisations are those of its code.
+      equation 3, algorithm 2; the normalisations are from the code of that paper.
     """
     if normalisation is not None:
         check_choice("normalisation", normalisation, ("l2", "loss", "loss+"))

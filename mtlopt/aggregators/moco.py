@@ -40,27 +40,27 @@ def moco(
     learning_rate: Any = 0.1,
     regularization: Any = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Averages the gradients over time and moves the weights on the averages: MoCo.
+    r"""Averages gradients over time and updates the weights from the averages: MoCo.
 
     .. math:: y_i \leftarrow \beta y_i + (1 - \beta) g_i, \qquad
         w \leftarrow \Pi_\Delta \left( w - \gamma (Y Y^\top + \rho I) w \right),
         \qquad d = Y^\top w
 
-    Averages have little noise, so it hardly biases the weights, and a second batch
-    (`modo`) is not needed. `y_i` starts at the first gradient of task i, so that the
-    first update has full length; on equal gradients g it is g. `d` may conflict with a
-    task. A zero gradient pulls its average towards zero. Heads get no average. Steps
-    have the scale of `modo`'s; without decay they are `modo`'s on one batch.
+    Averages have little noise, so noise hardly biases the weights, and no second batch
+    (as in `modo`) is needed. `y_i` starts at the first gradient of task i, so the first
+    update has full length. On equal gradients g, `d` is g. `d` may conflict with a
+    task. A zero gradient pulls its average towards zero. Heads are not averaged. Steps
+    scale as in `modo`; without decay they are the steps of `modo` on one batch.
 
     Args:
       num_tasks: number of tasks T.
-      labels: who owns which leaf, as given to `task_grad`.
-      decay: `beta`, from 0 (no memory) to below 1. The paper has `1 - beta`.
-      learning_rate: `gamma`, positive, in units of one over a squared gradient.
-      regularization: `rho`, pulls the weights together; at least 0.
+      labels: which task owns which leaf, as given to `task_grad`.
+      decay: `beta`, from 0 (no memory) to below 1. The paper states `1 - beta`.
+      learning_rate: `gamma`, positive, in units of one over a squared gradient norm.
+      regularization: `rho`, at least 0; it pulls the weights together.
 
     Raises:
-      ValueError: if an argument is out of range, or the rows are not those of `labels`.
+      ValueError: if an argument is out of range, or gradients do not match `labels`.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mtlopt
@@ -71,7 +71,7 @@ def moco(
 
     References:
       Fernando et al., *Mitigating Gradient Bias in Multi-objective Learning*, ICLR
-      2023, algorithm 1, with the new averages and weights in the direction.
+      2023, algorithm 1; here the direction uses the new averages and weights.
     """
     check_num_tasks(num_tasks)
     check_range("decay", decay, below=1)
@@ -79,7 +79,7 @@ def moco(
     check_range("regularization", regularization)
 
     def init_fn(params: Any) -> MocoState:
-        # An array each: the caller may donate the state.
+        # Two arrays, because the caller may donate the state.
         first, shares = (jnp.full(num_tasks, 1 / num_tasks, float) for _ in range(2))
         rows = zero_rows(params, labels, num_tasks)
         return MocoState(first, shares, rows, jnp.zeros(num_tasks, bool))

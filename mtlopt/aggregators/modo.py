@@ -19,9 +19,9 @@ from mtlopt.linalg.simplex import (
 from mtlopt.rows.protocol import Rows
 from mtlopt.task_grads import TaskGrads
 
-# Of a step: weights are at most 1, and sums of such steps are still float32 numbers.
+# The longest step: weights are at most 1, and sums of such steps are finite.
 _LONGEST = 1e30
-# Up to so many tasks their rows are no more work than two pullbacks and a pushforward.
+# For up to so many tasks, rows cost no more than two pullbacks and a pushforward.
 _FEW_TASKS = 3
 
 
@@ -39,17 +39,17 @@ def modo_weights(
     regularization: Any = 0.0,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Returns the weights `[tasks]` of `modo` after a step. They sum to 1.
+    r"""Returns the weights `[tasks]` of `modo` after one step. They sum to 1.
 
     .. math:: w \leftarrow \Pi_\Delta \left( w - \gamma (P + \rho I) w \right),
         \qquad P_{ij} = \langle g_i, h_j \rangle
 
-    `g` and `h` are the gradients of two independent batches: then `P` has the right
-    mean. The Gramian of one batch is too large by the noise. Linear apart from the
-    projection, so that errors of the batches average out. Zero rows keep what the
-    projection leaves them, duplicates that start equal stay equal. NaN stays NaN.
-    Differentiable almost everywhere. `products` are `P`, a Gramian if there is one
-    batch; `weights`, not negative, are divided by their sum over present tasks.
+    `g` and `h` are the gradients of two independent batches, so `P` is right on
+    average. Noise makes the Gramian of one batch too large. The step is linear apart
+    from the projection, so errors of the batches average out. Weights of zero gradients
+    change only by the projection; duplicates that start equal stay equal. NaN stays
+    NaN. Weights are differentiable almost everywhere. `products` is `P`, or the Gramian
+    of one batch. `weights`, not negative, are divided by their sum over present tasks.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -60,7 +60,7 @@ def modo_weights(
     products, scale = common_scale(products)
     products = present_products(products, present)
     weights = shares_of(weights, present)
-    # XLA makes one division of two; the square of the unit may be no number.
+    # XLA merges two divisions into one, and the square of the unit may overflow.
     unit = 1 / scale
     pull = dot(products, weights) * unit * unit
     return _step(pull, weights, learning_rate, regularization, present)
@@ -75,7 +75,7 @@ def _step(
 ) -> jax.Array:
     """Returns the weights after a projected step against `P w`."""
     slope = pull + regularization * weights
-    # So long a step ends in a corner of the simplex; infinite ones cannot be compared.
+    # A step this long ends in a corner of the simplex; infinite ones have no order.
     step = jnp.clip(learning_rate * slope, -_LONGEST, _LONGEST)
     return project_to_simplex(weights - step, present)
 
@@ -83,27 +83,27 @@ def _step(
 def modo(
     num_tasks: int, learning_rate: Any = 0.1, regularization: Any = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Moves the task weights one step a batch towards the min-norm weights: MoDo.
+    r"""Moves the task weights one step per batch towards the min-norm weights: MoDo.
 
     .. math:: w \leftarrow \Pi_\Delta \left( w - \gamma (J J_2^\top + \rho I) w \right),
         \qquad d = J^\top w
 
-    The weights start equal and are kept from update to update, so they average over
-    batches what MGDA decides anew on each. On equal gradients g it returns g. Unlike
-    MGDA's, `d` may conflict with a task until the weights have settled. Only the
-    product `J J_2^T w` is computed: two backward passes and one forward derivative for
-    any T above three. `J_2` are the gradients of a second batch, the keyword `second`
-    of `update`, see the guide *Methods*; without it `J_2 = J`.
+    The weights start equal and are kept between updates, so they average over batches;
+    MGDA computes new weights on each batch. On equal gradients g, `d` is g. Unlike in
+    MGDA, `d` may conflict with a task until the weights have settled. `J_2` are the
+    gradients of a second batch, passed to `update` as `second` (see the guide
+    *Methods*); without it `J_2 = J`. For more than three tasks only the product
+    `J J_2^T w` is computed, by two backward passes and one forward derivative.
 
-    The step is on the scale of the gradients, as in the paper: losses ten times as
-    large need a learning rate a hundred times smaller, and there is no length that `d`
-    is proportional to. If squared norms overflow it ends in a corner, if they underflow
-    it is zero.
+    The step depends on the scale of the gradients, as in the paper: losses ten times as
+    large need a learning rate a hundred times smaller. `d` is not homogeneous in the
+    gradients. If squared norms overflow, the step ends in a corner of the simplex; if
+    they underflow, the step is zero.
 
     Args:
       num_tasks: number of tasks T.
-      learning_rate: `gamma`, positive, in units of one over a squared gradient.
-      regularization: `rho`, pulls the weights together; at least 0.
+      learning_rate: `gamma`, positive, in units of one over a squared gradient norm.
+      regularization: `rho`, at least 0; it pulls the weights together.
 
     Raises:
       ValueError: if an argument is out of range, or `second` does not fit.
@@ -125,7 +125,7 @@ def modo(
     check_range("regularization", regularization)
 
     def initial() -> ModoState:
-        # An array each: the caller may donate the state.
+        # Two arrays, because the caller may donate the state.
         first, shares = (jnp.full(num_tasks, 1 / num_tasks, float) for _ in range(2))
         return ModoState(first, shares)
 

@@ -23,11 +23,12 @@ def nash_mtl_weights(
 
     .. math:: G w = p / w, \quad w > 0
 
-    Exact. `w_i` is inverse to the length of `g_i`. There is no solution if zero is in
-    the convex hull of the gradients: then the tasks whose gradients cancel get large,
-    bounded weights, contribute next to nothing, and the others bargain orthogonally to
-    them. A zero row, or one without preference, gets weight zero. Opposed rows cancel;
-    duplicates share; one task gets `1 / |g|`. NaN stays NaN.
+    The weights are exact. `w_i` is inversely proportional to the length of `g_i`. There
+    is no solution if zero is in the convex hull of the gradients. Tasks whose gradients
+    cancel then get large, bounded weights and contribute next to nothing; the others
+    bargain in the space orthogonal to them. A zero gradient or preference gives weight
+    zero. Opposed gradients cancel, duplicates get equal weights, and a single task gets
+    `1 / |g|`. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -42,24 +43,23 @@ def nash_mtl_weights(
 def nash_mtl(
     num_tasks: int, max_norm: Any = 1.0, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes the direction on which the tasks, bargaining, agree: Nash-MTL.
+    r"""Takes the direction that the tasks agree on in a bargaining game: Nash-MTL.
 
     .. math:: d = \sum_i w_i s_i g_i, \qquad \langle s_i g_i, d \rangle = p_i / w_i > 0
 
-    `d` maximises the product of the tasks' gains, each to its power `p_i`, over a ball:
-    it decreases every loss to first order if any direction does, and scaling a loss
-    does not change it. Its length is the root of `sum_i p_i`, by default `sqrt(T)`,
-    then clipped to `max_norm`: with the default always 1, however small the gradients
-    are, so a schedule has to end the training. It is shorter only if zero is in the
-    convex hull of the gradients: the tasks that cancel contribute what rounding leaves
-    of zero, up to a few hundredths of `sqrt(T)` in float32, in a direction that changes
-    with their scale.
+    `d` maximises, over a ball, the product of the tasks' gains, each raised to the
+    power `p_i`. `d` decreases every loss to first order if any direction does, and
+    scaling a loss does not change it. Its length is `sqrt(sum_i p_i)`, by default
+    `sqrt(T)`, and is then clipped to `max_norm`. By default the final length is always
+    1, however small the gradients are, so a schedule has to end the training. `d` is
+    shorter only if zero is in the convex hull of the gradients. Tasks that cancel then
+    contribute only a rounding error, up to a few hundredths of `sqrt(T)` in float32, in
+    a direction that changes with their scale.
 
     Args:
       num_tasks: number of tasks T.
       max_norm: length that the shared update is clipped to; None or 0 for no clipping.
-      preference: `p`, `[tasks]` or by name, at least 0, used as it is: the bargaining
-        powers; None for ones.
+      preference: bargaining powers `p`, `[tasks]` or by name, at least 0; ones if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.
@@ -73,7 +73,7 @@ def nash_mtl(
 
     References:
       Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, claim 3.1,
-      algorithm 1; clipping is the authors' code's. With powers: Kalai, *Nonsymmetric
+      algorithm 1; clipping is from the authors' code. With powers: Kalai, *Nonsymmetric
       Nash solutions*, International Journal of Game Theory 6, 1977.
     """
     check_range("max_norm", max_norm)
@@ -92,7 +92,7 @@ def nash_mtl(
         wide = [leaf.astype(solver_dtype([leaf])) for leaf in direction]
         length = jnp.asarray(optax.tree.norm(wide))
         limit = jnp.asarray(max_norm, length.dtype)
-        # Compared so that NaN stays NaN.
+        # The order of the comparison keeps NaN as NaN.
         return jnp.where(length <= limit, jnp.ones_like(length), limit / length)
 
     return aggregate_with_state(

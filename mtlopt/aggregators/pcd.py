@@ -21,7 +21,7 @@ from mtlopt.linalg.reductions import reduce_each
 from mtlopt.rows.protocol import Rows
 from mtlopt.task_grads import TaskGrads
 
-# Units of rounding up to which the square of a sum of unit rows is none of its own.
+# Up to so many units of rounding, the square of a sum of unit rows counts as zero.
 _ROUNDINGS = 32
 
 
@@ -30,8 +30,8 @@ class PcdState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update.
-      norms: `[tasks]`, roots of the moving averages of the squared norms, from 0.
-      totals: `[tasks]`, likewise of ones: what to divide by to correct the bias.
+      norms: `[tasks]`, roots of the moving averages of squared norms; 0 at first.
+      totals: `[tasks]`, moving averages of ones, which correct the bias of `norms`.
     """
 
     task_weights: jax.Array
@@ -47,12 +47,12 @@ def pcd_weights(
 ) -> jax.Array:
     r"""Returns the weights `[tasks]` of `pcd`, non-negative.
 
-    If `g_1` is zero or absent the weights are zero. If the constraints contradict each
-    other (opposed gradients among the others, to within the square root of the
-    precision) they are dropped: `d` is `g_1`. If `\tilde d` is zero, which takes `tau`
-    zero, so is `d`. A zero gradient constrains nothing, duplicates are one constraint.
-    On equal gradients `g`, and for one task, `d` is `g`. NaN stays NaN. `mean_norms`
-    are `\bar n`, `[tasks]`, or None for the present norms.
+    If `g_1` is zero or absent, the weights are zero. If the constraints contradict each
+    other (opposed gradients among the other tasks, up to the square root of the
+    precision), they are dropped and `d` is `g_1`. If `\tilde d` is zero, which needs
+    `tau = 0`, `d` is zero. A zero gradient constrains nothing; duplicates are one
+    constraint. On equal gradients `g`, and for one task, `d` is `g`. NaN stays NaN.
+    `mean_norms` are `\bar n`, `[tasks]`; None means the norms of this Gramian.
 
     Raises:
       ValueError: if `tau` has a wrong shape or is a Python number out of range.
@@ -69,15 +69,15 @@ def pcd_weights(
     first = jnp.arange(len(norms)) == 0
     primary = jnp.where(first, lengths, 0)
 
-    # d = length_1 u_1 + the shortest vector that gives the others what they still miss.
+    # d = length_1 u_1 + the shortest vector that gives the others what they lack.
     target = fractions * lengths - dot(cosines, primary)
     eligible = ~first & (lengths > 0)
-    # A unit, which does not matter: no derivative.
+    # The result does not depend on this unit, so it needs no derivative.
     size = jax.lax.stop_gradient(jnp.max(jnp.abs(target), where=eligible, initial=0))
     unit_target = jnp.where(eligible, safe_divide(target, size), 0)
     constraints = jnp.where(first[None] | first[:, None], 0, cosines)
     shares, slack = least_distance(constraints, unit_target)
-    # Contradictory constraints leave coefficients that cancel.
+    # With contradictory constraints, the rows times these shares cancel.
     is_found = _length(cosines, shares) > 0
     others = jnp.where(is_found, size * safe_divide(shares, slack), 0)
 
@@ -89,7 +89,7 @@ def pcd_weights(
 
 
 def _length(cosines: jax.Array, made_of: jax.Array) -> jax.Array:
-    """The length of a sum of unit rows; zero if that is rounding of the Gramian."""
+    """Returns the length of a sum of unit rows; zero if it is only rounding."""
     square, total = reduce_each(sums=[made_of * dot(cosines, made_of), made_of])
     is_rounding = square <= _ROUNDINGS * jnp.finfo(square.dtype).eps * total**2
     return jnp.where(is_rounding, 0, safe_root(square))
@@ -118,16 +118,16 @@ def pcd(
         \langle \tilde g_j, d \rangle \ge \tau_j |\tilde g_j|^2, \; j \ge 2,
         \qquad d = |g_1| \, \tilde d / |\tilde d|
 
-    with `\tilde g_i = s_i g_i / \bar n_i` and `\bar n_i^2` the bias-corrected moving
-    average of `|s_i g_i|^2`. `tau` is the share of the progress of a step along its own
-    gradient that each other task gets. The first task sets the direction and the
-    length, and may itself be opposed if the others demand it. The scale of another task
-    does not matter. If a gradient is not finite, no average moves.
+    Here `\tilde g_i = s_i g_i / \bar n_i`, and `\bar n_i^2` is the bias-corrected
+    moving average of `|s_i g_i|^2`. Each other task makes at least the fraction `tau_j`
+    of the progress of a step along its own gradient. The first task sets the direction
+    and the length, but `d` may oppose even this task if the others demand it. The scale
+    of another task does not matter. If a gradient is not finite, no average moves.
 
     Args:
       num_tasks: number of tasks T; the first is the primary one.
-      tau: between 0 and 1, a scalar or one for each other task, `[T - 1]`.
-      decay: of the moving average, at least 0 and below 1.
+      tau: between 0 and 1, a scalar or `[T - 1]`, one number for each other task.
+      decay: decay of the moving average, at least 0 and below 1.
 
     Raises:
       ValueError: if an argument is out of range or `tau` has a wrong shape.
@@ -168,7 +168,7 @@ def pcd(
         def average(last: jax.Array, value: jax.Array) -> jax.Array:
             return decay * last + (1 - decay) * value
 
-        # Relative to the longer one, so that no square overflows.
+        # Relative to the longer of the two, so that no square overflows.
         norms = norms.astype(dtype)
         longer = jnp.maximum(norms, state.norms)
         shares = safe_divide(state.norms, longer), safe_divide(norms, longer)

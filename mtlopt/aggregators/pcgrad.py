@@ -15,7 +15,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 class PcgradState(NamedTuple):
-    """State of `pcgrad`: the last weights `[tasks]`, the key of the orders to come."""
+    """State of `pcgrad`: the last weights `[tasks]`, and the key of the next orders."""
 
     task_weights: jax.Array
     key: jax.Array
@@ -28,10 +28,11 @@ def pcgrad_weights(
 
     .. math:: d = \sum_i p_i = \sum_j \alpha_j g_j
 
-    At least 1 for present tasks. As in the paper, a task never meets itself and `d` is
-    a sum: `T` equal gradients `g` give `T g`. A zero row is skipped, opposed rows lose
-    each other. NaN stays NaN. Differentiable away from `<p_i, g_j> = 0`. Row `i` of
-    `order`, int `[tasks, tasks]`, is the order in which `i` meets the others.
+    Weights are at least 1 for present tasks. As in the paper, a task never meets itself
+    and `d` is a sum: `T` equal gradients `g` give `T g`. A zero gradient is skipped,
+    and opposed gradients cancel. NaN stays NaN. The weights are differentiable if no
+    `<p_i, g_j>` is 0. Row `i` of `order`, int `[tasks, tasks]`, is the order in which
+    task `i` meets the others.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -50,9 +51,9 @@ def pcgrad(
     .. math:: p_i \leftarrow p_i - \min(0, \langle p_i, g_j \rangle) \, g_j / |g_j|^2,
         \qquad d = \sum_i p_i
 
-    `p_i` starts as `g_i` and meets every other task `j`, one after the other, in a
-    random order for each `i`. With two tasks `d` conflicts with neither; with more it
-    may. Without conflicts it is the sum of the gradients.
+    `p_i` starts as `g_i` and meets the other tasks `j` one after the other, in a random
+    order for each `i`. With two tasks `d` conflicts with neither; with more it may
+    conflict. Without conflicts `d` is the sum of the gradients.
 
     Args:
       num_tasks: number of tasks T.

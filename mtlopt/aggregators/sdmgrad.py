@@ -56,13 +56,13 @@ def sdmgrad_weights(
 ) -> jax.Array:
     """Returns the weights `(w + lambda p) / (1 + lambda)` `[tasks]` of `sdmgrad`.
 
-    `w` takes projected gradient steps with momentum from `start`. A step is
-    `learning_rate` over the largest absolute row sum of the products, which bounds
+    `w` takes projected gradient steps with momentum from `start`. The step size is
+    `learning_rate` over the largest absolute row sum of the products. This sum bounds
     their curvature, so no step overshoots and the scale of the gradients does not
     matter. The weights are not negative, and sum to 1 if `p` does. Zero products leave
-    `w` as it is; duplicates that start equal stay equal. NaN stays NaN. Differentiable
-    almost everywhere. `products` `[tasks, tasks]` are those of two batches, or of one
-    with itself; `start` is divided by its sum over present tasks.
+    `w` as it is; duplicates that start equal stay equal. NaN stays NaN. Weights are
+    differentiable almost everywhere. `products` `[tasks, tasks]` are those of two
+    batches, or of one with itself. `start` is divided by its sum over present tasks.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -96,20 +96,20 @@ def sdmgrad(
     .. math:: d = \frac{J^T (w + \lambda p)}{1 + \lambda}, \qquad
         w \approx \mathrm{argmin}_{w \ge 0, \, 1^T w = 1} |J^T (w + \lambda p)|^2
 
-    Between MGDA (`lambda` = 0) and the preferred combination (large), like CAGrad, but
-    made for noisy gradients: `w` takes `num_steps` projected gradient steps from its
-    last value. With full-batch gradients that do not change it converges to the
-    minimiser. On T equal gradients g it returns g. No task's weight is zero while its
-    preference is not. `d` may conflict. `update` takes a `second` batch, see the guide
-    *Methods*.
+    `d` lies between MGDA (`lambda = 0`) and the preferred combination (large `lambda`),
+    as in CAGrad, but the method is made for noisy gradients: `w` takes `num_steps`
+    projected gradient steps from its last value. With full-batch gradients that do not
+    change, `w` converges to the minimiser. On T equal gradients g, `d` is g. A task
+    with a positive preference has a positive weight. `d` may conflict with a task.
+    `update` takes a `second` batch (see the guide *Methods*).
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
+      preference: `p`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
       regularization: `lambda`, at least 0.
-      learning_rate: relative size of a step; converges below `2 (1 + momentum)`.
-      momentum: share of the last step in the next one, below 1.
-      num_steps: number of steps an update, a Python int.
+      learning_rate: relative size of a step; steps converge below `2 (1 + momentum)`.
+      momentum: fraction of the last step that is added to the next, below 1.
+      num_steps: number of steps per update, a Python int.
 
     Raises:
       ValueError: if an argument is out of range, or `second` does not fit.
@@ -124,7 +124,7 @@ def sdmgrad(
 
     References:
       Xiao, Ban and Ji, *Direction-oriented Multi-objective Learning*, NeurIPS 2023,
-      algorithm 1; the division by `1 + lambda` is the authors' code's.
+      algorithm 1; the division by `1 + lambda` is from the authors' code.
     """
     check_range("regularization", regularization)
     check_positive("learning_rate", learning_rate)
@@ -133,7 +133,7 @@ def sdmgrad(
     read = preference_argument(preference, num_tasks)
 
     def initial() -> SdmgradState:
-        # An array each: the caller may donate the state.
+        # Two arrays, because the caller may donate the state.
         first, shares = (jnp.full(num_tasks, 1 / num_tasks, float) for _ in range(2))
         return SdmgradState(first, shares)
 
@@ -187,7 +187,7 @@ def _descend(
     """Returns `w` after `num_steps` steps."""
     products = present_products(common_scale(products)[0], present)
     products = products.astype(start.dtype)
-    # At least the spectral radius for any matrix, and no squares that underflow.
+    # At least the spectral radius of any matrix, and without squares that underflow.
     (bound,) = reduce_each(maxima=[jnp.sum(jnp.abs(products), axis=1)])
     matrix = safe_divide(products, bound)
     weights = shares_of(start, present)
@@ -205,7 +205,7 @@ def _descend(
 
 
 def _step(_: jax.Array, descent: _Descent) -> _Descent:
-    """Module-level and without closures, so that eager calls do not compile again."""
+    """Takes one step. At module level, so that eager calls do not compile it again."""
     slope = dot(descent.matrix, descent.weights) + descent.offset
     velocity = descent.momentum * descent.velocity + slope
     point = descent.weights - descent.learning_rate * velocity

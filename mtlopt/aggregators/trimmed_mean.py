@@ -19,9 +19,9 @@ from mtlopt.rows.protocol import Leaves
 def trim_entries(
     values: jax.Array, trim: int = 1, present: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns `trimmed_mean` of a leaf `[tasks, ...]`, and the weights in it.
+    """Returns the `trimmed_mean` of a leaf `[tasks, ...]`, and the weights in it.
 
-    The weights are `[tasks, ...]`; equal values share. A value that is NaN gives NaN.
+    The weights are `[tasks, ...]`; equal values share their weight. NaN gives NaN.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -41,7 +41,7 @@ def trim_entries(
     place = jnp.arange(num_tasks, dtype=jnp.int32).reshape(column)
     total = jnp.sum(ordered, axis=0, where=(place >= lost) & (place <= last))
     left = jnp.maximum(count - 2 * lost, 1).astype(values.dtype)
-    # The sort puts NaN last, where it would be dropped unseen.
+    # The sort puts NaN last, where trimming would drop it without a trace.
     mean = jnp.where(jnp.isnan(ordered[-1]), ordered[-1], total / left)
 
     low, high = ordered[lost][None], ordered[last][None]
@@ -51,7 +51,7 @@ def trim_entries(
 
 
 def average_entries(weights: Leaves, num_tasks: int) -> jax.Array:
-    """Averages weights of single entries, leaves `[tasks, ...]`, to `[tasks]`."""
+    """Returns the means `[tasks]` of the weights of entries, leaves `[tasks, ...]`."""
     total = jnp.zeros(num_tasks)
     for leaf in weights:
         total += sum_entries(leaf).astype(total.dtype)
@@ -65,13 +65,13 @@ def trimmed_mean(
 
     .. math:: d_k = \frac{1}{T - 2 b} \sum_{i = b + 1}^{T - b} g_{(i) k}
 
-    with `g_(1)k <= ... <= g_(T)k` the sorted entries of the task gradients. Made for
-    workers of which `b` may send anything; with tasks, it damps outlying ones and may
-    conflict with them. It is no combination of the gradients and depends on the
-    coordinates; `task_weights` are means over the entries. A zero gradient counts like
-    any other. Of too few present tasks, as many are dropped as leave one or two.
-    Entries are averaged in float32 or wider; NaN stays NaN, infinities may be dropped.
-    Not for streaming or microbatches in latent space.
+    Here `g_(1)k <= ... <= g_(T)k` are the sorted entries of the task gradients. The
+    method was made for workers, `b` of which may send anything. With tasks, it damps
+    outlying gradients and may conflict with them. `d` is no combination of the
+    gradients and depends on the coordinates; `task_weights` are means over entries. A
+    zero gradient counts like any other. With too few present tasks, fewer are dropped,
+    so that one or two remain. Entries are averaged in float32 or wider. NaN stays NaN;
+    infinities may be dropped. It is not for streaming or microbatches in latent space.
 
     Args:
       num_tasks: number of tasks T, at least `2 trim + 1`.

@@ -24,10 +24,10 @@ def upgrad_weights(
     .. math:: \alpha = \sum_i v_i, \qquad
         v_i = \mathrm{argmin}_{v \ge w_i e_i} v^T G v
 
-    Exact to rounding. A zero row keeps its preference as weight. Opposed rows leave
-    nothing of their common line, so two opposed gradients give zero. Duplicates split
-    their weight arbitrarily; the direction is unique. On equal gradients `g` the
-    default direction is `g`; one task gives `w g`. NaN stays NaN.
+    The result is exact to rounding. A zero gradient keeps its preference as its weight.
+    `d` has no part along opposed gradients, so two opposed gradients give zero.
+    Duplicates split their weight arbitrarily, but the direction is unique. On equal
+    gradients `g` the default direction is `g`; one task gives `w g`. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -35,7 +35,7 @@ def upgrad_weights(
       [2.   1.25]
     """
     weights = mean_weights(len(gramian), preference, present)
-    # A problem a task: what is projected is that task's gradient alone.
+    # One problem per task, which projects that task's gradient alone.
     own = jnp.where(jnp.eye(len(weights), dtype=bool), weights, 0)
     return jnp.sum(project_dual_cone(gramian, own, present).weights, axis=0)
 
@@ -43,20 +43,20 @@ def upgrad_weights(
 def upgrad(
     num_tasks: int, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Projects every task gradient on the cone that conflicts with none: UPGrad.
+    r"""Projects every task gradient onto the cone that conflicts with no task: UPGrad.
 
     .. math:: d = \sum_i w_i \, \pi(s_i g_i), \qquad
         \pi(x) = \mathrm{argmin}_{y : \langle g_j, y \rangle \ge 0 \, \forall j} |y - x|
 
-    `-d` increases no loss to first order, whatever the ratio of the gradients' norms;
-    in float32 to a cosine of -1e-4. `d` is linear in the scale of each gradient: small
-    gradients stay small and are not opposed. It is zero exactly if positive weights
-    make the gradients cancel (unlike `mgda`, one zero gradient stops nothing). Without
-    conflicts it is the weighted mean; for two tasks and preference (1, 1), PCGrad.
+    `-d` increases no loss to first order, whatever the ratio of the gradients' norms
+    (in float32 to a cosine of -1e-4). `d` is linear in the scale of each gradient, so
+    small gradients stay small and unopposed. It is zero exactly if positive weights
+    make the gradients cancel; unlike in `mgda`, one zero gradient stops nothing.
+    Without conflicts it is the mean. For two tasks and `w = (1, 1)` it is PCGrad.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
+      preference: `w`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

@@ -1,1 +1,1 @@
-"""Below weightings and aggregators: the state, weights and products they share."""
+"""State, weights and products that weightings and aggregators share."""

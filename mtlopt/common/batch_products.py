@@ -21,14 +21,14 @@ def batch_products(
 
     Args:
       grads: gradients on the first batch.
-      rows: their rows.
-      second: gradients of the same tasks on another batch, whose losses get the scales
-        of the first; None for the first batch again.
+      rows: rows of `grads`.
+      second: gradients of the same tasks on another batch; its losses get the scales of
+        the first batch. None means the first batch again.
       params: parameters, if the transform was given them.
 
     Returns:
-      The products `[tasks, tasks]`, and the tasks that are present in both, bool
-      `[tasks]` or None for all.
+      The products `[tasks, tasks]`, and the tasks that are present in both batches,
+      bool `[tasks]`, or None for all.
 
     Raises:
       TypeError: if `second` is not a `TaskGrads`.
@@ -50,20 +50,20 @@ def batch_product(
     weights: Callable[[jax.Array | None], jax.Array],
     params: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Returns the products `P` of two batches times weights, without any of `P`.
+    """Returns the products `P` of two batches times weights, without computing `P`.
 
-    One pullback on the second batch and one pushforward on the first.
+    This takes one pullback on the second batch and one pushforward on the first.
 
     Args:
       grads: as in `batch_products`.
-      rows: likewise.
-      second: likewise.
-      weights: from the tasks that are present in both to weights `[tasks]`, zero for
-        all others.
-      params: likewise.
+      rows: as in `batch_products`.
+      second: as in `batch_products`.
+      weights: function from the tasks that are present in both batches to weights
+        `[tasks]`, zero for all others.
+      params: as in `batch_products`.
 
     Returns:
-      `P w`, `w`, and the tasks that are present in both.
+      `P w`, `w`, and the tasks that are present in both batches.
     """
     other, both = rows, grads.present
     if second is not None:
@@ -73,7 +73,7 @@ def batch_product(
     direction = other.mix(found)
     if second is not None:
         _check_shapes(jax.eval_shape(rows.mix, found), direction)
-    # Of unit size: inner products of longer ones may be sums of opposed infinities.
+    # Scaled to unit size, because longer ones may give sums of opposed infinities.
     size = _size(direction)
     along = rows.along([leaf / size.astype(leaf.dtype) for leaf in direction]) * size
     return along if both is None else jnp.where(both, along, 0), found, both

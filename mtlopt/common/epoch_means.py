@@ -23,12 +23,13 @@ def by_epochs(
     """Builds a weighting whose weights are 1 in the first two epochs.
 
     Args:
-      name: of the weighting.
+      name: name of the weighting.
       num_tasks: number of tasks T.
       steps_per_epoch: number of updates that make an epoch, a Python int.
-      make_state: from `task_weights` `[tasks]` and the fields of `_next_epochs`.
-      weights_of: from the mean losses `[tasks]` of the last epoch and the one before
-        it, and bool `[tasks]`, the tasks that are present, to weights `[tasks]`.
+      make_state: function of `task_weights` `[tasks]` and the fields of `_next_epochs`.
+      weights_of: function that returns weights `[tasks]`. Its arguments are the mean
+        losses `[tasks]` of the last epoch, those of the epoch before it, and bool
+        `[tasks]`, the tasks that are present.
     """
     check_num_tasks(num_tasks)
     steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch)
@@ -57,7 +58,7 @@ def by_epochs(
 
 def _no_epochs(num_tasks: int) -> dict[str, jax.Array]:
     """Returns the fields of a state before the first update, see `_next_epochs`."""
-    # An array each: the caller may donate the state.
+    # Separate arrays, because the caller may donate the state.
     return {
         "count": jnp.zeros([], jnp.int32),
         "total": jnp.zeros(num_tasks),
@@ -72,14 +73,15 @@ def _next_epochs(
 ) -> dict[str, jax.Array]:
     """Returns the fields of a state after an update.
 
-    An epoch ends every `steps_per_epoch` updates; a task that is absent for all of one
-    keeps its last two means.
+    An epoch ends every `steps_per_epoch` updates. A task that is absent for a whole
+    epoch keeps its last two means.
 
     Args:
-      state: with `count`, the updates so far, int32; `total` and `seen` `[tasks]`, sum
-        and number of this epoch's losses; `last` and `before` `[tasks]`, mean losses of
-        the last epoch and of the one before it.
-      losses: `[tasks]`.
+      state: state with four fields. `count`, int32, is the number of updates so far.
+        `total` and `seen`, `[tasks]`, are the sum and the number of this epoch's
+        losses. `last` and `before`, `[tasks]`, are the mean losses of the last epoch
+        and of the one before it.
+      losses: losses of the tasks, `[tasks]`.
       there: `[tasks]` bool, the tasks that are present.
       steps_per_epoch: number of updates that make an epoch.
     """

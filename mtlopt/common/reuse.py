@@ -11,15 +11,15 @@ from mtlopt.task_grads import TaskGrads
 
 @dataclasses.dataclass
 class Reuse:
-    """The keyword `reuse` of an aggregator's update: whether to compute its weights.
+    """The keyword `reuse` of an aggregator's update: whether to compute new weights.
 
-    An aggregator whose direction is weights times rows asks for them by `weigh`. Others
-    do not know the keyword.
+    An aggregator whose direction is a weighted sum of rows gets its weights from
+    `weigh`. Other aggregators do not have the keyword.
 
     Attributes:
-      kept: `[tasks]`, the weights of the last computation.
-      is_due: whether to compute new ones, a bool scalar.
-      used: `[tasks]`, weights of this update; None until `weigh` was called.
+      kept: `[tasks]`, the weights that were computed last.
+      is_due: whether to compute new weights, a bool scalar.
+      used: `[tasks]`, the weights of this update; None until `weigh` is called.
     """
 
     kept: jax.Array
@@ -31,14 +31,14 @@ class Reuse:
         compute: Callable[[], tuple[jax.Array, Any]],
         keep: Callable[[jax.Array], Any],
     ) -> tuple[jax.Array, Any]:
-        """Returns new weights, or those that were kept, and what comes with them.
+        """Returns new or kept weights, and the second value that comes with them.
 
-        Both functions are traced as branches, of which one runs. Rows that they ask for
-        must not be used outside.
+        Both functions are traced as branches, and only one of them runs. Rows that a
+        branch makes must not be used outside it.
 
         Args:
-          compute: returns new weights, and the state after the update or the like.
-          keep: returns the second of these for weights that are kept.
+          compute: returns new weights and a second value, such as the next state.
+          keep: returns this second value for kept weights.
         """
 
         def renew() -> tuple[jax.Array, Any]:
@@ -53,8 +53,8 @@ class Reuse:
 
 
 def slow_in_branches(grads: TaskGrads) -> bool:
-    """Whether a backward pass should not be in a branch of a program.
+    """Returns whether a backward pass should stay out of the branches of a program.
 
-    On a CPU, XLA runs `lax` convolutions several times slower there.
+    On a CPU, XLA runs `lax` convolutions several times slower in a branch.
     """
     return jax.default_backend() == "cpu" and grads.linear.convolves()

@@ -15,7 +15,7 @@ def zero_rows(params: Any, labels: Rules, num_tasks: int) -> Leaves:
 
     Args:
       params: parameters.
-      labels: see `label_params`; heads are left out.
+      labels: see `label_params`; heads get no zeros.
       num_tasks: number of tasks T.
     """
     if not jax.tree.leaves(params):
@@ -23,7 +23,7 @@ def zero_rows(params: Any, labels: Rules, num_tasks: int) -> Leaves:
     check_params(params)
     names = jax.tree.leaves(label_params(params, labels))
     return [
-        # Of the leaf's zeros, which are sharded like the leaf.
+        # Made from zeros of the leaf, which are sharded like the leaf.
         jnp.broadcast_to(
             jnp.zeros_like(leaf, solver_dtype([jnp.asarray(leaf)])),
             (num_tasks, *jnp.shape(leaf)),
@@ -34,10 +34,10 @@ def zero_rows(params: Any, labels: Rules, num_tasks: int) -> Leaves:
 
 
 def check_row_state(kept: Leaves, rows: Leaves) -> None:
-    """Raises unless the rows of an update have the shapes that `init` kept room for.
+    """Raises if the rows of an update do not have the shapes that `init` allocated.
 
     Raises:
-      ValueError: if they differ, because of other labels or in latent space.
+      ValueError: if the shapes differ, because of other labels or in latent space.
     """
     shapes, expected = [jnp.shape(row) for row in rows], [row.shape for row in kept]
     if shapes != expected:

@@ -1,4 +1,4 @@
-"""Weights of the tasks: equal or preferred ones, in a state, found in a state."""
+"""Weights of the tasks: equal or preferred weights, and the weights in a state."""
 
 import functools
 import operator
@@ -11,7 +11,7 @@ from mtlopt._checks import as_task_vector
 
 
 class TaskWeightsState(NamedTuple):
-    """State of methods that remember nothing: the last weights, for monitoring.
+    """State of methods without memory: the last weights, for monitoring.
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update.
@@ -33,12 +33,12 @@ def everyone(num_tasks: int, present: jax.Array | None) -> jax.Array:
 def mean_weights(
     num_tasks: int, preference: Any = None, present: jax.Array | None = None
 ) -> jax.Array:
-    """Returns the preference, by default one over the number of present tasks.
+    """Returns the preference; its default is one over the number of present tasks.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `[tasks]`, used as it is; None for equal weights that sum to one.
-      present: `[tasks]` bool; absent tasks weigh nothing. None for all.
+      preference: `[tasks]`, not normalised; None for equal weights that sum to one.
+      present: `[tasks]` bool; absent tasks get weight zero. None means all are present.
 
     Returns:
       Weights `[tasks]`.
@@ -55,33 +55,33 @@ def mean_weights(
 
 
 def task_weights(opt_state: Any) -> jax.Array:
-    r"""Returns the weights with which the last update took the task gradients.
+    r"""Returns the weights that the last update gave to the task gradients.
 
     .. math:: d = \sum_i \alpha_i s_i g_i, \qquad w_i = \alpha_i s_i
 
-    Every method keeps its weights as `task_weights` in its state. This finds them in
-    chains and wrappers, and multiplies the weights `s` of a weighting, which scale the
-    losses, by those `alpha` of the aggregator behind it. So the update of the shared
-    parameters is the sum of the gradients times what is returned, before the base
-    optimizer; heads are scaled by `s` only. `optax.tree.get_all_with_path(opt_state,
-    "task_weights")` lists the factors one by one.
+    Every method keeps its weights as `task_weights` in its state. This function finds
+    them in chains and wrappers. It multiplies the weights `s` of a weighting, which
+    scale the losses, by the weights `alpha` of the aggregator after it. So, before the
+    base optimizer, the update of the shared parameters is the sum of the gradients
+    times the result. Heads are scaled by `s` only. To list the factors one by one, use
+    `optax.tree.get_all_with_path(opt_state, "task_weights")`.
 
-    Two things are not of this form. Methods with memory (`moco`, `balance_norms` with
-    labels) weigh averaged gradients. Of those that work entry by entry (`graddrop`,
-    `trimmed_mean`) the weights are means over the entries. Weightings that learn or
-    remember (`weight_by_uncertainty`, `weight_by_gradnorm`, `weight_by_excess`) tell of
-    an absent task the weight that it would have.
+    Some methods differ from this formula. Methods with memory (`moco`, `balance_norms`
+    with labels) weigh averaged gradients. Methods that work entry by entry (`graddrop`,
+    `trimmed_mean`) give means over the entries. Weightings that learn or remember
+    (`weight_by_uncertainty`, `weight_by_gradnorm`, `weight_by_excess`) give an absent
+    task the weight that it would have if it were present.
 
     Args:
-      opt_state: state of a chain with a weighting or an aggregator; also of several
-        seeds, stacked by `vmap`.
+      opt_state: state of a chain with a weighting or an aggregator. It may be stacked
+        over several seeds by `vmap`.
 
     Returns:
-      `[tasks]`, with the leading axes of the state. Before the first update they are
-      what `init` put there.
+      Weights `[tasks]`, with the leading axes of the state. Before the first update
+      they are the initial weights from `init`.
 
     Raises:
-      ValueError: if no state in it has weights, or if two are of different shapes.
+      ValueError: if no state in it has weights, or if two have different shapes.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -100,9 +100,9 @@ def task_weights(opt_state: Any) -> jax.Array:
     def has_weights(node: Any) -> bool:
         return hasattr(node, "task_weights")
 
-    # A state that has weights is not searched further: what it wraps went into them.
+    # A state that has weights is not searched further: they include those inside it.
     nodes = jax.tree.leaves(opt_state, is_leaf=has_weights)
-    # Those of an optimizer of Flax NNX are variables.
+    # In an optimizer of Flax NNX the weights are variables.
     found = [jnp.asarray(node.task_weights) for node in nodes if has_weights(node)]
     if not found:
         raise ValueError(

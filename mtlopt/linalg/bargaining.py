@@ -12,19 +12,20 @@ from mtlopt.linalg.products import dot
 from mtlopt.linalg.reductions import reduce_each
 
 _MAX_STEPS = 100  # about ten are usual
-_PAIR_STEPS = 6  # measured for alpha from 0.01 to 100 and norms up to 1e30 apart
-# The ridge is this many eps at first. `C x` is rounding if it is this many eps of `x`:
-# then the ridge doubles, up to so many eps. If `C` is indefinite it grows faster.
+_PAIR_STEPS = 6  # enough, measured for alpha from 0.01 to 100 and norms 1e30 apart
+# The ridge starts at the first number of eps. If `C x` is below the second number of
+# eps of `x`, it is only rounding: then the ridge doubles, up to about the second number
+# of eps. If `C` is indefinite, the ridge grows by the third number.
 _RIDGE, _NOISE, _GROWTH = 2, 64, 8
-# Steps are in log x where a gain is this many times what is wanted.
+# If a gain is this many times the wanted gain, steps are in log x.
 _OVER = 3
-# Relative to x, downwards: the longest step, and from where on steps are in log x.
+# Relative to x, downwards: the longest step, and the shortest that is in log x.
 _LONGEST, _LONG = 5, 0.5
-# A step this short lowers the potential, whatever rounding says; if it is shorter by
-# the square root of eps too, what it leaves is below rounding.
+# A step this short lowers the potential, whatever rounding says. If it is also shorter
+# by the square root of eps, the error that it leaves is below rounding.
 _SHORT = 1e-2
-_LOG_RANGE = 0.9  # of log y and log y^-q, relative to the largest number's
-# Damping grows by the first, shrinks by the second and ends below the third.
+_LOG_RANGE = 0.9  # of log y and log y^-q, relative to the log of the largest number
+# Damping grows by the first number, shrinks by the second and ends below the third.
 _MORE, _LESS, _LEAST = 4, 8, 0.1
 
 
@@ -34,8 +35,8 @@ class Bargain(NamedTuple):
     Attributes:
       weights: `w`, `[tasks]`, positive; zero for zero rows and absent tasks.
       residual: The largest `|l - r| / max(|l|, r)` over the sides `l = G w` and
-        `r = w^(-1/alpha)` of the equation, a scalar; from about 1 to 2 where there is
-        no solution.
+        `r = w^(-1/alpha)` of the equation, a scalar. It is from about 1 to 2 if there
+        is no solution.
     """
 
     weights: jax.Array
@@ -45,7 +46,7 @@ class Bargain(NamedTuple):
 class _Problem(NamedTuple):
     cosines: jax.Array  # C, with a unit diagonal also for rows that do not count
     on_diagonal: jax.Array  # bool, [tasks, tasks]
-    units: jax.Array  # s, [tasks]: where the solution x would be without other tasks
+    units: jax.Array  # s, [tasks]: the solution x of each task without the others
     power: jax.Array  # q = 1 / alpha
 
 
@@ -68,44 +69,44 @@ def bargain(
 
     .. math:: G w = (w / p)^{-1/\alpha}, \quad w > 0
 
-    With `q = 1/alpha` it is the optimality condition of a strictly convex problem,
-    `w^T G w / 2` less `sum_i p_i^q w_i^(1-q) / (1-q)` (`sum_i p_i log w_i` for
-    `q = 1`). In the variables `w_i = s_i y_i / |g_i|`,
-    `s_i = (p_i^q |g_i|^(q-1))^(1/(q+1))`, and with the cosines `C`, it is
+    With `q = 1/alpha` this is the optimality condition of a strictly convex problem:
+    minimise `w^T G w / 2` less `sum_i p_i^q w_i^(1-q) / (1-q)` (or less
+    `sum_i p_i log w_i` for `q = 1`). In the variables `w_i = s_i y_i / |g_i|`, with
+    `s_i = (p_i^q |g_i|^(q-1))^(1/(q+1))` and the cosines `C`, the equation is
 
     .. math:: C x = s y^{-q}, \qquad x = s y,
 
-    whose Hessian `C + diag(q y^(-q-1))` holds no row scale; `y` is 1 for a task alone.
-    Solved by Newton's method, damped (Levenberg-Marquardt) so that every step lowers
-    the potential. Stops when the equation holds to its rounding errors: measured, after
-    3 to 15 Cholesky factorisations for `alpha = 1` at any scales, after up to 40 where
-    there is no solution, always after 100. Other `alpha` take as few at row scales up
-    to 1e3 apart; at 1e6 an `alpha` below 1/2 or above 2 may end less exact, as
-    `residual` tells.
+    Its Hessian `C + diag(q y^(-q-1))` contains no row scale, and `y` is 1 for a task
+    alone. The solver is Newton's method, damped (Levenberg-Marquardt) so that every
+    step lowers the potential. It stops when the equation holds to its rounding errors.
+    For `alpha = 1` and any scales this takes 3 to 15 Cholesky factorisations, measured,
+    and up to 40 if there is no solution; it always stops after 100. Other `alpha` take
+    as few at row scales up to 1e3 apart. At 1e6 an `alpha` below 1/2 or above 2 may end
+    less exact, which `residual` shows.
 
-    A solution exists unless zero is in the convex hull of the rows. So that there
-    always is an answer, `C` has a ridge of `2 eps`, which grows to about `64 eps` where
-    `C x` is only rounding, and further if `C` is indefinite by its own rounding. Where
-    there is a solution that is its rounding error. Where not, the tasks whose gradients
-    cancel get large but bounded weights (`w_i |g_i|` up to `sqrt(tasks / ridge)` for
-    `alpha = 1`), their sum is zero to about `sqrt(ridge)`, and the others bargain in
-    the space orthogonal to them. For `alpha = 1`, `|sum_i w_i g_i|^2` is at most the
-    number of tasks.
+    A solution exists unless zero is in the convex hull of the rows. So that there is
+    always an answer, `C` has a ridge of `2 eps`. The ridge grows to about `64 eps` if
+    `C x` is only rounding, and further if rounding makes `C` indefinite. If there is a
+    solution, the ridge changes it by about its rounding error. If there is none, the
+    tasks whose gradients cancel get large but bounded weights (`w_i |g_i|` up to
+    `sqrt(tasks / ridge)` for `alpha = 1`). The sum of their gradients, so weighted, is
+    zero to about `sqrt(ridge)`, and the other tasks bargain in the space orthogonal to
+    them. For `alpha = 1`, `|sum_i w_i g_i|^2` is at most the number of tasks.
 
-    Zero rows get weight zero and do not count: no weight gives such a task a gain.
-    Duplicate rows get equal weights, one task alone `|g|^(-2/(q+1))`. NaN in gives NaN
-    out and ends at once. Differentiable, but for the residual; where there is no
-    solution the derivative is that of the equation with its ridge.
+    Zero rows get weight zero and do not count, because no weight gives such a task a
+    gain. Duplicate rows get equal weights; one task alone gets `|g|^(-2/(q+1))`. NaN in
+    the input gives NaN at once. The weights are differentiable, and the residual is
+    not. If there is no solution, the derivative is that of the equation with its ridge.
 
-    For two tasks and `alpha = 1` it is `w_i = 1 / (|g_i| sqrt(1 + C_12))`; for other
-    `alpha` six steps of Newton's method for one number, the ratio of the two `x`.
+    For two tasks and `alpha = 1` the solution is `w_i = 1 / (|g_i| sqrt(1 + C_12))`.
+    For other `alpha`, six Newton steps find one number, the ratio of the two `x`.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
       alpha: fairness, positive, a scalar; 1 is Nash bargaining.
       present: Tasks that take part, bool `[tasks]`; the others get weight zero.
-      preference: `p`, `[tasks]`, not negative; None for ones. A task with zero takes no
-        part.
+      preference: `p`, `[tasks]`, not negative; ones if None. A task with preference
+        zero takes no part.
 
     Returns:
       The weights and the residual of the equation.
@@ -138,10 +139,10 @@ def bargain(
     if preference is not None:
         preferred = jnp.where(counts, preference.astype(dtype), 1)
         units *= preferred ** (power / (power + 1))
-    # Rows that do not count are tasks alone: y = 1, and cut off from the others.
+    # Rows that do not count become lone tasks: y = 1, cut off from the others.
     matrix = jnp.where(on_diagonal & ~counts[None], 1, cosines)
 
-    # A NaN in `C` is one in its energy; that of a lone task is on the diagonal only,
+    # A NaN in `C` makes its energy NaN. A lone task has its NaN only on the diagonal
     # and in its norm.
     size, energy = reduce_each(sums=[units * units, units * dot(matrix, units)])
     energy += 0 * largest
@@ -169,12 +170,12 @@ def _solve(
       gain: `s' C s / s's`.
 
     Returns:
-      `log y`, `[tasks]`, and the ridge that it took.
+      `log y`, `[tasks]`, and the ridge that was used.
     """
     eps = jnp.finfo(units.dtype).eps
     if len(units) == 2:
         return _solve_pair(cosines[0, 1], units, power)
-    # The best multiple of y = 1.
+    # Starts at the best multiple of y = 1.
     start = -jnp.log(jnp.maximum(gain, _NOISE * eps)) / (1 + power)
     state = _State(
         logs=jnp.full_like(units, start),
@@ -191,7 +192,7 @@ def _solve(
 
 @_solve.defjvp
 def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """`(C + ridge + diag(q s y^-q / x)) dx` is minus what the equation misses."""
+    """`(C + ridge + diag(q s y^-q / x)) dx` is minus the tangent of the residual."""
     logs, ridge = _solve(*primals)
 
     def missed(cosines: Any, units: Any, power: Any, _: Any) -> jax.Array:
@@ -212,17 +213,17 @@ def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
 def _solve_pair(
     cosine: jax.Array, units: jax.Array, power: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Solves for two tasks, as `_solve` returns it.
+    r"""Solves for two tasks and returns the results of `_solve`.
 
-    Let `E <= 1` be the ratio of the two `x`, that of the smaller `s` over the other.
-    Then their gains, in units of the larger `x`, are `A = C_12 + E` and
-    `B = 1 + C_12 E`, and the equation is
+    Let `E <= 1` be the ratio of the two `x`, that of the smaller `s` over the other. In
+    units of the larger `x`, the gains are `A = C_12 + E` and `B = 1 + C_12 E`, and the
+    equation is
 
     .. math:: -q \log E + \log B - \log A = (1 + q) |\log (s_1 / s_2)|,
         \qquad y = (B^{-1 / (1 + q)}, (E / A)^{1 / (1 + q)})
 
-    Both sides are zero for `E = 1`. Else Newton's method finds `log E` if `C_12` is
-    positive, `log A` if it is negative: either is nearly linear all the way to its
+    Both sides are zero for `E = 1`. Otherwise Newton's method finds `log E` if `C_12`
+    is positive and `log A` if it is negative. Each is nearly linear all the way to its
     end, and no digit cancels.
     """
     eps = jnp.finfo(units.dtype).eps
@@ -234,7 +235,7 @@ def _solve_pair(
     wanted = (1 + power) * jnp.abs(logs[0] - logs[1])
 
     def parts(point: jax.Array) -> tuple[jax.Array, ...]:
-        """From `r = A - max(C_12, 0)` to `E` and `A`, as logs all three, and `B`."""
+        """Returns `E` and `A`, as logs, and `B`, from the log of `A - max(C_12, 0)`."""
         share = jnp.logaddexp(point, jnp.log(below)) - jnp.log(diagonal)
         gain = jnp.logaddexp(point, jnp.log(above))
         return share, gain, least - cosine * (highest - jnp.exp(point)) / diagonal
@@ -248,7 +249,7 @@ def _solve_pair(
         point -= missed / (slope - power * jnp.exp(log_change - share))
     share, gain, other = parts(point)
     first, second = (share - gain) / (1 + power), -jnp.log(other) / (1 + power)
-    # Few are out of range, and only for a large alpha.
+    # Few values are out of range, and only for a large alpha.
     limit = _range(units.dtype)
     found = jnp.where(logs < logs[::-1], first, second)
     return jnp.clip(found, -limit, limit), diagonal - 1
@@ -263,7 +264,7 @@ def _unfinished(state: _State) -> jax.Array:
 
 
 def _step(problem: _Problem, state: _State) -> _State:
-    """One Newton step, or more damping if it would raise the potential."""
+    """Takes a Newton step, or adds damping if the step would raise the potential."""
     cosines, on_diagonal, units, power = problem
     logs, ridge, damping, _, steps = state
     eps = jnp.finfo(logs.dtype).eps
@@ -271,8 +272,8 @@ def _step(problem: _Problem, state: _State) -> _State:
     wanted = units * jnp.exp(-power * logs)  # s y^-q
     found = dot(cosines, points) + ridge * points
 
-    # Newton's step in x; where the gain is far too large, as in log x, as if the gain
-    # were constant: the Hessian is too small there, and the step would leave x > 0.
+    # Newton's step in x. If the gain is far too large, the Hessian is too small and the
+    # step would leave x > 0. The step is then in log x, as if the gain were constant.
     is_over = found > _OVER * wanted
     ratio = jnp.where(is_over, safe_divide(wanted, found), 1)
     slope = jnp.where(is_over, found * jnp.log(ratio), wanted - found)
@@ -281,7 +282,7 @@ def _step(problem: _Problem, state: _State) -> _State:
     factor = jnp.linalg.cholesky(hessian, symmetrize_input=False)
     shift = jax.scipy.linalg.cho_solve((factor, True), slope)
 
-    # x (1 + move), or from a half downwards x exp(move), made continuous.
+    # x (1 + move), or below minus a half x exp(move), joined continuously.
     moves = jnp.maximum(shift / points, -_LONGEST)
     is_low = moves < -_LONG
     moves = jnp.where(is_low, (1 - _LONG) * jnp.exp(moves + _LONG) - 1, moves)
@@ -291,7 +292,7 @@ def _step(problem: _Problem, state: _State) -> _State:
     # The change of the potential, without cancellation between its two values.
     change = points * moves
     bend = dot(cosines, change) + ridge * change
-    # (exp((1-q) move) - 1) / (1-q), the move itself for q = 1.
+    # (exp((1-q) move) - 1) / (1-q), or the move itself for q = 1.
     rest = (1 - power) * log_moves
     series = jnp.abs(rest) < jnp.sqrt(eps)
     gain = jnp.where(series, 1, jnp.expm1(rest) / jnp.where(series, 1, rest))
@@ -306,16 +307,16 @@ def _step(problem: _Problem, state: _State) -> _State:
         ],
     )
     done = open_by <= 0
-    is_definite = jnp.isfinite(largest_move)  # NaN of the factorisation is here too
+    is_definite = jnp.isfinite(largest_move)  # false if the factorisation is NaN
     is_better = is_definite & ((rise < 2 * eps * size) | (largest_move < _SHORT))
 
     logs = jnp.where(is_better & ~done, logs + log_moves, logs)
-    # A step leaves an error of its square.
+    # A step leaves an error of the size of its square.
     done |= is_better & (largest_move < _SHORT * jnp.sqrt(eps))
     more = jnp.maximum(_MORE * damping, 1)
     less = jnp.where(damping < _LEAST, 0, damping / _LESS)
-    # Where tasks cancel, x grows until C x is made of rounding errors, and the steps
-    # of nothing else; a larger ridge stops it before.
+    # If tasks cancel, x grows until C x and the steps consist of rounding errors; a
+    # larger ridge stops this growth earlier.
     is_noise = (noise_by > 0) & (ridge < _NOISE * eps)
     growth = jnp.where(is_definite, jnp.where(is_noise, 2, 1), _GROWTH)
     return _State(

@@ -1,4 +1,4 @@
-"""Limits of derivatives: what has none, and what has a first one only."""
+"""Values without a derivative, or with a first derivative only."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def constant(rotated: Rotated | None) -> Rotated | None:
 
 @jax.custom_jvp
 def first_only(primal: jax.Array) -> jax.Array:
-    """Returns zero, and raises where a derivative that adds it is differentiated."""
+    """Returns zero, and raises if a derivative that adds it is differentiated."""
     return jnp.zeros([], primal.dtype)
 
 

@@ -9,5 +9,5 @@ import jax.numpy as jnp
 
 def solver_dtype(leaves: Sequence[Any]) -> jnp.dtype:
     """Returns the dtype of small matrices: float32 or wider, whatever the rows are."""
-    with jax.numpy_dtype_promotion("standard"):  # it is meant, also if "strict" is set
+    with jax.numpy_dtype_promotion("standard"):  # intended, even if "strict" is set
         return jnp.promote_types(jnp.result_type(*leaves), jnp.float32)

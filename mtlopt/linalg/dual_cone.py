@@ -15,9 +15,9 @@ class ConeProjection(NamedTuple):
 
     Attributes:
       weights: `v`, `[problems, tasks]`, at least `lower`, zero for absent tasks.
-      residual: The largest violation of the optimality conditions, `-<g_i, d>` or,
-        where `v_i` is above its bound, `|<g_i, d>|`, divided by `|g_i|` and by the
-        length `sum_j (|u_j| + v_j - u_j) |g_j|` of what `d` is made of, `[problems]`.
+      residual: The largest violation of the optimality conditions, `[problems]`:
+        `-<g_i, d>`, or `|<g_i, d>|` if `v_i` is above its bound. It is divided by
+        `|g_i|` and by the length `sum_j (|u_j| + v_j - u_j) |g_j|` of the terms of `d`.
     """
 
     weights: jax.Array
@@ -27,19 +27,20 @@ class ConeProjection(NamedTuple):
 def project_dual_cone(
     gramian: Gramian, lower: jax.Array, present: jax.Array | None = None
 ) -> ConeProjection:
-    r"""Projects combinations of the task gradients on the cone without conflict.
+    r"""Projects combinations of the task gradients onto the cone without conflict.
 
     .. math:: \mathrm{argmin}_{d : J d \ge 0} |d - J^T u| = J^T v, \qquad
         v = \mathrm{argmin}_{v \ge u} v^T G v
 
-    for each row `u` of `lower`, all at once. On the unit rows and with `y = v - u` it
-    is `min_{y >= 0} y'Cy/2 + u'Cy`, so no row scale enters the conditioning. Solved by
-    `minimise_nonnegative`, until the optimality conditions hold to rounding.
+    This holds for each row `u` of `lower`, all at once. On the unit rows and with
+    `y = v - u` the problem is `min_{y >= 0} y'Cy/2 + u'Cy`, so no row scale enters the
+    conditioning. `minimise_nonnegative` solves it until the optimality conditions hold
+    to rounding.
 
-    Feasible by construction: `v >= u` exactly. `d` is unique; `v` is not where rows
-    depend on each other. A zero row keeps `v = u`; opposed rows leave nothing of their
-    common line in `d`; of duplicates any share. NaN or infinity in gives NaN out and
-    ends at once. Differentiable as `minimise_nonnegative` is.
+    `v >= u` holds exactly. `d` is unique; `v` is not if rows depend on each other. A
+    zero row keeps `v = u`. `d` has no part along opposed rows. Duplicates split their
+    weight arbitrarily. NaN or infinity in the input gives NaN at once. The result is
+    differentiable as in `minimise_nonnegative`.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -78,8 +79,8 @@ def project_dual_cone(
     unit = safe_divide(lengths, size)
     minimise = jax.vmap(minimise_nonnegative, in_axes=(None, 0))
     solution, residual = minimise(cosines, dot(unit, cosines))
-    # At least `lower`, exactly: what is added is not negative.
+    # Exactly at least `lower`, because the added part is not negative.
     weights = lower + safe_divide(solution * size, norms[None])
     projection = ConeProjection(weights, residual)
-    # A NaN in `C` is one in the residual of every problem.
+    # A NaN in `C` makes the residual of every problem NaN.
     return jax.tree.map(lambda x: nan_unless_finite(x, residual[0]), projection)

@@ -27,7 +27,7 @@ class Ray(NamedTuple):
 
     Attributes:
       coefficients: `y`, `[tasks]`: the direction is `sum_i y_i u_i` over unit rows.
-      cosines: with the rows, `[tasks]`; zero for zero rows.
+      cosines: cosines of the direction with the rows, `[tasks]`; zero for zero rows.
     """
 
     coefficients: jax.Array
@@ -40,17 +40,18 @@ def equiangular_ray(
     preference: jax.Array | None = None,
     rotated: Rotated | None = None,
 ) -> Ray:
-    r"""The direction whose cosines with the rows are as the preference says.
+    r"""Returns the direction whose cosines with the rows have the ratios of `p`.
 
     .. math:: x = U^+ p = U^T y, \qquad y = C^+ p, \qquad C = U U^T
 
-    Least squares where the rows' space has no such direction, and zero where it is at
-    right angles to `p`, to within rounding. Differentiable where the rank does not
-    change: neither a decomposition nor the second look is differentiated.
+    If the space of the rows has no such direction, the result is the least-squares
+    solution. If `p` is at right angles to that space, to within rounding, the result is
+    zero. The ray is differentiable if the rank does not change: neither a decomposition
+    nor the second look (`SecondLook`) is differentiated.
 
     Args:
       cosines: `C`, `[tasks, tasks]`, as `normalise` returns them.
-      norms: `[tasks]`, likewise.
+      norms: `[tasks]`, as `normalise` returns them.
       preference: `p`, `[tasks]`; None for ones. Its length does not matter.
       rotated: see `unit_rows`.
     """
@@ -63,7 +64,7 @@ def equiangular_ray(
 
 @jax.custom_jvp
 def _ray(cosines: jax.Array, target: jax.Array, units: UnitRows | Pair) -> Ray:
-    """Returns the ray of unit rows; their cosines have the derivative."""
+    """Returns the ray of unit rows, with a derivative by their cosines."""
     del cosines
     squares, axes = _axes(units)
     if isinstance(units, Pair):
@@ -73,7 +74,7 @@ def _ray(cosines: jax.Array, target: jax.Array, units: UnitRows | Pair) -> Ray:
         coefficients, square, kept = _solve(units, target)
         zero = jnp.sum(squares)
     inside, size = reduce_each(sums=[kept**2, target**2])
-    # The same tolerance as the rank rule, which decides what the rows' space is.
+    # The tolerance of the rank rule, which decides what the rows' space is.
     is_orthogonal = inside <= GRAMIAN_RTOL * jnp.finfo(axes.dtype).eps * size
     length = jnp.where(is_orthogonal, 0, jnp.sqrt(square))
     ray = Ray(
@@ -84,7 +85,7 @@ def _ray(cosines: jax.Array, target: jax.Array, units: UnitRows | Pair) -> Ray:
 
 
 def _axes(units: UnitRows | Pair) -> tuple[jax.Array, jax.Array]:
-    """Returns the eigenvalues of the cosines, zero where there is no rank, and axes."""
+    """Returns the eigenvalues of the cosines, zero beyond the rank, and the axes."""
     if isinstance(units, UnitRows):
         return units.singular**2, units.axes
     return units.squares, jnp.asarray(AXES_OF_TWO, units.squares.dtype)
@@ -99,7 +100,7 @@ def _solve(
     stretched = safe_divide(kept, singular)
     found = dot(axes, safe_divide(stretched, singular)), jnp.sum(stretched**2)
     if look is not None:
-        # At missing rank no norm decides, and rotated rows may have a rank of noise.
+        # With missing rank no norm matters, and the rank of rotated rows may be noise.
         is_full = jnp.sum(singular > 0) == jnp.sum(norms > 0)
         found = jax.lax.cond(
             look.is_used & is_full,
@@ -118,7 +119,7 @@ def _ray_jvp(primals: Any, tangents: Any) -> Any:
     .. math:: dy = C^+ (dp - dC \, y + C^+ dC \, N p) + N dC \, C^+ y, \qquad
         d(Pp) = P \, dp + N dC \, y + C^+ dC \, N p, \qquad N = 1 - P
 
-    in the axes of C, and with p and y in units of `|x|`.
+    These are computed in the axes of C, with p and y in units of `|x|`.
     """
     cosines, target, units = primals
     ray = _ray(*primals)
@@ -147,15 +148,15 @@ def _ray_jvp(primals: Any, tangents: Any) -> Any:
 def _solve_precisely(
     look: SecondLook, norms: jax.Array, target: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Solves `C y = p` for rows that nearly are dependent.
+    r"""Solves `C y = p` for rows that are nearly dependent.
 
     .. math:: y = D B (L C' L)^{-1} B^T N p, \qquad
         N_{ii}^2 = (B^{-T} L C' L B^{-1})_{ii}
 
-    with the rotated rows `B^T J` of `unit_rows`. Along a short one, `B^T N p` may be a
-    small difference of large terms, which the rounding of the norms `D` would decide.
-    So norms `N` are computed anew, as the rotated rows have them, and the difference is
-    taken, in two floats.
+    This uses the rotated rows `B^T J` of `unit_rows`. Along a short rotated row,
+    `B^T N p` may be a small difference of large terms, which the rounding of the norms
+    `D` would decide. So the norms `N` are computed anew from the rotated rows, and the
+    difference is taken in two floats.
 
     Args:
       look: the rotated rows.
@@ -166,10 +167,10 @@ def _solve_precisely(
       `y` and `|x|^2 = y^T C y`.
     """
     info = jnp.finfo(norms.dtype)
-    # Powers of two, which round nothing, make every row about one long.
+    # Powers of two, which round nothing, bring every row to a length of about one.
     scales = jax.lax.reduce_precision(norms, info.nexp, 0)
     mantissas, basis = safe_divide(norms, scales), look.basis * scales[:, None]
-    # The inverse of the basis, by one step of Newton from the one without rounding.
+    # The inverse of the basis, by one Newton step from the inverse without rounding.
     near = basis.T * mantissas[None] * mantissas[None]
     unit = jnp.diag((mantissas > 0).astype(mantissas.dtype))
     product, error = two_floats.matmul(exactly(basis), exactly(near))

@@ -14,7 +14,7 @@ _MAX_PIVOTS_A_TASK = 10  # about one is usual
 
 
 class _Program(NamedTuple):
-    rows: jax.Array  # [2 tasks + 1, tasks]: of `rows @ x >= right`, the last of `=`
+    rows: jax.Array  # [2 tasks + 1, tasks]: `rows @ x >= right`, the last with `=`
     right: jax.Array  # [2 tasks + 1]
     along: jax.Array  # [tasks]
     bound: jax.Array  # bool [tasks]: entries of x that must stay zero
@@ -40,23 +40,24 @@ def furthest_in_hull(
         \quad \text{subject to} \quad \langle u_j, d \rangle \ge b_j, \qquad
         d = \sum_i \beta_i g_i
 
-    with the unit rows `u`. Bounds are not positive, so the min-norm point of the hull
-    satisfies them all, and there always is a solution. Dual simplex method: it starts
-    at the row that is furthest along `p`, which is best if no bound is violated, and
-    makes the most violated one hold in each pivot, on about as many pivots as bounds
-    hold with equality; it ends after `10 tasks + 10`. Each pivot solves the equations
-    of the rows that hold anew, in `x_i = beta_i |g_i|`: no row scale enters their
-    conditioning, and no rounding error is passed on. Two tasks have a closed form.
+    Here `u` are the unit rows. Bounds are not positive, so the min-norm point of the
+    hull satisfies them all, and there is always a solution. The dual simplex method
+    starts at the row that is furthest along `p`, which is best if no bound is violated.
+    Each pivot makes the most violated bound hold, so there are about as many pivots as
+    bounds that hold with equality; the method ends after `10 tasks + 10`. Each pivot
+    solves the equations of the rows that hold anew, in `x_i = beta_i |g_i|`: no row
+    scale enters their conditioning, and no rounding error is passed on. Two tasks have
+    a closed form.
 
-    Of several solutions it returns a vertex. Zero rows are points of the hull as any
-    other. NaN in gives NaN out and ends at once. Differentiable where the set of rows
-    that hold does not change.
+    If there are several solutions, the result is a vertex. Zero rows are ordinary
+    points of the hull. NaN in the input gives NaN at once. The weights are
+    differentiable if the set of rows that hold does not change.
 
     Args:
       cosines: `C`, of the rows, diagonal 1 or 0, `[tasks, tasks]`.
       lengths: `|g|`, `[tasks]`, the largest of size 1.
       along: inner products `<u_i, p>`, zero for zero rows, `[tasks]`.
-      bounds: `b`, not positive, `-inf` for none, `[tasks]`.
+      bounds: `b`, `[tasks]`, not positive; `-inf` for no bound.
       present: Tasks that take part, bool `[tasks]`; the others get weight zero.
 
     Returns:
@@ -101,12 +102,12 @@ def furthest_in_hull(
 def _solve_pair(
     cosine: jax.Array, units: jax.Array, gains: jax.Array, bounds: jax.Array
 ) -> jax.Array:
-    """`x` for two tasks: the better row, and as much of the other as its bound asks."""
+    """Returns `x` for two tasks: the better row, and what the other's bound needs."""
     is_better = jnp.array([True, False]) ^ (gains[1] > gains[0])
     others = bounds[::-1]
     is_violated = cosine * units < others
     limit = jnp.where(is_violated, others, 0)
-    # Both terms of the sums are positive: nothing cancels.
+    # Both terms of each sum are positive, so nothing cancels.
     opposed = jnp.where(is_violated, -cosine, 0)
     own = (units[::-1] - limit) / (opposed + units[::-1] / units)
     other = (limit + opposed * own)[::-1]
@@ -118,7 +119,7 @@ def _solve_pair(
 
 
 def _solve(program: _Program, first: jax.Array) -> jax.Array:
-    """`x`, from the vertex of one row."""
+    """Returns `x`, found from the vertex of one row."""
     num_tasks = len(program.along)
     tasks = jnp.arange(num_tasks, dtype=jnp.int32)
     fixed = jax.lax.stop_gradient(program)
@@ -137,7 +138,7 @@ def _unfinished(state: _State) -> jax.Array:
 
 
 def _pivot(program: _Program, state: _State) -> _State:
-    """The most violated row holds from now on, and another one no longer."""
+    """Makes the most violated row hold, and releases another row."""
     rows, right, along, bound = program
     active, _, pivots = state
     num_tasks, eps = len(along), jnp.finfo(along.dtype).eps
@@ -152,7 +153,8 @@ def _pivot(program: _Program, state: _State) -> _State:
     is_done = ~(missing[entering] > _ROUNDING * eps)
 
     # The multipliers of rows that hold are not positive. They change along `-shares` as
-    # that of the entering one falls from zero; the first to reach zero leaves.
+    # the multiplier of the entering row falls from zero; the first to reach zero
+    # leaves.
     sides = jnp.stack([along, rows[entering]], axis=1)
     multipliers, shares = jax.scipy.linalg.lu_solve(factor, sides, trans=1).T
     may_leave = (active < 2 * num_tasks) & ~jnp.pad(bound, (0, num_tasks + 1))[active]

@@ -1,19 +1,19 @@
-"""Derivatives of solutions, by the equations that they solve."""
+"""Derivatives of solutions, from the equations that they solve."""
 
 import jax
 import jax.numpy as jnp
 
 from mtlopt.linalg.products import dot
 
-# Power of eps: far above the rounding of the matrix, far below what rows differ by.
+# Power of eps: far above the rounding of the matrix, far below the rows' differences.
 _RIDGE_POWER = 0.65
 
 
 def solve_among(matrix: jax.Array, free: jax.Array, right: jax.Array) -> jax.Array:
     r"""Solves `C_FF y_F = r_F` with `y = 0` off F, in fixed shapes.
 
-    If C_FF is singular, rows depend on each other and every `y` gives the same
-    direction: a ridge finds one, and repeating it takes its error away.
+    If `C_FF` is singular, rows depend on each other, and every solution `y` gives the
+    same direction. A ridge selects one, and repeating the solve removes its error.
 
     Args:
       matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.

@@ -7,32 +7,32 @@ import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import safe_divide
 
-# Up to 9 are needed. Rounding alone can keep angles above the tolerance between columns
-# that are nearly dependent; more sweeps are of no use to them.
+# Up to 9 are needed. Rounding alone can keep the angles between nearly dependent
+# columns above the tolerance; more sweeps do not help them.
 _MAX_SWEEPS = 12
 
 
 def rotate_columns(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    r"""Left singular vectors and singular values, by one-sided Jacobi rotations.
+    r"""Returns left singular vectors and singular values, by rotations of columns.
 
     .. math:: M V = U \Sigma
 
-    `V` is a product of plane rotations, each of which makes two columns orthogonal to
-    rounding of the *shorter* one. A decomposition that is right to rounding of the
-    largest entry loses the directions of columns much shorter than others; this one
-    does not. The columns should come about sorted by length.
+    `V` is a product of plane rotations. Each rotation makes two columns orthogonal to
+    rounding of the *shorter* one. A decomposition that is accurate to rounding of the
+    largest entry loses the directions of much shorter columns; this one keeps them. The
+    columns should be roughly sorted by length.
 
     Disjoint pairs of columns turn at the same time, in the order of a round-robin
-    tournament: a sweep over all pairs takes `n - 1` rounds, `n` if that is odd.
-    Elementwise operations and sums only, so that batches take one program.
+    tournament: a sweep over all pairs takes `n - 1` rounds, or `n` if `n` is odd. Only
+    elementwise operations and sums are used, so that batches take one program.
 
     Args:
       matrix: `M`, square, `[n, n]`.
 
     Returns:
-      `U` `[n, n]`, with zero columns where the singular value is zero, and the singular
-      values `[n]`, descending. NaN or infinity in gives NaN out. Not
-      reverse-differentiable.
+      `U` `[n, n]`, with a zero column for each zero singular value, and the singular
+      values `[n]`, descending. NaN or infinity in the input gives NaN. There is no
+      reverse-mode derivative.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -51,7 +51,7 @@ def rotate_columns(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     columns = jnp.pad(columns, ((0, 0), (0, len(matrix) % 2)))
     halves = tuple(jnp.split(columns, 2, axis=1))
     rounds = columns.shape[1] - 1
-    # A sweep squares the angles: what is left of these is rounding.
+    # A sweep squares the angles, so below this they are rounding after one more.
     tolerance = jnp.finfo(matrix.dtype).eps ** 0.6
 
     def unfinished(carry):
@@ -73,13 +73,13 @@ def rotate_columns(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _round(_: int, carry):
-    """Turns each column of one half with that of the other, and changes partners."""
+    """Turns each column of one half against its partner, and changes partners."""
     (left, right), angle = carry
     dot = functools.partial(jnp.sum, axis=0)
     a, b, overlap = dot(left**2), dot(right**2), dot(left * right)
     angles = safe_divide(jnp.abs(overlap), jnp.minimum(a, b))
     turns = angles > jnp.finfo(left.dtype).eps
-    # The tangent of the smaller angle that makes both orthogonal.
+    # The tangent of the smaller angle that makes both columns orthogonal.
     cotangent = (b - a) / (2 * jnp.where(turns, overlap, 1))
     sign = jnp.where(cotangent >= 0, 1, -1)
     tangent = sign / (jnp.abs(cotangent) + jnp.sqrt(1 + cotangent**2))
@@ -88,7 +88,7 @@ def _round(_: int, carry):
     sine = cosine * tangent[None]
     left, right = cosine * left - sine * right, sine * left + cosine * right
     if left.shape[1] > 1:
-        # The first stays, the others move on by one seat around the table.
+        # The first column stays; the others move on by one seat around the table.
         left, right = (
             jnp.concatenate([left[:, :1], right[:, :1], left[:, 1:-1]], axis=1),
             jnp.concatenate([right[:, 1:], left[:, -1:]], axis=1),

@@ -18,9 +18,9 @@ from mtlopt.linalg.pivots import pick_row, sweep
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.linalg.reductions import argmax_and_sums, reduce_each
 
-# In eps, relative to the sizes of what they are made of: rows whose part off the others
-# is shorter depend on them; a mean is zero if its square is; a row that takes the place
-# of another needs a larger part along it.
+# In eps, relative to the sizes of their terms. A row depends on others if its part off
+# them is shorter than the first. A mean is zero if its square is below the second. A
+# row that replaces another needs a part along it above the third.
 _DEPENDENT, _NO_MEAN, _EXCHANGED = 4, 64, 32
 _MAX_PIVOTS_A_TASK = 10  # about one is usual
 
@@ -40,14 +40,14 @@ class MaxMinDirection(NamedTuple):
 
 class _Problem(NamedTuple):
     cosines: jax.Array  # C, [tasks, tasks]
-    rates: jax.Array  # a, [tasks]: the shortest norm over each, zero for zero rows
+    rates: jax.Array  # a, [tasks]: the shortest norm over each norm; 0 for zero rows
     mean: jax.Array  # e, [tasks]: the mean over its length is sum_i e_i u_i
     radius: jax.Array  # c, scalar
 
 
 class _Limits(NamedTuple):
-    lowest: jax.Array  # scalar: the level that the mean has
-    highest: jax.Array  # scalar: what the level may grow to
+    lowest: jax.Array  # scalar: the level of the mean
+    highest: jax.Array  # scalar: the largest level allowed
     eligible: jax.Array  # bool [tasks]: rows that are there and not zero
 
 
@@ -56,10 +56,10 @@ class _State(NamedTuple):
     eligible: jax.Array  # bool [tasks]: rows that are there and not zero
     rates: jax.Array  # [tasks]: right-hand side is level * rates - offsets
     offsets: jax.Array  # [tasks]
-    passive: jax.Array  # bool [tasks]: the swept set, of constraints that hold tightly
-    entering: jax.Array  # int32: the constraint on its way in, or -1
-    level: jax.Array  # scalar: what all inner products are at least, so far
-    highest: jax.Array  # scalar: what it may grow to
+    passive: jax.Array  # bool [tasks]: the swept set of tight constraints
+    entering: jax.Array  # int32: the constraint that enters, or -1
+    level: jax.Array  # scalar: lower bound of all inner products so far
+    highest: jax.Array  # scalar: the largest level allowed
     radius: jax.Array  # scalar
     done: jax.Array  # bool
     pivots: jax.Array  # int32
@@ -73,34 +73,34 @@ def max_min_direction(
     .. math:: \max_d \min_i \langle g_i, d \rangle
         \quad \text{subject to} \quad |d - g_0| \le c |g_0|
 
-    with `g_0` the mean row. For a level `mu`, the point nearest to `g_0` with
+    Here `g_0` is the mean row. For a level `mu`, the point nearest to `g_0` with
     `<g_i, d> >= mu` for all `i` is `g_0 + |g_0| sum_i y_i u_i`, where `u_i` are the
-    unit rows and, with their cosines `C` and `a_i = <u_i, g_0> / |g_0|`,
+    unit rows. With their cosines `C` and `a_i = <u_i, g_0> / |g_0|`,
 
     .. math:: y = \mathrm{argmin}_{y \ge 0} \tfrac12 y^T C y
         - \sum_i (\mu |g_0|^{-1} |g_i|^{-1} - a_i) y_i
 
-    `y` is piecewise linear in `mu`, and zero for the lowest. So `mu` is raised from
-    one kink to the next, each one sweep of a `[tasks, tasks + 2]` tableau, until
-    `|sum_i y_i u_i| = c`: exact, at most `10 tasks + 10` pivots, about as many as
-    constraints become tight. No row scale enters the conditioning. The last pieces are
-    solved again by iterative refinement.
+    `y` is piecewise linear in `mu`, and zero for the lowest `mu`. So `mu` is raised
+    from one kink to the next, by one sweep of a `[tasks, tasks + 2]` tableau, until
+    `|sum_i y_i u_i| = c`. This is exact. It takes at most `10 tasks + 10` pivots, and
+    usually about as many as constraints become tight. No row scale enters the
+    conditioning. Iterative refinement solves the last pieces again.
 
-    Where the largest possible `mu` is zero, reached before the edge of the ball, many
-    directions are best; this is the one nearest to `g_0`. So a zero row only asks that
-    no other inner product be negative, and the answer is `g_0` if none is.
-    A mean that is zero to within rounding of `G` has no direction: the answer is `g_0`
-    itself. One row alone gives `(1 + c) g`, and so do equal rows. Rows that are
-    dependent to 4 eps count as dependent. NaN in gives NaN out and ends at once.
+    If the largest possible `mu` is zero and is reached before the edge of the ball,
+    many directions are best; this is the one nearest to `g_0`. So a zero row only
+    requires that no other inner product is negative, and the answer is `g_0` if none
+    is. If the mean is zero to within rounding of `G`, it has no direction, and the
+    answer is `g_0` itself. One row alone gives `(1 + c) g`, and so do equal rows. Rows
+    that are dependent to 4 eps count as dependent. NaN in the input gives NaN at once.
 
-    Two tasks have a closed form. Differentiable, but for the residual, where the set of
-    tight constraints does not change.
+    Two tasks have a closed form. The weights are differentiable if the set of tight
+    constraints does not change; the residual is not differentiable.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
       radius: `c`, relative to `|g_0|`, not negative, a scalar.
-      present: Tasks that take part, bool `[tasks]`; the others get weight zero, and the
-        mean is that of the present.
+      present: Tasks that take part, bool `[tasks]`; the others get weight zero and are
+        not part of the mean.
 
     Returns:
       The weights of the direction and the optimality residual.
@@ -116,7 +116,7 @@ def max_min_direction(
 
     References:
       Liu et al., *Conflict-Averse Gradient Descent for Multi-task Learning*, NeurIPS
-      2021, equation 2; theirs is the dual, solved approximately. Kinks as in Efron et
+      2021, equation 2; the authors solve the dual, approximately. Kinks as in Efron et
       al., *Least Angle Regression*, Annals of Statistics 32, 2004.
     """
     cosines, norms = normalise(gramian, present)
@@ -159,7 +159,7 @@ def max_min_direction(
 
 @jax.custom_jvp
 def _solve(problem: _Problem, limits: _Limits) -> tuple[jax.Array, jax.Array]:
-    """Raises the level until the edge of the ball: `y`, and the level."""
+    """Raises the level to the edge of the ball; returns `y` and the level."""
     if len(problem.rates) == 2:
         return _solve_pair(problem, limits)
     cosines, rates, mean, radius = problem
@@ -183,9 +183,9 @@ def _solve(problem: _Problem, limits: _Limits) -> tuple[jax.Array, jax.Array]:
 
 @_solve.defjvp
 def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    r"""Of `C y = \mu a - C e` among the tight constraints, and `y' C y = c^2`.
+    r"""Differentiates `C y = \mu a - C e` of the tight constraints and `y' C y = c^2`.
 
-    Before the edge of the ball the level stays, as it is zero there.
+    Before the edge of the ball, the level is zero and stays zero.
     """
     problem, limits = primals
     solution, level = _solve(problem, limits)
@@ -207,22 +207,22 @@ def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
 
 
 def _solve_pair(problem: _Problem, limits: _Limits) -> tuple[jax.Array, jax.Array]:
-    r"""Two tasks: both constraints are tight, or the one of the worse task.
+    r"""Solves for two tasks: both constraints are tight, or only the worse task's.
 
-    In units of `|g_0|`, both rows are as far along one direction as `g_0` is, by `p`,
-    and the best point on it is `p + sqrt(p^2 + c^2 - 1)` away: with `a` and `e` of
-    `_Problem`
+    There is a direction along which both rows reach as far as `g_0`, by `p` in units of
+    `|g_0|`. The best point on it is `p + sqrt(p^2 + c^2 - 1)` away. With `a` and `e` of
+    `_Problem`,
 
     .. math:: y = \frac{a^T e}{\alpha} \Big( 1 + \frac{\sqrt{p^2 + c^2 - 1}}{p} \Big)
         \mathrm{adj}(C) \, a - e, \quad \alpha = a^T \mathrm{adj}(C) \, a, \quad
         p^2 = (a^T e)^2 \det C / \alpha
 
-    if that is positive. Else `y_i = c` where this makes the least level.
+    This holds if both `y_i` are positive. Otherwise `y_i = c` for the lower level.
     """
     cosines, rates, mean, radius = problem
     eps, cosine = jnp.finfo(rates.dtype).eps, cosines[0, 1]
     offsets, difference = dot(cosines, mean), rates - rates[::-1]
-    # If rows are nearly equal, differences come first, so that no digits are lost.
+    # If rows are nearly equal, differences are taken first, so that no digits are lost.
     apart = 1 - cosine
     determinant = apart * (1 + cosine)
     near, far = difference + apart * rates[::-1], rates - cosine * rates[::-1]
@@ -237,7 +237,7 @@ def _solve_pair(problem: _Problem, limits: _Limits) -> tuple[jax.Array, jax.Arra
     has_both = is_free & (radius > 0) & (left >= 0) & (both[0] > 0) & (both[1] > 0)
     level = safe_divide(along, alpha) * (1 + step) * determinant
 
-    # Opposed rows end where the direction is zero.
+    # With opposed rows the limit is the point at which the direction is zero.
     limit = jnp.where(is_free | (cosine > 0), jnp.inf, -offsets)
     alone = jnp.maximum(jnp.minimum(radius, limit), 0)
     alone = jnp.where(limits.highest > 0, alone, 0)
@@ -255,18 +255,18 @@ def _unfinished(state: _State) -> jax.Array:
 
 
 def _pivot(state: _State) -> _State:
-    """Raises the level to the next kink, and sweeps the constraint that makes it.
+    """Raises the level to the next kink, and sweeps the constraint of that kink.
 
-    Module-level and without closures, so that a second call outside `jit` does not
-    compile again.
+    It is at module level and has no closures, so that a second call outside `jit` does
+    not compile again.
     """
     tableau, eligible, _, _, passive, entering, level, *_ = state
     eps = jnp.finfo(tableau.dtype).eps
     tasks = jnp.arange(len(passive), dtype=jnp.int32)
     fresh = entering < 0
 
-    # Up to the kink, y = level * slope - base on the passive set, and off it the
-    # constraints are missed by as much.
+    # Up to the kink, y = level * slope - base on the passive set; off this set, the
+    # same number is how much the constraints miss.
     slope, base = tableau[:, -2], tableau[:, -1]
     edge, size = _edge(state, slope, base)
     turns = jnp.where(passive, slope < 0, eligible & (slope > _DEPENDENT * eps * size))
@@ -278,8 +278,8 @@ def _pivot(state: _State) -> _State:
 
     leaves = fresh & was_passive
     entering = jnp.where(fresh, next_kink, entering)
-    # A constraint that depends on the passive ones takes the place of one of them; if
-    # it cannot, no direction reaches a higher level.
+    # A constraint that depends on the passive ones replaces one of them; if it cannot,
+    # no direction reaches a higher level.
     is_entering = tasks == entering
     row = pick_row(tableau, is_entering)
     column = row[: len(passive)]
@@ -290,7 +290,7 @@ def _pivot(state: _State) -> _State:
     falls = passive & (column > _EXCHANGED * eps * length)
     blocks = jnp.where(falls, -safe_divide(level * slope - base, column), -jnp.inf)
     nearest, blocking, pivot = argmax_and_sums(blocks, diagonal(tableau))
-    # It misses nothing at its own kink, where rounding must not make others leave.
+    # At its own kink a constraint misses nothing; rounding must not make others leave.
     missing = level * row[-2] - row[-1]
     is_rounding = missing <= _DEPENDENT * eps * (1 + jnp.abs(level) * size)
     stationary = safe_divide(jnp.where(is_rounding, 0, missing), curvature)
@@ -316,9 +316,9 @@ def _pivot(state: _State) -> _State:
 def _edge(
     state: _State, slope: jax.Array, base: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The level at which the ball ends, or the direction is zero, without kinks.
+    """Returns the level, without kinks, at the edge of the ball or a zero direction.
 
-    And the size of the slope, `sum_i |slope_i|`.
+    The second result is the size of the slope, `sum_i |slope_i|`.
     """
     passive, level = state.passive, state.level
     slope = jnp.where(passive, slope, 0)
@@ -337,17 +337,17 @@ def _edge(
     half, bend = jnp.maximum(half, 0), jnp.maximum(bend, 0)
     root = half + jnp.sqrt(half**2 + bend * missing)
     edge = level + jnp.where(root > 0, safe_divide(missing, root), jnp.inf)
-    # |d|^2 / |g_0|^2. A direction of zero on the path is stationary: there the path
-    # ends, which exchanges of dependent constraints would not see for rounding.
+    # |d|^2 / |g_0|^2. If the direction is zero, it is stationary and the path ends.
+    # Exchanges of dependent constraints would miss this because of rounding.
     square = 1 + along + level * half
     eps = jnp.finfo(level.dtype).eps
     return jnp.where(square <= _DEPENDENT * eps * (1 + size), level, edge), slope_size
 
 
 def _refine(cosines: jax.Array, state: _State) -> jax.Array:
-    """Solves for y on the last piece again: the tableau has its inverse to some digits.
+    """Solves for y on the last piece again, because the tableau's inverse is rounded.
 
-    Once is enough, more gains nothing.
+    One solve is enough; more of them gain nothing.
     """
     _, _, rates, offsets, passive, _, level, *_ = state
     slope, base = state.tableau[:, -2], state.tableau[:, -1]

@@ -23,9 +23,9 @@ class MinNormPoint(NamedTuple):
     Attributes:
       weights: `w`, `[tasks]`, non-negative, summing to 1, zero for absent tasks.
       norm: `|sum_i w_i g_i|`, a scalar; zero at a Pareto-stationary point.
-      residual: The largest relative violation of the optimality conditions,
-        `(|d|^2 - <g_i, d>) / (|g_i| |d|)` over tasks, or `|d| / min_i |g_i|` where
-        that is smaller, a scalar.
+      residual: The largest relative violation of the optimality conditions, a scalar:
+        `(|d|^2 - <g_i, d>) / (|g_i| |d|)` over tasks, or `|d| / min_i |g_i|` if that is
+        smaller.
     """
 
     weights: jax.Array
@@ -38,20 +38,22 @@ def min_norm_point(gramian: Gramian, present: jax.Array | None = None) -> MinNor
 
     .. math:: \min_w w^T G w \quad \text{subject to} \quad w \ge 0, \; 1^T w = 1
 
-    With `w_i` proportional to `a_i y_i`, the unit rows `u_i` and
-    `a_i = min_j |g_j| / |g_i|` the optimality conditions are those of the shortest `d`
-    with `<u_i, d> >= a_i`, whose coefficients `least_distance` finds; if zero is in the
-    hull there is none, and `y` then makes zero. No row scale enters the conditioning.
-    Solved until the conditions hold to rounding, relative to the coefficients.
+    Let `u_i` be the unit rows, `a_i = min_j |g_j| / |g_i|`, and `w_i` proportional to
+    `a_i y_i`. Then the optimality conditions are those of the shortest `d` with
+    `<u_i, d> >= a_i`, and `least_distance` finds its coefficients `y`. If zero is in
+    the hull, there is no such `d`, and `y` combines the rows to zero. No row scale
+    enters the conditioning. The conditions hold to rounding, relative to the
+    coefficients.
 
-    Feasible by construction. A Gramian shows `|d|` only down to `sqrt(eps)` times the
-    rows (3e-4 in float32): below that `norm` is rounding, but `d` itself is brought to
-    some `eps`, by steps that see `C y` and not its square.
+    The weights are feasible by construction. A Gramian shows `|d|` only down to
+    `sqrt(eps)` times the rows (3e-4 in float32). Below that `norm` is only rounding,
+    but `d` itself is brought down to some `eps`, by steps that use `C y` and not its
+    square.
 
-    Zero rows share all the weight. If zero is in the hull, `d` is zero to rounding
-    and the weights are one of the possible choices.
-    NaN or infinity in gives NaN out and ends at once. Differentiable, except for the
-    residual, where the set of rows with a weight does not change.
+    Zero rows share all the weight. If zero is in the hull, `d` is zero to rounding and
+    the weights are one of the possible choices. NaN or infinity in the input gives NaN
+    at once. The weights and the norm are differentiable if the set of rows with a
+    weight does not change; the residual is not differentiable.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -106,5 +108,5 @@ def min_norm_point(gramian: Gramian, present: jax.Array | None = None) -> MinNor
         norm=jnp.where(any_zero, 0, relative_norm * smallest),
         residual=jnp.where(any_zero, 0, residual),
     )
-    # A NaN in `C` is one in `C y`, whatever `y`.
+    # A NaN in `C` makes `C y` NaN, whatever `y` is.
     return jax.tree.map(lambda x: nan_unless_finite(x, largest), point)

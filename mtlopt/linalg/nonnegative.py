@@ -13,7 +13,7 @@ from mtlopt.linalg.reductions import reduce_each
 
 
 class NonnegativeMinimum(NamedTuple):
-    """The minimum.
+    """The minimum of a quadratic program over non-negative vectors.
 
     Attributes:
       solution: `y`, `[tasks]`.
@@ -39,7 +39,7 @@ class LeastDistance(NamedTuple):
 
 class _State(NamedTuple):
     solution: jax.Array  # y, [tasks]
-    left: jax.Array  # what of C y + q is left to reduce, [tasks]
+    left: jax.Array  # the part of C y + q that can still be reduced, [tasks]
     direction: jax.Array  # the next step is along its negative, [tasks]
     residual: jax.Array  # scalar
     steps: jax.Array  # int32: how many so far
@@ -47,10 +47,11 @@ class _State(NamedTuple):
 
 # Optimality conditions hold to this many eps, relative to `1 + sum_i y_i`.
 _TOLERANCE = 4
-# Nearly dependent rows take steps like the root of a condition number: float32 has no
-# conditions that take more. In float64 some multiple of the tasks, then pivots.
+# Nearly dependent rows take about as many steps as the root of a condition number. No
+# condition number of float32 takes more steps than this. In float64 the limit is a
+# multiple of the tasks, and then pivots take over.
 _MAX_STEPS, _MAX_STEPS_A_TASK = 10_000, 10
-# A step along the gradient of a matrix with a norm of at most `tasks` may be up to 2
+# The norm of the matrix is at most `tasks`, so a step along the gradient may be up to 2
 # over that; a little shorter is safe from rounding.
 _PUSH = 1.9
 
@@ -62,19 +63,22 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
 
     .. math:: \min_{y \ge 0} \tfrac12 y^T C y + q^T y
 
-    By conjugate gradients on the positive `y`. A step that would leave `y >= 0` ends at
-    the first zero and goes on with a short projected one along the gradient; after it
-    the directions start afresh. Zeros are released once the gradient on them outweighs
-    the rest. Each step is two products of `C` with a vector. Ends when the optimality
-    conditions hold to rounding, at once for NaN. Two tasks have a closed form.
+    Conjugate gradients run on the positive `y`. A step that would leave `y >= 0` ends
+    at the first zero, and a short projected step along the gradient follows. Then the
+    directions start afresh. Zeros are released once the gradient on them outweighs the
+    rest. Each step is two products of `C` with a vector. The method ends when the
+    optimality conditions hold to rounding, and at once for NaN. Two tasks have a closed
+    form.
 
-    Nearly dependent rows take steps like the root of a condition number: some hundreds
-    in float32, which has no larger conditions (at most 10,000). In float64 what is open
-    after `10 tasks` steps is solved by `minimise_by_pivots`.
+    Nearly dependent rows take about as many steps as the root of a condition number:
+    some hundreds in float32, which has no larger conditions (at most 10,000). In
+    float64, `minimise_by_pivots` solves the problems that are still open after
+    `10 tasks` steps.
 
-    There must be a minimum: `q` in the range of `C`, say. See `least_distance` for
-    constraints that may have no solution. Differentiable where no `y_i` and its
-    gradient are both zero; if rows depend on each other, their combination is.
+    There must be a minimum, for example because `q` is in the range of `C`. For
+    constraints that may have no solution, see `least_distance`. The solution is
+    differentiable if no `y_i` and its gradient are both zero. If rows depend on each
+    other, only their combination is differentiable.
 
     Args:
       matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.
@@ -97,7 +101,7 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
     found = _minimise_by_gradients(matrix, linear)
     if linear.dtype != jnp.float64:
         return found
-    # Nothing to do, and one pivot, where all is solved.
+    # If all conditions hold, there is nothing to do, and one pivot finds this out.
     eps = jnp.finfo(linear.dtype).eps
     unsolved = jnp.where(found.residual > _TOLERANCE * eps, linear, 0)
     other = _minimum(matrix, linear, minimise_by_pivots(matrix, unsolved))
@@ -116,10 +120,10 @@ def _(primals: Any, tangents: Any) -> tuple[NonnegativeMinimum, NonnegativeMinim
 
 
 def _minimise_pair(matrix: jax.Array, linear: jax.Array) -> jax.Array:
-    """The minimum for two tasks: both positive by Cramer's rule, or the better alone.
+    """Returns the minimum for two tasks: both positive (Cramer's rule), or one alone.
 
-    Differences come first in both determinants, so that rows which nearly depend on
-    each other lose no digits.
+    In both determinants differences are taken first, so that nearly dependent rows lose
+    no digits.
     """
     squares, product = diagonal(matrix), matrix[0, 1]
     size, across = jnp.abs(product), jnp.sign(product) * linear[::-1]
@@ -138,16 +142,16 @@ def _minimise_pair(matrix: jax.Array, linear: jax.Array) -> jax.Array:
 def _minimum(
     matrix: jax.Array, linear: jax.Array, solution: jax.Array
 ) -> NonnegativeMinimum:
-    """A solution with its residual."""
+    """Returns a solution with its residual."""
     left = _left_to_reduce(dot(matrix, solution) + linear, solution > 0)
     total, largest = reduce_each(sums=[solution], maxima=[jnp.abs(left)])
     return NonnegativeMinimum(solution, largest / (1 + total))
 
 
 def _left_to_reduce(gradient: jax.Array, positive: jax.Array) -> jax.Array:
-    """All of it on positive `y`, on the others what would raise them.
+    """Returns the gradient on positive `y`, elsewhere its part that would raise `y`.
 
-    The residual is made of it, and its product with a step is the gradient's.
+    The residual comes from it. Its product with a step is that of the gradient.
     """
     return jnp.where(positive, gradient, jnp.minimum(gradient, 0))
 
@@ -169,7 +173,7 @@ def _minimise_by_gradients(matrix: jax.Array, linear: jax.Array) -> NonnegativeM
                 jnp.where(direction > 0, -safe_divide(solution, direction), -jnp.inf)
             ],
         )
-        # Never so flat that rounding alone gives a long step.
+        # Never so flat that rounding alone makes a step long.
         curvature = jnp.maximum(curvature, eps * square + tiny)
         length = descent / curvature
         is_cut = length > -minus_end
@@ -209,16 +213,16 @@ def least_distance(cosines: jax.Array, bounds: jax.Array) -> LeastDistance:
 
     .. math:: \min_d |d|^2 \quad \text{subject to} \quad \langle u_i, d \rangle \ge b_i
 
-    It is `d = sum_i y_i u_i / slack` with
+    The vector is `d = sum_i y_i u_i / slack` with
 
     .. math:: y = \mathrm{argmin}_{y \ge 0}
         |\sum_i y_i u_i|^2 + (1 - T^{-1/2} \sum_i b_i y_i)^2
 
-    which is there even if no `d` is: for contradictory bounds `sum_i y_i u_i = 0` and
-    `slack = 0`, to rounding, which proves that they are.
+    This `y` exists even if no `d` does. If the bounds contradict each other, then
+    `sum_i y_i u_i = 0` and `slack = 0`, to rounding, which proves the contradiction.
 
     Args:
-      cosines: `C`, of the rows, diagonal 1 or 0, `[tasks, tasks]`.
+      cosines: `C`, cosines of the rows, diagonal 1 or 0, `[tasks, tasks]`.
       bounds: `b`, the largest of size 1, zero for zero rows, `[tasks]`.
 
     Returns:
@@ -233,8 +237,8 @@ def least_distance(cosines: jax.Array, bounds: jax.Array) -> LeastDistance:
     References:
       Lawson and Hanson, *Solving Least Squares Problems*, 1974, chapter 23 (LDP).
     """
-    # With this root no digit is lost to `b b'` where T rows are nearly orthogonal and
-    # `d` is as long as it.
+    # With this root no digit is lost to `b b'` if T rows are nearly orthogonal and `d`
+    # is as long as the root.
     root = len(bounds) ** 0.5
     scaled = bounds / root
     solution, _ = minimise_nonnegative(

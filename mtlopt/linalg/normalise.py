@@ -1,4 +1,4 @@
-"""Row scales out first: unit rows, their cosines and their norms."""
+"""Divides the row scales out: unit rows, their cosines and their norms."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ from mtlopt.linalg.reductions import reduce_each
 
 
 def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Returns `numerator / denominator`, and zero where the denominator is zero.
+    """Returns `numerator / denominator`, or zero if the denominator is zero.
 
-    The `where` is on both the denominator and the result, so that neither the value
-    nor the gradient is NaN where the denominator is zero. A NaN or an infinity in
+    `jnp.where` is applied to the denominator and to the result, so that a zero
+    denominator makes neither the value nor the gradient NaN. A NaN or an infinity in
     either argument stays visible.
     """
     is_zero = denominator == 0
@@ -22,7 +22,7 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 
 def safe_root(square: jax.Array) -> jax.Array:
-    """Returns `sqrt(square)`; if it is not positive, zero, with a zero derivative.
+    """Returns `sqrt(square)`, or zero without a slope if `square` is not positive.
 
     NaN stays visible.
     """
@@ -33,7 +33,7 @@ def safe_root(square: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScaledGramian:
-    r"""A Gramian of rows whose squares may be no numbers of their dtype.
+    r"""A Gramian of rows whose squares may overflow or underflow.
 
     .. math:: G = S^{-1} M S^{-1}, \qquad S = \mathrm{diag}(s)
 
@@ -46,7 +46,7 @@ class ScaledGramian:
     scales: jax.Array
 
     def __len__(self) -> int:
-        """The number of tasks, as that of a matrix."""
+        """Returns the number of tasks, like `len` of a matrix."""
         return len(self.scales)
 
 
@@ -56,14 +56,15 @@ Gramian = jax.Array | ScaledGramian
 def keeps_squares(
     squares: jax.Array, size: int, present: jax.Array | None = None
 ) -> jax.Array:
-    """Returns whether squared norms are right as they are, a bool scalar.
+    """Returns whether squared norms can be used as they are, a bool scalar.
 
-    They are not if one nearly overflows, or if the entries' squares below the smallest
-    normal number, which are flushed to zero, may be more than rounding together. A row
-    of zeros cannot be told from one whose squares are all flushed.
+    They cannot if one of them nearly overflows. They also cannot if small squares of
+    entries, which are flushed to zero below the smallest normal number, may add up to
+    more than rounding. A zero row looks the same as a row whose squares are all
+    flushed.
 
     Args:
-      squares: of the rows' norms, `[tasks]`.
+      squares: squares of the rows' norms, `[tasks]`.
       size: number of entries of a row.
       present: Tasks to look at, bool `[tasks]`; `None` means all.
     """
@@ -78,7 +79,7 @@ def scale_of(largest: jax.Array) -> jax.Array:
     """Returns powers of two that bring the largest entries of rows to about one.
 
     Args:
-      largest: absolute values, `[tasks]`.
+      largest: absolute values of the largest entries, `[tasks]`.
     """
     largest = jax.lax.stop_gradient(largest)
     info = jnp.finfo(largest.dtype)
@@ -97,11 +98,11 @@ def only_present(gramian: Gramian, present: jax.Array | None) -> Gramian:
 
 
 def common_scale(gramian: Gramian) -> tuple[jax.Array, jax.Array]:
-    """Returns the Gramian of rows times one power of two, and that number.
+    """Returns the Gramian of the rows times a power of two, and this power of two.
 
-    It is the scale of the longest row, so nothing overflows; one in the ordinary range,
-    where the Gramian is returned as it is. What is much shorter than the longest row
-    may flush to zero.
+    The power of two is the scale of the longest row, so nothing overflows. In the
+    ordinary range it is one, and the Gramian is returned as it is. Rows that are much
+    shorter than the longest row may flush to zero.
 
     Args:
       gramian: `G`, `[tasks, tasks]`.
@@ -122,14 +123,14 @@ def normalise(
 
     .. math:: G = D C D, \qquad D = \mathrm{diag}(|g_1|, \dots, |g_T|)
 
-    Everything that decides (rank, conflict, optimality) is decided on `C`, so a
-    task's scale never decides it. Exact up to one rounding per entry for norms whose
-    squares neither overflow nor underflow; no absolute threshold. A `ScaledGramian`,
-    as the rows of a `TaskGrads` give it, is exact for all norms that are numbers.
+    All decisions (rank, conflict, optimality) are made on `C`, so the scale of a task
+    never affects them. The split is exact up to one rounding per entry if no squared
+    norm overflows or underflows; there is no absolute threshold. A `ScaledGramian`, as
+    the rows of a `TaskGrads` give it, is exact for all norms that are finite.
 
-    A zero row gives a zero row and column of `C`; every other diagonal entry is
-    exactly 1 and every cosine lies in [-1, 1]. NaN and infinite entries of the
-    Gramian give NaN in `C`. Differentiable; zero rows have a derivative of zero.
+    A zero row gives a zero row and column of `C`. Every other diagonal entry is exactly
+    1, and every cosine lies in [-1, 1]. NaN and infinite entries of the Gramian give
+    NaN in `C`. The split is differentiable; zero rows have a derivative of zero.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`, or what
@@ -155,14 +156,14 @@ def normalise(
         gramian, scales = gramian.matrix, jax.lax.stop_gradient(gramian.scales)
     gramian = present_products(gramian, present, "gramian")
     squares = diagonal(gramian)
-    # Twice, because the derivative of the root at zero is infinite.
+    # Zeros are replaced first, because the derivative of the root at zero is infinite.
     divisors = jnp.sqrt(jnp.where(squares == 0, 1, squares))
     norms = jnp.where(squares == 0, 0, divisors)
     norms = norms if scales is None else norms / scales
     is_zero = norms == 0
     # One norm at a time: the product of two small norms may underflow.
     cosines = gramian / divisors[:, None] / divisors[None]
-    # Clipping would hide an infinity, a new diagonal a NaN: 0 * inf is NaN.
+    # Clipping would hide an infinity, and a new diagonal a NaN; 0 * inf is NaN.
     cosines = jnp.clip(cosines, -1, 1) + 0 * cosines
     cosines = jnp.where(is_zero[:, None] | is_zero[None], 0, cosines)
     unit = jnp.where(is_zero, 0, 1 + 0 * norms)
@@ -170,9 +171,9 @@ def normalise(
 
 
 def nan_unless_finite(result: jax.Array, source: jax.Array) -> jax.Array:
-    """Returns `result`, or NaN throughout if `source` has an entry that is not finite.
+    """Returns `result`, or only NaN if `source` has an entry that is not finite.
 
-    Masks and comparisons hide a NaN; this makes it visible again.
+    Masks and comparisons hide a NaN; this function makes it visible again.
     """
     source = jax.lax.stop_gradient(source)
     largest, minus_smallest = reduce_each(maxima=[source, -source])

@@ -9,14 +9,14 @@ from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.linalg.reductions import argmax_and_sums
 
-_ROUNDING = 4  # in eps: the ridge, and slack that counts as none
+_ROUNDING = 4  # in eps: the ridge, and the slack that counts as zero
 _MAX_PIVOTS_A_TASK = 10  # about one is usual
 
 
 class _State(NamedTuple):
     tableau: jax.Array  # [tasks, tasks + 1]: C swept on `passive`, and rhs
     passive: jax.Array  # bool [tasks]: the swept set, with positive y
-    entering: jax.Array  # int32: the task on its way in, or -1
+    entering: jax.Array  # int32: the task that enters, or -1
     is_done: jax.Array  # bool
     pivots: jax.Array  # int32: how many so far
 
@@ -26,11 +26,12 @@ def minimise_by_pivots(matrix: jax.Array, linear: jax.Array) -> jax.Array:
 
     .. math:: \min_{y \ge 0} \tfrac12 y^T C y + q^T y
 
-    One task enters the set of positive `y`, others leave as they block it, each pivot
-    one sweep of a `[tasks, tasks + 1]` tableau. A ridge of the size of rounding makes
-    every set of rows independent there, so that no pivot is zero. Then iterative
-    refinement on the final set, without the ridge; the tableau holds the inverse. Ends
-    after `10 tasks + 10` pivots at the latest, at once for NaN.
+    One task enters the set of positive `y`, and others leave if they block it. Each
+    pivot is one sweep of a `[tasks, tasks + 1]` tableau. A ridge of the size of
+    rounding makes every set of rows independent in the tableau, so that no pivot is
+    zero. Then iterative refinement solves the final set without the ridge, with the
+    inverse in the tableau. The method ends after at most `10 tasks + 10` pivots, and at
+    once for NaN.
 
     Args:
       matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.
@@ -75,7 +76,7 @@ def _unfinished(state: _State) -> jax.Array:
 
 
 def _pivot(state: _State) -> _State:
-    """The entering task becomes passive, or the task that blocks it leaves."""
+    """Makes the entering task passive, or releases the task that blocks it."""
     tableau, passive, entering, _, pivots = state
     eps = jnp.finfo(tableau.dtype).eps
     tasks = jnp.arange(len(passive), dtype=jnp.int32)
@@ -90,8 +91,8 @@ def _pivot(state: _State) -> _State:
     is_optimal = is_fresh & ~(most > _ROUNDING * eps * (1 + size))
     entering = jnp.where(is_fresh, newcomer, entering)
 
-    # The entering task grows from zero, the passive ones follow along -column, until
-    # it is stationary itself or one of them reaches zero.
+    # The entering task grows from zero and the passive ones follow along -column, until
+    # the entering task is stationary or a passive one reaches zero.
     is_entering = tasks == entering
     row = pick_row(tableau, is_entering)
     column = row[: len(passive)]
@@ -118,24 +119,24 @@ def _pivot(state: _State) -> _State:
 
 
 def pick_row(tableau: jax.Array, is_chosen: jax.Array) -> jax.Array:
-    """The chosen row, by a product: a gather is several kernels for its indices."""
+    """Returns the chosen row, by a product: a gather is several kernels for indices."""
     return dot(is_chosen.astype(tableau.dtype), tableau)
 
 
 def sweep(
     tableau: jax.Array, is_chosen: jax.Array, pivot: jax.Array, inside: jax.Array
 ) -> jax.Array:
-    """Principal pivot: solves for the chosen task (or, if it is `inside`, undoes that).
+    """Solves for the chosen task by a principal pivot, or undoes that if `inside`.
 
-    For F the swept set, the tableau of [C, a] is [[-C_FF^-1, C_FF^-1 C_FN, y_F],
-    [C_NF C_FF^-1, C_NN - C_NF C_FF^-1 C_FN, a_N - C_NF y_F]]; `a` may be several
+    If F is the swept set, the tableau of [C, a] is [[-C_FF^-1, C_FF^-1 C_FN, y_F],
+    [C_NF C_FF^-1, C_NN - C_NF C_FF^-1 C_FN, a_N - C_NF y_F]]. `a` may have several
     columns.
 
     Args:
       tableau: `[tasks, tasks + columns]`.
       is_chosen: true for one task, bool `[tasks]`.
-      pivot: its entry on the diagonal.
-      inside: whether it is in F.
+      pivot: the diagonal entry of this task.
+      inside: whether this task is in F.
 
     Returns:
       The tableau with the task in F, or out of it.
@@ -144,7 +145,7 @@ def sweep(
     is_column = jnp.pad(is_chosen, (0, num_columns - num_tasks))
     sign = jnp.where(inside, 1, -1).astype(tableau.dtype)
     row = jnp.where(is_column, sign, pick_row(tableau, is_chosen))
-    # (a b) / c and not a (b / c): what is symmetric stays so to the last digit, and the
-    # row is the column.
+    # (a b) / c and not a (b / c): a symmetric matrix stays symmetric to the last digit,
+    # and the row equals the column.
     change = row[:num_tasks, None] * row[None] / pivot
     return jnp.where(is_chosen[:, None] | is_column[None], 0, tableau) - change

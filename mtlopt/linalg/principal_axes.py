@@ -33,7 +33,7 @@ class Axes(NamedTuple):
     Attributes:
       singular: `Sigma`, `[tasks]`, descending, zero from the rank on.
       right: `Q`, `[tasks, tasks]`.
-      rank: How many are not zero, an int32 scalar.
+      rank: Number of singular values that are not zero, an int32 scalar.
     """
 
     singular: jax.Array
@@ -46,18 +46,18 @@ def principal_axes(
     present: jax.Array | None = None,
     rotated: Rotated | None = None,
 ) -> Axes:
-    r"""Finds the principal axes of the rows, right for all ratios of row scales.
+    r"""Finds the principal axes of the rows, accurate for all ratios of row scales.
 
-    They come from the axes of the unit rows, see `axes_of_units`. But if all tasks are
-    present and the Gramian itself has a condition below `eps^-0.3` (120 in float32),
-    its eigenvalues are right to `eps^0.7` (1e-5) as they are, and are taken: a fifth of
-    the time for a hundred tasks on CPU. Under `vmap` both ways are computed. Two tasks
-    have closed forms instead.
+    The axes follow from those of the unit rows, see `axes_of_units`. There is a
+    shortcut if all tasks are present and the Gramian itself has a condition below
+    `eps^-0.3` (120 in float32). Its own eigenvalues are then accurate to `eps^0.7`
+    (1e-5) and are used, which takes a fifth of the time for a hundred tasks on CPU.
+    Under `vmap` both ways are computed. Two tasks have closed forms instead.
 
-    Zero rows, duplicate rows and rows that sum to zero cost rank; the zero matrix has
-    rank 0. The rank is that of the unit rows, see `unit_rows`: no ratio of row scales
-    loses rank. Only directions do: near-duplicates with a row-normalised condition of
-    the Gramian above 1e4 in float32 (1e12 in float64), unless `rotated` is given.
+    Zero rows, duplicate rows and rows that sum to zero lower the rank; the zero matrix
+    has rank 0. The rank is that of the unit rows (see `unit_rows`), so no ratio of row
+    scales lowers it. Without `rotated`, near-duplicates lose their direction if the
+    row-normalised condition of the Gramian is above 1e4 in float32 (1e12 in float64).
 
     Args:
       gramian: `G`, `[tasks, tasks]`.
@@ -76,7 +76,7 @@ def principal_axes(
     gramian = only_present(gramian, present)
     if len(gramian) == 2:
         return axes_of_plane(principal_plane(gramian, rotated=rotated))
-    # In units of the longest row: no eigenvalue overflows that no entry does.
+    # In units of the longest row, no eigenvalue overflows unless an entry does.
     matrix, scale = common_scale(gramian)
     largest = jnp.max(jnp.abs(diagonal(matrix)))
     values, vectors = jnp.linalg.eigh(
@@ -96,7 +96,7 @@ def principal_plane(
     present: jax.Array | None = None,
     rotated: Rotated | None = None,
 ) -> Plane:
-    """Returns what the axes of two tasks follow from, see `principal_axes`."""
+    """Returns the plane that determines the axes of two tasks, see `principal_axes`."""
     cosines, norms = normalise(gramian, present)
     pair = look_at_two(cosines, norms, rotated)
     plane = plane_of_two(pair, norms)
@@ -130,8 +130,8 @@ def _graded(
     rotated: Rotated | None,
 ) -> Axes:
     del vectors, unit
-    # After the other decomposition. Under `vmap` both are made, and two batched ones of
-    # jaxlib at a time can each hold a thread that the other waits for, for ever.
+    # Runs after the other decomposition. Under `vmap` both run, and two batched ones of
+    # jaxlib at a time can deadlock: each holds a thread that the other waits for.
     after = jax.tree.map(lambda leaf: leaf + 0 * values[0], gramian)
     return axes_of_units(unit_rows(*normalise(after), rotated))
 
@@ -141,7 +141,7 @@ def axes_of_units(units: UnitRows) -> Axes:
 
     .. math:: G = M^T M, \qquad M = \Sigma Q^T D = P' \Sigma' Q'^T
 
-    with `D = diag(|g_i|)`: they are `Sigma'` and `Q'`.
+    Here `D = diag(|g_i|)`; the axes are `Sigma'` and `Q'`.
 
     Args:
       units: the unit rows, `Sigma` and `Q`, and the norms `D`.
@@ -151,18 +151,19 @@ def axes_of_units(units: UnitRows) -> Axes:
 
 
 def graded_svd(matrix: jax.Array, rank: jax.Array) -> Axes:
-    r"""Singular values and right singular vectors of a root, in descending order.
+    r"""Returns singular values and right singular vectors of a root, descending.
 
     .. math:: M = P \Sigma Q^T
 
-    A root's columns may differ in length by many powers of ten. `jnp.linalg.svd` of
-    such a matrix is only right to rounding of the *largest* singular value, unless the
-    large entries come first: so the columns are sorted by length, and `R` of a QR
-    decomposition takes the matrix's place. Measured in float32 against float64, with
-    row scales spread evenly from 1 to 1e-6: 3e-6 relative error of Aligned-MTL's
-    direction up to 128 tasks, where the plain `svd` is off by 4e-3 at 8 tasks. With
-    scales in two groups that far apart: 1e-6 up to 32 tasks, 2e-5 at 40, 3e-2 at 64;
-    by the rotations that other platforms than a CPU use, 2e-6 up to 128.
+    The columns of a root may differ in length by many powers of ten. `jnp.linalg.svd`
+    of such a matrix is only accurate to rounding of the *largest* singular value,
+    unless the large entries come first. So the columns are sorted by length, and `R` of
+    a QR decomposition replaces the matrix. The error was measured in float32 against
+    float64, as the relative error of Aligned-MTL's direction. With row scales spread
+    evenly from 1 to 1e-6, it is 3e-6 up to 128 tasks, and 4e-3 at 8 tasks with the
+    plain `svd`. With scales in two groups that far apart, it is 1e-6 up to 32 tasks,
+    2e-5 at 40 and 3e-2 at 64. The rotations that other platforms than a CPU use give
+    2e-6 up to 128 tasks.
 
     Args:
       matrix: `M`, `[tasks, tasks]`.
@@ -182,10 +183,10 @@ def graded_svd(matrix: jax.Array, rank: jax.Array) -> Axes:
     norms = jnp.sqrt(dot(ones, matrix**2))
     indices = jnp.arange(len(norms), dtype=jnp.int32)
     minus_norms, order = jax.lax.sort((-norms, indices), num_keys=1)
-    # As a product with a permutation matrix: gather and scatter are slow to compile.
+    # A product with a permutation matrix, because gather and scatter compile slowly.
     sort = (indices[None] == order[:, None]).astype(matrix.dtype)
     triangle = jnp.linalg.qr(dot(matrix, sort.T), mode="r")
-    # Rounding of a long column may be longer than a short column: it must go.
+    # The rounding of a long column may be longer than a short column: it must go.
     noise = -rounding(matrix) * minus_norms
     triangle = jnp.where(jnp.abs(triangle) <= noise[None], 0, triangle)
     right, singular = _left_axes(triangle.T)
@@ -196,10 +197,10 @@ def graded_svd(matrix: jax.Array, rank: jax.Array) -> Axes:
 
 
 def _left_axes(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Left singular vectors and singular values, right for unequal columns.
+    """Returns left singular vectors and values, accurate for unequal columns.
 
-    `jnp.linalg.svd` takes other algorithms than QR iteration on CPU from size 26 and on
-    GPU; and QR iteration there was off by 5 % where two rows were equal.
+    `jnp.linalg.svd` does not use QR iteration on CPU from size 26, nor on GPU. On GPU,
+    QR iteration was off by 5 % if two rows were equal.
     """
 
     def by_qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -35,8 +35,8 @@ def align(
 ) -> jax.Array:
     """Returns the aligning matrix of a Gramian, see `aligned_matrix`.
 
-    Differentiable where the rank does not change, also where singular values repeat,
-    unless one of them is the target of `scale`. The derivative is that by the
+    The matrix is differentiable if the rank does not change, even if singular values
+    repeat, unless a repeated one is the target of `scale`. The derivative is by the
     Gramian: neither a decomposition nor the second look at the rows (`SecondLook`) is
     differentiated.
 
@@ -56,7 +56,7 @@ def align(
 def _align(
     gramian: jax.Array, unit: jax.Array, axes: Axes | Plane, scale: Scale
 ) -> jax.Array:
-    """Returns the aligned matrix of the axes of a Gramian, which has the derivative."""
+    """Returns the aligned matrix of the axes of a Gramian, with its derivative."""
     del gramian, unit
     if isinstance(axes, Axes):
         return aligned_matrix(axes, scale)
@@ -71,10 +71,10 @@ def _align_jvp(scale: Scale, primals: Any, tangents: Any) -> Any:
         K = \Sigma^{-1} Q^T \, dG \, Q \Sigma^{-1}, \qquad
         S_{ij} = \sigma_i \sigma_j \frac{f_i - f_j}{\sigma_i^2 - \sigma_j^2}
 
-    The formula of Daletskii and Krein, which is right for repeated singular values too:
-    no difference is left in S if `f = \sqrt{s} / \sigma`. Singular values of zero are
-    taken to stay so, as those of duplicate rows do. Half of the diagonal of K is by how
-    much the others change, relatively.
+    The formula of Daletskii and Krein is right for repeated singular values too,
+    because no difference is left in S if `f = \sqrt{s} / \sigma`. Singular values of
+    zero are assumed to stay zero, as those of duplicate rows do. Half of the diagonal
+    of K is the relative change of the other singular values.
     """
     gramian, unit, axes = primals
     matrix = _align(*primals, scale)
@@ -107,18 +107,18 @@ def _align_jvp(scale: Scale, primals: Any, tangents: Any) -> Any:
 
 
 def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
-    r"""The matrix that aligns the principal axes of the task gradients.
+    r"""Returns the matrix that aligns the principal axes of the task gradients.
 
     .. math:: A = \sqrt{s} \, Q \Sigma^+ Q^T, \qquad J^T = P \Sigma Q^T
 
-    `J^T A` is the matrix with all its singular values equal to `sqrt(s)` that is
-    nearest to `J^T` (an orthogonal Procrustes problem), so `A @ preference` are the
-    Aligned-MTL weights. `s` is the smallest, the lower median or the mean of the
-    `rank` largest squared singular values. Only ratios of singular values are formed:
-    nothing is squared that could overflow.
+    `J^T A` is the matrix nearest to `J^T` whose singular values are all equal to
+    `sqrt(s)` (an orthogonal Procrustes problem). So `A @ preference` are the weights of
+    Aligned-MTL. `s` is the smallest, the lower median or the mean of the `rank` largest
+    squared singular values. Only ratios of singular values are formed, so that no
+    square can overflow.
 
-    The zero matrix gives `A = 0`; zero and absent tasks have zero rows and columns;
-    duplicate rows share. NaN in, NaN out.
+    The zero matrix gives `A = 0`. Zero and absent tasks have zero rows and columns.
+    Duplicate rows share an axis. NaN in the input gives NaN.
 
     Args:
       axes: `Sigma`, `Q` and the rank.
@@ -154,5 +154,5 @@ def _target(axes: Axes, scale: Scale) -> jax.Array:
 
 
 def _target_index(rank: jax.Array, scale: Scale) -> jax.Array:
-    """Returns which singular value it is; of an even count, the lower median."""
+    """Returns the index of that singular value; for an even count, the lower median."""
     return jnp.maximum(rank - 1, 0) if scale == "min" else rank // 2

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 
 
 def dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    """`jnp.dot` at the highest precision: accelerators round its factors otherwise."""
+    """Returns `jnp.dot` at the highest precision; accelerators would round factors."""
     return jnp.dot(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def diagonal(matrix: jax.Array) -> jax.Array:
-    """The diagonal of a matrix `[rows, columns]` with `rows <= columns`.
+    """Returns the diagonal of a matrix `[rows, columns]` with `rows <= columns`.
 
-    A slice; `jnp.diagonal` gathers, which takes kernels to make the indices.
+    It is a slice; `jnp.diagonal` gathers, which takes kernels to make the indices.
 
     Examples:
       >>> import jax.numpy as jnp

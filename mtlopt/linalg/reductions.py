@@ -12,18 +12,18 @@ def reduce_each(
 ) -> tuple[jax.Array, ...]:
     """Sums some arrays and takes the largest entry of others.
 
-    XLA compiles one `reduce` of many operands into one kernel, with the arithmetic that
-    makes the operands inside. On CPU each `jnp.sum` is two or three kernels, of which
-    every one takes about 20 ms to compile, whatever its size: that is what the
-    compile time of a small solver is made of.
+    XLA compiles one `reduce` of many operands into one kernel, together with the
+    arithmetic that makes the operands. On CPU each `jnp.sum` is two or three kernels,
+    and each kernel takes about 20 ms to compile, whatever its size. These kernels make
+    up most of the compile time of a small solver.
 
     Args:
       sums: arrays to sum, all of one shape.
-      maxima: floating-point arrays to take the maximum of, of that shape too.
+      maxima: floating-point arrays to take the maximum of, of the same shape.
 
     Returns:
-      The results, scalars, the sums first. NaN in, NaN out. Differentiable; of
-      equal largest entries the first has the derivative.
+      The results, all scalars, with the sums first. NaN in the input gives NaN. They
+      are differentiable; if several entries are largest, the first has the derivative.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -56,10 +56,10 @@ def _reduce_each(
 
 @_reduce_each.defjvp
 def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """JAX knows no derivative of one reduction of many operands.
+    """Defines the derivative that JAX lacks for one reduction of many operands.
 
-    That of `jnp.max` compares the operand with the result. If XLA computes it twice, in
-    two kernels, none may be equal, and the derivative is NaN.
+    The derivative of `jnp.max` compares the operand with the result. If XLA computes
+    the operand twice, in two kernels, no entry may be equal, and the derivative is NaN.
     """
     indices = [jnp.argmax(operand) for operand in primals[1]]
 
@@ -76,9 +76,9 @@ def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
 def argmax_and_sums(
     scores: jax.Array, values: jax.Array, sums: Sequence[jax.Array] = ()
 ) -> tuple[jax.Array, ...]:
-    """Finds the largest score, where it is and a value there; sums other arrays.
+    """Finds the largest score, its index and a value there, and sums other arrays.
 
-    All in one pass, see `reduce_each`.
+    All results come from one pass, see `reduce_each`.
 
     Args:
       scores: `[tasks]`.
@@ -87,7 +87,7 @@ def argmax_and_sums(
 
     Returns:
       The score, its index (int32; the first of equal ones), the value there, and the
-      sums, all scalars. A NaN counts as no score.
+      sums, all scalars. A score of NaN is ignored.
 
     Examples:
       >>> import jax.numpy as jnp

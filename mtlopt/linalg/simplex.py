@@ -13,10 +13,11 @@ def project_to_simplex(point: jax.Array, present: jax.Array | None = None) -> ja
     .. math:: \mathrm{argmin}_w \, |w - v|^2
         \quad \text{subject to} \quad w \ge 0, \; 1^T w = 1
 
-    The answer is `max(v - t, 0)` for one `t`. Subtracting the same number from all
-    entries changes nothing, so the largest is subtracted first: entries of any size
-    lose no digits. Exact to rounding, in one sort. Equal entries get equal weights. NaN
-    or infinity in gives NaN out. Differentiable almost everywhere.
+    The answer is `max(v - t, 0)` for some number `t`. Subtracting the same number from
+    all entries changes nothing, so the largest entry is subtracted first, and entries
+    of any size lose no digits. The result is exact to rounding and takes one sort.
+    Equal entries get equal weights. NaN or infinity in the input gives NaN. The
+    projection is differentiable almost everywhere.
 
     Args:
       point: `v`, `[tasks]`.
@@ -43,11 +44,11 @@ def project_to_simplex(point: jax.Array, present: jax.Array | None = None) -> ja
     if point.ndim != 1:
         raise ValueError(f"`point` must be a vector [tasks], got shape {point.shape}.")
     there = jnp.ones(point.shape, bool) if present is None else present
-    # A shift, which does not matter: no derivative.
+    # The result does not depend on this shift, so it needs no derivative.
     largest = jax.lax.stop_gradient(jnp.max(point, where=there, initial=-jnp.inf))
     shifted = jnp.where(there, point - largest, -jnp.inf)
     sums = jnp.cumsum(jnp.sort(shifted, descending=True))
-    # The support is the k largest for the k with the largest threshold.
+    # The support holds the k largest entries, for the k with the largest threshold.
     sizes = jnp.arange(1, len(point) + 1).astype(point.dtype)
     (threshold,) = reduce_each(maxima=[(sums - 1) / sizes])
     return jnp.where(there, jnp.maximum(shifted - threshold, 0), 0)
@@ -56,7 +57,7 @@ def project_to_simplex(point: jax.Array, present: jax.Array | None = None) -> ja
 def shares_of(weights: jax.Array, present: jax.Array | None = None) -> jax.Array:
     """Returns the weights of the present tasks divided by their sum.
 
-    If that is zero, because all weight lies on absent tasks, the shares are equal.
+    If this sum is zero, because all weight lies on absent tasks, the shares are equal.
 
     Args:
       weights: Non-negative weights, `[tasks]`.
@@ -81,10 +82,10 @@ def shares_of(weights: jax.Array, present: jax.Array | None = None) -> jax.Array
 def share_out(
     shares: jax.Array, weights: jax.Array, total: float, present: jax.Array | None
 ) -> jax.Array:
-    """Deals the weight of the present tasks out anew; absent tasks keep theirs.
+    """Redistributes the weight of the present tasks; absent tasks keep theirs.
 
-    So a method with weights in memory treats present tasks as if the others did not
-    exist, and the sum of all weights stays what it is.
+    So a method with weights in memory treats present tasks as if the absent ones did
+    not exist, and the sum of all weights does not change.
 
     Args:
       shares: New shares of the present tasks, summing to one, `[tasks]`.
@@ -103,6 +104,6 @@ def share_out(
     """
     if present is None:
         return total * shares
-    # From the absent tasks, so that rounding does not add up over the steps.
+    # Computed from the absent tasks, so that rounding does not add up over the steps.
     left = jnp.maximum(total - jnp.sum(jnp.where(present, 0, weights)), 0)
     return jnp.where(present, left * shares, weights)

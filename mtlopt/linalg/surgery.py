@@ -23,19 +23,19 @@ def project_conflicts(
     .. math:: p_i \leftarrow p_i - \frac{\min(\langle p_i, g_j \rangle, 0)}{|g_j|^2} g_j
         \quad \text{for } j = \mathrm{order}_{i1}, \dots, \mathrm{order}_{iT}
 
-    starting from `p_i = g_i` and skipping `j = i`. The gradients are never touched:
-    each `p_i` is kept by its cosines to all unit rows, so that one step for all tasks
-    at once adds a row of `C` to each, and the whole costs `tasks^3`. Scale-free; ends
-    after `tasks` steps.
+    Here `p_i` starts as `g_i`, and `j = i` is skipped. The gradients themselves are
+    never used: each `p_i` is stored as its cosines to all unit rows. One step for all
+    tasks at once adds a row of `C` to each, so the whole costs `tasks^3`. The result
+    does not depend on the row scales. The loop ends after `tasks` steps.
 
-    A zero row changes nothing and is not changed. Rows that oppose each other give
-    zero, duplicates give the same. NaN in, NaN out. Differentiable away from
-    `<p_i, g_j> = 0`. Two tasks meet once, whatever the order.
+    A zero row changes nothing and is not changed. Opposed rows give zero; duplicates
+    give equal results. NaN in the input gives NaN. The weights are differentiable if no
+    `<p_i, g_j>` is zero. Two tasks meet once, whatever the order.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
       order: Row `i` is the order in which task `i` meets the others, int
-        `[tasks, tasks]`; `i` itself is skipped wherever it stands.
+        `[tasks, tasks]`; `i` itself is skipped.
       present: Tasks that take part, bool `[tasks]`; the others change nothing.
 
     Returns:
@@ -86,12 +86,12 @@ def _total_weights(
     norms: jax.Array,
     present: jax.Array | None,
 ) -> jax.Array:
-    """The weights of `sum_i p_i`.
+    """Returns the weights of `sum_i p_i`.
 
-    `added` is what p_i gained in units of |g_i|, `[positions, tasks]`, or `[tasks]` of
-    two tasks.
+    `added` is the gain of `p_i` in units of `|g_i|`, `[positions, tasks]`, or `[tasks]`
+    for two tasks.
     """
-    # p_i gained added |g_i| u_j, which is added |g_i| / |g_j| of g_j.
+    # A gain of added |g_i| u_j in p_i is added |g_i| / |g_j| times g_j.
     gained = added * jnp.broadcast_to(norms, added.shape)
     if len(norms) == 2:
         gained = gained[::-1]
@@ -106,7 +106,7 @@ def _total_weights(
 def _meet(
     carry: tuple[jax.Array, jax.Array], other: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Every task `i` meets task `other[i]`; returns how much of that it gains."""
+    """Lets every task `i` meet task `other[i]`; returns how much of it `i` gains."""
     inner, cosines = carry
     met = jnp.take_along_axis(inner, other[:, None], axis=1)[:, 0]
     is_self = other == jnp.arange(other.shape[0])
@@ -115,20 +115,20 @@ def _meet(
 
 
 def random_orders(key: jax.Array, num_tasks: int) -> tuple[jax.Array, jax.Array]:
-    """Draws for every task an order of all tasks.
+    """Draws an order of all tasks for every task.
 
     Args:
       key: of the random numbers.
       num_tasks: number of tasks T.
 
     Returns:
-      The next key, and the orders, int `[tasks, tasks]`, a row each. Two tasks meet
-      once: nothing is drawn, and the key stays.
+      The next key, and the orders, int `[tasks, tasks]`, one per row. Two tasks meet
+      only once: nothing is drawn for them, and the key stays.
     """
     if num_tasks == 2:
         return key, jnp.array([[0, 1], [0, 1]])
-    # A split makes random words and nothing else: in one call, for compile time, the
-    # next key and all that are sorted.
+    # A split only makes random words. One call makes the next key and all words that
+    # are sorted, to save compile time.
     count = num_tasks**2
     keys = jax.random.split(key, 1 + -(-count // jax.random.key_data(key).size))
     words = jax.random.key_data(keys[1:]).reshape(-1)[:count]
@@ -136,13 +136,13 @@ def random_orders(key: jax.Array, num_tasks: int) -> tuple[jax.Array, jax.Array]
 
 
 class Vaccinated(NamedTuple):
-    """What `raise_cosines` returns.
+    """The results of `raise_cosines`.
 
     Attributes:
       weights: the sum of the changed gradients as weights of the original ones,
         `[tasks]`.
-      cosines: of every changed gradient with task `j` as they met, `[tasks, tasks]`;
-        the target itself where they have none.
+      cosines: the cosine of every changed gradient with task `j` when they met,
+        `[tasks, tasks]`; the target itself if there is no cosine.
     """
 
     weights: jax.Array
@@ -162,21 +162,22 @@ def raise_cosines(
         \quad \text{if } \phi = \frac{\langle p_i, g_j \rangle}{|p_i| |g_j|} < \tau_{ij}
         \quad \text{for } j = \mathrm{order}_{i1}, \dots, \mathrm{order}_{iT}
 
-    starting from `p_i = g_i` and skipping `j = i`. With targets zero this is
-    `project_conflicts`, and like it the gradients are never touched and no scale
-    matters. Rounding of the cosines shows in `sqrt(1 - phi^2)` as its square root:
-    gradients within that of parallel count as parallel, and a target within that of
-    one as that far below it.
+    Here `p_i` starts as `g_i`, and `j = i` is skipped. With targets zero this is
+    `project_conflicts`. Here too, the gradients themselves are never used and no scale
+    matters. In `sqrt(1 - phi^2)` the rounding of the cosines becomes its square root.
+    Gradients that are parallel to within this root count as parallel, and a target
+    within this root of one counts as that far below one.
 
-    A zero row changes nothing and is not changed, and its pairs have no cosine; nor has
-    a gradient that surgery has made zero. NaN in the Gramian gives NaN weights and no
-    cosines. Differentiable, except where a cosine is its target or rows are parallel.
+    A zero row changes nothing and is not changed, and its pairs have no cosine. A
+    gradient that surgery has made zero has no cosine either. NaN in the Gramian gives
+    NaN weights and no cosines. The results are differentiable unless a cosine equals
+    its target or rows are parallel.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
       targets: `tau`, cosines, `[tasks, tasks]`.
       order: Row `i` is the order in which task `i` meets the others, a permutation, int
-        `[tasks, tasks]`; `i` itself is skipped wherever it stands.
+        `[tasks, tasks]`; `i` itself is skipped.
       present: Tasks that take part, bool `[tasks]`; the others change nothing.
 
     Returns:
@@ -211,14 +212,14 @@ def raise_cosines(
         tasks = jnp.arange(len(norms))[:, None]
         found = targets.at[tasks, order].set(met.T)
     weights = _total_weights(added, order, cosines, norms, present)
-    # One NaN in the Gramian is in all weights.
+    # One NaN in the Gramian makes all weights NaN.
     return Vaccinated(weights, jnp.where(jnp.isnan(weights[0]), targets, found))
 
 
 def _meet_target(
     carry: tuple[jax.Array, jax.Array, jax.Array], meeting: tuple[jax.Array, jax.Array]
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Every task `i` meets task `other[i]`: how much it gains, and their cosine."""
+    """Lets every task `i` meet task `other[i]`; returns its gain and their cosine."""
     inner, lengths, cosines = carry
     other, target = meeting
     rounding = (16 + len(other)) * jnp.finfo(inner.dtype).eps
@@ -226,7 +227,8 @@ def _meet_target(
     across = lengths**2 - along**2
     across = jnp.where(across <= rounding * lengths**2, 0, across)
     meets = (other != jnp.arange(len(other))) & (diagonal(cosines)[other] > 0)
-    # After it, p_i has the same part across u_j and the target's cosine with it.
+    # After the meeting, p_i has the same part across u_j and the target's cosine with
+    # it.
     length = safe_root(across / jnp.maximum(1 - target**2, rounding))
     gain = jnp.maximum(target * length - along, 0)
     gain = jnp.where(meets & (along < target * lengths), gain, 0)

@@ -29,16 +29,16 @@ def two_product(left: jax.Array, right: jax.Array) -> Pair:
 
 
 def _rounded(number: jax.Array) -> jax.Array:
-    """The same number, which compilers cannot fuse with a sum.
+    """Returns the same number in a form that compilers cannot fuse with a sum.
 
-    If `number` is a product they would add its unrounded value to one term (by an FMA)
-    and its rounded value to another, and the error of a sum would be lost.
+    If `number` is a product, compilers would add its unrounded value to one term (by an
+    FMA) and its rounded value to another, and the error of the sum would be lost.
     """
     return jnp.where(jnp.abs(number) <= jnp.inf, number, 0 * number)
 
 
 def _halves(number: jax.Array) -> Pair:
-    """Cuts a number in two of half its digits, whose products are exact."""
+    """Splits a number into two with half its digits each, whose products are exact."""
     info = jnp.finfo(number.dtype)
     high = jax.lax.reduce_precision(number, info.nexp, info.nmant // 2)
     return high, number - high
@@ -57,7 +57,7 @@ def multiply(left: Pair, right: Pair) -> Pair:
 
 
 def sqrt(square: Pair) -> Pair:
-    """Returns the square root of a pair, by one step of Newton; zero for zero."""
+    """Returns the square root of a pair, by one Newton step; zero for zero."""
     root = jnp.sqrt(square[0])
     high, low = two_product(root, root)
     missing = (square[0] - high) - low + square[1]
@@ -78,5 +78,5 @@ def matmul(left: Pair, right: Pair) -> Pair:
 
 
 def exactly(number: jax.Array) -> Pair:
-    """Returns a number that one float holds."""
+    """Returns the pair of a number that one float holds."""
     return number, jnp.zeros_like(number)

@@ -1,8 +1,8 @@
 """Two tasks: axes, alignment and equal angles in closed form.
 
-For two tasks a decomposition of LAPACK, or a loop, takes longer to compile than the
-rest of a step. The sum and the difference of two unit rows are at right angles, and
-their lengths say all that an eigenvalue decomposition of the cosines would.
+For two tasks, a LAPACK decomposition or a loop takes longer to compile than the rest of
+a step. The sum and the difference of two unit rows are at right angles, and their
+lengths contain the whole eigenvalue decomposition of the cosines.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,8 @@ from mtlopt.linalg.unit_rows import (
     rounding,
 )
 
-# The axes of two unit rows, as columns: their sum and their difference. Their entries
-# are equal to the bit but for a sign, which the differences rely on.
+# The axes of two unit rows, as columns: their sum and their difference. The entries are
+# equal to the bit except for a sign, and the differences rely on that.
 AXES_OF_TWO = np.array([[1, 1], [1, -1]]) * 0.5**0.5
 
 
@@ -29,9 +29,9 @@ class Pair(NamedTuple):
     r"""Two unit rows `u_1`, `u_2`, seen as `(u_1 \pm u_2) / \sqrt{2}`.
 
     Attributes:
-      squares: squared lengths of the two, `[2]`; zero if rank is lost along one.
-      cross: their inner product: half of `|u_1|^2 - |u_2|^2`, which is rounding.
-      sine: of the angle between the rows; zero if they have rank one.
+      squares: squared lengths of these two, `[2]`; zero if rank is lost along one.
+      cross: inner product of these two: half of `|u_1|^2 - |u_2|^2`, which is rounding.
+      sine: sine of the angle between the rows; zero if they have rank one.
       zero: zero, or NaN if something was not finite.
     """
 
@@ -46,8 +46,8 @@ class Plane(NamedTuple):
 
     Attributes:
       entries: `(a, b, d)`.
-      root: of its determinant, zero if the rank is one.
-      largest: its largest eigenvalue.
+      root: square root of the determinant; zero if the rank is one.
+      largest: the largest eigenvalue.
       unit: length of the longer row.
     """
 
@@ -64,7 +64,7 @@ def look_at_two(
 
     Args:
       cosines: `[2, 2]`, as `normalise` returns them.
-      norms: `[2]`, likewise.
+      norms: `[2]`, as `normalise` returns them.
       rotated: see `unit_rows`.
     """
     cosine, eps = cosines[0, 1], float(jnp.finfo(cosines.dtype).eps)
@@ -102,9 +102,9 @@ def _turn(cosine: jax.Array, norms: jax.Array, rotated: Rotated) -> jax.Array:
 
 
 def plane_of_two(pair: Pair, norms: jax.Array) -> Plane:
-    """Returns the Gramian of two rows by the sum and the difference of the unit rows.
+    """Returns the Gramian of two rows from the sum and difference of the unit rows.
 
-    No entry loses digits if the norms differ by any factor.
+    No entry loses digits, whatever the ratio of the norms.
 
     Args:
       pair: the unit rows.
@@ -129,7 +129,7 @@ def axes_of_two(plane: Plane) -> tuple[jax.Array, jax.Array]:
     .. math:: \sigma_1^2 = (a + d + h) / 2, \qquad \sigma_1 \sigma_2 = \sqrt{\det G},
         \qquad h^2 = (a - d)^2 + 4 b^2, \qquad q_1 \propto (a - d + h, 2 b)
 
-    Nothing cancels, so that each number is right to its own rounding.
+    Nothing cancels, so each number is right to its own rounding.
 
     Args:
       plane: the Gramian `G`.
@@ -152,11 +152,11 @@ def align_two(plane: Plane, is_mean: bool) -> jax.Array:
     .. math:: A = \sigma_2 G^{-1/2}
         = \frac{\mathrm{adj}(G) + \sqrt{\det G} \, I}{\sigma_1^2 + \sqrt{\det G}}
 
-    At rank one it is `G` over its trace. Nothing cancels.
+    At rank one the matrix is `G` over its trace. Nothing cancels.
 
     Args:
       plane: the Gramian `G`.
-      is_mean: whether the root mean square of both singular values takes the place of
+      is_mean: whether to use the root mean square of both singular values instead of
         the smaller one.
     """
     a, b, d = plane.entries
@@ -172,19 +172,20 @@ def align_two(plane: Plane, is_mean: bool) -> jax.Array:
 
 
 def solve_two(pair: Pair, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""Solves `C y = p` for two unit rows, as far as they have rank.
+    r"""Solves `C y = p` for two unit rows, as far as their rank allows.
 
     .. math:: y = Q (L C' L)^{-1} Q^T N p, \qquad N = \mathrm{diag}(|u_1|, |u_2|)
 
-    with sum and difference of the rows as `L C' L`. Along a short difference `Q^T N p`
-    may be a small difference too: the one of the norms is `cross`, to all its digits.
+    Here `L C' L` belongs to the sum and the difference of the rows. Along a short
+    difference `Q^T N p` may be a small difference too. For the norms, this difference
+    is `cross`, to all its digits.
 
     Args:
       pair: the unit rows.
       target: `p`, `[2]`.
 
     Returns:
-      `y`, `|x|^2 = y^T C y`, and `p` along the axes, zero where there is no rank.
+      `y`, `|x|^2 = y^T C y`, and `p` along the axes, with zero for axes without rank.
     """
     lengths = jnp.sqrt(pair.squares)
     size = jnp.sqrt((pair.squares[0] + pair.squares[1]) / 2)
@@ -198,5 +199,5 @@ def solve_two(pair: Pair, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 
 def _turned(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Returns a vector of two numbers in the axes, or from them: it is the same."""
+    """Rotates a vector of two numbers into the axes or back, which is the same."""
     return 0.5**0.5 * jnp.stack([first + second, first - second])

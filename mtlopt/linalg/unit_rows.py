@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 
-# Rounding in the cosines grows with the number of params that they sum over, not
-# with the number of tasks: up to 4e-5 of the largest eigenvalue was measured in
-# float32 (10^5 params). 512 eps is 6e-5 there.
+# Rounding in the cosines grows with the number of parameters that they sum over, not
+# with the number of tasks. In float32, with 10^5 parameters, it was up to 4e-5 of the
+# largest eigenvalue; 512 eps is 6e-5.
 GRAMIAN_RTOL = 512
-# Power of eps: if the smallest eigenvalue is a larger part of the largest one (8e-3 in
-# float32), rounding of a Gramian leaves it right to eps^0.7 (1e-5).
+# Power of eps. If the smallest eigenvalue is a larger part of the largest one (8e-3 in
+# float32), it is accurate to eps^0.7 (1e-5) despite the rounding of the Gramian.
 WELL_CONDITIONED = 0.3
 # Units of rounding, whatever the size: it covers the constant of small matrices.
 _ROUNDING = 16
@@ -26,14 +26,14 @@ Rotated = Callable[[jax.Array], jax.Array]
 class SecondLook(NamedTuple):
     """Rotated rows `B^T J`, whose Gramian is `L C' L`.
 
-    Attributes:
+    is_used: whether the rows were rotated, bool; otherwise `L = Sigma` and `C' = 1`.
       is_used: whether the rows were rotated, bool; else `L = Sigma` and `C' = 1`.
-      basis: `B`, the axes of the cosines over the norms, `[tasks, tasks]`.
+      basis: `B`, the axes of the cosines divided by the norms, `[tasks, tasks]`.
       lengths: `L`, `[tasks]`.
       cosines: `C'`, `[tasks, tasks]`.
-      values: the eigenvalues of `C'`, ascending, `[tasks]`. Two decompositions of it at
-        a time can stop XLA's threads on a CPU for good.
-      turn: its eigenvectors, `[tasks, tasks]`.
+      values: the eigenvalues of `C'`, ascending, `[tasks]`. They are stored, because
+        two decompositions of it at a time can stop XLA's threads on a CPU for good.
+      turn: the eigenvectors of `C'`, `[tasks, tasks]`.
     """
 
     is_used: jax.Array
@@ -48,10 +48,10 @@ class UnitRows(NamedTuple):
     """The unit rows `U` in their principal axes, `U = Q Sigma P^T`.
 
     Attributes:
-      singular: `Sigma`, `[tasks]`, in no particular order; zero where there is no rank.
+      singular: `Sigma`, `[tasks]`, in no particular order; zero for axes without rank.
       axes: `Q`, `[tasks, tasks]`.
       norms: the row norms, `[tasks]`; zero for absent tasks.
-      look: the second look; None if only the Gramian is known.
+      look: the second look at the rows; None if only the Gramian is known.
     """
 
     singular: jax.Array
@@ -67,25 +67,25 @@ def unit_rows(
 
     .. math:: D^{-1} G D^{-1} = C = Q \Sigma^2 Q^T, \qquad D = \mathrm{diag}(|g_i|)
 
-    A Gramian squares conditions: it loses directions that differ by less than the
-    square root of the precision. If C is nearly singular and the rows can be read
+    A Gramian squares the condition number: it loses directions that differ by less than
+    the square root of the precision. If C is nearly singular and the rows can be read
     again, the Gramian of the rotated rows has the lost digits:
 
     .. math:: W = Q^T D^{-1} J, \qquad W W^T = L C' L, \qquad C' = Q' \Lambda' Q'^T.
 
     Each row of W is the part of the unit rows along one axis. Its length in L may be
     small, but the cosines C' are far from singular. So `\sqrt{\Lambda'} Q'^T L Q^T` is
-    a root of C that is right to rounding of its largest singular value.
+    a root of C that is accurate to rounding of its largest singular value.
 
-    Zero rows and duplicates cost rank, as do directions below rounding: eigenvalues of
-    C under `512 eps` of the largest, or singular values of the root under
-    `(16 + tasks) eps`. NaN or infinity in gives NaN out.
+    Zero rows and duplicates lower the rank. So do directions below rounding:
+    eigenvalues of C under `512 eps` of the largest, or singular values of the root
+    under `(16 + tasks) eps`. NaN or infinity in the input gives NaN.
 
     Args:
       cosines: `C`, `[tasks, tasks]`, as `normalise` returns them.
-      norms: `[tasks]`, likewise.
-      rotated: from a basis `B` `[tasks, tasks]` to the Gramian of `B^T J`; None if only
-        the Gramian is known. It is called in one branch of a `lax.cond`.
+      norms: `[tasks]`, as `normalise` returns them.
+      rotated: function from a basis `B` `[tasks, tasks]` to the Gramian of `B^T J`;
+        None if only the Gramian is known. It is called in one branch of a `lax.cond`.
     """
     values, axes = jnp.linalg.eigh(cosines, symmetrize_input=False)
     eps = jnp.finfo(values.dtype).eps
@@ -94,7 +94,7 @@ def unit_rows(
     if rotated is None:
         return UnitRows(nan_unless_finite(singular, cosines), axes, norms, None)
     basis = safe_divide(axes, norms[:, None])
-    # Zero rows have an eigenvalue of zero each, which says nothing of the others.
+    # Each zero row has an eigenvalue of zero, which says nothing about the other rows.
     rest = jnp.arange(len(norms)) >= jnp.sum(norms == 0)
     smallest = jnp.min(jnp.where(rest, values, values[-1]))
     well = smallest > eps**WELL_CONDITIONED * values[-1]
@@ -137,10 +137,10 @@ def look_again(
     rotated: Rotated | None,
     *operands: Any,
 ) -> Any:
-    """Returns `usual(*operands, rotated)` or, if it is not enough, the same of `again`.
+    """Returns `usual(*operands, rotated)`, or `again` if that is not accurate enough.
 
-    A `Partial` holds its arrays as a pytree, so that op by op the branches are compiled
-    once for all rows of a shape. Other functions close over theirs.
+    A `Partial` holds its arrays as a pytree, so outside `jit` the branches are compiled
+    once for all rows of a shape. Other functions close over their arrays.
     """
     if rotated is None or isinstance(rotated, jax.tree_util.Partial):
         return jax.lax.cond(is_enough, usual, again, *operands, rotated)
@@ -151,8 +151,8 @@ def look_again(
 
 
 def rounding(matrix: jax.Array) -> float:
-    """A bound on the relative rounding error of an orthogonal transformation.
+    """Returns a bound on the relative rounding error of an orthogonal transformation.
 
-    It grows with the size.
+    The bound grows with the size of the matrix.
     """
     return (_ROUNDING + matrix.shape[0]) * float(jnp.finfo(matrix.dtype).eps)

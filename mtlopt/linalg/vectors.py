@@ -13,9 +13,9 @@ def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
       vector: `[tasks]`.
 
     Returns:
-      The unit vector `[tasks]` and the length; zeros for the zero vector. NaN in, NaN
-      out. No square overflows or underflows that the length does not. Their derivative
-      is zero at the zero vector.
+      The unit vector `[tasks]` and the length; zeros for the zero vector. NaN in the
+      input gives NaN. No square overflows or underflows unless the length does. The
+      derivative at the zero vector is zero.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -23,7 +23,7 @@ def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
       >>> print(*direction, length)  # doctest: +NUMBER
       0.6 0.8 5e+30
     """
-    # A scale, which does not matter: no derivative.
+    # The result does not depend on this scale, so it needs no derivative.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vector)))
     scaled = safe_divide(vector, largest)
     length = safe_root(jnp.sum(scaled**2))
@@ -33,8 +33,8 @@ def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
 def off_axis(vector: jax.Array, axis: jax.Array) -> jax.Array:
     """Returns the part of a unit vector that is at right angles to another one.
 
-    Rounding leaves such a part even of parallel vectors, and whoever divides by its
-    length takes that for a direction. So it is zero where it is no longer than the
+    Rounding leaves such a part even of parallel vectors, and a division by its length
+    would make it a direction. So the result is zero if it is no longer than the
     rounding of the subtraction, relative to the unit vectors.
 
     Args:

@@ -15,11 +15,11 @@ class Found(NamedTuple):
     """Result of a search.
 
     Attributes:
-      step_size: the accepted trial; below the floor if none was.
-      trials: step sizes tried, int32.
+      step_size: the accepted step size; below the floor if no trial was accepted.
+      trials: number of step sizes tried, int32.
       accepted: whether the last trial was accepted.
-      decrease: by how much it lowered each present loss at least; 0 if none was.
-      gained: whether it lowered any present loss.
+      decrease: the smallest decrease of any present loss; 0 if no trial was accepted.
+      gained: whether any present loss fell.
     """
 
     step_size: jax.Array
@@ -30,14 +30,14 @@ class Found(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Which step sizes a line search tries.
+    """The rule for the step sizes that a line search tries.
 
     Attributes:
-      beta: share of the linear decrease that is asked for.
+      beta: fraction of the linear decrease that each loss must reach.
       shrink: factor between two trials.
       upper: first trial, a number or a schedule of the step count.
       floor: smallest trial.
-      warm_start: whether to begin one trial above the last step size instead.
+      warm_start: whether to begin one trial above the last step size, not at `upper`.
     """
 
     beta: Any
@@ -61,7 +61,7 @@ class Search(NamedTuple):
             )
 
     def initial(self, direction_state: Any) -> dict[str, Any]:
-        """Returns what all states have in common, before the first step."""
+        """Returns the fields that all states share, before the first step."""
         return {
             "count": jnp.zeros([], jnp.int32),
             "step_size": jnp.asarray(self._upper(jnp.zeros([], jnp.int32)), float),
@@ -73,12 +73,12 @@ class Search(NamedTuple):
     def after(
         self, state: Any, found: Found, otherwise: Any, direction_state: Any
     ) -> dict[str, Any]:
-        """Returns what all states have in common, after a step.
+        """Returns the fields that all states share, after a step.
 
         Args:
-          state: before the step.
+          state: state before the step.
           found: result of the search.
-          otherwise: the step size if no trial was accepted.
+          otherwise: the step size to store if no trial was accepted.
           direction_state: state of the direction finder.
         """
         return {
@@ -90,10 +90,10 @@ class Search(NamedTuple):
         }
 
     def bounds(self, state: Any) -> tuple[jax.Array, jax.Array]:
-        """Returns the upper bound of a step and the floor.
+        """Returns the upper bound of a step size, and the floor.
 
         Args:
-          state: of the line search, before the step.
+          state: state of the line search before the step.
         """
         dtype = state.step_size.dtype
         upper = jnp.asarray(self._upper(state.count), dtype)
@@ -103,10 +103,10 @@ class Search(NamedTuple):
         """Returns the first trial of a step.
 
         Args:
-          state: of the line search, before the step.
+          state: state of the line search before the step.
           upper: the upper bound.
-          fresh: whether the last step size says nothing, bool. It says nothing in any
-            case if no trial was accepted, or before the first step.
+          fresh: bool, whether to ignore the last step size. Before the first step, or
+            if no trial was accepted, it is always ignored.
         """
         if not self.warm_start:
             return upper
@@ -128,11 +128,12 @@ class Search(NamedTuple):
         """Finds the first trial after which every present loss has fallen enough.
 
         Args:
-          evaluate: from a step size to the losses `[tasks]` after such a step. Those
-            before it are at zero: from another program they may differ in the last
-            digit, which near the end of a descent is more than it gains.
-          slopes: by how much a unit step lowers them to first order, `[tasks]`.
-          first: the first trial; below `floor` for none.
+          evaluate: function from a step size to the losses `[tasks]` after such a step.
+            The losses before the step are evaluated at step size zero. Another program
+            may compute a different last digit, and near the end of a descent that is
+            more than a step gains.
+          slopes: `[tasks]`, the decrease of each loss for a unit step, to first order.
+          first: the first trial; a number below `floor` means no trial.
           floor: the smallest trial.
           present: the tasks that count; None for all.
         """
@@ -149,13 +150,13 @@ class Search(NamedTuple):
         floor: jax.Array,
         present: jax.Array | None,
     ) -> Found:
-        """Finds the first trial after which no present loss is above a line.
+        """Finds the first trial that lowers each present loss by `step_size * wanted`.
 
         Args:
           evaluate: as in `armijo`.
-          losses: before the step, `[tasks]`.
-          wanted: by how much a unit step must lower them, `[tasks]`.
-          first: the first trial; below `floor` for none.
+          losses: `[tasks]`, the losses before the step.
+          wanted: `[tasks]`, by how much a unit step must lower the losses.
+          first: the first trial; a number below `floor` means no trial.
           floor: the smallest trial.
           present: the tasks that count; None for all.
         """
@@ -167,7 +168,7 @@ class Search(NamedTuple):
         def attempt(trial: _Trial) -> _Trial:
             step_size = trial.step_size.astype(losses.dtype)
             after = evaluate(trial.step_size).astype(losses.dtype)
-            # NaN and infinity fail, also as a fall to minus infinity.
+            # NaN and infinity fail, and so does a fall to minus infinity.
             fits = jnp.isfinite(after) & (after <= losses - step_size * wanted)
             accepted = jnp.all(fits | ~counted)
             smaller = (trial.step_size * self.shrink).astype(first.dtype)

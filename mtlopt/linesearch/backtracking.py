@@ -21,41 +21,43 @@ def backtracking(
     floor: Any = 1e-10,
     warm_start: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps along a direction as far as every task's loss falls enough.
+    r"""Shortens a step along a direction until every task's loss falls enough.
 
     .. math:: L_t(\theta_{sh} - \eta d_{sh}, \theta_t - \eta g_t) \le L_t
         - \eta \beta |g_t|^2 - \eta \beta \langle \nabla_{sh} L_t, d_{sh} \rangle
         \quad \forall t, \qquad g_t = \nabla_{\theta_t} L_t
 
     The step size `eta` is the first of `upper`, `shrink * upper`, ... that meets this
-    condition of Armijo for every present task; each trial starts at the parameters as
-    they are. A complete optimizer: it needs no learning rate and comes last in a chain.
+    Armijo condition for every present task. Each trial starts from the current
+    parameters. `backtracking` is a complete optimizer: it needs no learning rate and
+    comes last in a chain.
 
     A trial evaluates all losses on the same batch, with the same keys and model state
-    as the gradients: one forward pass each, and one for the losses before the step.
-    (With several microbatches the gradients have keys and batch statistics of the
-    parts, the trials those of the whole batch.) The slopes cost one pushforward, about
-    two forward passes, whatever the number of tasks; it needs an encoder whose backward
-    pass is linear, which a `jax.custom_vjp` that clips is not. A trial with a NaN or
-    infinite loss fails. If no trial above `floor` passes, or the direction does not
-    lower every loss to first order (a sum of conflicting gradients), the step is
-    `floor` long and `hit_floor` is set.
+    as the gradients. Each trial costs one forward pass, and so do the losses before the
+    step. (With several microbatches, the gradients use the keys and batch statistics of
+    the parts, and the trials use those of the whole batch.) The slopes cost one
+    pushforward, about two forward passes, whatever the number of tasks. The pushforward
+    needs an encoder whose backward pass is linear; a `jax.custom_vjp` that clips is not
+    linear. A trial with a NaN or infinite loss fails. If no trial above `floor` passes,
+    the step is `floor` long and `hit_floor` is set. The same happens if the direction
+    does not lower every loss to first order, for example if it is a sum of conflicting
+    gradients.
 
     Args:
-      direction: an aggregator, or weightings chained with one: MGDA, EDM and UPGrad
-        return descent directions for every task, a plain sum or PCGrad may not. What
-        else is chained with it must keep the sign, so no `optax.sgd`; with momentum or
-        weight decay the direction may raise a loss.
-      beta: share of the linear decrease that is asked for, between 0 and 1.
-      shrink: factor between two trials, between 0 and 1. The paper leaves it open.
+      direction: an aggregator, or weightings chained with one. MGDA, EDM and UPGrad
+        return descent directions for every task; a plain sum or PCGrad may not. Any
+        other transform in this chain must keep the sign, so do not use `optax.sgd`.
+        With momentum or weight decay the direction may raise a loss.
+      beta: fraction of the linear decrease that each loss must reach, between 0 and 1.
+      shrink: factor between two trials, between 0 and 1. The paper gives no value.
       upper: first trial; a number, or a schedule of the step count. The paper halves it
         every ten epochs: `optax.exponential_decay(1.0, 10 * n, 0.5, staircase=True)`.
       floor: smallest trial.
-      warm_start: begin one trial above the last step size instead of at `upper`.
+      warm_start: whether to begin one trial above the last step size, not at `upper`.
 
     Returns:
-      A transform from `TaskGrads` to the step; its `update` needs `params`. Its state
-      is a `LineSearchState`.
+      A transform from `TaskGrads` to the step. Its `update` needs `params`, and its
+      state is a `LineSearchState`.
 
     Raises:
       ValueError: if a number is out of range; at the first update, if the gradients do

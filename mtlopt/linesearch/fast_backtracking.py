@@ -40,72 +40,77 @@ def fast_backtracking(
     floor: Any = 1e-10,
     warm_start: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Finds the step size on the latent, without running the encoder again.
+    r"""Finds the step size on the encoder's output, without running the encoder again.
 
     .. math:: L_t(z - \eta d_z, \theta_t - \eta g_t) \le L_t - \eta \beta |g_t|^2
         - \eta \beta \langle \nabla_z L_t, d_z \rangle
         \quad \forall t, \qquad g_t = \nabla_{\theta_t} L_t
 
-    The direction `d_z` is found among the gradients of the latent `z`; the step size is
-    the first of `upper`, `shrink * upper`, ... that meets this condition for every
-    present task, each trial moving the unmoved `z` and heads. Only heads are evaluated,
-    so the encoder runs forward once and backward once a step, whatever the number of
-    trials. The encoder then moves by `eta J^T d_z`, with `J` the Jacobian of `z`.
+    The direction `d_z` combines the gradients of the latent `z`, the output of the
+    encoder. The step size is the first of `upper`, `shrink * upper`, ... that meets
+    this condition for every present task. Each trial starts from the same `z` and
+    heads. Trials evaluate only the heads, so the encoder runs forward once and backward
+    once per step, whatever the number of trials. The encoder then moves by
+    `eta J^T d_z`, where `J` is the Jacobian of `z`.
 
-    That assumes that such a step moves `z` by `eta d_z` (equation 5), which is true if
-    `J J^T` is the identity. If it stretches, the encoder overshoots: with `z = a theta`
-    and `a >= 2` the method as published diverges while every test passes; and as
-    `J J^T` grows with the batch, a trial of a mean loss hardly moves `z` at all. With
-    `calibrate=True` the trials move `z` the way the encoder will, to first order,
+    This assumes that such a step moves `z` by `eta d_z` (equation 5), which is true if
+    `J J^T` is the identity. If `J J^T` stretches `d_z`, the encoder overshoots: for
+    `z = a theta` with `a >= 2`, the published method diverges although every test
+    passes. `J J^T` also grows with the batch, so a trial of a mean loss hardly moves
+    `z` at all. With `calibrate=True` the trials move `z` the way the encoder will, to
+    first order:
 
     .. math:: L_t(z - \eta q, \theta_t - \eta g_t) \le L_t - \eta \beta |g_t|^2
         - \eta \beta \langle \nabla_z L_t, q \rangle, \qquad q = J J^T d_z
 
-    for one forward-mode product of the encoder: the condition of `backtracking`, on a
-    linearised encoder. If `q` would raise some loss, which `d_z` does not, the trials
-    go along `d_z`, as far as the encoder at least: `q = d_z |q|^2 / <d_z, q>`.
+    This costs one forward-mode product of the encoder. It is the condition of
+    `backtracking` on a linearised encoder. If a step along `q` would raise some loss
+    and a step along `d_z` would not, the trials go along `d_z`, at least as far as the
+    encoder: `q = d_z |q|^2 / <d_z, q>`.
 
-    In both cases a trial says by how much the losses fall on a latent that is moved by
-    hand. The step itself may raise a loss, even on the same batch. With
-    `safeguard=True` it raises none: the losses are evaluated at the moved parameters,
-    and the step shrinks until no present task's loss is above that before the step. If
-    nothing is gained along `J^T d_z`, because it raises a loss to first order or no
-    step size passes, then the direction is found among the gradients of the parameters,
-    as in `backtracking`, and the trials move the latent by `J d`. If no step passes
-    there either, the update is zero.
+    With or without `calibrate`, a trial measures how far the losses fall on a latent
+    that is moved directly. The step itself may raise a loss, even on the same batch.
+    With `safeguard=True` no step raises a loss: the losses are evaluated at the moved
+    parameters, and the step shrinks until no present task's loss is above its value
+    before the step. The direction `J^T d_z` may gain nothing, because it raises a loss
+    to first order or no step size passes. Then the direction is found among the
+    gradients of the parameters, as in `backtracking`, and the trials move the latent by
+    `J d`. If no step passes there either, the update is zero.
 
-    The safeguard costs one forward-mode product of the encoder a step, and a forward
-    pass for each check. A step that falls back adds a backward pass per task and
-    another product; memory for these gradients is reserved in every step, and under
-    `vmap` they are computed in every step.
+    The safeguard costs one forward-mode product of the encoder per step, and one
+    forward pass per check. A step that falls back to the gradients of the parameters
+    adds one backward pass per task and another product. Memory for these gradients is
+    reserved in every step. Under `vmap` they are computed in every step.
 
-    Everything else is as in `backtracking`: failed trials, the floor, partial labels.
+    Failed trials, the floor and partial labels are handled as in `backtracking`.
 
     Args:
       direction: an aggregator, or weightings chained with one. MGDA, EDM and UPGrad
-        return descent directions for every task. It works on the latent: momentum or
-        weight decay, which keep or read parameters, cannot be chained with it.
-      armijo: which decrease is asked for: `"full"` as above, `"heads"` without the term
-        of the latent, `"latent"` without that of the heads.
-      calibrate: see above. Off by default, as published.
-      safeguard: see above. Off by default, as published. `direction` then needs
-        `task_weights` in its state, and no memory of gradients. With `calibrate` as
-        well, fewer checks fail.
-      beta: share of the linear decrease that is asked for, between 0 and 1.
+        return descent directions for every task. The direction lives on the latent, so
+        momentum and weight decay, which store or read parameters, cannot be chained
+        with it.
+      armijo: which decrease each loss must reach: `"full"` as above, `"heads"` without
+        the term of the latent, `"latent"` without the terms of the heads.
+      calibrate: whether trials move the latent as the encoder will. The default is off,
+        as published.
+      safeguard: whether the real losses check each step. The default is off, as
+        published. With a safeguard, `direction` needs `task_weights` in its state and
+        must not remember gradients. With `calibrate` as well, fewer checks fail.
+      beta: fraction of the linear decrease that each loss must reach, between 0 and 1.
       shrink: factor between two trials, between 0 and 1.
       upper: first trial; a number, or a schedule of the step count.
       floor: smallest trial.
-      warm_start: begin one trial above the last step size instead of at `upper`.
+      warm_start: whether to begin one trial above the last step size, not at `upper`.
 
     Returns:
-      A transform from `TaskGrads` to the step; its `update` needs `params`. Its state
-      is a `FastLineSearchState`, with `safeguard` a `SafeLineSearchState`.
+      A transform from `TaskGrads` to the step. Its `update` needs `params`. Its state
+      is a `FastLineSearchState`, or a `SafeLineSearchState` with `safeguard=True`.
 
     Raises:
       ValueError: if an argument is out of range; at the first update, if the gradients
         come from a problem without `encode` or from several microbatches, if the latent
-        is narrower than float32, where trials would be rounded away, or if `direction`
-        remembers gradients, as `moco` does, and there is a safeguard.
+        is narrower than float32 (rounding would hide the trials), or if `safeguard` is
+        set and `direction` remembers gradients, as `moco` does.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -126,11 +131,12 @@ def fast_backtracking(
       0.0078125 -0.125
 
     References:
-      Fast line search for multi-task learning, 2021, Algorithm 2 and equations 6 to 8,
-      where 8 (and 9, which is 6) print the heads' parameters for the latent. The
-      listing moves `z` in place, trial after trial; every trial must start from `z`.
-      It also shrinks the step size before the first test, and moves the encoder by the
-      shrunk one but the heads by the other: here one step size is tried and made.
+      Fast line search for multi-task learning, 2021, Algorithm 2 and equations 6 to 8.
+      Equations 8 and 9 (9 repeats 6) print the heads' parameters in place of the
+      latent. The listing moves `z` in place, trial after trial, but every trial must
+      start from the same `z`. It also shrinks the step size before the first test, and
+      moves the encoder by the shrunk step size but the heads by the unshrunk one. Here
+      both move by the step size that was tried.
     """
     search = Search(beta, shrink, upper, floor, warm_start)
     search.check()
@@ -217,10 +223,11 @@ def fast_backtracking(
 
 
 def with_latent_as_parameters(grads: TaskGrads) -> tuple[TaskGrads, tuple[bool, ...]]:
-    """Returns the same gradients with the latent in the place of the shared leaves.
+    """Returns the same gradients with the latent in place of the shared leaves.
 
-    An update of these is a pair `(latent leaves, heads' leaves)`: a direction that is
-    not pulled back yet. The second value tells which leaves of `z` these are.
+    An update of these gradients is a pair `(latent leaves, heads' leaves)`: a direction
+    that is not pulled back yet. The second return value tells which leaves of `z` these
+    are.
     """
     linear = grads.in_latent_space().linear.with_latent_as_parameters()
     rows, own = linear.latent_grads, grads.partition
@@ -249,7 +256,7 @@ def _wanted(slope: Slopes, armijo: Armijo) -> jax.Array:
 def _calibrated(
     grads: TaskGrads, found: tuple[Leaves, Leaves], pushed: Leaves
 ) -> tuple[Leaves, Slopes]:
-    """Returns how trials move the latent with `calibrate`, and the slopes of that."""
+    """Returns how trials move the latent with `calibrate`, and the slopes along it."""
     latent, head_grads = found
 
     def dot(left: Leaves, right: Leaves) -> jax.Array:

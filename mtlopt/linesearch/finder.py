@@ -1,4 +1,4 @@
-"""What a line search is given: a direction finder and gradients."""
+"""Checks of the arguments of a line search: a direction finder and gradients."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 def as_finder(direction: Any) -> optax.GradientTransformationExtraArgs:
-    """Returns a direction finder, or raises unless it is a transform."""
+    """Returns a direction finder, or raises if `direction` is not a transform."""
     if not isinstance(direction, optax.GradientTransformation):
         raise TypeError(
             "`direction` must be a gradient transformation, got "
@@ -19,7 +19,7 @@ def as_finder(direction: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def check_direction(found: Any, grads: TaskGrads) -> None:
-    """Raises unless a direction finder made an update of the gradients."""
+    """Raises if a direction finder did not return an update of the gradients."""
     if jax.tree.structure(found) != grads.partition.treedef:
         raise TypeError(
             "`direction` must be an aggregator, or weightings chained with one, got "
@@ -28,7 +28,7 @@ def check_direction(found: Any, grads: TaskGrads) -> None:
 
 
 def check_searchable(updates: Any, params: Any) -> TaskGrads:
-    """Returns `updates` if their losses can be evaluated elsewhere, or raises."""
+    """Returns `updates`, or raises if their losses cannot be evaluated elsewhere."""
     if not isinstance(updates, TaskGrads):
         raise TypeError(
             f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}: a "

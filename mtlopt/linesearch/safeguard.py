@@ -1,4 +1,4 @@
-"""Checks of a step by the real losses, for a search whose trials are on the latent."""
+"""Checks of a step with the real losses, for a search with trials on the latent."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from mtlopt.task_grads import TaskGrads
 
 
 class Direction(NamedTuple):
-    """A direction, and how trials on the latent go along it.
+    """A direction, and the way in which trials on the latent follow it.
 
     Attributes:
-      shared: of the shared leaves.
-      head_grads: of the heads' leaves.
-      latent: of the latent, in trials.
-      slope: of the losses along `latent` and `head_grads`.
-      finder_state: state of the finder after finding it.
+      shared: direction of the shared leaves.
+      head_grads: gradients of the heads' leaves.
+      latent: direction of the latent in trials.
+      slope: slopes of the losses along `latent` and `head_grads`.
+      finder_state: state of the finder after it found the direction.
     """
 
     shared: Leaves
@@ -39,7 +39,7 @@ class Direction(NamedTuple):
 
 
 class _Checked(NamedTuple):
-    """A step that the losses were checked for, with both searches for its size."""
+    """A step whose losses were checked, with both searches for its size."""
 
     shared: Leaves
     head_grads: Leaves
@@ -58,18 +58,18 @@ def safeguarded(
     descends: jax.Array,
     over_parameters: Callable[[], Direction],
 ) -> tuple[Any, SafeLineSearchState]:
-    """Steps as far as the trials allow and no present loss has risen.
+    """Takes the longest step that passes the trials and raises no present loss.
 
     Args:
-      search: which step sizes to try.
+      search: the rule for the step sizes to try.
       grads: gradients of the tasks.
-      params: parameters they were computed at.
-      state: before the step.
-      trials: the search on the latent, from a direction and the first trial.
+      params: parameters at which the gradients were computed.
+      state: state before the step.
+      trials: function from a direction and the first trial to the result on the latent.
       encoders: the direction of the encoder.
-      descends: whether it lowers the tasks' losses to first order, `[tasks]`.
-      over_parameters: finds another direction; traced as a branch, which runs if there
-        is nothing to be gained along the encoder's.
+      descends: `[tasks]`, whether this direction lowers each loss to first order.
+      over_parameters: function that finds another direction. It is traced as a branch,
+        which runs if the encoder's direction gains nothing.
 
     Returns:
       The update, and the state after the step.
@@ -114,7 +114,7 @@ def safeguarded(
             its_check._replace(trials=check.trials + its_check.trials),
         )
 
-    # A check is also passed by a step that is too short to change any loss.
+    # A step that is too short to change any loss also passes its check.
     step = jax.lax.cond(check.gained, keep, fall_back)
     state = SafeLineSearchState(
         count=state.count + 1,
@@ -129,7 +129,7 @@ def safeguarded(
         fell_back=~check.gained,
     )
     update = step_update(grads, step.shared, step.head_grads, state.step_size)
-    # Zero, even along a direction that is not finite.
+    # The update is zero even if the direction is not finite.
     return jax.tree.map(lambda u: jnp.where(step.check.accepted, u, 0), update), state
 
 
@@ -158,8 +158,8 @@ def check_forgets(
 ) -> None:
     """Raises if a direction finder carries gradients from one step to the next.
 
-    It is run on those of the latent and, in some steps, on those of the parameters. The
-    finder is only traced, on rows of the shared leaves.
+    A finder runs on gradients of the latent and, in some steps, on gradients of the
+    parameters. Here it is only traced, on rows of the shared leaves.
     """
     rows = [
         jax.ShapeDtypeStruct((grads.num_tasks, *jnp.shape(leaf)), jnp.result_type(leaf))

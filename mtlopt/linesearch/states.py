@@ -1,4 +1,4 @@
-"""States of the line searches: the same fields, and what each of them knows."""
+"""States of the line searches: the fields they share, and the fields of each."""
 
 from typing import Any, NamedTuple
 
@@ -9,13 +9,13 @@ class LineSearchState(NamedTuple):
     """State of `backtracking`.
 
     Attributes:
-      count: steps so far, int32: the argument of a schedule of the upper bound.
-      step_size: of the last step.
-      trials: step sizes tried in the last step, int32; none if the direction was not a
-        descent direction of every task.
-      decrease: by how much the step lowered each present task's loss at least; 0 if no
+      count: number of steps so far, int32; a schedule of the upper bound takes it.
+      step_size: step size of the last step.
+      trials: number of step sizes tried in the last step, int32; 0 if the direction was
+        not a descent direction for every task.
+      decrease: the smallest decrease of any present task's loss in the step; 0 if no
         trial was accepted.
-      hit_floor: whether no trial was accepted, so that the step size is the floor.
+      hit_floor: whether no trial was accepted; the step size is then the floor.
       direction_state: state of the direction finder.
     """
 
@@ -32,13 +32,13 @@ class FastLineSearchState(NamedTuple):
 
     Attributes:
       count: as in `LineSearchState`.
-      step_size: likewise.
-      trials: likewise; on the latent.
-      trial_decrease: by how much the accepted trial lowered each present loss at least,
-        on the latent as the trial moved it. The encoder moves it elsewhere, so a loss
-        may be higher after the step than before it.
+      step_size: as in `LineSearchState`.
+      trials: as in `LineSearchState`, but on the latent.
+      trial_decrease: the smallest decrease of any present loss in the accepted trial,
+        on the latent as the trial moved it. The encoder moves the latent elsewhere, so
+        a loss may be higher after the step than before it.
       hit_floor: as in `LineSearchState`.
-      direction_state: likewise.
+      direction_state: as in `LineSearchState`.
     """
 
     count: jax.Array
@@ -54,17 +54,17 @@ class SafeLineSearchState(NamedTuple):
 
     Attributes:
       count: as in `LineSearchState`.
-      step_size: of the last step; 0 if no check was passed.
-      trials: step sizes tried on the latent, int32.
+      step_size: step size of the last step; 0 if no check was passed.
+      trials: number of step sizes tried on the latent, int32.
       trial_decrease: as in `FastLineSearchState`, along the direction of the step.
-      hit_floor: whether no check was passed, so that the update is zero.
+      hit_floor: whether no check was passed; the update is then zero.
       direction_state: state of the direction finder.
-      decrease: by how much the step lowered each present task's loss at least, as
-        measured; 0 if no check was passed.
-      checks: forward passes of the whole network at moved parameters, int32.
+      decrease: the smallest measured decrease of any present task's loss; 0 if no check
+        was passed.
+      checks: number of forward passes of the whole network at moved parameters, int32.
       descends: `[tasks]` bool, whether the encoder's own direction lowers the task's
         loss to first order; true for absent tasks.
-      fell_back: whether the step was looked for over the parameters instead.
+      fell_back: whether the step was searched over the parameters instead.
     """
 
     count: jax.Array

@@ -17,8 +17,8 @@ def step_update(
 
     Args:
       grads: gradients of the tasks.
-      direction: of the shared leaves.
-      head_grads: of the heads' leaves.
+      direction: direction of the shared leaves.
+      head_grads: gradients of the heads' leaves.
       step_size: scalar.
     """
     updates = _updates(direction, step_size), _updates(head_grads, step_size)
@@ -32,7 +32,7 @@ def params_after(
     head_grads: Leaves,
     step_size: jax.Array,
 ) -> Any:
-    """Returns the parameters after that step; the frozen ones are not copied."""
+    """Returns the parameters after such a step; frozen parameters are not copied."""
     shared, head_params, frozen = grads.partition.split(params)
     moved = (
         move(shared, direction, step_size),
@@ -56,9 +56,10 @@ def _updates(direction: Leaves, step_size: jax.Array) -> Leaves:
 
 
 def _stored(leaf: jax.Array) -> jax.Array:
-    """Rounds a leaf of half precision: XLA may compute with more digits than it keeps.
+    """Rounds a leaf of half precision to the digits that are stored.
 
-    A trial would then see losses of parameters that no step reaches.
+    XLA may compute with more digits. A trial would then see losses at parameters that
+    no step reaches.
     """
     dtype = jnp.finfo(leaf.dtype)
     if dtype.bits >= 32:

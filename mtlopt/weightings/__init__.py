@@ -1,1 +1,1 @@
-"""Weightings: task gradients in, scaled task gradients out. One file a method."""
+"""Weightings scale the task gradients. Each method has its own file."""

@@ -30,16 +30,16 @@ def weight_by_norms(
     .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
         \frac{\mathrm{mean}_j |g_j|}{|g_i|}
 
-    The gradient-norm weights of physics-informed networks, as in jaxpi: at rest all
-    `w_i g_i` have one length. (GradNorm learns its weights and lets slow tasks have
-    longer gradients.) Weights start at 1. Each update first moves them by its own
-    gradients, then uses them. A weight does not move if its gradient is zero or no
-    number; means are over the others. In `every(1000, weight_by_norms(T))`, as usual,
-    `decay` counts these updates.
+    These are the gradient-norm weights of physics-informed networks, as in jaxpi: at
+    rest all `w_i g_i` have the same length. (GradNorm learns its weights and lets slow
+    tasks have longer gradients.) Weights start at 1. Each update first moves them by
+    its own gradients, then uses them. If a gradient is zero or not finite, its weight
+    does not move and the mean excludes it. Usually this runs as
+    `every(1000, weight_by_norms(T))`; then `decay` counts only every 1000th update.
 
     Args:
       num_tasks: number of tasks T.
-      decay: `beta`, at least 0 and below 1. jaxpi has 0.9; 0 is no average.
+      decay: `beta`, at least 0 and below 1; 0 means no average. jaxpi uses 0.9.
 
     Raises:
       ValueError: if `decay` is out of range.
@@ -66,26 +66,26 @@ def weight_by_norms(
 def weight_by_annealing(
     num_tasks: int, residuals: Sequence[int | str] = (0,), decay: Any = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs the losses of a physics-informed network against that of its equation.
+    r"""Weighs the losses of a physics-informed network against the equation's loss.
 
     .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
         \frac{\max |g_r|}{\mathrm{mean} |g_i|}, \qquad g_r = \sum_{j \in r} g_j
 
-    Learning-rate annealing: the largest element of the gradient of the equation's loss
-    over the mean element of each other one, by size. The residuals' own weights stay 1.
-    Weights start at 1. Each update first moves them by its own gradients, then uses
-    them.
-    They do not move if the gradient is zero or no number. They depend on the
-    coordinates: if more parameters hardly move a loss, its weight grows.
-    `weight_by_norms` does not, and treats all tasks alike. It holds T gradients.
+    This is learning-rate annealing: the largest element of the gradient of the
+    equation's loss is divided by the mean element of each other gradient, in absolute
+    value. The residuals' own weights stay 1. All weights start at 1. Each update first
+    moves them by its own gradients, then uses them. A weight does not move if its
+    gradient is zero or not finite. Weights depend on the coordinates: more parameters
+    that hardly move a loss raise its weight. `weight_by_norms` has no such dependence
+    and treats all tasks alike. `weight_by_annealing` holds T gradients in memory.
 
     Args:
       num_tasks: number of tasks T.
-      residuals: numbers or names of the tasks whose losses are those of the equations.
-      decay: `beta`, at least 0 and below 1. The authors' code has 0.9.
+      residuals: numbers or names of the tasks whose losses come from the equations.
+      decay: `beta`, at least 0 and below 1. The authors' code uses 0.9.
 
     Raises:
-      ValueError: if `decay` is out of range, or `residuals` are no tasks.
+      ValueError: if `decay` is out of range, or `residuals` are not tasks.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt
@@ -121,7 +121,7 @@ def _moving(
     move: Callable[[jax.Array, TaskGrads], jax.Array],
     **kept: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds the weighting whose weights `move` at each update, from 1 on.
+    """Builds the weighting whose weights start at 1 and follow `move` at each update.
 
     Further arguments are those of `TaskGrads.keep_rows`.
     """

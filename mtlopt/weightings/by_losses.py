@@ -1,4 +1,4 @@
-"""Weightings that remember nothing: their weights are a function of the losses."""
+"""Weightings without memory: their weights are a function of the losses."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,9 @@ from mtlopt._checks import Reader, check_num_tasks
 from mtlopt.common.task_weights import TaskWeightsState, mean_weights
 from mtlopt.grad import check_task_grads
 
-# Bound of the slope of a log-weight. Weighted losses are about 1 if log-weights are at
-# rest, so a larger slope says no more than its sign; its square, which Adam keeps,
-# overflows from losses of 1e19. NaN stays NaN.
+# The largest slope of a log-weight. At rest, weighted losses are about 1, so a larger
+# slope says no more than its sign, and its square, which Adam keeps, overflows for
+# losses above 1e19. NaN stays NaN.
 STEEPEST = 1e3
 
 
@@ -25,7 +25,7 @@ def weight_by_losses(
 ) -> optax.GradientTransformationExtraArgs:
     """Builds a weighting from `weights(losses, present, **vectors)`.
 
-    Losses are float32 or wider. The `arguments` become vectors, see `task_argument`.
+    The losses are float32 or wider. See `task_argument` for the `arguments`.
     """
     check_num_tasks(num_tasks)
 
@@ -47,20 +47,20 @@ def weight_by_losses(
 
 
 def bounded_slope(slope: jax.Array) -> jax.Array:
-    """Returns the slope of a learned log-weight, at most `STEEPEST` in size."""
+    """Returns the slope of a learned log-weight, limited to `STEEPEST` in size."""
     return jnp.clip(slope, -STEEPEST, STEEPEST)
 
 
 def only_there(logits: jax.Array, there: jax.Array) -> jax.Array:
-    """Returns logits of a softmax over the tasks that are there: -inf for others."""
-    # Zeros if nobody is there, as -inf less -inf is NaN.
+    """Returns logits of a softmax over the present tasks: -inf for the others."""
+    # Zeros if no task is present, because -inf less -inf is NaN.
     return jnp.where(there, logits, jnp.where(jnp.any(there), -jnp.inf, 0))
 
 
 def preference_of(
     losses: jax.Array, preference: Any, present: jax.Array | None
 ) -> jax.Array:
-    """Returns the preference in the losses' dtype, by default one over their number."""
+    """Returns the preference in the dtype of the losses; by default it is `1/T`."""
     return mean_weights(len(losses), preference, present).astype(losses.dtype)
 
 

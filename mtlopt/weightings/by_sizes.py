@@ -1,20 +1,20 @@
-"""Weights that even out a size of the tasks, as a moving average."""
+"""Weights that make a size of all tasks equal, as a moving average."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# Weights stay so far below the largest number, so that their average is one.
+# Weights stay this factor below the largest number, so that averages are finite.
 _HEADROOM = 4
 
 
 def move_to_equal(
     weights: jax.Array, sizes: jax.Array, there: jax.Array, decay: Any
 ) -> jax.Array:
-    """Moves weights towards the mean size over each own, see `move_towards`.
+    """Moves weights towards the mean size over each task's own, see `move_towards`.
 
-    A task that is not present, or whose size is not a positive number, has no part.
+    An absent task, or one whose size is not a positive number, takes no part.
     """
     sizes = sizes.astype(weights.dtype)
     known = there & (sizes > 0) & jnp.isfinite(sizes)
@@ -26,9 +26,9 @@ def move_to_equal(
 def move_towards(
     weights: jax.Array, target: jax.Array, known: jax.Array, decay: Any
 ) -> jax.Array:
-    """Returns `decay` times the weights and the rest of the target, where it is known.
+    """Returns the moving average of the weights and, where it is known, the target.
 
-    Other weights do not move, nor do those that would not be a number.
+    Weights without a target do not move, nor do weights that would not be finite.
     """
     most = float(jnp.finfo(weights.dtype).max) / _HEADROOM
     moved = decay * weights + (1 - decay) * jnp.minimum(target, most)

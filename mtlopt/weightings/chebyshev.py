@@ -24,8 +24,8 @@ def chebyshev_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_chebyshev`.
 
-    Losses that tie exactly share the weight equally, which is a subgradient. One task
-    has weight `p`. A loss that is not finite gives NaN.
+    Losses that tie exactly share the weight equally, which gives a subgradient. One
+    task has weight `p`. A loss that is not finite gives NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -44,20 +44,20 @@ def chebyshev_weights(
 def weight_by_chebyshev(
     num_tasks: int, preference: Any = None, reference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Descends the largest weighted loss: (weighted) Chebyshev scalarization.
+    r"""Minimises the largest weighted loss: (weighted) Chebyshev scalarization.
 
     .. math:: S = \max_i \, p_i (L_i - z_i), \qquad
         w_i = \begin{cases} p_i / k & \text{for the } k \text{ largest} \\
         0 & \text{otherwise} \end{cases}
 
-    The minimiser of `S` is weakly Pareto-optimal for every positive `p`, and every
-    weakly Pareto-optimal point above `z` is one, on a front of any shape. Only the
-    largest and its head move; near the minimum it alternates (see `weight_by_stch`).
+    For positive `p` the minimiser of `S` is weakly Pareto-optimal. Every weakly
+    Pareto-optimal point above `z` minimises `S` for some `p`, on any front. A step
+    moves only the worst task, which alternates near the minimum (see `weight_by_stch`).
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
-      reference: `z`, `[tasks]` or by name, a lower bound of the losses; None for zero.
+      preference: `p`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
+      reference: `z`, `[tasks]` or by name, a lower bound of the losses; zero if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

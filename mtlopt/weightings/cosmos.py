@@ -24,8 +24,8 @@ def cosmos_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_cosmos`. They may be negative.
 
-    They are `p` if `L` is parallel to `p`, to rounding, or zero, where the cosine has
-    no derivative, and if `penalty` is zero.
+    They equal `p` if `penalty` is zero. They also equal `p` if `L` is zero or parallel
+    to `p`, to rounding, because the cosine has no derivative there.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -42,20 +42,20 @@ def cosmos_weights(
 def weight_by_cosmos(
     num_tasks: int, penalty: Any = 1.0, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Descends a weighted sum and turns the losses towards a preference: COSMOS.
+    r"""Lowers a weighted sum and turns the losses towards a preference: COSMOS.
 
     .. math:: S = \langle p, L \rangle - \lambda \cos(p, L), \qquad
         w = p - \frac{\lambda}{|L|} \Big( \frac{p}{|p|} - \cos(p, L) \frac{L}{|L|} \Big)
 
     The second part turns the vector of losses towards `p` and keeps its length to first
-    order. If a loss is well below its share its weight is negative, so that it rises:
-    watch `TaskGrads.losses`. The network of the paper also reads `p`, drawn anew for
-    every batch; then give `p` by `optax.inject_hyperparams`.
+    order. A loss far below its share gets a negative weight and rises, so watch
+    `TaskGrads.losses`. The network of the paper also gets `p` as an input, drawn anew
+    for every batch; to do the same, pass `p` with `optax.inject_hyperparams`.
 
     Args:
       num_tasks: number of tasks T.
-      penalty: `lambda`, not negative, in the unit of the losses; no value suits all.
-      preference: `p`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
+      penalty: `lambda`, at least 0, in the unit of the losses; no value suits all.
+      preference: `p`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

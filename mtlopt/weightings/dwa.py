@@ -49,7 +49,7 @@ def dwa_weights(
       [1. 1.]
     """
     there = everyone(len(last), present)
-    # A loss that was zero has no rate: it counts as unchanged.
+    # A loss that was zero has no ratio: it counts as unchanged.
     ratio = jnp.where(before == 0, 1, safe_divide(last, before))
     shares = jax.nn.softmax(jnp.where(there, ratio / temperature, -jnp.inf))
     return jnp.where(there, jnp.sum(there, dtype=shares.dtype) * shares, 0)
@@ -58,17 +58,17 @@ def dwa_weights(
 def weight_by_dwa(
     num_tasks: int, *, temperature: Any = 2.0, steps_per_epoch: int = 1
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weights up the losses that fall slowly: dynamic weight average, DWA.
+    r"""Gives more weight to losses that fall slowly: dynamic weight average, DWA.
 
     .. math:: w_i = T \, \mathrm{softmax}_i(r / \tau), \qquad
         r_i = L_i[t-1] / L_i[t-2]
 
-    with `L_i[t]` the mean loss of epoch t. In the first two epochs all weights are 1.
-    Ratios have no unit. A task that is absent for a whole epoch keeps its last rate.
+    Here `L_i[t]` is the mean loss of epoch t. In the first two epochs all weights are
+    1. Ratios have no unit. A task that is absent for an epoch keeps its last ratio.
 
     Args:
       num_tasks: number of tasks T.
-      temperature: `tau`, positive; large is equal weights. The paper's value is 2.
+      temperature: `tau`, positive; a large value gives equal weights. The paper uses 2.
       steps_per_epoch: number of updates that make an epoch, a Python int.
 
     Raises:

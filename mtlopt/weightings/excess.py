@@ -16,7 +16,7 @@ from mtlopt.linalg.simplex import share_out
 from mtlopt.rows.arithmetic import sum_entries
 from mtlopt.rows.protocol import Leaves
 
-# Of squares below the largest number: a square and a sum of squares may be added.
+# Squares stay this factor below the largest number, so that two can be added.
 _HEADROOM = 4
 
 
@@ -25,8 +25,8 @@ class WeightByExcessState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update; they sum to T.
-      squares: sums of the squared gradients, leaves `[tasks, ...]`.
-      initial: `[tasks]`, each task's first excess risk; zero before there is one.
+      squares: sums of the squared gradients of all updates, leaves `[tasks, ...]`.
+      initial: `[tasks]`, the first excess risk of each task; zero before there is one.
     """
 
     task_weights: jax.Array
@@ -37,25 +37,25 @@ class WeightByExcessState(NamedTuple):
 def weight_by_excess(
     num_tasks: int, labels: Rules, learning_rate: Any = 0.01
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weights up the losses that have farthest to fall: ExcessMTL.
+    r"""Gives more weight to losses that are far above their optimum: ExcessMTL.
 
     .. math:: w_i \propto w_i \exp(\eta \, E_i / E_i[0]), \qquad
         E_i = g_i^\top \mathrm{diag}(S_i)^{-1/2} g_i, \qquad S_i = \sum_t g_i[t]^2
 
     `E_i` estimates how far loss i is above its optimum, with AdaGrad's Hessian, so that
-    label noise does not weight up a task for its large loss. Divided by the first one
-    it has no unit: constant factors of the gradients do not change the weights. They
-    are 1 at the first update, and sum to T. An element that never moved counts as zero,
-    a task whose gradient was always zero as unchanged. Squares that are no numbers
-    count as zero, or as the largest number.
+    a task with noisy labels gets no large weight for its large loss. `E_i / E_i[0]` has
+    no unit: constant factors of the gradients do not change the weights. Weights are 1
+    at the first update and sum to T. An element that never moved counts as zero, and a
+    task whose gradient was always zero as unchanged. Squares that underflow count as
+    zero; those that overflow count as the largest number.
 
     Args:
       num_tasks: number of tasks T.
-      labels: who owns which leaf, as given to `task_grad`.
+      labels: which task owns which leaf, as given to `task_grad`.
       learning_rate: `eta`, positive.
 
     Raises:
-      ValueError: if `learning_rate` is not positive, or the rows not those of `labels`.
+      ValueError: if `learning_rate` is not positive or gradients do not fit `labels`.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt
@@ -102,7 +102,7 @@ def weight_by_excess(
             excess += sum_entries(risk).astype(excess.dtype)
         initial = jnp.where(there & (state.initial == 0), excess, state.initial)
         ratio = jnp.where(initial == 0, 1, safe_divide(excess, initial))
-        # A weight that fell to zero would never rise again.
+        # A weight that reached zero would never rise again.
         lasting = jnp.maximum(weights, jnp.finfo(weights.dtype).tiny)
         logits = jnp.where(there, jnp.log(lasting) + learning_rate * ratio, -jnp.inf)
         shares = jax.nn.softmax(logits).astype(weights.dtype)

@@ -28,7 +28,7 @@ class WeightByFamoState(NamedTuple):
       logits: `[tasks]`, the learned `x`.
       inner_state: state of the optimizer of `x`, with a leading task axis.
       losses: `[tasks]`, the losses of the last update.
-      seen: `[tasks]` bool, which tasks had one.
+      seen: `[tasks]` bool, which tasks had a loss in the last update.
     """
 
     task_weights: jax.Array
@@ -47,8 +47,8 @@ def famo_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_famo`, which sum to one.
 
-    `losses` are `D`, the losses minus their lower bounds: a zero has weight zero, a
-    negative one gives NaN. `logits` are `x`, `[tasks]`. A single task has weight 1.
+    `losses` are `D`, the losses minus their lower bounds. A zero gives weight zero, a
+    negative number NaN. `logits` are `x`, `[tasks]`. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -68,40 +68,41 @@ def weight_by_famo(
     min_losses: Any = None,
     exact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Lets all losses fall at the same rate, from the losses alone: FAMO.
+    r"""Lets all losses fall at the same rate, and needs only the losses: FAMO.
 
     .. math:: S = c \sum_i z_i \log D_i, \qquad w_i = c \, \frac{z_i}{D_i}, \qquad
         D = L - b, \quad z = \mathrm{softmax}(x), \quad
         c = \Big( \sum_i \frac{z_i}{D_i} \Big)^{-1}
 
-    with `c` held constant. After each step the logits `x`, initially 0, move towards
-    the tasks whose loss fell least, by their own optimizer along the gradient
+    For gradients of `S`, `c` is a constant. After each step the logits `x`, initially
+    0, move towards the tasks whose loss fell least. Their own optimizer gets the
+    gradient
 
     .. math:: z_i (\delta_i - \langle z, \delta \rangle) + \gamma x_i, \qquad
         \delta = \log D(\theta_t) - \log D(\theta_{t+1})
 
-    Both losses are of one batch; the later ones are the keyword `losses_after` of the
-    next update, `oracle.losses(params, *previous_batch)`. Without it the losses of the
-    current batch are taken. The first update learns nothing.
+    Both losses are of one batch. Pass the later ones to the next update as
+    `losses_after`, from `oracle.losses(params, *previous_batch)`. Without them, the
+    losses of the current batch are used. The first update learns nothing.
 
-    With `exact` no second losses are needed: `delta` is what the difference approaches
-    for short steps along this update `d`, for a learning rate of one,
+    With `exact` no second losses are needed. Then `delta` is the derivative of `log D`
+    along this update `d`, for a learning rate of one:
 
     .. math:: \delta_i = \langle \nabla \log D_i, d \rangle, \qquad
         d = \sum_i w_i \nabla L_i
 
-    by one backward pass (that of `sum_tasks`, if it follows) and one pushforward. The
-    logits move at once; `gamma` counts like one over the learning rate without `exact`.
+    This costs a backward pass (shared with a following `sum_tasks`) and a pushforward.
+    The logits move at once. Without `exact`, `gamma` counts 1 / (learning rate) times.
 
-    A constant factor of a loss changes the length of the step only. The `x` of a task
-    at its lower bound does not move until the loss rises.
+    A constant factor of a loss changes only the length of the step. If a loss is at its
+    lower bound, its `x` does not move until the loss rises.
 
     Args:
       num_tasks: number of tasks T.
-      gamma: pull of the logits towards zero, not negative; it enters the gradient
-        before the optimizer. The paper's listing has 1e-3, the authors' `famo.py` 1e-2.
+      gamma: pull of the logits towards zero, at least 0; it enters the gradient before
+        the optimizer. The paper's listing uses 1e-3, the authors' `famo.py` 1e-2.
       optimizer: any Optax optimizer for `x`. Default: `optax.adam(0.025)`.
-      min_losses: lower bounds `b` of the losses, `[tasks]` or by name; None for zero.
+      min_losses: lower bounds `b` of the losses, `[tasks]` or by name; zero if None.
       exact: whether `delta` is a derivative instead of a difference of losses.
 
     Raises:
@@ -124,7 +125,7 @@ def weight_by_famo(
     check_num_tasks(num_tasks)
     check_range("gamma", gamma)
     read_min_losses = task_argument("min_losses", min_losses, num_tasks)
-    # The second number is below all rounding: a slope of zero has a derivative.
+    # `eps_root` is below all rounding: a slope of zero has a derivative.
     default = optax.adam(0.025, eps_root=1e-30)
     inner = optax.with_extra_args_support(optimizer or default)
 
@@ -172,7 +173,7 @@ def weight_by_famo(
             slope, inner_state, logits, both
         )
         logits = logits + steps
-        if not exact:  # what was learned of the last step counts for this one
+        if not exact:  # the logits learned from the last step count for this one
             weights = famo_weights(current, logits, there)
         return grads.scale_by(weights), WeightByFamoState(
             weights, logits, inner_state, jnp.where(there, losses, 0), there
@@ -188,7 +189,7 @@ def _fall(
     grads: TaskGrads,
     lowest: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns how far `log D` fell in the last step, and of which tasks."""
+    """Returns how far `log D` fell in the last step, and for which tasks."""
     if losses_after is None:
         after, both = losses, state.seen & everyone(len(losses), grads.present)
     else:
@@ -196,7 +197,7 @@ def _fall(
         after, both = after.astype(losses.dtype), state.seen
     before = above_reference(state.losses, lowest, both)
     after = above_reference(after, lowest, both)
-    # A loss of zero has no rate. NaN is not zero and stays visible.
+    # A loss of zero has no logarithm. NaN is not zero and stays visible.
     both = both & (before != 0) & (after != 0)
     before, after = jnp.where(both, before, 1), jnp.where(both, after, 1)
     return jnp.log(before) - jnp.log(after), both

@@ -23,8 +23,7 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
       weights: `w`, `[tasks]` or a mapping from task to weight: any finite numbers.
 
     Raises:
-      ValueError: if `weights` is neither or has an entry that is not finite; at the
-        update, if the number of tasks or a name differs.
+      ValueError: if `weights` is neither, is not finite or does not fit the tasks.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt, optax
@@ -45,7 +44,7 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
 
     def init_fn(params: Any) -> TaskWeightsState:
         del params
-        # By name, the order of the tasks is known at the update only.
+        # With names, the order of the tasks is known only at the update.
         first = jnp.ones(num_tasks) if by_name else jnp.asarray(weights)
         return TaskWeightsState(jnp.array(first, float, copy=True))
 
@@ -54,7 +53,7 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[Any, TaskWeightsState]:
         del extra_args
         if isinstance(updates, TaskGrads):
-            read(updates.tasks)  # its error names the weights
+            read(updates.tasks)  # first, because its error names the weights
         grads = check_task_grads(updates, num_tasks, params, state, "weight_by_fixed")
         factors = read(grads.tasks)
         used = factors.astype(float)

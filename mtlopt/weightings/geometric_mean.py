@@ -13,8 +13,8 @@ def geometric_mean_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_geometric_mean`.
 
-    A loss of zero makes `S` zero, which is its minimum, and all weights zero. A
-    negative loss gives NaN. A single task has weight 1.
+    If a loss is zero, `S` is zero, its minimum, and all weights are zero. A negative
+    loss gives NaN. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -26,18 +26,18 @@ def geometric_mean_weights(
     number = jnp.maximum(jnp.sum(there, dtype=losses.dtype), 1)
     # In logarithms, so that no product overflows or underflows.
     logs = jnp.where(there, jnp.log(losses), 0)
-    own = jnp.where(losses == 0, 0, logs)  # else -inf less -inf: then all weights are 0
+    own = jnp.where(losses == 0, 0, logs)  # -inf less -inf is NaN; weights are then 0
     weights = jnp.exp(jnp.sum(logs) / number - own) / number
     return jnp.where(there, weights, 0)
 
 
 def weight_by_geometric_mean(num_tasks: int) -> optax.GradientTransformationExtraArgs:
-    r"""Descends the geometric mean of the losses: GLS.
+    r"""Minimises the geometric mean of the losses: GLS.
 
     .. math:: S = \Big( \prod_i L_i \Big)^{1/T}, \qquad w_i = \frac{S}{T L_i}
 
-    All weighted losses are equal, `w_i L_i = S / T`: multiplying one loss by a constant
-    changes the length of the step but not its direction, nor the tasks' shares in it.
+    All weighted losses are equal, `w_i L_i = S / T`. A constant factor of one loss
+    changes the length of the step, but not its direction or the tasks' shares in it.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt

@@ -24,8 +24,8 @@ class WeightByGradnormState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update.
-      learned: `[tasks]`, the weights of the next one; they sum to T.
-      initial: `[tasks]`, each task's first loss.
+      learned: `[tasks]`, the weights of the next update; they sum to T.
+      initial: `[tasks]`, the first loss of each task.
       seen: `[tasks]` bool, the tasks that have had a loss.
       inner_state: state of the optimizer of the weights, with a leading task axis.
     """
@@ -43,27 +43,27 @@ def weight_by_gradnorm(
     optimizer: optax.GradientTransformation | None = None,
     layer: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Learns weights that balance gradient norms, larger for slow tasks: GradNorm.
+    r"""Learns weights that balance gradient norms and favour slow tasks: GradNorm.
 
     .. math:: \min_w \sum_i \left| G_i - \bar G \, r_i^\alpha \right|, \qquad
         G_i = w_i |g_i|, \qquad r_i = \frac{L_i / L_i[0]}{\mathrm{mean}_j L_j / L_j[0]}
 
-    one step a batch, with the target `mean(G) r^alpha` held constant; then the weights
-    are divided by their mean, so that they sum to T. They start at 1, and a step uses
-    the weights before it. A weight that would turn negative is zero instead, and can
-    grow again. The losses must not be negative; a first loss of zero has no rate and
-    counts as unchanged. A task that joins later is measured by its own first loss. The
-    slope of a weight is `|g_i|` up to sign: the steps of plain SGD grow with the
-    gradients, those of `optax.adam` do not.
+    Each batch makes one descent step on this sum, with the target `mean(G) r^alpha`
+    held constant. Then the weights are divided by their mean, so that they sum to T.
+    They start at 1, and an update uses the weights from before its step. A weight that
+    would become negative is set to zero and can grow again. The losses must not be
+    negative. If a first loss is zero, the loss counts as unchanged. A task that joins
+    later is measured by its own first loss. The slope of a weight is `|g_i|` up to
+    sign, so steps of plain SGD grow with the gradients; steps of `optax.adam` do not.
 
     Args:
       num_tasks: number of tasks T.
-      alpha: pull towards a common training rate, at least 0: 0 is equal norms. The
-        paper has 1.5 for tasks that differ, 0.12 for alike ones.
+      alpha: pull towards a common training rate, at least 0; 0 gives equal norms. The
+        paper uses 1.5 for tasks that differ and 0.12 for similar ones.
       optimizer: any Optax optimizer for the weights. Default: `optax.sgd(0.025)`.
-      layer: path of the shared leaves whose norms are taken, such as `"encoder/last"`;
-        the paper has the last shared layer. None for the latent, which costs nothing,
-        or without `encode` for all shared leaves, with T backward passes.
+      layer: path of the shared leaves whose norms are used, such as `"encoder/last"`;
+        the paper uses the last shared layer. None means the latent, which costs
+        nothing, or without `encode` all shared leaves, which costs T backward passes.
 
     Raises:
       ValueError: if `alpha` is negative; at the update, if `layer` is no shared leaf.
@@ -131,13 +131,13 @@ def weight_by_gradnorm(
 
 
 def _mean(values: jax.Array, there: jax.Array) -> jax.Array:
-    """Returns the mean over present tasks; zero without any."""
+    """Returns the mean over the present tasks; zero if there are none."""
     total = jnp.sum(jnp.where(there, values, 0))
     return total / jnp.maximum(jnp.sum(there, dtype=values.dtype), 1)
 
 
 def _with_norms(grads: TaskGrads, layer: str | None) -> tuple[TaskGrads, jax.Array]:
-    """Returns the gradients, and the norms `[tasks]` of what is looked at of them."""
+    """Returns the gradients, and the norms `[tasks]` of the leaves in `layer`."""
     if layer is None:
         seen = grads.in_latent_space() if grads.linear.has_latent else grads
         seen = seen.keep_rows()
@@ -145,7 +145,7 @@ def _with_norms(grads: TaskGrads, layer: str | None) -> tuple[TaskGrads, jax.Arr
         return kept, seen.rows().norms()
     chosen = _leaves_below(grads.partition, layer)
     rows = dataclasses.replace(grads, in_latent=False).rows().leaves()
-    # What is left unread of the rows, XLA does not compute.
+    # XLA does not compute rows that are never read.
     kept = [row for row, below in zip(rows, chosen, strict=True) if below]
     return grads, MaterialRows(grads.num_tasks, kept).norms()
 

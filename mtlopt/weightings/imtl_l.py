@@ -25,19 +25,19 @@ class WeightByImtlLState(NamedTuple):
 def weight_by_imtl_l(
     num_tasks: int, optimizer: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Learns a scale per task that makes its weighted loss one: IMTL-L.
+    r"""Learns a scale per task that brings its weighted loss to one: IMTL-L.
 
     .. math:: S = \sum_i e^{s_i} L_i - s_i, \qquad w_i = e^{s_i}
 
-    `s_i` is initially 0, so training starts from the plain sum; `w_i L_i = 1` when
-    `s_i` is at rest. It is twice `weight_by_uncertainty` of regression losses at `-s`,
-    with the same bound of the slope. Losses must be positive: the scale of one that
-    stays zero grows without bound. With `imtl_g` as the aggregator, this is IMTL.
+    `s_i` starts at 0, so training starts from the plain sum. At rest `w_i L_i = 1`. `S`
+    is twice that of `weight_by_uncertainty` for regression, with `-s` in place of `s`,
+    and the slope has the same limit. Losses must be positive: if a loss stays zero, its
+    scale grows without bound. With `imtl_g` as the aggregator, this is IMTL.
 
     Args:
       num_tasks: number of tasks T.
       optimizer: any Optax optimizer for `s`. Default: `optax.adam(1e-2)`. With plain
-        SGD the step of `s_i` grows with the unit of `L_i`, up to slopes of 1e3.
+        SGD, the step of `s_i` grows with the scale of `L_i`, up to a slope of 1e3.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt, optax

@@ -1,4 +1,4 @@
-"""Log-transformed losses: dual-balancing's loss half (Lin et al., 2023)."""
+"""Log-transformed losses: the loss half of dual-balancing (Lin et al., 2023)."""
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ def weight_by_log(num_tasks: int) -> optax.GradientTransformationExtraArgs:
 
     .. math:: L_i \leftarrow \log L_i, \qquad w_i = 1 / L_i
 
-    `chain(weight_by_log(T), sum_tasks(T))` descends the product of the losses, and so
-    their geometric mean; `chain(weight_by_log(T), balance_norms(T))` is DB-MTL.
+    `chain(weight_by_log(T), sum_tasks(T))` minimises the product of the losses, and so
+    their geometric mean. `chain(weight_by_log(T), balance_norms(T))` is DB-MTL.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt, optax

@@ -13,7 +13,7 @@ from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.weightings.by_sizes import move_to_equal
 
-# Gradients of points that are made and held at a time: faster than one by one.
+# So many gradients of points are made and held at a time, faster than one by one.
 _AT_A_TIME = 16
 
 
@@ -32,27 +32,27 @@ def weight_by_ntk(
         \frac{\mathrm{mean}_j \rho_j}{\rho_i}, \qquad
         \rho_i = \frac{\mathrm{tr} K_i}{N_i}, \quad K_i = J_i J_i^\top
 
-    The losses must be means of squared residuals, `L_i = |r_i|^2 / N_i`, with `J_i =
-    dr_i / dtheta`. The mean of the kernel's diagonal does not depend on the direction
-    of the residual. Pass the traces to the update as `traces`, numbers `[tasks]` or by
-    name, or a function that returns them, such as `lambda: ntk_traces(residuals,
-    params, *batch)`. It is called only if the weights are computed, so with
-    `every(1000, weight_by_ntk(T))` on every 1000th update.
+    The losses must be means of squared residuals, `L_i = |r_i|^2 / N_i`, with
+    `J_i = dr_i / dtheta`. The mean of the kernel's diagonal does not depend on the
+    direction of the residual. Pass the traces to the update as `traces`: numbers
+    `[tasks]` or by name, or a function that returns them, such as `lambda:
+    ntk_traces(residuals, params, *batch)`. The function is called only if an update
+    computes weights; in `every(1000, weight_by_ntk(T))` that is every 1000th update.
 
-    Without `traces` the weighting uses the kernel along the current residual,
+    Without `traces` the weighting uses the kernel along the current residual:
 
     .. math:: \rho_i = \frac{|g_i|^2}{L_i}
         = \frac{4}{N_i} \frac{r_i^\top K_i r_i}{r_i^\top r_i}
 
-    the rate at which loss i falls along its own gradient, for one backward pass per
-    task. With one point per task both agree, but for the factor 4, which cancels.
+    This is the rate at which loss i falls along its own gradient, for one backward pass
+    per task. With one point per task both agree up to a factor 4, which cancels.
 
-    Weights start at 1 and move before each update uses them. A weight does not change
-    if its rate is not positive and finite, as for a loss of zero.
+    Weights start at 1. Each update first moves them, then uses them. A weight does not
+    change if its rate is not positive and finite, for example for a loss of zero.
 
     Args:
       num_tasks: number of tasks T.
-      decay: `beta`, at least 0 and below 1. jaxpi has 0.9; 0 is no average.
+      decay: `beta`, at least 0 and below 1; 0 means no average. jaxpi uses 0.9.
 
     Raises:
       ValueError: if `decay` is out of range; at the update, if `traces` does not fit.
@@ -108,19 +108,19 @@ def ntk_traces(residuals: Callable[..., Any], params: Any, *args: Any) -> Any:
     .. math:: \frac{\mathrm{tr} K_i}{N_i}
         = \frac{1}{N_i} \sum_n \left| \frac{\partial r_{in}}{\partial \theta} \right|^2
 
-    One gradient a point, 16 of them held at a time, so it costs as many backward passes
-    as there are points in all tasks: use it on some of the points, or seldom. It is
-    exact, because weights divide by it: an estimate from one random vector can come out
-    near zero, if one eigenvalue dominates, and its inverse has no mean.
+    `ntk_traces` takes one gradient per point, 16 at a time, so it costs one backward
+    pass for every point of every task: use some of the points, or call it seldom. The
+    result is exact, because weights divide by it. An estimate from one random vector
+    can be near zero if one eigenvalue dominates, and its inverse has no mean.
 
     Args:
-      residuals: function from `(params, *args)` to a mapping from the tasks' names, or
-        a sequence in their order, of residuals at points, of any shape.
-      params: where the kernel is taken, a pytree of arrays; all of them count.
-      *args: of the residuals.
+      residuals: function from `(params, *args)` to the residuals at points, of any
+        shape: a mapping from the tasks' names, or a sequence in the tasks' order.
+      params: a pytree of arrays at which the kernel is taken; all of them count.
+      *args: further arguments of `residuals`.
 
     Returns:
-      A number for each entry, in the mapping or sequence that the function returns.
+      One number for each entry, in the same mapping or sequence as the residuals.
 
     Raises:
       ValueError: if all residuals are scalars, as losses are.

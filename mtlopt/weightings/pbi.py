@@ -24,8 +24,8 @@ def pbi_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_pbi`. They may be negative.
 
-    They are `u` on the ray of `p`, to rounding, where `d_2` has no derivative, and if
-    `penalty` is zero. A single task has weight 1.
+    They equal `u` if `penalty` is zero, and if the losses are on the ray of `p`, to
+    rounding, because `d_2` has no derivative there. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -45,23 +45,22 @@ def weight_by_pbi(
     preference: Any = None,
     reference: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Descends along a direction of preference and towards it: PBI.
+    r"""Lowers the losses along a preferred ray and moves them towards it: PBI.
 
     .. math:: S = d_1 + \theta d_2, \qquad d_1 = \langle L - z, u \rangle, \qquad
         d_2 = | L - z - d_1 u |, \qquad u = p / |p|
 
         w = u + \theta \, \frac{L - z - d_1 u}{d_2}
 
-    `d_1` is how far the losses are from the reference point along `p`, `d_2` how far
-    they are off that ray. The weights do not depend on the unit that all losses share.
-    If a loss is well below its share its weight is negative, so that it rises: watch
-    `TaskGrads.losses`.
+    `d_1` is the distance of the losses from the reference point along `p`; `d_2` is
+    their distance from this ray. The unit of all losses does not matter. A loss far
+    below its share has a negative weight and rises: watch `TaskGrads.losses`.
 
     Args:
       num_tasks: number of tasks T.
-      penalty: `theta`, not negative. The paper's value is 5.
-      preference: `p`, `[tasks]` or by name, at least 0, of any length; None for equal.
-      reference: `z`, `[tasks]` or by name, a lower bound of the losses; None for zero.
+      penalty: `theta`, at least 0. The paper uses 5.
+      preference: `p`, `[tasks]` or by name, at least 0, of any length; equal if None.
+      reference: `z`, `[tasks]` or by name, a lower bound of the losses; zero if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.
@@ -75,7 +74,7 @@ def weight_by_pbi(
 
     References:
       Zhang and Li, *MOEA/D*, IEEE Transactions on Evolutionary Computation 11, 2007,
-      section II-C; its `d_1` is an absolute value, the same above `z`.
+      section II-C; there `d_1` is an absolute value, which is the same above `z`.
     """
     check_range("penalty", penalty)
 

@@ -13,7 +13,7 @@ Distribution = Literal["normal", "dirichlet"]
 
 
 class WeightByRandomState(NamedTuple):
-    """State of `weight_by_random`: the last weights, the key of those to come."""
+    """State of `weight_by_random`: the last weights, and the key of the next ones."""
 
     task_weights: jax.Array
     key: jax.Array
@@ -26,9 +26,9 @@ def weight_by_random(
 
     .. math:: w = \mathrm{softmax}(\epsilon), \qquad \epsilon_i \sim N(0, 1)
 
-    The weights are positive and sum to one, so in the mean it is training on the
-    averaged loss, with more noise: the baseline that a method with learned weights has
-    to beat. The present tasks draw what they would draw if absent ones did not exist.
+    The weights are positive and sum to one, so on average this is training on the
+    averaged loss, with more noise. A method with learned weights has to beat this
+    baseline. Absent tasks do not change the weights that the present tasks draw.
 
     Args:
       num_tasks: number of tasks T.
@@ -75,7 +75,7 @@ def weight_by_random(
             places = jnp.cumsum(grads.present) - 1
             numbers = jnp.where(grads.present, numbers[places], -jnp.inf)
         weights = jax.nn.softmax(numbers)
-        if grads.present is not None:  # all absent: not NaN
+        if grads.present is not None:  # zeros, not NaN, if all are absent
             weights = jnp.where(grads.present, weights, 0)
         return grads.scale_by(weights), WeightByRandomState(weights, key)
 

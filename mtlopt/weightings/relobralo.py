@@ -21,7 +21,7 @@ class WeightByRelobraloState(NamedTuple):
       initial: `[tasks]`, each task's first loss.
       last: `[tasks]`, each task's last loss.
       count: `[tasks]` int32, how many losses each task has had.
-      key: PRNG key of the lookbacks to come.
+      key: PRNG key of the next lookbacks.
     """
 
     task_weights: jax.Array
@@ -40,7 +40,7 @@ def relobralo_weights(
     """Returns the weights `b[s]` `[tasks]` of `weight_by_relobralo`.
 
     They sum to the number of present tasks. `reference` are the losses `L[s]`,
-    `[tasks]`; one that was zero counts as unchanged.
+    `[tasks]`. A loss whose reference is zero counts as unchanged.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -50,7 +50,7 @@ def relobralo_weights(
       0.5 1.5
     """
     there = everyone(len(losses), present)
-    # A loss that was zero has no rate: it counts as unchanged.
+    # A loss that was zero has no ratio: it counts as unchanged.
     ratio = jnp.where(reference == 0, 1, safe_divide(losses, reference))
     shares = jax.nn.softmax(only_there(ratio / temperature, there))
     return jnp.where(there, jnp.sum(there, dtype=shares.dtype) * shares, 0)
@@ -64,24 +64,24 @@ def weight_by_relobralo(
     keep: Any = 0.999,
     key: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs up the losses that fell least, since the last step and since the first.
+    r"""Gives more weight to losses that fell least since the last and the first step.
 
     .. math:: w \leftarrow \alpha \, (\rho w + (1 - \rho) \, b[0])
         + (1 - \alpha) \, b[t-1], \qquad
         b_i[s] = T \, \mathrm{softmax}_i \frac{L_j[t]}{\tau L_j[s]}
 
-    with `rho` drawn anew for every update, 1 with probability `keep` and else 0: the
-    random lookback, which replaces the average by the progress since the first loss.
-    Weights start at 1, which is what the first update uses, and the second uses
-    `b[t-1]` without an average. They are positive, and sum to T. Ratios have no unit.
-    Losses must not be negative; if one is no number, no weight moves. A task that joins
-    later is measured by its own first loss.
+    Here `rho` is drawn anew for every update: 1 with probability `keep` and else 0. A 0
+    is a random lookback, which replaces the average by the progress since the first
+    loss. The first update uses weights of 1, the second `b[t-1]` without an average.
+    Weights are positive and sum to T. Ratios have no unit. If a loss is not finite, no
+    weight moves. Losses must not be negative. Each task is measured by its own first
+    loss.
 
     Args:
       num_tasks: number of tasks T.
-      temperature: `tau`, positive; large is equal weights.
+      temperature: `tau`, positive; a large value gives equal weights.
       decay: `alpha`, at least 0 and below 1.
-      keep: probability that there is no lookback, between 0 and 1, both included.
+      keep: probability that there is no lookback, from 0 to 1.
       key: seed or key of the lookbacks.
 
     Raises:
@@ -99,7 +99,7 @@ def weight_by_relobralo(
 
     References:
       Bischof and Kraus, *Multi-Objective Loss Balancing for Physics-Informed Deep
-      Learning*, arXiv:2110.09813; the second update is that of the authors' code.
+      Learning*, arXiv:2110.09813; the second update follows the authors' code.
     """
     check_num_tasks(num_tasks)
     check_positive("temperature", temperature)
@@ -139,7 +139,7 @@ def weight_by_relobralo(
         )
         looks_back = jax.random.uniform(draw_key, dtype=weights.dtype) >= keep
         history = jnp.where(looks_back, from_first, weights)
-        # A task's second loss is the first that has a rate.
+        # A task's second loss is the first that has a ratio.
         alpha = jnp.where(state.count == 1, 0, decay)
         moved = alpha * history + (1 - alpha) * from_last
         moves = there & ~is_first & jnp.isfinite(moved)

@@ -62,21 +62,21 @@ def weight_by_softadapt(
     loss_weighted: bool = False,
     steps_per_epoch: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs up the losses that rise, or fall least: SoftAdapt.
+    r"""Gives more weight to losses that rise or fall least: SoftAdapt.
 
     .. math:: w_i = T \, \mathrm{softmax}_i(\beta s), \qquad s_i = L_i[t-1] - L_i[t-2]
 
-    with `L_i[t]` the mean loss of epoch t. In the first two epochs all weights are 1.
-    Slopes have the unit of the losses: slopes below 1 / beta hardly change the weights,
-    so without `normalised` small losses are just summed. A task that is absent for a
-    whole epoch keeps its last slope.
+    Here `L_i[t]` is the mean loss of epoch t. In the first two epochs all weights are
+    1. Slopes have the unit of the losses. Slopes below 1 / beta hardly change the
+    weights, so without `normalised` small losses are just summed. A task that is absent
+    for a whole epoch keeps its last slope.
 
     Args:
       num_tasks: number of tasks T.
-      beta: how much slopes count; 0 is the summed loss, negative weighs up those that
-        fall fastest. The paper's code has 0.1.
+      beta: how much slopes count. 0 gives the summed loss; a negative number favours
+        the losses that fall fastest. The paper's code uses 0.1.
       normalised: whether slopes are divided by the sum of their sizes, `sum_j |s_j|`.
-      loss_weighted: whether weights are multiplied by the losses' mean, not negative.
+      loss_weighted: whether to multiply weights by the mean losses (at least 0).
       steps_per_epoch: number of updates that make an epoch, a Python int.
 
     Raises:
@@ -93,8 +93,8 @@ def weight_by_softadapt(
       0.238 1.762
 
     References:
-      Heydari, Thompson and Mehmood, *SoftAdapt*, arXiv:1912.12355, section 3.1, with
-      weights that sum to T instead of 1 and the first difference as slope.
+      Heydari, Thompson and Mehmood, *SoftAdapt*, arXiv:1912.12355, section 3.1; here
+      weights sum to T instead of 1, and the slope is the first difference.
     """
 
     def weights_of(last: jax.Array, before: jax.Array, there: jax.Array) -> jax.Array:

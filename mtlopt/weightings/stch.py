@@ -1,4 +1,4 @@
-"""STCH: smooth Chebyshev scalarization (Lin et al., 2024), of losses and of logs."""
+"""STCH: smooth Chebyshev scalarization (Lin et al., 2024), of losses and log-losses."""
 
 from typing import Any, NamedTuple
 
@@ -27,12 +27,12 @@ from mtlopt.weightings.log import log_weights
 
 
 def _shares(values: jax.Array, mu: Any, there: jax.Array) -> jax.Array:
-    """Softmax of `values / mu` over the tasks that are there."""
+    """Returns the softmax of `values / mu` over the present tasks."""
     values = only_there(values, there)
     (largest,) = reduce_each(maxima=[values])
-    # The largest comes off first, so that no quotient by a small `mu` overflows. It is
-    # told by comparison: compiled as a fused multiply-add, a large product less its own
-    # rounded value is not zero.
+    # The largest value is subtracted first, so that no quotient by a small `mu`
+    # overflows. A comparison finds it: compiled as a fused multiply-add, a large
+    # product less its own rounded value is not zero.
     below = jnp.minimum((values - largest) / mu, 0)
     return jnp.where(there, jax.nn.softmax(jnp.where(values == largest, 0, below)), 0)
 
@@ -61,21 +61,20 @@ def stch_weights(
 def weight_by_stch(
     num_tasks: int, mu: Any = 1.0, preference: Any = None, reference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Descends a smooth maximum of the weighted losses: STCH.
+    r"""Minimises a smooth maximum of the weighted losses: STCH.
 
     .. math:: S = \mu \log \sum_i \exp \big( p_i (L_i - z_i) / \mu \big), \qquad
         w_i = p_i \, \mathrm{softmax}_i \big( p (L - z) / \mu \big)
 
-    `S` is between the largest `p_i (L_i - z_i)` and that plus `mu log T`. A small `mu`
-    is `weight_by_chebyshev`, a large one fixed weights `p / T`. `mu` has the unit of
-    the weighted losses: for losses in the thousands 1 is small. Equal gradients get a
-    short step.
+    `S` exceeds the largest `p_i (L_i - z_i)` by at most `mu log T`. A small `mu` gives
+    `weight_by_chebyshev`, a large `mu` fixed weights `p / T`. `mu` has the unit of the
+    weighted losses: 1 is small for losses of 1,000. Equal gradients give a short step.
 
     Args:
       num_tasks: number of tasks T.
-      mu: softness, positive. The paper has values from 0.01 to 1.
-      preference: `p`, `[tasks]` or by name, at least 0, used as it is; None for `1/T`.
-      reference: `z`, `[tasks]` or by name, a lower bound of the losses; None for zero.
+      mu: softness, positive. The paper uses values from 0.01 to 1.
+      preference: `p`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
+      reference: `z`, `[tasks]` or by name, a lower bound of the losses; zero if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.
@@ -113,7 +112,7 @@ class WeightByLogStchState(NamedTuple):
     Attributes:
       task_weights: `[tasks]`, weights of the last update.
       count: updates so far, int32.
-      nadir: `[tasks]`, mean of the losses that were measured.
+      nadir: `[tasks]`, mean of the losses measured so far.
       seen: `[tasks]`, number of losses in that mean.
     """
 
@@ -129,7 +128,7 @@ def log_stch_weights(
     """Returns the weights `w` `[tasks]` of `weight_by_log_stch` after the warm-up.
 
     `nadir` is `n`, `[tasks]`. A loss or a nadir of zero gives weight zero, a negative
-    loss NaN. One task has weight `1 / L`.
+    loss gives NaN. One task has weight `1 / L`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -151,22 +150,22 @@ def log_stch_weights(
 def weight_by_log_stch(
     num_tasks: int, mu: Any = 1.0, warmup_steps: int = 1, nadir_steps: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Descends a smooth maximum of the log-losses, beside those of a warm-up: STCH.
+    r"""Minimises a smooth maximum of log-losses, relative to a warm-up: STCH.
 
     .. math:: S = T \mu \log \sum_i \Big( \frac{L_i}{n_i} \Big)^{1/\mu}, \qquad
         w_i = \frac{T}{L_i} \mathrm{softmax}_i \Big( \frac{\log (L_i / n_i)}{\mu} \Big)
 
-    with the nadir `n_i` the mean loss over the warm-up, or over its last `nadir_steps`
+    The nadir `n_i` is the mean loss over the warm-up, or over its last `nadir_steps`
     updates. During the warm-up `S = sum_i log L_i`. The task that has fallen least
-    counts most, and `mu` has no unit: multiplying one loss by a constant changes
-    nothing. On T equal gradients g and equal losses `L` it returns `T g / L`. A task
-    that was absent in all of them takes its next loss as its nadir.
+    counts most. `mu` has no unit: a constant factor of a loss changes nothing. On T
+    equal gradients g and equal losses `L`, `d` is `T g / L`. A task that was absent in
+    all these updates takes its next loss as its nadir.
 
     Args:
       num_tasks: number of tasks T.
       mu: softness, positive.
-      warmup_steps: updates before the nadir is known, a Python int.
-      nadir_steps: how many of them are averaged, the last 1 or more; None for all.
+      warmup_steps: number of updates before the nadir is known, a Python int.
+      nadir_steps: how many of the last warm-up updates are averaged; None for all.
 
     Raises:
       ValueError: if `mu` or a number of steps is out of range.
@@ -187,13 +186,13 @@ def weight_by_log_stch(
     check_num_tasks(num_tasks)
     check_positive("mu", mu)
     warmup_steps = as_int("warmup_steps", warmup_steps)
-    averaged = warmup_steps  # of which the last ones
+    averaged = warmup_steps  # the last ones of the warm-up
     if nadir_steps is not None:
         averaged = as_int("nadir_steps", nadir_steps, high=warmup_steps)
 
     def init_fn(params: Any) -> WeightByLogStchState:
         del params
-        # An array each: the caller may donate the state.
+        # Separate arrays, because the caller may donate the state.
         return WeightByLogStchState(
             jnp.ones(num_tasks),
             jnp.zeros([], jnp.int32),

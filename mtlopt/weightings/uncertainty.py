@@ -34,19 +34,18 @@ def weight_by_uncertainty(
 
     .. math:: L = \sum_i c_i e^{-s_i} L_i + \tfrac12 s_i, \qquad w_i = c_i e^{-s_i}
 
-    with `s_i` the log-variance of task i, initially 0, and `c_i` = 1/2 for a regression
-    loss (squared error), 1 for a classification loss (cross-entropy). The combined loss
-    may be negative, which is normal: watch `TaskGrads.losses`.
+    Here `s_i` is the log-variance of task i, initially 0. `c_i` is 1/2 for a regression
+    loss (squared error) and 1 for a classification loss (cross-entropy). The combined
+    loss may be negative, which is normal: watch `TaskGrads.losses`.
 
-    The slope of `s_i` is at most 1e3 in size, so that one huge or infinite loss does
-    not fill the optimizer's moments for good. The slope of a NaN loss is NaN, and so is
-    `s_i` from then on; `skip_not_finite` around the whole chain forgets such a batch.
+    The slope of `s_i` is at most 1e3 in size, so one huge or infinite loss does not
+    fill the optimizer's moments for good. A NaN loss makes the slope NaN, and then
+    `s_i` stays NaN. `skip_not_finite` around the whole chain skips such a batch.
 
     Args:
       num_tasks: number of tasks T.
       kind: `"regression"` or `"classification"`, for all tasks or one per task, in
-        their order or by name. An absolute error counts as regression: it has a Laplace
-        distribution.
+        order or by name. An absolute error (Laplace distribution) counts as regression.
       optimizer: any Optax optimizer for `s`. Default: `optax.adam(1e-2)`.
 
     Raises:
@@ -84,7 +83,7 @@ def weight_by_uncertainty(
     def init_fn(params: Any) -> WeightByUncertaintyState:
         del params
         log_variance = jnp.zeros(num_tasks)
-        # By name, the order of the tasks is known at the update only.
+        # With names, the order of the tasks is known only at the update.
         by_name = isinstance(kind, Mapping)
         weights = jnp.ones(num_tasks) if by_name else jnp.asarray(factors(()))
         return WeightByUncertaintyState(
