@@ -45,7 +45,7 @@ if make_context := getattr(mlir, "make_ir_context", None):
     shared = functools.lru_cache(1)(lambda *_: make_context())
     mlir.make_ir_context = lambda: shared(threading.get_ident(), next(lowered) // 100)
 # Tracing makes many objects that live on; Python's defaults look at them too often.
-gc.set_threshold(100_000, 20, 100)
+gc.set_threshold(500_000, 20, 100)
 
 
 def pytest_collection_finish():
