@@ -57,8 +57,9 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
     :math:`s_{ik}` is the mutual affinity of two tasks, in units of the effect of their
     own steps. A quotient whose denominator is not positive counts as zero. Each task
     begins alone. Then the two groups with the largest mean :math:`s` between their
-    tasks merge, as long as that mean is positive. If affinities are positive within
-    some groups and negative between them, these groups are found.
+    tasks merge, again and again, as long as that mean is positive. If affinities are
+    positive within some groups and negative between them, the function finds these
+    groups.
 
     Args:
       affinity: `B`, `[tasks, tasks]`; entry (i, k) is the effect of task i on task k.
@@ -66,7 +67,8 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
     Returns:
       int32 `[tasks]`: the group of every task, named by the index of its first member.
       The mask `[groups, tasks]` of the groups is
-      `groups == jnp.arange(len(groups))[:, None]`; rows of unused names are empty.
+      `groups == jnp.arange(len(groups))[:, None]`; a name that no group uses has a row
+      of False.
 
     Raises:
       ValueError: if `affinity` is not a square matrix.
@@ -79,8 +81,8 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
 
     Note:
       The authors' code runs affinity propagation on :math:`s`, with the median of
-      :math:`s` as the preference. It may fail to converge, and makes groups whatever
-      the signs are; here the signs decide.
+      :math:`s` as the preference. Their method may fail to converge, and it ignores the
+      signs of :math:`s`; here the signs decide.
     """
     affinity = jnp.asarray(affinity)
     if affinity.ndim != 2 or len(set(affinity.shape)) != 1:
@@ -126,17 +128,18 @@ def affinity_step(
     whose step on its summed loss leads from :math:`\theta` to :math:`\theta^+`.
     :math:`\theta` includes the head of task `k`, which moves if `k` is in `G`. If two
     tasks of one group have :math:`b_{ii}` and :math:`b_{ik}` of different signs,
-    :math:`-\max(b_{ii}, b_{ik})` replaces :math:`b_{ik}`. A negative :math:`b_{ii}` is
-    left out. The next step uses the `affinity_groups` of :math:`B`.
+    :math:`-\max(b_{ii}, b_{ik})` replaces :math:`b_{ik}`. A negative :math:`b_{ii}`
+    does not change :math:`B_{ii}`. The next step uses the `affinity_groups` of
+    :math:`B`.
 
     Every member of a group is credited with the whole step of the group. So tasks that
     no longer help each other stay together while both losses fall: groups merge more
     easily than they part.
 
-    A step takes as many turns as there are groups, and one more forward pass. Each turn
-    costs a forward and a backward pass of the encoder and all heads. The turns are a
-    loop whose length is unknown when the program is compiled. On a CPU a plain `lax`
-    convolution is many times slower in a loop.
+    A step makes as many turns as there are groups, and one more forward pass at the
+    end. Each turn costs a forward and a backward pass of the encoder and all heads. The
+    turns are a loop whose length is unknown when the program is compiled. On a CPU a
+    plain `lax` convolution is many times slower in such a loop.
 
     Args:
       oracle: an oracle from `task_grad`.
@@ -153,9 +156,9 @@ def affinity_step(
       next run, the next `AffinityState`, and a `StepOutput`. Begin with
       `AffinityState.alone(num_tasks)`. Groups move in the order of their first members,
       or with `key` in a random order. Losses are as in `individual_step`. `aux` has a
-      leading axis of as many turns as there are tasks, with zeros for turns that did
-      not take place. An affinity does not change if one of its tasks is absent, the
-      loss is not positive, or the new value is not finite.
+      leading axis of turns, one for each task, with zeros for turns that did not take
+      place. An affinity does not change if one of its two tasks is absent, if the loss
+      is not positive, or if the new value is not finite.
 
     Raises:
       TypeError: if `oracle` is not an `mtlopt.Oracle`.

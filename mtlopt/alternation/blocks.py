@@ -86,29 +86,29 @@ def alternate_blocks(
     Optax optimizers, each with its own learning rate and state. SAT is `n = m = 1` with
     a fresh batch for each step. ATE counts whole epochs: with `t` batches per epoch,
     `n = t E_0` and `m = t E_ts` (Algorithm A.1, whose loops as printed run one epoch
-    more). The resting block and its optimizer's state stay bit for bit as they are. So
-    a schedule inside `shared` or `task` counts that block's own steps, `n` or `m` of
+    more). The resting block and its optimizer's state stay exactly the same. So a
+    schedule inside `shared` or `task` counts that block's own steps, `n` or `m` of
     every `n + m`. To use a schedule of the global step, leave the learning rate out of
     both optimizers, and chain `optax.scale_by_learning_rate(schedule)` after this
     transform.
 
-    The transform takes a gradient with the structure of the parameters, of the summed
-    loss or from any aggregator. It reads the active block of the gradient only, and
-    `block_step` computes this block only.
+    The transform takes a gradient with the structure of the parameters: that of the
+    summed loss, or the result of any aggregator. It reads only the active block of the
+    gradient, and `block_step` computes only this block.
 
     `update` takes three keywords, which `block_step` passes. `block` names the block
     that moves, as a Python string. Then the optimizer of the resting block is not even
     compiled. Without `block`, the step count chooses the block inside the program.
-    `active` is a mapping from label to bool, as in `per_label`, for heads without
-    labels in the batch. If you pass the `partition` of an oracle, labels that differ
-    from it raise an error.
+    `active` is a mapping from label to bool, as in `per_label`, for heads whose tasks
+    are absent from the batch. If you pass the `partition` of an oracle, labels that
+    differ from it raise an error.
 
     Args:
       shared: optimizer of the shared leaves.
       task: optimizer of the heads, with a state per label.
       labels: which leaf is shared and which belongs to which task, see `label_params`.
-      shared_steps: `n`.
-      task_steps: `m`.
+      shared_steps: `n`, the length of the shared phase.
+      task_steps: `m`, the length of the task phase.
 
     Returns:
       A transform. Chain it last; only a scaling may follow it.
@@ -202,7 +202,7 @@ def _moves(
 def block_step(
     oracle: Oracle, optimizer: optax.GradientTransformation, block: Block | None = None
 ) -> Callable[..., tuple[Run, StepOutput]]:
-    """Builds a training step that computes the moving block's gradient only.
+    """Builds a training step that computes only the gradient of the moving block.
 
     With `block` you choose the phase in Python: the gradient of the other block is
     never part of the program, and a host loop (see `block_at`) calls one of two
@@ -217,11 +217,12 @@ def block_step(
         losses (the paper's `lambda`) into the loss functions. To use the direction of
         an aggregator, write your own step with
         `optimizer.update(oracle(params, ...), ...)`.
-      block: `"shared"` or `"task"`; None for the optimizer's count.
+      block: `"shared"` or `"task"`; None means that the optimizer's count chooses.
 
     Returns:
-      A step as `train_step` returns it, on the summed loss at `args`. `extra_args` are
-      for the optimizer, such as `value` for `optax.reduce_on_plateau`.
+      A step with the arguments and results of a step from `train_step`, on the summed
+      loss. The optimizer gets `extra_args`, such as `value` for
+      `optax.reduce_on_plateau`.
 
     Raises:
       TypeError: if `oracle` is not an `mtlopt.Oracle`. At a step, if `run` is not a
@@ -293,7 +294,8 @@ def only_state(opt_state: PyTree, kind: type, name: str) -> Any:
     """Returns the only state of a kind in an optimizer's state, or raises.
 
     Raises:
-      ValueError: also if there is a weighting or an aggregator in the optimizer.
+      ValueError: if there is no such state or more than one, or if the optimizer has a
+        weighting or an aggregator.
     """
     if optax.tree.get_all_with_path(opt_state, "task_weights"):
         raise ValueError(

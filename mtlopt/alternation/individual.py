@@ -60,17 +60,17 @@ def individual_optimizers(
     Tasks move the shared parameters in turn. With one moving average `m` for all tasks
     (`share_state=True`, called IUS in the paper) a task's step also follows the
     gradients of other tasks. With one `m` per task (called IO) it does not. For an
-    optimizer without memory IUS and IO are the same. A head moves on its own task's
-    turn only, with a state of its own, as in `per_label`. (The authors use one Adam for
-    all parameters, so their IUS also moves the heads of other tasks, by their
+    optimizer without memory IUS and IO are the same. A head moves only on its own
+    task's turn, with a state of its own, as in `per_label`. (The authors use one Adam
+    for all parameters, so their IUS also moves the heads of other tasks, by their
     momentum.)
 
     `update` takes the gradient of one task or group (`oracle.task`), and three
     keywords, which `individual_step` passes. `task` is the index of the state to use;
-    it may be traced. `active` is a mapping from label to bool: the labels that move.
-    `partition` is the partition of an oracle (`oracle.partition(params)`): then labels
-    that differ from it raise an error, and `task` may be a name. With a name, no other
-    task's head moves unless `active` says so.
+    it may be traced. `active` is a mapping from label to bool and says which labels
+    move. `partition` is the partition of an oracle (`oracle.partition(params)`). If you
+    pass it, labels that differ from it raise an error, and `task` may be a name. With a
+    name, only that task's head moves by default; `active` can change this.
 
     IO keeps T states of the shared leaves instead of one; with Adam these take 2 T
     times the leaves' memory. With groups of tasks there is one state per group instead.

@@ -30,16 +30,16 @@ def individual_step(
 ) -> Callable[..., tuple[Run, StepOutput]]:
     r"""Builds a training step that lets every task, or group, move in turn.
 
-    All gradients use the same batch. Each is taken at the parameters after the turn of
-    the previous task. A group moves by the gradient of its members' summed loss
+    All gradients use the same batch. Each gradient is computed at the parameters after
+    the previous turn. A group moves by the gradient of its members' summed loss
     (equation 8). So one group of all tasks makes a step on the summed loss, and groups
     of one task each give IUS or IO.
 
     In a fixed order the turns are unrolled, unless heads are stacked. In a random
-    order, or with stacked heads, they are a `lax.scan`. With stacked heads the scan
+    order, or with stacked heads, they run in a `lax.scan`. With stacked heads the scan
     compiles only one turn, whatever the number of tasks. Groups may change from step to
-    step: each turn runs all heads, and without `encode` every task's pass through the
-    network.
+    step, so each turn runs the heads of all tasks or, without `encode`, the whole
+    network once for each task.
 
     With `draws` each turn belongs to a task, or group, that is drawn uniformly and
     independently of all other turns. Theorem 1 holds for this scheme; in a fixed order
@@ -55,9 +55,9 @@ def individual_step(
       oracle: an oracle from `task_grad`.
       optimizer: `individual_optimizers` with as many states as there are tasks or
         groups, or a chain with it.
-      num_groups: number of groups; None for one task at a time.
+      num_groups: number of groups; None means one task at a time.
       shuffle: whether every step draws a new order.
-      draws: number of turns, each of a task or group drawn with replacement; None for
+      draws: number of turns, each of a task or group drawn with replacement; None means
         one turn per task or group.
 
     Returns:
@@ -65,10 +65,10 @@ def individual_step(
       returns a run and a `StepOutput` as in `train_step`. With `num_groups`, pass
       `groups`: numbers `[tasks]`, or a mapping from task to number (see
       `random_groups`). To shuffle or draw, pass `key`. Absent tasks take no step, do
-      not count in their group, and have loss 0. A task has no turn if it was not drawn
-      or its group does not exist; then its loss is NaN. A task's loss is the loss
+      not count in their group, and have loss 0. If a task has no turn because it was
+      not drawn or its group does not exist, its loss is NaN. A task's loss is the loss
       before its group's move, or the mean of these losses if it was drawn more than
-      once. The encoder's state moves in each turn, a head's state in its own turns.
+      once. The encoder's state moves in each turn, and a head's state in its own turns.
       `aux` is a list with one `Aux` per turn (None for a task that is known at trace
       time to be absent); a scan returns one `Aux` with a leading axis of turns.
 
@@ -77,8 +77,8 @@ def individual_step(
         `Run`.
       ValueError: if `num_groups` does not fit the tasks, or `draws` is not a positive
         int or comes with `shuffle`. At the first step, if `groups` or `key` is missing
-        or not expected, or if `optimizer` has another number of states or other labels
-        than the oracle.
+        or not expected, or if `optimizer` and the oracle differ in their labels or in
+        the number of states and tasks.
 
     Examples:
       >>> import jax, jax.numpy as jnp

@@ -40,8 +40,8 @@ class Diagnosis(NamedTuple):
         Gramian.
       present: `[tasks]` bool, the tasks that were measured.
       finite_losses: `[tasks]` bool, whether the loss is finite; True if absent.
-      finite_gradients: `[tasks]` bool, whether the gradient, with that of the task's
-        head, is finite; True if absent.
+      finite_gradients: `[tasks]` bool, whether the task's gradient is finite, including
+        that of its head; True if absent.
       tasks: names of the tasks.
     """
 
@@ -63,7 +63,7 @@ class Diagnosis(NamedTuple):
 
         Scalars have the name of their field. Each task has an entry such as
         `norm/left`, and each pair an entry such as `cosine/left/right`. If diagnoses
-        are stacked, each value has the axes of the stack. It works under `jit`.
+        are stacked, each value has the axes of the stack. The method works under `jit`.
 
         Examples:
           >>> import jax.numpy as jnp
@@ -103,10 +103,11 @@ def diagnose(grads: TaskGrads) -> Diagnosis:
 
     All numbers come from one Gramian, so a diagnosis costs as much as an aggregator:
     one backward pass per task over the shared parameters. In latent space, with
-    `diagnose(grads.in_latent_space())`, it costs one backward pass in all. The losses
-    are taken after the weightings that scaled the gradients. It works under `jit`,
-    `vmap` and `scan`. Inside the jitted step of an aggregator, XLA computes the rows
-    (the tasks' gradients) only once for aggregator and diagnosis.
+    `diagnose(grads.in_latent_space())`, it costs one backward pass for all tasks
+    together. If weightings scaled the gradients, the measures are those of the scaled
+    gradients. The function works under `jit`, `vmap` and `scan`. Inside a jitted step
+    with an aggregator, XLA computes the rows (the tasks' gradients) only once, for both
+    the aggregator and the diagnosis.
 
     Absent tasks are left out of every number; their norms and cosines are zero. A
     Gramian shows the gap only down to `sqrt(eps)` times the norms (3e-4 in float32).

@@ -16,7 +16,7 @@ class TrackDistanceState(NamedTuple):
 
     Attributes:
       covered: sum of the lengths of all updates so far.
-      shortest: distance between the initial and the present parameters.
+      shortest: distance between the initial and the current parameters.
       start: the shared leaves at initialization.
     """
 
@@ -26,14 +26,14 @@ class TrackDistanceState(NamedTuple):
 
 
 def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
-    r"""Measures the covered and the shortest distance in the shared parameters.
+    r"""Measures how far the shared parameters travel and how far they get.
 
     .. math:: \text{covered} = \sum_t \lVert \theta_{t+1} - \theta_t \rVert, \qquad
         \text{shortest} = \lVert \theta_t - \theta_0 \rVert
 
     The transform passes updates through unchanged. Chain it last, so that it gets the
     updates that are added to the parameters. The ratio of covered to shortest distance
-    tells how much an optimizer wanders. The state keeps one copy of the shared
+    shows how much an optimizer wanders. The state keeps one copy of the shared
     parameters.
 
     Args:

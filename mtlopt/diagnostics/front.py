@@ -10,7 +10,7 @@ from mtlopt.linalg.normalise import safe_divide, safe_root
 
 
 class FrontSpread(NamedTuple):
-    """How points cover a front.
+    """Measures of how a set of points covers a front.
 
     Attributes:
       extent: `[tasks]`, largest minus smallest value of each loss.
@@ -31,11 +31,11 @@ def hypervolume(losses: jax.Array, reference: Any) -> jax.Array:
 
     A larger volume is better: every point that no other point dominates adds to it. A
     point that is not below the reference in every loss adds nothing. The value is
-    exact: the volume is cut into slices along one loss after the other. This takes
-    `K log K` operations for K points and two tasks, and `K^(T-1)` for T > 2 tasks, with
-    memory for `K^(T-2)` points. So with more than four tasks use few points. It works
-    under `jit`, and is differentiable if no two values are equal. If a loss is NaN, so
-    is the result.
+    exact: the volume is cut into slices along one loss after the other. This takes `K
+    log K` operations for K points and two tasks, and `K^(T-1)` for T > 2 tasks, with
+    memory for `K^(T-2)` points. So use few points with more than four tasks. The
+    function works under `jit`, and is differentiable if no two values are equal. If a
+    loss is NaN, so is the result.
 
     Args:
       losses: `L`, `[points, tasks]`.
@@ -88,7 +88,7 @@ def non_dominated(losses: jax.Array) -> jax.Array:
 
     A point dominates another if none of its losses is larger and at least one is
     smaller. So two equal points are both kept. Points that are not finite are left out.
-    It takes `K^2 T` operations for K points and T tasks.
+    The function takes `K^2 T` operations for K points and T tasks.
 
     Args:
       losses: `[points, tasks]`.
@@ -111,13 +111,13 @@ def non_dominated(losses: jax.Array) -> jax.Array:
 
 
 def front_spread(losses: jax.Array) -> FrontSpread:
-    """Returns how evenly points cover a front, and how much of it.
+    """Returns how evenly points cover a front, and how far they extend.
 
     Neighbours are points with an edge in the minimum spanning tree. On the front of two
     tasks these are the next points along the front. So a hole shows in `largest_gap`
     even if the points around it are close together. Losses are not rescaled: if their
-    units differ, rescale them first. It takes `K^2 T` operations for K points and T
-    tasks.
+    units differ, rescale them first. The function takes `K^2 T` operations for K points
+    and T tasks.
 
     Args:
       losses: `[points, tasks]`, at least two points; see `non_dominated`.

@@ -13,13 +13,13 @@ def dominance_rate(gramian: Gramian, present: jax.Array | None = None) -> jax.Ar
     .. math:: D = \sigma_{\max} / \sigma_{\min}
 
     It is 1 for orthogonal gradients of equal length. It is infinite if the gradients
-    are linearly dependent (such as a zero or duplicate gradient) to the precision of
-    the Gramian. A common factor of the losses does not change it.
+    are linearly dependent to the precision of the Gramian, for example if a gradient is
+    zero or occurs twice. A common factor of the losses does not change it.
 
     Args:
       gramian: `[tasks, tasks]`, inner products of the gradients, for instance
         `grads.rows().gramian()`.
-      present: `[tasks]` bool; absent tasks are left out. None for all.
+      present: `[tasks]` bool; absent tasks are left out. None means all.
 
     Returns:
       A scalar of at least 1; NaN if all gradients are zero.
@@ -46,11 +46,11 @@ def cosine_similarity(gramian: Gramian, present: jax.Array | None = None) -> jax
 
     Args:
       gramian: `[tasks, tasks]`, inner products of the gradients.
-      present: `[tasks]` bool; absent tasks are left out. None for all.
+      present: `[tasks]` bool; absent tasks are left out. None means all.
 
     Returns:
       `[tasks, tasks]`, with ones on the diagonal. All cosines of a zero gradient are
-      zero, also with itself.
+      zero, even the cosine with itself.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -69,7 +69,7 @@ def conflict_rate(gramian: Gramian, present: jax.Array | None = None) -> jax.Arr
 
     Args:
       gramian: `[tasks, tasks]`, inner products of the gradients.
-      present: `[tasks]` bool; absent tasks are left out. None for all.
+      present: `[tasks]` bool; absent tasks are left out. None means all.
 
     Returns:
       A scalar between 0 and 1; zero for one task.

@@ -20,13 +20,13 @@ _MAX_TASKS = 4  # in a trade-off plot, which then has six panels
 def plot_diagnosis(
     diagnosis: Diagnosis | list[Diagnosis], steps: Any = None
 ) -> "Figure":
-    """Draws the results of `diagnose` over a training.
+    """Draws the results of `diagnose` over a training run.
 
     There are four panels: the cosine of each pair, the length of each gradient, the
     relative gap, and the dominance rate. In the third panel a dashed line shows the
-    relative gap of orthogonal gradients of equal length. Absent tasks leave a hole in
-    their lines. It runs on the host, outside `jit`, and needs Matplotlib:
-    `pip install matplotlib`.
+    relative gap of orthogonal gradients of equal length. If a task is absent, its lines
+    have a gap. The function runs on the host, outside `jit`, and needs Matplotlib: `pip
+    install matplotlib`.
 
     Args:
       diagnosis: several diagnoses, in a list or stacked along a first axis.
@@ -90,16 +90,17 @@ def plot_diagnosis(
 def plot_trade_off(
     losses: Mapping[str, Any], tasks: Sequence[str] | None = None
 ) -> "Figure":
-    """Draws the losses, or other errors, of one task over those of another task.
+    """Draws the losses, or other errors, of one task against those of another task.
 
     There is one panel for each pair of tasks. A hollow point is dominated by another
-    point of the plot, which is no worse for any task and better for at least one. It
-    runs on the host, outside `jit`, and needs Matplotlib: `pip install matplotlib`.
+    point of the plot, which is no worse for any task and better for at least one. The
+    function runs on the host, outside `jit`, and needs Matplotlib: `pip install
+    matplotlib`.
 
     Args:
       losses: mapping from a label, such as the method, to `[tasks]`, or to
-        `[points, tasks]` for several seeds or preferences; lower is better. Two to four
-        tasks.
+        `[points, tasks]` for several seeds or preferences; lower is better. There must
+        be two to four tasks.
       tasks: names of the tasks. Default: 0, 1, ...
 
     Returns:

@@ -13,8 +13,8 @@ def would_rise(grads: Any, direction: Any) -> jax.Array:
 
     .. math:: \langle \nabla L_i, d \rangle < 0
 
-    The cost is one pushforward for all tasks, about a forward pass, whatever the number
-    of tasks: no gradient per task is computed.
+    One pushforward serves all tasks. It costs about as much as a forward pass, whatever
+    the number of tasks, because no gradient per task is computed.
 
     Args:
       grads: a `TaskGrads`. Factors from weightings are ignored.

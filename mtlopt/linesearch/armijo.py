@@ -35,9 +35,10 @@ class Search(NamedTuple):
     Attributes:
       beta: fraction of the linear decrease that each loss must reach.
       shrink: factor between two trials.
-      upper: first trial, a number or a schedule of the step count.
-      floor: smallest trial.
-      warm_start: whether to begin one trial above the last step size, not at `upper`.
+      upper: the first step size to try, a number or a schedule of the step count.
+      floor: the smallest step size to try.
+      warm_start: whether to begin at the last step size divided by `shrink`, not at
+        `upper`.
     """
 
     beta: Any
@@ -135,7 +136,7 @@ class Search(NamedTuple):
           slopes: `[tasks]`, the decrease of each loss for a unit step, to first order.
           first: the first trial; a number below `floor` means no trial.
           floor: the smallest trial.
-          present: the tasks that count; None for all.
+          present: the tasks that count; None means all.
         """
         losses = evaluate(jnp.zeros_like(first))
         wanted = jnp.asarray(self.beta, losses.dtype) * slopes.astype(losses.dtype)
@@ -158,7 +159,7 @@ class Search(NamedTuple):
           wanted: `[tasks]`, by how much a unit step must lower the losses.
           first: the first trial; a number below `floor` means no trial.
           floor: the smallest trial.
-          present: the tasks that count; None for all.
+          present: the tasks that count; None means all.
         """
         counted = jnp.ones(losses.shape, bool) if present is None else present
 

@@ -33,27 +33,29 @@ def backtracking(
     comes last in a chain.
 
     A trial evaluates all losses on the same batch, with the same keys and model state
-    as the gradients. Each trial costs one forward pass, and so do the losses before the
-    step. (With several microbatches, the gradients use the keys and batch statistics of
-    the parts, and the trials use those of the whole batch.) The slopes cost one
-    pushforward, about two forward passes, whatever the number of tasks. The pushforward
-    needs an encoder whose backward pass is linear; a `jax.custom_vjp` that clips is not
-    linear. A trial with a NaN or infinite loss fails. If no trial above `floor` passes,
-    the step is `floor` long and `hit_floor` is set. The same happens if the direction
-    does not lower every loss to first order, for example if it is a sum of conflicting
-    gradients.
+    as the gradients. Each trial costs one forward pass, and the losses before the step
+    cost another. (With several microbatches, the gradients use the keys and batch
+    statistics of the parts, and the trials use those of the whole batch.) The slopes
+    cost one pushforward, which takes about as long as two forward passes, whatever the
+    number of tasks. The pushforward needs an encoder whose backward pass is linear; a
+    `jax.custom_vjp` that clips is not linear. A trial with a NaN or infinite loss
+    fails. If no trial above `floor` passes, the step is `floor` long and `hit_floor` is
+    set. The same happens if the direction does not lower every loss to first order, for
+    example if it is a sum of conflicting gradients.
 
     Args:
       direction: an aggregator, or weightings chained with one. MGDA, EDM and UPGrad
         return descent directions for every task; a plain sum or PCGrad may not. Any
         other transform in this chain must keep the sign, so do not use `optax.sgd`.
-        With momentum or weight decay the direction may raise a loss.
+        With momentum or weight decay, a step along the direction may raise a loss.
       beta: fraction of the linear decrease that each loss must reach, between 0 and 1.
       shrink: factor between two trials, between 0 and 1. The paper gives no value.
-      upper: first trial; a number, or a schedule of the step count. The paper halves it
-        every ten epochs: `optax.exponential_decay(1.0, 10 * n, 0.5, staircase=True)`.
-      floor: smallest trial.
-      warm_start: whether to begin one trial above the last step size, not at `upper`.
+      upper: the first step size to try; a number, or a schedule of the step count. The
+        paper halves it every ten epochs:
+        `optax.exponential_decay(1.0, 10 * n, 0.5, staircase=True)`.
+      floor: the smallest step size to try.
+      warm_start: whether to begin at the last step size divided by `shrink`, not at
+        `upper`.
 
     Returns:
       A transform from `TaskGrads` to the step. Its `update` needs `params`, and its

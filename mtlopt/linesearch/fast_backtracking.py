@@ -53,29 +53,29 @@ def fast_backtracking(
     once per step, whatever the number of trials. The encoder then moves by
     `eta J^T d_z`, where `J` is the Jacobian of `z`.
 
-    This assumes that such a step moves `z` by `eta d_z` (equation 5), which is true if
-    `J J^T` is the identity. If `J J^T` stretches `d_z`, the encoder overshoots: for
+    The method assumes that this step moves `z` by `eta d_z` (equation 5), which is true
+    if `J J^T` is the identity. If `J J^T` stretches `d_z`, the encoder overshoots: for
     `z = a theta` with `a >= 2`, the published method diverges although every test
-    passes. `J J^T` also grows with the batch, so a trial of a mean loss hardly moves
-    `z` at all. With `calibrate=True` the trials move `z` the way the encoder will, to
-    first order:
+    passes. `J J^T` also grows with the batch, so if a loss is a mean over the batch, a
+    trial hardly moves `z` at all. With `calibrate=True` the trials move `z` the way the
+    encoder will, to first order:
 
     .. math:: L_t(z - \eta q, \theta_t - \eta g_t) \le L_t - \eta \beta |g_t|^2
         - \eta \beta \langle \nabla_z L_t, q \rangle, \qquad q = J J^T d_z
 
-    This costs one forward-mode product of the encoder. It is the condition of
-    `backtracking` on a linearised encoder. If a step along `q` would raise some loss
-    and a step along `d_z` would not, the trials go along `d_z`, at least as far as the
-    encoder: `q = d_z |q|^2 / <d_z, q>`.
+    This costs one forward-mode product of the encoder. The condition is then that of
+    `backtracking`, applied to a linearised encoder. If a step along `q` would raise
+    some loss and a step along `d_z` would not, the trials move `z` along `d_z` instead,
+    at least as far as the encoder would: `q` becomes `d_z |q|^2 / <d_z, q>`.
 
     With or without `calibrate`, a trial measures how far the losses fall on a latent
     that is moved directly. The step itself may raise a loss, even on the same batch.
     With `safeguard=True` no step raises a loss: the losses are evaluated at the moved
     parameters, and the step shrinks until no present task's loss is above its value
     before the step. The direction `J^T d_z` may gain nothing, because it raises a loss
-    to first order or no step size passes. Then the direction is found among the
-    gradients of the parameters, as in `backtracking`, and the trials move the latent by
-    `J d`. If no step passes there either, the update is zero.
+    to first order or no step size passes. Then `direction` is applied to the gradients
+    of the parameters, as in `backtracking`, and the trials move the latent by `J d`. If
+    no step size passes for this direction either, the update is zero.
 
     The safeguard costs one forward-mode product of the encoder per step, and one
     forward pass per check. A step that falls back to the gradients of the parameters
@@ -86,21 +86,23 @@ def fast_backtracking(
 
     Args:
       direction: an aggregator, or weightings chained with one. MGDA, EDM and UPGrad
-        return descent directions for every task. The direction lives on the latent, so
-        momentum and weight decay, which store or read parameters, cannot be chained
-        with it.
+        return descent directions for every task. The direction has the shape of the
+        latent, so momentum and weight decay, which store or read parameters, cannot be
+        chained with it.
       armijo: which decrease each loss must reach: `"full"` as above, `"heads"` without
         the term of the latent, `"latent"` without the terms of the heads.
       calibrate: whether trials move the latent as the encoder will. The default is off,
         as published.
-      safeguard: whether the real losses check each step. The default is off, as
-        published. With a safeguard, `direction` needs `task_weights` in its state and
-        must not remember gradients. With `calibrate` as well, fewer checks fail.
+      safeguard: whether each step is checked with the real losses. The default is off,
+        as published. With a safeguard, `direction` needs `task_weights` in its state
+        and must not keep gradients from earlier steps. If `calibrate` is also set,
+        fewer checks fail.
       beta: fraction of the linear decrease that each loss must reach, between 0 and 1.
       shrink: factor between two trials, between 0 and 1.
-      upper: first trial; a number, or a schedule of the step count.
-      floor: smallest trial.
-      warm_start: whether to begin one trial above the last step size, not at `upper`.
+      upper: the first step size to try; a number, or a schedule of the step count.
+      floor: the smallest step size to try.
+      warm_start: whether to begin at the last step size divided by `shrink`, not at
+        `upper`.
 
     Returns:
       A transform from `TaskGrads` to the step. Its `update` needs `params`. Its state
@@ -110,7 +112,7 @@ def fast_backtracking(
       ValueError: if an argument is out of range; at the first update, if the gradients
         come from a problem without `encode` or from several microbatches, if the latent
         is narrower than float32 (rounding would hide the trials), or if `safeguard` is
-        set and `direction` remembers gradients, as `moco` does.
+        set and `direction` keeps gradients from earlier steps, as `moco` does.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -9,7 +9,8 @@ class LineSearchState(NamedTuple):
     """State of `backtracking`.
 
     Attributes:
-      count: number of steps so far, int32; a schedule of the upper bound takes it.
+      count: number of steps so far, int32; a schedule of the upper bound gets this
+        number.
       step_size: step size of the last step.
       trials: number of step sizes tried in the last step, int32; 0 if the direction was
         not a descent direction for every task.
@@ -64,7 +65,7 @@ class SafeLineSearchState(NamedTuple):
       checks: number of forward passes of the whole network at moved parameters, int32.
       descends: `[tasks]` bool, whether the encoder's own direction lowers the task's
         loss to first order; true for absent tasks.
-      fell_back: whether the step was searched over the parameters instead.
+      fell_back: whether the step comes from the search over the parameters instead.
     """
 
     count: jax.Array

@@ -29,17 +29,18 @@ def dense_dot_general(
     precision: Any = None,
     **settings: Any,
 ) -> jax.Array:
-    """Computes `lax.dot_general` of a dense layer, trained faster on CPU.
+    """Computes `lax.dot_general` for a dense layer, so that it trains faster on a CPU.
 
     Pass it as the argument `dot_general` of `nnx.Linear`, `nnx.LinearGeneral` and
-    Linen's `nn.Dense`. It merges all axes of `x` that the kernel does not contract into
-    one. If a layer has a multiple of 512 inputs or outputs, the kernel's gradient is
-    computed from a transposed copy of `x`. Then rows of the Jacobian of such layers
-    take 0.7 to 0.85 times as long as without the copy. On other platforms and on
-    several devices it only merges axes.
+    Linen's `nn.Dense`. The function merges into one axis all axes of `x` that the
+    kernel does not contract. If a layer has a multiple of 512 inputs or outputs, the
+    kernel's gradient is computed from a transposed copy of `x`. Then rows of the
+    Jacobian of such layers take 0.7 to 0.85 times as long as without the copy. On other
+    platforms and on several devices the function only merges axes.
 
-    The copy is made from the operation that computes `x`. If that is expensive, and the
-    layer has far fewer outputs than inputs, the copy costs more than it saves.
+    XLA fuses the copy with the operation that computes `x`. If this operation is
+    expensive, and the layer has far fewer outputs than inputs, the copy costs more than
+    it saves.
 
     Args:
         x: `[..., inputs]`, or several axes of inputs.

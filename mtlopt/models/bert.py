@@ -118,10 +118,10 @@ class BertEncoder(nnx.Module):
 
 
 class Bert(nnx.Module):
-    """BERT, and a dense head for each task; `bert` names the sizes.
+    """BERT with a dense head for each task; `bert` builds the published sizes.
 
-    The network has embeddings of tokens, positions and segments, then layers of
-    self-attention and two dense layers of `4 * hidden_size` and `hidden_size`.
+    The network has embeddings of tokens, positions and segments, and then layers. Each
+    layer is self-attention and two dense layers of `4 * hidden_size` and `hidden_size`.
     Self-attention and the pair of dense layers each have a shortcut, with a layer norm
     after it. The GELU is exact. As published, kernels and embeddings start from a
     normal distribution of standard deviation 0.02, truncated at two standard
@@ -133,7 +133,8 @@ class Bert(nnx.Module):
       as in the published model for classification.
     * `"mean"`: the mean of the tokens that `mask` keeps. There is no pooler.
 
-    Dropout is on if `encode` gets a key, and off otherwise. All state is parameters.
+    Dropout is on if `encode` gets a key, and off otherwise. The network has no state
+    except its parameters.
 
     Args:
         heads: For each task the sizes of its layers on the latent, with ReLU between
@@ -212,9 +213,9 @@ class Bert(nnx.Module):
         Args:
             tokens: Indices in the vocabulary, [CLS] first.
             segments: Index, 0 or 1, of the sentence that a token belongs to, [batch,
-                length]. None for 0.
-            mask: Which tokens are not padding, [batch, length]. None for all.
-            key: PRNG key of dropout. None for no dropout.
+                length]. None means 0 for every token.
+            mask: Which tokens are not padding, [batch, length]. None means all of them.
+            key: PRNG key of dropout. None means no dropout.
 
         Returns:
             The latent representation, [batch, hidden_size].
@@ -250,7 +251,7 @@ def bert(
         The network.
 
     Raises:
-        ValueError: If `size` is none of these.
+        ValueError: If `size` is not one of these three.
 
     Examples:
         >>> model = nnx.eval_shape(lambda: bert("base", rngs=nnx.Rngs(0)))

@@ -43,12 +43,12 @@ class CelebaCNN(SharedEncoder):
     512, with BatchNorm and ReLU after each layer (5,176,640 parameters). The paper
     reads 64 x 64 images and has one output for each attribute. It uses 40 heads of one
     output each, or fewer heads with several outputs: `stack_heads` stacks heads of the
-    same form. The paper's `sigmoid` belongs in the loss: heads return logits.
+    same sizes. The paper's `sigmoid` belongs in the loss: heads return logits.
 
     The paper names "a fully shallow 9-layer convolutional network". The layers here
     follow its published code, with two differences. That code has biases in the two
-    dense layers, which BatchNorm cancels. It also normalises by the batch in evaluation
-    (`train=True`). Kernels start from `lecun_normal`, biases from zero, as in Flax.
+    dense layers, which BatchNorm cancels. It also uses batch statistics in evaluation
+    (`train=True`). Kernels start from `lecun_normal` and biases from zero, as in Flax.
 
     Args:
         heads: For each task the sizes of its layers on the latent; the last size is its

@@ -46,14 +46,14 @@ class SignalEncoder(nnx.Module):
 class SignalNet(SharedEncoder):
     """Three convolutions over time and a dense branch for each task.
 
-    The defaults are the network for ATE-SG's wireless signals, with 26,382 parameters.
-    The 256 numbers of a signal become 128 steps of 2 channels. The encoder is Conv 4,
-    64 - ReLU - Conv 4, 32 - ReLU - Conv 4, 32 - ReLU - maximum over time (12,928
-    parameters). Each task has Dense 64 - ReLU - Dense 64 - ReLU - Dense, with 6 outputs
-    for the modulations (6,662 parameters) and 8 for the types of signal (6,792).
-    Convolutions have "SAME" padding; the kernel size 4 follows from the printed counts.
-    Parameters start as in Keras, with `glorot_uniform` and zero biases. The paper's
-    `softmax` belongs in the loss: heads return logits.
+    The default arguments give ATE-SG's network for wireless signals, with 26,382
+    parameters. The 256 numbers of a signal become 128 steps of 2 channels. The encoder
+    is Conv 4, 64 - ReLU - Conv 4, 32 - ReLU - Conv 4, 32 - ReLU - maximum over time
+    (12,928 parameters). Each task has Dense 64 - ReLU - Dense 64 - ReLU - Dense, with 6
+    outputs for the modulations (6,662 parameters) and 8 for the types of signal
+    (6,792). Convolutions have "SAME" padding; the paper's parameter counts imply the
+    kernel size 4. Parameters start as in Keras, with `glorot_uniform` and zero biases.
+    The paper's `softmax` belongs in the loss: heads return logits.
 
     Args:
         features: Channels of each convolution's output.

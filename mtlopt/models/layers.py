@@ -46,8 +46,8 @@ def conv2d(
     .. math:: y_{nijo} = b_o + \sum_{hwc} x_{n,\, is+hd,\, js+wd,\, c}\, K_{hwco}
 
     Here s is the stride and d the dilation. On CPU the convolution and its gradients
-    keep their speed inside `scan` and `cond`; with few channels it is a banded matmul.
-    On other platforms it is `lax.conv`.
+    keep their speed inside `scan` and `cond`; with few channels they are computed as a
+    banded matmul. Other platforms use `lax.conv`.
 
     Args:
         x: Images, [batch, height, width, channels].
@@ -96,7 +96,8 @@ def conv2d_max_pool(
 
     Returns:
         [batch, pooled_height, pooled_width, features]; windows that would cross the
-        edge are dropped. Of equal maxima the first, row by row, gets the gradient.
+        edge are dropped. If several maxima are equal, the first in row-major order gets
+        the gradient.
 
     Raises:
         ValueError: If the shapes do not fit together.
@@ -118,7 +119,7 @@ def max_pool(
 ) -> jax.Array:
     """Takes the maximum over square windows.
 
-    Of equal maxima the first, row by row, gets the gradient.
+    If several maxima are equal, the first in row-major order gets the gradient.
 
     Args:
         x: Images, [batch, height, width, channels].
@@ -160,7 +161,7 @@ def conv1d(
     stride: int = 1,
     padding: str = "VALID",
 ) -> jax.Array:
-    """Convolves sequences with a kernel: `conv2d` of images one row high.
+    """Convolves sequences with a kernel, as `conv2d` does with images one row high.
 
     Args:
         x: Sequences, [batch, length, channels].
@@ -195,7 +196,7 @@ def conv1d(
 
 
 class Conv(nnx.Module):
-    """Convolution with a bias, and with an optional max-pool folded in.
+    """Convolution with a bias, and optionally with a max-pool folded in.
 
     The bias starts from zero.
 
@@ -206,10 +207,10 @@ class Conv(nnx.Module):
         stride: As in `conv2d`.
         dilation: As in `conv2d`.
         padding: As in `conv2d`.
-        pool: Size of the pooling windows that follow; 1 for no pooling.
+        pool: Size of the pooling windows that follow; 1 means no pooling.
         use_bias: Whether there is a bias; leave it out before a normalisation.
-        kernel_init: Initializer of the kernel; the default has variance one over the
-            fan-in, as in Flax.
+        kernel_init: Initializer of the kernel; the default has variance
+            `1 / fan_in`, as in Flax.
         rngs: Source of the initial kernel.
 
     Examples:
@@ -265,8 +266,8 @@ class Conv1d(nnx.Module):
         kernel_size: Size of the kernel.
         stride: As in `conv1d`.
         padding: As in `conv1d`.
-        kernel_init: Initializer of the kernel; the default has variance one over the
-            fan-in, as in Flax.
+        kernel_init: Initializer of the kernel; the default has variance
+            `1 / fan_in`, as in Flax.
         rngs: Source of the initial kernel.
 
     Examples:
@@ -307,8 +308,8 @@ class BatchNorm(nnx.Module):
     In training mode, :math:`\mu` and :math:`\sigma^2` are mean and (biased) variance
     over all axes except the last. The running statistics move from mean 0 and variance
     1 by `running = momentum * running + (1 - momentum) * batch`. In evaluation mode the
-    running statistics are used instead. A module's `train()` and `eval()` switch all
-    layers below it.
+    running statistics are used instead. A module's `train()` and `eval()` switch the
+    mode of all layers below it.
 
     Statistics are computed and kept in float32, and the output has the dtype of the
     input; `nnx.BatchNorm` widens half precision to float32. The running variance is the
@@ -317,7 +318,7 @@ class BatchNorm(nnx.Module):
 
     Args:
         features: Number of channels.
-        momentum: Share of the running statistics that remains after a batch.
+        momentum: Fraction of the running statistics that remains after a batch.
         epsilon: Number added to the variance.
 
     Examples:

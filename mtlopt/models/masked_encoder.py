@@ -42,9 +42,9 @@ class MaskedEncoder(SharedEncoder):
 
         Args:
             x: The batch.
-            masks: By the name of a layer of the encoder, bool `[units]` (channels of a
-                convolution): units that are False give zero. Layers without a mask use
-                all units.
+            masks: Mapping from the name of a layer of the encoder to bool `[units]`
+                (channels of a convolution). Units that are False give zero. Layers
+                without a mask use all units.
 
         Raises:
             ValueError: If a mask names no layer or has a wrong shape.

@@ -99,12 +99,12 @@ def make_heads(
 class MultiTaskMLP(MaskedEncoder):
     """A dense trunk with a dense branch for each task.
 
-    The defaults are the network for ATE-SG's synthetic problem, with 1,580,037
-    parameters. The trunk has three layers of 512 units (526,848 parameters). Each task
-    has two more layers of 512 and an output layer, with 4 logits for the quadrant
-    (527,364 parameters) and 1 for the circle (525,825). ReLU follows every layer except
-    the outputs. Parameters start as in Keras, with `glorot_uniform` and zero biases.
-    The paper's `softmax` belongs in the loss: heads return logits.
+    The default arguments give ATE-SG's network for its synthetic problem, with
+    1,580,037 parameters. The trunk has three layers of 512 units (526,848 parameters).
+    Each task has two more layers of 512 and an output layer, with 4 logits for the
+    quadrant (527,364 parameters) and 1 for the circle (525,825). ReLU follows every
+    layer except the outputs. Parameters start as in Keras, with `glorot_uniform` and
+    zero biases. The paper's `softmax` belongs in the loss: heads return logits.
 
     Args:
         in_features: Features of the input.

@@ -26,17 +26,17 @@ _LEAVES = {
 def load_resnet(path: str | os.PathLike[str], model: Any) -> None:
     """Puts pretrained weights into the encoder of a ResNet.
 
-    It works for `ResNet` and `PyramidResNet` of any depth in their torchvision variant,
-    for example with weights from ImageNet. Heads stay as they are; the file's own
-    classifier, `fc`, is not used. torchvision's weights expect images between 0 and 1,
-    minus (0.485, 0.456, 0.406), then divided by (0.229, 0.224, 0.225).
+    The function works for `ResNet` and `PyramidResNet` of any depth in their
+    torchvision variant, for example with weights from ImageNet. Heads stay as they are;
+    the file's own classifier, `fc`, is not used. torchvision's weights expect images
+    between 0 and 1, minus (0.485, 0.456, 0.406), then divided by (0.229, 0.224, 0.225).
 
     Args:
         path: A safetensors file with torchvision's names, such as "conv1.weight" and
             "layer1.0.bn1.running_mean". It is read as numbers; nothing is unpickled.
         model: The network, whose encoder's parameters and statistics get the file's
-            numbers. If the network holds shapes, as from `nnx.eval_shape`, the
-            encoder's become arrays.
+            numbers. If the network holds shapes, as from `nnx.eval_shape`, those of the
+            encoder become arrays.
 
     Raises:
         ValueError: If the file is damaged, or if a tensor of the encoder is missing,

@@ -47,18 +47,18 @@ class PyramidHead(nnx.Module):
 class PyramidResNet(SharedEncoder):
     """A ResNet that keeps its map, with a pyramid-pooling head for each task.
 
-    The defaults are ResNet-50 and the three heads for Cityscapes (92,740,694
+    The default arguments give ResNet-50 with the three heads for Cityscapes (92,740,694
     parameters, 23,508,032 of them shared). The heads predict depth, the two offsets to
     an instance's centre, and 19 classes. As in PSPNet, the last two stages dilate their
-    kernels instead of halving the map. So the latent and the outputs are an eighth of
-    an image in height and width. A head takes means over grids of 1, 2, 3 and 6 cells
+    kernels instead of halving the map. So the latent and the outputs have an eighth of
+    the image's height and width. A head takes means over grids of 1, 2, 3 and 6 cells
     in each direction. Each grid is followed by Conv 1x1, 512 - BatchNorm - ReLU and a
     bilinear resize. The four results and the latent are joined, and Conv 3x3, 512 -
     BatchNorm - ReLU - Conv 1x1 follow. Heads have BatchNorm statistics of their own.
 
     Aligned-MTL's text calls this network a UNet; its Table 7 and its published code
     have the pyramids. The sizes in the heads and the dilation come from the code,
-    because the table prints names and blocks only. Heads return logits; for labels of
+    because the table prints only names and blocks. Heads return logits; for labels of
     full size the loss must resize them. The heads' kernels start from `lecun_normal`,
     as in Flax.
 

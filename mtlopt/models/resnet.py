@@ -182,12 +182,12 @@ class ResNetEncoder(nnx.Module):
 
 
 class ResNet(SharedEncoder):
-    """A residual network with a dense head for each task; `resnet` names the sizes.
+    """A residual network with a dense head for each task; `resnet` builds usual sizes.
 
     The stem is Conv 7x7, stride 2 - BatchNorm - ReLU - MaxPool 3x3, stride 2, or, for
     small images, Conv 3x3 - BatchNorm - ReLU. Stage i has `width * 2**i` channels, and
-    four times as many at the output of a bottleneck. It halves the image if i > 0. The
-    latent is the mean over pixels of the last stage.
+    four times as many at the output of a bottleneck. Every stage except stage 0 halves
+    the image. The latent is the mean over pixels of the last stage.
 
     There are two variants:
 
@@ -263,9 +263,10 @@ class ResNet(SharedEncoder):
 def resnet(depth: int, heads: Heads, *, rngs: nnx.Rngs, **settings: Any) -> ResNet:
     """Builds a `ResNet` of 18, 34 or 50 layers.
 
-    With a linear head of 1,000 classes these have torchvision's 11,689,512, 21,797,672
-    and 25,557,032 parameters. For many one-vs-rest tasks, such as CIFAR-10's ten and
-    CelebA's forty, stack the heads: `stack_heads(resnet(18, heads, ...))`.
+    With a linear head of 1,000 classes these networks have 11,689,512, 21,797,672 and
+    25,557,032 parameters, as in torchvision. For many one-vs-rest tasks, such as
+    CIFAR-10's ten and CelebA's forty, stack the heads:
+    `stack_heads(resnet(18, heads, ...))`.
 
     Args:
         depth: 18, 34 or 50; 50 has bottlenecks.
@@ -304,15 +305,15 @@ def mammography_resnet50(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
     to three channels have no parameters. Do this before you call the network:
     `jnp.repeat(images / 255, 3, -1)`.
 
-    Three numbers of Table 7 are misprints. Its row of the trunk counts the whole
-    network (26,945,012). Its last layer has 33 parameters instead of 1, as the sum of
-    the branch shows. The second layer of each branch reads the first layer of its own
-    branch, against the table. The slope of the leaky ReLU is not printed; here it is
-    Keras's default, 0.2.
+    Table 7 has three misprints. The row of the trunk counts the whole network
+    (26,945,012). The last layer has 33 parameters instead of 1, as the sum of the
+    branch shows. The second layer of each branch reads the first layer of its own
+    branch, contrary to the table. The slope of the leaky ReLU is not printed; here it
+    is Keras's default, 0.2.
 
     Args:
         rngs: Source of the initial parameters.
-        width: Channels of the stem; 64 is the paper's network.
+        width: Channels of the stem; 64 gives the paper's network.
 
     Returns:
         The network, with heads "task1", "task2" and "task3".
@@ -347,12 +348,12 @@ def celeba_resnet18(
     Each attribute has a linear head of two classes (1,026 parameters), and the heads
     are stacked. The paper reads 64 x 64 images. Its published code takes means over the
     four quarters of the last map, which Table 7 of the paper does not mention. Here, as
-    in ResNet, it is one mean over the map.
+    in ResNet, the latent is one mean over the map.
 
     Args:
         num_attributes: Number of heads.
         rngs: Source of the initial parameters.
-        width: Channels of the stem; 64 is the paper's network.
+        width: Channels of the stem; 64 gives the paper's network.
 
     Returns:
         The network, with one head "stacked".
@@ -384,7 +385,7 @@ def pose_resnet34(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
 
     Args:
         rngs: Source of the initial parameters.
-        width: Channels of the stem; 64 is the paper's network.
+        width: Channels of the stem; 64 gives the paper's network.
 
     Returns:
         The network, with heads "translation" and "rotation".

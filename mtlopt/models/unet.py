@@ -61,16 +61,17 @@ class UNet(SharedEncoder):
 
     The encoder's levels have 64, 128, 256, 512 and 512 channels. Each level is Conv 3x3
     - BatchNorm - ReLU twice, with MaxPool 2x2 between levels. On the way up a level is
-    resized bilinearly and joined with the level above. Two such convolutions follow, to
-    256, 128, 64 and 64 channels. The latent is the last of these maps; heads return
-    logits at the size of the images (17,262,912 parameters, and 65 for each output).
-    Images may have any size; it is halved four times, rounding down.
+    resized bilinearly and joined with the level above. Each join is followed by two
+    such convolutions, with 256, 128, 64 and 64 channels. The latent is the last of
+    these maps; heads return logits at the size of the images (17,262,912 parameters,
+    and 65 for each output). Images may have any size; the size is halved four times,
+    rounding down.
 
     The paper names the U-Net and the heads, and leaves the rest open. Channels,
     BatchNorm and the resizing come from its published code, which differs in three
-    points. It gives convolutions a bias, which BatchNorm cancels. It normalises by the
-    batch in evaluation, too (`train=True`). And it resizes with the corners aligned.
-    Kernels start from `lecun_normal`, biases from zero, as in Flax.
+    points. It gives convolutions a bias, which BatchNorm cancels. It uses batch
+    statistics even in evaluation (`train=True`). And it resizes with the corners
+    aligned. Kernels start from `lecun_normal` and biases from zero, as in Flax.
 
     Args:
         heads: For each task the number of channels of its output; the default is for
