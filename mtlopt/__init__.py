@@ -1,4 +1,4 @@
-"""Multi-task optimization in JAX: every method is an Optax transform.
+"""Multi-task optimization in JAX, in which every method is an Optax transform.
 
 In a training step the gradients pass through three stages. Every method is a weighting
 or an aggregator::
@@ -10,8 +10,8 @@ or an aggregator::
                   weight_by_dwa  aligned_mtl    adam, clipping, schedules
 
 Weightings and one aggregator, chained before any Optax optimizer, turn the gradients of
-all tasks into one update. These gradients exist only if a method asks for them: under
-`jit`, XLA deletes everything that is never read.
+all tasks into one update. The gradients of single tasks exist only if a method reads
+them: under `jit`, XLA deletes everything that is never read.
 
 >>> import jax, jax.numpy as jnp, mtlopt, optax
 >>> params = {"trunk": jnp.ones((3, 2)), "left": jnp.ones(2), "right": jnp.ones(2)}

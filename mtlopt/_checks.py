@@ -1,4 +1,4 @@
-"""Checks of arguments, with one wording for every error of the library.
+"""Checks of arguments that give all errors of the library the same wording.
 
 Only Python numbers and known entries of task vectors are compared. Tracers pass, so
 `optax.inject_hyperparams` can inject every non-structural argument.
@@ -26,7 +26,7 @@ def is_int(value: Any) -> bool:
 
 
 def as_int(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
-    """Returns a Python int, or raises if the value is no int or is out of range.
+    """Returns a Python int, or raises if the value is not an int or is out of range.
 
     Args:
       name: name of the argument.
@@ -131,7 +131,7 @@ def task_argument(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> Reader:
-    """Checks a factory's argument with one entry per task, and returns its reader.
+    """Checks an argument with one entry per task, and returns a function that reads it.
 
     A factory does not know the names of the tasks. So a mapping becomes a vector only
     at the update, when the gradients give the names.
@@ -167,7 +167,7 @@ def task_argument(
 
 
 def preference_argument(value: Any, num_tasks: int) -> Reader:
-    """Checks a preference: as `task_argument`, no entry negative, not all zero."""
+    """Checks a preference: no entry may be negative, and not all may be zero."""
     reader = task_argument("preference", value, num_tasks, low=0)
     if value is not None:
         entries = [entry for _, entry in _known_entries(value)]
@@ -177,7 +177,7 @@ def preference_argument(value: Any, num_tasks: int) -> Reader:
 
 
 def _known_entries(value: Any) -> Iterable[tuple[Any, float]]:
-    """Returns the index or name, and the number, of each entry that is no tracer."""
+    """Returns the index or name of each entry that is not a tracer, and its number."""
     if isinstance(value, Tracer):
         return []
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
@@ -274,7 +274,7 @@ def as_key(key: Any) -> jax.Array:
 
 
 class Checked(functools.partial[Any]):
-    """A function that needs no `checked`."""
+    """A function to which `checked` need not be applied."""
 
 
 def checked(
@@ -332,7 +332,7 @@ def _kind(value: Any) -> str:
 
 
 def _differs(function: Callable[..., Any], args: Sequence[Any]) -> str:
-    """Returns why a function cannot take arguments; nothing if it can."""
+    """Returns why a function cannot take arguments, or an empty string if it can."""
     try:
         inspect.signature(function).bind(*args)
     except TypeError as mismatch:

@@ -1,12 +1,12 @@
-"""Raises if gradients of tasks are used as an update of parameters.
+"""Raises an error if gradients of tasks are used as an update of parameters.
 
 The guard is a pytree leaf on which the arithmetic of an ordinary optimizer raises. It
-is a PRNG key: a key takes part in no arithmetic, but passes through `jit`, `vmap`,
-`scan` and `cond` like an array. Keys of this kind draw no numbers, and their name is
-the message that the user reads in JAX's error. JAX can fill an array with zero keys,
-for transforms that replace gradients instead of computing with them; the key shape
-defined here refuses. If two structures differ, JAX quotes the names of their classes,
-so a metaclass puts the advice into the name.
+is a PRNG key: a key supports no arithmetic, but passes through `jit`, `vmap`, `scan`
+and `cond` like an array. Keys of this kind draw no numbers, and their name is the
+message that the user reads in JAX's error. For transforms that replace gradients
+instead of computing with them, JAX can fill an array with zero keys; the key shape
+defined here raises an error instead. If two structures differ, JAX quotes the names of
+their classes, so a metaclass puts the advice into the name.
 """
 
 import sys
@@ -24,7 +24,7 @@ _TAG = (
 
 
 class SaysWhatToDo(type):
-    """Metaclass of pytrees that are no update: their printed name says what to do."""
+    """Metaclass of pytrees that are not updates: their printed name says what to do."""
 
     what_to_do = ""
 
@@ -42,8 +42,8 @@ class _KeyShape(tuple[int, ...]):
     If JAX makes the key in order to fill an array, the user's transform asked for
     zeros. Only the call stack shows this: filling calls no function of the key's
     implementation, shape and dtype are those of every other key, and values are unknown
-    under `jit`. If another version of JAX fills in another way, zeros are not refused,
-    and a test reports it. All other arithmetic is still refused.
+    under `jit`. If a later version of JAX fills arrays in another way, zeros no longer
+    raise, and a test reports this. All other arithmetic still raises.
     """
 
     __slots__ = ()

@@ -1,7 +1,7 @@
 """Finds out what a traced function reads and does, and runs parts of its program.
 
-The answers come from the program, not from numbers: dead-code elimination shows which
-inputs an output depends on. So a gradient that happens to be zero does not hide a
+The answers come from the program and not from numbers: dead-code elimination shows
+which inputs an output depends on. So a gradient that happens to be zero does not hide a
 dependency.
 """
 
@@ -19,8 +19,8 @@ PyTree = Any
 def opened(program: core.ClosedJaxpr) -> core.Jaxpr:
     """Returns a program without the values of its constants.
 
-    From JAX 0.12 on, `ClosedJaxpr` and `Jaxpr` are one class, which keeps `jaxpr` for
-    older code only.
+    From JAX 0.12 on, `ClosedJaxpr` and `Jaxpr` are the same class, which keeps the
+    attribute `jaxpr` for older code only.
     """
     found: Any = getattr(program, "jaxpr", program)
     return found
@@ -66,8 +66,8 @@ def used_leaves_of_entries(
 def split_arrays(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
     """Returns the arrays of a tree, and the tree as a function of them.
 
-    A leaf that is no array stays in the tree: it cannot be an argument of a traced
-    function.
+    A leaf that is not an array stays in the tree, because it cannot be an argument of a
+    traced function.
     """
     leaves, treedef = jax.tree.flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
@@ -175,9 +175,9 @@ _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
 def stacked_entries(
     program: core.ClosedJaxpr, num_entries: int
 ) -> tuple[core.ClosedJaxpr, list[Any]] | None:
-    """Returns the variables of which the program's first output is stacked.
+    """Returns the variables that are stacked into the program's first output.
 
-    The first value is the same program, with the call that stacks them written out.
+    The first value is the same program, in which the call that stacks them is inlined.
     Returns None if that output is made in another way.
     """
     vector = program.outvars[0]
@@ -269,11 +269,12 @@ def called(eqn: Any) -> core.ClosedJaxpr:
 def without_calls(
     program: core.ClosedJaxpr, expand: Callable[[Any], bool] = is_call
 ) -> core.ClosedJaxpr:
-    """Returns the same program with the programs that it calls written out.
+    """Returns the same program with the programs that it calls inlined.
 
     Args:
       program: the program.
-      expand: decides whether a call is written out, also for calls inside of calls.
+      expand: decides whether a call is inlined; it is also asked about calls inside
+        calls.
     """
 
     def run(program: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:

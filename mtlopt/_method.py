@@ -1,4 +1,4 @@
-"""The facts about a method in the registry, and the transform that they make."""
+"""The registry's facts about a method, and the transform built from them."""
 
 import dataclasses
 import difflib
@@ -53,12 +53,13 @@ class Method:
       title: the name of the method in the literature.
       weighting: function that makes the weighting from the number of tasks and options;
         None if there is no weighting.
-      aggregator: function that makes the aggregator in the same way.
-      options: options that belong to the method.
+      aggregator: function that makes the aggregator from the same arguments.
+      options: options whose values define the method.
       needs: arguments that the problem provides, a mapping from their names to
         `"labels"` or `"steps_per_epoch"`.
       public: the public names that the method is made of.
-      equal: length of the first update on T equal gradients of length 1 and losses 1.
+      equal: length of the first update for T equal gradients of length 1 and losses of
+        1.
       backward: number of backward passes of the encoder per step: `"1"`, `"2"` (and a
         forward derivative) or `"T"`.
       latent: whether the method works in latent space and needs a problem with
@@ -106,7 +107,7 @@ class Method:
         steps_per_epoch: int = 1,
         **options: Any,
     ) -> Transform:
-        """Returns the transform; without options it has the defaults of the library.
+        """Returns the transform; arguments that you omit keep the library's defaults.
 
         Args:
           num_tasks: number of tasks.

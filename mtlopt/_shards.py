@@ -1,8 +1,8 @@
 """Checks inside `jax.shard_map`: which arrays are split between shards of a mesh axis.
 
-Inside `shard_map` a program handles its own shard only. JAX records in the type of
-every array the axes over which the array differs between shards. JAX itself adds up the
-gradients of arrays that do not differ.
+Inside `shard_map` a program handles its own shard only. The type of every JAX array
+records the axes over which the array differs between shards. If arrays do not differ,
+JAX itself adds up their gradients.
 """
 
 from collections.abc import Callable, Iterable
@@ -39,7 +39,7 @@ def check_losses(losses: jax.Array, params: Any) -> None:
       params: parameters.
 
     Raises:
-      ValueError: names the mesh axes.
+      ValueError: if the check fails; names the mesh axes.
     """
     manual = _manual_axes()
     if not manual:
@@ -63,11 +63,12 @@ def check_whole(rows: Callable[[], Any], losses: jax.Array) -> None:
     """Raises if rows are split between shards: inner products would miss other parts.
 
     Args:
-      rows: returns the arrays that rows are made of; called inside `shard_map` only.
+      rows: function that returns the arrays from which rows are computed; it is called
+        only inside `shard_map`.
       losses: `[tasks]`; they may differ over the same axes as the rows.
 
     Raises:
-      ValueError: names the mesh axes.
+      ValueError: if the check fails; names the mesh axes.
     """
     split = _varying(rows()) - _varying(losses) if _manual_axes() else ()
     if split:

@@ -1,9 +1,9 @@
 """The program of all losses, cut at its marks into an encoder and one head per task.
 
 The program is traced once, forward only. The encoder is the part that the marked arrays
-depend on. A head is the part that one loss still needs if the marked arrays are given.
-The cut only chooses equations and changes none. Further results of the function are
-made from numbers that encoder and heads pass on, so nothing runs twice for them.
+depend on. A head is the part that one loss still needs once the marked arrays are
+known. The cut only chooses equations and changes none. Further results of the function
+are computed from numbers that encoder and heads pass on, so that nothing runs twice.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Traced:
       program: takes leaves of the parameters; returns losses and arrays.
       num_losses: number of its outputs that are losses; 1 for a vector of several
         losses.
-      rebuild: takes all outputs of the program; returns losses and pytree.
+      rebuild: takes all outputs of the program; returns the losses and the pytree.
     """
 
     program: core.ClosedJaxpr
@@ -87,7 +87,7 @@ def trace(function: Callable[[PyTree], tuple[Any, Any]], params: PyTree) -> Trac
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which part of the cut program makes which of the function's further results.
+    """Says which part of the cut program computes which further result of the function.
 
     Attributes:
       encoder: variables that the encoder passes on.
@@ -120,7 +120,8 @@ class Cut:
           num_tasks: number of losses.
           params: parameters.
           still: per leaf of `params`, whether it stays the same in all later calls.
-            Values that depend on such leaves only are computed here, once.
+            Values that depend only on leaves that stay the same are computed here,
+            once.
 
         Raises:
           ValueError: if a mark is in a place where the program cannot be cut, or the
@@ -178,10 +179,10 @@ class Cut:
 
         Args:
           tasks: indices of the tasks whose heads run.
-          given_latent: given if the latent is given, so that the encoder does not run:
-            per leaf of the parameters, whether it is the encoder's. Results that depend
-            on these leaves without passing through the latent are left out, and so are
-            results that are made before the last mark.
+          given_latent: per leaf of the parameters, whether it belongs to the encoder.
+            Pass it if the latent is given, so that the encoder does not run. Results
+            that depend on these leaves without passing through the latent are then left
+            out, and so are results that are computed before the last mark.
         """
         given = [*self._values, *self._marked]
         pieces: dict[Any, list[Any]] = {}
@@ -307,7 +308,7 @@ class Cut:
 
 
 def _is_cut(eqn: Any) -> bool:
-    """Returns whether to write out a call: that is the case if it contains a mark."""
+    """Returns whether to inline a call, which is the case if it contains a mark."""
     if not holds_mark(eqn):
         return False
     if is_call(eqn):

@@ -1,4 +1,4 @@
-"""Weights that are computed on some updates and reused on the updates between."""
+"""Weights that are computed on some updates and reused on the updates in between."""
 
 from typing import Any, NamedTuple
 
@@ -18,10 +18,10 @@ class EveryState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update; zero for absent tasks.
-      kept: `[tasks]`, the weights as they were last computed, to be reused.
+      kept: `[tasks]`, the weights that were computed last, to be reused.
       count: int32, number of updates that used `kept`; 0 if the next update computes
         new weights.
-      inner_state: state of the method inside.
+      inner_state: state of the method that `every` wraps.
     """
 
     task_weights: jax.Array
@@ -33,41 +33,42 @@ class EveryState(NamedTuple):
 def every(
     num_steps: int, inner: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Computes the weights of a method on every k-th update and reuses them between.
+    r"""Computes a method's weights on every k-th update and reuses them in between.
 
     .. math:: d_t = \sum_i w_i(\theta_{k \lfloor t / k \rfloor}) \, s_i g_i(\theta_t)
 
     For an aggregator, `w` are the weights of the gradients; for a weighting, the
     weights of the losses. An update that reuses weights costs one backward pass,
-    whatever the number of tasks. Gradients and losses always belong to the present
+    whatever the number of tasks. Gradients and losses always belong to the current
     batch; only the weights are old. So a guarantee of the method (such as that `d`
     conflicts with no task) holds on every k-th update only.
 
-    The method runs on every k-th batch, so its state does not change between: DWA
-    counts these updates only, and GradVac averages over them. `max_norm` of `nash_mtl`
-    clips every update. A task that is absent when an aggregator computes the weights
-    has weight zero until the next computation. A task that is absent on a later update
-    has weight zero on that update. Weights that are not finite are not kept: the next
-    update computes them again.
+    The method runs on every k-th batch, and its state does not change in between: DWA
+    counts only these updates, and GradVac averages only over them. `max_norm` of
+    `nash_mtl` clips every update. A task that is absent when an aggregator computes the
+    weights has weight zero until the next computation. A task that is absent on a later
+    update has weight zero on that update. Weights that are not finite are not kept: the
+    next update computes them again.
 
     `every` works inside and outside of `in_latent_space` and `leave_out`. It saves no
-    time in two cases. Under `vmap` both kinds of update run and one result is taken.
-    With several microbatches the gradients of all tasks are computed anyway.
+    time in two cases: under `vmap` both kinds of update run and one result is
+    discarded, and with several microbatches the gradients of all tasks are computed
+    anyway.
 
     Args:
-      num_steps: k, the number of updates that share one computation, a Python int; 1
+      num_steps: k, the number of updates that use the same weights, a Python int; 1
         gives the method itself.
-      inner: an aggregator, or one or several weightings.
+      inner: an aggregator, or one or more weightings.
 
     Returns:
-      A transform of the same kind as `inner`, an aggregator or a weighting.
+      A transform of the same kind as `inner`: an aggregator or a weighting.
 
     Raises:
       TypeError: if `inner` is not a transform.
       ValueError: if `num_steps` is not a positive int, or `inner` keeps no
-        `task_weights`. At the update, if `inner` is an aggregator in a chain, or an
-        aggregator that computes no weights from one batch, such as `graddrop` and
-        `moco`.
+        `task_weights`. At the update, if `inner` is a chain with an aggregator, or an
+        aggregator such as `graddrop` or `moco`, which does not compute weights from a
+        single batch.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -84,7 +85,7 @@ def every(
 
     References:
       Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, section 3.3:
-      their study of speed reuses the weights of Nash-MTL for up to 50 updates.
+      the authors' study of speed reuses the weights of Nash-MTL for up to 50 updates.
     """
     num_steps = as_int("num_steps", num_steps)
     if not isinstance(inner, optax.GradientTransformation):
@@ -150,7 +151,7 @@ def every(
 
 
 def _weights_and_state(result: tuple[Any, Any]) -> tuple[jax.Array, Any]:
-    """Returns the factors of the losses that a weighting chose, and its state."""
+    """Returns the factors by which a weighting scales the losses, and its state."""
     _, state = result
     return task_weights(state), state
 

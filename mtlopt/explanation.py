@@ -1,4 +1,4 @@
-"""The result of `Oracle.explain`: how gradients are made, and the memory."""
+"""The result of `Oracle.explain`: how gradients are computed, and a step's memory."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,14 +10,15 @@ PyTree = Any
 
 
 class LeafPlan(NamedTuple):
-    """How inner products of one shared leaf's gradients are computed.
+    """Says how inner products of one shared leaf's gradients are computed.
 
     Attributes:
       path: path of the leaf.
       shape: its shape.
-      layerwise: whether the step makes no gradient per task for this leaf.
-      sizes: positions, inputs and outputs, if its gradient is a product; else None.
-      reason: why there are gradients per task, or how the step does without them.
+      layerwise: whether the step needs no gradient per task for this leaf.
+      sizes: numbers of positions, inputs and outputs, if the leaf's gradient is a
+        product of matrices; otherwise None.
+      reason: why there are gradients per task, or how the step avoids them.
     """
 
     path: str
@@ -30,7 +31,7 @@ class LeafPlan(NamedTuple):
 def row_plans(
     paths: Sequence[str], rows: Sequence[jax.Array], reason: str
 ) -> tuple[LeafPlan, ...]:
-    """Returns plans of leaves that all have gradients per task for the same reason."""
+    """Returns plans for leaves that all have gradients per task for the same reason."""
     return tuple(
         LeafPlan(path, leaf.shape[1:], False, None, reason)
         for path, leaf in zip(paths, rows, strict=True)
@@ -85,7 +86,7 @@ class StepPlan:
 def explain(
     step: Callable[..., tuple[Any, Any]], *args: PyTree
 ) -> tuple[Any, tuple[int, int, int]]:
-    """Compiles a step that also returns static data, which is known while it is traced.
+    """Compiles a step that also returns static data, known while the step is traced.
 
     Args:
       step: function from the arguments to its results and static data.

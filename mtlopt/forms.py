@@ -1,4 +1,4 @@
-"""Forms in which users give losses, and how to replace the functions in them."""
+"""The forms in which users pass losses, and how to replace the functions in them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

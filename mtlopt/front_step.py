@@ -35,17 +35,17 @@ def front_step(
     """Builds a step that trains one network for each of K preferences.
 
     The step is `train_step` under `jax.vmap`, in one compiled program. If you write
-    this yourself, two mistakes are silent. First, `jax.vmap` splits every keyword
-    argument along its first axis, so it splits `present` by task if there are as many
-    tasks as preferences. Second, traced preferences are not checked. `front_step`
-    splits only the runs, and checks the preferences first. Random methods draw the same
-    numbers for all networks.
+    this yourself, two mistakes raise no error. First, `jax.vmap` splits every keyword
+    argument along its first axis, so it splits `present` by task if the numbers of
+    tasks and of preferences are equal. Second, traced preferences are not checked.
+    `front_step` splits only the runs, and checks the preferences first. Random methods
+    draw the same numbers for all networks.
 
     Args:
       oracle: an oracle from `task_grad`.
-      make_optimizer: takes one preference `[tasks]`, a tracer, and returns the chain
-        for `train_step`. Use any weighting or aggregator that takes a preference;
-        `weight_by_fixed` gives a sweep over fixed weights.
+      make_optimizer: function that takes one preference `[tasks]` (a tracer) and
+        returns the chain for `train_step`. Use any weighting or aggregator that takes a
+        preference; `weight_by_fixed` gives a sweep over fixed weights.
       preferences: `[K, tasks]`, not negative.
 
     Returns:

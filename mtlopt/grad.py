@@ -1,4 +1,4 @@
-"""One ordinary gradient, and checks of the argument that a transform was given."""
+"""One ordinary gradient, and checks of the argument passed to a transform."""
 
 from typing import Any, NamedTuple
 
@@ -20,14 +20,14 @@ class _GradFields(NamedTuple):
 
 
 class Grad(_GradFields, metaclass=SaysWhatToDo):
-    """Losses and an ordinary gradient, from `task`, `block` and `heads` of an oracle.
+    """Losses and an ordinary gradient from an oracle's `task`, `block` or `heads`.
 
     Pass its `grad` to an optimizer.
 
     Attributes:
-      losses: `[tasks]`; a scalar if you asked for one task.
+      losses: `[tasks]`; a scalar if you requested one task.
       grad: pytree with the structure of the parameters, zero for leaves that you did
-        not ask for.
+        not request.
       aux: an `Aux`, or None without `has_aux`.
       state: the model's new state, or None without `has_state`.
     """
@@ -46,9 +46,9 @@ def check_task_grads(
     """Returns `updates` if they are the gradients of `num_tasks` tasks, or raises.
 
     Args:
-      updates: the argument that the transform was given.
+      updates: the argument that was passed to the transform.
       num_tasks: number of tasks that the transform was built for.
-      params: parameters, if the transform was given them.
+      params: parameters, if they were passed to the transform.
       state: state of the transform, whose `task_weights` are `[tasks]`.
       name: name of the transform; without it the state is not checked.
 
@@ -110,7 +110,7 @@ def check_updates(updates: Any, name: str) -> None:
 
 
 def check_no_grad(updates: Any, name: str) -> None:
-    """Raises if the transform `name` was given a `Grad`."""
+    """Raises if a `Grad` was passed to the transform `name`."""
     if isinstance(updates, Grad):
         raise TypeError(
             f"`updates` must not be a Grad, got one. Pass its `.grad` to `{name}`."

@@ -1,4 +1,4 @@
-"""Head functions, from a latent to T losses: one per task, or one stacked head."""
+"""Functions from a latent to T losses: one head per task, or one stacked head."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -36,8 +36,8 @@ class Inputs:
       frozen: leaves that never move.
       args: arguments of the functions; with model state, the state is the last.
       partition: the labels.
-      present: `[tasks]` bool, the tasks that have labels in the batch and whose state
-        moves; None for all.
+      present: `[tasks]` bool, the tasks that have labels in the batch, whose state
+        therefore changes; None for all.
     """
 
     shared: Leaves
@@ -58,12 +58,12 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class HeadCall:
-    """The heads at one batch: all that the losses need except head leaves and latent.
+    """The heads on one batch: all inputs of the losses except head leaves and latent.
 
     Attributes:
       inputs: parameters and arguments; a head may read none of the shared leaves.
       rebuild: function from the latent's leaves to the latent. None in problems without
-        `encode`: their latent is the shared leaves, which are read as parameters.
+        `encode`, whose latent is the shared leaves; these are read as parameters.
       has_aux: whether losses return a second value.
     """
 
@@ -131,10 +131,11 @@ class HeadGradients(NamedTuple):
     Attributes:
       losses: `[members]`.
       aux: second values of the losses.
-      head_grads: gradients of the heads' leaves, each of the leaf's own task.
+      head_grads: gradients of the heads' leaves, each for the loss of the leaf's own
+        task.
       latent_grads: gradients of the latent's leaves, `[members, ...]`.
-      latent_products: for each leaf of the latent, the factors whose product its
-        gradient is, or None.
+      latent_products: for each leaf of the latent, the factors of its gradient if this
+        gradient is a product, or None.
     """
 
     losses: jax.Array
@@ -371,7 +372,7 @@ class StackedHeadFns:
 
 
 def _as_jax(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Makes JAX arrays of NumPy arrays, which a traced task index cannot index."""
+    """Turns NumPy arrays into JAX arrays, which a traced task index can index."""
 
     def convert(leaf: Any) -> Any:
         is_numeric = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"

@@ -1,4 +1,4 @@
-"""Labels: they say which parameter leaf is shared, and which belongs to which task.
+"""Labels, which say which parameter leaf is shared, and which belongs to which task.
 
 A label is a string. It is `"shared"`, the name of a task, `"stacked"` for a leaf that
 holds the heads of all tasks along its first axis, or `"frozen"` for a leaf that never
@@ -58,9 +58,10 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
           with the most parts wins, then the path with fewer wildcards.
         * the names of tasks, such as `["left", "right"]`: the leaves of
           `params["left"]` belong to the task, and all others are shared. (If `params`
-          is a list or a tuple, the list is read as a prefix.)
+          is a list or a tuple, a list of names is read as a prefix.)
         * a callable from `(path, leaf)` to label.
-        * a pytree of labels that is a prefix of `params`; a single string labels all.
+        * a pytree of labels that is a prefix of `params`; a single string labels all
+          leaves.
 
     Returns:
       A pytree of labels with the structure of `params`.
@@ -206,7 +207,7 @@ def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
 
 
 def _hint(rule: str, paths: list[str]) -> str:
-    """Suggests a rule that begins at the root, for one that begins below it."""
+    """Suggests a rule that begins at the root in place of one that begins below it."""
     if paths == [""]:
         return " The parameters are one array; in a call they come before the batch."
     for path in paths:
@@ -277,7 +278,7 @@ def check_same_labels(labels: Rules, params: PyTree, partition: "Partition") -> 
 
 
 def check_task_names(tasks: tuple[str, ...]) -> None:
-    """Raises unless the names of the tasks are strings, differ, and are no labels."""
+    """Raises unless the tasks' names are strings, differ and are not reserved."""
     if len(set(tasks)) != len(tasks):
         raise ValueError(f"`tasks` must differ from each other, got {tasks}.")
     for name in tasks:
@@ -313,7 +314,7 @@ class Partition:
         return shared, heads, frozen
 
     def merge(self, shared: list[Any], heads: list[Any], frozen: list[Any]) -> PyTree:
-        """Inverse of `split`."""
+        """Returns the parameters, joined from the leaves that `split` returns."""
         kinds = {SHARED: iter(shared), FROZEN: iter(frozen)}
         others = iter(heads)
         return self.treedef.unflatten(
@@ -321,7 +322,7 @@ class Partition:
         )
 
     def update(self, shared: list[Any], heads: list[Any], frozen: list[Any]) -> PyTree:
-        """Returns an update from such leaves; frozen ones get zeros of their type.
+        """Returns an update from leaves like those of `split`; frozen leaves get zeros.
 
         Inside `jit` an update that is added to the parameters needs no memory for the
         zeros.
@@ -329,7 +330,7 @@ class Partition:
         return self.merge(shared, heads, [jnp.zeros_like(leaf) for leaf in frozen])
 
     def active(self, members: Any) -> dict[str, Any]:
-        """Returns which labels a step of some of the tasks moves, for `per_label`.
+        """Returns the labels that a step of the given tasks moves, for `per_label`.
 
         Args:
           members: bool `[tasks]`; a NumPy array decides at trace time.
@@ -361,11 +362,11 @@ class Partition:
 
 
 def check_params(params: PyTree) -> list[tuple[str, Any, Any]]:
-    """Returns path, value and dtype of every leaf, or raises if one is no parameter.
+    """Returns path, value and dtype of every leaf, or raises if one is not a parameter.
 
     Raises:
       TypeError: if `params` is a module, or the state of an optimizer.
-      ValueError: if a leaf is no array of numbers: names its path.
+      ValueError: if a leaf is not an array of numbers; the error names its path.
     """
     if any(
         kind.__name__ == "Module" and kind.__module__.startswith("flax.nnx")
@@ -430,8 +431,8 @@ def partition_params(
 
     Raises:
       TypeError: if `params` is a module or the state of an optimizer.
-      ValueError: if labels, leaves and tasks do not agree; it names the leaf or the
-        label.
+      ValueError: if labels, leaves and tasks do not agree; the error names the leaf or
+        the label.
     """
     leaves = check_params(params)
     full = label_params(params, labels)

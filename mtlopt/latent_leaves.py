@@ -1,9 +1,9 @@
 """Finds the leaves of a latent that the shared parameters move.
 
-Methods compare gradients of these leaves only, and a line search moves these leaves
-only. Masks, raw inputs and constants that `encode` passes on reach the heads unchanged.
-The answer comes from the program of the encoder's derivative, so it also holds for
-`jax.lax.stop_gradient`.
+Methods compare only the gradients of these leaves, and a line search moves only these
+leaves. Masks, raw inputs and constants that `encode` passes on reach the heads
+unchanged. The answer comes from the program of the encoder's derivative, so it is also
+right for `jax.lax.stop_gradient`.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Rest:
     moves: tuple[bool, ...] = dataclasses.field(metadata=STATIC)
 
     def join(self, latent: Leaves) -> PyTree:
-        """Returns the latent with the differentiated leaves put in."""
+        """Returns the latent, with the differentiated leaves inserted."""
         moving, still = iter(latent), iter(self.leaves)
         return self.treedef.unflatten(
             next(moving if moves else still) for moves in self.moves

@@ -18,22 +18,22 @@ def in_latent_space(
 
     .. math:: d = J^\top A(G_z), \qquad J = \partial z / \partial \theta
 
-    Leaves of `z` that no shared parameter moves are left out, such as masks and inputs
-    that `encode` passes on: the encoder's program shows which they are. The program
-    cannot separate entries of one leaf, as in `concatenate([h, x])`, so return two
-    leaves.
+    Leaves of `z` that depend on no shared parameter, such as masks and inputs that
+    `encode` passes on, are left out. The encoder's program shows which leaves these
+    are. It cannot separate entries of one leaf, as in `concatenate([h, x])`, so return
+    two leaves.
 
     An update costs one backward pass, whatever the number of tasks; in parameter space
     it costs one backward pass per task. Both spaces give the same update if `J J^T` is
     a multiple of the identity. MGDA-UB is `in_latent_space(mgda(T))`, and Z-aligned
     Aligned-MTL is `in_latent_space(aligned_mtl(T))`.
 
-    For any other `J` the encoder turns the latent's direction by `J J^T`, and a
+    For any other `J`, the encoder multiplies the latent's direction by `J J^T`, and a
     guarantee of the aggregator holds for the latent only. With `mgda` the sum of the
-    losses, weighted as in the direction, still falls to first order, but a single loss
-    may rise. With `aligned_mtl` there is a problem on which all losses rise in every
-    step (see `aligned_mtl`). Both happen even if `J` has full rank. `would_rise` tells
-    which losses a direction raises.
+    losses, weighted like the gradients, still falls to first order, but a single loss
+    may rise. For `aligned_mtl` there is a problem on which all losses rise in every
+    step (see `aligned_mtl`). Both can happen even if `J` has full rank. `would_rise`
+    tells which losses a direction raises.
 
     Args:
       aggregator: an aggregator of this library.

@@ -13,19 +13,21 @@ from mtlopt.task_grads import TaskGrads
 def leave_out(
     aggregator: optax.GradientTransformation, tasks: Sequence[str | int]
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Hides tasks from an aggregator; their heads move by their own gradients.
+    r"""Hides tasks from an aggregator; the heads of these tasks still train.
 
     .. math:: d = A(\{g_i : i \notin \text{tasks}\})
 
-    Use it for a probe: a head on `jax.lax.stop_gradient(z)`, which measures what the
-    latent holds. The gradient of a probe over the shared parameters is zero, so without
-    `leave_out` a probe stops MGDA, MGDA-UB and EDM, whose direction opposes no task.
-    Use it also for a task that may use the shared parameters but not shape them.
+    Use it for a probe: a head on `jax.lax.stop_gradient(z)` that measures which
+    information the latent holds. The gradient of a probe with respect to the shared
+    parameters is zero. So without `leave_out` a probe stops MGDA, MGDA-UB and EDM,
+    whose direction opposes no task. Use it also for a task that may read the shared
+    parameters but must not change them.
 
-    The aggregator is built for all tasks and treats the hidden tasks as absent, as with
-    `present`: their weights are zero. Weightings before it still scale their losses.
-    `leave_out` works inside and outside of `in_latent_space`. Hidden tasks need no
-    backward pass, unless rows are streamed.
+    The aggregator is built for all tasks and treats the hidden tasks like tasks that
+    `present` marks as absent: their weights are zero. Weightings before the aggregator
+    still scale the losses of hidden tasks. `leave_out` works inside and outside of
+    `in_latent_space`. Hidden tasks need no backward pass, unless rows (the tasks'
+    gradients) are streamed.
 
     Args:
       aggregator: an aggregator of this library.
@@ -37,7 +39,7 @@ def leave_out(
     Raises:
       TypeError: if `aggregator` is not a transform.
       ValueError: if `tasks` is empty. At the first update, if `tasks` names an unknown
-        task or contains all tasks, or if there is a weighting inside.
+        task or contains all tasks, or if `aggregator` contains a weighting.
 
     Examples:
       >>> import jax, jax.numpy as jnp

@@ -1,7 +1,7 @@
 """The losses, linearised in the shared leaves.
 
-This module and `rows` choose between two ways, so that a method's author need not: to
-make the rows (one gradient per task), or to run one backward pass of a weighted sum.
+This module and `rows` choose between making the rows (one gradient per task) and
+running one backward pass of a weighted sum, so that a method's author need not choose.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Linearization(Protocol):
     all.
 
     Attributes:
-      has_latent: whether all tasks share one latent that methods may work in.
+      has_latent: whether all tasks share one latent, in which methods may work.
     """
 
     @property
@@ -71,7 +71,7 @@ class Linearization(Protocol):
     def keep_rows(self, present: jax.Array | None, entries: bool = False) -> Self:
         """Makes the rows over the shared leaves once, for all later calls.
 
-        For layerwise rows it makes only their Gramian (matrix of inner products),
+        For layerwise rows it computes only their Gramian (matrix of inner products),
         unless `entries` says that entries of the rows will be read.
         """
         ...
@@ -101,7 +101,7 @@ class Linearization(Protocol):
         ...
 
     def without(self, hidden: np.ndarray) -> Self:
-        """Returns the same, with no work for hidden tasks, which `present` leaves out.
+        """Returns the linearization without work for hidden tasks, which are absent.
 
         Args:
           hidden: `[tasks]` bool.
@@ -109,7 +109,7 @@ class Linearization(Protocol):
         ...
 
     def with_latent_as_parameters(self) -> "PullbackLinearization":
-        """Returns the same, with the latent in place of the shared leaves."""
+        """Returns the linearization with the latent in place of the shared leaves."""
         ...
 
 
@@ -129,7 +129,7 @@ class PartLinearization(Linearization, Protocol):
         ...
 
     def masked(self, seen: jax.Array) -> Self:
-        """Returns the same with zero rows for tasks outside of `seen`, `[tasks]`."""
+        """Returns the same with zero rows for tasks not in `seen`, `[tasks]`."""
         ...
 
 
@@ -162,16 +162,16 @@ class PullbackLinearization:
       options: how rows are made.
       has_latent: see `Linearization`.
       backward: function from factors of the losses `[tasks]` to the gradients of the
-        weighted sum with respect to the heads' leaves and the latent. None if sums are
-        to combine the latent rows instead.
+        weighted sum with respect to the heads' leaves and the latent. None if weighted
+        sums should combine the latent rows instead.
       kept: rows over the shared leaves, if they are already made, see `keep_rows`.
-      kept_products: the Gramian of layerwise rows, kept in place of the rows.
+      kept_products: the Gramian of layerwise rows, kept instead of the rows.
       moves: per leaf that `encode` returned, whether it is a leaf of the latent here:
         see `latent_leaves`. Empty in problems without `encode`.
-      members: the tasks whose rows are pulled back. Rows of all other tasks are zero,
-        or `present` masks them. None for all tasks.
-      latent_products: for each leaf, the factors whose product its latent gradient is,
-        or None; empty if no leaf has factors.
+      members: the tasks whose rows are pulled back; None for all tasks. Rows of all
+        other tasks are zero or masked by `present`.
+      latent_products: for each leaf, the factors of its latent gradient if this
+        gradient is a product, or None; empty if no leaf has factors.
     """
 
     latent_grads: Leaves
@@ -323,7 +323,7 @@ class PullbackLinearization:
         return rows.with_known(self.kept_products, loss_scales, present)
 
     def _layerwise_rows(self, latent: Rows) -> LayerwiseRows | None:
-        """Returns rows that are never made, if allowed and if it is less work."""
+        """Returns layerwise rows (never made as arrays) if allowed and less work."""
         if not may_pay(self.options.layerwise):
             return None
         latent_grads = some = latent.leaves()

@@ -5,8 +5,8 @@ leaves, and T gradients with respect to the latent.
 
 1. `encode` and one head per task: the latent is the value that `encode` returns.
 2. One function that returns all losses: the latent is the vector of losses, and its
-   rows are the identity. If the function marks a latent, it is cut there, which gives
-   the first shape.
+   rows are the identity. If the function marks a latent, it is cut at the mark, which
+   gives the first shape.
 3. One loss per task without `encode`: the latent is the shared leaves themselves, and
    the pullback is the identity.
 4. One task per sample: every sample has a latent and one task, so one array of the
@@ -56,16 +56,18 @@ def task_grad(
       losses: the losses, in one of five forms.
 
         * With `encode`, a mapping from task to `loss(params, z, *args) -> scalar`. A
-          loss may read the leaves of its own task only; it gets everything that depends
-          on shared leaves from `z`.
+          loss may read only the leaves of its own task; everything that depends on
+          shared leaves reaches it through `z`.
         * `stacked(head, num_tasks)`: one such function for all tasks.
         * Without `encode`, a mapping from task to `loss(params, *args) -> scalar`. Each
-          loss uses the shared leaves in its own way, and tasks have no common latent.
+          loss uses the shared leaves in its own way, and the tasks have no common
+          latent.
         * `samplewise(losses, task_of)`, with losses in the first, second or last form,
           if each sample of the batch belongs to one task.
         * One function `losses(params, *args)` that returns all losses, as a mapping, a
-          sequence, or a vector made by stacking scalars; name them by `tasks`. The
-          function may mark its latent, see `latent`; this gives the first form.
+          sequence, or a vector made by stacking scalars; `tasks` names the losses. If
+          the function marks its latent (see `latent`), this is equivalent to the first
+          form.
       labels: which leaf is shared and which belongs to which task, see `label_params`.
         Any function may read leaves labelled `"frozen"`, which may have any dtype. They
         have no gradients, and their updates are zeros.
@@ -74,37 +76,38 @@ def task_grad(
       tasks: names of the tasks, if `losses` is one function or stacked heads.
       has_aux: whether `encode` and every loss return a pair `(value, aux)`.
       has_state: whether the last argument of a call is the model's state, any pytree of
-        arrays, such as BatchNorm statistics. Every function takes the state last and
-        returns `(value, state)` or `(value, state, aux)`; `grads.state` is the new
-        state. The state moves once per call, or once per microbatch, whatever the
-        number of tasks. All functions start from the same state, and a leaf belongs to
-        the function that writes it. Leaves of an absent task's head do not change.
+        arrays, such as BatchNorm statistics. Every function takes the state as its last
+        argument and returns `(value, state)` or `(value, state, aux)`; `grads.state` is
+        the new state. The state changes once per call, or once per microbatch, whatever
+        the number of tasks. All functions start from the same state, and a leaf belongs
+        to the function that writes it. Leaves of an absent task's head do not change.
       state_labels: rules on the paths of the state, as in `labels`, if the functions do
-        not tell who owns a leaf. `"stacked"` labels leaves with a leading task axis; a
+        not show who owns a leaf. `"stacked"` labels leaves with a leading task axis; a
         stacked head gets its own entry. If one function returns all losses, a task's
-        name labels leaves that must not change while the task is absent (needed if the
-        function writes state and tasks may be absent).
-      headless: tasks without parameters of their own, if other tasks have some.
+        name labels leaves that must not change while the task is absent. Such labels
+        are needed if the function writes state and tasks may be absent.
+      headless: tasks without parameters of their own, if other tasks have their own.
       batching: how the T pullbacks run: `"unroll"`, `"vmap"`, `"map"` or a number of
         tasks at a time; `"auto"` chooses by platform and number of tasks.
-      streaming: recompute rows (the tasks' gradients) instead of keeping them. Then
-        methods that need only inner products of rows use memory for two gradients
-        instead of T. Needs `encode`, one function that returns all losses, or
+      streaming: recompute rows (the tasks' gradients) instead of keeping them. Methods
+        that need only inner products of rows then use memory for two gradients instead
+        of T. Streaming needs `encode`, one function that returns all losses, or
         `samplewise`.
       layerwise: whether to compute inner products and combinations of rows layer by
         layer, without a weight gradient per task. The result is exact. It saves work
         and memory for dense kernels with more inputs and outputs than the batch has
-        samples. True uses it for each leaf that then needs fewer operations, False for
-        no leaf; `"auto"` is True on one CPU device and False elsewhere. Use False for a
-        batch that is split across several devices. `Oracle.explain` shows the choice
-        for each leaf.
+        samples. True computes layer by layer for each leaf that then needs fewer
+        operations, False for no leaf; `"auto"` is True on one CPU device and False
+        elsewhere. Use False for a batch that is split across several devices.
+        `Oracle.explain` shows the choice for each leaf.
       microbatches: number k of equal parts into which the first of `args` is cut along
-        the leading axis of its leaves: pass the batch as one pytree. Part i has rows i,
-        i + k, i + 2 k, and so on. Typed PRNG keys among the other arguments are folded
-        with the index of the part (legacy uint32 keys are not). The model's state goes
-        from part to part. Aux gets a leading axis of parts; for an aux of single
-        samples, `[parts, rows, ...]`, exchange the first two axes to get the batch's
-        order. `losses`, `heads` and `losses_at` run on the whole batch.
+        the leading axis of its leaves: pass the batch as one pytree. Part i contains
+        the batch's samples i, i + k, i + 2 k, and so on. Typed PRNG keys among the
+        other arguments are folded with the index of the part (legacy uint32 keys are
+        not). The model's state is passed on from part to part. Aux gets a leading axis
+        of parts; for an aux of single samples, `[parts, samples, ...]`, exchange the
+        first two axes to get the batch's order. `losses`, `heads` and `losses_at` run
+        on the whole batch.
       label_counts: `label_counts(*args) -> [tasks]`, or a mapping from task to number:
         how many labels each task has in a part, for losses that are means over the
         labelled samples. Here `args` exclude the model's state. By default all parts

@@ -1,4 +1,4 @@
-"""`mtlopt.latent`: the place in a program at which encoder and heads meet."""
+"""`mtlopt.latent` marks the place in a program at which encoder and heads meet."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ PyTree = Any
 
 
 def latent(z: PyTree) -> PyTree:
-    """Marks the latent in one function that returns all losses; returns `z` itself.
+    """Marks the latent in one function that returns all losses, and returns `z` itself.
 
     Write the whole forward pass as one function, and mark the arrays with which the
     encoder ends and the heads begin. `task_grad` then cuts the program there. The
@@ -21,20 +21,19 @@ def latent(z: PyTree) -> PyTree:
     mark is the identity.
 
     * If there are several marks, all marked arrays are part of the latent: `grads.z` is
-      a tuple of the marked values, in the order in which the program runs the marks. A
-      mark on an array that depends on another mark, such as the second skip connection
-      of a U-Net, belongs to the encoder like the first. The heads take both marked
-      arrays as inputs.
-    * Mark once for all tasks, and hand the marked arrays to all losses. An array that
-      is marked twice is an error. If each loss computes and marks an array of its own,
-      gradients of different tasks are orthogonal in the latent, and methods there find
-      no conflict.
+      a tuple of the marked values, in the order in which the program runs the marks. If
+      a marked array depends on another marked array, as the second skip connection of a
+      U-Net does, both belong to the encoder, and the heads take both as inputs.
+    * Mark once for all tasks, and pass the marked arrays to all losses. Marking an
+      array twice is an error. If each loss computes and marks an array of its own, the
+      gradients of different tasks are orthogonal in the latent, and methods in latent
+      space find no conflict.
     * A head may read its own leaves, frozen leaves, the arguments of the call and the
-      marked arrays. If a head reads a shared leaf, mark that leaf, too:
+      marked arrays. If a head reads a shared leaf, mark that leaf as well:
       `h, w = mtlopt.latent((h, params["w"]))`.
     * The mark may be inside `jax.jit` and `jax.vmap`. It may also be inside
-      `jax.checkpoint`, which is then removed: instead, put one `jax.checkpoint` around
-      the encoder and one around the heads.
+      `jax.checkpoint`, but this checkpoint is then removed: put one `jax.checkpoint`
+      around the encoder and one around the heads instead.
 
     Args:
       z: a pytree of arrays.

@@ -1,4 +1,4 @@
-"""Memory kept for the next step: glibc keeps the memory of freed arrays."""
+"""Makes glibc keep the memory of freed arrays for the next step."""
 
 import ctypes
 from typing import Any
@@ -8,27 +8,27 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, 
 
 
 def keep_memory() -> bool:
-    """Makes every step of this process reuse the memory of the step before.
+    """Makes every step of this process reuse the memory of the previous step.
 
-    XLA on a CPU, PyTorch and NumPy allocate large arrays anew at every step. The C
+    XLA on a CPU, PyTorch and NumPy allocate large arrays again at every step. The C
     library of Linux, glibc, gets these arrays from the system and gives them back after
     use. The system provides memory page by page, and clears each page when it is first
-    touched. This can take a seventh of a training step's time. After `keep_memory`
+    touched. Clearing can take a seventh of a training step's time. After `keep_memory`
     glibc keeps the memory: it places arrays of up to 1 GiB in its own heap, which grows
-    by 256 MiB at a time. glibc then returns only free memory beyond 2 GiB, and has one
-    heap for all threads.
+    by 256 MiB at a time. glibc then returns only free memory beyond 2 GiB to the
+    system, and uses one heap for all threads.
 
-    This has a price. The process keeps the most memory that it has ever needed, and
-    threads share one heap, which costs some steps more than they gain. Measure your own
-    steps with and without it.
+    This has a price. The process keeps as much memory as it has ever needed. All
+    threads share one heap, and this makes some steps slower overall. Measure your own
+    steps with and without `keep_memory`.
 
-    Call it once, at the start of a program, before JAX computes. It changes the whole
-    process, but threads that already have a heap of their own keep that heap. For this
-    reason importing mtlopt does not call it. A second call does no harm.
+    Call `keep_memory` once, at the start of a program, before JAX computes. It changes
+    the whole process, which is why importing mtlopt does not call it. Threads that
+    already have a heap of their own keep that heap. A second call does no harm.
 
     Returns:
-      Whether it took effect. It returns False, and changes nothing, with another C
-      library (macOS, Windows, musl) or another allocator (such as jemalloc).
+      Whether the call took effect. With another C library (macOS, Windows, musl) or
+      another allocator (such as jemalloc), it changes nothing and returns False.
 
     Examples:
       >>> import mtlopt

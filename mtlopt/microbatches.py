@@ -1,8 +1,9 @@
-"""Evaluation in equal parts of the batch, with the activations of one part at a time.
+"""Evaluation in equal parts of the batch, which holds one part's activations at a time.
 
 Losses, heads' gradients and rows over the shared leaves are sums over the parts. Latent
 rows are not kept: for a leaf that depends on the batch, each part has its own piece of
-the row, so the parts' Gramians add up. The program shows which leaves depend on it.
+the row, so the parts' Gramians add up. The program shows which leaves depend on the
+batch.
 """
 
 import dataclasses
@@ -181,7 +182,7 @@ class Microbatches(OfProblem):
 
 
 def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
-    """Returns the arguments of one part: the first is cut, keys are folded.
+    """Returns the arguments of one part: the first is cut, and keys are folded.
 
     Raises:
       ValueError: if the first argument cannot be cut, or if another argument is an

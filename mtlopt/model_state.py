@@ -1,7 +1,8 @@
-"""Model state, such as BatchNorm statistics: which function wrote it, and the next one.
+"""Model state, such as BatchNorm statistics: who wrote it, and the next state.
 
-Every function takes the state last and returns it second. A leaf that comes back as the
-very object that went in was not written, so functions can return the whole state.
+Every function takes the state as its last argument and returns it as its second value.
+If a returned leaf is the same object as the leaf passed in, it was not written. So
+functions can return the whole state.
 """
 
 import dataclasses
@@ -69,7 +70,7 @@ class StateForm(NamedTuple):
         name: str,
         task_position: int | None = None,
     ) -> Callable[..., Any]:
-        """Makes `f(...) -> (value, (Written, aux))` of `f(...) -> (value, state)`.
+        """Makes `f(...) -> (value, (Written, aux))` from `f(...) -> (value, state)`.
 
         Args:
           function: the user's function.
@@ -260,7 +261,7 @@ class StatefulProblem(OfProblem):
 
 
 class _NextState:
-    """The new state, to which one function after the other writes its leaves."""
+    """The new state, to which the functions write their leaves in turn."""
 
     def __init__(
         self, state: PyTree, owners: list[str], tasks: tuple[str, ...], present: Any
@@ -276,7 +277,7 @@ class _NextState:
     def write(
         self, written: Written, name: str, task: int | None = None, by_owner=False
     ) -> None:
-        """Takes the leaves that a function wrote, unless its task is absent.
+        """Stores the leaves that a function wrote, unless its task is absent.
 
         Args:
           written: the leaves.
@@ -302,7 +303,7 @@ class _NextState:
             self._leaves[i] = leaf
 
     def write_stacked(self, written: Written, members: Any) -> None:
-        """Takes the leaves `[members, ...]` that a stacked head wrote."""
+        """Stores the leaves `[members, ...]` that a stacked head wrote."""
         for i, leaf in written.leaves.items():
             self._claim(i, "the stacked head")
             old = jnp.asarray(self._leaves[i])

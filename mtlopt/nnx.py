@@ -66,23 +66,23 @@ def task_grad(
     """Builds the oracle of a module's per-task gradients.
 
     It works like `mtlopt.task_grad`, with two differences. Functions take the module
-    instead of parameters. And like `nnx.grad`, a call moves the module's state, such as
-    BatchNorm statistics and dropout counts, once (with microbatches, once for each
-    microbatch). If a function writes parameters, as weight normalisation does, they
-    keep their values.
+    instead of parameters. And like `nnx.grad`, a call changes the module's state, such
+    as BatchNorm statistics and dropout counts, once (with microbatches, once per
+    microbatch). If a function writes to parameters, as weight normalisation does, the
+    parameters keep their old values.
 
     Args:
       losses: as in `mtlopt.task_grad`, such as a mapping from task to
         `loss(model, z, *args) -> scalar`.
       labels: rules on the paths of the parameters, see `label_params`, or labels from
         `label_modules`. For leaves without a rule, the labels are found from the
-        program, see `infer_labels`: so `{"trunk": "frozen"}` is enough.
+        program (see `infer_labels`), so `{"trunk": "frozen"}` is enough.
       encode: `encode(model, *args) -> z`.
       wrt: which variables to train: a filter of NNX. All others are constants, such as
         the base of a network whose adapters are trained, `wrt=nnx.LoRAParam`.
       has_aux: whether functions return a pair `(value, aux)`.
       **options: further options of `mtlopt.task_grad`. If `losses` is one function,
-        pass `tasks`, the names of the tasks. Model state is always on.
+        pass `tasks`, the names of the tasks. `has_state` is always on.
 
     Returns:
       An `Oracle` of modules.
@@ -121,12 +121,12 @@ def task_grad(
 
 
 class Pure(NamedTuple):
-    """A module split into arrays and functions of them, for `mtlopt.train_step`.
+    """A module as arrays and functions of these arrays, for `mtlopt.train_step`.
 
     Attributes:
       params: the trained variables, copied, so that you may donate them.
       state: all other variables, copied as well.
-      oracle: a `mtlopt.Oracle` of both: `oracle(params, *args, state)`.
+      oracle: a `mtlopt.Oracle` of `params` and `state`: `oracle(params, *args, state)`.
       merge: function from parameters and state to a module.
     """
 
@@ -137,7 +137,7 @@ class Pure(NamedTuple):
 
 
 class Oracle:
-    """Per-task gradients of modules; `task_grad` builds it.
+    """Computes the per-task gradients of modules; `task_grad` builds it.
 
     Attributes:
       tasks: names of the tasks, in the order of the losses.
@@ -168,11 +168,11 @@ class Oracle:
 
     @property
     def num_tasks(self) -> int:
-        """Number of tasks."""
+        """The number of tasks."""
         return len(self.tasks)
 
     def __call__(self, model: Any, *args: Any, present: Any = None) -> TaskGrads:
-        """Returns losses and gradients of all tasks, and moves the module's state.
+        """Returns losses and gradients of all tasks, and updates the module's state.
 
         Args:
           model: a module.
@@ -354,7 +354,7 @@ class Oracle:
 
 
 class Optimizer(nnx.Optimizer):
-    """`nnx.Optimizer` that takes a whole chain, with weightings and an aggregator.
+    """An `nnx.Optimizer` for a whole chain, with weightings and an aggregator.
 
     Its `update(model, grads)` takes the result of an `Oracle`, or ordinary gradients.
 
@@ -377,7 +377,7 @@ class Optimizer(nnx.Optimizer):
     """
 
     def update(self, model: Any, grads: Any, /, **kwargs: Any) -> PyTree:
-        """Moves the module and the optimizer's state.
+        """Updates the module and the optimizer's state.
 
         Heads of absent tasks do not move if the chain ends with `per_label`.
 
@@ -392,7 +392,7 @@ class Optimizer(nnx.Optimizer):
 
         Raises:
           TypeError: if the chain has no aggregator, or `grads` is a `Grad`.
-          ValueError: if `wrt` or `model` differs from that of the gradients.
+          ValueError: if the gradients were computed with another `wrt` or `model`.
         """
         check_no_grad(grads, "mtlopt.nnx.Optimizer.update")
         if not isinstance(grads, TaskGrads):
@@ -419,7 +419,7 @@ def label_modules(
     Args:
       model: a module.
       wrt: which variables are trained.
-      **heads: for each task its module, which is a part of `model`, or several modules.
+      **heads: for each task, its module (a part of `model`), or several modules.
 
     Returns:
       Labels of the parameters; parameters outside of the heads are shared.
@@ -485,8 +485,8 @@ def _state_owners(
     """Returns who owns each leaf of the state.
 
     The search starts at the module of the leaf and goes outward to the first module
-    that has moving parameters. If these all have one label, it owns the leaf; otherwise
-    the leaf is shared.
+    that has moving parameters. If all these parameters have the same label, the leaf
+    gets this label; otherwise the leaf is shared.
     """
     paths = [path.split("/") for path, _ in leaf_paths(params)]
     names = jax.tree.leaves(labels)

@@ -34,17 +34,17 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Oracle:
-    """Per-task gradients of one problem; `task_grad` builds it.
+    """Computes the per-task gradients of one problem; `task_grad` builds it.
 
     Every call takes the parameters and then the arguments of the user's functions. Call
-    it inside `jax.jit`: there, results that are not used cost nothing.
+    the oracle inside `jax.jit`, so that results that are not used cost nothing.
 
     Attributes:
       problem: the problem, in one of the shapes of `task_grad`.
       labels: rules on the parameters, as given.
       headless: tasks that have no parameters of their own.
       has_state: whether the last argument of a call is the model's state.
-      checked: signatures for which labels and functions are known to agree.
+      checked: call signatures for which labels and functions are known to agree.
     """
 
     problem: Problem[Any]
@@ -62,7 +62,7 @@ class Oracle:
 
     @property
     def num_tasks(self) -> int:
-        """Number of tasks."""
+        """The number of tasks."""
         return len(self.tasks)
 
     def __call__(self, params: PyTree, *args: Any, present: Any = None) -> TaskGrads:
@@ -71,16 +71,16 @@ class Oracle:
         Args:
           params: parameters, a pytree of arrays; all except frozen leaves are of
             floating point.
-          *args: arguments of the functions: batch, keys, and last the model's state.
+          *args: arguments of the functions: batch, keys, and finally the model's state.
           present: `[tasks]` bool, or a mapping from task to bool: the tasks that have
             labels in this batch. Every method leaves absent tasks out, which differs
-            from a zero gradient. Chain `per_label` after the aggregator, so that heads
-            of absent tasks do not move. An absent task's loss may be anything, NaN
-            included, unless one function returns all losses and marks no latent: then
-            it must be finite. If `present` is a NumPy array or made of Python bools,
+            from giving them a zero gradient. Chain `per_label` after the aggregator, so
+            that heads of absent tasks do not move. An absent task's loss may be any
+            number, even NaN. But it must be finite if one function returns all losses
+            and marks no latent. If `present` is a NumPy array or made of Python bools,
             the functions of absent tasks do not run: their losses are zero, and they
-            have no entry in `aux.tasks`. Each pattern of absent tasks then compiles its
-            own program.
+            have no entry in `aux.tasks`. JAX then compiles a program for each pattern
+            of absent tasks.
 
         Returns:
           `TaskGrads`.
@@ -94,7 +94,7 @@ class Oracle:
         present: Any,
         moving: jax.Array | None = None,
     ) -> TaskGrads:
-        """Returns the gradients; state of tasks outside of `moving` does not change."""
+        """Returns the gradients; only tasks in `moving` change their state."""
         members = None
         if present is not None:
             present = as_mask("present", present, self.tasks)
@@ -140,12 +140,12 @@ class Oracle:
           task: name or index of a task, or weights. For a name or an index, only this
             task's loss runs, so `args` may be a batch of that task alone; the index may
             be traced if heads are stacked. Weights, `[tasks]` or by name, give the
-            gradient of the weighted sum, such as over the members of a group. With
-            weights all heads run; without `encode`, every task's pass through the
+            gradient of a weighted sum, for example over the members of a group. With
+            weights, all heads run; without `encode`, every task's pass through the
             network runs as well.
           params: parameters.
           *args: arguments of the functions.
-          present: with weights, `[tasks]` bool as in `__call__`.
+          present: `[tasks]` bool as in `__call__`; only for weights.
 
         Returns:
           A `Grad`: the task's loss (with weights, all losses) and the gradient, which
@@ -191,7 +191,7 @@ class Oracle:
     def block(
         self, block: str, params: PyTree, *args: Any, present: Any = None
     ) -> Grad:
-        """Returns the summed loss's gradient over one block of leaves.
+        """Returns the summed loss's gradient with respect to one block of leaves.
 
         Under `jit` the gradient of the other block is never computed: for `"task"` the
         encoder runs forward only.
@@ -254,7 +254,7 @@ class Oracle:
         return there & given
 
     def active(self, params: PyTree, members: Any) -> dict[str, Any]:
-        """Returns which labels a step of some of the tasks moves, for `per_label`.
+        """Returns the labels that a step of the given tasks moves, for `per_label`.
 
         Args:
           params: parameters.
@@ -274,21 +274,21 @@ class Oracle:
         present: Any = None,
         method: optax.GradientTransformation | None = None,
     ) -> StepPlan:
-        """Returns how each shared leaf's gradients are made, and the memory of a step.
+        """Returns how each shared leaf's gradients are computed, and a step's memory.
 
         It compiles the step but runs nothing, so you may pass shapes instead of arrays.
 
         Args:
           params: parameters.
           *args: arguments of the functions.
-          present: as in `__call__`; a mask of Python bools or NumPy.
+          present: as in `__call__`; a mask of Python bools or a NumPy array.
           method: an aggregator, or a chain with one. By default the step computes the
-            Gramian (inner products of all tasks' gradients) and one combination, as all
-            methods on Gramians do.
+            Gramian (inner products of all tasks' gradients) and one combination, like
+            all methods that need only a Gramian.
 
         Returns:
           A `StepPlan`. A method that reads entries of the rows (the tasks' gradients)
-          makes the rows of every leaf.
+          needs the rows of every leaf.
 
         Examples:
           >>> import jax.numpy as jnp
@@ -323,7 +323,7 @@ class Oracle:
         return StepPlan(leaves, *counts)
 
     def named(self, values: PyTree, axis: int = 0) -> dict[str, PyTree]:
-        """Returns the entries of arrays with a task axis by task, to log them, say.
+        """Splits arrays with a task axis into entries by task, for example to log them.
 
         Args:
           values: a pytree of arrays, such as losses or `task_weights`, `[tasks, ...]`.
@@ -368,8 +368,8 @@ class Oracle:
     ) -> Inputs:
         """Splits the parameters by label, after checking them against the functions.
 
-        On a given latent `encode` does not run, and may not accept the arguments. The
-        functions of tasks outside of `members` may not accept them, either.
+        On a given latent, `encode` does not run and need not accept the arguments. The
+        functions of tasks outside of `members` need not accept them either.
         """
         partition = self.partition(params)
         inputs = Inputs(*partition.split(params), args, partition)

@@ -1,4 +1,4 @@
-"""Which function may read which leaf: labels checked against the program, or found."""
+"""Which function may read which leaf: checks labels, or finds them from the program."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -40,8 +40,8 @@ def check_ownership(
     Every function may read frozen leaves.
 
     Without this check such a leaf would silently lose a part of its gradient. The check
-    also raises if `encode` reads no shared leaf, or a loss reads no leaf of its own
-    task: the trunk, or the head, would silently not train.
+    also raises if `encode` reads no shared leaf, or if a loss reads no leaf of its own
+    task, because the trunk or the head would silently not train.
 
     Args:
       problem: the problem.
@@ -52,7 +52,8 @@ def check_ownership(
       members: indices of the tasks whose functions are checked; None for all.
 
     Raises:
-      ValueError: names the function, the leaf's path and its label.
+      ValueError: if a read is not allowed; names the function, the leaf's path and
+        label.
     """
     stacked = [label == STACKED for label in partition.labels]
     reads = problem.reads(params, stacked, args, z, members)
@@ -163,13 +164,13 @@ def infer_labels(
 
     A leaf that `encode` or several tasks' losses read is shared. A leaf that only one
     task's loss reads belongs to that task, and a leaf that stacked heads read is
-    stacked. Leaves that are not of floating point cannot be trained: they are frozen.
-    Nothing is computed, because the functions are traced on shapes.
+    stacked. Leaves that are not of floating point cannot be trained, so they are
+    frozen. Nothing is computed, because the functions are traced on shapes.
 
     Args:
       losses: as in `task_grad`.
       params: parameters, arrays or `jax.ShapeDtypeStruct`.
-      *args: arguments of the functions, arrays or shapes as well.
+      *args: arguments of the functions, also arrays or shapes.
       encode: as in `task_grad`.
       tasks: as in `task_grad`.
       has_aux: as in `task_grad`.

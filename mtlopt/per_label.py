@@ -34,7 +34,7 @@ def advance(
     active: jax.Array | bool | None,
     **extra_args: Any,
 ) -> tuple[PyTree, PyTree]:
-    """Runs an update, or leaves the state bit for bit as it is and moves nothing.
+    """Runs an update, or moves nothing and leaves the state as it is, bit for bit.
 
     Args:
       inner: the optimizer.
@@ -42,7 +42,7 @@ def advance(
       state: its state.
       params: parameters, or None.
       active: bool scalar; None means True. A Python bool decides at trace time.
-      **extra_args: passed on.
+      **extra_args: passed on to `inner`.
 
     Returns:
       The updates, which are zero if not active, and the state.
@@ -61,23 +61,23 @@ def per_label(
     inner: optax.GradientTransformation | Callable[[str], optax.GradientTransformation],
     labels: Rules,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gives every label its own optimizer state, so that single labels can pause.
+    """Gives every label its own optimizer state, so that individual labels can pause.
 
-    An optimizer with memory goes on moving a head whose task had no labels in the
-    batch: even with a zero gradient it makes a step. With this wrapper, the leaves and
-    the state of a label that is not active stay the same, bit for bit. Every task of
-    stacked heads counts as a label of its own. Frozen leaves have no state, and their
-    updates are zeros. So `inner` cannot move them, while weight decay outside of the
-    wrapper can.
+    If a task has no labels in a batch, an optimizer with memory still moves the task's
+    head, because it makes a step even for a zero gradient. With this wrapper, the
+    leaves and the state of a label that is not active stay the same, bit for bit. Every
+    task of stacked heads counts as a label of its own. Frozen leaves have no state, and
+    their updates are zeros. So `inner` cannot move frozen leaves, but weight decay
+    outside of the wrapper can.
 
     `update` takes the keyword `active`: None for all labels, or a mapping from label to
     a bool scalar (for `"stacked"` also a `[tasks]` bool vector). Labels that are not in
-    the mapping are active. `TaskGrads.active` is this mapping for a batch with absent
-    tasks. A Python `False` leaves the label's update out of the compiled program. The
-    optimizer runs on each label separately, so a quantity over all leaves (such as a
-    global norm) covers one label's leaves. A schedule inside counts the steps of one
-    label: while a task is absent, its learning rate does not change. If a schedule must
-    count global steps, chain it after this wrapper, as in
+    the mapping are active. For a batch with absent tasks, `TaskGrads.active` is this
+    mapping. If a value is Python's `False`, the compiled program does not contain the
+    label's update. The optimizer runs on each label separately, so a quantity over all
+    leaves (such as a global norm) covers one label's leaves. A schedule inside counts
+    the steps of one label: while a task is absent, its learning rate does not change.
+    If a schedule must count global steps, chain it after this wrapper, as in
     `chain(per_label(scale_by_adam(), labels), scale_by_learning_rate(schedule))`.
 
     Args:
@@ -206,6 +206,6 @@ def select(tree: PyTree, names: PyTree, label: str) -> PyTree:
 
 
 def join(tree: PyTree, names: PyTree, parts: dict[str, PyTree]) -> PyTree:
-    """Inverse of `select` over all labels; `tree` gives the structure."""
+    """Joins the results of `select` for all labels; `tree` gives the structure."""
     leaves = {label: iter(jax.tree.leaves(part)) for label, part in parts.items()}
     return jax.tree.map(lambda name, _: next(leaves[name]), names, tree)

@@ -1,7 +1,8 @@
 """The shapes of a multi-task problem, each reduced to a `Linearization`.
 
 `HeadProblem` has heads on the latent of one encoder (hard parameter sharing). Without
-an encoder it has one function per task, each with its own use of the shared leaves.
+an encoder, it has one function per task, and each uses the shared leaves in its own
+way.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class Aux(NamedTuple):
 
 
 class Evaluation(NamedTuple, Generic[Linear]):
-    """Losses `[members]` and their linearization, at one batch.
+    """Losses `[members]` and their linearization, on one batch.
 
     `state` is the model's state after the batch; None without state.
     """
@@ -66,7 +67,7 @@ class HeadEvaluation(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """Which leaves of the parameters the functions of a problem read.
+    """Says which leaves of the parameters the functions of a problem read.
 
     Attributes:
       encode: per leaf, whether `encode` reads it; None without `encode`.
@@ -85,7 +86,7 @@ class Problem(Protocol[Linear]):
 
     Attributes:
       tasks: names of the tasks, in the order of the losses.
-      has_latent: whether the tasks share one latent; may be True if it is not yet
+      has_latent: whether the tasks share one latent; may be True as long as this is not
         known, see `latent`.
       stacked: whether the heads of all tasks are stacked along a leading axis.
       takes_traced_task: whether the index of a task may be traced.
@@ -109,7 +110,7 @@ class Problem(Protocol[Linear]):
     def label_counts(self) -> Callable[..., Any] | None: ...
 
     def present(self, args: tuple[Any, ...]) -> jax.Array | None:
-        """Returns which tasks have labels in a batch, bool `[tasks]`; None: all."""
+        """Returns which tasks have labels in a batch, bool `[tasks]`; None for all."""
         ...
 
     def losses(
@@ -137,7 +138,7 @@ class Problem(Protocol[Linear]):
     def latent(self, inputs: Inputs) -> PyTree:
         """Returns the latent, without aux; raises if the problem cannot have one.
 
-        Returns None if the problem could have a latent but this function marks none.
+        Returns None if the problem could have a latent, but its function marks none.
         """
         ...
 
@@ -246,8 +247,8 @@ class OfProblem:
 class HeadProblem(OfHeads):
     """Losses of heads on a latent.
 
-    Without `encode` the latent is the shared leaves themselves: each task gets its own
-    copy of them, whose cotangents are the rows.
+    Without `encode` the latent is the shared leaves themselves. Each task gets its own
+    copy of them, and the cotangents of the copies are the rows.
     """
 
     encode: Callable[..., Any] | None
@@ -346,9 +347,9 @@ class HeadProblem(OfHeads):
     ) -> Callable[[jax.Array], tuple[Leaves, Leaves]] | None:
         """Returns the pullback of the losses to the heads' leaves and the latent.
 
-        It never separates the latent gradients of the tasks, unlike the rows: for
-        stacked heads these have T times the latent's size. Returns None for some of the
-        tasks, because it would run the functions of all tasks.
+        Unlike the rows, it never separates the latent gradients of the tasks, which for
+        stacked heads have T times the latent's size. For only some of the tasks it
+        returns None, because it would run the functions of all tasks.
         """
         if members is not None:
             return None

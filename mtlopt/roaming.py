@@ -1,4 +1,4 @@
-"""Maximum Roaming: which units of each layer a task may use (Pascal et al., 2021)."""
+"""Maximum Roaming chooses the units of each layer that a task uses (AAAI 2021)."""
 
 import itertools
 import math
@@ -50,7 +50,7 @@ def maximum_roaming(
     *,
     interval: int | None = None,
 ) -> MaximumRoaming:
-    r"""Lets every task use a part of each layer's units, and all of them over time.
+    r"""Lets each task use a part of every layer's units, and over time all of them.
 
     .. math::
         i_- \sim \mathcal{U}(A_t), \quad
@@ -64,29 +64,30 @@ def maximum_roaming(
     unit, and the masks no longer change.
 
     A task uses `|A_t| = ceil(p S)` units throughout, for the sharing ratio `p`. The
-    first units are drawn at random. With `T` tasks, they cover all units if `p T >= 1`,
-    and no two tasks begin with a common unit if `T |A_t| <= S`. So `p = 1 / T` gives a
-    partition if `T` divides the width, and `p = 1` is the ordinary network.
+    first units are drawn at random. The first units of all `T` tasks cover the layer if
+    `p T >= 1`, and no two tasks begin with a common unit if `T |A_t| <= S`. So
+    `p = 1 / T` gives a partition if `T` divides the width, and `p = 1` gives the
+    ordinary network.
 
     To use roaming, multiply the units (channels) of each hidden layer by the mask of
     the task that the network runs for, see `task_masks`. Masked units then get a
-    gradient of exactly zero from that task. As every task has its own latent, use an
-    oracle of losses without `encode` (see `task_grad`).
+    gradient of exactly zero from that task. Because every task has its own latent, use
+    an oracle of losses without `encode` (see `task_grad`).
 
     Args:
       num_tasks: number of tasks `T`.
       widths: pytree of the number of units `S` of each layer, such as
         `{"dense1": 512, "dense2": 512}`.
       sharing_ratio: `p`, above 0 and at most 1.
-      num_steps: number of training steps within which every task trains every unit for
-        at least `Delta` steps; at least `S - |A_t| + 1`.
+      num_steps: the number of training steps, at least `S - |A_t| + 1`. Within these
+        steps, every task trains every unit for at least `Delta` steps.
       interval: `Delta`, the same in all layers. By default each layer has its own
         `Delta`, the longest that `num_steps` allows: `num_steps // (S - |A_t| + 1)`.
 
     Returns:
       A pair `(init, update)`: `init(key)` makes the first masks. Call `update(state)`
-      once after each training step. Both are pure functions, for `jit`, `vmap` (over
-      keys or states) and `scan`.
+      once after each training step. Both are pure functions that work in `jit`, `vmap`
+      (over keys or states) and `scan`.
 
     Raises:
       ValueError: if an argument is out of its range, or if `update` gets a state of
@@ -115,12 +116,12 @@ def maximum_roaming(
 
     Note:
       The paper has one `Delta` for all layers (pass `interval`), so narrow layers
-      finish early. A `Delta` for each layer, with which all layers finish together,
-      comes from the authors' later code. The paper draws the first masks from a
-      Bernoulli distribution, under the constraints that every unit is in use and that
-      all tasks use equally many units, but does not say how. The authors' code rounds
-      `p S` up, as here. It gives unit `i` to task `i mod T` and then fills up at
-      random; here the units are first shuffled.
+      finish early. The default, a `Delta` for each layer with which all layers finish
+      together, comes from the authors' later code. The paper draws the first masks from
+      a Bernoulli distribution under two constraints: every unit is in use, and all
+      tasks use equally many units. It does not say how. The authors' code rounds `p S`
+      up, as here. It gives unit `i` to task `i mod T` and then adds units at random;
+      here the units are first shuffled.
     """
     check_num_tasks(num_tasks)
     if not 0 < sharing_ratio <= 1:

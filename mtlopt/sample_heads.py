@@ -22,8 +22,8 @@ class Found(NamedTuple):
     Attributes:
       losses: `[samples]`.
       aux: leaves `[samples, ...]`.
-      head_grads: for each task, gradients of the sum of its samples' losses times
-        shares.
+      head_grads: for each task, gradients of the sum of its samples' losses, each times
+        the sample's share.
       latent_grads: gradients of the same sums, leaves `[samples, ...]`.
     """
 
@@ -36,7 +36,7 @@ class Found(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SampleCall:
-    """The heads at one batch.
+    """The heads on one batch.
 
     Attributes:
       inputs: parameters, and the arguments other than the batch.
@@ -47,7 +47,7 @@ class SampleCall:
     has_aux: bool = dataclasses.field(metadata=STATIC)
 
     def one(self, part: tuple[PyTree, jax.Array], rest: Rest | None) -> HeadCall:
-        """Returns the heads' inputs for one sample, which comes with its index."""
+        """Returns the heads' inputs for one sample and its index."""
         sample, index = part
         args = (sample, *fold_keys(self.inputs.args, index))
         inputs = dataclasses.replace(self.inputs, args=args)
@@ -224,7 +224,7 @@ class SeparateSampleHeads:
 
 
 def make_sample_heads(head_fns: HeadFns) -> SampleHeads:
-    """Returns the heads of single samples that use these heads of tasks."""
+    """Returns heads of single samples, made from heads of tasks."""
     if head_fns.stacked is True:
         return StackedSampleHeads(head_fns)
     return SeparateSampleHeads(head_fns)
@@ -246,7 +246,7 @@ def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _dtype(latent: Leaves) -> jnp.dtype:
-    """Returns the dtype of the losses if there is no task to compute one."""
+    """Returns the dtype of the losses if no task computes a loss."""
     return solver_dtype([*latent, jnp.float32])
 
 

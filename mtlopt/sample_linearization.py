@@ -38,7 +38,8 @@ class SampleLinearization:
 
     Attributes:
       groups: the tasks of the samples.
-      latent_grads: leaves `[samples, ...]`, each sample's part of its task's loss.
+      latent_grads: leaves `[samples, ...]`, gradients of each sample's part of its
+        task's loss.
       pullback: function from the cotangents of all samples to a 1-tuple of the shared
         leaves' gradients, summed over samples; None if no leaf is shared.
       latent_of: function from one sample and the shared leaves to its latent and aux.
@@ -47,7 +48,7 @@ class SampleLinearization:
       options: how rows are made.
       has_latent: see `Linearization`.
       moves: see `PullbackLinearization`.
-      kept: gradients of the samples, if they are already made, see `keep_rows`.
+      kept: gradients of the samples, if they are already computed, see `keep_rows`.
     """
 
     groups: Groups
@@ -194,10 +195,9 @@ class SampleLinearization:
     def _task_rows(self, latent_grads: Leaves, places: Sequence[int]) -> Leaves:
         """Returns the rows of some leaves, by passes over the samples of one task.
 
-        Usually a few samples at a time run forward and backward. One backward pass of
-        the batch for each task is used instead in three cases: for few tasks, on
-        several devices, and if a CPU convolves, because convolutions in a loop are slow
-        there.
+        Usually a few samples at a time run forward and backward. In three cases each
+        task has one backward pass of the whole batch instead: for few tasks, on several
+        devices, and for convolutions on a CPU, which are slow in a loop.
         """
 
         def chosen(leaves: Leaves) -> Leaves:

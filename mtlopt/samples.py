@@ -1,4 +1,4 @@
-"""One task per sample: `samplewise`, and the samples of a batch with their tasks."""
+"""Problems with one task per sample: `samplewise`, and a batch's samples and tasks."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -49,15 +49,15 @@ def samplewise(
     compute over the whole batch, such as BatchNorm in training.
 
     The first argument of an oracle's call after the parameters is the batch, a pytree
-    whose leaves have a leading axis of samples. The functions get one sample of it, and
-    all other arguments unchanged. Typed PRNG keys among these are folded with the index
-    of the sample, so that each sample has its own noise. Aux gets a leading axis of
-    samples. If `losses` is a mapping, the aux of each loss is valid only for the
-    samples of its task.
+    whose leaves have a leading axis of samples. The functions get one sample of the
+    batch, and all other arguments unchanged, except that typed PRNG keys are folded
+    with the index of the sample. So each sample has its own noise. Aux gets a leading
+    axis of samples. If `losses` is a mapping, the aux of each loss is valid only for
+    the samples of its task.
 
-    A task without a sample in the batch, or with zero weights only, is absent (see
-    `present` of an oracle's call), and its loss is zero. The values in a sample of
-    weight zero do not matter.
+    A task is absent (see `present` of an oracle's call) and has a loss of zero if it
+    has no sample in the batch, or only samples of weight zero. The values in a sample
+    of weight zero do not matter.
 
     Args:
       losses: the losses of a sample, in one of three forms.
@@ -68,10 +68,11 @@ def samplewise(
           losses run on all samples.
         * One function `losses(params, sample, *args)` that returns all losses of a
           sample, without aux or state, and marks its latent, see `latent`.
-      task_of: `task_of(sample)`, the index of a sample's task. A sample whose index is
-        not from 0 to T - 1 belongs to no task. Pass None if sample i is task i.
-      weight_of: `weight_of(sample)`, its weight in its task's mean, not negative; a
-        bool is a mask. Default: ones.
+      task_of: function `task_of(sample)` that returns the index of a sample's task. A
+        sample belongs to no task if this index is not from 0 to T - 1. Pass None if
+        sample i is task i.
+      weight_of: function `weight_of(sample)` that returns the sample's weight in its
+        task's mean. The weight is at least 0; a bool is a mask. Default: ones.
       reduce: `"mean"`, or `"sum"` for sums of weighted losses.
 
     Returns:
@@ -153,11 +154,11 @@ class Samples:
 
     @property
     def counts(self) -> jax.Array:
-        """Which samples belong to a task that is evaluated, bool `[samples]`."""
+        """The samples that belong to a task that is evaluated, bool `[samples]`."""
         return self.groups.ids >= 0
 
     def only(self, task: int) -> tuple[jax.Array, jax.Array]:
-        """Returns two masks `[samples]`: the samples of a task, and the first."""
+        """Returns two masks `[samples]`: a task's samples, and the first of them."""
         own = (self.tasks == task) & self.counts
         size = len(self.index)
         return own, self.index == jnp.min(jnp.where(own, self.index, size))
@@ -167,7 +168,7 @@ class Samples:
         return [jnp.asarray(leaf)[self.tasks] for leaf in leaves]
 
     def total(self, losses: jax.Array) -> jax.Array:
-        """Returns the losses of the tasks from the losses of the samples."""
+        """Computes the losses of the tasks from the losses of the samples."""
         own = jnp.where(self.counts, self.shares.astype(losses.dtype) * losses, 0)
         return self.groups.sums(own)
 
@@ -175,10 +176,10 @@ class Samples:
 def make_samples(
     form: Samplewise, num_tasks: int, args: tuple[Any, ...], members: Any = None
 ) -> Samples:
-    """Reads tasks and weights off the batch.
+    """Reads tasks and weights from the batch.
 
     Samples that belong to no task are replaced by a sample that belongs to one, so that
-    their values spoil no gradient.
+    their values do not spoil a gradient.
 
     Args:
       form: the losses, with the functions for tasks and weights.

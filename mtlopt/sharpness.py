@@ -1,4 +1,4 @@
-"""Sharpness-aware gradients, taken at the worst point nearby (Foret et al., 2021)."""
+"""Sharpness-aware gradients, taken at the worst nearby point (Foret et al., 2021)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Ascent = Literal["task", "sum"]
 def sharpness_aware(
     oracle: Oracle, rho: float = 0.05, *, ascent: Ascent = "task"
 ) -> Oracle:
-    r"""Takes every gradient at the worst point nearby (SAM), for any method.
+    r"""Takes every gradient at the worst nearby point (SAM), for any method.
 
     .. math:: \tilde g_k = \nabla L_k(\theta + \epsilon_k), \qquad
         \epsilon_k = \rho \, \frac{\nabla L_k(\theta)}{\|\nabla L_k(\theta)\|}
@@ -38,19 +38,20 @@ def sharpness_aware(
 
     The result is an oracle like any other: `train_step`, `block_step` and
     `individual_step` take it, and any chain of transforms takes its gradients. Only the
-    gradients belong to the moved parameters. Losses (also in a line search), aux and
-    the model's state belong to the parameters before the move, so BatchNorm moves once.
-    A weighting scales the gradients at the moved point and does not change how the
-    tasks climb.
+    gradients are computed at the moved parameters. Losses (including those of a line
+    search), aux and the model's state belong to the parameters before the move, so
+    BatchNorm statistics change once. A weighting scales the gradients at the moved
+    point and does not change the ascent steps.
 
     Cost: with `"task"`, each task needs two backward passes and one more run of
     `encode`. `"sum"` needs one forward and one backward pass more than the plain
-    oracle. It still supports latent space, layerwise rows and one pass for the sum.
+    oracle. With `"sum"`, latent space and layerwise rows still work, and so does the
+    summed gradient by one pass.
 
     Args:
-      oracle: an oracle from `task_grad`. With microbatches the step up uses the whole
-        batch.
-      rho: length of the step up; at least 0.
+      oracle: an oracle from `task_grad`. With microbatches, the ascent step uses the
+        whole batch.
+      rho: length of the ascent step, at least 0.
       ascent: `"task"`, so that each task climbs its own loss, or `"sum"`.
 
     Returns:
@@ -58,7 +59,7 @@ def sharpness_aware(
 
     Raises:
       TypeError: if `oracle` is not an `mtlopt.Oracle`.
-      ValueError: if `rho` is negative or `ascent` is another word. The method `heads`
+      ValueError: if `rho` is negative or `ascent` has another value. The method `heads`
         of the result always raises. With `ascent="task"` methods in latent space raise,
         because the tasks have no latent in common.
 

@@ -35,24 +35,27 @@ def skip_not_finite(
 
     Weightings that learn from losses, and aggregators that remember gradients, keep the
     NaN of one bad batch and return it from then on. `optax.apply_if_finite` after the
-    aggregator protects the parameters only; put this wrapper around the whole chain. If
-    an update has a number that is not finite, or if a finite number of the state
-    becomes not finite, the update is zero and the state stays as it was, bit for bit.
+    aggregator protects only the parameters, so put this wrapper around the whole chain.
+    If an update has a number that is not finite, or if a finite number in the state
+    becomes NaN or infinite, the update is zero and the state stays as it was, bit for
+    bit.
 
     With `per_task`, a task is absent from the update if its loss, its row (shared
-    gradient) or its head's gradient is not finite, and the others go on. This makes the
-    rows, see `TaskGrads.leave_out_not_finite`. If the method works in latent space, put
-    `in_latent_space` around this wrapper: then only the latent's rows are checked, at
-    no cost. The transforms inside get a matching `active`: if `per_label` is among
-    them, the head of a left-out task does not move. If no task is left, the whole
-    update is skipped.
+    gradient) or its head's gradient is not finite, and the others go on. This check
+    computes the rows, see `TaskGrads.leave_out_not_finite`. If the method works in
+    latent space, put `in_latent_space` around this wrapper: then it checks only the
+    latent's rows, at no cost. The transforms inside get a matching `active`: if
+    `per_label` is among them, the head of a left-out task does not move. If no task is
+    left, the whole update is skipped.
 
     If an update is skipped, the step functions leave the model's state unchanged as
-    well. `mtlopt.nnx` does not: its oracle moves that state before the update.
+    well. `mtlopt.nnx` does not, because its oracle changes that state before the
+    update.
 
     Args:
       inner: a transform that returns updates of parameters: a chain of weightings, an
-        aggregator and an optimizer. You may omit the optimizer, or pass it alone.
+        aggregator and an optimizer. You may omit the optimizer, or pass only the
+        optimizer.
       per_task: whether single tasks are left out; `inner` must then begin with a
         weighting or an aggregator.
 
@@ -62,8 +65,8 @@ def skip_not_finite(
       finite or the learning rate is too high.
 
     Raises:
-      TypeError: at the update, if `inner` has weightings but no aggregator, or if, with
-        `per_task`, the input is not the gradients of tasks.
+      TypeError: at the update, if `inner` has weightings but no aggregator. With
+        `per_task`, also if the input is not a `TaskGrads`.
 
     Examples:
       >>> import mtlopt
@@ -142,7 +145,7 @@ def _present(updates: Any) -> jax.Array:
 
 
 def finite(leaf: Any) -> jax.Array:
-    """Whether the numbers of a leaf are finite; counts and keys always are."""
+    """Returns whether the numbers of a leaf are finite; counts and keys always are."""
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return jnp.isfinite(leaf)
     return jnp.ones(jnp.shape(leaf), bool)

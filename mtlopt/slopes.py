@@ -17,8 +17,8 @@ class Slopes(NamedTuple):
     Attributes:
       of_shared: `<dL_i / d shared, d>`, `[tasks]`.
       of_heads: `<dL_i / d head_i, d_i>`, `[tasks]`.
-      lengths: product of the lengths of the two vectors in `of_shared`, `[tasks]`:
-        rounding errors are relative to it.
+      lengths: product of the lengths of the two vectors in `of_shared`, `[tasks]`;
+        rounding errors are relative to this product.
     """
 
     of_shared: jax.Array
@@ -27,7 +27,7 @@ class Slopes(NamedTuple):
 
     @property
     def total(self) -> jax.Array:
-        """`<dL_i, d>`, `[tasks]`."""
+        """The derivatives `<dL_i, d>`, `[tasks]`."""
         return self.of_shared + self.of_heads
 
     def descends(self) -> jax.Array:
@@ -37,10 +37,11 @@ class Slopes(NamedTuple):
 
 
 def slopes(grads: TaskGrads, update: Any) -> Slopes:
-    """Returns the slopes of all losses along an update: one pushforward at most.
+    """Returns the slopes of all losses along an update, by at most one pushforward.
 
     Args:
-      grads: gradients of the tasks; `loss_scales` are ignored, absent tasks get zeros.
+      grads: gradients of the tasks; `loss_scales` are ignored, and absent tasks get
+        zeros.
       update: a pytree with the structure of the parameters.
     """
     direction, head_updates, _ = grads.partition.split(update)

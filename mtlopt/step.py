@@ -1,4 +1,4 @@
-"""One training step: the variables that it changes, and a step from a chain."""
+"""One training step: the variables that it changes, and how a chain makes it."""
 
 import difflib
 import traceback
@@ -20,7 +20,7 @@ PyTree = Any
 
 
 class Run(NamedTuple):
-    """All that a training step changes; save it, donate it, or carry it through a scan.
+    """Everything that a training step changes, to be saved, donated or scanned over.
 
     Attributes:
       params: parameters, a pytree of arrays.
@@ -60,15 +60,15 @@ def train_step(
     """Builds a training step from an oracle and a chain of transforms.
 
     The step evaluates the gradients of all tasks, and the chain makes one update from
-    them. It then moves parameters, optimizer state and the model's state. The step
-    tells the chain which tasks are present: if the chain ends with `per_label`, heads
-    of absent tasks do not move. Leaves labelled `"frozen"` never move, whatever the
-    optimizer.
+    them. It then updates the parameters, the optimizer state and the model's state. The
+    step tells the chain which tasks are present: if the chain ends with `per_label`,
+    heads of absent tasks do not move. Leaves labelled `"frozen"` never move, whatever
+    the optimizer.
 
     Args:
       oracle: an oracle from `task_grad`.
       optimizer: an aggregator, or a chain with weightings before the aggregator and any
-        Optax transforms after it. Or a line search.
+        Optax transforms after it; or a line search.
 
     Returns:
       `step(run, *args, present=None, **extra_args) -> (run, output)`. Put it under
@@ -79,7 +79,7 @@ def train_step(
     Raises:
       TypeError: if `oracle` is not an `mtlopt.Oracle`. At a step, if the chain has no
         aggregator, or no optimizer after it, or if `run` is not a `Run`.
-      ValueError: at a step, if `run.state` is missing or not expected.
+      ValueError: at a step, if `run.state` is missing, or given but not expected.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -120,7 +120,7 @@ def train_step(
 
 
 def check_names(extra_args: Iterable[str], *others: str) -> None:
-    """Raises if an argument of a step is misspelt: transforms ignore unknown arguments.
+    """Raises if a step's argument is misspelt, because transforms ignore unknown ones.
 
     Args:
       extra_args: names of the arguments that the step got for the optimizer.
@@ -137,9 +137,8 @@ def check_names(extra_args: Iterable[str], *others: str) -> None:
 def keep_finite(run: Run, opt_state: PyTree, state: PyTree) -> PyTree:
     """Returns the new state, or the old one if `skip_not_finite` skipped the step.
 
-    If the step went on without some tasks, a leaf that would get a number that is not
-    finite keeps its value. Without `skip_not_finite` in the chain, returns the new
-    state.
+    If only some tasks were left out, a leaf keeps its value if its new value would not
+    be finite. Without `skip_not_finite` in the chain, returns the new state.
     """
 
     def skipped(tree: PyTree) -> list[Any]:
@@ -172,8 +171,8 @@ def update_of(
     """Returns the update that a chain with an aggregator makes, and its state.
 
     Raises:
-      TypeError: if there is no aggregator, or transforms before it that need one, or
-        no optimizer after it.
+      TypeError: if there is no aggregator, no optimizer after it, or an ordinary
+        transform before it.
     """
     transform = optax.with_extra_args_support(optimizer)
     extra_args = {"active": grads.active, **extra_args}
@@ -249,7 +248,7 @@ def check_oracle(oracle: Any) -> None:
 
 
 def with_state(oracle: Oracle, args: tuple[Any, ...], run: Run) -> tuple[Any, ...]:
-    """Returns the arguments of a call, with the model's state if there is one."""
+    """Returns the arguments of a call, including the model's state if there is one."""
     if not isinstance(run, Run):
         raise TypeError(
             f"`run` must be a mtlopt.Run, got {type(run).__name__}. Pass "

@@ -1,4 +1,4 @@
-"""`TaskGrads`: the gradients of several losses, input of every method."""
+"""`TaskGrads`: the gradients of several losses, which are the input of every method."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -37,22 +37,24 @@ PyTree = Any
 class TaskGrads(metaclass=SaysWhatToDo):
     """Losses of all tasks and their gradients, linearised once.
 
-    A `task_grad` oracle returns it, weightings take and return it, and an aggregator
+    A `task_grad` oracle returns a `TaskGrads`, weightings scale it, and an aggregator
     turns it into one update. It holds the linearised network instead of a matrix: the
     rows of the Jacobian (one gradient per task) exist only if a method asks for them.
 
-    It is a pytree, so it goes through `jit` and `vmap` and out of `scan`. (As a carry,
-    or from one program to another, it works only if one jitted oracle made it.) But it
-    is not a gradient. If you put an ordinary optimizer before the aggregator, its
-    arithmetic raises on the leaf `guard`, instead of silently scaling a part of the
-    linearization. If an optimizer reports a `TaskGrads` in place of an array or a dict,
-    chain an aggregator before it.
+    A `TaskGrads` is a pytree, so it passes through `jit` and `vmap` and out of `scan`.
+    (As a carry, or from one program to another, it works only if the same jitted oracle
+    made it.) But it is not a gradient. If you put an ordinary optimizer before the
+    aggregator, its arithmetic raises an error at the leaf `guard`, instead of silently
+    scaling a part of the linearization. If an optimizer complains that it got a
+    `TaskGrads` in place of an array or a dict, chain an aggregator before the
+    optimizer.
 
     Attributes:
       losses: `[tasks]`, as the loss functions returned them.
       loss_scales: `[tasks]`, factors of the losses; weightings set them.
       present: `[tasks]` bool, the tasks with labels in this batch; None for all. Other
-        fields depend on it: pass it to the oracle, or use `leave_out_not_finite`.
+        fields depend on `present`, so pass it to the oracle, or use
+        `leave_out_not_finite`.
       aux: second values of the functions, an `Aux`; None without `has_aux`.
       z: the latent, as `encode` returned it; None without `encode` or with several
         microbatches.
@@ -66,7 +68,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
       in_latent: whether rows are gradients of the latent.
       frozen: the frozen leaves; their updates are zeros of their types.
       moving: `[tasks]` bool, the tasks whose heads move, if `without_rows` hides some
-        of them from methods; None if these are the present tasks.
+        tasks from methods; None if the heads of all present tasks move.
       members: the tasks whose heads move, if they are known at trace time.
       state: the model's state after this batch; None without `has_state`.
     """
@@ -104,10 +106,10 @@ class TaskGrads(metaclass=SaysWhatToDo):
         Args:
           rows: pytree with the structure of the parameters, every leaf with a leading
             task axis: row i is the gradient of loss i with respect to all parameters.
-            Of a head's leaf only the row of its own task is used. Of a stacked leaf,
+            For a head's leaf, only the row of its own task is used. For a stacked leaf,
             which is `[tasks, tasks, ...]` here, only the diagonal is used. All other
             entries must be zero. Rows of a frozen leaf are not read; its update is
-            zeros of their type.
+            zeros of the rows' type.
           losses: `[tasks]` or by name, for weightings that need them. Default: zeros.
           present: `[tasks]` bool or by name, see the class. Default: all.
           labels: which leaf is shared and which belongs to which task, see
@@ -120,7 +122,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         Raises:
           ValueError: if `rows` is empty or its leaves disagree on the number of tasks,
             if the labels do not fit, or if a head has a gradient of another task. The
-            last error is found outside of `jit` only.
+            last of these errors is found only outside of `jit`.
 
         Examples:
           >>> import jax, jax.numpy as jnp
@@ -187,7 +189,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def __repr__(self) -> str:
         """Returns the tasks, the number of leaves, and advice.
 
-        JAX's errors quote it if a `TaskGrads` is used as an update.
+        JAX's errors quote this text if a `TaskGrads` is used as an update.
         """
         shared = self.partition.labels.count(SHARED)
         return (
@@ -211,12 +213,12 @@ class TaskGrads(metaclass=SaysWhatToDo):
 
     @property
     def num_tasks(self) -> int:
-        """Number of tasks."""
+        """The number of tasks."""
         return len(self.tasks)
 
     @property
     def active(self) -> dict[str, Any] | None:
-        """Which labels `per_label` may advance on this batch; None for all.
+        """The labels that `per_label` may update on this batch; None for all.
 
         A task's label is active if the task is present, and the shared label if any
         task is present. The stacked label has a `[tasks]` vector. Labels without leaves
@@ -255,7 +257,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return dataclasses.replace(self, loss_scales=loss_scales)
 
     def in_latent_space(self) -> Self:
-        """Returns the same gradients, but its rows are gradients of the latent."""
+        """Returns the same gradients, with rows that are gradients of the latent."""
         if not self.linear.has_latent:
             raise ValueError(
                 "latent space needs a latent that all tasks share: build the gradients "
@@ -267,10 +269,10 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return dataclasses.replace(self, in_latent=True)
 
     def without_rows(self, members: np.ndarray) -> Self:
-        """Returns the same gradients, with some tasks absent; their heads still move.
+        """Returns the same gradients with some tasks absent, whose heads still move.
 
         Args:
-          members: `[tasks]` bool.
+          members: `[tasks]` bool, the tasks to make absent.
         """
         there = jnp.ones(self.num_tasks, bool) if self.present is None else self.present
         moving = there if self.moving is None else self.moving
@@ -282,10 +284,10 @@ class TaskGrads(metaclass=SaysWhatToDo):
         )
 
     def rows(self) -> Rows:
-        """Returns the scaled rows of the tasks, for methods that compare tasks.
+        """Returns the scaled rows (the tasks' gradients) for methods that compare them.
 
-        Over the shared leaves this costs one pullback of the encoder per task; in
-        latent space it is free.
+        For the shared leaves this costs one pullback of the encoder per task; in latent
+        space it is free.
         """
         make = self.linear.latent_rows if self.in_latent else self.linear.rows
         rows = make(self.loss_scales, self.present)
@@ -293,11 +295,12 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return rows
 
     def keep_rows(self, entries: bool = False) -> Self:
-        """Returns the same gradients with their rows made, for use more than once.
+        """Returns the same gradients with their rows computed, so they can be reused.
 
         A weighting that reads `rows()` calls `keep_rows` first; otherwise the
-        aggregator would run a second backward pass. With stacked heads in latent space
-        the aggregator runs it anyway, because this costs less than combining T rows.
+        aggregator would run a second backward pass. With stacked heads in latent space,
+        the aggregator runs this pass anyway, because the pass costs less than combining
+        T rows.
 
         Args:
           entries: whether the rows' `leaves()` are read, in addition to their products.
@@ -336,8 +339,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def leave_out_not_finite(self) -> Self:
         """Returns the gradients in which only the tasks of `finite_tasks` are present.
 
-        Over the shared leaves it makes the rows, with one backward pass per task;
-        aggregators that read rows need them too. In latent space it costs nothing.
+        For the shared leaves, it computes the rows with one backward pass per task;
+        aggregators that read rows need these anyway. In latent space it costs nothing.
         """
         grads = self.keep_rows()
         finite, moving = grads.finite_tasks(), self.moving
@@ -349,11 +352,11 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return dataclasses.replace(grads, present=finite, moving=moving, members=None)
 
     def total(self) -> PyTree:
-        """Returns the update `sum_i loss_scales[i] g_i`: the gradient of one sum.
+        """Returns `sum_i loss_scales[i] g_i`, the gradient of the sum of scaled losses.
 
         It costs one ordinary backward pass, which never separates the tasks. With
-        absent tasks, several microbatches or kept rows it is `combine` with weights of
-        one.
+        absent tasks, several microbatches or kept rows, `total()` is `combine` with
+        weights of one.
 
         Returns:
           A pytree with the structure and dtypes of the parameters.
@@ -367,9 +370,9 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def combine(self, weights: jax.Array) -> PyTree:
         """Returns the update `sum_i weights[i] loss_scales[i] g_i`, by one pullback.
 
-        It does not make the rows over the shared leaves, and if `keep_rows` has made
-        them, it needs no pullback. A method that has read `rows()` combines those rows
-        instead: `updates(rows.combine(weights))`.
+        It does not compute the rows over the shared leaves. If `keep_rows` has already
+        computed them, it needs no pullback. A method that has read `rows()` combines
+        those rows instead: `updates(rows.combine(weights))`.
 
         Args:
           weights: `[tasks]`, factors of the shared gradients only.
@@ -382,14 +385,15 @@ class TaskGrads(metaclass=SaysWhatToDo):
         )
 
     def updates(self, direction: Leaves) -> PyTree:
-        """Returns the update from a shared direction and each head's own gradient.
+        """Returns an update from a shared direction and the gradient of each head.
 
         Args:
-          direction: over the shared leaves, as `Rows.combine` returns it.
+          direction: the direction of the shared leaves, as `Rows.combine` returns it.
 
         Returns:
-          A pytree with the structure and dtypes of the parameters. A head moves by the
-          gradient of its own loss times the scale of this loss; absent heads get zeros.
+          A pytree with the structure and dtypes of the parameters. A head gets the
+          gradient of its own loss times the scale of this loss; heads of absent tasks
+          get zeros.
         """
         head_grads = scale_head_grads(
             self.partition, self.head_grads, self.loss_scales, self._moving
@@ -397,7 +401,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return self.partition.update(direction, head_grads, self.frozen)
 
     def jacobian(self) -> PyTree:
-        """Returns the rows over the shared leaves, `[tasks, ...]`; None elsewhere.
+        """Returns the rows over the shared leaves, `[tasks, ...]`; None for others.
 
         Use it for inspection: it holds as many gradients as there are tasks.
         """
@@ -407,7 +411,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
 
 
 def _own_rows(rows: Leaves, partition: Partition) -> Leaves:
-    """Returns the heads' gradients, each of its own task, from all tasks' gradients."""
+    """Selects for each head the gradient of its own task from all tasks' gradients."""
     heads, tasks = [], partition.tasks
     paths = [
         path

@@ -27,8 +27,8 @@ def aligned_mtl_weights(
     .. math:: \alpha = \sqrt{s} \, Q \Sigma^{-1} Q^T w, \qquad G = Q \Sigma^2 Q^T
 
     `s` is the smallest (`"min"`), the lower median (`"median"`) or the mean (`"rmse"`)
-    of the non-zero eigenvalues `Sigma^2`. Unequal norms cost no accuracy. Duplicate or
-    zero gradients, and gradients that sum to zero, lower the rank; a pseudo-inverse
+    of the non-zero eigenvalues `Sigma^2`. Unequal norms do not hurt accuracy. Duplicate
+    or zero gradients, and gradients that sum to zero, lower the rank; a pseudo-inverse
     handles this. A zero matrix gives zero weights. Equal gradients `g` give `g` by
     default. NaN stays NaN. Weights are differentiable if the rank does not change.
 
@@ -66,16 +66,16 @@ def aligned_mtl(
 
     .. math:: d = \sigma_{\min} \, U V^T w, \qquad J^T = U \Sigma V^T
 
-    All principal components get the length of the smallest one (dominance rate 1). `d`
+    All principal components get the length of the smallest (`dominance_rate` is 1). `d`
     is linear in `w` and may conflict with a task. A small step lowers `sum w_i L_i`,
-    but a step of `in_latent_space(aligned_mtl(T))`, the Z-aligned variant, may raise
-    every loss. Float32 suffices up to a condition number of about 1e4 (unit gradients).
+    but a step of `in_latent_space(aligned_mtl(T))` (Z-aligned) may raise every loss.
+    For unit gradients, float32 suffices up to a condition number of about 1e4.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
-      scale: length of the aligned components: the smallest singular value (`"min"`, the
-        paper), the lower median one (`"median"`) or their root mean square (`"rmse"`).
+      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
+      scale: length of the aligned components: the smallest singular value (`"min"`, as
+        in the paper), the lower median (`"median"`) or the root mean square (`"rmse"`).
 
     Raises:
       ValueError: if an argument is unknown, out of range or does not fit the tasks.

@@ -39,8 +39,8 @@ def balance_norms_weights(
 
     .. math:: \alpha_i = \max_j |g_j| \, / \, |g_i|
 
-    Weights are at least 1, and 1 on equal gradients or for one task. A zero gradient
-    gets weight zero. Inner products do not matter: opposed gradients cancel, and
+    A zero gradient has weight zero; other weights are at least 1, and 1 for equal
+    gradients or one task. Inner products do not matter: opposed gradients cancel, and
     duplicates count. NaN stays NaN. Weights are differentiable if one norm is largest.
 
     Examples:
@@ -68,7 +68,7 @@ def balance_norms(
     Args:
       num_tasks: number of tasks T.
       labels: the `labels` of `task_grad`, if gradients are averaged; None otherwise.
-      decay: `beta`, from 0 (no memory) to below 1. Only 0 is allowed without `labels`.
+      decay: `beta`, at least 0 (no memory) and below 1; without `labels` it must be 0.
 
     Raises:
       ValueError: if `decay` is out of range, or the gradients do not match `labels`.

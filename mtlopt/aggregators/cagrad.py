@@ -21,10 +21,10 @@ def cagrad_weights(
 ) -> jax.Array:
     """Returns the exact weights `[tasks]` of `cagrad`, at least `1/T` before `rescale`.
 
-    If the maximum in `cagrad` is zero (a zero gradient, some Pareto-stationary points),
-    several `d` reach it; this is the one nearest to `g_0`. Opposed gradients are then
-    at right angles to `d`, if the ball allows. Every duplicate counts. A zero mean
-    gives zero. One task and equal gradients give `(1 + c) g`. NaN stays NaN.
+    For a zero gradient and at some Pareto-stationary points, the maximum in `cagrad` is
+    zero, and several `d` reach it. The weights give the `d` nearest to `g_0`; opposed
+    gradients are at right angles to it, if the ball allows. Duplicates count. A zero
+    mean gives zero. One task or equal gradients give `(1 + c) g`. NaN stays NaN.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -49,15 +49,15 @@ def cagrad(
         \quad \text{subject to} \quad |d - g_0| \le c |g_0|, \qquad
         g_0 = \frac{1}{T} \sum_i s_i g_i
 
-    For `c < 1`, `d` is zero only if the mean is, so CAGrad converges to stationary
+    For `c < 1`, `d` is zero only if `g_0` is zero, so CAGrad converges to stationary
     points of the mean loss. For `c >= 1`, `d` conflicts with no task, and CAGrad
     converges only to Pareto-stationary points. A zero gradient does not stop it.
 
     Args:
       num_tasks: number of tasks T.
       c: radius of the ball divided by `|g_0|`, at least 0. The paper uses 0.2 to 0.9.
-      rescale: 0 keeps `d` (the paper's algorithm), 1 divides it by `1 + c^2` (the
-        paper's experiments), 2 by `1 + c` (its toy example; the scale of an average).
+      rescale: 0 keeps `d` (the paper's algorithm), 1 divides `d` by `1 + c^2` (its
+        experiments), 2 by `1 + c` (its toy example; then `d` scales like an average).
 
     Raises:
       ValueError: if `c` is negative or `rescale` is not 0, 1 or 2.

@@ -25,10 +25,10 @@ def conflict_free_weights(
     If the gradients are linearly independent, `d` has positive cosines with all of
     them, in the ratios of `p`. Otherwise `x` is the least-squares solution, `d` may
     conflict with a task, and the factor of `x / |x|` may be negative. If `p` is at
-    right angles to the range of `U` (opposed gradients), `d` is zero. On `T` equal
-    gradients `g`, `d` is `T g`; every duplicate counts. A zero gradient gets weight
-    zero, and a lone task has weight 1. NaN stays NaN. The weights are differentiable if
-    the rank does not change.
+    right angles to the range of `U`, as for opposed gradients, `d` is zero. For `T`
+    equal gradients `g`, `d` is `T g`; every duplicate counts. A zero gradient gets
+    weight zero, and a single task has weight 1. NaN stays NaN. The weights are
+    differentiable if the rank does not change.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -55,19 +55,19 @@ def _weights(
 def conflict_free(
     num_tasks: int, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Has the same cosine with every task gradient: ConFIG.
+    r"""Takes the direction with equal cosines to all task gradients: ConFIG.
 
     .. math:: d = \Big( \sum_i \langle g_i, \hat{x} \rangle \Big) \hat{x}, \qquad
         \hat{x} = x / |x|, \qquad x = U^+ p
 
     The rows of `U` are the unit task gradients. If no gradient is a combination of the
-    others, `d` conflicts with no task and lowers all losses at the same rate relative
-    to their gradients' norms, or at rates in the ratios of `p`. The direction does not
+    others, `d` conflicts with no task. Relative to the gradients' norms, all losses
+    then fall at the same rate, or at rates in the ratios of `p`. The direction does not
     depend on the scales of the tasks, and the length is linear in the scales.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, at least 0, of any length; equal if None.
+      preference: `p`, `[tasks]` or by name, at least 0, of any scale; ones if None.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

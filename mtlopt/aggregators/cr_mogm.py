@@ -18,7 +18,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 class CrMogmState(NamedTuple):
-    """State of `cr_mogm`: the average, and which tasks were present; all `[tasks]`."""
+    """State of `cr_mogm`: the averages, and the tasks seen so far; all `[tasks]`."""
 
     task_weights: jax.Array
     average: jax.Array
@@ -36,15 +36,15 @@ def cr_mogm(
         \alpha \leftarrow \beta \alpha + (1 - \beta) \, \hat\alpha(G)
 
     The weights of one batch depend on its noise, so the expected direction is not a
-    combination of the expected gradients. The average, which starts at the first
-    weights of a task, hardly depends on one batch. The guarantees of the other method
-    (no conflicts, say) are lost. If gradients do not change, averaging changes nothing.
+    combination of the expected gradients. The average starts at a task's first weight
+    and hardly depends on any single batch. The guarantees of the other method, such as
+    no conflicts, are lost. If gradients do not change, averaging changes nothing.
 
     Args:
       num_tasks: number of tasks T.
       weights: the other method, a function that takes the Gramian `[tasks, tasks]` and
         `present` and returns weights `[tasks]`, such as `mgda_weights`.
-      decay: `beta`, from 0 (no average) to below 1. In the paper it grows towards 1.
+      decay: `beta`, at least 0 (no average) and below 1. The paper raises it towards 1.
 
     Raises:
       ValueError: if an argument is out of range, or `weights` returns a wrong shape.

@@ -18,13 +18,13 @@ def dualproj_weights(
     preference: jax.Array | None = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Returns the weights `alpha` `[tasks]` of `dualproj`, at least the preference.
+    r"""Returns weights `alpha` `[tasks]` of `dualproj`, each at least the preference.
 
     .. math:: \alpha = \mathrm{argmin}_{v \ge w} v^T G v
 
     The result is exact to rounding. A zero gradient keeps its preference as its weight.
     With opposed gradients, `d` has no part along them. Duplicates split their weight
-    arbitrarily, but the direction is unique. On equal gradients `g` the default
+    arbitrarily, but the direction is unique. For equal gradients `g` the default
     direction is `g`; one task gives `w g`. NaN stays NaN.
 
     Examples:
@@ -39,20 +39,20 @@ def dualproj_weights(
 def dualproj(
     num_tasks: int, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Projects the mean gradient onto the cone that conflicts with no task: DualProj.
+    r"""Projects the mean gradient onto the cone without conflicts: DualProj.
 
     .. math:: d = \mathrm{argmin}_{y : \langle g_j, y \rangle \ge 0 \, \forall j}
         \Big| y - \sum_i w_i s_i g_i \Big|
 
-    `d` is the update nearest to the mean that increases no loss to first order,
-    whatever the ratio of the gradients' norms. Large gradients dominate `d`. Unlike in
-    `upgrad`, it is not linear in a gradient's scale. `d` is zero if and only if
-    positive weights make the gradients cancel. Without conflicts it is the mean.
+    Of all updates that increase no loss to first order, `d` is the nearest to the mean,
+    at any ratio of the gradients' norms. Large gradients dominate `d`. Unlike in
+    `upgrad`, `d` is not linear in a gradient's scale. It is zero if and only if
+    positive weights make the gradients cancel. Without conflicts, `d` is the mean.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
-        A unit vector gives GEM: one task's gradient, changed so that it harms no other.
+      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None. A
+        unit vector gives GEM: one task's gradient, changed so that it harms no other.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

@@ -12,10 +12,10 @@ from mtlopt.linalg.normalise import Gramian, normalise, safe_divide
 def edm_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `edm`, non-negative and summing to 1.
 
-    Tasks with a positive weight have the same cosine with the direction; the others
-    have a larger one. On equal gradients `g` the direction is `g`. If zero is in the
-    hull (opposed gradients), the direction is zero. Zero gradients get all the weight;
-    duplicates share one weight. A single task has weight 1. NaN stays NaN.
+    Gradients with a positive weight have the same cosine with the direction; the
+    cosines of the others are larger. For equal gradients `g` the direction is `g`. It
+    is zero if the hull contains zero, as for opposed gradients. Zero gradients get all
+    the weight; duplicates share one weight. A single task has weight 1. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp

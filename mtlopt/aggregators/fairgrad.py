@@ -24,7 +24,7 @@ def fairgrad_weights(
 
     By equation 7 of the paper, the first-order gains `G w` maximise the sum of
     `p gain^(1-alpha) / (1-alpha)`. The weights are exact. A zero gradient or preference
-    gives weight zero. Opposed gradients get large, bounded weights that cancel.
+    gives weight zero. Opposed gradients get large, bounded weights and cancel.
     Duplicates get equal weights. A single task gets `|g|^(-2 alpha / (1 + alpha))`, and
     T equal gradients give the direction `T^(1 / (1 + alpha)) |g|^(-2 alpha / (1 +
     alpha)) g`. NaN stays NaN.
@@ -48,16 +48,16 @@ def fairgrad(
     .. math:: d = \sum_i w_i s_i g_i, \qquad
         \langle g_i, d \rangle = (w_i / p_i)^{-1/\alpha} / s_i > 0
 
-    `-d` decreases every loss to first order, unless zero is in the convex hull of the
-    gradients. Tasks whose gradients cancel then contribute only a rounding error, whose
-    direction changes with their scale; the others share what is orthogonal to them. `d`
-    has degree `(1 - alpha) / (1 + alpha)` in the gradients. For `alpha = 1`, Nash-MTL
-    without clipping, its length does not depend on the gradients' lengths.
+    `-d` decreases every loss to first order, unless zero is in the gradients' convex
+    hull. Tasks whose gradients cancel then contribute only a rounding error, whose
+    direction changes with their scale; the others share the space orthogonal to them.
+    `d` has degree `(1 - alpha) / (1 + alpha)` in the gradients. For `alpha = 1`
+    (Nash-MTL without clipping), `d` has the same length for gradients of any length.
 
     Args:
       num_tasks: number of tasks T.
-      alpha: fairness, positive; larger means more equal gains. The paper uses 1 and 2.
-      preference: `p`, `[tasks]` or by name, at least 0, not normalised; ones if None.
+      alpha: positive; larger values give more equal gains. The paper uses 1 and 2.
+      preference: `p`, `[tasks]` or by name, at least 0, used as given; ones if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

@@ -19,7 +19,7 @@ _FEW_TASKS = 8  # the loop over at most so many tasks is unrolled
 
 
 class GraddropState(NamedTuple):
-    """State of `graddrop`: weights averaged over entries, and the next key."""
+    """State of `graddrop`: weights averaged over entries, and the next draw's key."""
 
     task_weights: jax.Array
     key: jax.Array
@@ -33,7 +33,7 @@ def drop_signs(
 ) -> tuple[Leaves, jax.Array]:
     """Sums each entry of `rows` over the tasks whose value has the drawn sign.
 
-    `uniform` has a number from [0, 1) for each entry. The sign is positive if this
+    `uniform` holds one number from [0, 1) per entry. The sign is positive if this
     number is below the positive sign purity. `leak` `[tasks]` is the fraction of the
     other values that passes. Returns the sums, and each task's weight in them, summed
     over the entries. NaN and infinite values give NaN.
@@ -91,24 +91,24 @@ def drop_signs(
 def graddrop(
     num_tasks: int, leak: Any = None, key: int | jax.Array = 0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Picks one sign at random for every entry and drops the others: GradDrop.
+    r"""Keeps only the values of one random sign in every entry: GradDrop.
 
     .. math:: d_k = \sum_i \big( \ell_i + (1 - \ell_i) M_{ik} \big) g_{ik}, \qquad
         P_k = \frac12 \Big( 1 + \frac{\sum_i g_{ik}}{\sum_i |g_{ik}|} \Big)
 
     Entry `k` keeps its positive values with probability `P_k`, and otherwise its
-    negative ones; `M_ik` is 1 for the kept values. The mean over the draws is the
-    summed gradient. A single draw may conflict with any task and is no combination of
-    the gradients. It is zero only if all gradients are zero. If all values have one
-    sign, all pass, and a zero gradient changes nothing. GradDrop is not differentiable.
-    It does not work with streaming, or with microbatches in latent space.
+    negative values; `M_ik` is 1 for the kept values. Averaged over the draws, `d` is
+    the summed gradient. A single `d` may conflict with any task and is no combination
+    of the gradients. It is zero only if all gradients are zero. Values of one sign all
+    pass, and a zero gradient changes nothing. GradDrop is not differentiable. It does
+    not work with streaming, or with microbatches in latent space.
 
-    In latent space each sample has its own draw; in the paper all samples share one.
+    In latent space each sample has its own draw; in the paper all samples share a draw.
 
     Args:
       num_tasks: number of tasks T.
       leak: `l`, `[tasks]` or by name, from 0 to 1: the fraction of the dropped values
-        that passes. Ones give the summed gradient; None means zeros.
+        that still passes. Ones give the summed gradient; None means 0 for all.
       key: seed or key of the draws.
 
     Raises:

@@ -35,12 +35,12 @@ def gradvac_weights(
         \tau_{ij} \leftarrow (1 - \beta) \tau_{ij} + \beta \phi_{ij}
 
     Here `phi_ij` is the cosine of `p_i` and `g_j` before `p_i` changes; every cosine
-    moves its target. With zero targets these are PCGrad's weights. Weights are at least
-    1 for present tasks, and `T` equal gradients `g` give `T g`. A zero gradient is
-    skipped, opposed gradients cancel, and a zero `p_i` has no cosine. A target without
-    a cosine does not move, as for an absent task or a zero gradient; no target moves if
-    the Gramian is not finite. NaN gives NaN weights. Targets are `[tasks, tasks]`. Row
-    `i` of `order`, int `[tasks, tasks]`, is the order in which `i` meets the others.
+    moves its target. Zero targets give PCGrad's weights. Weights are at least 1 for
+    present tasks, and `T` equal gradients `g` give `T g`. A zero gradient is skipped,
+    opposed gradients cancel, and a zero `p_i` has no cosine. A target without a cosine
+    (an absent task, a zero gradient) does not move; no target moves if the Gramian is
+    not finite. NaN gives NaN weights. Targets and `order` (int) are `[tasks, tasks]`;
+    row `i` of `order` is the order in which `p_i` is updated for the other tasks.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -64,14 +64,14 @@ def gradvac(
         \phi \sqrt{1 - \tau_{ij}^2} \big)}{|g_j| \sqrt{1 - \tau_{ij}^2}} \, g_j
         \quad \text{if } \phi < \tau_{ij}, \qquad d = \sum_i p_i
 
-    Here `phi` is the cosine between `p_i` and `g_j`. `p_i` starts as `g_i` and meets
-    the other tasks `j` one after the other, in a random order for each `i`. All targets
+    Here `phi` is the cosine between `p_i` and `g_j`. `p_i` starts as `g_i` and is
+    updated for each other task `j` in turn, in a random order for each `i`. All targets
     start at zero, so the first update is PCGrad's. Each target then follows the cosines
-    of its pair, so gradients change if they agree less than before.
+    of its pair, so gradients change if they agree less than they used to.
 
-    `d` may conflict with a task. If a pair has long agreed, its target is near 1. A
-    gradient that turns away then gains a large multiple of the other, bounded by the
-    precision. Each pair of tasks has one target (the paper's whole-model granularity).
+    `d` may conflict with a task. If a pair has long agreed, its target is close to 1.
+    If one gradient then turns away, it gains a large multiple of the other (as far as
+    the precision allows). Each pair has one target for the whole model.
 
     Args:
       num_tasks: number of tasks T.

@@ -18,14 +18,13 @@ def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Ar
     .. math:: w = \frac{G^{-1} n}{1^T G^{-1} n}, \qquad n_i = |g_i|
 
     The direction is that of ConFIG, up to its length and sign. If the denominator of
-    `w` is negative, `d` conflicts with *every* task; the nearer it is to zero, the
-    longer is `d`. All weights are zero if the denominator is zero to rounding. They are
-    also zero if no direction has equal projections, which is the limit as rank is lost.
-    Examples are opposed gradients, a positive combination that is zero, and more
+    `w` is negative, `d` conflicts with *every* task. The closer the denominator is to
+    zero, the longer `d` is. All weights are zero if the denominator is zero up to
+    rounding, or if no direction has equal projections (the limit as rank is lost).
+    Examples are opposed gradients, gradients that positive weights cancel, and more
     independent tasks than parameters. Duplicates share one task's weight, and zero
     gradients get weight zero. Equal gradients `g` give `g`. A single task has weight 1.
-    Weights may be negative. NaN stays NaN. The weights are differentiable if the rank
-    does not change.
+    Weights may be negative; they are differentiable at fixed rank. NaN stays NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -60,7 +59,7 @@ def _weights(
 
 
 def imtl_g(num_tasks: int) -> optax.GradientTransformationExtraArgs:
-    r"""Has equal projections on every task gradient: IMTL-G.
+    r"""Takes a direction with equal projections on all task gradients: IMTL-G.
 
     .. math:: d = \sum_i w_i g_i, \qquad \sum_i w_i = 1, \qquad
         \langle d, g_i / |g_i| \rangle = \langle d, g_j / |g_j| \rangle
@@ -68,8 +67,8 @@ def imtl_g(num_tasks: int) -> optax.GradientTransformationExtraArgs:
     The method follows no task's gradient more than another's. But the equal projections
     may be negative. Then `d` conflicts with all tasks at once, as for 3 % of random
     Jacobians of four tasks with unequal norms. `d` is long if the weights nearly
-    cancel. `conflict_free` is on the same line and points the right way. `d` is zero if
-    only zero has equal projections, as when positive weights make gradients cancel.
+    cancel. `conflict_free` gives the same line, but the right sign. `d` is zero if only
+    zero has equal projections, for example if positive weights cancel the gradients.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt

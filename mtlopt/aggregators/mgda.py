@@ -33,11 +33,11 @@ def mgda_weights(
     The weights are exact. `S` is the identity, or a diagonal matrix of gradient norms
     (`"l2"`), losses (`"loss"`) or their products (`"loss+"`).
 
-    Zero gradients get all the weight, and duplicates share the weight of one task in
-    one of the possible ways. Without a normalisation, equal gradients `g` give `g`, and
-    a hull that contains zero (opposed gradients) gives zero. Only the size of a loss
-    counts: a negative loss does not reverse its gradient. A task with a loss of zero
-    gets weight zero. If all losses are zero, they count as equal. NaN stays NaN.
+    Zero gradients get all the weight, and duplicates split the weight of one task
+    arbitrarily. Without a normalisation, equal gradients `g` give `g`, and gradients
+    whose hull contains zero, such as opposed gradients, give zero. Only the size of a
+    loss counts: a negative loss does not reverse its gradient. A task with a loss of
+    zero gets weight zero. If all losses are zero, they count as equal. NaN stays NaN.
     `"loss"` and `"loss+"` need the `losses` `[tasks]`.
 
     Raises:
@@ -85,9 +85,9 @@ def mgda(
 
     With a normalisation, the weights are found for gradients divided by their norms
     (`"l2"`), by the scaled losses `s_i L_i` (`"loss"`) or by both (`"loss+"`), so small
-    gradients dominate less. These weights then multiply the original gradients: `d` may
-    conflict with a task, and may differ from zero at a Pareto-stationary point. `edm`
-    weighs unit gradients and keeps both guarantees. Losses should be positive.
+    gradients dominate less. These weights then multiply the original gradients, so `d`
+    may conflict with a task, and may differ from zero at a Pareto-stationary point.
+    `edm` weighs unit gradients and avoids both problems. Losses should be positive.
 
     Args:
       num_tasks: number of tasks T.

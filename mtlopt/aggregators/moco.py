@@ -46,18 +46,18 @@ def moco(
         w \leftarrow \Pi_\Delta \left( w - \gamma (Y Y^\top + \rho I) w \right),
         \qquad d = Y^\top w
 
-    Averages have little noise, so noise hardly biases the weights, and no second batch
-    (as in `modo`) is needed. `y_i` starts at the first gradient of task i, so the first
-    update has full length. On equal gradients g, `d` is g. `d` may conflict with a
+    Averages have little noise, so noise hardly biases the weights. Unlike `modo`, MoCo
+    needs no second batch. `y_i` starts at the first gradient of task i, so the first
+    update has full length. For equal gradients g, `d` is g. `d` may conflict with a
     task. A zero gradient pulls its average towards zero. Heads are not averaged. Steps
-    scale as in `modo`; without decay they are the steps of `modo` on one batch.
+    scale as in `modo`; without decay they equal its steps on one batch.
 
     Args:
       num_tasks: number of tasks T.
       labels: which task owns which leaf, as given to `task_grad`.
-      decay: `beta`, from 0 (no memory) to below 1. The paper states `1 - beta`.
+      decay: `beta`, at least 0 (no memory) and below 1. The paper states `1 - beta`.
       learning_rate: `gamma`, positive, in units of one over a squared gradient norm.
-      regularization: `rho`, at least 0; it pulls the weights together.
+      regularization: `rho`, at least 0; it makes the weights more equal.
 
     Raises:
       ValueError: if an argument is out of range, or gradients do not match `labels`.

@@ -26,7 +26,7 @@ _FEW_TASKS = 3
 
 
 class ModoState(NamedTuple):
-    """State of `modo`: the next update starts from `shares`, `[tasks]`."""
+    """State of `modo`: the next update starts from the weights `shares`, `[tasks]`."""
 
     task_weights: jax.Array
     shares: jax.Array
@@ -44,12 +44,12 @@ def modo_weights(
     .. math:: w \leftarrow \Pi_\Delta \left( w - \gamma (P + \rho I) w \right),
         \qquad P_{ij} = \langle g_i, h_j \rangle
 
-    `g` and `h` are the gradients of two independent batches, so `P` is right on
-    average. Noise makes the Gramian of one batch too large. The step is linear apart
-    from the projection, so errors of the batches average out. Weights of zero gradients
-    change only by the projection; duplicates that start equal stay equal. NaN stays
-    NaN. Weights are differentiable almost everywhere. `products` is `P`, or the Gramian
-    of one batch. `weights`, not negative, are divided by their sum over present tasks.
+    `g` and `h` are the gradients of two independent batches, so `P` is unbiased; noise
+    makes the Gramian of one batch too large. The step is linear apart from the
+    projection, so errors of the batches average out. Weights of zero gradients change
+    only by the projection; equal weights of duplicates stay equal. NaN stays NaN.
+    Weights are differentiable almost everywhere. `products` is `P`, or the Gramian of
+    one batch. `weights`, at least 0, are divided by their sum over present tasks.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -89,10 +89,10 @@ def modo(
         \qquad d = J^\top w
 
     The weights start equal and are kept between updates, so they average over batches;
-    MGDA computes new weights on each batch. On equal gradients g, `d` is g. Unlike in
+    MGDA computes new weights for each batch. For equal gradients g, `d` is g. Unlike in
     MGDA, `d` may conflict with a task until the weights have settled. `J_2` are the
     gradients of a second batch, passed to `update` as `second` (see the guide
-    *Methods*); without it `J_2 = J`. For more than three tasks only the product
+    *Methods*); without it `J_2 = J`. For more than three tasks, only the product
     `J J_2^T w` is computed, by two backward passes and one forward derivative.
 
     The step depends on the scale of the gradients, as in the paper: losses ten times as
@@ -103,7 +103,7 @@ def modo(
     Args:
       num_tasks: number of tasks T.
       learning_rate: `gamma`, positive, in units of one over a squared gradient norm.
-      regularization: `rho`, at least 0; it pulls the weights together.
+      regularization: `rho`, at least 0; it makes the weights more equal.
 
     Raises:
       ValueError: if an argument is out of range, or `second` does not fit.

@@ -25,7 +25,7 @@ def nash_mtl_weights(
 
     The weights are exact. `w_i` is inversely proportional to the length of `g_i`. There
     is no solution if zero is in the convex hull of the gradients. Tasks whose gradients
-    cancel then get large, bounded weights and contribute next to nothing; the others
+    cancel then get large, bounded weights and contribute almost nothing; the others
     bargain in the space orthogonal to them. A zero gradient or preference gives weight
     zero. Opposed gradients cancel, duplicates get equal weights, and a single task gets
     `1 / |g|`. NaN stays NaN.
@@ -49,12 +49,12 @@ def nash_mtl(
 
     `d` maximises, over a ball, the product of the tasks' gains, each raised to the
     power `p_i`. `d` decreases every loss to first order if any direction does, and
-    scaling a loss does not change it. Its length is `sqrt(sum_i p_i)`, by default
+    scaling a loss does not change `d`. Its length is `sqrt(sum_i p_i)`, by default
     `sqrt(T)`, and is then clipped to `max_norm`. By default the final length is always
     1, however small the gradients are, so a schedule has to end the training. `d` is
-    shorter only if zero is in the convex hull of the gradients. Tasks that cancel then
-    contribute only a rounding error, up to a few hundredths of `sqrt(T)` in float32, in
-    a direction that changes with their scale.
+    shorter only if zero is in the convex hull of the gradients. Tasks whose gradients
+    cancel then contribute only a rounding error. In float32 it is at most a few
+    hundredths of `sqrt(T)`; its direction depends on the tasks' scales.
 
     Args:
       num_tasks: number of tasks T.

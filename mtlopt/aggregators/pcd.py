@@ -30,7 +30,7 @@ class PcdState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update.
-      norms: `[tasks]`, roots of the moving averages of squared norms; 0 at first.
+      norms: `[tasks]`, square roots of moving averages of squared norms; 0 at first.
       totals: `[tasks]`, moving averages of ones, which correct the bias of `norms`.
     """
 
@@ -48,11 +48,11 @@ def pcd_weights(
     r"""Returns the weights `[tasks]` of `pcd`, non-negative.
 
     If `g_1` is zero or absent, the weights are zero. If the constraints contradict each
-    other (opposed gradients among the other tasks, up to the square root of the
-    precision), they are dropped and `d` is `g_1`. If `\tilde d` is zero, which needs
-    `tau = 0`, `d` is zero. A zero gradient constrains nothing; duplicates are one
-    constraint. On equal gradients `g`, and for one task, `d` is `g`. NaN stays NaN.
-    `mean_norms` are `\bar n`, `[tasks]`; None means the norms of this Gramian.
+    other, they are dropped and `d` is `g_1`; this happens if other tasks have opposed
+    gradients, up to the square root of the precision. With `tau = 0`, `\tilde d` may be
+    zero, and then `d` is zero. A zero gradient constrains nothing; duplicates count as
+    one constraint. For equal gradients `g`, and for one task, `d` is `g`. NaN stays
+    NaN. `mean_norms` are `\bar n`, `[tasks]`; None means the norms in this Gramian.
 
     Raises:
       ValueError: if `tau` has a wrong shape or is a Python number out of range.
@@ -119,10 +119,10 @@ def pcd(
         \qquad d = |g_1| \, \tilde d / |\tilde d|
 
     Here `\tilde g_i = s_i g_i / \bar n_i`, and `\bar n_i^2` is the bias-corrected
-    moving average of `|s_i g_i|^2`. Each other task makes at least the fraction `tau_j`
-    of the progress of a step along its own gradient. The first task sets the direction
-    and the length, but `d` may oppose even this task if the others demand it. The scale
-    of another task does not matter. If a gradient is not finite, no average moves.
+    moving average of `|s_i g_i|^2`. Every other task makes at least `tau_j` times the
+    progress of a step along its own gradient. The first task sets the direction and the
+    length, but `d` may oppose even this task if the constraints require it. The scales
+    of the other tasks do not matter. If a gradient is not finite, no average moves.
 
     Args:
       num_tasks: number of tasks T; the first is the primary one.

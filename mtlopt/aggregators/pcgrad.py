@@ -28,11 +28,11 @@ def pcgrad_weights(
 
     .. math:: d = \sum_i p_i = \sum_j \alpha_j g_j
 
-    Weights are at least 1 for present tasks. As in the paper, a task never meets itself
-    and `d` is a sum: `T` equal gradients `g` give `T g`. A zero gradient is skipped,
-    and opposed gradients cancel. NaN stays NaN. The weights are differentiable if no
-    `<p_i, g_j>` is 0. Row `i` of `order`, int `[tasks, tasks]`, is the order in which
-    task `i` meets the others.
+    Weights are at least 1 for present tasks. As in the paper, a task is not compared
+    with itself and `d` is a sum: `T` equal gradients `g` give `T g`. A zero gradient is
+    skipped, and opposed gradients cancel. NaN stays NaN. The weights are differentiable
+    if no `<p_i, g_j>` is 0. Row `i` of `order`, int `[tasks, tasks]`, is the order in
+    which `p_i` is updated for the other tasks.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -51,9 +51,9 @@ def pcgrad(
     .. math:: p_i \leftarrow p_i - \min(0, \langle p_i, g_j \rangle) \, g_j / |g_j|^2,
         \qquad d = \sum_i p_i
 
-    `p_i` starts as `g_i` and meets the other tasks `j` one after the other, in a random
-    order for each `i`. With two tasks `d` conflicts with neither; with more it may
-    conflict. Without conflicts `d` is the sum of the gradients.
+    `p_i` starts as `g_i` and is updated for each other task `j` in turn, in a random
+    order for each `i`. With two tasks, `d` conflicts with neither; with more tasks, it
+    may conflict with some. Without conflicts `d` is the sum of the gradients.
 
     Args:
       num_tasks: number of tasks T.

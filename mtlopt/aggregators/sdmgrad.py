@@ -57,12 +57,12 @@ def sdmgrad_weights(
     """Returns the weights `(w + lambda p) / (1 + lambda)` `[tasks]` of `sdmgrad`.
 
     `w` takes projected gradient steps with momentum from `start`. The step size is
-    `learning_rate` over the largest absolute row sum of the products. This sum bounds
-    their curvature, so no step overshoots and the scale of the gradients does not
-    matter. The weights are not negative, and sum to 1 if `p` does. Zero products leave
-    `w` as it is; duplicates that start equal stay equal. NaN stays NaN. Weights are
-    differentiable almost everywhere. `products` `[tasks, tasks]` are those of two
-    batches, or of one with itself. `start` is divided by its sum over present tasks.
+    `learning_rate` divided by the largest absolute row sum of `products`. This sum
+    bounds the curvature, so no step overshoots, and the scale of the gradients does not
+    matter. The weights are not negative, and sum to 1 if `p` does. Zero products do not
+    change `w`; equal weights of duplicates stay equal. NaN stays NaN. Weights are
+    differentiable almost everywhere. `products` `[tasks, tasks]` are inner products of
+    gradients, from two batches or one. `start` need not sum to 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -97,17 +97,17 @@ def sdmgrad(
         w \approx \mathrm{argmin}_{w \ge 0, \, 1^T w = 1} |J^T (w + \lambda p)|^2
 
     `d` lies between MGDA (`lambda = 0`) and the preferred combination (large `lambda`),
-    as in CAGrad, but the method is made for noisy gradients: `w` takes `num_steps`
+    as in CAGrad. But the method is made for noisy gradients: `w` takes `num_steps`
     projected gradient steps from its last value. With full-batch gradients that do not
-    change, `w` converges to the minimiser. On T equal gradients g, `d` is g. A task
+    change, `w` converges to the minimiser. For T equal gradients g, `d` is g. A task
     with a positive preference has a positive weight. `d` may conflict with a task.
     `update` takes a `second` batch (see the guide *Methods*).
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
+      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
       regularization: `lambda`, at least 0.
-      learning_rate: relative size of a step; steps converge below `2 (1 + momentum)`.
+      learning_rate: relative size of a step; below `2 (1 + momentum)`, steps converge.
       momentum: fraction of the last step that is added to the next, below 1.
       num_steps: number of steps per update, a Python int.
 

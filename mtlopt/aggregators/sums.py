@@ -47,15 +47,15 @@ def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:
 def mean_tasks(
     num_tasks: int, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Averages the task gradients over the shared parameters.
+    r"""Averages the task gradients of the shared parameters.
 
     .. math:: d = \sum_i w_i s_i g_i, \qquad w_i = 1/T \text{ or the preference}
 
-    To weight the heads too, scale the losses (`weight_by_fixed`).
+    To weight the heads too, scale the losses with `weight_by_fixed`.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
+      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

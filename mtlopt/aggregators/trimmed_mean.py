@@ -19,7 +19,7 @@ from mtlopt.rows.protocol import Leaves
 def trim_entries(
     values: jax.Array, trim: int = 1, present: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the `trimmed_mean` of a leaf `[tasks, ...]`, and the weights in it.
+    """Returns the `trimmed_mean` of a leaf `[tasks, ...]`, and its weights.
 
     The weights are `[tasks, ...]`; equal values share their weight. NaN gives NaN.
 
@@ -66,12 +66,12 @@ def trimmed_mean(
     .. math:: d_k = \frac{1}{T - 2 b} \sum_{i = b + 1}^{T - b} g_{(i) k}
 
     Here `g_(1)k <= ... <= g_(T)k` are the sorted entries of the task gradients. The
-    method was made for workers, `b` of which may send anything. With tasks, it damps
-    outlying gradients and may conflict with them. `d` is no combination of the
-    gradients and depends on the coordinates; `task_weights` are means over entries. A
-    zero gradient counts like any other. With too few present tasks, fewer are dropped,
-    so that one or two remain. Entries are averaged in float32 or wider. NaN stays NaN;
-    infinities may be dropped. It is not for streaming or microbatches in latent space.
+    method was made for workers, `b` of which may send any vector. With tasks, it damps
+    outliers and may conflict with them. `d` is no combination of the gradients and
+    depends on the coordinates; `task_weights` are means over entries. A zero gradient
+    counts like any other. If few tasks are present, fewer values are dropped, so that
+    one or two remain. Averages are in float32 or wider. NaN stays NaN; infinities may
+    be dropped. It supports no streaming and no microbatches in latent space.
 
     Args:
       num_tasks: number of tasks T, at least `2 trim + 1`.

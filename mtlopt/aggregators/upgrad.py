@@ -26,7 +26,7 @@ def upgrad_weights(
 
     The result is exact to rounding. A zero gradient keeps its preference as its weight.
     `d` has no part along opposed gradients, so two opposed gradients give zero.
-    Duplicates split their weight arbitrarily, but the direction is unique. On equal
+    Duplicates split their weight arbitrarily, but the direction is unique. For equal
     gradients `g` the default direction is `g`; one task gives `w g`. NaN stays NaN.
 
     Examples:
@@ -43,20 +43,20 @@ def upgrad_weights(
 def upgrad(
     num_tasks: int, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Projects every task gradient onto the cone that conflicts with no task: UPGrad.
+    r"""Projects every task gradient onto the cone without conflicts: UPGrad.
 
     .. math:: d = \sum_i w_i \, \pi(s_i g_i), \qquad
         \pi(x) = \mathrm{argmin}_{y : \langle g_j, y \rangle \ge 0 \, \forall j} |y - x|
 
     `-d` increases no loss to first order, whatever the ratio of the gradients' norms
-    (in float32 to a cosine of -1e-4). `d` is linear in the scale of each gradient, so
-    small gradients stay small and unopposed. It is zero exactly if positive weights
-    make the gradients cancel; unlike in `mgda`, one zero gradient stops nothing.
-    Without conflicts it is the mean. For two tasks and `w = (1, 1)` it is PCGrad.
+    (in float32 up to a cosine of -1e-4). `d` is linear in the scale of each gradient,
+    so small gradients stay small and unopposed. It is zero exactly if positive weights
+    make the gradients cancel; unlike in `mgda`, one zero gradient does not suffice.
+    Without conflicts `d` is the mean. For two tasks and `w = (1, 1)` it is PCGrad.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
+      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

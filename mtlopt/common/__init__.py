@@ -1,1 +1,1 @@
-"""State, weights and products that weightings and aggregators share."""
+"""State, weights and inner products that weightings and aggregators share."""

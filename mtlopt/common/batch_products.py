@@ -1,4 +1,4 @@
-"""Inner products of the task gradients of two batches, all or one combination."""
+"""Inner products of the task gradients of two batches, or one combination of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +22,9 @@ def batch_products(
     Args:
       grads: gradients on the first batch.
       rows: rows of `grads`.
-      second: gradients of the same tasks on another batch; its losses get the scales of
-        the first batch. None means the first batch again.
-      params: parameters, if the transform was given them.
+      second: gradients of the same tasks on another batch, whose losses get the scales
+        of the first batch. None means the first batch again.
+      params: parameters, if they were passed to the transform.
 
     Returns:
       The products `[tasks, tasks]`, and the tasks that are present in both batches,
@@ -50,7 +50,7 @@ def batch_product(
     weights: Callable[[jax.Array | None], jax.Array],
     params: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Returns the products `P` of two batches times weights, without computing `P`.
+    """Returns `P w` for the products `P` of two batches, without computing `P`.
 
     This takes one pullback on the second batch and one pushforward on the first.
 

@@ -26,10 +26,11 @@ def by_epochs(
       name: name of the weighting.
       num_tasks: number of tasks T.
       steps_per_epoch: number of updates that make an epoch, a Python int.
-      make_state: function of `task_weights` `[tasks]` and the fields of `_next_epochs`.
+      make_state: function that makes a state from `task_weights` `[tasks]` and the
+        fields of `_next_epochs`.
       weights_of: function that returns weights `[tasks]`. Its arguments are the mean
-        losses `[tasks]` of the last epoch, those of the epoch before it, and bool
-        `[tasks]`, the tasks that are present.
+        losses `[tasks]` of the last epoch, the mean losses of the epoch before it, and
+        a mask of the present tasks, bool `[tasks]`.
     """
     check_num_tasks(num_tasks)
     steps_per_epoch = as_int("steps_per_epoch", steps_per_epoch)
@@ -80,7 +81,7 @@ def _next_epochs(
       state: state with four fields. `count`, int32, is the number of updates so far.
         `total` and `seen`, `[tasks]`, are the sum and the number of this epoch's
         losses. `last` and `before`, `[tasks]`, are the mean losses of the last epoch
-        and of the one before it.
+        and of the epoch before it.
       losses: losses of the tasks, `[tasks]`.
       there: `[tasks]` bool, the tasks that are present.
       steps_per_epoch: number of updates that make an epoch.

@@ -17,7 +17,7 @@ class Reuse:
     `weigh`. Other aggregators do not have the keyword.
 
     Attributes:
-      kept: `[tasks]`, the weights that were computed last.
+      kept: `[tasks]`, the most recently computed weights.
       is_due: whether to compute new weights, a bool scalar.
       used: `[tasks]`, the weights of this update; None until `weigh` is called.
     """
@@ -31,14 +31,14 @@ class Reuse:
         compute: Callable[[], tuple[jax.Array, Any]],
         keep: Callable[[jax.Array], Any],
     ) -> tuple[jax.Array, Any]:
-        """Returns new or kept weights, and the second value that comes with them.
+        """Returns new or kept weights, and a second value that belongs to them.
 
         Both functions are traced as branches, and only one of them runs. Rows that a
-        branch makes must not be used outside it.
+        branch computes must not be used outside of it.
 
         Args:
           compute: returns new weights and a second value, such as the next state.
-          keep: returns this second value for kept weights.
+          keep: returns the second value for kept weights.
         """
 
         def renew() -> tuple[jax.Array, Any]:

@@ -37,7 +37,7 @@ def mean_weights(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `[tasks]`, not normalised; None for equal weights that sum to one.
+      preference: `[tasks]`, used as given; None for equal weights that sum to one.
       present: `[tasks]` bool; absent tasks get weight zero. None means all are present.
 
     Returns:
@@ -62,8 +62,8 @@ def task_weights(opt_state: Any) -> jax.Array:
     Every method keeps its weights as `task_weights` in its state. This function finds
     them in chains and wrappers. It multiplies the weights `s` of a weighting, which
     scale the losses, by the weights `alpha` of the aggregator after it. So, before the
-    base optimizer, the update of the shared parameters is the sum of the gradients
-    times the result. Heads are scaled by `s` only. To list the factors one by one, use
+    base optimizer, the update of the shared parameters is `sum_i w_i g_i`. Heads are
+    scaled by `s` only. To list the factors separately, use
     `optax.tree.get_all_with_path(opt_state, "task_weights")`.
 
     Some methods differ from this formula. Methods with memory (`moco`, `balance_norms`
@@ -81,7 +81,7 @@ def task_weights(opt_state: Any) -> jax.Array:
       they are the initial weights from `init`.
 
     Raises:
-      ValueError: if no state in it has weights, or if two have different shapes.
+      ValueError: if `opt_state` contains no weights, or weights of different shapes.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -1,1 +1,1 @@
-"""T x T mathematics: arrays in, arrays out, no pytrees and no state."""
+"""Mathematics of T x T matrices: arrays in, arrays out, no pytrees and no state."""

@@ -1,4 +1,4 @@
-"""Bargaining: weights whose reciprocal powers are the tasks' gains."""
+"""Bargaining: finds weights whose reciprocal powers are the tasks' gains."""
 
 import functools
 import math
@@ -35,8 +35,8 @@ class Bargain(NamedTuple):
     Attributes:
       weights: `w`, `[tasks]`, positive; zero for zero rows and absent tasks.
       residual: The largest `|l - r| / max(|l|, r)` over the sides `l = G w` and
-        `r = w^(-1/alpha)` of the equation, a scalar. It is from about 1 to 2 if there
-        is no solution.
+        `r = w^(-1/alpha)` of the equation, a scalar. It is about 1 to 2 if there is no
+        solution.
     """
 
     weights: jax.Array
@@ -70,36 +70,38 @@ def bargain(
     .. math:: G w = (w / p)^{-1/\alpha}, \quad w > 0
 
     With `q = 1/alpha` this is the optimality condition of a strictly convex problem:
-    minimise `w^T G w / 2` less `sum_i p_i^q w_i^(1-q) / (1-q)` (or less
-    `sum_i p_i log w_i` for `q = 1`). In the variables `w_i = s_i y_i / |g_i|`, with
+    minimise `w^T G w / 2` minus `sum_i p_i^q w_i^(1-q) / (1-q)`. (For `q = 1` the sum
+    is `sum_i p_i log w_i`.) In the variables `w_i = s_i y_i / |g_i|`, with
     `s_i = (p_i^q |g_i|^(q-1))^(1/(q+1))` and the cosines `C`, the equation is
 
     .. math:: C x = s y^{-q}, \qquad x = s y,
 
-    Its Hessian `C + diag(q y^(-q-1))` contains no row scale, and `y` is 1 for a task
-    alone. The solver is Newton's method, damped (Levenberg-Marquardt) so that every
+    Its Hessian `C + diag(q y^(-q-1))` contains no row scale, and a single task has
+    `y = 1`. The solver is Newton's method, damped (Levenberg-Marquardt) so that every
     step lowers the potential. It stops when the equation holds to its rounding errors.
-    For `alpha = 1` and any scales this takes 3 to 15 Cholesky factorisations, measured,
-    and up to 40 if there is no solution; it always stops after 100. Other `alpha` take
-    as few at row scales up to 1e3 apart. At 1e6 an `alpha` below 1/2 or above 2 may end
-    less exact, which `residual` shows.
+    In measurements for `alpha = 1` and any scales, this took 3 to 15 Cholesky
+    factorisations, and up to 40 if there is no solution; it always stops after 100.
+    Other `alpha` take as few if row scales differ by at most 1e3. If they differ by
+    1e6, the result for `alpha` below 1/2 or above 2 may be less exact, which `residual`
+    shows.
 
-    A solution exists unless zero is in the convex hull of the rows. So that there is
-    always an answer, `C` has a ridge of `2 eps`. The ridge grows to about `64 eps` if
-    `C x` is only rounding, and further if rounding makes `C` indefinite. If there is a
-    solution, the ridge changes it by about its rounding error. If there is none, the
-    tasks whose gradients cancel get large but bounded weights (`w_i |g_i|` up to
-    `sqrt(tasks / ridge)` for `alpha = 1`). The sum of their gradients, so weighted, is
-    zero to about `sqrt(ridge)`, and the other tasks bargain in the space orthogonal to
-    them. For `alpha = 1`, `|sum_i w_i g_i|^2` is at most the number of tasks.
+    A solution exists unless zero is in the convex hull of the rows. To ensure an
+    answer, a ridge of `2 eps` is added to `C`. The ridge grows to about `64 eps` if
+    `C x` is only rounding error, and further if rounding makes `C` indefinite. If there
+    is a solution, the ridge changes it by about its rounding error. If there is no
+    solution, the tasks whose gradients cancel get large but bounded weights
+    (`w_i |g_i|` up to `sqrt(tasks / ridge)` for `alpha = 1`). The weighted sum of these
+    gradients is zero up to about `sqrt(ridge)`, and the other tasks bargain in the
+    space orthogonal to them. For `alpha = 1`, `|sum_i w_i g_i|^2` is at most the number
+    of tasks.
 
-    Zero rows get weight zero and do not count, because no weight gives such a task a
-    gain. Duplicate rows get equal weights; one task alone gets `|g|^(-2/(q+1))`. NaN in
-    the input gives NaN at once. The weights are differentiable, and the residual is
-    not. If there is no solution, the derivative is that of the equation with its ridge.
+    Zero rows get weight zero and do not count, because no weight gives their tasks a
+    gain. Duplicate rows get equal weights; a single task gets `|g|^(-2/(q+1))`. NaN in
+    the input gives NaN at once. The weights are differentiable, but the residual is
+    not. If there is no solution, the equation with its ridge is differentiated.
 
     For two tasks and `alpha = 1` the solution is `w_i = 1 / (|g_i| sqrt(1 + C_12))`.
-    For other `alpha`, six Newton steps find one number, the ratio of the two `x`.
+    For other `alpha`, six Newton steps find the ratio of the two `x`.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -215,16 +217,16 @@ def _solve_pair(
 ) -> tuple[jax.Array, jax.Array]:
     r"""Solves for two tasks and returns the results of `_solve`.
 
-    Let `E <= 1` be the ratio of the two `x`, that of the smaller `s` over the other. In
-    units of the larger `x`, the gains are `A = C_12 + E` and `B = 1 + C_12 E`, and the
-    equation is
+    Let `E <= 1` be the ratio of the two `x`: the `x` with the smaller `s`, divided by
+    the other. In units of the larger `x`, the gains are `A = C_12 + E` and
+    `B = 1 + C_12 E`, and the equation is
 
     .. math:: -q \log E + \log B - \log A = (1 + q) |\log (s_1 / s_2)|,
         \qquad y = (B^{-1 / (1 + q)}, (E / A)^{1 / (1 + q)})
 
     Both sides are zero for `E = 1`. Otherwise Newton's method finds `log E` if `C_12`
-    is positive and `log A` if it is negative. Each is nearly linear all the way to its
-    end, and no digit cancels.
+    is positive and `log A` if it is negative. The equation is nearly linear in either
+    of them, and no digit cancels.
     """
     eps = jnp.finfo(units.dtype).eps
     least = jnp.maximum(1 + cosine, _NOISE * eps)
@@ -235,7 +237,7 @@ def _solve_pair(
     wanted = (1 + power) * jnp.abs(logs[0] - logs[1])
 
     def parts(point: jax.Array) -> tuple[jax.Array, ...]:
-        """Returns `E` and `A`, as logs, and `B`, from the log of `A - max(C_12, 0)`."""
+        """Returns `log E`, `log A` and `B`, from the log of `A - max(C_12, 0)`."""
         share = jnp.logaddexp(point, jnp.log(below)) - jnp.log(diagonal)
         gain = jnp.logaddexp(point, jnp.log(above))
         return share, gain, least - cosine * (highest - jnp.exp(point)) / diagonal

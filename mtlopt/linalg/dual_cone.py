@@ -1,4 +1,4 @@
-"""Projection on the dual cone: the directions that conflict with no task."""
+"""Projection onto the dual cone, which holds the directions without conflicts."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from mtlopt.linalg.products import dot
 
 
 class ConeProjection(NamedTuple):
-    """Projections on the dual cone of the rows.
+    """Projections onto the dual cone of the rows.
 
     Attributes:
       weights: `v`, `[problems, tasks]`, at least `lower`, zero for absent tasks.
@@ -27,13 +27,13 @@ class ConeProjection(NamedTuple):
 def project_dual_cone(
     gramian: Gramian, lower: jax.Array, present: jax.Array | None = None
 ) -> ConeProjection:
-    r"""Projects combinations of the task gradients onto the cone without conflict.
+    r"""Projects combinations of the task gradients onto the cone without conflicts.
 
     .. math:: \mathrm{argmin}_{d : J d \ge 0} |d - J^T u| = J^T v, \qquad
         v = \mathrm{argmin}_{v \ge u} v^T G v
 
-    This holds for each row `u` of `lower`, all at once. On the unit rows and with
-    `y = v - u` the problem is `min_{y >= 0} y'Cy/2 + u'Cy`, so no row scale enters the
+    This solves the problem for all rows `u` of `lower` at once. With unit rows and
+    `y = v - u`, the problem is `min_{y >= 0} y'Cy/2 + u'Cy`, so no row scale enters the
     conditioning. `minimise_nonnegative` solves it until the optimality conditions hold
     to rounding.
 

@@ -1,4 +1,4 @@
-"""The direction at equal, or chosen, angles to all rows."""
+"""The direction that has equal, or chosen, cosines with all rows."""
 
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from mtlopt.linalg.unit_rows import (
 
 
 class Ray(NamedTuple):
-    """A direction of length one, or zero if there is none.
+    """A direction of length one, or zero if there is no direction.
 
     Attributes:
       coefficients: `y`, `[tasks]`: the direction is `sum_i y_i u_i` over unit rows.
@@ -45,9 +45,9 @@ def equiangular_ray(
     .. math:: x = U^+ p = U^T y, \qquad y = C^+ p, \qquad C = U U^T
 
     If the space of the rows has no such direction, the result is the least-squares
-    solution. If `p` is at right angles to that space, to within rounding, the result is
-    zero. The ray is differentiable if the rank does not change: neither a decomposition
-    nor the second look (`SecondLook`) is differentiated.
+    solution. If `p` is at right angles to that space up to rounding, the result is
+    zero. The ray is differentiable if the rank does not change; its derivative does not
+    pass through a decomposition or the rotated rows of a `SecondLook`.
 
     Args:
       cosines: `C`, `[tasks, tasks]`, as `normalise` returns them.
@@ -64,7 +64,7 @@ def equiangular_ray(
 
 @jax.custom_jvp
 def _ray(cosines: jax.Array, target: jax.Array, units: UnitRows | Pair) -> Ray:
-    """Returns the ray of unit rows, with a derivative by their cosines."""
+    """Returns the ray of unit rows, differentiable with respect to their cosines."""
     del cosines
     squares, axes = _axes(units)
     if isinstance(units, Pair):
@@ -94,7 +94,7 @@ def _axes(units: UnitRows | Pair) -> tuple[jax.Array, jax.Array]:
 def _solve(
     units: UnitRows, target: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns what `solve_two` does, for any number of tasks."""
+    """Returns the same as `solve_two`, for any number of tasks."""
     singular, axes, norms, look = units
     kept = jnp.where(singular == 0, 0, dot(axes.T, target))
     stretched = safe_divide(kept, singular)
@@ -154,9 +154,9 @@ def _solve_precisely(
         N_{ii}^2 = (B^{-T} L C' L B^{-1})_{ii}
 
     This uses the rotated rows `B^T J` of `unit_rows`. Along a short rotated row,
-    `B^T N p` may be a small difference of large terms, which the rounding of the norms
-    `D` would decide. So the norms `N` are computed anew from the rotated rows, and the
-    difference is taken in two floats.
+    `B^T N p` may be a small difference of large terms, in which the rounding errors of
+    the norms `D` would dominate. So the norms `N` are computed again from the rotated
+    rows, and the difference is computed in two floats.
 
     Args:
       look: the rotated rows.

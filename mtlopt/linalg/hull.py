@@ -43,15 +43,15 @@ def furthest_in_hull(
     Here `u` are the unit rows. Bounds are not positive, so the min-norm point of the
     hull satisfies them all, and there is always a solution. The dual simplex method
     starts at the row that is furthest along `p`, which is best if no bound is violated.
-    Each pivot makes the most violated bound hold, so there are about as many pivots as
-    bounds that hold with equality; the method ends after `10 tasks + 10`. Each pivot
-    solves the equations of the rows that hold anew, in `x_i = beta_i |g_i|`: no row
-    scale enters their conditioning, and no rounding error is passed on. Two tasks have
-    a closed form.
+    Each pivot makes the most violated bound hold, so the number of pivots is about the
+    number of bounds that hold with equality; the method ends after `10 tasks + 10`
+    pivots. Each pivot solves the equations of the rows that hold from scratch, in
+    `x_i = beta_i |g_i|`: no row scale enters their conditioning, and no rounding error
+    is passed on. Two tasks have a closed form.
 
-    If there are several solutions, the result is a vertex. Zero rows are ordinary
-    points of the hull. NaN in the input gives NaN at once. The weights are
-    differentiable if the set of rows that hold does not change.
+    If there are several solutions, the result is a vertex. Zero rows count like any
+    other. NaN in the input gives NaN at once. The weights are differentiable if the set
+    of rows that hold does not change.
 
     Args:
       cosines: `C`, of the rows, diagonal 1 or 0, `[tasks, tasks]`.
@@ -102,7 +102,7 @@ def furthest_in_hull(
 def _solve_pair(
     cosine: jax.Array, units: jax.Array, gains: jax.Array, bounds: jax.Array
 ) -> jax.Array:
-    """Returns `x` for two tasks: the better row, and what the other's bound needs."""
+    """Returns `x` for two tasks: the better row, plus what the other's bound needs."""
     is_better = jnp.array([True, False]) ^ (gains[1] > gains[0])
     others = bounds[::-1]
     is_violated = cosine * units < others
@@ -138,7 +138,7 @@ def _unfinished(state: _State) -> jax.Array:
 
 
 def _pivot(program: _Program, state: _State) -> _State:
-    """Makes the most violated row hold, and releases another row."""
+    """Makes the most violated bound hold, and releases another bound."""
     rows, right, along, bound = program
     active, _, pivots = state
     num_tasks, eps = len(along), jnp.finfo(along.dtype).eps

@@ -1,4 +1,4 @@
-"""Derivatives of solutions, from the equations that they solve."""
+"""Derivatives of solutions, computed from the equations that the solutions satisfy."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ _RIDGE_POWER = 0.65
 
 
 def solve_among(matrix: jax.Array, free: jax.Array, right: jax.Array) -> jax.Array:
-    r"""Solves `C_FF y_F = r_F` with `y = 0` off F, in fixed shapes.
+    r"""Solves `C_FF y_F = r_F` with `y = 0` outside of F, in fixed shapes.
 
     If `C_FF` is singular, rows depend on each other, and every solution `y` gives the
     same direction. A ridge selects one, and repeating the solve removes its error.

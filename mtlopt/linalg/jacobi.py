@@ -1,4 +1,4 @@
-"""Singular vectors by rotations of columns, for columns of any lengths."""
+"""Singular vectors, computed by rotations of columns of any lengths."""
 
 import functools
 
@@ -17,14 +17,15 @@ def rotate_columns(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     .. math:: M V = U \Sigma
 
-    `V` is a product of plane rotations. Each rotation makes two columns orthogonal to
-    rounding of the *shorter* one. A decomposition that is accurate to rounding of the
-    largest entry loses the directions of much shorter columns; this one keeps them. The
-    columns should be roughly sorted by length.
+    `V` is a product of plane rotations. Each rotation makes two columns orthogonal up
+    to rounding errors of the *shorter* column. A decomposition that is accurate up to
+    rounding of the largest entry loses the directions of much shorter columns; this
+    decomposition keeps them. The columns should be roughly sorted by length.
 
-    Disjoint pairs of columns turn at the same time, in the order of a round-robin
-    tournament: a sweep over all pairs takes `n - 1` rounds, or `n` if `n` is odd. Only
-    elementwise operations and sums are used, so that batches take one program.
+    Disjoint pairs of columns are rotated at the same time, in the order of a
+    round-robin tournament: a sweep over all pairs takes `n - 1` rounds, or `n` if `n`
+    is odd. Only elementwise operations and sums are used, so that a batch runs in one
+    program.
 
     Args:
       matrix: `M`, square, `[n, n]`.
@@ -73,7 +74,7 @@ def rotate_columns(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _round(_: int, carry):
-    """Turns each column of one half against its partner, and changes partners."""
+    """Rotates each column of one half with its partner, and changes partners."""
     (left, right), angle = carry
     dot = functools.partial(jnp.sum, axis=0)
     a, b, overlap = dot(left**2), dot(right**2), dot(left * right)

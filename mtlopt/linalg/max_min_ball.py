@@ -1,4 +1,4 @@
-"""The direction in a ball whose smallest inner product with the rows is largest."""
+"""The direction in a ball that maximises the smallest inner product with the rows."""
 
 import functools
 from typing import Any, NamedTuple
@@ -68,7 +68,7 @@ class _State(NamedTuple):
 def max_min_direction(
     gramian: Gramian, radius: Any, present: jax.Array | None = None
 ) -> MaxMinDirection:
-    r"""Maximises the smallest inner product with the rows over a ball at their mean.
+    r"""Maximises the smallest inner product with the rows in a ball around their mean.
 
     .. math:: \max_d \min_i \langle g_i, d \rangle
         \quad \text{subject to} \quad |d - g_0| \le c |g_0|
@@ -81,17 +81,19 @@ def max_min_direction(
         - \sum_i (\mu |g_0|^{-1} |g_i|^{-1} - a_i) y_i
 
     `y` is piecewise linear in `mu`, and zero for the lowest `mu`. So `mu` is raised
-    from one kink to the next, by one sweep of a `[tasks, tasks + 2]` tableau, until
-    `|sum_i y_i u_i| = c`. This is exact. It takes at most `10 tasks + 10` pivots, and
-    usually about as many as constraints become tight. No row scale enters the
-    conditioning. Iterative refinement solves the last pieces again.
+    from one kink to the next until `|sum_i y_i u_i| = c`; each kink takes one sweep
+    (pivot) of a `[tasks, tasks + 2]` tableau. This is exact. It takes at most
+    `10 tasks + 10` pivots, and usually about one pivot per constraint that becomes
+    tight. No row scale enters the conditioning. Iterative refinement solves the last
+    pieces again.
 
     If the largest possible `mu` is zero and is reached before the edge of the ball,
-    many directions are best; this is the one nearest to `g_0`. So a zero row only
-    requires that no other inner product is negative, and the answer is `g_0` if none
-    is. If the mean is zero to within rounding of `G`, it has no direction, and the
-    answer is `g_0` itself. One row alone gives `(1 + c) g`, and so do equal rows. Rows
-    that are dependent to 4 eps count as dependent. NaN in the input gives NaN at once.
+    many directions are best, and the result is the direction nearest to `g_0`. So a
+    zero row only requires that no other inner product is negative, and the answer is
+    `g_0` if no inner product with `g_0` is negative. If the mean is zero up to rounding
+    of `G`, it has no direction, and the answer is `g_0` itself. A single row gives
+    `(1 + c) g`, and so do equal rows. Rows that are dependent up to 4 eps count as
+    dependent. NaN in the input gives NaN at once.
 
     Two tasks have a closed form. The weights are differentiable if the set of tight
     constraints does not change; the residual is not differentiable.
@@ -116,8 +118,8 @@ def max_min_direction(
 
     References:
       Liu et al., *Conflict-Averse Gradient Descent for Multi-task Learning*, NeurIPS
-      2021, equation 2; the authors solve the dual, approximately. Kinks as in Efron et
-      al., *Least Angle Regression*, Annals of Statistics 32, 2004.
+      2021, equation 2; the authors solve the dual problem approximately. For the kinks:
+      Efron et al., *Least Angle Regression*, Annals of Statistics 32, 2004.
     """
     cosines, norms = normalise(gramian, present)
     dtype = norms.dtype
@@ -207,11 +209,11 @@ def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
 
 
 def _solve_pair(problem: _Problem, limits: _Limits) -> tuple[jax.Array, jax.Array]:
-    r"""Solves for two tasks: both constraints are tight, or only the worse task's.
+    r"""Solves for two tasks: both constraints are tight, or only the worse task's is.
 
-    There is a direction along which both rows reach as far as `g_0`, by `p` in units of
-    `|g_0|`. The best point on it is `p + sqrt(p^2 + c^2 - 1)` away. With `a` and `e` of
-    `_Problem`,
+    One direction has the same inner product with both rows. The component of `g_0`
+    along it is `p`, in units of `|g_0|`, and the best point on it is
+    `p + sqrt(p^2 + c^2 - 1)` away. With `a` and `e` of `_Problem`,
 
     .. math:: y = \frac{a^T e}{\alpha} \Big( 1 + \frac{\sqrt{p^2 + c^2 - 1}}{p} \Big)
         \mathrm{adj}(C) \, a - e, \quad \alpha = a^T \mathrm{adj}(C) \, a, \quad
@@ -257,8 +259,8 @@ def _unfinished(state: _State) -> jax.Array:
 def _pivot(state: _State) -> _State:
     """Raises the level to the next kink, and sweeps the constraint of that kink.
 
-    It is at module level and has no closures, so that a second call outside `jit` does
-    not compile again.
+    The function is at module level and has no closures, so that a second call outside
+    of `jit` does not compile again.
     """
     tableau, eligible, _, _, passive, entering, level, *_ = state
     eps = jnp.finfo(tableau.dtype).eps
@@ -316,7 +318,7 @@ def _pivot(state: _State) -> _State:
 def _edge(
     state: _State, slope: jax.Array, base: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the level, without kinks, at the edge of the ball or a zero direction.
+    """Returns the level at the edge of the ball or at a zero direction, ignoring kinks.
 
     The second result is the size of the slope, `sum_i |slope_i|`.
     """
@@ -347,7 +349,7 @@ def _edge(
 def _refine(cosines: jax.Array, state: _State) -> jax.Array:
     """Solves for y on the last piece again, because the tableau's inverse is rounded.
 
-    One solve is enough; more of them gain nothing.
+    One solve is enough; more solves gain nothing.
     """
     _, _, rates, offsets, passive, _, level, *_ = state
     slope, base = state.tableau[:, -2], state.tableau[:, -1]

@@ -24,7 +24,7 @@ class MinNormPoint(NamedTuple):
       weights: `w`, `[tasks]`, non-negative, summing to 1, zero for absent tasks.
       norm: `|sum_i w_i g_i|`, a scalar; zero at a Pareto-stationary point.
       residual: The largest relative violation of the optimality conditions, a scalar:
-        `(|d|^2 - <g_i, d>) / (|g_i| |d|)` over tasks, or `|d| / min_i |g_i|` if that is
+        `(|d|^2 - <g_i, d>) / (|g_i| |d|)` over tasks, or `|d| / min_i |g_i|` if this is
         smaller.
     """
 
@@ -42,17 +42,17 @@ def min_norm_point(gramian: Gramian, present: jax.Array | None = None) -> MinNor
     `a_i y_i`. Then the optimality conditions are those of the shortest `d` with
     `<u_i, d> >= a_i`, and `least_distance` finds its coefficients `y`. If zero is in
     the hull, there is no such `d`, and `y` combines the rows to zero. No row scale
-    enters the conditioning. The conditions hold to rounding, relative to the
+    enters the conditioning. The conditions hold up to rounding, relative to the
     coefficients.
 
     The weights are feasible by construction. A Gramian shows `|d|` only down to
-    `sqrt(eps)` times the rows (3e-4 in float32). Below that `norm` is only rounding,
-    but `d` itself is brought down to some `eps`, by steps that use `C y` and not its
-    square.
+    `sqrt(eps)` times the rows' norms (3e-4 in float32). Below this limit `norm` is only
+    rounding error, but `d` itself is reduced to a few `eps`, by steps that use `C y`
+    instead of its square.
 
-    Zero rows share all the weight. If zero is in the hull, `d` is zero to rounding and
-    the weights are one of the possible choices. NaN or infinity in the input gives NaN
-    at once. The weights and the norm are differentiable if the set of rows with a
+    Zero rows share all the weight. If zero is in the hull, `d` is zero up to rounding
+    and the weights are one of the possible choices. NaN or infinity in the input gives
+    NaN at once. The weights and the norm are differentiable if the set of rows with a
     weight does not change; the residual is not differentiable.
 
     Args:

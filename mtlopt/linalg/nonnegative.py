@@ -26,7 +26,7 @@ class NonnegativeMinimum(NamedTuple):
 
 
 class LeastDistance(NamedTuple):
-    """The shortest vector is `sum_i coefficients_i u_i / slack`.
+    """The result of `least_distance`: the vector `sum_i coefficients_i u_i / slack`.
 
     Attributes:
       coefficients: `y`, `[tasks]`, not negative.
@@ -65,15 +65,15 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
 
     Conjugate gradients run on the positive `y`. A step that would leave `y >= 0` ends
     at the first zero, and a short projected step along the gradient follows. Then the
-    directions start afresh. Zeros are released once the gradient on them outweighs the
-    rest. Each step is two products of `C` with a vector. The method ends when the
-    optimality conditions hold to rounding, and at once for NaN. Two tasks have a closed
-    form.
+    directions start afresh. Entries that are zero are released once their part of the
+    gradient exceeds the rest of it. Each step costs two products of `C` with a vector.
+    The method ends when the optimality conditions hold to rounding, and at once for
+    NaN. Two tasks have a closed form.
 
-    Nearly dependent rows take about as many steps as the root of a condition number:
-    some hundreds in float32, which has no larger conditions (at most 10,000). In
-    float64, `minimise_by_pivots` solves the problems that are still open after
-    `10 tasks` steps.
+    For nearly dependent rows, the number of steps is about the square root of the
+    condition number: some hundreds in float32, which has no larger condition numbers.
+    The limit is 10,000 steps. In float64, `minimise_by_pivots` solves the problems that
+    are still open after `10 tasks` steps.
 
     There must be a minimum, for example because `q` is in the range of `C`. For
     constraints that may have no solution, see `least_distance`. The solution is
@@ -111,7 +111,7 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
 
 @minimise_nonnegative.defjvp
 def _(primals: Any, tangents: Any) -> tuple[NonnegativeMinimum, NonnegativeMinimum]:
-    """`C_FF dy_F = -(dC y + dq)_F` among the positive `y`, F; the others stay zero."""
+    """`C_FF dy_F = -(dC y + dq)_F` on the set F of positive `y`; others stay zero."""
     (matrix, _), (turned, pushed) = primals, tangents
     found = minimise_nonnegative(*primals)
     right = -(dot(turned, found.solution) + pushed)
@@ -122,7 +122,7 @@ def _(primals: Any, tangents: Any) -> tuple[NonnegativeMinimum, NonnegativeMinim
 def _minimise_pair(matrix: jax.Array, linear: jax.Array) -> jax.Array:
     """Returns the minimum for two tasks: both positive (Cramer's rule), or one alone.
 
-    In both determinants differences are taken first, so that nearly dependent rows lose
+    Both determinants are computed from differences, so that nearly dependent rows lose
     no digits.
     """
     squares, product = diagonal(matrix), matrix[0, 1]
@@ -149,9 +149,10 @@ def _minimum(
 
 
 def _left_to_reduce(gradient: jax.Array, positive: jax.Array) -> jax.Array:
-    """Returns the gradient on positive `y`, elsewhere its part that would raise `y`.
+    """Returns the gradient on positive `y`, and on zeros the part that would raise `y`.
 
-    The residual comes from it. Its product with a step is that of the gradient.
+    The residual is computed from this vector. Its inner product with a step equals that
+    of the gradient.
     """
     return jnp.where(positive, gradient, jnp.minimum(gradient, 0))
 
@@ -219,7 +220,7 @@ def least_distance(cosines: jax.Array, bounds: jax.Array) -> LeastDistance:
         |\sum_i y_i u_i|^2 + (1 - T^{-1/2} \sum_i b_i y_i)^2
 
     This `y` exists even if no `d` does. If the bounds contradict each other, then
-    `sum_i y_i u_i = 0` and `slack = 0`, to rounding, which proves the contradiction.
+    `sum_i y_i u_i = 0` and `slack = 0` up to rounding, which proves the contradiction.
 
     Args:
       cosines: `C`, cosines of the rows, diagonal 1 or 0, `[tasks, tasks]`.

@@ -1,4 +1,4 @@
-"""Divides the row scales out: unit rows, their cosines and their norms."""
+"""Divides out the row scales: unit rows, their cosines and their norms."""
 
 import dataclasses
 
@@ -58,15 +58,15 @@ def keeps_squares(
 ) -> jax.Array:
     """Returns whether squared norms can be used as they are, a bool scalar.
 
-    They cannot if one of them nearly overflows. They also cannot if small squares of
-    entries, which are flushed to zero below the smallest normal number, may add up to
-    more than rounding. A zero row looks the same as a row whose squares are all
-    flushed.
+    They cannot if one of them nearly overflows. Squares of entries below the smallest
+    normal number are flushed to zero. So squared norms also cannot be used if such
+    squares may add up to more than rounding. A zero row looks the same as a row whose
+    squares are all flushed.
 
     Args:
       squares: squares of the rows' norms, `[tasks]`.
       size: number of entries of a row.
-      present: Tasks to look at, bool `[tasks]`; `None` means all.
+      present: Tasks to use, bool `[tasks]`; `None` means all.
     """
     info = jnp.finfo(squares.dtype)
     # Sums and products of squares with ordinary numbers must not overflow either.
@@ -125,8 +125,9 @@ def normalise(
 
     All decisions (rank, conflict, optimality) are made on `C`, so the scale of a task
     never affects them. The split is exact up to one rounding per entry if no squared
-    norm overflows or underflows; there is no absolute threshold. A `ScaledGramian`, as
-    the rows of a `TaskGrads` give it, is exact for all norms that are finite.
+    norm overflows or underflows; there is no absolute threshold. With a
+    `ScaledGramian`, which the rows of a `TaskGrads` return, the split is exact for all
+    finite norms.
 
     A zero row gives a zero row and column of `C`. Every other diagonal entry is exactly
     1, and every cosine lies in [-1, 1]. NaN and infinite entries of the Gramian give
@@ -135,8 +136,8 @@ def normalise(
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`, or what
         `Rows.scaled_gramian` returns.
-      present: Tasks to look at, bool `[tasks]`; the others are made zero rows,
-        whatever their entries hold. `None` means all.
+      present: Tasks to use, bool `[tasks]`; the others become zero rows, whatever their
+        entries are. `None` means all.
 
     Returns:
       The cosines `C`, `[tasks, tasks]`, and the norms `d`, `[tasks]`.
@@ -171,7 +172,7 @@ def normalise(
 
 
 def nan_unless_finite(result: jax.Array, source: jax.Array) -> jax.Array:
-    """Returns `result`, or only NaN if `source` has an entry that is not finite.
+    """Returns `result`, or NaN everywhere if an entry of `source` is not finite.
 
     Masks and comparisons hide a NaN; this function makes it visible again.
     """

@@ -27,11 +27,11 @@ def minimise_by_pivots(matrix: jax.Array, linear: jax.Array) -> jax.Array:
     .. math:: \min_{y \ge 0} \tfrac12 y^T C y + q^T y
 
     One task enters the set of positive `y`, and others leave if they block it. Each
-    pivot is one sweep of a `[tasks, tasks + 1]` tableau. A ridge of the size of
-    rounding makes every set of rows independent in the tableau, so that no pivot is
-    zero. Then iterative refinement solves the final set without the ridge, with the
-    inverse in the tableau. The method ends after at most `10 tasks + 10` pivots, and at
-    once for NaN.
+    pivot is one sweep of a `[tasks, tasks + 1]` tableau. A ridge as small as a rounding
+    error makes every set of rows independent in the tableau, so that no pivot is zero.
+    Then iterative refinement solves the final set without the ridge, with the inverse
+    in the tableau. The method ends after at most `10 tasks + 10` pivots, and at once
+    for NaN.
 
     Args:
       matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.
@@ -47,7 +47,7 @@ def minimise_by_pivots(matrix: jax.Array, linear: jax.Array) -> jax.Array:
 
     References:
       Lawson and Hanson, *Solving Least Squares Problems*, 1974, chapter 23; van de
-      Panne and Whinston, 1964 (one pivot a step).
+      Panne and Whinston, 1964 (one pivot per step).
     """
     num_tasks = len(linear)
     ridge = (
@@ -119,14 +119,14 @@ def _pivot(state: _State) -> _State:
 
 
 def pick_row(tableau: jax.Array, is_chosen: jax.Array) -> jax.Array:
-    """Returns the chosen row, by a product: a gather is several kernels for indices."""
+    """Returns the chosen row by a product; a gather would need kernels for indices."""
     return dot(is_chosen.astype(tableau.dtype), tableau)
 
 
 def sweep(
     tableau: jax.Array, is_chosen: jax.Array, pivot: jax.Array, inside: jax.Array
 ) -> jax.Array:
-    """Solves for the chosen task by a principal pivot, or undoes that if `inside`.
+    """Solves for the chosen task by a principal pivot, or undoes this if `inside`.
 
     If F is the swept set, the tableau of [C, a] is [[-C_FF^-1, C_FF^-1 C_FN, y_F],
     [C_NF C_FF^-1, C_NN - C_NF C_FF^-1 C_FN, a_N - C_NF y_F]]. `a` may have several

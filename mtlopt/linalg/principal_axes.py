@@ -48,11 +48,12 @@ def principal_axes(
 ) -> Axes:
     r"""Finds the principal axes of the rows, accurate for all ratios of row scales.
 
-    The axes follow from those of the unit rows, see `axes_of_units`. There is a
-    shortcut if all tasks are present and the Gramian itself has a condition below
-    `eps^-0.3` (120 in float32). Its own eigenvalues are then accurate to `eps^0.7`
-    (1e-5) and are used, which takes a fifth of the time for a hundred tasks on CPU.
-    Under `vmap` both ways are computed. Two tasks have closed forms instead.
+    The axes follow from the axes of the unit rows, see `axes_of_units`. There is a
+    shortcut if all tasks are present and the condition number of the Gramian itself is
+    below `eps^-0.3` (120 in float32). The eigenvalues of the Gramian are then accurate
+    to `eps^0.7` (1e-5) and are used directly, which takes a fifth of the time for a
+    hundred tasks on a CPU. Under `vmap` both ways are computed. Two tasks have closed
+    forms instead.
 
     Zero rows, duplicate rows and rows that sum to zero lower the rank; the zero matrix
     has rank 0. The rank is that of the unit rows (see `unit_rows`), so no ratio of row
@@ -61,11 +62,11 @@ def principal_axes(
 
     Args:
       gramian: `G`, `[tasks, tasks]`.
-      present: Tasks to look at, bool `[tasks]`; the others have no part in any axis.
+      present: Tasks to use, bool `[tasks]`; the others have no part in any axis.
       rotated: see `unit_rows`.
 
     Returns:
-      The axes. NaN or infinity in gives NaN out.
+      The axes. NaN or infinity in the input gives NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -96,7 +97,7 @@ def principal_plane(
     present: jax.Array | None = None,
     rotated: Rotated | None = None,
 ) -> Plane:
-    """Returns the plane that determines the axes of two tasks, see `principal_axes`."""
+    """Returns the plane that determines the axes of two tasks: see `principal_axes`."""
     cosines, norms = normalise(gramian, present)
     pair = look_at_two(cosines, norms, rotated)
     plane = plane_of_two(pair, norms)
@@ -161,9 +162,9 @@ def graded_svd(matrix: jax.Array, rank: jax.Array) -> Axes:
     a QR decomposition replaces the matrix. The error was measured in float32 against
     float64, as the relative error of Aligned-MTL's direction. With row scales spread
     evenly from 1 to 1e-6, it is 3e-6 up to 128 tasks, and 4e-3 at 8 tasks with the
-    plain `svd`. With scales in two groups that far apart, it is 1e-6 up to 32 tasks,
-    2e-5 at 40 and 3e-2 at 64. The rotations that other platforms than a CPU use give
-    2e-6 up to 128 tasks.
+    plain `svd`. With scales in two groups, 1 and 1e-6, it is 1e-6 up to 32 tasks, 2e-5
+    at 40 and 3e-2 at 64. The rotations used on platforms other than a CPU give 2e-6 up
+    to 128 tasks.
 
     Args:
       matrix: `M`, `[tasks, tasks]`.

@@ -36,13 +36,13 @@ def align(
     """Returns the aligning matrix of a Gramian, see `aligned_matrix`.
 
     The matrix is differentiable if the rank does not change, even if singular values
-    repeat, unless a repeated one is the target of `scale`. The derivative is by the
-    Gramian: neither a decomposition nor the second look at the rows (`SecondLook`) is
-    differentiated.
+    repeat, unless a repeated value is the target of `scale`. The derivative is with
+    respect to the Gramian; it does not pass through a decomposition or the rotated rows
+    of a `SecondLook`.
 
     Args:
       gramian: `G`, `[tasks, tasks]`.
-      present: Tasks to look at, bool `[tasks]`.
+      present: Tasks to use, bool `[tasks]`.
       rotated: see `unit_rows`.
       scale: see `aligned_matrix`.
     """
@@ -71,10 +71,10 @@ def _align_jvp(scale: Scale, primals: Any, tangents: Any) -> Any:
         K = \Sigma^{-1} Q^T \, dG \, Q \Sigma^{-1}, \qquad
         S_{ij} = \sigma_i \sigma_j \frac{f_i - f_j}{\sigma_i^2 - \sigma_j^2}
 
-    The formula of Daletskii and Krein is right for repeated singular values too,
-    because no difference is left in S if `f = \sqrt{s} / \sigma`. Singular values of
-    zero are assumed to stay zero, as those of duplicate rows do. Half of the diagonal
-    of K is the relative change of the other singular values.
+    The formula of Daletskii and Krein also holds for repeated singular values, because
+    S contains no difference if `f = \sqrt{s} / \sigma`. Singular values of zero are
+    assumed to stay zero, as they do for duplicate rows. Half of the diagonal of K is
+    the relative change of the other singular values.
     """
     gramian, unit, axes = primals
     matrix = _align(*primals, scale)
@@ -114,7 +114,7 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
     `J^T A` is the matrix nearest to `J^T` whose singular values are all equal to
     `sqrt(s)` (an orthogonal Procrustes problem). So `A @ preference` are the weights of
     Aligned-MTL. `s` is the smallest, the lower median or the mean of the `rank` largest
-    squared singular values. Only ratios of singular values are formed, so that no
+    squared singular values. Only ratios of singular values are computed, so that no
     square can overflow.
 
     The zero matrix gives `A = 0`. Zero and absent tasks have zero rows and columns.
@@ -122,7 +122,8 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
 
     Args:
       axes: `Sigma`, `Q` and the rank.
-      scale: `"min"` (the paper), `"median"` or `"rmse"` (the official code).
+      scale: `"min"` (as in the paper), `"median"` or `"rmse"` (as in the authors'
+        code).
 
     Returns:
       `A`, `[tasks, tasks]`, symmetric and positive semidefinite.
@@ -154,5 +155,5 @@ def _target(axes: Axes, scale: Scale) -> jax.Array:
 
 
 def _target_index(rank: jax.Array, scale: Scale) -> jax.Array:
-    """Returns the index of that singular value; for an even count, the lower median."""
+    """Returns the index of the target singular value; the median is the lower one."""
     return jnp.maximum(rank - 1, 0) if scale == "min" else rank // 2

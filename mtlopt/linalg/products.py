@@ -5,14 +5,14 @@ import jax.numpy as jnp
 
 
 def dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Returns `jnp.dot` at the highest precision; accelerators would round factors."""
+    """Returns `jnp.dot` at the highest precision, so that no factor is rounded."""
     return jnp.dot(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def diagonal(matrix: jax.Array) -> jax.Array:
     """Returns the diagonal of a matrix `[rows, columns]` with `rows <= columns`.
 
-    It is a slice; `jnp.diagonal` gathers, which takes kernels to make the indices.
+    It is a slice; `jnp.diagonal` is a gather, which needs kernels to compute indices.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -30,9 +30,9 @@ def present_products(
     """Returns inner products `[tasks, tasks]` with zeros for absent tasks.
 
     Args:
-      products: of rows, `[tasks, tasks]`.
-      present: Tasks to look at, bool `[tasks]`; None for all.
-      name: what the caller calls `products`, for the error.
+      products: inner products of rows, `[tasks, tasks]`.
+      present: Tasks to use, bool `[tasks]`; None for all.
+      name: the caller's name for `products`, for the error.
 
     Raises:
       ValueError: If `products` is not square or `present` does not fit it.

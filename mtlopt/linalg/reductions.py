@@ -13,9 +13,9 @@ def reduce_each(
     """Sums some arrays and takes the largest entry of others.
 
     XLA compiles one `reduce` of many operands into one kernel, together with the
-    arithmetic that makes the operands. On CPU each `jnp.sum` is two or three kernels,
-    and each kernel takes about 20 ms to compile, whatever its size. These kernels make
-    up most of the compile time of a small solver.
+    arithmetic that computes the operands. On a CPU each `jnp.sum` is two or three
+    kernels, and each kernel takes about 20 ms to compile, whatever its size. These
+    kernels make up most of the compile time of a small solver.
 
     Args:
       sums: arrays to sum, all of one shape.
@@ -23,7 +23,8 @@ def reduce_each(
 
     Returns:
       The results, all scalars, with the sums first. NaN in the input gives NaN. They
-      are differentiable; if several entries are largest, the first has the derivative.
+      are differentiable; if several entries are equally large, the first gets the
+      derivative.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -59,7 +60,8 @@ def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
     """Defines the derivative that JAX lacks for one reduction of many operands.
 
     The derivative of `jnp.max` compares the operand with the result. If XLA computes
-    the operand twice, in two kernels, no entry may be equal, and the derivative is NaN.
+    the operand twice, in two kernels, possibly no entry is equal to the maximum, and
+    the derivative is NaN.
     """
     indices = [jnp.argmax(operand) for operand in primals[1]]
 
@@ -76,7 +78,7 @@ def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
 def argmax_and_sums(
     scores: jax.Array, values: jax.Array, sums: Sequence[jax.Array] = ()
 ) -> tuple[jax.Array, ...]:
-    """Finds the largest score, its index and a value there, and sums other arrays.
+    """Finds the largest score, its index and the value at it, and sums other arrays.
 
     All results come from one pass, see `reduce_each`.
 
@@ -86,8 +88,8 @@ def argmax_and_sums(
       sums: arrays to sum, `[tasks]` each.
 
     Returns:
-      The score, its index (int32; the first of equal ones), the value there, and the
-      sums, all scalars. A score of NaN is ignored.
+      The score, its index (int32; the first of equal scores), the value at this index,
+      and the sums, all scalars. A score of NaN is ignored.
 
     Examples:
       >>> import jax.numpy as jnp

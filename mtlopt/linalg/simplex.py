@@ -1,4 +1,4 @@
-"""The probability simplex: projection onto it, and weights shared out on it."""
+"""The probability simplex: projection onto it, and weights normalised to it."""
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,15 @@ def project_to_simplex(point: jax.Array, present: jax.Array | None = None) -> ja
         \quad \text{subject to} \quad w \ge 0, \; 1^T w = 1
 
     The answer is `max(v - t, 0)` for some number `t`. Subtracting the same number from
-    all entries changes nothing, so the largest entry is subtracted first, and entries
-    of any size lose no digits. The result is exact to rounding and takes one sort.
-    Equal entries get equal weights. NaN or infinity in the input gives NaN. The
-    projection is differentiable almost everywhere.
+    all entries does not change the answer. So the largest entry is subtracted first,
+    and entries of any size lose no digits. The result is exact to rounding and takes
+    one sort. Equal entries get equal weights. NaN or infinity in the input gives NaN.
+    The projection is differentiable almost everywhere.
 
     Args:
       point: `v`, `[tasks]`.
       present: Tasks that take part, bool `[tasks]`; the others get weight zero,
-        whatever their entries hold.
+        whatever their entries are.
 
     Returns:
       The weights `[tasks]`; zeros if no task is present.
@@ -82,10 +82,10 @@ def shares_of(weights: jax.Array, present: jax.Array | None = None) -> jax.Array
 def share_out(
     shares: jax.Array, weights: jax.Array, total: float, present: jax.Array | None
 ) -> jax.Array:
-    """Redistributes the weight of the present tasks; absent tasks keep theirs.
+    """Redistributes the weight of the present tasks; absent tasks keep their weights.
 
-    So a method with weights in memory treats present tasks as if the absent ones did
-    not exist, and the sum of all weights does not change.
+    So a method that stores weights treats present tasks as if the absent tasks did not
+    exist, and the sum of all weights does not change.
 
     Args:
       shares: New shares of the present tasks, summing to one, `[tasks]`.

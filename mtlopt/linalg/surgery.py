@@ -24,23 +24,25 @@ def project_conflicts(
         \quad \text{for } j = \mathrm{order}_{i1}, \dots, \mathrm{order}_{iT}
 
     Here `p_i` starts as `g_i`, and `j = i` is skipped. The gradients themselves are
-    never used: each `p_i` is stored as its cosines to all unit rows. One step for all
-    tasks at once adds a row of `C` to each, so the whole costs `tasks^3`. The result
-    does not depend on the row scales. The loop ends after `tasks` steps.
+    never used: each `p_i` is stored as its inner products with all unit rows. Each step
+    adds a multiple of a row of `C` to every `p_i` at once, so the whole loop costs
+    `tasks^3` operations. The result does not depend on the row scales. The loop ends
+    after `tasks` steps.
 
     A zero row changes nothing and is not changed. Opposed rows give zero; duplicates
     give equal results. NaN in the input gives NaN. The weights are differentiable if no
-    `<p_i, g_j>` is zero. Two tasks meet once, whatever the order.
+    `<p_i, g_j>` is zero. For two tasks, the order does not matter.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
-      order: Row `i` is the order in which task `i` meets the others, int
+      order: Row `i` is the order in which `p_i` is updated for the other tasks, int
         `[tasks, tasks]`; `i` itself is skipped.
       present: Tasks that take part, bool `[tasks]`; the others change nothing.
 
     Returns:
       The sum of the projected gradients as weights of the original ones, `[tasks]`:
-      `sum_i p_i = sum_j weights_j g_j`. At least 1 for present tasks, 0 for absent.
+      `sum_i p_i = sum_j weights_j g_j`. They are at least 1 for present tasks and 0 for
+      absent tasks.
 
     Raises:
       ValueError: If a shape does not fit.
@@ -88,8 +90,8 @@ def _total_weights(
 ) -> jax.Array:
     """Returns the weights of `sum_i p_i`.
 
-    `added` is the gain of `p_i` in units of `|g_i|`, `[positions, tasks]`, or `[tasks]`
-    for two tasks.
+    `added` is the amount added to `p_i` in units of `|g_i|`, `[positions, tasks]`, or
+    `[tasks]` for two tasks.
     """
     # A gain of added |g_i| u_j in p_i is added |g_i| / |g_j| times g_j.
     gained = added * jnp.broadcast_to(norms, added.shape)
@@ -106,7 +108,7 @@ def _total_weights(
 def _meet(
     carry: tuple[jax.Array, jax.Array], other: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Lets every task `i` meet task `other[i]`; returns how much of it `i` gains."""
+    """Updates every `p_i` for task `other[i]`; returns how much of it `p_i` gains."""
     inner, cosines = carry
     met = jnp.take_along_axis(inner, other[:, None], axis=1)[:, 0]
     is_self = other == jnp.arange(other.shape[0])
@@ -118,12 +120,12 @@ def random_orders(key: jax.Array, num_tasks: int) -> tuple[jax.Array, jax.Array]
     """Draws an order of all tasks for every task.
 
     Args:
-      key: of the random numbers.
+      key: PRNG key of the random numbers.
       num_tasks: number of tasks T.
 
     Returns:
-      The next key, and the orders, int `[tasks, tasks]`, one per row. Two tasks meet
-      only once: nothing is drawn for them, and the key stays.
+      The next key, and the orders, int `[tasks, tasks]`, one per row. Two tasks have
+      only one order, so nothing is drawn for them, and the key does not change.
     """
     if num_tasks == 2:
         return key, jnp.array([[0, 1], [0, 1]])
@@ -141,7 +143,7 @@ class Vaccinated(NamedTuple):
     Attributes:
       weights: the sum of the changed gradients as weights of the original ones,
         `[tasks]`.
-      cosines: the cosine of every changed gradient with task `j` when they met,
+      cosines: the cosine of every `p_i` with `g_j` just before the update for task `j`,
         `[tasks, tasks]`; the target itself if there is no cosine.
     """
 
@@ -162,26 +164,26 @@ def raise_cosines(
         \quad \text{if } \phi = \frac{\langle p_i, g_j \rangle}{|p_i| |g_j|} < \tau_{ij}
         \quad \text{for } j = \mathrm{order}_{i1}, \dots, \mathrm{order}_{iT}
 
-    Here `p_i` starts as `g_i`, and `j = i` is skipped. With targets zero this is
+    Here `p_i` starts as `g_i`, and `j = i` is skipped. If all targets are zero, this is
     `project_conflicts`. Here too, the gradients themselves are never used and no scale
-    matters. In `sqrt(1 - phi^2)` the rounding of the cosines becomes its square root.
-    Gradients that are parallel to within this root count as parallel, and a target
-    within this root of one counts as that far below one.
+    matters. In `sqrt(1 - phi^2)`, a rounding error of the cosines grows to its square
+    root. Gradients that are parallel up to this root count as parallel, and a target
+    closer to one than this root is lowered to that distance.
 
     A zero row changes nothing and is not changed, and its pairs have no cosine. A
-    gradient that surgery has made zero has no cosine either. NaN in the Gramian gives
-    NaN weights and no cosines. The results are differentiable unless a cosine equals
-    its target or rows are parallel.
+    gradient that has become zero has no cosine either. NaN in the Gramian gives NaN
+    weights and no cosines. The results are differentiable unless a cosine equals its
+    target or rows are parallel.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
       targets: `tau`, cosines, `[tasks, tasks]`.
-      order: Row `i` is the order in which task `i` meets the others, a permutation, int
-        `[tasks, tasks]`; `i` itself is skipped.
+      order: Row `i`, a permutation, is the order in which `p_i` is updated for the
+        other tasks, int `[tasks, tasks]`; `i` itself is skipped.
       present: Tasks that take part, bool `[tasks]`; the others change nothing.
 
     Returns:
-      The weights, at least 1 for present tasks, 0 for absent; and the cosines.
+      The weights (at least 1 for present tasks, 0 for absent tasks) and the cosines.
 
     Raises:
       ValueError: If a shape does not fit.
@@ -219,7 +221,7 @@ def raise_cosines(
 def _meet_target(
     carry: tuple[jax.Array, jax.Array, jax.Array], meeting: tuple[jax.Array, jax.Array]
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Lets every task `i` meet task `other[i]`; returns its gain and their cosine."""
+    """Updates every `p_i` for task `other[i]`; returns the gain and the cosine."""
     inner, lengths, cosines = carry
     other, target = meeting
     rounding = (16 + len(other)) * jnp.finfo(inner.dtype).eps

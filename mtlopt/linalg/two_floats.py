@@ -31,14 +31,15 @@ def two_product(left: jax.Array, right: jax.Array) -> Pair:
 def _rounded(number: jax.Array) -> jax.Array:
     """Returns the same number in a form that compilers cannot fuse with a sum.
 
-    If `number` is a product, compilers would add its unrounded value to one term (by an
-    FMA) and its rounded value to another, and the error of the sum would be lost.
+    If `number` is a product, compilers would add its unrounded value to one term (by a
+    fused multiply-add) and its rounded value to another, and the error of the sum would
+    be lost.
     """
     return jnp.where(jnp.abs(number) <= jnp.inf, number, 0 * number)
 
 
 def _halves(number: jax.Array) -> Pair:
-    """Splits a number into two with half its digits each, whose products are exact."""
+    """Splits a number into two halves of its digits, whose products are exact."""
     info = jnp.finfo(number.dtype)
     high = jax.lax.reduce_precision(number, info.nexp, info.nmant // 2)
     return high, number - high
@@ -57,7 +58,7 @@ def multiply(left: Pair, right: Pair) -> Pair:
 
 
 def sqrt(square: Pair) -> Pair:
-    """Returns the square root of a pair, by one Newton step; zero for zero."""
+    """Returns the square root of a pair, by one Newton step, and zero for zero."""
     root = jnp.sqrt(square[0])
     high, low = two_product(root, root)
     missing = (square[0] - high) - low + square[1]

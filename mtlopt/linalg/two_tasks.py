@@ -1,4 +1,4 @@
-"""Two tasks: axes, alignment and equal angles in closed form.
+"""Closed forms for two tasks: axes, alignment and equal angles.
 
 For two tasks, a LAPACK decomposition or a loop takes longer to compile than the rest of
 a step. The sum and the difference of two unit rows are at right angles, and their
@@ -29,10 +29,12 @@ class Pair(NamedTuple):
     r"""Two unit rows `u_1`, `u_2`, seen as `(u_1 \pm u_2) / \sqrt{2}`.
 
     Attributes:
-      squares: squared lengths of these two, `[2]`; zero if rank is lost along one.
-      cross: inner product of these two: half of `|u_1|^2 - |u_2|^2`, which is rounding.
+      squares: squared lengths of these two vectors, `[2]`; zero for a vector without
+        rank.
+      cross: inner product of these two vectors: half of `|u_1|^2 - |u_2|^2`, which is
+        only rounding error.
       sine: sine of the angle between the rows; zero if they have rank one.
-      zero: zero, or NaN if something was not finite.
+      zero: zero, or NaN if an input was not finite.
     """
 
     squares: jax.Array
@@ -60,7 +62,7 @@ class Plane(NamedTuple):
 def look_at_two(
     cosines: jax.Array, norms: jax.Array, rotated: Rotated | None = None
 ) -> Pair:
-    """Does what `unit_rows` does, with its rules of rank, for two tasks.
+    """Does the same as `unit_rows`, with its rules for the rank, for two tasks.
 
     Args:
       cosines: `[2, 2]`, as `normalise` returns them.
@@ -129,7 +131,7 @@ def axes_of_two(plane: Plane) -> tuple[jax.Array, jax.Array]:
     .. math:: \sigma_1^2 = (a + d + h) / 2, \qquad \sigma_1 \sigma_2 = \sqrt{\det G},
         \qquad h^2 = (a - d)^2 + 4 b^2, \qquad q_1 \propto (a - d + h, 2 b)
 
-    Nothing cancels, so each number is right to its own rounding.
+    Nothing cancels, so each number is accurate up to its own rounding.
 
     Args:
       plane: the Gramian `G`.
@@ -176,16 +178,17 @@ def solve_two(pair: Pair, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
     .. math:: y = Q (L C' L)^{-1} Q^T N p, \qquad N = \mathrm{diag}(|u_1|, |u_2|)
 
-    Here `L C' L` belongs to the sum and the difference of the rows. Along a short
-    difference `Q^T N p` may be a small difference too. For the norms, this difference
-    is `cross`, to all its digits.
+    Here `L C' L` is the Gramian of the sum and the difference of the rows. If the
+    difference of the rows is short, `Q^T N p` may also be a small difference. The part
+    that comes from the norms is computed from `cross`, which has all its digits.
 
     Args:
       pair: the unit rows.
       target: `p`, `[2]`.
 
     Returns:
-      `y`, `|x|^2 = y^T C y`, and `p` along the axes, with zero for axes without rank.
+      `y`, `|x|^2 = y^T C y`, and the components of `p` along the axes, with zero for
+      axes without rank.
     """
     lengths = jnp.sqrt(pair.squares)
     size = jnp.sqrt((pair.squares[0] + pair.squares[1]) / 2)
@@ -199,5 +202,5 @@ def solve_two(pair: Pair, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 
 def _turned(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Rotates a vector of two numbers into the axes or back, which is the same."""
+    """Rotates a vector of two numbers into the axes or back, by the same formula."""
     return 0.5**0.5 * jnp.stack([first + second, first - second])

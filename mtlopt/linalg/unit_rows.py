@@ -1,4 +1,4 @@
-"""The principal axes of unit rows, also of rows that nearly depend on each other."""
+"""The principal axes of unit rows, even if the rows are nearly linearly dependent."""
 
 import functools
 from collections.abc import Callable
@@ -26,13 +26,14 @@ Rotated = Callable[[jax.Array], jax.Array]
 class SecondLook(NamedTuple):
     """Rotated rows `B^T J`, whose Gramian is `L C' L`.
 
-    is_used: whether the rows were rotated, bool; otherwise `L = Sigma` and `C' = 1`.
-      is_used: whether the rows were rotated, bool; else `L = Sigma` and `C' = 1`.
+    Attributes:
+      is_used: whether the rows were rotated, bool; otherwise `L = Sigma` and `C' = 1`.
       basis: `B`, the axes of the cosines divided by the norms, `[tasks, tasks]`.
       lengths: `L`, `[tasks]`.
       cosines: `C'`, `[tasks, tasks]`.
       values: the eigenvalues of `C'`, ascending, `[tasks]`. They are stored, because
-        two decompositions of it at a time can stop XLA's threads on a CPU for good.
+        two simultaneous decompositions of `C'` can block XLA's threads on a CPU
+        forever.
       turn: the eigenvectors of `C'`, `[tasks, tasks]`.
     """
 
@@ -45,13 +46,13 @@ class SecondLook(NamedTuple):
 
 
 class UnitRows(NamedTuple):
-    """The unit rows `U` in their principal axes, `U = Q Sigma P^T`.
+    """The unit rows `U`, decomposed along their principal axes, `U = Q Sigma P^T`.
 
     Attributes:
       singular: `Sigma`, `[tasks]`, in no particular order; zero for axes without rank.
       axes: `Q`, `[tasks, tasks]`.
       norms: the row norms, `[tasks]`; zero for absent tasks.
-      look: the second look at the rows; None if only the Gramian is known.
+      look: the rotated rows; None if only the Gramian is known.
     """
 
     singular: jax.Array
@@ -77,9 +78,9 @@ def unit_rows(
     small, but the cosines C' are far from singular. So `\sqrt{\Lambda'} Q'^T L Q^T` is
     a root of C that is accurate to rounding of its largest singular value.
 
-    Zero rows and duplicates lower the rank. So do directions below rounding:
-    eigenvalues of C under `512 eps` of the largest, or singular values of the root
-    under `(16 + tasks) eps`. NaN or infinity in the input gives NaN.
+    Zero rows and duplicates lower the rank. Directions below rounding also lower the
+    rank: eigenvalues of C below `512 eps` times the largest, or singular values of the
+    root below `(16 + tasks) eps`. NaN or infinity in the input gives NaN.
 
     Args:
       cosines: `C`, `[tasks, tasks]`, as `normalise` returns them.
@@ -139,8 +140,9 @@ def look_again(
 ) -> Any:
     """Returns `usual(*operands, rotated)`, or `again` if that is not accurate enough.
 
-    A `Partial` holds its arrays as a pytree, so outside `jit` the branches are compiled
-    once for all rows of a shape. Other functions close over their arrays.
+    A `Partial` holds its arrays as a pytree, so outside of `jit` the branches are
+    compiled once for all rows of the same shape. Other functions close over their
+    arrays.
     """
     if rotated is None or isinstance(rotated, jax.tree_util.Partial):
         return jax.lax.cond(is_enough, usual, again, *operands, rotated)

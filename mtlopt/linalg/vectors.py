@@ -1,4 +1,4 @@
-"""Vectors of one number a task: lengths and right angles, at any scale."""
+"""Vectors with one number per task: lengths and right angles, at any scale."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       The unit vector `[tasks]` and the length; zeros for the zero vector. NaN in the
-      input gives NaN. No square overflows or underflows unless the length does. The
+      input gives NaN. A square overflows or underflows only if the length does. The
       derivative at the zero vector is zero.
 
     Examples:
@@ -33,13 +33,13 @@ def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
 def off_axis(vector: jax.Array, axis: jax.Array) -> jax.Array:
     """Returns the part of a unit vector that is at right angles to another one.
 
-    Rounding leaves such a part even of parallel vectors, and a division by its length
-    would make it a direction. So the result is zero if it is no longer than the
-    rounding of the subtraction, relative to the unit vectors.
+    Because of rounding, even parallel vectors have such a part, and a division by its
+    length would turn it into a direction. So the result is zero if its length is at
+    most the rounding error of the subtraction, relative to the unit vectors.
 
     Args:
       vector: `[tasks]`, of length one or zero.
-      axis: likewise.
+      axis: `[tasks]`, of length one or zero.
 
     Returns:
       `vector - <vector, axis> axis`, `[tasks]`.

@@ -1,1 +1,1 @@
-"""Gradients of the shared leaves, a row for each task, made only if necessary."""
+"""Gradients of the shared leaves, one row per task, computed only if necessary."""

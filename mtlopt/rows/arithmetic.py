@@ -18,7 +18,7 @@ from mtlopt.rows.protocol import Leaves
 
 
 def combine(weights: jax.Array, rows: Sequence[jax.Array]) -> list[jax.Array]:
-    """Returns the combination of the rows, `sum_i weights[i] g_i`, in their dtype.
+    """Returns the combination `sum_i weights[i] g_i` of the rows, in the rows' dtype.
 
     Args:
       weights: `[tasks]`.
@@ -64,7 +64,7 @@ def inner_products(rows: Leaves, direction: Leaves) -> jax.Array:
 def scale_rows(
     rows: Leaves, scales: jax.Array, present: jax.Array | None = None
 ) -> Leaves:
-    """Multiplies row i by `scales[i]`; absent rows become zero, even from NaN."""
+    """Multiplies row i by `scales[i]`; absent rows become zero, even if NaN."""
 
     def scale(leaf: jax.Array) -> jax.Array:
         column = (slice(None),) + (None,) * (leaf.ndim - 1)
@@ -114,8 +114,8 @@ def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
       rows: leaves `[tasks, ...]`.
 
     Returns:
-      Array `[tasks]`, accumulated in float32 or wider. It is correct if the norm is a
-      number of that dtype, and infinite for an infinite entry.
+      Array `[tasks]`, accumulated in float32 or wider. It is correct if the norm is
+      representable in that dtype, and infinite if an entry is infinite.
     """
     dtype = solver_dtype(rows)
     info = jnp.finfo(dtype)
@@ -152,8 +152,8 @@ def _row_norms_jvp(
 def _sum_squares(leaf: jax.Array, units: Sequence[jax.Array]) -> Sequence[jax.Array]:
     """Returns the sums of the squares of each row in each unit.
 
-    On one CPU device it is one reduction, so that the leaf is never made. On several
-    devices XLA would gather the parts of such a reduction.
+    On one CPU device this is one reduction, so that the scaled leaf is never stored. On
+    several devices XLA would gather the operands of such a reduction.
     """
     squares = tuple(jnp.square(leaf * unit) for unit in units)
     if not alone():
@@ -177,7 +177,7 @@ def moving_average(
 
     .. math:: y_i \leftarrow \beta \, y_i + (1 - \beta) \, g_i
 
-    The average starts at the first row that a task has, so it is not pulled towards
+    The average starts at the first row that a task has, so it is not biased towards
     zero at the start. The average of an absent task stays the same, bit for bit.
 
     Args:

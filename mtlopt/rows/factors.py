@@ -1,13 +1,15 @@
-"""Finds weight gradients that are products, from the program of a pullback.
+"""Finds the weight gradients that are products, from the program of a pullback.
 
 The kernel of a dense layer has the gradient `X^T D`. `X` is the input of the layer, and
-`D` is the cotangent of its output. In the program of the pullback this is one
+`D` is the cotangent of its output. In the program of the pullback, this is a
 contraction of an array that does not depend on the cotangent with an array that does.
-There `X` and `D` are found, whatever library wrote the layer. No part of the forward
-pass runs or is interpreted again, so the user's own derivative rules still apply.
+This is how `X` and `D` are found, whichever library wrote the layer. No part of the
+forward pass runs or is interpreted again, so the user's own derivative rules still
+apply.
 
-A `lax.scan` over layers has such a contraction in its body; then it returns the factors
-of all layers as well. `jax.checkpoint` is a part of the program like any other.
+A `lax.scan` over layers has such a contraction in its body; it is then changed to
+return the factors of all layers as well. `jax.checkpoint` is treated like any other
+part of the program.
 """
 
 import dataclasses
@@ -40,15 +42,15 @@ _REARRANGE = ("transpose", "reshape", "copy", "squeeze", "convert_element_type")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a product `x^T d` of matrices becomes a leaf.
+    """Says how a product `x^T d` of matrices becomes a leaf.
 
     Attributes:
       layers: axes of both factors that are not contracted, such as layers of a loop.
       x_shape: other axes of `x` that are not contracted.
       d_shape: other axes of `d` that are not contracted.
       x_first: whether the axes of `x` come first.
-      steps: operations that follow and only move numbers: primitive, parameters, and
-        the number of loops over whose layers it is mapped.
+      steps: later operations that only rearrange numbers: for each, its primitive, its
+        parameters, and the number of loops over whose layers it is mapped.
     """
 
     layers: tuple[int, ...]
@@ -82,7 +84,7 @@ class Layout:
 
 
 class Product(NamedTuple):
-    """A gradient that contracts `x` with `d`, of which `d` follows the cotangent.
+    """A gradient that contracts `x` with `d`; only `d` depends on the cotangent.
 
     Attributes:
       layout: how the gradient is made from the product.

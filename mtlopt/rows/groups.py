@@ -105,9 +105,9 @@ class Groups:
     ) -> jax.Array:
         """Returns `x_t^T d_t`, `[tasks, inputs, outputs]`, over each task's samples.
 
-        On one CPU device a loop adds up tiles of samples of one task: about as many
-        operations as one product of all samples. On other devices it is one product per
-        task: several devices would have to gather sorted samples.
+        On one CPU device, a loop adds up tiles of samples of one task, which takes
+        about as many operations as one product of all samples. Elsewhere there is one
+        product per task, because several devices would have to gather sorted samples.
 
         Args:
           x: `[samples, positions, inputs]`.
@@ -135,7 +135,7 @@ class Groups:
         """Returns the number of samples of one task that make a tile.
 
         Args:
-          positions: positions of a sample, if they are all the work; None for a
+          positions: positions of a sample, if the work is one product; None for a
             network.
         """
         size = max(1, self.num_samples // max(_TILES_PER_TASK * self.num_tasks, 1))

@@ -1,9 +1,9 @@
 """Latent gradients of heads that begin with a product.
 
-A head that reads the latent as `z @ W` has the latent gradient `D W^T`. `D` is the
+A head that reads the latent as `z @ W` has the latent gradient `D W^T`. Here `D` is the
 cotangent of the product `z @ W`. Both factors are small if the latent is wide, and
-Gramians and combinations need only them: `T` arrays of the latent's size need not
-exist.
+Gramians and combinations need only the factors, so `T` arrays of the latent's size need
+not exist.
 """
 
 import dataclasses
@@ -29,7 +29,8 @@ class HeadProducts:
     """The gradients `x_t^T d_t` of one leaf of the latent, for all tasks.
 
     Attributes:
-      x: `[members, outputs of the product, features]`, with zeros if a task has fewer.
+      x: `[members, outputs of the product, features]`, padded with zeros if a task has
+        fewer outputs.
       d: `[members, outputs of the product, positions]`.
       layout: how the leaf is made from the product.
       members: the tasks whose gradients are not zero; None for all.
@@ -41,7 +42,7 @@ class HeadProducts:
     members: Members | None = dataclasses.field(default=None, metadata=STATIC)
 
     def pays(self) -> bool:
-        """Whether a Gramian needs fewer operations from factors than from arrays."""
+        """Whether a Gramian takes fewer operations with factors than with arrays."""
         num_tasks, outputs, features = self.x.shape
         positions = self.d.shape[2]
         rows = positions * features * (num_tasks + outputs)
@@ -104,7 +105,7 @@ def pull_with_products(
 def stack_products(
     layouts: Sequence[Layout | None], factors: Sequence[Factors | None]
 ) -> HeadProducts | None:
-    """Returns the products of one leaf for all tasks, if they are alike and pay.
+    """Returns the products of one leaf for all tasks, if they are alike and worthwhile.
 
     Args:
       layouts: layout of each task.
@@ -133,7 +134,7 @@ def if_it_pays(layout: Layout, x: jax.Array, d: jax.Array) -> HeadProducts | Non
 
 @dataclasses.dataclass(frozen=True)
 class HeadProductRows(LeafRows):
-    """Latent rows, of which some leaves are products of small factors.
+    """Latent rows in which some leaves are products of small factors.
 
     Attributes:
       latent_grads: all leaves `[tasks, ...]`, which XLA makes only if something reads

@@ -3,7 +3,7 @@
     <x^T d_s, x^T d_t> = <K d_s, d_t>,    K = x x^T
 
 Here `x` is `[positions, inputs]` and `d_t` is `[positions, outputs]`. Both have a
-leading axis of layers if several layers have one shape; sums include these axes.
+leading axis of layers if several layers have the same shape; sums include this axis.
 """
 
 from typing import Any
@@ -23,8 +23,8 @@ def gramian(x: jax.Array, d: jax.Array, in_own_unit: bool = False) -> jax.Array:
     Args:
       x: `[positions, inputs]`.
       d: `[tasks, positions, outputs]`.
-      in_own_unit: whether to scale the largest entry of `x` to about one first. Then no
-        number that matters is flushed to zero, and nothing overflows.
+      in_own_unit: whether to scale the largest entry of `x` to about one first. Then
+        nothing overflows, and only negligible numbers are flushed to zero.
     """
     dtype, num_tasks = solver_dtype([x, d]), len(d)
     x, d = x.astype(dtype), d.astype(dtype)

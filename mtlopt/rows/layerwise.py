@@ -1,8 +1,9 @@
 """Rows whose inner products are summed layer by layer, without a gradient per task.
 
-`factors` finds the leaves, and `layer_products` has the formulas. The costs of a leaf
-are in units of one product `x^T d`, with T tasks, R positions, m inputs and n outputs.
-Rows cost T. Layerwise products cost T R/m for `K d_t`, R/n for `K`, and 1 to combine.
+`factors` finds the leaves, and `layer_products` has the formulas. In units of one
+product `x^T d`, with T tasks, R positions, m inputs and n outputs, the rows of a leaf
+cost T. Its layerwise products cost T R/m for `K d_t`, R/n for `K`, and 1 for the
+combination.
 """
 
 import abc
@@ -31,11 +32,12 @@ _FEW_TASKS = 8
 
 
 def may_pay(choice: Any) -> bool:
-    """Returns whether rows should be layerwise if that is less work.
+    """Returns whether rows may be layerwise if this is less work.
 
     Args:
       choice: a bool, or `"auto"`, which is True on a single CPU device. Other platforms
-        are not measured, and several devices would have to gather a batch's positions.
+        have not been measured, and several devices would have to gather a batch's
+        positions.
     """
     return products.alone() if choice == "auto" else choice
 
@@ -55,7 +57,7 @@ def layerwise_rows(
     make_rows: Callable[[], Leaves],
     total: Callable[[jax.Array], Leaves],
 ) -> "LayerwiseRows | None":
-    """Returns rows with products undone, or None if no leaf gains from it.
+    """Returns rows as uncomputed products, or None if this saves no work for any leaf.
 
     Args:
       latent: latent rows of the tasks that are pulled back.
@@ -88,7 +90,7 @@ def layerwise_rows(
 
 @dataclasses.dataclass(frozen=True)
 class LayerwiseRows(OwnSpace, abc.ABC):
-    """Rows over the shared leaves that are known by the factors of their products.
+    """Rows over the shared leaves, given by the factors of their products.
 
     Attributes:
       latent: latent rows of the tasks that are pulled back, `[tasks, ...]`.
@@ -169,7 +171,7 @@ class LayerwiseRows(OwnSpace, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class KeptProducts(LayerwiseRows):
-    """Rows for few tasks, with the factors of all layers kept.
+    """Rows for few tasks, which keep the factors of all layers.
 
     Attributes:
       batching: how the tasks are run.
@@ -186,9 +188,9 @@ class KeptProducts(LayerwiseRows):
         return self.sweep.keep(self.latent, self.batching)
 
     def _read(self) -> dict[int, Any]:
-        """Returns `made`; if the Gramian is known, a branch may be the first to use it.
+        """Returns `made`; a branch may be its first user if the Gramian is known.
 
-        The branch then makes them for itself alone.
+        That branch then computes the factors only for itself.
         """
         return self.made if self.known is None else self._make()
 
@@ -237,7 +239,7 @@ class KeptProducts(LayerwiseRows):
 
 @dataclasses.dataclass(frozen=True)
 class SummedProducts(LayerwiseRows):
-    """Rows for many tasks, with each layer's factors summed up at once.
+    """Rows for many tasks, which sum up each layer's factors immediately.
 
     Attributes:
       size: the largest number of tasks to run at a time.

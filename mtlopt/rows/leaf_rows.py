@@ -1,4 +1,4 @@
-"""Rows leaf by leaf; some leaves are products of small factors and never made."""
+"""Rows leaf by leaf; some leaves are products of small factors and never computed."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ class ProductLeaf:
       layout: how the leaf is made from the product.
       precision: precision of the product.
       dtype: dtype of the leaf.
-      in_pairs: whether inner products cost least between pairs of samples.
+      in_pairs: whether inner products of pairs of samples cost the least.
     """
 
     x: jax.Array
@@ -145,7 +145,7 @@ class Made:
 
     Attributes:
       rows: by leaf, rows of the tasks, `[tasks, ...]`.
-      undone: by leaf, gradients of the samples whose sums are not made.
+      undone: by leaf, gradients of the samples, not yet summed by task.
       shapes: shapes and types of the leaves.
     """
 

@@ -24,12 +24,12 @@ def map_tasks(
       function: maps leaves without the task axis to leaves without it.
       rows: leaves `[tasks, ...]`.
       batching: `"unroll"` makes a copy of the program per task, `"vmap"` one batched
-        program, `"map"` a loop over the tasks, and an int a loop over chunks of so many
-        tasks. `"auto"` follows measurements. On CPU, XLA runs batched pullbacks up to
-        four times slower. So `"auto"` there is `"unroll"` for up to 8 tasks, and for
-        more tasks `"map"`, which compiles sooner. On other platforms, or if the
-        pullback has a `lax` convolution, which XLA on CPU runs many times slower inside
-        a loop, it is `"vmap"`.
+        program, `"map"` a loop over the tasks, and an int a loop over chunks of this
+        many tasks. `"auto"` follows measurements. On a CPU, XLA runs batched pullbacks
+        up to four times slower, so `"auto"` is `"unroll"` for up to 8 tasks, and for
+        more tasks `"map"`, which compiles faster. It is `"vmap"` on other platforms,
+        and if the pullback has a `lax` convolution, which XLA on a CPU runs many times
+        slower inside a loop.
 
     Returns:
       Leaves `[tasks, ...]`.
@@ -50,7 +50,7 @@ def map_tasks(
 
 
 def choose_batching(function: Callable[[Leaves], Leaves], rows: Leaves) -> Batching:
-    """Returns the way of `map_tasks` that was fastest in measurements."""
+    """Returns the `batching` of `map_tasks` that was fastest in measurements."""
     if jax.default_backend() != "cpu":
         return "vmap"
     few = rows[0].shape[0] <= UNROLL_LIMIT
@@ -60,17 +60,17 @@ def choose_batching(function: Callable[[Leaves], Leaves], rows: Leaves) -> Batch
 def map_after(
     function: Callable[[Any], Any], values: Any, size: int, after: jax.Array | None
 ) -> Any:
-    """Runs `lax.map` in chunks; results need no memory before `after` is known.
+    """Runs `lax.map` in chunks; results take no memory before `after` is known.
 
-    XLA's scheduler for a CPU starts operations as early as it can. It would keep the
+    XLA's scheduler for a CPU starts operations as early as it can. It would hold the
     results of all layers at the same time, each in fresh pages from the system. So the
-    results begin as an array made from a number that depends on the layer before.
+    results start as an array that is filled with a number from the previous layer.
 
     Args:
       function: takes the values of one task.
       values: leaves `[tasks, ...]`.
-      size: number of tasks at a time, a divisor of their number; with all there is no
-        loop.
+      size: number of tasks at a time, a divisor of the number of tasks; if it is this
+        number, there is no loop.
       after: any array.
     """
     num_tasks = len(jax.tree.leaves(values)[0])

@@ -1,4 +1,4 @@
-"""Rows that exist as arrays, or will exist as soon as a method uses them."""
+"""Rows that exist as arrays, or are computed as soon as a method uses them."""
 
 import dataclasses
 import functools

@@ -1,8 +1,8 @@
 """Inner products of task rows, leaf by leaf.
 
 Rows are a list of arrays `[tasks, ...]`, one for each leaf; together these are the rows
-of the Jacobian. They are never concatenated to one `[tasks, params]` matrix: that costs
-a copy, is several times slower, and would gather sharded leaves.
+of the Jacobian. They are never concatenated to one `[tasks, params]` matrix, because
+this costs a copy, is several times slower, and would gather sharded leaves.
 """
 
 import functools
@@ -49,8 +49,8 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
     .. math:: G_{ij} = \sum_{\text{leaf}} \langle g_i, g_j \rangle
 
     With a basis `B` the result holds the inner products of the rotated rows `B^T J`. On
-    one CPU device it is made in chunks of columns, elsewhere leaf by leaf: the rows are
-    never copied as a whole.
+    one CPU device it is computed in chunks of columns, elsewhere leaf by leaf, so that
+    the rows are never copied as a whole.
 
     Args:
       rows: leaves `[tasks, ...]`, the rows of `J`.
@@ -79,7 +79,7 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
 
 
 def gramian_of_tasks(rows: Sequence[Leaf], losses: jax.Array) -> jax.Array:
-    """Returns the Gramian for as many tasks as losses: zeros if there are no rows."""
+    """Returns the Gramian of all tasks, which is zero if there are no rows."""
     if not rows or not len(losses):
         return jnp.zeros((len(losses), len(losses)))
     return gramian(rows)
@@ -191,7 +191,7 @@ def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.
 def _inner_products(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
     """Returns the inner products of the rows of one leaf, `[tasks, tasks]`.
 
-    If a leaf is not flattened, all its axes are contracted as they are.
+    If a leaf is not flattened, all its other axes are contracted.
     """
     left, right = flat_rows(left), flat_rows(right)
     axes = tuple(range(1, left.ndim))
@@ -260,7 +260,7 @@ def rotate(leaf: jax.Array, basis: jax.Array) -> jax.Array:
 
 
 def _rotate_few(rows: Sequence[jax.Array], basis: jax.Array) -> list[jax.Array]:
-    """Returns the rotated rows of few tasks, one by one."""
+    """Returns the rotated rows of few tasks, separately."""
     tasks = range(len(rows))
     if basis.ndim == 1:
         return [basis[i] * rows[i] for i in tasks]
@@ -269,11 +269,11 @@ def _rotate_few(rows: Sequence[jax.Array], basis: jax.Array) -> list[jax.Array]:
 
 
 def parts_of(rows: Sequence[jax.Array]) -> list[Leaf]:
-    """Returns the rows in the one form that their products read.
+    """Returns the rows in the form from which their products are computed.
 
-    Everything that reads the same form reads the same copy, also the branches of a
-    `lax.cond`. A few long rows stay one by one, so that their stack is never made;
-    other rows become matrices.
+    All code that reads this form reads the same copy, including the branches of a
+    `lax.cond`. A few long rows stay separate, so that they are never stacked; other
+    rows become matrices.
     """
     return [
         tuple(leaf[task] for task in range(len(leaf)))
@@ -284,7 +284,7 @@ def parts_of(rows: Sequence[jax.Array]) -> list[Leaf]:
 
 
 def few_long_rows(leaf: jax.Array) -> bool:
-    """Returns whether the rows are so few and so long that they are read one by one."""
+    """Returns whether the rows are so few and so long that they are read separately."""
     few = 0 < len(leaf) <= FEW_TASKS
     return few and alone() and leaf[0].size >= _LONG_ROW
 
@@ -295,7 +295,7 @@ def alone() -> bool:
 
 
 def flat_rows(leaf: jax.Array) -> jax.Array:
-    """Returns a leaf `[tasks, ...]` as a matrix, if that is free.
+    """Returns a leaf `[tasks, ...]` as a matrix, if this costs nothing.
 
     XLA gathers a leaf to flatten it, unless the leaf is sharded along the first of the
     flattened axes. On one CPU device a contraction spends half of its time on a

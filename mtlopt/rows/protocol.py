@@ -1,4 +1,4 @@
-"""Task rows: the operations that methods use on the gradients that they combine."""
+"""Task rows: the operations that methods use on the tasks' gradients."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ STATIC = {"static": True}  # metadata of dataclass fields that are not pytree ch
 
 
 class Rows(Protocol):
-    """Rows `[tasks, ...]` of the Jacobian, in some space.
+    """The rows `[tasks, ...]` of the Jacobian (the tasks' gradients), in some space.
 
     Most methods need inner products of the rows (`gramian`) and one combination of them
     (`combine`). A few methods work element by element: they need the rows themselves
@@ -33,8 +33,9 @@ class Rows(Protocol):
     def rotated(self) -> Callable[[jax.Array], jax.Array] | None:
         """Returns `gramian` as a function of the basis, or None.
 
-        If the rows are nearly linearly dependent, it keeps digits that the plain
-        products lose to rounding. None if only the products of the rows are known.
+        If the rows are nearly linearly dependent, this function keeps digits that the
+        plain products lose to rounding. None if only the products of the rows are
+        known.
         """
         ...
 
@@ -54,7 +55,8 @@ class Rows(Protocol):
         """Returns `sum_i weights[i] g_i` in the rows' own space.
 
         If a method has already used the rows, they are combined as they are. Otherwise
-        one backward pass of the weighted sum costs less than one pass for each task.
+        one backward pass of the weighted sum is used, which costs less than one pass
+        per task.
         """
         ...
 
@@ -63,7 +65,7 @@ class Rows(Protocol):
         ...
 
     def along(self, direction: Leaves) -> jax.Array:
-        """Returns the rows' inner products `[tasks]` with a direction of their space.
+        """Returns the rows' inner products `[tasks]` with a direction in their space.
 
         Over the shared leaves it costs one pushforward, whatever the number of tasks.
         """

@@ -1,16 +1,16 @@
 """Gradients of single samples, leaf by leaf, in the form that needs the least work.
 
 The pullback of one sample is vmapped over samples. If the gradient of a leaf is a
-product `x^T d`, the product is left undone (see `factors`): one ordinary backward pass
-makes `x` and `d` of all samples anyway.
+product `x^T d`, the product is not computed (see `factors`), because one ordinary
+backward pass computes `x` and `d` of all samples anyway.
 
 The costs of a leaf are in units of one product over the batch, with B samples of R
 positions in all, T tasks, m inputs and n outputs:
 
 * pairs of samples, `(X X^T) o (D D^T)`: `R/m + R/n`, and 1 for the combination;
 * rows of tasks, `X_t^T D_t`: about 1, `T^2/R` for their Gramian, `T/R` to combine them;
-* rows of samples, then of tasks: the same and `T/positions`, for leaves so small that
-  the rows of all samples fit.
+* rows of samples, then of tasks: the same plus `T/positions`, for leaves so small that
+  the rows of all samples fit in memory.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Choice:
     Attributes:
       factors: leaves left as products, with a bool: whether to compare them in pairs.
       rows: leaves with rows of samples, with the same bool.
-      large: leaves that are too large for both.
+      large: leaves that are too large for both forms.
     """
 
     factors: dict[int, bool]
@@ -83,11 +83,12 @@ def sample_leaves(
       samples: the samples, leaves `[samples, ...]`.
       cotangents: cotangents of the samples' latents, leaves `[samples, ...]`.
       groups: the tasks of the samples.
-      task_rows: function from places of leaves to their rows of tasks, for leaves that
-        are too large for one row per sample; None if rows of tasks must not be made.
+      task_rows: function from indices of leaves to their rows of tasks, for leaves that
+        are too large for one row per sample; None if rows of tasks must not be
+        computed.
 
     Returns:
-      The gradients; None if rows of tasks are needed but must not be made.
+      The gradients; None if rows of tasks are needed but must not be computed.
     """
     traced: list[tuple[Pullback, Choice]] = []
 
@@ -144,5 +145,5 @@ def _row_limit(groups: Groups) -> float:
 
 
 def _single() -> bool:
-    """Whether no batch is split across several devices, which would gather it."""
+    """Whether no batch is split across devices, which would have to gather it."""
     return jax.device_count() == 1

@@ -35,7 +35,7 @@ class SampleRows(LeafRows):
     Attributes:
       latent_grads: leaves `[samples, ...]`.
       pull_latent: pullback of the encoder, from the cotangents of all samples.
-      streaming: whether each use makes the rows of tasks anew, a part at a time.
+      streaming: whether each use computes the rows of tasks again, a part at a time.
     """
 
     latent_grads: Leaves

@@ -1,4 +1,4 @@
-"""Rows that are made one at a time and never kept."""
+"""Rows that are computed one at a time and never kept."""
 
 import dataclasses
 import functools

@@ -19,7 +19,7 @@ _NOT_KEPT = (
 
 @dataclasses.dataclass(frozen=True)
 class SummedRows:
-    """Latent rows of several microbatches, of which only inner products were kept.
+    """Latent rows of several microbatches; only their inner products were kept.
 
     Attributes:
       products: Gramian, summed over the microbatches.

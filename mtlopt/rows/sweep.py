@@ -1,8 +1,8 @@
-"""A pullback for all tasks at once, layer by layer, with products left undone.
+"""A pullback for all tasks at once, layer by layer, that does not compute products.
 
 The program of the pullback is cut at each place where a layer's cotangent is known.
-There every task has the factor `D` of that layer's weight gradient, to keep or to sum
-up.
+There the factor `D` of that layer's weight gradient is known for every task, and can be
+kept or summed up.
 """
 
 import functools
@@ -24,7 +24,7 @@ class Piece(NamedTuple):
     Attributes:
       eqns: its equations.
       reads: variables it reads that depend on the cotangent.
-      makes: variables it makes that are read later, or are ends.
+      makes: variables it computes that are read later, or are ends.
       later: variables that are read after the piece.
     """
 
@@ -35,11 +35,12 @@ class Piece(NamedTuple):
 
 
 class Sweep:
-    """The pullback of all tasks, with the products of some leaves undone.
+    """The pullback of all tasks, in which the products of some leaves are not computed.
 
     Attributes:
       shapes: shapes and types of the leaves.
-      products: by leaf, how its gradient is made, if it is left undone.
+      products: by leaf, how its gradient is computed from the factors, if it is a
+        product.
     """
 
     def __init__(

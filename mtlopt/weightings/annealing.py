@@ -25,17 +25,17 @@ class WeightByAnnealingState(NamedTuple):
 def weight_by_norms(
     num_tasks: int, decay: Any = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs losses by the inverse norms of their gradients, as a moving average.
+    r"""Weighs losses by a moving average of their gradients' inverse norms.
 
     .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
         \frac{\mathrm{mean}_j |g_j|}{|g_i|}
 
-    These are the gradient-norm weights of physics-informed networks, as in jaxpi: at
-    rest all `w_i g_i` have the same length. (GradNorm learns its weights and lets slow
-    tasks have longer gradients.) Weights start at 1. Each update first moves them by
-    its own gradients, then uses them. If a gradient is zero or not finite, its weight
-    does not move and the mean excludes it. Usually this runs as
-    `every(1000, weight_by_norms(T))`; then `decay` counts only every 1000th update.
+    These are the gradient-norm weights of physics-informed networks, as in jaxpi. Once
+    they are steady, all `w_i g_i` have the same length. (GradNorm learns its weights
+    and lets slow tasks have longer gradients.) Weights start at 1. Each update first
+    moves them by its own gradients, then uses them. A gradient that is zero or not
+    finite does not count in the mean, and its weight does not move. Usually this runs
+    as `every(1000, weight_by_norms(T))`; then `decay` applies to every 1000th update.
 
     Args:
       num_tasks: number of tasks T.
@@ -71,13 +71,13 @@ def weight_by_annealing(
     .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
         \frac{\max |g_r|}{\mathrm{mean} |g_i|}, \qquad g_r = \sum_{j \in r} g_j
 
-    This is learning-rate annealing: the largest element of the gradient of the
-    equation's loss is divided by the mean element of each other gradient, in absolute
-    value. The residuals' own weights stay 1. All weights start at 1. Each update first
-    moves them by its own gradients, then uses them. A weight does not move if its
-    gradient is zero or not finite. Weights depend on the coordinates: more parameters
-    that hardly move a loss raise its weight. `weight_by_norms` has no such dependence
-    and treats all tasks alike. `weight_by_annealing` holds T gradients in memory.
+    This is learning-rate annealing: the largest absolute element of the gradient of the
+    equation's loss is divided by the mean absolute element of each other gradient. All
+    weights start at 1; those of the residuals stay 1. Each update first moves the
+    weights by its own gradients, then uses them. A weight does not move if its gradient
+    is zero or not finite. Weights depend on the coordinates: extra parameters that
+    hardly change a loss raise its weight. `weight_by_norms` has no such dependence and
+    treats all tasks alike. `weight_by_annealing` holds T gradients in memory.
 
     Args:
       num_tasks: number of tasks T.

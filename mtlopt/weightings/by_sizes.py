@@ -12,7 +12,7 @@ _HEADROOM = 4
 def move_to_equal(
     weights: jax.Array, sizes: jax.Array, there: jax.Array, decay: Any
 ) -> jax.Array:
-    """Moves weights towards the mean size over each task's own, see `move_towards`.
+    """Moves weights towards the mean size divided by each task's; see `move_towards`.
 
     An absent task, or one whose size is not a positive number, takes no part.
     """
@@ -26,7 +26,7 @@ def move_to_equal(
 def move_towards(
     weights: jax.Array, target: jax.Array, known: jax.Array, decay: Any
 ) -> jax.Array:
-    """Returns the moving average of the weights and, where it is known, the target.
+    """Returns the moving average of the weights and those targets that are known.
 
     Weights without a target do not move, nor do weights that would not be finite.
     """

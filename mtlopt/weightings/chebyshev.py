@@ -50,13 +50,13 @@ def weight_by_chebyshev(
         w_i = \begin{cases} p_i / k & \text{for the } k \text{ largest} \\
         0 & \text{otherwise} \end{cases}
 
-    For positive `p` the minimiser of `S` is weakly Pareto-optimal. Every weakly
-    Pareto-optimal point above `z` minimises `S` for some `p`, on any front. A step
-    moves only the worst task, which alternates near the minimum (see `weight_by_stch`).
+    For positive `p` the minimiser of `S` is weakly Pareto-optimal. Whatever the front's
+    shape, every weakly Pareto-optimal point above `z` minimises `S` for some `p`. A
+    step moves only the worst task; near the minimum, the worst task alternates.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
+      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
       reference: `z`, `[tasks]` or by name, a lower bound of the losses; zero if None.
 
     Raises:

@@ -24,8 +24,8 @@ def cosmos_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_cosmos`. They may be negative.
 
-    They equal `p` if `penalty` is zero. They also equal `p` if `L` is zero or parallel
-    to `p`, to rounding, because the cosine has no derivative there.
+    They equal `p` if `penalty` is zero, or if `L` is parallel to `p` up to rounding.
+    They also equal `p` if `L` is zero, because the cosine has no derivative there.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -47,15 +47,15 @@ def weight_by_cosmos(
     .. math:: S = \langle p, L \rangle - \lambda \cos(p, L), \qquad
         w = p - \frac{\lambda}{|L|} \Big( \frac{p}{|p|} - \cos(p, L) \frac{L}{|L|} \Big)
 
-    The second part turns the vector of losses towards `p` and keeps its length to first
+    The second term turns the vector of losses towards `p` and keeps its length to first
     order. A loss far below its share gets a negative weight and rises, so watch
-    `TaskGrads.losses`. The network of the paper also gets `p` as an input, drawn anew
-    for every batch; to do the same, pass `p` with `optax.inject_hyperparams`.
+    `TaskGrads.losses`. The paper draws `p` anew for every batch and feeds it to the
+    network; to do the same, pass `p` with `optax.inject_hyperparams`.
 
     Args:
       num_tasks: number of tasks T.
-      penalty: `lambda`, at least 0, in the unit of the losses; no value suits all.
-      preference: `p`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
+      penalty: `lambda`, at least 0, in the unit of the losses; tune it per problem.
+      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

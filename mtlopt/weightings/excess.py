@@ -42,12 +42,12 @@ def weight_by_excess(
     .. math:: w_i \propto w_i \exp(\eta \, E_i / E_i[0]), \qquad
         E_i = g_i^\top \mathrm{diag}(S_i)^{-1/2} g_i, \qquad S_i = \sum_t g_i[t]^2
 
-    `E_i` estimates how far loss i is above its optimum, with AdaGrad's Hessian, so that
-    a task with noisy labels gets no large weight for its large loss. `E_i / E_i[0]` has
+    `E_i` uses AdaGrad's Hessian to estimate how far loss i is above its optimum. So a
+    large loss caused by noisy labels does not give a large weight. `E_i / E_i[0]` has
     no unit: constant factors of the gradients do not change the weights. Weights are 1
-    at the first update and sum to T. An element that never moved counts as zero, and a
-    task whose gradient was always zero as unchanged. Squares that underflow count as
-    zero; those that overflow count as the largest number.
+    at the first update and sum to T. An element whose gradient was always zero counts
+    as zero, and such a task as unchanged. Squares that underflow count as zero; those
+    that overflow count as the largest number.
 
     Args:
       num_tasks: number of tasks T.

@@ -48,7 +48,7 @@ def famo_weights(
     """Returns the weights `w` `[tasks]` of `weight_by_famo`, which sum to one.
 
     `losses` are `D`, the losses minus their lower bounds. A zero gives weight zero, a
-    negative number NaN. `logits` are `x`, `[tasks]`. A single task has weight 1.
+    negative number gives NaN. `logits` are `x`, `[tasks]`. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -68,22 +68,22 @@ def weight_by_famo(
     min_losses: Any = None,
     exact: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Lets all losses fall at the same rate, and needs only the losses: FAMO.
+    r"""Lets all losses fall at the same rate, using only the losses: FAMO.
 
     .. math:: S = c \sum_i z_i \log D_i, \qquad w_i = c \, \frac{z_i}{D_i}, \qquad
         D = L - b, \quad z = \mathrm{softmax}(x), \quad
         c = \Big( \sum_i \frac{z_i}{D_i} \Big)^{-1}
 
-    For gradients of `S`, `c` is a constant. After each step the logits `x`, initially
-    0, move towards the tasks whose loss fell least. Their own optimizer gets the
+    Gradients of `S` treat `c` as a constant. After each step the logits `x`, initially
+    0, move towards the tasks whose loss fell least. The optimizer of `x` gets the
     gradient
 
     .. math:: z_i (\delta_i - \langle z, \delta \rangle) + \gamma x_i, \qquad
         \delta = \log D(\theta_t) - \log D(\theta_{t+1})
 
-    Both losses are of one batch. Pass the later ones to the next update as
+    Both losses are of the same batch. Pass the later losses to the next update as
     `losses_after`, from `oracle.losses(params, *previous_batch)`. Without them, the
-    losses of the current batch are used. The first update learns nothing.
+    losses of the current batch are used. The first update does not change `x`.
 
     With `exact` no second losses are needed. Then `delta` is the derivative of `log D`
     along this update `d`, for a learning rate of one:
@@ -92,7 +92,7 @@ def weight_by_famo(
         d = \sum_i w_i \nabla L_i
 
     This costs a backward pass (shared with a following `sum_tasks`) and a pushforward.
-    The logits move at once. Without `exact`, `gamma` counts 1 / (learning rate) times.
+    `x` moves in the same update. `gamma` is weaker by a factor of the learning rate.
 
     A constant factor of a loss changes only the length of the step. If a loss is at its
     lower bound, its `x` does not move until the loss rises.

@@ -23,7 +23,7 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
       weights: `w`, `[tasks]` or a mapping from task to weight: any finite numbers.
 
     Raises:
-      ValueError: if `weights` is neither, is not finite or does not fit the tasks.
+      ValueError: if `weights` has a wrong form or size, or is not finite.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt, optax

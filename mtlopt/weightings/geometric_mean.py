@@ -13,7 +13,7 @@ def geometric_mean_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_geometric_mean`.
 
-    If a loss is zero, `S` is zero, its minimum, and all weights are zero. A negative
+    If a loss is zero, `S` is at its minimum, zero, and all weights are zero. A negative
     loss gives NaN. A single task has weight 1.
 
     Examples:

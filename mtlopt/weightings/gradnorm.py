@@ -48,12 +48,12 @@ def weight_by_gradnorm(
     .. math:: \min_w \sum_i \left| G_i - \bar G \, r_i^\alpha \right|, \qquad
         G_i = w_i |g_i|, \qquad r_i = \frac{L_i / L_i[0]}{\mathrm{mean}_j L_j / L_j[0]}
 
-    Each batch makes one descent step on this sum, with the target `mean(G) r^alpha`
+    Each update makes one descent step on this sum, with the target `mean(G) r^alpha`
     held constant. Then the weights are divided by their mean, so that they sum to T.
-    They start at 1, and an update uses the weights from before its step. A weight that
-    would become negative is set to zero and can grow again. The losses must not be
-    negative. If a first loss is zero, the loss counts as unchanged. A task that joins
-    later is measured by its own first loss. The slope of a weight is `|g_i|` up to
+    They start at 1, and an update uses the weights as they were before its step. A
+    weight that would become negative is set to zero and can grow again. The losses must
+    not be negative. A loss that is zero at first counts as unchanged. A task that joins
+    later is measured by its own first loss. The slope along a weight is `|g_i|` up to
     sign, so steps of plain SGD grow with the gradients; steps of `optax.adam` do not.
 
     Args:
@@ -62,11 +62,11 @@ def weight_by_gradnorm(
         paper uses 1.5 for tasks that differ and 0.12 for similar ones.
       optimizer: any Optax optimizer for the weights. Default: `optax.sgd(0.025)`.
       layer: path of the shared leaves whose norms are used, such as `"encoder/last"`;
-        the paper uses the last shared layer. None means the latent, which costs
-        nothing, or without `encode` all shared leaves, which costs T backward passes.
+        the paper uses the last shared layer. None means the latent, which is free.
+        Without `encode` it means all shared leaves, which cost T backward passes.
 
     Raises:
-      ValueError: if `alpha` is negative; at the update, if `layer` is no shared leaf.
+      ValueError: if `alpha` is negative or, at the update, `layer` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt, optax

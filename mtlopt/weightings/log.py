@@ -12,7 +12,7 @@ def log_weights(losses: jax.Array, present: jax.Array | None = None) -> jax.Arra
     """Returns the weights `w` `[tasks]` of `weight_by_log`.
 
     A loss of zero gets weight zero: a non-negative loss has no gradient there. A
-    negative loss has no logarithm and gets NaN, which Optax's `apply_if_finite` stops.
+    negative loss has no logarithm and gets NaN, which Optax's `apply_if_finite` skips.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -29,8 +29,8 @@ def weight_by_log(num_tasks: int) -> optax.GradientTransformationExtraArgs:
 
     .. math:: L_i \leftarrow \log L_i, \qquad w_i = 1 / L_i
 
-    `chain(weight_by_log(T), sum_tasks(T))` minimises the product of the losses, and so
-    their geometric mean. `chain(weight_by_log(T), balance_norms(T))` is DB-MTL.
+    `chain(weight_by_log(T), sum_tasks(T))` minimises the product, and so the geometric
+    mean, of the losses. `chain(weight_by_log(T), balance_norms(T))` is DB-MTL.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt, optax

@@ -26,7 +26,7 @@ class WeightByNtkState(NamedTuple):
 def weight_by_ntk(
     num_tasks: int, decay: Any = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs losses by how slowly gradient descent lowers them, as a moving average.
+    r"""Weighs losses by a moving average of how slowly gradient descent lowers them.
 
     .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
         \frac{\mathrm{mean}_j \rho_j}{\rho_i}, \qquad
@@ -37,18 +37,18 @@ def weight_by_ntk(
     direction of the residual. Pass the traces to the update as `traces`: numbers
     `[tasks]` or by name, or a function that returns them, such as `lambda:
     ntk_traces(residuals, params, *batch)`. The function is called only if an update
-    computes weights; in `every(1000, weight_by_ntk(T))` that is every 1000th update.
+    computes weights; in `every(1000, weight_by_ntk(T))`, on every 1000th update.
 
     Without `traces` the weighting uses the kernel along the current residual:
 
     .. math:: \rho_i = \frac{|g_i|^2}{L_i}
         = \frac{4}{N_i} \frac{r_i^\top K_i r_i}{r_i^\top r_i}
 
-    This is the rate at which loss i falls along its own gradient, for one backward pass
-    per task. With one point per task both agree up to a factor 4, which cancels.
+    This rate, at which loss i falls along its own gradient, costs one backward pass per
+    task. With one point per task, both rates agree up to a factor 4, which cancels.
 
-    Weights start at 1. Each update first moves them, then uses them. A weight does not
-    change if its rate is not positive and finite, for example for a loss of zero.
+    Weights start at 1. Each update first moves the weights, then uses them. A weight
+    does not change if its rate is not positive and finite, as for a loss of zero.
 
     Args:
       num_tasks: number of tasks T.
@@ -109,14 +109,14 @@ def ntk_traces(residuals: Callable[..., Any], params: Any, *args: Any) -> Any:
         = \frac{1}{N_i} \sum_n \left| \frac{\partial r_{in}}{\partial \theta} \right|^2
 
     `ntk_traces` takes one gradient per point, 16 at a time, so it costs one backward
-    pass for every point of every task: use some of the points, or call it seldom. The
+    pass for every point of every task: use some of the points, or call it rarely. The
     result is exact, because weights divide by it. An estimate from one random vector
-    can be near zero if one eigenvalue dominates, and its inverse has no mean.
+    can be close to zero if one eigenvalue dominates, and its inverse has no mean.
 
     Args:
-      residuals: function from `(params, *args)` to the residuals at points, of any
-        shape: a mapping from the tasks' names, or a sequence in the tasks' order.
-      params: a pytree of arrays at which the kernel is taken; all of them count.
+      residuals: function from `(params, *args)` to each task's residuals at points, of
+        any shape, in a mapping from task to array or a sequence in task order.
+      params: a pytree of arrays; the kernel is taken over all of them.
       *args: further arguments of `residuals`.
 
     Returns:

@@ -24,8 +24,8 @@ def pbi_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_pbi`. They may be negative.
 
-    They equal `u` if `penalty` is zero, and if the losses are on the ray of `p`, to
-    rounding, because `d_2` has no derivative there. A single task has weight 1.
+    They equal `u` if `penalty` is zero. They also equal `u` on the ray of `p` (up to
+    rounding), because `d_2` has no derivative there. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -53,13 +53,13 @@ def weight_by_pbi(
         w = u + \theta \, \frac{L - z - d_1 u}{d_2}
 
     `d_1` is the distance of the losses from the reference point along `p`; `d_2` is
-    their distance from this ray. The unit of all losses does not matter. A loss far
-    below its share has a negative weight and rises: watch `TaskGrads.losses`.
+    their distance from this ray. A common factor of all losses does not matter. A loss
+    far below its share gets a negative weight and rises, so watch `TaskGrads.losses`.
 
     Args:
       num_tasks: number of tasks T.
       penalty: `theta`, at least 0. The paper uses 5.
-      preference: `p`, `[tasks]` or by name, at least 0, of any length; equal if None.
+      preference: `p`, `[tasks]` or by name, at least 0, of any scale; ones if None.
       reference: `z`, `[tasks]` or by name, a lower bound of the losses; zero if None.
 
     Raises:
@@ -74,7 +74,7 @@ def weight_by_pbi(
 
     References:
       Zhang and Li, *MOEA/D*, IEEE Transactions on Evolutionary Computation 11, 2007,
-      section II-C; there `d_1` is an absolute value, which is the same above `z`.
+      section II-C; their `d_1` is an absolute value, which is the same above `z`.
     """
     check_range("penalty", penalty)
 

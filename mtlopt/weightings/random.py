@@ -13,7 +13,7 @@ Distribution = Literal["normal", "dirichlet"]
 
 
 class WeightByRandomState(NamedTuple):
-    """State of `weight_by_random`: the last weights, and the key of the next ones."""
+    """State of `weight_by_random`: the last weights, and the key for new weights."""
 
     task_weights: jax.Array
     key: jax.Array
@@ -26,9 +26,9 @@ def weight_by_random(
 
     .. math:: w = \mathrm{softmax}(\epsilon), \qquad \epsilon_i \sim N(0, 1)
 
-    The weights are positive and sum to one, so on average this is training on the
-    averaged loss, with more noise. A method with learned weights has to beat this
-    baseline. Absent tasks do not change the weights that the present tasks draw.
+    The weights are positive and sum to one, so on average you train on the averaged
+    loss, with more noise. A method with learned weights has to beat this baseline.
+    Absent tasks do not change the weights that the present tasks draw.
 
     Args:
       num_tasks: number of tasks T.

@@ -70,12 +70,11 @@ def weight_by_relobralo(
         + (1 - \alpha) \, b[t-1], \qquad
         b_i[s] = T \, \mathrm{softmax}_i \frac{L_j[t]}{\tau L_j[s]}
 
-    Here `rho` is drawn anew for every update: 1 with probability `keep` and else 0. A 0
-    is a random lookback, which replaces the average by the progress since the first
-    loss. The first update uses weights of 1, the second `b[t-1]` without an average.
-    Weights are positive and sum to T. Ratios have no unit. If a loss is not finite, no
-    weight moves. Losses must not be negative. Each task is measured by its own first
-    loss.
+    `rho` is drawn for every update: 1 with probability `keep`, otherwise 0. A 0 is a
+    random lookback, which replaces the average by the progress since the first loss.
+    The first update uses weights of 1, the second `b[t-1]` without an average. Weights
+    are positive and sum to T. Ratios have no unit. If a loss is not finite, no weight
+    moves. Losses must not be negative. Each task is measured by its own first loss.
 
     Args:
       num_tasks: number of tasks T.

@@ -67,16 +67,16 @@ def weight_by_softadapt(
     .. math:: w_i = T \, \mathrm{softmax}_i(\beta s), \qquad s_i = L_i[t-1] - L_i[t-2]
 
     Here `L_i[t]` is the mean loss of epoch t. In the first two epochs all weights are
-    1. Slopes have the unit of the losses. Slopes below 1 / beta hardly change the
-    weights, so without `normalised` small losses are just summed. A task that is absent
-    for a whole epoch keeps its last slope.
+    1. Slopes have the unit of the losses. Slopes below `1 / beta` hardly change the
+    weights, so without `normalised` small losses are simply summed. A task that is
+    absent for a whole epoch keeps its last slope.
 
     Args:
       num_tasks: number of tasks T.
       beta: how much slopes count. 0 gives the summed loss; a negative number favours
         the losses that fall fastest. The paper's code uses 0.1.
       normalised: whether slopes are divided by the sum of their sizes, `sum_j |s_j|`.
-      loss_weighted: whether to multiply weights by the mean losses (at least 0).
+      loss_weighted: whether to multiply weights by the (non-negative) mean losses.
       steps_per_epoch: number of updates that make an epoch, a Python int.
 
     Raises:

@@ -67,13 +67,14 @@ def weight_by_stch(
         w_i = p_i \, \mathrm{softmax}_i \big( p (L - z) / \mu \big)
 
     `S` exceeds the largest `p_i (L_i - z_i)` by at most `mu log T`. A small `mu` gives
-    `weight_by_chebyshev`, a large `mu` fixed weights `p / T`. `mu` has the unit of the
-    weighted losses: 1 is small for losses of 1,000. Equal gradients give a short step.
+    `weight_by_chebyshev`, a large `mu` gives fixed weights `p / T`. `mu` has the unit
+    of the weighted losses: 1 is small for losses of 1,000. By default, equal gradients
+    `g` give `g / T`.
 
     Args:
       num_tasks: number of tasks T.
       mu: softness, positive. The paper uses values from 0.01 to 1.
-      preference: `p`, `[tasks]` or by name, at least 0, not normalised; `1/T` if None.
+      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
       reference: `z`, `[tasks]` or by name, a lower bound of the losses; zero if None.
 
     Raises:
@@ -156,10 +157,10 @@ def weight_by_log_stch(
         w_i = \frac{T}{L_i} \mathrm{softmax}_i \Big( \frac{\log (L_i / n_i)}{\mu} \Big)
 
     The nadir `n_i` is the mean loss over the warm-up, or over its last `nadir_steps`
-    updates. During the warm-up `S = sum_i log L_i`. The task that has fallen least
-    counts most. `mu` has no unit: a constant factor of a loss changes nothing. On T
-    equal gradients g and equal losses `L`, `d` is `T g / L`. A task that was absent in
-    all these updates takes its next loss as its nadir.
+    updates. During the warm-up `S = sum_i log L_i`. The task whose loss has fallen
+    least counts most. `mu` has no unit: a constant factor of a loss changes nothing.
+    For T equal gradients g and equal losses `L`, `d` is `T g / L`. A task that was
+    absent in all these updates takes its next loss as its nadir.
 
     Args:
       num_tasks: number of tasks T.
@@ -181,7 +182,7 @@ def weight_by_log_stch(
       [  4. 100.] [0.5  0.02]
 
     References:
-      Lin et al., *Smooth Tchebycheff Scalarization*, ICML 2024, as in its code.
+      Lin et al., *Smooth Tchebycheff Scalarization*, ICML 2024, as in their code.
     """
     check_num_tasks(num_tasks)
     check_positive("mu", mu)

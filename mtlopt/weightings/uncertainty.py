@@ -39,7 +39,7 @@ def weight_by_uncertainty(
     loss may be negative, which is normal: watch `TaskGrads.losses`.
 
     The slope of `s_i` is at most 1e3 in size, so one huge or infinite loss does not
-    fill the optimizer's moments for good. A NaN loss makes the slope NaN, and then
+    spoil the optimizer's moments for good. A NaN loss makes the slope NaN, and then
     `s_i` stays NaN. `skip_not_finite` around the whole chain skips such a batch.
 
     Args:
