@@ -55,8 +55,8 @@ def fast_backtracking(
 
     The method assumes that this step moves `z` by `eta d_z` (equation 5), which is true
     if `J J^T` is the identity. If `J J^T` stretches `d_z`, the encoder overshoots: for
-    `z = a theta` with `a >= 2`, the published method diverges although every test
-    passes. `J J^T` also grows with the batch, so if a loss is a mean over the batch, a
+    `z = 2 theta` losses can rise, and for `z = 10 theta` they can grow without bound,
+    although every test passes. `J J^T` also grows with the batch, so if a loss is a mean over the batch, a
     trial hardly moves `z` at all. With `calibrate=True` the trials move `z` the way the
     encoder will, to first order:
 
