@@ -187,27 +187,22 @@ def test_wrappers_go_inside_or_outside():
     """Latent space and tasks that are left out, with a weighting and absent tasks."""
     mgda, every = mtlopt.mgda(NUM_TASKS), mtlopt.every
 
-    def with_weighting(tx):
-        return optax.chain(mtlopt.weight_by_log(NUM_TASKS), tx)
-
-    inside = {
-        "latent": every(3, mtlopt.in_latent_space(mgda)),
-        "left out": every(3, mtlopt.leave_out(mgda, ["b"])),
+    txs = {
+        "latent inside": every(3, mtlopt.in_latent_space(mgda)),
+        "latent outside": mtlopt.in_latent_space(every(3, mgda)),
+        "left out inside": every(3, mtlopt.leave_out(mgda, ["b"])),
+        "left out outside": mtlopt.leave_out(every(3, mgda), ["b"]),
     }
-    outside = {
-        "latent": mtlopt.in_latent_space(every(3, mgda)),
-        "left out": mtlopt.leave_out(every(3, mgda), ["b"]),
-    }
+    weighting = mtlopt.weight_by_log(NUM_TASKS)
+    txs = {name: optax.chain(weighting, tx) for name, tx in txs.items()}
     present = np.array([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]], bool)
-    run = make_oracle(), make_params(), make_batches(), present
-    found, expected = (
-        updates_of({name: with_weighting(tx) for name, tx in txs.items()}, *run)
-        for txs in (inside, outside)
-    )
-    assert_close(found, expected)
+    found = updates_of(txs, make_oracle(), make_params(), make_batches(), present)
+    for each in found:
+        for name in ("latent", "left out"):
+            assert_close(each[f"{name} inside"], each[f"{name} outside"])
     weights = found[1]
-    assert np.all(weights["left out"][:, 1] == 0)
-    assert np.all(weights["latent"][~present] == 0)
+    assert np.all(weights["left out inside"][:, 1] == 0)
+    assert np.all(weights["latent inside"][~present] == 0)
 
 
 def test_absent_tasks():

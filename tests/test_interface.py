@@ -14,6 +14,8 @@ from tests.problems import (
     LABELS,
     QUICK,
     ROUTES,
+    STEPS,
+    TASKS,
     assert_close,
     first,
     losses_of,
@@ -453,6 +455,22 @@ def test_task_weights_are_those_of_the_update(name, plain, plain_states, rows, f
         )
 
     assert_close(plain[name]["encoder"], jax.tree.map(combine, rows["encoder"]))
+
+
+@pytest.mark.parametrize("name", methods_of(3))
+def test_heads_get_their_own_gradient(name, plain, plain_states, rows):
+    """d L_i / d head_i exactly; times the loss's own scale behind a weighting."""
+    scales = np.ones((STEPS, len(TASKS)))
+    if any(part.startswith("weight_by") for part in METHODS[name].public):
+        # A chain's state; the weighting comes first.
+        scales = np.asarray(plain_states[name][0].task_weights)
+        assert np.ptp(scales) > 0
+    for i, task in enumerate(TASKS):
+        expected = jax.tree.map(
+            lambda leaf, i=i: np.einsum("s,s...->s...", scales[:, i], leaf[:, i]),
+            rows["heads"][task],
+        )
+        assert_close(plain[name]["heads"][task], expected)
 
 
 def test_preferences():

@@ -29,8 +29,8 @@ from tests.problems import (
     make_batches,
     make_oracle,
     make_params,
+    make_run,
     matrix_oracle,
-    methods_of,
     stack_heads,
     updates_of,
 )
@@ -235,28 +235,25 @@ def test_one_task_may_return_any_vector_of_one():
 
 
 @functools.cache
-def stacked_run():
-    """The toy problem with its heads along one task axis."""
+def program():
+    """Of each route on the toy problem with an encoder and three heads."""
+    return make_run(make_oracle())
 
-    def head(params, z, task, x, y, mask):
-        own = params["heads"]
-        return jnp.mean((z @ own["w"] + own["b"] - jnp.asarray(y)[:, task]) ** 2)
 
-    oracle = mtlopt.task_grad(
-        mtlopt.stacked(head, 3),
-        {"encoder": "shared", "heads": "stacked"},
-        encode=encode,
-    )
-    return (
-        oracle,
-        stack_heads(PARAMS),
-        updates_of(oracle, stack_heads(PARAMS), BATCHES),
-    )
+@pytest.fixture(scope="module")
+def plain():
+    """The updates of those routes."""
+    return program()(PARAMS, BATCHES)[0]
+
+
+def stacked_head(params, z, task, x, y, mask):
+    own = params["heads"]
+    return jnp.mean((z @ own["w"] + own["b"] - jnp.asarray(y)[:, task]) ** 2)
 
 
 @functools.cache
-def split_run():
-    """The toy problem with its shared leaves cut differently.
+def recut_run():
+    """The toy problem with its heads along one task axis, and other shared leaves.
 
     The weight is split into two halves, and the second is merged with the bias.
     """
@@ -268,34 +265,58 @@ def split_run():
         return {"encoder": {"w": w, "b": b}}
 
     oracle = mtlopt.task_grad(
-        LOSSES,
-        {"*": "shared", **{f"heads/{task}": task for task in TASKS}},
+        mtlopt.stacked(stacked_head, 3),
+        {"*": "shared", "heads": "stacked"},
         encode=lambda params, *args: encode(joined(params), *args),
     )
     w, b = PARAMS["encoder"]["w"], PARAMS["encoder"]["b"]
     flat = np.concatenate([w[:, 2:].ravel(), b])
-    params = {"left": w[:, :2], "flat": flat, "heads": PARAMS["heads"]}
+    params = {"left": w[:, :2], "flat": flat, "heads": stack_heads(PARAMS)["heads"]}
     return updates_of(oracle, params, BATCHES)
 
 
 @pytest.mark.parametrize("name", ROUTES)
 def test_cutting_leaves_differently_changes_nothing(name, plain):
-    """Split or merged shared leaves give the same update."""
-    found, expected = split_run()[name], plain[name]["encoder"]
-    left, right = np.split(expected["w"], [2], axis=2)
-    flat = np.concatenate([right.reshape(STEPS, -1), expected["b"]], axis=1)
-    expected = {"left": left, "flat": flat, "heads": plain[name]["heads"]}
-    assert_close(found, expected)
+    """Stacked heads, and split or merged shared leaves, give the same update."""
+    found, expected = recut_run()[name], stack_heads(plain[name], axis=1)
+    left, right = np.split(expected["encoder"]["w"], [2], axis=2)
+    flat = [right.reshape(STEPS, -1), expected["encoder"]["b"]]
+    flat = np.concatenate(flat, axis=1)
+    assert_close(found, {"left": left, "flat": flat, "heads": expected["heads"]})
 
 
-@pytest.mark.parametrize("name", ROUTES)
-def test_stacked_heads_equal_separate_heads(name, plain):
-    assert_close(stacked_run()[2][name], stack_heads(plain[name], axis=1))
+def given(params, rows, losses, present=None):
+    """In place of an oracle: gradients that are known."""
+    return mtlopt.TaskGrads.from_rows(rows, losses, present, labels=LABELS, tasks=TASKS)
+
+
+given.num_tasks, given.labels = len(TASKS), LABELS
 
 
 @functools.cache
 def shape_run(shape):
-    return updates_of(SHAPES[shape](), PARAMS, BATCHES, names=in_parameter_space())
+    """Updates by the rows and losses of a shape; one program for those of all."""
+    oracle = SHAPES[shape]()
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.vmap
+    def rows_and_losses(*args):
+        grads = oracle(PARAMS, *args)
+        heads = grads.combine(jnp.ones(3))["heads"]
+        for i, task in enumerate(TASKS):
+            own = jnp.arange(3) == i
+            heads[task] = jax.tree.map(
+                lambda leaf, own=own: jnp.multiply.outer(own, leaf), heads[task]
+            )
+        return grads.jacobian() | {"heads": heads}, grads.losses
+
+    with jax.enable_x64(True):
+        return run_given()(PARAMS, rows_and_losses(*BATCHES))[0]
+
+
+@functools.cache
+def run_given():
+    return make_run(given, in_parameter_space())
 
 
 @pytest.mark.parametrize("name", in_parameter_space())
@@ -381,27 +402,6 @@ def test_sum_tasks_is_the_gradient_of_the_summed_loss(plain):
         assert_close(jax.tree.map(lambda leaf: leaf[step], plain["sum_tasks"]), summed)
 
 
-def scales_losses(method):
-    return any(part.startswith("weight_by") for part in method.public)
-
-
-@pytest.mark.parametrize("name", methods_of(3))
-def test_heads_get_their_own_gradient(name, plain, plain_states):
-    """d L_i / d head_i exactly; times the loss's own scale behind a weighting."""
-    scales = np.ones((STEPS, 3))
-    if scales_losses(METHODS[name]):
-        # A chain's state; the weighting comes first.
-        scales = np.asarray(plain_states[name][0].task_weights)
-        assert np.ptp(scales) > 0
-    for step, gradients in enumerate(true_gradients()):
-        for i, task in enumerate(TASKS):
-            own = jax.tree.map(lambda leaf: leaf[step], plain[name]["heads"][task])
-            expected = jax.tree.map(
-                lambda leaf: scales[step, i] * leaf, gradients[i]["heads"][task]
-            )
-            assert_close(own, expected)
-
-
 # Parts of the gradient.
 
 
@@ -473,7 +473,12 @@ def test_task_runs_on_a_batch_of_its_own(shape, float64):
 
 
 def test_task_index_may_be_traced_where_heads_are_stacked(float64):
-    oracle, params, _ = stacked_run()
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(stacked_head, 3),
+        {"encoder": "shared", "heads": "stacked"},
+        encode=encode,
+    )
+    params = stack_heads(PARAMS)
     gradient = jax.jit(lambda task: oracle.task(task, params, *ARGS))
     known = jax.jit(lambda: [oracle.task(i, params, *ARGS) for i in range(3)])()
     for i, gradients in enumerate(true_gradients()[0]):
@@ -758,31 +763,39 @@ def test_batch_statistics_move_once_a_step():
 
 
 def test_vmapped_seeds_equal_single_runs():
-    """11 trainings at once are 11 trainings; all go the way of one, behind Adam."""
+    """11 runs at once are 11 runs: of each route, and of one that trains by Adam."""
     oracle, seeds = make_oracle(), np.arange(11)
-    transforms = {name: METHODS[name].make(3, labels=LABELS) for name in ROUTES}
-    transforms["pcgrad"] = optax.chain(transforms["pcgrad"], optax.adam(1e-2))
+    routes = {name: METHODS[name].make(3, labels=LABELS) for name in ROUTES}
+    adam = optax.chain(routes["pcgrad"], optax.adam(1e-2))
 
-    @functools.partial(jax.jit, compiler_options=QUICK)  # traced once
+    def updates(params):
+        def step(states, batch):
+            grads = oracle(params, *batch)
+            found = {n: tx.update(grads, states[n], params) for n, tx in routes.items()}
+            states = {name: state for name, (_, state) in found.items()}
+            return states, {name: updates for name, (updates, _) in found.items()}
+
+        states = {name: tx.init(params) for name, tx in routes.items()}
+        return jax.lax.scan(step, states, BATCHES)[1]
+
     def train(params):
         def step(carry, batch):
-            params, states = carry
-            grads = oracle(params, *batch)
-            found = {
-                name: tx.update(grads, states[name], params)
-                for name, tx in transforms.items()
-            }
-            moves = {name: updates for name, (updates, _) in found.items()}
-            states = {name: state for name, (_, state) in found.items()}
-            return (optax.apply_updates(params, moves["pcgrad"]), states), moves
+            params, state = carry
+            moves, state = adam.update(oracle(params, *batch), state, params)
+            return (optax.apply_updates(params, moves), state), moves
 
-        states = {name: tx.init(params) for name, tx in transforms.items()}
-        return jax.lax.scan(step, (params, states), BATCHES)[1]
+        return jax.lax.scan(step, (params, adam.init(params)), BATCHES)[1]
 
+    def both(params):
+        return updates(params), train(params)
+
+    quick = functools.partial(jax.jit, compiler_options=QUICK)
     with jax.enable_x64(True):
         singles = [make_params(seed) for seed in seeds]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
-        together = jax.device_get(jax.vmap(train)(stacked))
+        together = jax.device_get(quick(jax.vmap(both))(stacked))
+        single = quick(train)
         for seed in seeds:
             run = jax.tree.map(lambda leaf, seed=seed: leaf[seed], together)
-            assert_close(run, train(singles[seed]), 1e-8)
+            expected = program()(singles[seed], BATCHES)[0], single(singles[seed])
+            assert_close(run, expected, 1e-8)

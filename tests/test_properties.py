@@ -4,7 +4,7 @@ Every claim is a measure of violation: zero where it holds, of order one where i
 not. A method that makes the claim stays below rounding on every Jacobian of the right
 kind; for one that does not, some Jacobian shows why. Claims are about the first update.
 
-The Jacobians are given in many forms (scaled, permuted, rotated) to one program of
+The Jacobians are given in many forms (scaled, permuted, rotated) to programs of
 many methods. Smaller numbers of tasks are padded with absent ones. Structure (rank,
 sums that are zero) is exact in float32: such rows, and all factors, are dyadic.
 
@@ -241,10 +241,10 @@ def batch(size, forms):
 # Updates of every method on all of them.
 
 
-def make_run(size):
-    """First updates of all methods and their weights, from one entry of a batch."""
+def make_run(size, names):
+    """First updates of methods and their weights, from one entry of a batch."""
     columns = COLUMNS[size]
-    methods = {name: method.make(size) for name, method in METHODS.items()}
+    methods = {name: METHODS[name].make(size) for name in names}
 
     def head(params, z, task, rows, losses):
         return jnp.vdot(rows[task], z) + losses[task]
@@ -277,21 +277,24 @@ def make_run(size):
 
 @functools.cache
 def updates_and_weights(size, dtype, forms):
-    """By method, of the whole batch: one program, one entry after the other.
+    """By method, of the whole batch, one entry after the other.
 
-    Batches of factorisations of several methods may wait for each other for ever: each
-    holds a thread of jaxlib's pool while its parts queue up there. And no loop should
-    wait for the slowest of a batch.
+    Four programs: the time to compile grows faster than their size. Batches of
+    factorisations of several methods may wait for each other for ever: each holds a
+    thread of jaxlib's pool while its parts queue up there. And no loop should wait for
+    the slowest of a batch.
     """
     rows, losses, *others = (x.reshape(-1, *x.shape[2:]) for x in batch(size, forms))
-    floats = rows.astype(dtype), losses.astype(dtype)
+    entries, found = (rows.astype(dtype), losses.astype(dtype), *others), {}
     with jax.enable_x64(dtype == np.float64):
-        run = make_run(size)
-        compiled = jax.jit(
-            lambda *batch: jax.lax.map(lambda entry: run(*entry), batch),
-            compiler_options=QUICK,
-        )
-        return jax.device_get(compiled(*floats, *others))
+        for names in (list(METHODS)[i::4] for i in range(4)):
+            run = make_run(size, names)
+            compiled = jax.jit(
+                lambda batch, run=run: jax.lax.map(lambda entry: run(*entry), batch),
+                compiler_options=QUICK,
+            )
+            found |= jax.device_get(compiled(entries))
+    return found
 
 
 @functools.cache

@@ -40,7 +40,7 @@ def float64():
 
 def climb(params, up):
     """The point `RHO` up a gradient."""
-    length = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(up)))
+    length = sum((leaf**2).sum() for leaf in jax.tree.leaves(up)) ** 0.5
     return jax.tree.map(lambda p, g: p + RHO * g / length, params, up)
 
 
@@ -55,17 +55,20 @@ def loop(gradient, params, ascent, present=(True, True, True)):
     }
 
 
+gradient_at = quick(gradient_of, static_argnums=0)
+
+
 @functools.cache
 def expected(ascent, **kwargs):
     """Rows of the encoder, and gradients of the heads, by hand."""
 
     def gradient(task, params):
-        return gradient_of(task, params, *ARGS)
+        return jax.device_get(gradient_at(task, params, *ARGS))
 
-    found = quick(lambda params: loop(gradient, params, ascent, **kwargs))(PARAMS)
+    found = loop(gradient, PARAMS, ascent, **kwargs)
     rows = [found[task]["encoder"] for task in TASKS]
     heads = {task: found[task]["heads"][task] for task in TASKS}
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows), heads
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows), heads
 
 
 def rows_and_heads(grads):
@@ -169,25 +172,12 @@ def test_one_task_per_sample(ascent):
 
     def gradient(task, params):
         own = ids == TASKS.index(task)
-        return jax.grad(
-            lambda params: squared_error(
-                params["heads"][task],
-                encode(params, x[own], None, None),
-                y[own, TASKS.index(task)],
-            )
-        )(params)
+        return jax.device_get(gradient_at(task, params, x[own], y[own], None))
 
     batch = {"x": x, "y": y, "id": ids}
-
-    @quick
-    def both(params):
-        rows = loop(gradient, params, ascent)
-        return oracle(params, batch).jacobian()["encoder"], [
-            rows[task]["encoder"] for task in TASKS
-        ]
-
-    found, rows = both(PARAMS)
-    assert_close(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+    found = quick(lambda params: oracle(params, batch).jacobian()["encoder"])(PARAMS)
+    rows = [grad["encoder"] for grad in loop(gradient, PARAMS, ascent).values()]
+    assert_close(found, jax.tree.map(lambda *leaves: np.stack(leaves), *rows))
 
 
 @pytest.mark.parametrize(
@@ -205,8 +195,9 @@ def test_absent_tasks_do_not_climb(ascent, known):
     present = [True, False, True] if known else jnp.array([True, False, True])
     found = quick(lambda p: rows_and_heads(oracle(p, *ARGS, present=present)))(PARAMS)
     rows, heads = expected(ascent, present=(True, False, True))
-    zero = jax.tree.map(lambda leaf: leaf.at[1].set(0), rows)
-    heads = heads | {"b": jax.tree.map(jnp.zeros_like, heads["b"])}
+    there = np.array([True, False, True])
+    zero = jax.tree.map(lambda leaf: (leaf.T * there).T, rows)
+    heads = heads | {"b": jax.tree.map(np.zeros_like, heads["b"])}
     assert_close(found, (zero, heads))
 
 
@@ -227,8 +218,7 @@ def test_microbatches_climb_together(ascent):
     assert_close(found, expected(ascent))
 
 
-@pytest.mark.parametrize("ascent", ASCENTS)
-def test_state_moves_once_and_where_the_step_begins(ascent):
+def test_state_moves_once_and_where_the_step_begins():
     def encode_state(params, x, state):
         z = jnp.tanh(x @ params["w"])
         return z, {"mean": 0.9 * state["mean"] + z.mean(axis=0), "n": state["n"] + 1}
@@ -245,7 +235,6 @@ def test_state_moves_once_and_where_the_step_begins(ascent):
         encode=encode_state,
         has_state=True,
     )
-    sharp = mtlopt.sharpness_aware(plain, 1.0, ascent=ascent)
     params = {"w": jnp.ones((3, 2)), "a": jnp.ones(2), "b": jnp.ones(2)}
     state = {"mean": jnp.zeros(2), "n": jnp.array(0)}
     x = jnp.asarray(ARGS[0][:, :3], jnp.float32)
@@ -255,11 +244,13 @@ def test_state_moves_once_and_where_the_step_begins(ascent):
         step = quick(mtlopt.train_step(oracle, tx))
         return step(mtlopt.Run(params, tx.init(params), state), x)
 
-    (run, output), (expected, losses) = step(sharp), step(plain)
-    np.testing.assert_array_equal(run.state["mean"], expected.state["mean"])
-    assert run.state["n"] == 1
-    np.testing.assert_array_equal(output.losses, losses.losses)
-    assert not np.allclose(run.params["w"], expected.params["w"], atol=1e-5)
+    expected, losses = step(plain)
+    for ascent in ASCENTS:
+        run, output = step(mtlopt.sharpness_aware(plain, 1.0, ascent=ascent))
+        np.testing.assert_array_equal(run.state["mean"], expected.state["mean"])
+        assert run.state["n"] == 1
+        np.testing.assert_array_equal(output.losses, losses.losses)
+        assert not np.allclose(run.params["w"], expected.params["w"], atol=1e-5)
 
 
 @pytest.mark.parametrize("ascent", ASCENTS)

@@ -251,6 +251,12 @@ def stacked_params():
     return {"encoder": params["encoder"], "heads": heads}
 
 
+@functools.cache
+def stacked_optimizers(name, turns=3):
+    labels = {"encoder": "shared", "heads": "stacked"}
+    return mtlopt.individual_optimizers(INNERS[name], turns, labels)
+
+
 def stacked_oracle():
     def head(params, z, task, x, y, mask):
         out = z @ params["heads"]["w"] + params["heads"]["b"]
@@ -270,8 +276,7 @@ def test_stacked_heads_equal_separate_heads(grouped, float64):
     """One scan over traced tasks, and the unrolled program."""
     options = {"num_groups": 2, "groups": np.array([1, 0, 1])} if grouped else {}
     turns = 2 if grouped else 3
-    labels = {"encoder": "shared", "heads": "stacked"}
-    tx = mtlopt.individual_optimizers(INNERS["adam"], turns, labels)
+    tx = stacked_optimizers("adam", turns)
     found, *_ = train(tx, stacked_oracle, stacked_params(), **options)
     expected, *_ = train(optimizers("adam", turns), **options)
     heads = jax.tree.map(lambda *leaves: np.stack(leaves), *expected["heads"].values())
@@ -282,8 +287,7 @@ def test_stacked_heads_equal_separate_heads(grouped, float64):
 def test_a_turn_does_not_copy_the_states_of_all_tasks():
     """Neither of Adam's moments, [tasks, features, width] for the encoder's weight."""
     params = stacked_params()
-    labels = {"encoder": "shared", "heads": "stacked"}
-    tx = mtlopt.individual_optimizers(INNERS["adam"], 3, labels)
+    tx = stacked_optimizers("adam")
     step = jax.jit(mtlopt.individual_step(stacked_oracle(), tx))
     text = step.lower(start(tx, params), *batch(0)).compile().as_text()
     loop, _ = text.split("ENTRY")
@@ -306,12 +310,11 @@ def test_absent_tasks_take_no_turn(float64):
 def test_absent_tasks_have_no_part_in_their_group(make, float64):
     """As if the group had no such member, whatever its labels are, NaN included."""
     if make == "separate":
-        oracle, params, labels = make_oracle(), make_params(), LABELS
+        oracle, params, optimizer = make_oracle, make_params(), optimizers
     else:
-        oracle, params = stacked_oracle(), stacked_params()
-        labels = {"encoder": "shared", "heads": "stacked"}
-    tx = mtlopt.individual_optimizers(INNERS["adam"], 2, labels)
-    step = jax.jit(mtlopt.individual_step(oracle, tx, 2), compiler_options=QUICK)
+        oracle, params, optimizer = stacked_oracle, stacked_params(), stacked_optimizers
+    tx = optimizer("adam", turns=2)
+    step = compiled(tx, oracle, num_groups=2)
     x, y, mask = batch(0)
     spoilt, present = jnp.asarray(y).at[:, 1].set(jnp.nan), np.array([1, 0, 1], bool)
     found = [
@@ -327,8 +330,8 @@ def test_absent_tasks_have_no_part_in_their_group(make, float64):
     assert_close(other.params, run.params, 0)
     np.testing.assert_array_equal(of_spoilt.losses, output.losses)
     # Alone in its group, the first task takes the same step.
-    alone = mtlopt.individual_optimizers(INNERS["adam"], 3, labels)
-    single = jax.jit(mtlopt.individual_step(oracle, alone), compiler_options=QUICK)
+    alone = optimizer("adam")
+    single = compiled(alone, oracle)
     expected, _ = single(start(alone, params), x, y, mask, present=present)
     assert_close(run.params, expected.params, 1e-12)
 
@@ -377,21 +380,21 @@ def test_random_groups():
 
 def test_vmapped_seeds_have_groups_of_their_own(float64):
     """Groups are traced: each seed deals its own."""
-    oracle, labels = make_oracle(), LABELS
-    tx = mtlopt.individual_optimizers(INNERS["adam"], 2, labels)
-    step = mtlopt.individual_step(oracle, tx, 2)
+    tx = optimizers("adam", turns=2)
+    step = mtlopt.individual_step(make_oracle(), tx, num_groups=2)
 
-    def run(params, groups):
+    def run(step, params, groups):
         return step(start(tx, params), *batch(0), groups=groups)[0].params
 
     seeds = [make_params(seed) for seed in range(2)]
     groups = jnp.array([[0, 1, 1], [1, 0, 0]])
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *seeds)
-    found = jax.jit(jax.vmap(run), compiler_options=QUICK)(together, groups)
-    single = jax.jit(run, compiler_options=QUICK)
+    vmapped = jax.vmap(functools.partial(run, step))
+    found = jax.jit(vmapped, compiler_options=QUICK)(together, groups)
     for i, params in enumerate(seeds):
         one = jax.tree.map(lambda leaf, i=i: leaf[i], found)
-        assert_close(one, single(params, groups[i]), 1e-12)
+        expected = run(compiled(tx, num_groups=2), params, groups[i])
+        assert_close(one, expected, 1e-12)
 
 
 def test_aux_has_an_axis_of_turns():
@@ -497,10 +500,9 @@ def test_one_function_of_all_losses_takes_turns_unrolled(float64):
     np.testing.assert_allclose(output.losses, [-1.0, jnp.sum(between**2)], rtol=1e-12)
 
 
-def test_a_seed_may_be_traced():
+def test_a_seed_may_be_traced(float64):
     tx = optimizers("adam")
-    step = mtlopt.individual_step(make_oracle(), tx, shuffle=True)
-    step = jax.jit(step, compiler_options=QUICK)
+    step = compiled(tx, shuffle=True)
     found, _ = step(start(tx), *batch(0), key=3)
     expected, _ = step(start(tx), *batch(0), key=jax.random.key(3))
     assert_close(found, expected, 0)

@@ -8,6 +8,7 @@ from mtlopt.linalg.bargaining import bargain
 from tests.linalg.matrices import KINDS, gramian, padded_gramian, structured
 
 solve = jax.jit(bargain)
+solve_all = jax.jit(jax.vmap(bargain, (0, None)))
 # Kinds whose hull does not hold zero: random rows have more params than tasks.
 SOLVABLE = ["random", "aligned", "duplicated", "all_equal", "zero_row"]
 
@@ -150,10 +151,10 @@ def test_vmap_agrees():
     """A batch, whose loops end at different times, gives the single answers."""
     matrices = np.stack([gramian(structured(k, 8), np.float32) for k in SOLVABLE])
     single = [solve(matrix, np.float32(1)).weights for matrix in matrices]
-    batch = jax.jit(jax.vmap(bargain))(matrices).weights
+    batch = solve_all(matrices, np.float32(1)).weights
     np.testing.assert_allclose(batch, single, rtol=1e-4)
     every = np.stack([gramian(structured(k, 8), np.float32) for k in KINDS])
-    assert np.all(np.isfinite(jax.jit(jax.vmap(bargain))(every).weights))
+    assert np.all(np.isfinite(solve_all(every, np.float32(1)).weights))
 
 
 def test_shapes_are_checked():
@@ -186,7 +187,7 @@ def test_two_tasks(alpha, dtype):
     norms = np.array([[1, 10.0**power] for power in powers for _ in cosines])
     angles = np.array([[[1, c], [c, 1]] for _ in powers for c in cosines])
     matrices = (angles * norms[:, :, None] * norms[:, None]).astype(dtype)
-    found = jax.jit(jax.vmap(bargain, (0, None)))(matrices, dtype(alpha)).weights
+    found = solve_all(matrices, dtype(alpha)).weights
     found = np.asarray(found, np.float64)[:, :, None]
     gains = (np.asarray(matrices, np.float64) @ found)[:, :, 0]
     terms = (np.abs(matrices) @ found)[:, :, 0]
@@ -201,7 +202,7 @@ def test_two_tasks_are_finite(alpha):
     norms = np.array([[1, s] for s in (0, 1e-15, 1, 10) for _ in range(5)])
     angles = np.array([[[1, c], [c, 1]] for c in (-1, -0.5, 0, 0.5, 1)] * 4)
     matrices = (angles * norms[:, :, None] * norms[:, None]).astype(np.float32)
-    found = jax.jit(jax.vmap(bargain, (0, None)))(matrices, alpha).weights
+    found = solve_all(matrices, np.float32(alpha)).weights
     np.testing.assert_array_equal(np.isfinite(found) & (found > 0), norms > 0)
 
 
