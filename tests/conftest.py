@@ -48,6 +48,12 @@ if make_context := getattr(mlir, "make_ir_context", None):
 gc.set_threshold(500_000, 20, 100)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file():
+    """Tests have no doctests, and their helpers are loaded by who needs them."""
+    return [each for each in (yield) if type(each) is pytest.Module]
+
+
 def pytest_collection_finish():
     """Modules live to the end: the collector need not look at them."""
     gc.freeze()

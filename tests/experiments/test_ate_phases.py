@@ -77,6 +77,18 @@ def by_hand(problem):
     return jax.jit(losses), jax.jit(jax.grad(total))
 
 
+@functools.cache
+def plain_optimizer(name, rate):
+    """Plain Optax: `init` and `move`, of the parameters of a block."""
+    tx = OPTIMIZERS[name](rate)
+
+    def move(grad, state, params):
+        updates, state = tx.update(grad, state)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(tx.init), jax.jit(move)
+
+
 def run_epochs(phases, length, num, rate):
     """Yields the states before and after each epoch, on the host, and its values."""
     training = phases.training(Run("sgd", rate, length))
@@ -104,13 +116,7 @@ def test_epochs_equal_a_loop_by_hand(problem, phases, by_hand, length, optimizer
     """Gradients of the summed loss by `jax.grad`, moved by plain Optax, by block."""
     rate, num_epochs = 0.01, 4
     losses, gradient = by_hand
-    tx = OPTIMIZERS[optimizer](rate)
-
-    @jax.jit
-    def move(grad, state, params):
-        updates, state = tx.update(grad, state)
-        return optax.apply_updates(params, updates), state
-
+    init, move = plain_optimizer(optimizer, rate)
     blocks = {"shared": ["encoder"], "task": ["heads"], "full": ["encoder", "heads"]}
     *_, (_, _, found, values) = run_epochs(phases(optimizer), length, num_epochs, rate)
     splits = jax.tree.map(np.array, problem.splits)
@@ -121,7 +127,7 @@ def test_epochs_equal_a_loop_by_hand(problem, phases, by_hand, length, optimizer
 
     for seed in range(3):
         params, _ = problem.init(seed)
-        states = {block: jax.jit(tx.init)(params[block]) for block in params}
+        states = {block: init(params[block]) for block in params}
         for epoch in range(num_epochs):
             means = []
             for row in orders[epoch][seed]:
