@@ -198,6 +198,13 @@ def updates_of(*args, **options):
     return run_methods(*args, **options)[0]
 
 
+@functools.cache
+def plain_run(few):
+    """`run_methods` of the toy problem, with the methods of `ROUTES` or the others."""
+    names = [name for name in methods_of(len(TASKS)) if (name in ROUTES) == few]
+    return run_methods(make_oracle(), make_params(), make_batches(), names=names)
+
+
 def matrix_oracle(num_tasks):
     """Losses with a given Jacobian: `oracle(w, rows, losses)` at w = 0.
 

@@ -18,7 +18,6 @@ from tests.problems import (
     TASKS,
     assert_close,
     first,
-    losses_of,
     make_batches,
     make_oracle,
     make_params,
@@ -45,41 +44,59 @@ def abstract(tree):
 # What Optax asks of a transform. Traced only: nothing is compiled.
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        (name, dtype)
-        for name in methods_of(3)
-        for dtype in (DTYPES if name in ROUTES else DTYPES[::3])
-    ],
-)
-def test_types(name, dtype):
-    """Updates are like the params; the state keeps its types, in scan and cond."""
-    tx = METHODS[name].make(3, labels=LABELS)
+def typed(dtype):
+    """Names of the methods that are tried in this precision."""
+    few = dtype in DTYPES[1:3]
+    return [name for name in methods_of(3) if name in ROUTES or not few]
+
+
+@functools.cache
+def traced(dtype):
+    """Shapes of params, and by name of states, updates, and states after loops."""
+    methods = {name: METHODS[name].make(3, labels=LABELS) for name in typed(dtype)}
     with jax.enable_x64(dtype == jnp.float64):
         params = cast(make_params(), dtype)
         args = cast(first(make_batches()), dtype)
         oracle = make_oracle()
 
         @jax.jit  # traced once, and used four times
-        def update(state):
-            return tx.update(oracle(params, *args), state, params, unknown_argument=3)
+        def update(states):
+            grads = oracle(params, *args)
+            found = {
+                name: tx.update(grads, states[name], params, unknown_argument=3)
+                for name, tx in methods.items()
+            }
+            return [{name: pair[i] for name, pair in found.items()} for i in (0, 1)]
 
-        init = jax.eval_shape(tx.init, params)
-        updates, state = jax.eval_shape(update, init)
-        assert abstract(state) == abstract(init)
-        assert jax.tree.structure(updates) == jax.tree.structure(params)
-        for update_leaf, leaf in zip(
-            jax.tree.leaves(updates), jax.tree.leaves(params), strict=True
-        ):
-            assert (update_leaf.shape, update_leaf.dtype) == (leaf.shape, dtype)
+        def loop(states):
+            body = lambda states, _: (update(states)[1], None)  # noqa: E731
+            states, _ = jax.lax.scan(body, states, length=2)
+            return jax.lax.cond(True, lambda s: update(s)[1], lambda s: s, states)
 
-        def loop(state):
-            body = lambda state, _: (update(state)[1], None)  # noqa: E731
-            state, _ = jax.lax.scan(body, state, length=2)
-            return jax.lax.cond(True, lambda s: update(s)[1], lambda s: s, state)
+        init = {n: jax.eval_shape(tx.init, params) for n, tx in methods.items()}
+        return params, init, *jax.eval_shape(update, init), jax.eval_shape(loop, init)
 
-        assert abstract(jax.eval_shape(loop, init)) == abstract(init)
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for name in methods_of(3)
+        for dtype in DTYPES
+        if name in typed(dtype)
+    ],
+)
+def test_types(name, dtype):
+    """Updates are like the params; the state keeps its types, in scan and cond."""
+    params, *found = traced(dtype)
+    init, updates, state, looped = (trees[name] for trees in found)
+    assert abstract(state) == abstract(init)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    for update_leaf, leaf in zip(
+        jax.tree.leaves(updates), jax.tree.leaves(params), strict=True
+    ):
+        assert (update_leaf.shape, update_leaf.dtype) == (leaf.shape, dtype)
+    assert abstract(looped) == abstract(init)
 
 
 @methods_of_three
@@ -121,42 +138,122 @@ few_and_others = pytest.mark.parametrize(
 @few_and_others
 def test_one_program_for_all_steps_with_donation(few):
     """Params and state are donated; the second step compiles nothing."""
-    oracle = make_oracle()
-    transforms = {
-        name: optax.chain(method.make(3, labels=LABELS), optax.adam(1e-2))
+    oracle, adam = make_oracle(), optax.adam(1e-2)
+    methods = {
+        name: method.make(3, labels=LABELS)
         for name, method in METHODS.items()
         if method.min_tasks <= 3 and (name in ROUTES) == few
     }
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=QUICK)
-    def step(params, states, args):
-        out = {
-            name: tx.update(oracle(params[name], *args), states[name], params[name])
-            for name, tx in transforms.items()
-        }
-        updates = {name: pair[0] for name, pair in out.items()}
-        return optax.apply_updates(params, updates), {n: s for n, (_, s) in out.items()}
+    def step(params, state, args):
+        """Along the sum of all updates."""
+        grads, (states, moments) = oracle(params, *args), state
+        out = {n: tx.update(grads, states[n], params) for n, tx in methods.items()}
+        total = jax.tree.map(lambda *leaves: sum(leaves), *(u for u, _ in out.values()))
+        updates, moments = adam.update(total, moments)
+        state = {name: state for name, (_, state) in out.items()}, moments
+        return optax.apply_updates(params, updates), state
 
-    params = {name: cast(make_params(), jnp.float32) for name in transforms}
-    states = {name: tx.init(params[name]) for name, tx in transforms.items()}
+    params = cast(make_params(), jnp.float32)
+    state = {n: tx.init(params) for n, tx in methods.items()}, adam.init(params)
     for i in range(3):
         args = cast([leaf[i] for leaf in make_batches()], jnp.float32)
-        params, states = step(params, states, args)
+        params, state = step(params, state, args)
     assert step._cache_size() == 1
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
 
 
 # Numbers, on Jacobians that are given. One program for all methods and all of them.
 
+STEPS = 4
+# They weigh every entry by itself, or gradients averaged over the steps.
+NO_WEIGHTS_OF_GRADIENTS = {"graddrop", "trimmed_mean", "moco"}
+
+
+def linear_problem(encoder, rows, losses, present):
+    """Every method at latent rows that are given, of a linear encoder, step by step.
+
+    Returns:
+      Updates `[steps, size]` and task weights `[steps, tasks]`, by name.
+    """
+
+    def head(params, z, task, encoder, rows, losses):
+        return jnp.vdot(rows[task], z) + losses[task]
+
+    oracle = mtlopt.task_grad(
+        mtlopt.stacked(head, NUM_TASKS),
+        "shared",
+        encode=lambda w, encoder, *_: encoder @ w,
+    )
+    methods = {name: METHODS[name].make(NUM_TASKS) for name in METHODS}
+    params = jnp.zeros(SIZE, rows.dtype)
+
+    def step(states, batch):
+        grads = oracle(params, encoder, *batch, present=present)
+        found = {n: tx.update(grads, states[n], params) for n, tx in methods.items()}
+        updates, states = ({n: pair[i] for n, pair in found.items()} for i in (0, 1))
+        weights = {
+            name: mtlopt.task_weights(state)
+            for name, state in states.items()
+            if name != "sum_tasks" and name not in NO_WEIGHTS_OF_GRADIENTS
+        }
+        return states, (updates, weights)
+
+    init = {name: tx.init(params) for name, tx in methods.items()}
+    return jax.lax.scan(step, init, (rows, losses))[1]
+
+
+# Numbers that bfloat16 holds exactly.
+ROWS = np.random.default_rng(0).normal(size=(NUM_TASKS, SIZE))
+ROWS = ROWS.astype(jnp.bfloat16).astype(np.float32)
+LOSSES = np.array([1.0, 2.0, 0.5, 4.0], np.float32)
+EQUAL_ROW = np.array([3.0, -4.0, 12.0, 0.0, 0.0, 0.0]) / 13
+
+
+@functools.cache
+def problems_by_name():
+    """The arguments of `linear_problem`: with equal rows by the number of tasks."""
+    everyone, eye = np.ones(NUM_TASKS, bool), np.eye(SIZE)
+    rows, losses = (np.stack([leaf] * STEPS) for leaf in (ROWS, LOSSES))
+    found = {"generic": (eye, rows, losses, everyone)}
+    found["nobody"] = (eye, rows, losses, ~everyone)
+    equal = np.tile(EQUAL_ROW, (STEPS, NUM_TASKS, 1)), np.ones((STEPS, NUM_TASKS))
+    for count in (1, 2, 4):
+        found[count] = (eye, *equal, np.arange(NUM_TASKS) < count)
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(STEPS, NUM_TASKS, SIZE))
+    losses = rng.random((STEPS, NUM_TASKS)) + 0.5
+    found["steps"] = (rng.normal(size=(SIZE, SIZE)), rows, losses, everyone)
+    return found
+
+
+@functools.cache
+def solved():
+    """Updates and task weights of every method, by name of the problem; float64."""
+    problems = problems_by_name()
+    stacked = [np.stack(leaves) for leaves in zip(*problems.values(), strict=True)]
+    stacked = [leaf if leaf.dtype == bool else np.float64(leaf) for leaf in stacked]
+    with jax.enable_x64(True):
+        found = jax.device_get(jax.jit(jax.vmap(linear_problem))(*stacked))
+    return {
+        name: jax.tree.map(lambda leaf, i=i: leaf[i], found)
+        for i, name in enumerate(problems)
+    }
+
+
+def first_update(problem, name):
+    return solved()[problem][0][name][0]
+
 
 def make_updates(names):
-    """A function of one problem, `(rows, losses, present)`, to updates by name."""
+    """A function of one problem, `(rows, losses)`, to updates by name."""
     transforms = {name: METHODS[name].make(NUM_TASKS) for name in names}
     oracle = matrix_oracle(NUM_TASKS)
 
-    def updates(rows, losses, present=None):
+    def updates(rows, losses):
         params = jnp.zeros(rows.shape[1:], rows.dtype)
-        grads = oracle(params, rows, losses, present=present)
+        grads = oracle(params, rows, losses)
         return {
             name: tx.update(grads, tx.init(params), params)[0]
             for name, tx in transforms.items()
@@ -165,31 +262,12 @@ def make_updates(names):
     return updates
 
 
-vmapped_updates = jax.jit(jax.vmap(make_updates(METHODS)))
-
-
-def random_rows(seed=0, num_tasks=NUM_TASKS, size=SIZE):
-    return np.random.default_rng(seed).normal(size=(num_tasks, size))
-
-
-# Numbers that bfloat16 holds exactly.
-ROWS = random_rows().astype(jnp.bfloat16).astype(np.float32)
-LOSSES = np.array([1.0, 2.0, 0.5, 4.0], np.float32)
-EQUAL_ROW = np.float32([3.0, -4.0, 12.0, 0.0, 0.0, 0.0]) / 13
-
-
 @functools.cache
-def updates_on(num_present, equal=False):
-    """Updates `[size]` of every method; the first tasks are present, as a mask."""
-    rows = np.tile(EQUAL_ROW, (NUM_TASKS, 1)) if equal else ROWS
-    losses = np.ones(NUM_TASKS, np.float32) if equal else LOSSES
-    present = np.arange(NUM_TASKS) < num_present
-    found = vmapped_updates(rows[None], losses[None], present[None])
-    return {name: np.asarray(update[0]) for name, update in found.items()}
-
-
-def generic_update(name):
-    return updates_on(NUM_TASKS)[name]
+def updates_without_vmap(few, dtype):
+    names = [name for name in METHODS if (name in ROUTES) == few]
+    with jax.enable_x64(dtype == np.float64):
+        run = jax.jit(make_updates(names), compiler_options=QUICK)
+        return jax.device_get(run(jnp.asarray(ROWS, dtype), jnp.asarray(LOSSES, dtype)))
 
 
 def error(actual, expected, rows):
@@ -215,9 +293,14 @@ def test_length_on_equal_gradients(name, num_tasks):
     """T equal unit gradients g give `method.equal(T) g`; other tasks are absent."""
     if num_tasks < METHODS[name].min_tasks:
         pytest.skip("needs more tasks")
-    update = updates_on(num_tasks, equal=True)[name]
+    update = first_update(num_tasks, name)
     expected = METHODS[name].equal(num_tasks) * EQUAL_ROW
     np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-7)
+
+
+@methods
+def test_nobody_present_moves_nothing(name):
+    assert not np.any(first_update("nobody", name))
 
 
 @pytest.mark.parametrize(
@@ -229,29 +312,27 @@ def test_length_on_equal_gradients(name, num_tasks):
 )
 def test_jit_equals_vmap(name):
     """Without `vmap` a `cond` is one; and no task is absent."""
-    single = jax.jit(make_updates([name]), compiler_options=QUICK)(ROWS, LOSSES)
-    assert error(single[name], generic_update(name), ROWS) < 1e-5
+    few = name in ROUTES
+    # Some of the others draw other numbers in single precision.
+    single = updates_without_vmap(few, np.float32 if few else np.float64)[name]
+    assert error(single, first_update("generic", name), ROWS) < 1e-5
 
 
 @pytest.mark.parametrize("name", ROUTES)
 def test_eager_equals_jit(name):
     """Operation by operation, for those that stand for all; it compiles each alone."""
     update = make_updates([name])(ROWS, LOSSES)[name]
-    assert error(update, generic_update(name), ROWS) < 1e-5
+    assert error(update, first_update("generic", name), ROWS) < 1e-5
 
 
 @few_and_others
 def test_bfloat16_is_float32_rounded(few):
     """The Gramian and the solver are float32 whatever the params are."""
-    names = [name for name in METHODS if (name in ROUTES) == few]
-    rows = jnp.asarray(ROWS, jnp.bfloat16)
-    losses = jnp.asarray(LOSSES, jnp.bfloat16)
-    found = jax.jit(make_updates(names), compiler_options=QUICK)(rows, losses)
-    for name, update in found.items():
-        expected = generic_update(name)
+    for name, update in updates_without_vmap(few, jnp.bfloat16).items():
+        expected = updates_without_vmap(few, np.float32)[name]
         assert update.dtype == jnp.bfloat16
         # Each of the products and the sum is rounded to 8 bits.
-        assert error(update.astype(np.float32), expected, rows) < 2**-6, name
+        assert error(update.astype(np.float32), expected, ROWS) < 2**-6, name
 
 
 # The registry.
@@ -278,9 +359,9 @@ def test_options_of_methods():
 EQUAL_HERE = [{"edm", "imtl_g"}]
 
 
-def test_every_two_methods_differ(plain):
-    """On the toy problem, with its conflicts, over four steps."""
-    updates = {name: run["encoder"]["w"] for name, run in plain.items()}
+def test_every_two_methods_differ():
+    """On generic rows, with conflicts, over four steps."""
+    updates, _ = solved()["steps"]
     names = list(updates)
     for i, left in enumerate(names):
         for right in names[:i]:
@@ -377,7 +458,7 @@ def test_backward_passes_are_as_stated(name):
 
 def test_seeds_and_steps_of_random_methods():
     """One key, one sequence; each step draws again; two keys differ."""
-    rows = np.stack([random_rows(seed) for seed in range(6)])
+    rows = np.random.default_rng(0).normal(size=(6, NUM_TASKS, SIZE))
     rows -= 0.9 * rows.mean(axis=1, keepdims=True)  # conflicts among all four
     oracle = matrix_oracle(4)
 
@@ -430,31 +511,14 @@ def test_trains_with_ordinary_transforms_behind_it():
     assert state[-1].notfinite_count == 1
 
 
-@pytest.fixture(scope="module")
-def rows():
-    """Gradients of the losses over the encoder, leaves `[steps, tasks, ...]`."""
-    with jax.enable_x64(True):
-        jacobian = jax.vmap(jax.jacrev(losses_of), in_axes=(None, 0, 0, 0))
-        return jax.device_get(jax.jit(jacobian)(make_params(), *make_batches()))
-
-
-# They weigh every entry by itself, or gradients averaged over the steps.
-NO_WEIGHTS_OF_GRADIENTS = {"graddrop", "trimmed_mean", "moco"}
-
-
-@pytest.mark.parametrize("name", sorted({*methods_of(3)} - NO_WEIGHTS_OF_GRADIENTS))
-def test_task_weights_are_those_of_the_update(name, plain, plain_states, rows, float64):
+@pytest.mark.parametrize("name", sorted({*METHODS} - NO_WEIGHTS_OF_GRADIENTS))
+def test_task_weights_are_those_of_the_update(name):
     """Shared leaves move by the gradients times `task_weights`, at every step."""
-    weights = 1  # the sum keeps none
-    if name != "sum_tasks":
-        weights = np.asarray(mtlopt.task_weights(plain_states[name]))
-
-    def combine(leaf):
-        return np.einsum(
-            "st...,st->s...", leaf, np.broadcast_to(weights, leaf.shape[:2])
-        )
-
-    assert_close(plain[name]["encoder"], jax.tree.map(combine, rows["encoder"]))
+    encoder, latent_rows, *_ = problems_by_name()["steps"]
+    updates, weights = solved()["steps"]
+    weights = weights.get(name, np.ones((STEPS, NUM_TASKS)))  # the sum keeps none
+    expected = np.einsum("stz,zw,st->sw", latent_rows, encoder, weights)
+    assert_close(updates[name], expected)
 
 
 @pytest.mark.parametrize("name", methods_of(3))

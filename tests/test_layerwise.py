@@ -21,7 +21,7 @@ def tasks_of(num_tasks):
     return tuple(f"t{i}" for i in range(num_tasks))
 
 
-def make_params(num_tasks, depth=3, seed=0, stacked=True):
+def make_params(num_tasks, depth=2, seed=0, stacked=True):
     """Dense layers of one width with biases, and one linear head for each task."""
     rng = np.random.default_rng(seed)
     layers = {
@@ -267,7 +267,7 @@ def with_rules(params, x, y):
     ],
 )
 def test_equal_to_rows_for_other_encoders(encode, num_tasks, float64):
-    params, batch = make_params(num_tasks), make_batch(num_tasks)
+    params, batch = make_params(num_tasks, depth=3), make_batch(num_tasks)
     found = layerwise(everything, params, *batch, encode=encode)
     assert_close(found, same_of_jacobian(losses_of(batch, encode), params), 1e-12)
 
@@ -282,7 +282,7 @@ def test_equal_to_rows_for_other_encoders(encode, num_tasks, float64):
     ],
 )
 def test_equal_to_rows_for_layers_in_a_loop(layer, num_tasks, float64):
-    params, batch = make_params(num_tasks), make_batch(num_tasks)
+    params, batch = make_params(num_tasks, depth=3), make_batch(num_tasks)
     layers = params["encoder"].values()
     stack = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
     params = {**params, "encoder": stack}
@@ -519,7 +519,7 @@ def test_where_it_pays(num_tasks, sizes, expected):
 
 
 def test_explanation_of_a_step():
-    params, batch = make_params(12), make_batch(12)
+    params, batch = make_params(12, depth=3), make_batch(12)
     plan = make_oracle(12, layerwise=True).explain(params, *batch)
     ways = {leaf.path: leaf.layerwise for leaf in plan.leaves}
     assert ways == {

@@ -22,14 +22,8 @@ def make_params(seed=0):
     rng = np.random.default_rng(seed)
     return {
         "encoder": {
-            "first": {
-                "w": rng.normal(size=(INPUTS, WIDTH)),
-                "b": rng.normal(size=WIDTH),
-            },
-            "second": {
-                "w": rng.normal(size=(WIDTH, WIDTH)),
-                "b": rng.normal(size=WIDTH),
-            },
+            "w": rng.normal(size=(INPUTS, WIDTH)),
+            "b": rng.normal(size=WIDTH),
         },
         "heads": {"w": rng.normal(size=(4, WIDTH)), "b": rng.normal(size=4)},
     }
@@ -49,10 +43,8 @@ def make_batches(seed=1, tasks=(0, 1, 2, 3)):
 
 
 def encode(params, sample):
-    z = sample["x"]
-    for layer in params["encoder"].values():
-        z = jnp.tanh(z @ layer["w"] + layer["b"])
-    return z
+    layer = params["encoder"]
+    return jnp.tanh(sample["x"] @ layer["w"] + layer["b"])
 
 
 def error(head, z, y):
@@ -193,40 +185,47 @@ def test_streaming_of_leaves_that_are_large_and_no_products(monkeypatch, float64
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("reduce", ["mean", "sum"])
-def test_weights(reduce, float64):
+def test_weights(float64):
     """A weight of zero is a mask: what such a sample holds does not matter."""
     params, batch = make_params(), first(make_batches())
     weights = np.random.default_rng(3).uniform(size=BATCH)
     weights[batch["task"] == 3] = 0
     weights[np.argmax(batch["task"] == 0)] = 0
     sizes = [weights[batch["task"] == task].sum() for task in range(4)]
-    scales = 1 / np.maximum(sizes, 1e-300) if reduce == "mean" else np.ones(4)
-    scales[3] = 0
-
-    def losses(params):
-        return sums_of_tasks(params, batch, weights) * scales
-
+    scales = {"mean": 1 / np.maximum(sizes, 1e-300), "sum": np.ones(4)}
     spoilt = {
         name: np.where(weights.reshape(-1, *(1,) * (leaf.ndim - 1)) == 0, np.nan, leaf)
         for name, leaf in batch.items()
         if name != "task"
     }
-    oracle = samplewise(weight_of=lambda sample: sample["weight"], reduce=reduce)
     spoilt = {**batch, **spoilt, "weight": weights}
+    oracles = {
+        reduce: samplewise(weight_of=lambda sample: sample["weight"], reduce=reduce)
+        for reduce in scales
+    }
+
+    def losses(params):
+        return sums_of_tasks(params, batch, weights)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def run(params, batch):
-        grads = oracle(params, batch)
-        expected = losses(params), jax.jacrev(losses)(params)
-        return grads, grads.jacobian(), grads.total(), expected
+        found = {}
+        for reduce, oracle in oracles.items():
+            grads = oracle(params, batch)
+            found[reduce] = grads, grads.jacobian(), grads.total()
+        return found, (losses(params), jax.jacrev(losses)(params))
 
-    grads, jacobian, found, (expected, rows) = run(params, spoilt)
-    np.testing.assert_array_equal(grads.present, [True, True, True, False])
-    np.testing.assert_allclose(grads.losses, expected, rtol=1e-13)
-    assert_close(jacobian["encoder"], rows["encoder"], 1e-12)
-    total = jax.tree.map(lambda leaf: np.sum(leaf, axis=0), rows)
-    assert_close(found, total, 1e-12)
+    found, (sums, rows_of_sums) = run(params, spoilt)
+    for reduce, (grads, jacobian, total) in found.items():
+        scale = np.where(np.arange(4) == 3, 0, scales[reduce])
+        np.testing.assert_array_equal(grads.present, [True, True, True, False])
+        np.testing.assert_allclose(grads.losses, scale * sums, rtol=1e-13)
+        rows = jax.tree.map(
+            lambda leaf: leaf * scale.reshape(-1, *(1,) * (leaf.ndim - 1)), rows_of_sums
+        )
+        assert_close(jacobian["encoder"], rows["encoder"], 1e-12)
+        expected = jax.tree.map(lambda leaf: np.sum(leaf, axis=0), rows)
+        assert_close(total, expected, 1e-12)
 
 
 def test_samples_of_no_task_do_not_count(float64):
@@ -269,28 +268,28 @@ def loss_of(task):
     return one
 
 
-@pytest.mark.parametrize("members", [None, THREE])
-def test_one_loss_for_each_task(members, float64):
+def test_one_loss_for_each_task(float64):
+    """Of all tasks, and without one that is known to be absent."""
     params, batch = separate_params(), first(make_batches())
     oracle = samplewise({task: loss_of(task) for task in TASKS}, SEPARATE)
-    present = None if members is None else list(members)
 
     def read(oracle, params, tasks):
-        grads = oracle(params, batch, present=present)
         one = [oracle.task(task, params, batch) for task in tasks]
+        every = [oracle(params, batch, present=p) for p in (None, list(THREE))]
         return (
-            (grads.losses, grads.rows().gramian(), grads.total()),
+            [(grads.losses, grads.rows().gramian(), grads.total()) for grads in every],
             [(each.losses, each.grad["encoder"]) for each in one],
         )
 
-    (losses, gramian, total), one = quick(read, oracle, (1, "b"))(params)
-    (*expected, theirs), same = quick(read, taskwise(), (1,))(make_params())
-    np.testing.assert_allclose(losses, expected[0], rtol=1e-12)
-    np.testing.assert_allclose(gramian, expected[1], atol=1e-13)
-    for i, task in enumerate(TASKS):
-        own = jax.tree.map(lambda leaf, i=i: leaf[i], theirs["heads"])
-        assert_close(total["heads"][task], own, 1e-12)
-    assert_close(total["encoder"], theirs["encoder"], 1e-12)
+    found, one = quick(read, oracle, (1, "b"))(params)
+    expected, same = quick(read, taskwise(), (1,))(make_params())
+    for (losses, gramian, total), theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(losses, theirs[0], rtol=1e-12)
+        np.testing.assert_allclose(gramian, theirs[1], atol=1e-13)
+        for i, task in enumerate(TASKS):
+            own = jax.tree.map(lambda leaf, i=i: leaf[i], theirs[2]["heads"])
+            assert_close(total["heads"][task], own, 1e-12)
+        assert_close(total["encoder"], theirs[2]["encoder"], 1e-12)
     for task in one:
         assert_close(task, same[0], 1e-12)
 
@@ -363,15 +362,14 @@ def test_other_calls_of_the_oracle(float64):
     )
 
 
-@pytest.mark.parametrize(
-    "method", [mtlopt.backtracking, mtlopt.fast_backtracking], ids=["bls", "fbls"]
-)
-def test_line_searches(method, float64):
+def test_line_searches(float64):
     params, batch = make_params(), first(make_batches())
-    search = method(mtlopt.mgda(4))
+    searches = [mtlopt.backtracking(mtlopt.mgda(4))]
+    searches += [mtlopt.fast_backtracking(mtlopt.mgda(4))]
 
     def update(oracle, params):
-        return search.update(oracle(params, batch), search.init(params), params)[0]
+        grads = oracle(params, batch)
+        return [tx.update(grads, tx.init(params), params)[0] for tx in searches]
 
     found, expected = (
         quick(update, oracle)(params) for oracle in (samplewise(), taskwise())
@@ -379,27 +377,29 @@ def test_line_searches(method, float64):
     assert_close(found, expected, 1e-10)
 
 
-@pytest.mark.parametrize("groups", [None, [0, 1, 1, 0]])
-def test_individual_step(groups, float64):
-    """A task without a sample takes no step."""
+def test_individual_step(float64):
+    """A task without a sample takes no step, whether it is alone or in a group."""
     params, batch = make_params(), first(make_batches(tasks=(0, 1, 3)))
-    turns = 4 if groups is None else 2
-    tx = mtlopt.individual_optimizers(optax.adam(0.1), turns, LABELS)
 
     def read(oracle, params, present):
-        step = mtlopt.individual_step(oracle, tx, None if groups is None else turns)
-        start = mtlopt.Run(params, tx.init(params))
-        return step(start, batch, groups=groups, present=present)
+        found = []
+        for turns, groups in ((None, None), (2, [0, 1, 1, 0])):
+            tx = mtlopt.individual_optimizers(optax.adam(0.1), turns or 4, LABELS)
+            step = mtlopt.individual_step(oracle, tx, turns)
+            start = mtlopt.Run(params, tx.init(params))
+            found.append(step(start, batch, groups=groups, present=present))
+        return found
 
-    (found, output), (expected, of_tasks) = (
+    found, expected = (
         quick(read, oracle, present)(params)
         for oracle, present in ((samplewise(), None), (taskwise(), np.array(THREE)))
     )
-    np.testing.assert_allclose(output.losses, of_tasks.losses, rtol=1e-11)
-    assert_close(found.params, expected.params, 1e-11)
-    np.testing.assert_array_equal(
-        found.params["heads"]["w"][2], params["heads"]["w"][2]
-    )
+    for (run, output), (of_tasks, outputs) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(output.losses, outputs.losses, rtol=1e-11)
+        assert_close(run.params, of_tasks.params, 1e-11)
+        np.testing.assert_array_equal(
+            run.params["heads"]["w"][2], params["heads"]["w"][2]
+        )
 
 
 def test_individual_step_without_the_task(float64):
