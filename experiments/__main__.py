@@ -21,7 +21,7 @@ INDEX = {
         "seven_scenes": ("the pose of a camera", "Tables 4, 6", None),
     },
     "ate_sg": {
-        "synthetic": ("points by quadrant and circle", "Tables 2, 3", None),
+        "synthetic": ("points by quadrant and circle", "Tables 2, 3", 7),
         "wireless": ("radio signals by modulation and type", "Tables 5, 6", None),
         "mammography": ("calcifications, by SG, Adam and ATE", "Table 8", None),
     },
