@@ -1,4 +1,4 @@
-"""Checks of arguments that give all errors of the library the same wording.
+"""Checks arguments, so that all errors of the library have the same wording.
 
 Only Python numbers and known entries of task vectors are compared. Tracers pass, so
 `optax.inject_hyperparams` can inject every non-structural argument.
@@ -21,7 +21,7 @@ Reader = Callable[[Sequence[str]], Any]
 
 
 def is_int(value: Any) -> bool:
-    """Returns whether a value is an int of Python or NumPy; a bool is not."""
+    """Returns whether a value is a Python or NumPy int; a bool does not count."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
@@ -30,7 +30,7 @@ def as_int(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
 
     Args:
       name: name of the argument.
-      value: an int of Python or NumPy.
+      value: a Python or NumPy int.
       low: the least value allowed, 0 or 1.
       high: the greatest value allowed; None for no limit.
     """
@@ -42,7 +42,7 @@ def as_int(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
 
 
 def check_num_tasks(num_tasks: int) -> None:
-    """Raises unless `num_tasks` is a positive int of Python or NumPy."""
+    """Raises unless `num_tasks` is a positive Python or NumPy int."""
     if not is_int(num_tasks):
         raise TypeError(f"`num_tasks` must be an int, got {type(num_tasks).__name__}.")
     if num_tasks < 1:
@@ -177,7 +177,7 @@ def preference_argument(value: Any, num_tasks: int) -> Reader:
 
 
 def _known_entries(value: Any) -> Iterable[tuple[Any, float]]:
-    """Returns the index or name of each entry that is not a tracer, and its number."""
+    """Returns the index or name and the number of each entry that is not a tracer."""
     if isinstance(value, Tracer):
         return []
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
@@ -213,7 +213,7 @@ def by_task(tasks: Sequence[str], values: Any, axis: int = 0) -> dict[str, Any]:
 
 
 def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
-    """Returns `value` as bool [tasks]; a NumPy array if it is known at trace time.
+    """Returns `value` as bool [tasks], in a NumPy array if known at trace time.
 
     Python bools and NumPy arrays are known at trace time. `value` may be a mapping by
     task name.
@@ -274,7 +274,7 @@ def as_key(key: Any) -> jax.Array:
 
 
 class Checked(functools.partial[Any]):
-    """A function to which `checked` need not be applied."""
+    """A function that `checked` returns unchanged."""
 
 
 def checked(

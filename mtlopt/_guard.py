@@ -3,10 +3,10 @@
 The guard is a pytree leaf on which the arithmetic of an ordinary optimizer raises. It
 is a PRNG key: a key supports no arithmetic, but passes through `jit`, `vmap`, `scan`
 and `cond` like an array. Keys of this kind draw no numbers, and their name is the
-message that the user reads in JAX's error. For transforms that replace gradients
-instead of computing with them, JAX can fill an array with zero keys; the key shape
-defined here raises an error instead. If two structures differ, JAX quotes the names of
-their classes, so a metaclass puts the advice into the name.
+message that the user reads in JAX's error. If a transform replaces the gradients by
+zeros, JAX could fill the guard with zero keys; the key shape defined here raises an
+error instead. If two structures differ, JAX quotes the names of their classes, so a
+metaclass puts the advice into the name.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Finds out what a traced function reads and does, and runs parts of its program.
 
-The answers come from the program and not from numbers: dead-code elimination shows
-which inputs an output depends on. So a gradient that happens to be zero does not hide a
+The answers come from the program, not from numbers: dead-code elimination shows which
+inputs an output depends on. So a gradient that happens to be zero does not hide a
 dependency.
 """
 
@@ -228,7 +228,7 @@ def evaluate(
       jaxpr: the program.
       eqns: the equations.
       values: the values that the equations read, by variable.
-      wanted: variables that are in `values` or that the equations make.
+      wanted: variables that are in `values` or that the equations compute.
     """
     made = {var for eqn in eqns for var in eqn.outvars}
     reads = dict.fromkeys(
@@ -269,7 +269,7 @@ def called(eqn: Any) -> core.ClosedJaxpr:
 def without_calls(
     program: core.ClosedJaxpr, expand: Callable[[Any], bool] = is_call
 ) -> core.ClosedJaxpr:
-    """Returns the same program with the programs that it calls inlined.
+    """Returns the program with inlined copies of the programs that it calls.
 
     Args:
       program: the program.

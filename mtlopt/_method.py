@@ -66,8 +66,10 @@ class Method:
         `encode`.
       parameter_space: whether the method cannot be used in latent space.
       min_tasks: the smallest number of tasks; fewer raise a `ValueError`.
-      degree: d such that `A(s J) = s^d A(J)` for s > 0; None if there is no such d.
-      properties: the names in `CLAIMS` that hold for every Jacobian; all are tested.
+      degree: d such that `A(s J) = s^d A(J)` for s > 0, where `A(J)` is the update for
+        the Jacobian `J`; None if there is no such d.
+      properties: the names in `CLAIMS` of the properties that the update has for every
+        Jacobian; all are tested.
     """
 
     title: str

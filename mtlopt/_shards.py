@@ -39,7 +39,7 @@ def check_losses(losses: jax.Array, params: Any) -> None:
       params: parameters.
 
     Raises:
-      ValueError: if the check fails; names the mesh axes.
+      ValueError: if the check fails; the message names the mesh axes.
     """
     manual = _manual_axes()
     if not manual:
@@ -60,7 +60,7 @@ def check_losses(losses: jax.Array, params: Any) -> None:
 
 
 def check_whole(rows: Callable[[], Any], losses: jax.Array) -> None:
-    """Raises if rows are split between shards: inner products would miss other parts.
+    """Raises if rows are split between shards, as inner products need whole rows.
 
     Args:
       rows: function that returns the arrays from which rows are computed; it is called
@@ -68,7 +68,7 @@ def check_whole(rows: Callable[[], Any], losses: jax.Array) -> None:
       losses: `[tasks]`; they may differ over the same axes as the rows.
 
     Raises:
-      ValueError: if the check fails; names the mesh axes.
+      ValueError: if the check fails; the message names the mesh axes.
     """
     split = _varying(rows()) - _varying(losses) if _manual_axes() else ()
     if split:

@@ -163,7 +163,7 @@ class Cut:
     def head(
         self, task: int, params: PyTree, z: PyTree, also: Sequence[Any] = ()
     ) -> tuple[jax.Array, Any]:
-        """Returns the loss of the task of an index, and the variables `also`."""
+        """Returns the loss of the task with a given index, and the variables `also`."""
         wanted = [self._losses[task], *also]
         loss, *others = self._run(self._eqns, self._at(params, z), wanted)
         if self._vector is not None:

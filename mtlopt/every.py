@@ -37,11 +37,13 @@ def every(
 
     .. math:: d_t = \sum_i w_i(\theta_{k \lfloor t / k \rfloor}) \, s_i g_i(\theta_t)
 
-    For an aggregator, `w` are the weights of the gradients; for a weighting, the
-    weights of the losses. An update that reuses weights costs one backward pass,
-    whatever the number of tasks. Gradients and losses always belong to the current
-    batch; only the weights are old. So a guarantee of the method (such as that `d`
-    conflicts with no task) holds on every k-th update only.
+    Here :math:`g_i` is the gradient of loss `i`, and :math:`s_i` is the product of the
+    factors from other weightings. For an aggregator, `w` are the weights of the
+    gradients; for a weighting, the weights of the losses. An update that reuses weights
+    costs one backward pass, whatever the number of tasks. Gradients and losses always
+    belong to the current batch; only the weights are old. So a guarantee of the method
+    (such as that the update `d` conflicts with no task) holds on every k-th update
+    only.
 
     The method runs on every k-th batch, and its state does not change in between: DWA
     counts only these updates, and GradVac averages only over them. `max_norm` of
@@ -50,8 +52,8 @@ def every(
     update has weight zero on that update. Weights that are not finite are not kept: the
     next update computes them again.
 
-    `every` works inside and outside of `in_latent_space` and `leave_out`. It saves no
-    time in two cases: under `vmap` both kinds of update run and one result is
+    `every` works inside and outside of `in_latent_space` and `leave_out`. `every` saves
+    no time in two cases: under `vmap`, both kinds of update run and one result is
     discarded, and with several microbatches the gradients of all tasks are computed
     anyway.
 

@@ -57,7 +57,7 @@ def map_functions(
 
     Args:
       losses: see `task_grad`.
-      change: takes a function, its name in errors, and for a stacked head the place of
+      change: takes a function, its name in errors and, for a stacked head, the place of
         the task among the arguments after the parameters.
       has_latent: whether the functions take a latent.
     """

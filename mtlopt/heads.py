@@ -135,7 +135,7 @@ class HeadGradients(NamedTuple):
         task.
       latent_grads: gradients of the latent's leaves, `[members, ...]`.
       latent_products: for each leaf of the latent, the factors of its gradient if this
-        gradient is a product, or None.
+        gradient is a product, otherwise None.
     """
 
     losses: jax.Array

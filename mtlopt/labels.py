@@ -55,10 +55,12 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
         * a mapping from path to label. A path such as `encoder/conv1/kernel` covers
           every leaf below it; you may also nest mappings. A part of a path may hold the
           shell wildcards `*`, `?` and `[...]`. If several paths cover a leaf, the path
-          with the most parts wins, then the path with fewer wildcards.
+          with the most parts wins; among paths of equally many parts, the path with the
+          fewest wildcards.
         * the names of tasks, such as `["left", "right"]`: the leaves of
           `params["left"]` belong to the task, and all others are shared. (If `params`
-          is a list or a tuple, a list of names is read as a prefix.)
+          is a list or a tuple, a list of names is read as a prefix, the last form of
+          this list.)
         * a callable from `(path, leaf)` to label.
         * a pytree of labels that is a prefix of `params`; a single string labels all
           leaves.
@@ -134,7 +136,7 @@ def _of_names(params: PyTree, rules: Rules) -> Rules:
 def _unbox(rules: PyTree) -> PyTree:
     """Replaces each box around a label, such as a Flax NNX variable, by the label.
 
-    Then labels of an NNX state also fit its pure form, which has no variables:
+    So labels of an NNX state also fit its pure form, which has no variables:
     `nnx.Optimizer` passes the pure form to Optax.
     """
 
@@ -337,8 +339,9 @@ class Partition:
 
         Returns:
           A mapping from label to bool: a task's label moves if the task is a member,
-          the shared label if any task is a member. The label of stacked heads has the
-          vector `members`. Labels without leaves and the frozen label are left out.
+          and the shared label moves if any task is a member. The label of stacked heads
+          has the vector `members`. Labels without leaves and the frozen label are left
+          out.
         """
         flags = members.tolist() if isinstance(members, np.ndarray) else list(members)
         active = {

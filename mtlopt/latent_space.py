@@ -12,16 +12,17 @@ def in_latent_space(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Runs an aggregator on the gradients of the latent.
 
-    The latent `z` is the value that `encode` returns. The aggregator gets the rows (the
-    tasks' gradients) `dL_i / dz` instead of the gradients of the shared parameters. Its
-    direction is then pulled back through the encoder:
+    The latent `z` is the value that `encode` returns. The aggregator `A` gets `G_z`,
+    whose rows are the tasks' gradients `dL_i / dz`, instead of the gradients of the
+    shared parameters :math:`\theta`. Its direction is then pulled back through the
+    encoder:
 
     .. math:: d = J^\top A(G_z), \qquad J = \partial z / \partial \theta
 
     Leaves of `z` that depend on no shared parameter, such as masks and inputs that
     `encode` passes on, are left out. The encoder's program shows which leaves these
-    are. It cannot separate entries of one leaf, as in `concatenate([h, x])`, so return
-    two leaves.
+    are. Entries of one leaf, as in `concatenate([h, x])`, cannot be separated, so
+    return two leaves.
 
     An update costs one backward pass, whatever the number of tasks; in parameter space
     it costs one backward pass per task. Both spaces give the same update if `J J^T` is
@@ -29,10 +30,10 @@ def in_latent_space(
     Aligned-MTL is `in_latent_space(aligned_mtl(T))`.
 
     For any other `J`, the encoder multiplies the latent's direction by `J J^T`, and a
-    guarantee of the aggregator holds for the latent only. With `mgda` the sum of the
-    losses, weighted like the gradients, still falls to first order, but a single loss
-    may rise. For `aligned_mtl` there is a problem on which all losses rise in every
-    step (see `aligned_mtl`). Both can happen even if `J` has full rank. `would_rise`
+    guarantee of the aggregator holds for the latent only. With `mgda`, the sum of the
+    losses with MGDA's weights still falls to first order, but a single loss may rise.
+    For `aligned_mtl` there is a problem on which all losses rise in every step (see
+    `aligned_mtl`). Both effects are possible even if `J` has full rank. `would_rise`
     tells which losses a direction raises.
 
     Args:

@@ -19,9 +19,9 @@ def leave_out(
 
     Use it for a probe: a head on `jax.lax.stop_gradient(z)` that measures which
     information the latent holds. The gradient of a probe with respect to the shared
-    parameters is zero. So without `leave_out` a probe stops MGDA, MGDA-UB and EDM,
-    whose direction opposes no task. Use it also for a task that may read the shared
-    parameters but must not change them.
+    parameters is zero. So without `leave_out`, a probe stops MGDA, MGDA-UB and EDM: a
+    zero gradient makes their direction zero. Use it also for a task that may read the
+    shared parameters but must not change them.
 
     The aggregator is built for all tasks and treats the hidden tasks like tasks that
     `present` marks as absent: their weights are zero. Weightings before the aggregator

@@ -33,8 +33,8 @@ from mtlopt.rows.summed import SummedRows
 class Linearization(Protocol):
     """The part of a `TaskGrads` that belongs to the shared leaves.
 
-    Arguments of the methods: `loss_scales` `[tasks]` are factors of the losses and
-    their gradients. `present` `[tasks]` bool are the tasks that have labels; None for
+    Arguments of the methods: `loss_scales` `[tasks]` multiply the losses and their
+    gradients. `present` (bool `[tasks]`) marks the tasks that have labels; None means
     all.
 
     Attributes:
@@ -97,7 +97,7 @@ class Linearization(Protocol):
         ...
 
     def spread(self, members: Members) -> Self:
-        """Returns this linearization of `members` for all tasks, with zero rows."""
+        """Returns this linearization of `members` for all tasks; other rows are 0."""
         ...
 
     def without(self, hidden: np.ndarray) -> Self:
@@ -129,7 +129,7 @@ class PartLinearization(Linearization, Protocol):
         ...
 
     def masked(self, seen: jax.Array) -> Self:
-        """Returns the same with zero rows for tasks not in `seen`, `[tasks]`."""
+        """Returns the same linearization, with zero rows for tasks not in `seen`."""
         ...
 
 
@@ -161,7 +161,7 @@ class PullbackLinearization:
         the latent gradients already are the gradients of the shared leaves.
       options: how rows are made.
       has_latent: see `Linearization`.
-      backward: function from factors of the losses `[tasks]` to the gradients of the
+      backward: function from weights of the losses `[tasks]` to the gradients of the
         weighted sum with respect to the heads' leaves and the latent. None if weighted
         sums should combine the latent rows instead.
       kept: rows over the shared leaves, if they are already made, see `keep_rows`.
@@ -288,7 +288,8 @@ class PullbackLinearization:
     def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
         """Returns rows and direction in the latent.
 
-        `<J^T g_i, d> = <g_i, J d>`: one pushforward replaces a pullback per task.
+        Since `<J^T g_i, d> = <g_i, J d>` for the encoder's Jacobian `J`, latent rows
+        `g_i` and a direction `d`, one pushforward replaces a pullback per task.
         """
         if self.pullback is None:
             return self.latent_grads, direction

@@ -94,14 +94,14 @@ def task_grad(
         of T. Streaming needs `encode`, one function that returns all losses, or
         `samplewise`.
       layerwise: whether to compute inner products and combinations of rows layer by
-        layer, without a weight gradient per task. The result is exact. It saves work
+        layer, without a weight gradient per task. The result is exact, and saves work
         and memory for dense kernels with more inputs and outputs than the batch has
-        samples. True computes layer by layer for each leaf that then needs fewer
-        operations, False for no leaf; `"auto"` is True on one CPU device and False
+        samples. True computes layer by layer for each leaf that needs fewer operations
+        this way, and False for no leaf; `"auto"` is True on one CPU device and False
         elsewhere. Use False for a batch that is split across several devices.
         `Oracle.explain` shows the choice for each leaf.
       microbatches: number k of equal parts into which the first of `args` is cut along
-        the leading axis of its leaves: pass the batch as one pytree. Part i contains
+        the leading axis of its leaves, so pass the batch as one pytree. Part i contains
         the batch's samples i, i + k, i + 2 k, and so on. Typed PRNG keys among the
         other arguments are folded with the index of the part (legacy uint32 keys are
         not). The model's state is passed on from part to part. Aux gets a leading axis

@@ -16,9 +16,9 @@ def latent(z: PyTree) -> PyTree:
     Write the whole forward pass as one function, and mark the arrays with which the
     encoder ends and the heads begin. `task_grad` then cuts the program there. The
     encoder is the part that the marked arrays depend on; a task's head is the part that
-    its loss needs after the mark. The problem costs as many operations as if you cut it
-    by hand, and latent methods and line searches work on it. Outside of `task_grad` the
-    mark is the identity.
+    its loss needs after the mark. The cut program costs as many operations as one that
+    you cut by hand, and latent methods and line searches work on it. Outside of
+    `task_grad` the mark is the identity.
 
     * If there are several marks, all marked arrays are part of the latent: `grads.z` is
       a tuple of the marked values, in the order in which the program runs the marks. If

@@ -28,7 +28,7 @@ PyTree = Any
 class MarkedProblem:
     """Losses of one function: a `HeadProblem` if the function marks a latent.
 
-    Without a mark it is a `VectorProblem`. Each call finds this out from the program
+    Without a mark, it is a `VectorProblem`. Each call looks for a mark in the program
     again.
     """
 
@@ -149,7 +149,8 @@ def cut_apart(
 ) -> tuple[Callable[..., Any], dict[str, Callable[..., Any]]]:
     """Splits a function of all losses into an encoder and one loss per task.
 
-    Both trace the function again at each call, so you can vmap them over the arguments.
+    The encoder and the losses trace the function again at each call, so you can vmap
+    them over the arguments.
     """
     form = VectorProblem(function, tasks, False, RowOptions())
 

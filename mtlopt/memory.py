@@ -13,17 +13,17 @@ def keep_memory() -> bool:
     XLA on a CPU, PyTorch and NumPy allocate large arrays again at every step. The C
     library of Linux, glibc, gets these arrays from the system and gives them back after
     use. The system provides memory page by page, and clears each page when it is first
-    touched. Clearing can take a seventh of a training step's time. After `keep_memory`
+    touched. Clearing can take a seventh of a training step's time. After `keep_memory`,
     glibc keeps the memory: it places arrays of up to 1 GiB in its own heap, which grows
     by 256 MiB at a time. glibc then returns only free memory beyond 2 GiB to the
     system, and uses one heap for all threads.
 
     This has a price. The process keeps as much memory as it has ever needed. All
-    threads share one heap, and this makes some steps slower overall. Measure your own
+    threads share one heap, which makes some steps slower overall. Measure your own
     steps with and without `keep_memory`.
 
-    Call `keep_memory` once, at the start of a program, before JAX computes. It changes
-    the whole process, which is why importing mtlopt does not call it. Threads that
+    Call `keep_memory` once, at the start of a program, before JAX computes. The call
+    changes the whole process, so importing mtlopt does not make it. Threads that
     already have a heap of their own keep that heap. A second call does no harm.
 
     Returns:

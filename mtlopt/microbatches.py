@@ -1,4 +1,4 @@
-"""Evaluation in equal parts of the batch, which holds one part's activations at a time.
+"""Evaluates a batch in equal parts, so that only one part's activations are in memory.
 
 Losses, heads' gradients and rows over the shared leaves are sums over the parts. Latent
 rows are not kept: for a leaf that depends on the batch, each part has its own piece of

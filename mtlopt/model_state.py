@@ -1,8 +1,8 @@
 """Model state, such as BatchNorm statistics: who wrote it, and the next state.
 
 Every function takes the state as its last argument and returns it as its second value.
-If a returned leaf is the same object as the leaf passed in, it was not written. So
-functions can return the whole state.
+If a function returns the same object that it got for a leaf, it did not write the leaf.
+So functions can return the whole state.
 """
 
 import dataclasses

@@ -65,11 +65,11 @@ def task_grad(
 ) -> "Oracle":
     """Builds the oracle of a module's per-task gradients.
 
-    It works like `mtlopt.task_grad`, with two differences. Functions take the module
-    instead of parameters. And like `nnx.grad`, a call changes the module's state, such
-    as BatchNorm statistics and dropout counts, once (with microbatches, once per
-    microbatch). If a function writes to parameters, as weight normalisation does, the
-    parameters keep their old values.
+    The function works like `mtlopt.task_grad`, with two differences. Functions take the
+    module instead of parameters. And like `nnx.grad`, a call changes the module's
+    state, such as BatchNorm statistics and dropout counts, once (with microbatches,
+    once per microbatch). If a function writes to parameters, as weight normalisation
+    does, the parameters keep their old values.
 
     Args:
       losses: as in `mtlopt.task_grad`, such as a mapping from task to
@@ -78,8 +78,9 @@ def task_grad(
         `label_modules`. For leaves without a rule, the labels are found from the
         program (see `infer_labels`), so `{"trunk": "frozen"}` is enough.
       encode: `encode(model, *args) -> z`.
-      wrt: which variables to train: a filter of NNX. All others are constants, such as
-        the base of a network whose adapters are trained, `wrt=nnx.LoRAParam`.
+      wrt: which variables to train, as an NNX filter. All other variables are
+        constants: `wrt=nnx.LoRAParam` trains the adapters of a network and keeps its
+        base.
       has_aux: whether functions return a pair `(value, aux)`.
       **options: further options of `mtlopt.task_grad`. If `losses` is one function,
         pass `tasks`, the names of the tasks. `has_state` is always on.

@@ -37,7 +37,7 @@ class Oracle:
     """Computes the per-task gradients of one problem; `task_grad` builds it.
 
     Every call takes the parameters and then the arguments of the user's functions. Call
-    the oracle inside `jax.jit`, so that results that are not used cost nothing.
+    the oracle inside `jax.jit`, so that unused results cost nothing.
 
     Attributes:
       problem: the problem, in one of the shapes of `task_grad`.
@@ -193,7 +193,7 @@ class Oracle:
     ) -> Grad:
         """Returns the summed loss's gradient with respect to one block of leaves.
 
-        Under `jit` the gradient of the other block is never computed: for `"task"` the
+        Under `jit`, the gradient of the other block is never computed: for `"task"` the
         encoder runs forward only.
 
         Args:
@@ -276,7 +276,7 @@ class Oracle:
     ) -> StepPlan:
         """Returns how each shared leaf's gradients are computed, and a step's memory.
 
-        It compiles the step but runs nothing, so you may pass shapes instead of arrays.
+        The step is compiled but not run, so you may pass shapes instead of arrays.
 
         Args:
           params: parameters.

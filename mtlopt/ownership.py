@@ -39,9 +39,10 @@ def check_ownership(
 
     Every function may read frozen leaves.
 
-    Without this check such a leaf would silently lose a part of its gradient. The check
-    also raises if `encode` reads no shared leaf, or if a loss reads no leaf of its own
-    task, because the trunk or the head would silently not train.
+    Without this check, a leaf that is read against its label would silently lose a part
+    of its gradient. The check also raises if `encode` reads no shared leaf, or if a
+    loss reads no leaf of its own task, because the trunk or the head would silently not
+    train.
 
     Args:
       problem: the problem.
@@ -52,8 +53,8 @@ def check_ownership(
       members: indices of the tasks whose functions are checked; None for all.
 
     Raises:
-      ValueError: if a read is not allowed; names the function, the leaf's path and
-        label.
+      ValueError: if a read is not allowed; the message names the function, the leaf's
+        path and label.
     """
     stacked = [label == STACKED for label in partition.labels]
     reads = problem.reads(params, stacked, args, z, members)
@@ -162,15 +163,15 @@ def infer_labels(
 ) -> PyTree:
     """Finds from the program itself which task owns which parameter leaf.
 
-    A leaf that `encode` or several tasks' losses read is shared. A leaf that only one
-    task's loss reads belongs to that task, and a leaf that stacked heads read is
-    stacked. Leaves that are not of floating point cannot be trained, so they are
+    A leaf is shared if `encode` or the losses of several tasks read it. A leaf that
+    only one task's loss reads belongs to that task, and a leaf that stacked heads read
+    is stacked. Leaves that are not of floating point cannot be trained, so they are
     frozen. Nothing is computed, because the functions are traced on shapes.
 
     Args:
       losses: as in `task_grad`.
       params: parameters, arrays or `jax.ShapeDtypeStruct`.
-      *args: arguments of the functions, also arrays or shapes.
+      *args: arguments of the functions, arrays or shapes as well.
       encode: as in `task_grad`.
       tasks: as in `task_grad`.
       has_aux: as in `task_grad`.

@@ -126,7 +126,7 @@ class Problem(Protocol[Linear]):
 
         Args:
           inputs: the point at which to evaluate.
-          factors: `[tasks]`, factors of all losses and gradients; None for no factors.
+          factors: `[tasks]`, which multiply all losses and gradients; None means ones.
           members: indices of the tasks to evaluate; None for all.
         """
         ...
@@ -347,9 +347,10 @@ class HeadProblem(OfHeads):
     ) -> Callable[[jax.Array], tuple[Leaves, Leaves]] | None:
         """Returns the pullback of the losses to the heads' leaves and the latent.
 
-        Unlike the rows, it never separates the latent gradients of the tasks, which for
-        stacked heads have T times the latent's size. For only some of the tasks it
-        returns None, because it would run the functions of all tasks.
+        Unlike the rows, this pullback never separates the latent gradients of the
+        tasks, which for stacked heads have T times the latent's size. The method
+        returns None if only some of the tasks are evaluated, because the pullback would
+        run the functions of all tasks.
         """
         if members is not None:
             return None

@@ -58,10 +58,10 @@ def maximum_roaming(
         A_t \leftarrow (A_t \setminus \{i_-\}) \cup \{i_+\}, \quad
         B_t \leftarrow B_t \cup \{i_+\}
 
-    This swap happens every `Delta` steps, for each task `t` and layer. `S` is the
-    layer's number of units, `A_t` is the set of units that the task uses, and `B_t` the
-    set that it has used so far. After `S - |A_t|` swaps every task has visited every
-    unit, and the masks no longer change.
+    This swap of two units, each drawn uniformly, happens every `Delta` steps, for each
+    task `t` and layer. `S` is the layer's number of units, `A_t` is the set of units
+    that the task uses, and `B_t` the set that it has used so far. After `S - |A_t|`
+    swaps every task has visited every unit, and the masks no longer change.
 
     A task uses `|A_t| = ceil(p S)` units throughout, for the sharing ratio `p`. The
     first units are drawn at random. The first units of all `T` tasks cover the layer if

@@ -1,4 +1,4 @@
-"""Losses of single samples, each by the head of its own task."""
+"""Losses of single samples, each computed by the head of the sample's task."""
 
 import dataclasses
 from collections.abc import Callable
@@ -65,7 +65,7 @@ class SampleHeads(Protocol):
         rest: Rest,
         members: Any,
     ) -> jax.Array:
-        """Returns the losses `[samples]` on latents, leaves `[samples, ...]`."""
+        """Returns the losses `[samples]` on latents with leaves `[samples, ...]`."""
         ...
 
     def gradients(
@@ -76,7 +76,7 @@ class SampleHeads(Protocol):
         rest: Rest,
         members: Any,
     ) -> Found:
-        """Returns losses and gradients; `samples.shares` weighs the samples."""
+        """Returns losses and gradients; `samples.shares` weights the samples."""
         ...
 
 

@@ -42,11 +42,12 @@ def samplewise(
 
     .. math:: L_t = \frac{\sum_{b : t_b = t} w_b \, \ell_b}{\sum_{b : t_b = t} w_b}
 
-    Use it if the batch mixes several domains, groups or data sets with equal inputs, or
-    if each example is a task. One backward pass of the batch carries the gradients of
-    all tasks, whatever their number. You write `encode` and the losses for **one**
-    sample, and mtlopt vmaps them. So samples cannot mix: you cannot use layers that
-    compute over the whole batch, such as BatchNorm in training.
+    Here sample `b` has the task :math:`t_b`, the weight :math:`w_b` and the loss
+    :math:`\ell_b`. Use this form if the batch mixes several domains, groups or data
+    sets with equal inputs, or if each example is a task. One backward pass of the batch
+    carries the gradients of all tasks, whatever their number. You write `encode` and
+    the losses for **one** sample, and mtlopt vmaps them. So samples cannot mix: you
+    cannot use layers that compute over the whole batch, such as BatchNorm in training.
 
     The first argument of an oracle's call after the parameters is the batch, a pytree
     whose leaves have a leading axis of samples. The functions get one sample of the

@@ -32,9 +32,9 @@ def sharpness_aware(
         \epsilon_k = \rho \, \frac{\nabla L_k(\theta)}{\|\nabla L_k(\theta)\|}
 
     The norm covers all parameters that the task uses, its head included. With
-    `ascent="sum"` all tasks use one :math:`\epsilon`, which follows the gradient of the
-    sum of the present tasks' losses, over all parameters. If that gradient is zero, so
-    is :math:`\epsilon`.
+    `ascent="sum"`, all tasks use one :math:`\epsilon`, which follows the gradient of
+    the sum of the present tasks' losses, over all parameters. If that gradient is zero,
+    so is :math:`\epsilon`.
 
     The result is an oracle like any other: `train_step`, `block_step` and
     `individual_step` take it, and any chain of transforms takes its gradients. Only the
@@ -45,14 +45,15 @@ def sharpness_aware(
 
     Cost: with `"task"`, each task needs two backward passes and one more run of
     `encode`. `"sum"` needs one forward and one backward pass more than the plain
-    oracle. With `"sum"`, latent space and layerwise rows still work, and so does the
-    summed gradient by one pass.
+    oracle. With `"sum"`, you can still use methods in latent space, layerwise rows and
+    the gradient of the summed loss by one pass.
 
     Args:
       oracle: an oracle from `task_grad`. With microbatches, the ascent step uses the
         whole batch.
       rho: length of the ascent step, at least 0.
-      ascent: `"task"`, so that each task climbs its own loss, or `"sum"`.
+      ascent: `"task"` if each task climbs its own loss, `"sum"` if all climb the summed
+        loss.
 
     Returns:
       An `Oracle`.
@@ -60,8 +61,8 @@ def sharpness_aware(
     Raises:
       TypeError: if `oracle` is not an `mtlopt.Oracle`.
       ValueError: if `rho` is negative or `ascent` has another value. The method `heads`
-        of the result always raises. With `ascent="task"` methods in latent space raise,
-        because the tasks have no latent in common.
+        of the result always raises. With `ascent="task"`, methods in latent space
+        raise, because the tasks have no latent in common.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -40,17 +40,17 @@ def skip_not_finite(
     becomes NaN or infinite, the update is zero and the state stays as it was, bit for
     bit.
 
-    With `per_task`, a task is absent from the update if its loss, its row (shared
-    gradient) or its head's gradient is not finite, and the others go on. This check
-    computes the rows, see `TaskGrads.leave_out_not_finite`. If the method works in
-    latent space, put `in_latent_space` around this wrapper: then it checks only the
-    latent's rows, at no cost. The transforms inside get a matching `active`: if
+    With `per_task`, a task is left out of the update if its loss, its row (shared
+    gradient) or its head's gradient is not finite; the other tasks still move. This
+    check computes the rows, see `TaskGrads.leave_out_not_finite`. If the method works
+    in latent space, put `in_latent_space` around this wrapper, which then checks only
+    the latent's rows, at no cost. The transforms inside get a matching `active`: if
     `per_label` is among them, the head of a left-out task does not move. If no task is
     left, the whole update is skipped.
 
     If an update is skipped, the step functions leave the model's state unchanged as
-    well. `mtlopt.nnx` does not, because its oracle changes that state before the
-    update.
+    well. With `mtlopt.nnx`, that state still changes, because the oracle writes it
+    before the update.
 
     Args:
       inner: a transform that returns updates of parameters: a chain of weightings, an

@@ -15,8 +15,9 @@ class Slopes(NamedTuple):
     """Derivatives of the losses along a descent step; a positive slope is downhill.
 
     Attributes:
-      of_shared: `<dL_i / d shared, d>`, `[tasks]`.
-      of_heads: `<dL_i / d head_i, d_i>`, `[tasks]`.
+      of_shared: `<dL_i / d shared, d>`, `[tasks]`, if the step subtracts `d`.
+      of_heads: `<dL_i / d head_i, d_i>`, `[tasks]`, with `d_i` the part of head i in
+        `d`.
       lengths: product of the lengths of the two vectors in `of_shared`, `[tasks]`;
         rounding errors are relative to this product.
     """

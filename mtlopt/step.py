@@ -26,7 +26,7 @@ class Run(NamedTuple):
       params: parameters, a pytree of arrays.
       opt_state: state of the optimizer, from its `init`.
       state: the model's state, a pytree of arrays, with
-        `task_grad(..., has_state=True)`; None without.
+        `task_grad(..., has_state=True)`; otherwise None.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -138,7 +138,7 @@ def keep_finite(run: Run, opt_state: PyTree, state: PyTree) -> PyTree:
     """Returns the new state, or the old one if `skip_not_finite` skipped the step.
 
     If only some tasks were left out, a leaf keeps its value if its new value would not
-    be finite. Without `skip_not_finite` in the chain, returns the new state.
+    be finite. If the chain has no `skip_not_finite`, the result is the new state.
     """
 
     def skipped(tree: PyTree) -> list[Any]:

@@ -51,7 +51,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
 
     Attributes:
       losses: `[tasks]`, as the loss functions returned them.
-      loss_scales: `[tasks]`, factors of the losses; weightings set them.
+      loss_scales: `[tasks]`, factors that multiply the losses; weightings set them.
       present: `[tasks]` bool, the tasks with labels in this batch; None for all. Other
         fields depend on `present`, so pass it to the oracle, or use
         `leave_out_not_finite`.
@@ -242,7 +242,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return by_task(self.tasks, values, axis)
 
     def scale_by(self, factors: jax.Array) -> Self:
-        """Returns the gradients of the losses times `factors`, `[tasks]`.
+        """Returns the gradients with each loss multiplied by its factor, `[tasks]`.
 
         Raises:
           ValueError: inside `leave_out`, because a weighting there would miss the
@@ -286,8 +286,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def rows(self) -> Rows:
         """Returns the scaled rows (the tasks' gradients) for methods that compare them.
 
-        For the shared leaves this costs one pullback of the encoder per task; in latent
-        space it is free.
+        For the shared leaves, this costs one pullback of the encoder per task; in
+        latent space it is free.
         """
         make = self.linear.latent_rows if self.in_latent else self.linear.rows
         rows = make(self.loss_scales, self.present)
@@ -370,12 +370,12 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def combine(self, weights: jax.Array) -> PyTree:
         """Returns the update `sum_i weights[i] loss_scales[i] g_i`, by one pullback.
 
-        It does not compute the rows over the shared leaves. If `keep_rows` has already
-        computed them, it needs no pullback. A method that has read `rows()` combines
-        those rows instead: `updates(rows.combine(weights))`.
+        It does not compute the rows `g_i` over the shared leaves. If `keep_rows` has
+        already computed the rows, `combine` needs no pullback. A method that has read
+        `rows()` combines those rows instead: `updates(rows.combine(weights))`.
 
         Args:
-          weights: `[tasks]`, factors of the shared gradients only.
+          weights: `[tasks]`, which multiply only the gradients of the shared leaves.
 
         Returns:
           A pytree with the structure and dtypes of the parameters.
@@ -401,7 +401,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return self.partition.update(direction, head_grads, self.frozen)
 
     def jacobian(self) -> PyTree:
-        """Returns the rows over the shared leaves, `[tasks, ...]`; None for others.
+        """Returns the shared leaves' rows, `[tasks, ...]`; other leaves are None.
 
         Use it for inspection: it holds as many gradients as there are tasks.
         """

@@ -166,7 +166,6 @@ def test_one_program_for_all_steps_with_donation(few):
 
 # Numbers, on Jacobians that are given. One program for all methods and all of them.
 
-STEPS = 4
 # They weigh every entry by itself, or gradients averaged over the steps.
 NO_WEIGHTS_OF_GRADIENTS = {"graddrop", "trimmed_mean", "moco"}
 

@@ -1,4 +1,4 @@
-"""Groups of tasks by the effect of their steps on each other's losses."""
+"""Groups tasks by the effect of their steps on each other's losses."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,10 +56,9 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
 
     :math:`s_{ik}` is the mutual affinity of two tasks, in units of the effect of their
     own steps. A quotient whose denominator is not positive counts as zero. Each task
-    begins alone. Then the two groups with the largest mean :math:`s` between their
-    tasks merge, again and again, as long as that mean is positive. If affinities are
-    positive within some groups and negative between them, the function finds these
-    groups.
+    begins alone. Step by step, the two groups with the largest mean :math:`s` between
+    their tasks merge, as long as that mean is positive. If affinities are positive
+    within some groups and negative between them, the function finds these groups.
 
     Args:
       affinity: `B`, `[tasks, tasks]`; entry (i, k) is the effect of task i on task k.
@@ -136,10 +135,10 @@ def affinity_step(
     no longer help each other stay together while both losses fall: groups merge more
     easily than they part.
 
-    A step makes as many turns as there are groups, and one more forward pass at the
-    end. Each turn costs a forward and a backward pass of the encoder and all heads. The
-    turns are a loop whose length is unknown when the program is compiled. On a CPU a
-    plain `lax` convolution is many times slower in such a loop.
+    A step makes as many turns as there are groups, followed by one forward pass. Each
+    turn costs a forward and a backward pass of the encoder and all heads. The turns are
+    a loop whose length is unknown when the program is compiled. On a CPU, a plain `lax`
+    convolution is many times slower in such a loop than outside.
 
     Args:
       oracle: an oracle from `task_grad`.
@@ -154,11 +153,11 @@ def affinity_step(
     Returns:
       `step(run, affinity, *args, key=None, present=None, **extra_args)`. It returns the
       next run, the next `AffinityState`, and a `StepOutput`. Begin with
-      `AffinityState.alone(num_tasks)`. Groups move in the order of their first members,
-      or with `key` in a random order. Losses are as in `individual_step`. `aux` has a
+      `AffinityState.alone(num_tasks)`. Groups move in the order of their first members
+      or, with `key`, in a random order. Losses are as in `individual_step`. `aux` has a
       leading axis of turns, one for each task, with zeros for turns that did not take
-      place. An affinity does not change if one of its two tasks is absent, if the loss
-      is not positive, or if the new value is not finite.
+      place. :math:`B_{ik}` does not change if task `i` or `k` is absent, if
+      :math:`L_k(\theta)` is not positive, or if :math:`b_{ik}` is not finite.
 
     Raises:
       TypeError: if `oracle` is not an `mtlopt.Oracle`.

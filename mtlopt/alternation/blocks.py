@@ -1,4 +1,4 @@
-"""Alternate training of shared and task-specific parameters (SAT, ATE)."""
+"""Alternating training of shared and task-specific parameters (SAT, ATE)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -85,23 +85,23 @@ def alternate_blocks(
     Here `w_0` are the shared parameters and `w_ts` the heads. `m_0` and `m_ts` are any
     Optax optimizers, each with its own learning rate and state. SAT is `n = m = 1` with
     a fresh batch for each step. ATE counts whole epochs: with `t` batches per epoch,
-    `n = t E_0` and `m = t E_ts` (Algorithm A.1, whose loops as printed run one epoch
+    `n = t E_0` and `m = t E_ts` (Algorithm A.1, whose printed loops run one epoch
     more). The resting block and its optimizer's state stay exactly the same. So a
     schedule inside `shared` or `task` counts that block's own steps, `n` or `m` of
     every `n + m`. To use a schedule of the global step, leave the learning rate out of
     both optimizers, and chain `optax.scale_by_learning_rate(schedule)` after this
     transform.
 
-    The transform takes a gradient with the structure of the parameters: that of the
-    summed loss, or the result of any aggregator. It reads only the active block of the
-    gradient, and `block_step` computes only this block.
+    The transform takes the gradient of the summed loss, or the result of any
+    aggregator, with the structure of the parameters. It reads only the active block of
+    the gradient, and `block_step` computes only this block.
 
     `update` takes three keywords, which `block_step` passes. `block` names the block
-    that moves, as a Python string. Then the optimizer of the resting block is not even
-    compiled. Without `block`, the step count chooses the block inside the program.
-    `active` is a mapping from label to bool, as in `per_label`, for heads whose tasks
-    are absent from the batch. If you pass the `partition` of an oracle, labels that
-    differ from it raise an error.
+    that moves, as a Python string. If you pass it, the optimizer of the resting block
+    is not even compiled. Without `block`, the step count chooses the block inside the
+    program. `active` is a mapping from label to bool, as in `per_label`, for heads
+    whose tasks are absent from the batch. If you pass the `partition` of an oracle,
+    labels that differ from it raise an error.
 
     Args:
       shared: optimizer of the shared leaves.
@@ -204,7 +204,7 @@ def block_step(
 ) -> Callable[..., tuple[Run, StepOutput]]:
     """Builds a training step that computes only the gradient of the moving block.
 
-    With `block` you choose the phase in Python: the gradient of the other block is
+    With `block`, you choose the phase in Python: the gradient of the other block is
     never part of the program, and a host loop (see `block_at`) calls one of two
     compiled steps. Without `block`, `lax.cond` on the optimizer's own count chooses
     inside the program, so the step may be the body of a `lax.scan`. Under `jax.vmap` a
@@ -213,9 +213,9 @@ def block_step(
     Args:
       oracle: an oracle from `task_grad`.
       optimizer: `alternate_blocks`, or a chain with it, without weightings or
-        aggregator: the step uses the gradient of the summed loss. Put factors of the
-        losses (the paper's `lambda`) into the loss functions. To use the direction of
-        an aggregator, write your own step with
+        aggregator: the step uses the gradient of the summed loss. Put factors that
+        multiply the losses (the paper's `lambda`) into the loss functions. To use the
+        direction of an aggregator, write your own step with
         `optimizer.update(oracle(params, ...), ...)`.
       block: `"shared"` or `"task"`; None means that the optimizer's count chooses.
 

@@ -58,12 +58,12 @@ def individual_optimizers(
         \qquad k = 1, \dots, T
 
     Tasks move the shared parameters in turn. With one moving average `m` for all tasks
-    (`share_state=True`, called IUS in the paper) a task's step also follows the
-    gradients of other tasks. With one `m` per task (called IO) it does not. For an
-    optimizer without memory IUS and IO are the same. A head moves only on its own
-    task's turn, with a state of its own, as in `per_label`. (The authors use one Adam
-    for all parameters, so their IUS also moves the heads of other tasks, by their
-    momentum.)
+    (`share_state=True`, called IUS in the paper), a task's step also follows the
+    gradients of other tasks. With one `m` per task (called IO), it follows its own
+    gradients only. For an optimizer without memory, IUS and IO are the same. A head
+    moves only on its own task's turn, with a state of its own, as in `per_label`. (The
+    authors use one Adam for all parameters, so their IUS also moves the heads of other
+    tasks, by their momentum.)
 
     `update` takes the gradient of one task or group (`oracle.task`), and three
     keywords, which `individual_step` passes. `task` is the index of the state to use;
@@ -73,7 +73,8 @@ def individual_optimizers(
     name, only that task's head moves by default; `active` can change this.
 
     IO keeps T states of the shared leaves instead of one; with Adam these take 2 T
-    times the leaves' memory. With groups of tasks there is one state per group instead.
+    times the leaves' memory. With groups of tasks, there is one state per group
+    instead.
 
     Args:
       inner: any Optax optimizer.
@@ -186,7 +187,7 @@ def random_groups(key: int | jax.Array, num_tasks: int, num_groups: int) -> jax.
       The group of every task, int32 `[tasks]`.
 
     Raises:
-      ValueError: if there are more groups than tasks, or none.
+      ValueError: if there are more groups than tasks, or no groups.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -36,15 +36,15 @@ def individual_step(
     of one task each give IUS or IO.
 
     In a fixed order the turns are unrolled, unless heads are stacked. In a random
-    order, or with stacked heads, they run in a `lax.scan`. With stacked heads the scan
+    order, or with stacked heads, they run in a `lax.scan`. With stacked heads, the scan
     compiles only one turn, whatever the number of tasks. Groups may change from step to
     step, so each turn runs the heads of all tasks or, without `encode`, the whole
     network once for each task.
 
-    With `draws` each turn belongs to a task, or group, that is drawn uniformly and
-    independently of all other turns. Theorem 1 holds for this scheme; in a fixed order
-    its bound can fail. `draws=1` makes one turn of one task on each batch. The states
-    of all tasks are then copied in every turn.
+    With `draws`, each turn belongs to a task, or group, that is drawn uniformly and
+    independently of all other turns. Theorem 1 of the paper holds for this scheme; in a
+    fixed order its bound can fail. `draws=1` makes one turn of one task on each batch.
+    The states of all tasks are then copied in every turn.
 
     A schedule in the optimizer counts a head's own steps and, with a state per task,
     each task's own steps. With one state for all tasks (`share_state=True`), and in a

@@ -61,7 +61,7 @@ def scan_turns(
       turn: returns the next run and an output.
       run: a run whose optimizer state contains a `PerTask`.
       num_turns: number of tasks.
-      order: a permutation of the tasks, int32 `[tasks]`; None for their own order,
+      order: a permutation of the tasks, int32 `[tasks]`; None for the tasks' own order,
         which saves two copies of all states.
 
     Returns:

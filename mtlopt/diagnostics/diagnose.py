@@ -39,9 +39,9 @@ class Diagnosis(NamedTuple):
         infinite if the directions are linearly dependent to the precision of this
         Gramian.
       present: `[tasks]` bool, the tasks that were measured.
-      finite_losses: `[tasks]` bool, whether the loss is finite; True if absent.
-      finite_gradients: `[tasks]` bool, whether the task's gradient is finite, including
-        that of its head; True if absent.
+      finite_losses: `[tasks]` bool, whether the loss is finite; True for absent tasks.
+      finite_gradients: `[tasks]` bool, whether the task's gradients, shared and of its
+        head, are finite; True for absent tasks.
       tasks: names of the tasks.
     """
 
@@ -101,21 +101,22 @@ def diagnose(grads: TaskGrads) -> Diagnosis:
         \text{gap} = \min_{w \ge 0, \, 1^T w = 1} \lVert J^T w \rVert, \qquad
         \text{relative gap} = \text{gap} \Big/ \frac1T \sum_i \lVert g_i \rVert
 
-    All numbers come from one Gramian, so a diagnosis costs as much as an aggregator:
-    one backward pass per task over the shared parameters. In latent space, with
+    The rows of `J` are the gradients :math:`g_i` of the `T` tasks. All numbers come
+    from their Gramian `G`, so a diagnosis costs as much as an aggregator: one backward
+    pass per task over the shared parameters. In latent space, with
     `diagnose(grads.in_latent_space())`, it costs one backward pass for all tasks
     together. If weightings scaled the gradients, the measures are those of the scaled
     gradients. The function works under `jit`, `vmap` and `scan`. Inside a jitted step
     with an aggregator, XLA computes the rows (the tasks' gradients) only once, for both
     the aggregator and the diagnosis.
 
-    Absent tasks are left out of every number; their norms and cosines are zero. A
-    Gramian shows the gap only down to `sqrt(eps)` times the norms (3e-4 in float32).
-    A NaN or an infinity in a gradient makes every scalar NaN; the gradient's own norm
-    and cosines show which gradient it is. A NaN in a loss, or in the gradient of a
-    head, appears only in `finite_losses` and `finite_gradients`. If all gradients are
-    zero, the gap is zero, and every ratio of lengths is NaN. If no task is present, all
-    numbers are meaningless.
+    All measures ignore absent tasks, whose norms and cosines are zero. A Gramian shows
+    the gap only down to `sqrt(eps)` times the norms (3e-4 in float32). A NaN or an
+    infinity in a gradient makes every scalar NaN; the gradient's own norm and cosines
+    show which gradient it is. A NaN in a loss, or in the gradient of a head, appears
+    only in `finite_losses` and `finite_gradients`. If all gradients are zero, the gap
+    is zero, and every ratio of lengths is NaN. If no task is present, all numbers are
+    meaningless.
 
     Args:
       grads: gradients of the tasks, from a `task_grad` oracle.

@@ -33,9 +33,9 @@ def hypervolume(losses: jax.Array, reference: Any) -> jax.Array:
     point that is not below the reference in every loss adds nothing. The value is
     exact: the volume is cut into slices along one loss after the other. This takes `K
     log K` operations for K points and two tasks, and `K^(T-1)` for T > 2 tasks, with
-    memory for `K^(T-2)` points. So use few points with more than four tasks. The
-    function works under `jit`, and is differentiable if no two values are equal. If a
-    loss is NaN, so is the result.
+    memory for `K^(T-2)` points. Because of this growth, use few points if there are
+    more than four tasks. The function works under `jit`, and is differentiable if no
+    two values are equal. If a loss is NaN, so is the result.
 
     Args:
       losses: `L`, `[points, tasks]`.
@@ -113,11 +113,11 @@ def non_dominated(losses: jax.Array) -> jax.Array:
 def front_spread(losses: jax.Array) -> FrontSpread:
     """Returns how evenly points cover a front, and how far they extend.
 
-    Neighbours are points with an edge in the minimum spanning tree. On the front of two
-    tasks these are the next points along the front. So a hole shows in `largest_gap`
-    even if the points around it are close together. Losses are not rescaled: if their
-    units differ, rescale them first. The function takes `K^2 T` operations for K points
-    and T tasks.
+    Neighbours are points with an edge in the minimum spanning tree. On a front of two
+    tasks, the neighbours of a point are the next points along the front. So a hole
+    shows in `largest_gap` even if the points around it are close together. Losses are
+    not rescaled: if their units differ, rescale them first. The function takes `K^2 T`
+    operations for K points and T tasks.
 
     Args:
       losses: `[points, tasks]`, at least two points; see `non_dominated`.

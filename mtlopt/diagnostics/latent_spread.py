@@ -14,13 +14,13 @@ def latent_spread(grads: TaskGrads) -> jax.Array:
     .. math:: \kappa = \sigma_{\max}(J^\top Q) \, / \, \sigma_{\min}(J^\top Q), \qquad
         J = \partial z / \partial \theta
 
-    The columns of `Q` are an orthonormal basis of the latent gradients. Methods in
-    latent space (`in_latent_space`) assume that `J J^T` is a multiple of the identity,
-    at least on the span of `Q`. If that is true, the spread is 1, and angles and ratios
-    of lengths in the latent equal those of the shared parameters. Otherwise a ratio of
-    lengths may be wrong by a factor as large as the spread. The spread is the dominance
-    rate that remains after Z-alignment (`aligned_mtl` in latent space). The function
-    costs as much as an aggregator: one backward pass per task.
+    The columns of `Q` are an orthonormal basis of the span of the latent gradients.
+    Methods in latent space (`in_latent_space`) assume that `J J^T` is a multiple of the
+    identity, at least on this span. If that is true, the spread is 1, and angles and
+    ratios of lengths in the latent equal those of the shared parameters. Otherwise a
+    ratio of lengths may be wrong by a factor as large as the spread. The spread is the
+    dominance rate that remains after Z-alignment (`aligned_mtl` in latent space). The
+    function costs as much as an aggregator: one backward pass per task.
 
     Absent tasks are left out, and the lengths of the gradients do not matter. The
     spread is infinite if the encoder loses a direction of the span, and NaN if there is

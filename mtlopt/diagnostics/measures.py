@@ -72,7 +72,7 @@ def conflict_rate(gramian: Gramian, present: jax.Array | None = None) -> jax.Arr
       present: `[tasks]` bool; absent tasks are left out. None means all.
 
     Returns:
-      A scalar between 0 and 1; zero for one task.
+      A scalar between 0 and 1; zero for a single task.
 
     Examples:
       >>> import jax.numpy as jnp

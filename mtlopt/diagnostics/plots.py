@@ -23,7 +23,7 @@ def plot_diagnosis(
     """Draws the results of `diagnose` over a training run.
 
     There are four panels: the cosine of each pair, the length of each gradient, the
-    relative gap, and the dominance rate. In the third panel a dashed line shows the
+    relative gap, and the dominance rate. In the third panel, a dashed line shows the
     relative gap of orthogonal gradients of equal length. If a task is absent, its lines
     have a gap. The function runs on the host, outside `jit`, and needs Matplotlib: `pip
     install matplotlib`.
@@ -38,8 +38,8 @@ def plot_diagnosis(
     Raises:
       ImportError: without Matplotlib.
       TypeError: if `diagnosis` is not from `diagnose`.
-      ValueError: if its arrays have no first axis, or one of another length than
-        `steps`.
+      ValueError: if its arrays have no first axis, or if this axis and `steps` differ
+        in length.
 
     Examples:
       >>> import jax

@@ -40,10 +40,10 @@ def suggestions(
 
     The rules are rules of thumb. Their thresholds are constants, explained in
     `mtlopt.diagnostics.suggestions`. One batch says little: pass the stacked diagnoses
-    of several steps or seeds. The function takes their medians, and for cosines the
-    mean. Only a comparison with a tuned summed loss can tell whether a method helps.
-    Methods are named by their keys in `METHODS`. The function runs on the host, outside
-    `jit`.
+    of several steps or seeds. The function uses the median of each number over them,
+    and the mean of the cosines. Only a comparison with a tuned summed loss can tell
+    whether a method helps. Methods are named by their keys in `METHODS`. The function
+    runs on the host, outside `jit`.
 
     Args:
       diagnosis: a result of `diagnose`, whose arrays may have further leading axes, or

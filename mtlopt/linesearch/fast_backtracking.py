@@ -56,9 +56,9 @@ def fast_backtracking(
     The method assumes that this step moves `z` by `eta d_z` (equation 5), which is true
     if `J J^T` is the identity. If `J J^T` stretches `d_z`, the encoder overshoots: for
     `z = 2 theta` losses can rise, and for `z = 10 theta` they can grow without bound,
-    although every test passes. `J J^T` also grows with the batch, so if a loss is a mean over the batch, a
-    trial hardly moves `z` at all. With `calibrate=True` the trials move `z` the way the
-    encoder will, to first order:
+    although every test passes. `J J^T` also grows with the batch, so if a loss is a
+    mean over the batch, a trial hardly moves `z` at all. With `calibrate=True` the
+    trials move `z` the way the encoder will, to first order:
 
     .. math:: L_t(z - \eta q, \theta_t - \eta g_t) \le L_t - \eta \beta |g_t|^2
         - \eta \beta \langle \nabla_z L_t, q \rangle, \qquad q = J J^T d_z

@@ -1,10 +1,10 @@
 """Formulations of convolution and max-pooling: two for CPU, one for other platforms.
 
-XLA's CPU convolution is slow for few channels, and its gradients are some 50 times
-slower again inside `scan` and `cond`. For few channels a convolution is computed here
-as a matmul with a small banded ("Toeplitz") matrix. For more channels it is XLA's own,
-with gradients of a form that is fast everywhere, see `_canonical_conv.py`. Both are
-correct under every transform, forward mode included.
+XLA's CPU convolution is slow for few channels, and its gradients are about 50 times
+slower still inside `scan` and `cond`. For few channels, a convolution is computed here
+as a matmul with a small banded ("Toeplitz") matrix. For more channels it is XLA's
+convolution, with gradients written in a form that is fast everywhere, see
+`_canonical_conv.py`. Both are correct under every transform, forward mode included.
 """
 
 import functools
@@ -111,7 +111,7 @@ def sliced_max(x: jax.Array, window: int, stride: int, padding: Padding) -> jax.
 
 
 def first_max(parts: Sequence[jax.Array]) -> jax.Array:
-    """Takes the elementwise maximum; of equal entries the first gets the gradient.
+    """Takes the elementwise maximum; the first of equal entries gets the gradient.
 
     `jnp.maximum` would split the gradient between equal entries. A select is as fast,
     keeps only masks for the backward pass, and passes NaN on.
@@ -161,14 +161,14 @@ def banded_conv(
 ) -> jax.Array:
     """Convolves by a banded matmul and max-pools its output: for CPU.
 
-    The output is cut in tiles, `pool` rows high and `w` columns wide. Each tile needs
-    `(w - 1) stride + (k - 1) dilation + 1` columns of the input, and rows likewise. One
-    matrix, the same for all tiles, maps these to the tile's `pool * w * features`
-    outputs. Its columns are ordered by their place in the pooling window, so that
-    pooling is a maximum of contiguous parts. A tile of one column needs k columns only,
-    and leaves out the columns that a dilated kernel skips; a tile of one row does the
-    same for rows. If the tiles of a batch are large, the batch is convolved in parts,
-    one after the other.
+    The output is cut into tiles, `pool` rows high and `w` columns wide. Each tile needs
+    `(w - 1) stride + (k - 1) dilation + 1` columns of the input, and the same formula
+    gives the rows. One matrix, the same for all tiles, maps these to the tile's `pool *
+    w * features` outputs. Its columns are ordered by their place in the pooling window,
+    so that pooling is a maximum of contiguous parts. A tile of one column needs k
+    columns only, and leaves out the columns that a dilated kernel skips; a tile of one
+    row does the same for rows. If the tiles of a batch are large, the batch is
+    convolved in parts, one after the other.
     """
     dtype = x.dtype
     # CPUs multiply half precision in float32 anyway; this also sums in float32.
@@ -267,7 +267,7 @@ def on_platform(
     """Calls one of two formulations, depending on the platform of the compiled code.
 
     The choice is made when a program is lowered, so it costs nothing at run time:
-    LeNet's step takes as long, and as much memory, as with a direct call of `cpu`.
+    LeNet's step takes as much time and memory as with a direct call of `cpu`.
     """
     return lax.platform_dependent(*args, cpu=cpu, default=other)
 

@@ -120,12 +120,12 @@ class BertEncoder(nnx.Module):
 class Bert(nnx.Module):
     """BERT with a dense head for each task; `bert` builds the published sizes.
 
-    The network has embeddings of tokens, positions and segments, and then layers. Each
-    layer is self-attention and two dense layers of `4 * hidden_size` and `hidden_size`.
-    Self-attention and the pair of dense layers each have a shortcut, with a layer norm
-    after it. The GELU is exact. As published, kernels and embeddings start from a
-    normal distribution of standard deviation 0.02, truncated at two standard
-    deviations. Biases start from zero, and layer norms have epsilon 1e-12.
+    The network has embeddings of tokens, positions and segments, followed by layers.
+    Each layer consists of self-attention and two dense layers of `4 * hidden_size` and
+    `hidden_size`. Self-attention and the pair of dense layers each have a shortcut,
+    with a layer norm after it. The GELU is exact. As published, kernels and embeddings
+    start from a normal distribution of standard deviation 0.02, truncated at two
+    standard deviations. Biases start from zero, and layer norms have epsilon 1e-12.
 
     The latent is one vector for the whole sequence, computed by `pooling`:
 
@@ -137,7 +137,7 @@ class Bert(nnx.Module):
     except its parameters.
 
     Args:
-        heads: For each task the sizes of its layers on the latent, with ReLU between
+        heads: For each task, the sizes of its layers on the latent, with ReLU between
             them; the last size is its number of outputs. Default: three heads of two
             layers, `(hidden_size, 1)`, for the three copies of STS-B in the second
             paper below, which does not print their hidden size.

@@ -57,7 +57,7 @@ class SignalNet(SharedEncoder):
 
     Args:
         features: Channels of each convolution's output.
-        heads: For each task the sizes of its layers; the last size is its number of
+        heads: For each task, the sizes of its layers; the last size is its number of
             outputs.
         rngs: Source of the initial parameters.
 

@@ -45,7 +45,7 @@ def conv2d(
 
     .. math:: y_{nijo} = b_o + \sum_{hwc} x_{n,\, is+hd,\, js+wd,\, c}\, K_{hwco}
 
-    Here s is the stride and d the dilation. On CPU the convolution and its gradients
+    Here s is the stride and d the dilation. On CPU, the convolution and its gradients
     keep their speed inside `scan` and `cond`; with few channels they are computed as a
     banded matmul. Other platforms use `lax.conv`.
 
@@ -305,11 +305,12 @@ class BatchNorm(nnx.Module):
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}\, \gamma + \beta
 
+    The scale :math:`\gamma` and the offset :math:`\beta` of each channel are trained.
     In training mode, :math:`\mu` and :math:`\sigma^2` are mean and (biased) variance
     over all axes except the last. The running statistics move from mean 0 and variance
-    1 by `running = momentum * running + (1 - momentum) * batch`. In evaluation mode the
-    running statistics are used instead. A module's `train()` and `eval()` switch the
-    mode of all layers below it.
+    1 by `running = momentum * running + (1 - momentum) * batch`. In evaluation mode,
+    the running statistics are used instead. A module's `train()` and `eval()` switch
+    the mode of all layers below it.
 
     Statistics are computed and kept in float32, and the output has the dtype of the
     input; `nnx.BatchNorm` widens half precision to float32. The running variance is the

@@ -93,10 +93,10 @@ class LeNet5(MaskedEncoder):
     The encoder is Conv 5x5, 6 - MaxPool 2x2 - ReLU - Conv 5x5, 16 - MaxPool 2x2 - ReLU
     - Dense 120 - ReLU - Dense 84 - ReLU (60,856 parameters). Each head is Dense
     `num_classes` (850 parameters for 10 classes). Filatov and Merkulov use LeNet-5 but
-    do not list its layers. The layers here are those of 1998 in their modern form. ReLU
-    and max-pooling replace sigmoids and trained averages, all maps of the first layer
-    connect to all maps of the second, and the output layer is linear. Kernels start
-    from `lecun_normal` and biases from zero, as in Flax.
+    do not list its layers. The layers here are those of the paper of 1998, in their
+    modern form. ReLU and max-pooling replace sigmoids and trained averages, all maps of
+    the first layer connect to all maps of the second, and the output layer is linear.
+    Kernels start from `lecun_normal` and biases from zero, as in Flax.
 
     Args:
         tasks: The tasks' names.

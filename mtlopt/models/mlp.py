@@ -109,7 +109,7 @@ class MultiTaskMLP(MaskedEncoder):
     Args:
         in_features: Features of the input.
         trunk: Sizes of the trunk's layers.
-        heads: For each task the sizes of its layers; the last size is its number of
+        heads: For each task, the sizes of its layers; the last size is its number of
             outputs.
         rngs: Source of the initial parameters.
 

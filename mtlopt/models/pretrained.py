@@ -33,7 +33,8 @@ def load_resnet(path: str | os.PathLike[str], model: Any) -> None:
 
     Args:
         path: A safetensors file with torchvision's names, such as "conv1.weight" and
-            "layer1.0.bn1.running_mean". It is read as numbers; nothing is unpickled.
+            "layer1.0.bn1.running_mean". The file is read as numbers; nothing is
+            unpickled.
         model: The network, whose encoder's parameters and statistics get the file's
             numbers. If the network holds shapes, as from `nnx.eval_shape`, those of the
             encoder become arrays.

@@ -58,12 +58,12 @@ class PyramidResNet(SharedEncoder):
 
     Aligned-MTL's text calls this network a UNet; its Table 7 and its published code
     have the pyramids. The sizes in the heads and the dilation come from the code,
-    because the table prints only names and blocks. Heads return logits; for labels of
-    full size the loss must resize them. The heads' kernels start from `lecun_normal`,
-    as in Flax.
+    because the table prints only names and blocks. Heads return logits; if the labels
+    have the size of the image, the loss must resize the logits. The heads' kernels
+    start from `lecun_normal`, as in Flax.
 
     Args:
-        heads: For each task the number of channels of its output.
+        heads: For each task, the number of channels of its output.
         stages: As in `ResNet`.
         bottleneck: As in `ResNet`.
         width: As in `ResNet`; heads have eight times as many channels.

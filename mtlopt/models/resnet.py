@@ -47,8 +47,9 @@ _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 class ResidualBlock(nnx.Module):
     """Two or three convolutions with a shortcut around them.
 
-    These are two of 3 x 3, or the bottleneck of 1 x 1, 3 x 3 and 1 x 1 with four times
-    as many channels. The shortcut is the identity if the shapes allow, else Conv 1 x 1.
+    There are two convolutions of 3 x 3, or a bottleneck of 1 x 1, 3 x 3 and 1 x 1, the
+    last with four times as many channels. The shortcut is the identity if the shapes
+    allow, else Conv 1 x 1.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class ResNetEncoder(nnx.Module):
     """The shared encoder of `ResNet`: a stem, stages of blocks, a mean over pixels.
 
     Args:
-        stages: As in `ResNet`, like the other arguments.
+        stages: Number of blocks in each stage.
         bottleneck: Whether blocks are bottlenecks.
         width: Channels of the stem and of the first stage.
         in_channels: Channels of the images.
@@ -194,7 +195,7 @@ class ResNet(SharedEncoder):
     * `"torchvision"`: convolutions without bias that start from He's normal
       distribution over the fan-out. The 3 x 3 convolution of a bottleneck has the
       stride. BatchNorm has momentum 0.9 and epsilon 1e-5. Heads start as in Flax, with
-      `lecun_normal` and zero biases, unlike PyTorch.
+      `lecun_normal` and zero biases, unlike in PyTorch.
     * `"keras"`: convolutions with bias that start from `glorot_uniform`. The first
       convolution of a bottleneck has the stride. BatchNorm has momentum 0.99 and
       epsilon 1.001e-5. Keras has only bottlenecks.
@@ -203,8 +204,8 @@ class ResNet(SharedEncoder):
 
     Args:
         stages: Number of blocks in each stage.
-        heads: For each task the sizes of its layers on the latent; the last size is its
-            number of outputs. `(10,)` is a linear head.
+        heads: For each task, the sizes of its layers on the latent; the last size is
+            its number of outputs. `(10,)` is a linear head.
         bottleneck: Whether blocks are bottlenecks.
         width: Channels of the stem and of the first stage.
         in_channels: Channels of the images.
@@ -302,8 +303,8 @@ def mammography_resnet50(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
     statistics). Each task has Dense 512 - Dense 128 - Dense 32 with leaky ReLU, then 5,
     14 or 1 outputs (3,357,300 parameters in all). The paper's `sigmoid` belongs in the
     loss: heads return logits. The paper's layers that rescale grey images and copy them
-    to three channels have no parameters. Do this before you call the network:
-    `jnp.repeat(images / 255, 3, -1)`.
+    to three channels have no parameters. Rescale and copy the images before you call
+    the network: `jnp.repeat(images / 255, 3, -1)`.
 
     Table 7 has three misprints. The row of the trunk counts the whole network
     (26,945,012). The last layer has 33 parameters instead of 1, as the sum of the

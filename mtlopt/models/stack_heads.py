@@ -11,9 +11,9 @@ def stack_heads(model: Any, name: str = "stacked") -> Any:
     """Returns a network whose heads are stacked along a leading task axis.
 
     Use this form for many tasks: `mtlopt.stacked` runs one program for all heads
-    instead of one copy of it per head. The stacked head is one head whose leaves are
-    `[tasks, ...]`, in the order of `model.heads`. `mtlopt.stacked` calls it with the
-    leaves of one task, and so does `nnx.vmap`.
+    instead of one copy of it per head. The stacked head is one head whose leaves have
+    shape `[tasks, ...]`, with the tasks in the order of `model.heads`. `mtlopt.stacked`
+    calls it with the leaves of one task, and so does `nnx.vmap`.
 
     Args:
         model: A network whose heads are modules of the same layers and sizes.

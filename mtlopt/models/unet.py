@@ -60,7 +60,7 @@ class UNet(SharedEncoder):
     """A U-Net whose tasks share everything except a last 1 x 1 convolution.
 
     The encoder's levels have 64, 128, 256, 512 and 512 channels. Each level is Conv 3x3
-    - BatchNorm - ReLU twice, with MaxPool 2x2 between levels. On the way up a level is
+    - BatchNorm - ReLU twice, with MaxPool 2x2 between levels. On the way up, a level is
     resized bilinearly and joined with the level above. Each join is followed by two
     such convolutions, with 256, 128, 64 and 64 channels. The latent is the last of
     these maps; heads return logits at the size of the images (17,262,912 parameters,
@@ -74,7 +74,7 @@ class UNet(SharedEncoder):
     aligned. Kernels start from `lecun_normal` and biases from zero, as in Flax.
 
     Args:
-        heads: For each task the number of channels of its output; the default is for
+        heads: For each task, the number of channels of its output; the default is for
             NYUv2. The seven classes of Cityscapes are seven tasks of one channel each.
         width: Channels of the first level.
         depth: Number of times that the map is halved.

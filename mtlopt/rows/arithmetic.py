@@ -114,7 +114,7 @@ def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
       rows: leaves `[tasks, ...]`.
 
     Returns:
-      Array `[tasks]`, accumulated in float32 or wider. It is correct if the norm is
+      Array `[tasks]`, accumulated in float32 or wider. A norm is correct if it is
       representable in that dtype, and infinite if an entry is infinite.
     """
     dtype = solver_dtype(rows)

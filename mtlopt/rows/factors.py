@@ -7,7 +7,7 @@ This is how `X` and `D` are found, whichever library wrote the layer. No part of
 forward pass runs or is interpreted again, so the user's own derivative rules still
 apply.
 
-A `lax.scan` over layers has such a contraction in its body; it is then changed to
+If a `lax.scan` over layers has such a contraction in its body, the scan is changed to
 return the factors of all layers as well. `jax.checkpoint` is treated like any other
 part of the program.
 """
@@ -50,7 +50,7 @@ class Layout:
       d_shape: other axes of `d` that are not contracted.
       x_first: whether the axes of `x` come first.
       steps: later operations that only rearrange numbers: for each, its primitive, its
-        parameters, and the number of loops over whose layers it is mapped.
+        parameters, and the number of loops that map it over their layers.
     """
 
     layers: tuple[int, ...]
@@ -128,7 +128,7 @@ class Pullback:
     Attributes:
       shapes: shapes and types of the leaves.
       moves: per leaf, whether its gradient depends on the cotangent at all.
-      products: per leaf, the product that its gradient is, or None.
+      products: per leaf, its gradient as a `Product`, or None if it is not a product.
       factor_of: per leaf, the leaf whose factor `d` is its gradient, or None.
     """
 

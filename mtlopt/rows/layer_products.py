@@ -23,8 +23,8 @@ def gramian(x: jax.Array, d: jax.Array, in_own_unit: bool = False) -> jax.Array:
     Args:
       x: `[positions, inputs]`.
       d: `[tasks, positions, outputs]`.
-      in_own_unit: whether to scale the largest entry of `x` to about one first. Then
-        nothing overflows, and only negligible numbers are flushed to zero.
+      in_own_unit: whether to scale the largest entry of `x` to about one first, so that
+        nothing overflows and only negligible numbers are flushed to zero.
     """
     dtype, num_tasks = solver_dtype([x, d]), len(d)
     x, d = x.astype(dtype), d.astype(dtype)

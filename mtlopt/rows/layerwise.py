@@ -2,8 +2,8 @@
 
 `factors` finds the leaves, and `layer_products` has the formulas. In units of one
 product `x^T d`, with T tasks, R positions, m inputs and n outputs, the rows of a leaf
-cost T. Its layerwise products cost T R/m for `K d_t`, R/n for `K`, and 1 for the
-combination.
+cost T. Its layerwise products cost R/n for `K = x x^T`, T R/m for `K d_t` with the
+factor `d_t` of each task, and 1 for the combination.
 """
 
 import abc

@@ -166,9 +166,9 @@ class LeafRows(OwnSpace):
     """Rows that are known leaf by leaf.
 
     Rounding of the products of samples is relative to the gradients of the samples. A
-    task's row may be much smaller than these. So the rotated rows, which methods use if
-    that matters, are made as sums over the samples, a part at a time. This happens in a
-    branch that is seldom taken.
+    task's row may be much smaller than these gradients. So the rotated rows, which
+    methods use if this rounding matters, are made as sums over the samples, a part at a
+    time. This happens in a branch that is seldom taken.
 
     Attributes:
       groups: the tasks of the samples.

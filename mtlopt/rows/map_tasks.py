@@ -27,9 +27,9 @@ def map_tasks(
         program, `"map"` a loop over the tasks, and an int a loop over chunks of this
         many tasks. `"auto"` follows measurements. On a CPU, XLA runs batched pullbacks
         up to four times slower, so `"auto"` is `"unroll"` for up to 8 tasks, and for
-        more tasks `"map"`, which compiles faster. It is `"vmap"` on other platforms,
-        and if the pullback has a `lax` convolution, which XLA on a CPU runs many times
-        slower inside a loop.
+        more tasks `"map"`, which compiles faster. `"auto"` is `"vmap"` on other
+        platforms, and if the pullback has a `lax` convolution, which XLA on a CPU runs
+        many times slower inside a loop.
 
     Returns:
       Leaves `[tasks, ...]`.
@@ -62,15 +62,16 @@ def map_after(
 ) -> Any:
     """Runs `lax.map` in chunks; results take no memory before `after` is known.
 
-    XLA's scheduler for a CPU starts operations as early as it can. It would hold the
-    results of all layers at the same time, each in fresh pages from the system. So the
-    results start as an array that is filled with a number from the previous layer.
+    XLA's scheduler for a CPU starts operations as early as it can. So it would hold the
+    results of all layers at the same time, each in fresh pages from the system. To
+    prevent this, the results start as an array that is filled with a number from
+    `after`.
 
     Args:
       function: takes the values of one task.
       values: leaves `[tasks, ...]`.
-      size: number of tasks at a time, a divisor of the number of tasks; if it is this
-        number, there is no loop.
+      size: number of tasks at a time, a divisor of the number of tasks; if all tasks
+        run at once, there is no loop.
       after: any array.
     """
     num_tasks = len(jax.tree.leaves(values)[0])

@@ -48,9 +48,9 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
 
     .. math:: G_{ij} = \sum_{\text{leaf}} \langle g_i, g_j \rangle
 
-    With a basis `B` the result holds the inner products of the rotated rows `B^T J`. On
-    one CPU device it is computed in chunks of columns, elsewhere leaf by leaf, so that
-    the rows are never copied as a whole.
+    With a basis `B`, the result holds the inner products of the rotated rows `B^T J`.
+    On one CPU device, the result is computed in chunks of columns, elsewhere leaf by
+    leaf, so that the rows are never copied as a whole.
 
     Args:
       rows: leaves `[tasks, ...]`, the rows of `J`.

@@ -67,12 +67,13 @@ class Rows(Protocol):
     def along(self, direction: Leaves) -> jax.Array:
         """Returns the rows' inner products `[tasks]` with a direction in their space.
 
-        Over the shared leaves it costs one pushforward, whatever the number of tasks.
+        Over the shared leaves, this costs one pushforward, whatever the number of
+        tasks.
         """
         ...
 
     def product(self, weights: jax.Array) -> jax.Array:
-        """Returns `G w` `[tasks]`, by one pullback and one pushforward."""
+        """Returns the Gramian times `weights`, by one pullback and one pushforward."""
         ...
 
     def leaves(self) -> Leaves:

@@ -5,7 +5,8 @@ product `x^T d`, the product is not computed (see `factors`), because one ordina
 backward pass computes `x` and `d` of all samples anyway.
 
 The costs of a leaf are in units of one product over the batch, with B samples of R
-positions in all, T tasks, m inputs and n outputs:
+positions in all, T tasks, m inputs and n outputs. `X` and `D` hold `x` and `d` of all
+samples, `X_t` and `D_t` those of task t; `o` multiplies entry by entry:
 
 * pairs of samples, `(X X^T) o (D D^T)`: `R/m + R/n`, and 1 for the combination;
 * rows of tasks, `X_t^T D_t`: about 1, `T^2/R` for their Gramian, `T/R` to combine them;
@@ -36,7 +37,8 @@ class Choice:
     """The form of each leaf's gradients; none for a leaf that no cotangent reaches.
 
     Attributes:
-      factors: leaves left as products, with a bool: whether to compare them in pairs.
+      factors: leaves left as products; for each, a bool says whether to compare in
+        pairs.
       rows: leaves with rows of samples, with the same bool.
       large: leaves that are too large for both forms.
     """

@@ -22,11 +22,12 @@ NOT_KEPT = (
 
 @dataclasses.dataclass(frozen=True)
 class StreamedRows(OwnSpace):
-    """Rows that are made one at a time and never kept: memory O(params).
+    """Rows that are made one at a time and never kept, in O(params) memory.
 
-    Column `j` of the Gramian is `<g_i, J (J^T g_j)>` for latent gradients `g`. It costs
-    one pullback and one pushforward per task. The pushforward is the pullback's
-    transpose, so it needs no second forward pass and works through `jax.custom_vjp`.
+    With the encoder's Jacobian `J` and latent gradients `g`, column `j` of the Gramian
+    is `<g_i, J (J^T g_j)>`. It costs one pullback and one pushforward. The pushforward
+    is the pullback's transpose, so it needs no second forward pass and works through
+    `jax.custom_vjp`.
 
     Attributes:
       latent_grads: leaves `[tasks, ...]`.

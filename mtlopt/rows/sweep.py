@@ -1,8 +1,8 @@
 """A pullback for all tasks at once, layer by layer, that does not compute products.
 
 The program of the pullback is cut at each place where a layer's cotangent is known.
-There the factor `D` of that layer's weight gradient is known for every task, and can be
-kept or summed up.
+At these places the factor `D` of that layer's weight gradient is known for every task,
+and can be kept or summed up.
 """
 
 import functools
@@ -24,7 +24,8 @@ class Piece(NamedTuple):
     Attributes:
       eqns: its equations.
       reads: variables it reads that depend on the cotangent.
-      makes: variables it computes that are read later, or are ends.
+      makes: variables that it computes and that are read later or are ends (see
+        `_Cut`).
       later: variables that are read after the piece.
     """
 
