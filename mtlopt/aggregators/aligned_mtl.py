@@ -26,11 +26,12 @@ def aligned_mtl_weights(
 
     .. math:: \alpha = \sqrt{s} \, Q \Sigma^{-1} Q^T w, \qquad G = Q \Sigma^2 Q^T
 
-    `s` is the smallest (`"min"`), the lower median (`"median"`) or the mean (`"rmse"`)
-    of the non-zero eigenvalues `Sigma^2`. Unequal norms do not hurt accuracy. Duplicate
-    or zero gradients, and gradients that sum to zero, lower the rank; a pseudo-inverse
-    handles this. A zero matrix gives zero weights. Equal gradients `g` give `g` by
-    default. NaN stays NaN. Weights are differentiable if the rank does not change.
+    `w` is the preference, and `s` is the smallest (`"min"`), the lower median
+    (`"median"`) or the mean (`"rmse"`) of the non-zero eigenvalues `Sigma^2`. Unequal
+    norms do not reduce the accuracy. Duplicate or zero gradients, and gradients that
+    sum to zero, lower the rank; a pseudo-inverse handles this. A zero `G` gives zero
+    weights. By default, equal gradients `g` give the direction `g`. Weights are
+    differentiable if the rank does not change.
 
     Raises:
       ValueError: if `scale` is unknown.
@@ -66,10 +67,10 @@ def aligned_mtl(
 
     .. math:: d = \sigma_{\min} \, U V^T w, \qquad J^T = U \Sigma V^T
 
-    All principal components get the length of the smallest (`dominance_rate` is 1). `d`
-    is linear in `w` and may conflict with a task. A small step lowers `sum w_i L_i`,
-    but a step of `in_latent_space(aligned_mtl(T))` (Z-aligned) may raise every loss.
-    For unit gradients, float32 suffices up to a condition number of about 1e4.
+    All principal components get the length of the smallest one. `d` is linear in `w`
+    and may conflict with a task. A small step along `-d` lowers `sum_i w_i L_i`, but a
+    step of `in_latent_space(aligned_mtl(T))` (called Z-aligned) may raise every loss.
+    In float32, the unit gradients may have a condition number of up to about 1e4.
 
     Args:
       num_tasks: number of tasks T.

@@ -23,7 +23,7 @@ class BalanceNormsState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update; zero for absent tasks.
-      average: running averages of the task gradients, leaves `[tasks, ...]`.
+      average: running averages of the task gradients; leaves have shape `[tasks, ...]`.
       seen: `[tasks]` bool, the tasks that have had a gradient.
     """
 
@@ -39,9 +39,9 @@ def balance_norms_weights(
 
     .. math:: \alpha_i = \max_j |g_j| \, / \, |g_i|
 
-    A zero gradient has weight zero; other weights are at least 1, and 1 for equal
-    gradients or one task. Inner products do not matter: opposed gradients cancel, and
-    duplicates count. NaN stays NaN. Weights are differentiable if one norm is largest.
+    A zero gradient has weight zero. All others are at least 1, and 1 for equal
+    gradients or a single task. Inner products are ignored, so opposed gradients cancel
+    and duplicates count. Weights are differentiable if the largest norm is unique.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -61,9 +61,9 @@ def balance_norms(
     .. math:: d = \max_j |y_j| \sum_i \frac{y_i}{|y_i|}, \qquad
         y_i \leftarrow \beta y_i + (1 - \beta) s_i g_i
 
-    `y_i` starts at the first gradient of task i. All tasks pull equally hard; the units
-    of the losses change only the length of `d`. `d` may conflict with a task. DB-MTL is
-    `chain(weight_by_log(T), balance_norms(T, labels, decay))`.
+    `y_i` starts as the first gradient of task i. All tasks contribute equally; the
+    units of the losses change only the length of `d`. `d` may conflict with a task.
+    DB-MTL is `chain(weight_by_log(T), balance_norms(T, labels, decay))`.
 
     Args:
       num_tasks: number of tasks T.

@@ -20,7 +20,7 @@ def aggregate_by_weights(
 ) -> optax.GradientTransformationExtraArgs:
     """Builds an aggregator without memory from `weights(rows, present, **vectors)`.
 
-    `weights` gets the `arguments` as vectors `[tasks]`; see `task_argument`.
+    `weights` gets each of the `arguments` as a vector `[tasks]`; see `task_argument`.
     """
 
     def weigh(grads: Any, rows: Any, state: Any, **_: Any) -> tuple[jax.Array, Any]:
@@ -39,10 +39,10 @@ def aggregate_with_state(
     weigh: Callable[..., tuple[jax.Array, Any]],
     factor_of: Callable[[Leaves], jax.Array] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds an aggregator from a function that weighs the rows and keeps a state.
+    """Builds an aggregator from a function that weights the rows and keeps a state.
 
     `weigh(grads, rows, state, params=params, **extra_args)` returns weights `[tasks]`
-    and the next state, whose `task_weights` are set here. `initial()` returns the first
+    and the next state; `task_weights` are set here. `initial()` returns the first
     state. If `factor_of` is given, `factor_of(direction)` multiplies the direction.
     """
     check_num_tasks(num_tasks)

@@ -22,9 +22,9 @@ def cagrad_weights(
     """Returns the exact weights `[tasks]` of `cagrad`, at least `1/T` before `rescale`.
 
     For a zero gradient and at some Pareto-stationary points, the maximum in `cagrad` is
-    zero, and several `d` reach it. The weights give the `d` nearest to `g_0`; opposed
-    gradients are at right angles to it, if the ball allows. Duplicates count. A zero
-    mean gives zero. One task or equal gradients give `(1 + c) g`. NaN stays NaN.
+    zero, and several directions reach it. The weights give the one nearest to the mean
+    `g_0`, at right angles to opposed gradients if the ball allows it. Duplicates count.
+    A zero mean gives `d = 0`. One gradient or equal ones give `(1 + c) g`.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -50,14 +50,14 @@ def cagrad(
         g_0 = \frac{1}{T} \sum_i s_i g_i
 
     For `c < 1`, `d` is zero only if `g_0` is zero, so CAGrad converges to stationary
-    points of the mean loss. For `c >= 1`, `d` conflicts with no task, and CAGrad
-    converges only to Pareto-stationary points. A zero gradient does not stop it.
+    points of the mean loss. For `c >= 1`, `d` conflicts with no task, but CAGrad is
+    only sure to reach a Pareto-stationary point. One zero gradient does not stop it.
 
     Args:
       num_tasks: number of tasks T.
       c: radius of the ball divided by `|g_0|`, at least 0. The paper uses 0.2 to 0.9.
       rescale: 0 keeps `d` (the paper's algorithm), 1 divides `d` by `1 + c^2` (its
-        experiments), 2 by `1 + c` (its toy example; then `d` scales like an average).
+        experiments), 2 by `1 + c` (its toy example, to scale like an average).
 
     Raises:
       ValueError: if `c` is negative or `rescale` is not 0, 1 or 2.

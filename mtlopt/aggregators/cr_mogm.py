@@ -18,7 +18,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 class CrMogmState(NamedTuple):
-    """State of `cr_mogm`: the averages, and the tasks seen so far; all `[tasks]`."""
+    """State of `cr_mogm`: the averaged weights and the tasks seen so far, `[tasks]`."""
 
     task_weights: jax.Array
     average: jax.Array
@@ -35,10 +35,10 @@ def cr_mogm(
     .. math:: d = \sum_i \alpha_i s_i g_i, \qquad
         \alpha \leftarrow \beta \alpha + (1 - \beta) \, \hat\alpha(G)
 
-    The weights of one batch depend on its noise, so the expected direction is not a
-    combination of the expected gradients. The average starts at a task's first weight
-    and hardly depends on any single batch. The guarantees of the other method, such as
-    no conflicts, are lost. If gradients do not change, averaging changes nothing.
+    A batch's weights depend on its noise, so in general the expected direction is not a
+    linear combination of the expected gradients. Averages start at each task's first
+    weight and depend little on any batch. The guarantees of the other method, such as
+    no conflicts, are lost. For constant gradients, averaging changes nothing.
 
     Args:
       num_tasks: number of tasks T.

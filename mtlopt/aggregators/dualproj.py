@@ -22,10 +22,10 @@ def dualproj_weights(
 
     .. math:: \alpha = \mathrm{argmin}_{v \ge w} v^T G v
 
-    The result is exact to rounding. A zero gradient keeps its preference as its weight.
-    With opposed gradients, `d` has no part along them. Duplicates split their weight
-    arbitrarily, but the direction is unique. For equal gradients `g` the default
-    direction is `g`; one task gives `w g`. NaN stays NaN.
+    The result is exact up to rounding. A zero gradient keeps its preference as its
+    weight. The direction is orthogonal to opposed gradients. Duplicates split their
+    weight arbitrarily, but the direction is unique. By default it is `g` for equal
+    gradients `g`. A single task gives `w g`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -44,15 +44,15 @@ def dualproj(
     .. math:: d = \mathrm{argmin}_{y : \langle g_j, y \rangle \ge 0 \, \forall j}
         \Big| y - \sum_i w_i s_i g_i \Big|
 
-    Of all updates that increase no loss to first order, `d` is the nearest to the mean,
-    at any ratio of the gradients' norms. Large gradients dominate `d`. Unlike in
-    `upgrad`, `d` is not linear in a gradient's scale. It is zero if and only if
-    positive weights make the gradients cancel. Without conflicts, `d` is the mean.
+    Of all directions that increase no loss to first order, `d` is the nearest to the
+    mean gradient, at any ratio of the gradients' norms. Large gradients dominate `d`.
+    Unlike in `upgrad`, `d` is not linear in a gradient's scale. `d` is zero if and only
+    if positive weights make the gradients cancel. Without conflicts, `d` is the mean.
 
     Args:
       num_tasks: number of tasks T.
       preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None. A
-        unit vector gives GEM: one task's gradient, changed so that it harms no other.
+        unit vector gives GEM: one task's gradient, changed to harm no other task.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.
@@ -67,7 +67,7 @@ def dualproj(
 
     References:
       Lopez-Paz and Ranzato, *Gradient Episodic Memory for Continual Learning*, NeurIPS
-      2017, equation 11, for the mean gradient.
+      2017, equation 11, applied to the mean gradient.
     """
 
     def weights(rows: Rows, present: Any, preference: Any) -> jax.Array:

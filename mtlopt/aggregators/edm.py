@@ -13,9 +13,9 @@ def edm_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array
     """Returns the weights `w` `[tasks]` of `edm`, non-negative and summing to 1.
 
     Gradients with a positive weight have the same cosine with the direction; the
-    cosines of the others are larger. For equal gradients `g` the direction is `g`. It
-    is zero if the hull contains zero, as for opposed gradients. Zero gradients get all
-    the weight; duplicates share one weight. A single task has weight 1. NaN stays NaN.
+    cosines of the others are larger. The direction is `g` for equal gradients `g`, and
+    zero if the convex hull contains zero, as for opposed gradients. Zero gradients get
+    all the weight; duplicates share the weight of one task. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -39,7 +39,7 @@ def edm(num_tasks: int) -> optax.GradientTransformationExtraArgs:
         \sum_i w_i = 1, \qquad \alpha = \mathrm{argmin}_{a \ge 0, \, 1^T a = 1}
         |\sum_i a_i g_i / |g_i||^2
 
-    `-d` decreases every loss to first order. Relative to its gradient's norm, the
+    `-d` decreases every loss to first order. Relative to the task's gradient norm, the
     decrease is the same for every task with a positive weight and larger for the
     others. `d` is zero exactly at Pareto-stationary points, for example if one gradient
     is zero or two are opposed. The direction does not depend on the tasks' scales.

@@ -32,7 +32,7 @@ def epo_weights(
 
     The weights solve the linear program of `epo` exactly. Zero gradients and duplicates
     count like any other. If there are several solutions, the result is a vertex. Equal
-    gradients `g` give `g`. Negative `losses` count as zero. NaN stays NaN.
+    gradients `g` give the direction `g`. Negative `losses` count as zero.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -96,20 +96,20 @@ def epo(
     Here `h_j = <g_j, sum_i a_i g_i>`. The loss with the largest `p_j L_j` may not rise:
     `b_j = 0`. A task with `h_j > 0` has no bound. For any other task, `b_j = h_j`
     limits how fast its loss rises; if no task has `h_j > 0`, no loss may rise. If `mu`
-    is at most `tolerance`, then `a = 1` and `b = 0`: no loss may rise, and their sum
-    falls as fast as possible. So the losses first move to the ray of the preference,
-    and some may rise. Then they descend along the ray, or move along the front. If the
-    front is not convex, EPO finds points that no weighted sum reaches.
+    is at most `tolerance`, then `a = 1` and `b = 0`: no loss may rise, and the sum of
+    the losses falls as fast as possible. So the losses first move to the ray with the
+    given ratios, and some may rise. Then they descend along the ray, or move along the
+    front. If the front is not convex, EPO can find points that no weighted sum reaches.
 
-    The losses, as scaled by weightings, must be positive, and their lowest value must
-    be zero; otherwise their ratios mean nothing. Raising one preference lets the other
-    losses rise more. A task whose preference is zero has no target share.
+    The losses, as scaled by weightings, must be positive, with zero as their lower
+    bound; otherwise their ratios mean nothing. Raising one `p_i` lets the other losses
+    rise more. A task whose preference is zero has no target share.
 
     Args:
       num_tasks: number of tasks T.
       preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None. A
         larger `p_i` means a smaller `L_i`, as in `weight_by_chebyshev`.
-      tolerance: largest `mu` taken as zero; at 1e-4 (authors), `p_i L_i` differ by 3 %.
+      tolerance: largest `mu` taken as 0; at 1e-4 (authors), `p_i L_i` differ by 3 %.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

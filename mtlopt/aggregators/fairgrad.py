@@ -25,9 +25,9 @@ def fairgrad_weights(
     By equation 7 of the paper, the first-order gains `G w` maximise the sum of
     `p gain^(1-alpha) / (1-alpha)`. The weights are exact. A zero gradient or preference
     gives weight zero. Opposed gradients get large, bounded weights and cancel.
-    Duplicates get equal weights. A single task gets `|g|^(-2 alpha / (1 + alpha))`, and
-    T equal gradients give the direction `T^(1 / (1 + alpha)) |g|^(-2 alpha / (1 +
-    alpha)) g`. NaN stays NaN.
+    Duplicates get equal weights. A single task gets the weight
+    `|g|^(-2 alpha / (1 + alpha))`, and T equal gradients give the direction `T^(1 / (1
+    + alpha)) |g|^(-2 alpha / (1 + alpha)) g`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -49,10 +49,10 @@ def fairgrad(
         \langle g_i, d \rangle = (w_i / p_i)^{-1/\alpha} / s_i > 0
 
     `-d` decreases every loss to first order, unless zero is in the gradients' convex
-    hull. Tasks whose gradients cancel then contribute only a rounding error, whose
-    direction changes with their scale; the others share the space orthogonal to them.
-    `d` has degree `(1 - alpha) / (1 + alpha)` in the gradients. For `alpha = 1`
-    (Nash-MTL without clipping), `d` has the same length for gradients of any length.
+    hull: tasks whose gradients cancel contribute only a rounding error, whose direction
+    changes with their scale. The other tasks share the space orthogonal to them. `d` is
+    homogeneous of degree `(1 - alpha) / (1 + alpha)` in the gradients. For `alpha = 1`
+    (unclipped Nash-MTL), `d` has the same length for gradients of any length.
 
     Args:
       num_tasks: number of tasks T.

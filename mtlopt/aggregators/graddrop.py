@@ -19,7 +19,7 @@ _FEW_TASKS = 8  # the loop over at most so many tasks is unrolled
 
 
 class GraddropState(NamedTuple):
-    """State of `graddrop`: weights averaged over entries, and the next draw's key."""
+    """State of `graddrop`: weights averaged over all entries, the next draw's key."""
 
     task_weights: jax.Array
     key: jax.Array
@@ -34,9 +34,9 @@ def drop_signs(
     """Sums each entry of `rows` over the tasks whose value has the drawn sign.
 
     `uniform` holds one number from [0, 1) per entry. The sign is positive if this
-    number is below the positive sign purity. `leak` `[tasks]` is the fraction of the
-    other values that passes. Returns the sums, and each task's weight in them, summed
-    over the entries. NaN and infinite values give NaN.
+    number is below `P_k` (see `graddrop`). `leak` `[tasks]` is the fraction of each
+    value of the opposite sign that passes. Returns the sums, and each task's weight in
+    them, summed over the entries. NaN and infinite values give NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -98,16 +98,16 @@ def graddrop(
 
     Entry `k` keeps its positive values with probability `P_k`, and otherwise its
     negative values; `M_ik` is 1 for the kept values. Averaged over the draws, `d` is
-    the summed gradient. A single `d` may conflict with any task and is no combination
-    of the gradients. It is zero only if all gradients are zero. Values of one sign all
-    pass, and a zero gradient changes nothing. GradDrop is not differentiable. It does
-    not work with streaming, or with microbatches in latent space.
-
-    In latent space each sample has its own draw; in the paper all samples share a draw.
+    the summed gradient. A single `d` may conflict with any task and in general is not a
+    linear combination of the gradients. It is zero only if all gradients are zero. If
+    all values of an entry have one sign, they all pass. A zero gradient changes
+    nothing. GradDrop is not differentiable. It does not support streaming, or
+    microbatches in latent space. In latent space, each sample has its own draw; in the
+    paper all samples share one.
 
     Args:
       num_tasks: number of tasks T.
-      leak: `l`, `[tasks]` or by name, from 0 to 1: the fraction of the dropped values
+      leak: `l`, `[tasks]` or by name, from 0 to 1: the fraction of each dropped value
         that still passes. Ones give the summed gradient; None means 0 for all.
       key: seed or key of the draws.
 

@@ -15,7 +15,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 class GradvacState(NamedTuple):
-    """State of `gradvac`: targets `[tasks, tasks]`, and the key of the next orders."""
+    """State of `gradvac`: target cosines `[tasks, tasks]`, and the next orders' key."""
 
     task_weights: jax.Array
     targets: jax.Array
@@ -34,12 +34,12 @@ def gradvac_weights(
     .. math:: d = \sum_i p_i = \sum_j \alpha_j g_j, \qquad
         \tau_{ij} \leftarrow (1 - \beta) \tau_{ij} + \beta \phi_{ij}
 
-    Here `phi_ij` is the cosine of `p_i` and `g_j` before `p_i` changes; every cosine
-    moves its target. Zero targets give PCGrad's weights. Weights are at least 1 for
-    present tasks, and `T` equal gradients `g` give `T g`. A zero gradient is skipped,
-    opposed gradients cancel, and a zero `p_i` has no cosine. A target without a cosine
-    (an absent task, a zero gradient) does not move; no target moves if the Gramian is
-    not finite. NaN gives NaN weights. Targets and `order` (int) are `[tasks, tasks]`;
+    `phi_ij` is the cosine of `p_i` (see `gradvac`) and `g_j` just before the update for
+    task `j`. Every cosine moves its target `tau_ij`. Zero targets give PCGrad's
+    weights. Weights are at least 1 for present tasks, and `T` equal gradients `g` give
+    `T g`. A zero gradient is skipped, opposed gradients cancel, and a zero `p_i` has no
+    cosine. A target without a cosine (absent task or zero gradient) does not move; none
+    moves if the Gramian is not finite. Targets and `order` (int) are `[tasks, tasks]`;
     row `i` of `order` is the order in which `p_i` is updated for the other tasks.
 
     Examples:
@@ -67,10 +67,9 @@ def gradvac(
     Here `phi` is the cosine between `p_i` and `g_j`. `p_i` starts as `g_i` and is
     updated for each other task `j` in turn, in a random order for each `i`. All targets
     start at zero, so the first update is PCGrad's. Each target then follows the cosines
-    of its pair, so gradients change if they agree less than they used to.
-
-    `d` may conflict with a task. If a pair has long agreed, its target is close to 1.
-    If one gradient then turns away, it gains a large multiple of the other (as far as
+    of its pair, so gradients change if they agree less than they used to. `d` may
+    conflict with a task. If a pair has long agreed, its target is close to 1. If one
+    gradient then turns away, a large multiple of the other is added to it (as far as
     the precision allows). Each pair has one target for the whole model.
 
     Args:

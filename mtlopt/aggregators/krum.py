@@ -24,11 +24,11 @@ def krum_weights(
 ) -> jax.Array:
     """Returns the weights `[tasks]` of `krum`: `1 / k` for selected tasks, else zero.
 
-    With `T = f + 3` each gradient has one neighbour, so the two closest always tie.
-    Equal gradients `g` give `g`. Zero gradients count like any other; duplicates are at
-    distance zero. `T` counts the present tasks. If too few tasks are present, each is
-    compared with one neighbour, and all may be selected. NaN stays NaN. The derivative
-    is zero. In float32, distances below 3e-4 times the norms are rounding errors.
+    Here `f` is `num_byzantine`, `k` is `num_selected`, and `T` counts present tasks.
+    With `T = f + 3`, each gradient has one neighbour, so the closest two tie. Equal
+    gradients `g` give `d = g`. Zero gradients count like any other. If too few tasks
+    are present, each is compared with one neighbour, and all may be selected.
+    Derivatives are zero. In float32, distances below 3e-4 times the norms are noise.
 
     Raises:
       ValueError: if there are fewer than `f + 3` or `k` tasks, or a number is negative.
@@ -99,13 +99,13 @@ def krum(
         \text{ lowest of } s_i = \sum_{j \in N_i} |g_i - g_j|^2
 
     `N_i` are the `T - f - 2` other gradients nearest to `g_i`; ties go to the lowest
-    index. Krum was made for workers, `f` of which may send any vector; its guarantee
-    needs `T >= 2 f + 3`. With tasks, it drops outliers and may conflict with them.
+    index. Krum was made for distributed workers, `f` of which may send any vector; its
+    guarantee needs `T >= 2 f + 3`. With tasks, it drops outliers and may oppose them.
 
     Args:
       num_tasks: number of tasks T, at least `num_byzantine + 3`.
       num_byzantine: `f`, how many gradients may be wrong, an int.
-      num_selected: `k`, how many are averaged, an int; `k > 1` gives Multi-Krum.
+      num_selected: `k`, how many gradients are averaged; `k > 1` gives Multi-Krum.
       distance: which distances are summed, `"squared"` (paper) or `"plain"` (TorchJD).
 
     Raises:

@@ -31,14 +31,13 @@ def mgda_weights(
         \quad \text{subject to} \quad w \ge 0, \; 1^T w = 1
 
     The weights are exact. `S` is the identity, or a diagonal matrix of gradient norms
-    (`"l2"`), losses (`"loss"`) or their products (`"loss+"`).
-
-    Zero gradients get all the weight, and duplicates split the weight of one task
-    arbitrarily. Without a normalisation, equal gradients `g` give `g`, and gradients
-    whose hull contains zero, such as opposed gradients, give zero. Only the size of a
-    loss counts: a negative loss does not reverse its gradient. A task with a loss of
-    zero gets weight zero. If all losses are zero, they count as equal. NaN stays NaN.
-    `"loss"` and `"loss+"` need the `losses` `[tasks]`.
+    (`"l2"`), losses (`"loss"`) or their products (`"loss+"`). Zero gradients get all
+    the weight, and duplicates split the weight of one task arbitrarily. Without a
+    normalisation, the direction is `g` for equal gradients `g`, and zero if the convex
+    hull contains zero, as for opposed gradients. Only the size of a loss counts: a
+    negative loss does not reverse its gradient. A task with a loss of zero gets weight
+    zero. If all losses are zero, they count as equal. `"loss"` and `"loss+"` need the
+    `losses` `[tasks]`.
 
     Raises:
       ValueError: if the normalisation is unknown, or needs `losses` and gets none.
@@ -84,10 +83,10 @@ def mgda(
     gradients dominate the result. `in_latent_space(mgda(T))` is MGDA-UB.
 
     With a normalisation, the weights are found for gradients divided by their norms
-    (`"l2"`), by the scaled losses `s_i L_i` (`"loss"`) or by both (`"loss+"`), so small
-    gradients dominate less. These weights then multiply the original gradients, so `d`
-    may conflict with a task, and may differ from zero at a Pareto-stationary point.
-    `edm` weighs unit gradients and avoids both problems. Losses should be positive.
+    (`"l2"`), by their scaled losses `s_i L_i` (`"loss"`) or by both (`"loss+"`), so
+    small gradients dominate less. These weights then multiply the original gradients,
+    so `d` may conflict with a task, and may be non-zero at a Pareto-stationary point.
+    `edm` weights unit gradients and avoids both problems. Losses should be positive.
 
     Args:
       num_tasks: number of tasks T.

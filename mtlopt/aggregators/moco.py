@@ -23,7 +23,7 @@ class MocoState(NamedTuple):
     Attributes:
       task_weights: `[tasks]`, weights of the last update; zero for absent tasks.
       shares: `[tasks]`, the weights that the next update starts from; they sum to one.
-      tracked: running averages of the task gradients, leaves `[tasks, ...]`.
+      tracked: running averages of the task gradients; leaves have shape `[tasks, ...]`.
       seen: `[tasks]` bool, the tasks that have had a gradient.
     """
 
@@ -46,11 +46,11 @@ def moco(
         w \leftarrow \Pi_\Delta \left( w - \gamma (Y Y^\top + \rho I) w \right),
         \qquad d = Y^\top w
 
-    Averages have little noise, so noise hardly biases the weights. Unlike `modo`, MoCo
-    needs no second batch. `y_i` starts at the first gradient of task i, so the first
-    update has full length. For equal gradients g, `d` is g. `d` may conflict with a
-    task. A zero gradient pulls its average towards zero. Heads are not averaged. Steps
-    scale as in `modo`; without decay they equal its steps on one batch.
+    Averages have little noise, so noise hardly biases `w`. Unlike `modo`, MoCo needs no
+    second batch. `y_i` starts as the first gradient of task i, so the first update has
+    full length. For equal gradients g, `d` is g. `d` may conflict with a task. A zero
+    gradient pulls its average to zero. Heads' gradients are not averaged. Steps of `w`
+    scale as in `modo`; with `decay=0` they equal its steps on one batch.
 
     Args:
       num_tasks: number of tasks T.

@@ -45,11 +45,11 @@ def modo_weights(
         \qquad P_{ij} = \langle g_i, h_j \rangle
 
     `g` and `h` are the gradients of two independent batches, so `P` is unbiased; noise
-    makes the Gramian of one batch too large. The step is linear apart from the
-    projection, so errors of the batches average out. Weights of zero gradients change
-    only by the projection; equal weights of duplicates stay equal. NaN stays NaN.
-    Weights are differentiable almost everywhere. `products` is `P`, or the Gramian of
-    one batch. `weights`, at least 0, are divided by their sum over present tasks.
+    makes the Gramian of one batch too large. Apart from the projection, the step is
+    linear in `P`, so errors of the batches average out. Weights of zero gradients
+    change only by the projection; equal weights of duplicates stay equal. Weights are
+    differentiable almost everywhere. `products` is `P`, or the Gramian of one batch.
+    `weights`, at least 0, are divided by their sum over present tasks.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -90,15 +90,15 @@ def modo(
 
     The weights start equal and are kept between updates, so they average over batches;
     MGDA computes new weights for each batch. For equal gradients g, `d` is g. Unlike in
-    MGDA, `d` may conflict with a task until the weights have settled. `J_2` are the
-    gradients of a second batch, passed to `update` as `second` (see the guide
-    *Methods*); without it `J_2 = J`. For more than three tasks, only the product
-    `J J_2^T w` is computed, by two backward passes and one forward derivative.
+    MGDA, `d` may conflict with a task until the weights have settled. `J` are the task
+    gradients, and `J_2` those of a second batch, passed to `update` as `second` (see
+    the guide *Methods*). Without it, `J_2 = J`. For more than three tasks, only the
+    product `J J_2^T w` is computed, by two backward passes and one forward derivative.
 
-    The step depends on the scale of the gradients, as in the paper: losses ten times as
-    large need a learning rate a hundred times smaller. `d` is not homogeneous in the
-    gradients. If squared norms overflow, the step ends in a corner of the simplex; if
-    they underflow, the step is zero.
+    The step depends on the scale of the gradients, as in the paper: if the losses are
+    ten times as large, the learning rate must be a hundred times smaller. `d` is not
+    homogeneous in the gradients. If squared norms overflow, the step ends in a corner
+    of the simplex; if they underflow, the step is zero.
 
     Args:
       num_tasks: number of tasks T.

@@ -24,11 +24,11 @@ def nash_mtl_weights(
     .. math:: G w = p / w, \quad w > 0
 
     The weights are exact. `w_i` is inversely proportional to the length of `g_i`. There
-    is no solution if zero is in the convex hull of the gradients. Tasks whose gradients
-    cancel then get large, bounded weights and contribute almost nothing; the others
-    bargain in the space orthogonal to them. A zero gradient or preference gives weight
-    zero. Opposed gradients cancel, duplicates get equal weights, and a single task gets
-    `1 / |g|`. NaN stays NaN.
+    is no solution if zero is in the convex hull of the gradients. In that case, tasks
+    whose gradients cancel get large, bounded weights and contribute almost nothing; the
+    others bargain in the space orthogonal to them. A zero gradient or preference gives
+    weight zero. Opposed gradients cancel, duplicates get equal weights, and a single
+    task gets `1 / |g|`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -51,10 +51,10 @@ def nash_mtl(
     power `p_i`. `d` decreases every loss to first order if any direction does, and
     scaling a loss does not change `d`. Its length is `sqrt(sum_i p_i)`, by default
     `sqrt(T)`, and is then clipped to `max_norm`. By default the final length is always
-    1, however small the gradients are, so a schedule has to end the training. `d` is
-    shorter only if zero is in the convex hull of the gradients. Tasks whose gradients
-    cancel then contribute only a rounding error. In float32 it is at most a few
-    hundredths of `sqrt(T)`; its direction depends on the tasks' scales.
+    1, however small the gradients are, so use a learning-rate schedule. `d` is shorter
+    only if zero is in the convex hull of the gradients. In that case, tasks whose
+    gradients cancel contribute only a rounding error. In float32, its length is at most
+    a few hundredths of `sqrt(T)`; its direction depends on the tasks' scales.
 
     Args:
       num_tasks: number of tasks T.
@@ -73,8 +73,8 @@ def nash_mtl(
 
     References:
       Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, claim 3.1,
-      algorithm 1; clipping is from the authors' code. With powers: Kalai, *Nonsymmetric
-      Nash solutions*, International Journal of Game Theory 6, 1977.
+      algorithm 1; clipping is from the authors' code. For the powers: Kalai,
+      *Nonsymmetric Nash solutions*, International Journal of Game Theory 6, 1977.
     """
     check_range("max_norm", max_norm)
     read = preference_argument(preference, num_tasks)

@@ -30,7 +30,7 @@ class PcdState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update.
-      norms: `[tasks]`, square roots of moving averages of squared norms; 0 at first.
+      norms: `[tasks]`, roots of moving averages of squared gradient norms; 0 at first.
       totals: `[tasks]`, moving averages of ones, which correct the bias of `norms`.
     """
 
@@ -45,14 +45,14 @@ def pcd_weights(
     mean_norms: jax.Array | None = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Returns the weights `[tasks]` of `pcd`, non-negative.
+    r"""Returns the non-negative weights `[tasks]` of `pcd`, which defines the symbols.
 
     If `g_1` is zero or absent, the weights are zero. If the constraints contradict each
     other, they are dropped and `d` is `g_1`; this happens if other tasks have opposed
-    gradients, up to the square root of the precision. With `tau = 0`, `\tilde d` may be
-    zero, and then `d` is zero. A zero gradient constrains nothing; duplicates count as
-    one constraint. For equal gradients `g`, and for one task, `d` is `g`. NaN stays
-    NaN. `mean_norms` are `\bar n`, `[tasks]`; None means the norms in this Gramian.
+    gradients, up to the square root of the precision. With `tau = 0`, `\tilde d` and
+    therefore `d` may be zero. A zero gradient constrains nothing; duplicates count as
+    one constraint. For equal gradients `g`, and for a single task, `d` is `g`.
+    `mean_norms` are `\bar n`, `[tasks]`; None means the norms in this Gramian.
 
     Raises:
       ValueError: if `tau` has a wrong shape or is a Python number out of range.

@@ -28,7 +28,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 class SdmgradState(NamedTuple):
-    """State of `sdmgrad`: the next update starts from `shares`, `[tasks]`."""
+    """State of `sdmgrad`: the next update starts at the weights `shares`, `[tasks]`."""
 
     task_weights: jax.Array
     shares: jax.Array
@@ -56,13 +56,13 @@ def sdmgrad_weights(
 ) -> jax.Array:
     """Returns the weights `(w + lambda p) / (1 + lambda)` `[tasks]` of `sdmgrad`.
 
-    `w` takes projected gradient steps with momentum from `start`. The step size is
-    `learning_rate` divided by the largest absolute row sum of `products`. This sum
-    bounds the curvature, so no step overshoots, and the scale of the gradients does not
-    matter. The weights are not negative, and sum to 1 if `p` does. Zero products do not
-    change `w`; equal weights of duplicates stay equal. NaN stays NaN. Weights are
-    differentiable almost everywhere. `products` `[tasks, tasks]` are inner products of
-    gradients, from two batches or one. `start` need not sum to 1.
+    `p` is `preference`; `lambda` is `regularization`. `w` takes projected gradient
+    steps with momentum from `start` (of any sum). The step size is `learning_rate` over
+    the largest absolute row sum of `products`. This sum bounds the curvature, so no
+    step overshoots, and the gradients' scale does not matter. Weights are not negative,
+    and sum to 1 if `p` does. Zero products do not change `w`; equal weights of
+    duplicates stay equal. Weights are differentiable almost everywhere. `products`
+    `[tasks, tasks]` are inner products of gradients of one batch or two.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -101,13 +101,13 @@ def sdmgrad(
     projected gradient steps from its last value. With full-batch gradients that do not
     change, `w` converges to the minimiser. For T equal gradients g, `d` is g. A task
     with a positive preference has a positive weight. `d` may conflict with a task.
-    `update` takes a `second` batch (see the guide *Methods*).
+    `update` accepts gradients of a `second` batch (see the guide *Methods*).
 
     Args:
       num_tasks: number of tasks T.
       preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
       regularization: `lambda`, at least 0.
-      learning_rate: relative size of a step; below `2 (1 + momentum)`, steps converge.
+      learning_rate: relative step size; steps converge below `2 (1 + momentum)`.
       momentum: fraction of the last step that is added to the next, below 1.
       num_steps: number of steps per update, a Python int.
 

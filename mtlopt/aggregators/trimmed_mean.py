@@ -19,9 +19,9 @@ from mtlopt.rows.protocol import Leaves
 def trim_entries(
     values: jax.Array, trim: int = 1, present: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the `trimmed_mean` of a leaf `[tasks, ...]`, and its weights.
+    """Returns the `trimmed_mean` of a leaf `[tasks, ...]`, and the entries' weights.
 
-    The weights are `[tasks, ...]`; equal values share their weight. NaN gives NaN.
+    These have the leaf's shape; equal values share their weight. NaN gives NaN.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -51,7 +51,7 @@ def trim_entries(
 
 
 def average_entries(weights: Leaves, num_tasks: int) -> jax.Array:
-    """Returns the means `[tasks]` of the weights of entries, leaves `[tasks, ...]`."""
+    """Returns each task's mean weight, `[tasks]`, over the entries of all leaves."""
     total = jnp.zeros(num_tasks)
     for leaf in weights:
         total += sum_entries(leaf).astype(total.dtype)
@@ -66,12 +66,13 @@ def trimmed_mean(
     .. math:: d_k = \frac{1}{T - 2 b} \sum_{i = b + 1}^{T - b} g_{(i) k}
 
     Here `g_(1)k <= ... <= g_(T)k` are the sorted entries of the task gradients. The
-    method was made for workers, `b` of which may send any vector. With tasks, it damps
-    outliers and may conflict with them. `d` is no combination of the gradients and
-    depends on the coordinates; `task_weights` are means over entries. A zero gradient
+    method was made for distributed workers, `b` of which may send any vector. With
+    tasks, it damps outliers and may conflict with them. In general `d` is not a linear
+    combination of the gradients, and it depends on the choice of coordinates.
+    `task_weights` gives each task's weight averaged over all entries. A zero gradient
     counts like any other. If few tasks are present, fewer values are dropped, so that
     one or two remain. Averages are in float32 or wider. NaN stays NaN; infinities may
-    be dropped. It supports no streaming and no microbatches in latent space.
+    be dropped. Streaming and microbatches in latent space are not supported.
 
     Args:
       num_tasks: number of tasks T, at least `2 trim + 1`.

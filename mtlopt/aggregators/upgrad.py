@@ -24,10 +24,10 @@ def upgrad_weights(
     .. math:: \alpha = \sum_i v_i, \qquad
         v_i = \mathrm{argmin}_{v \ge w_i e_i} v^T G v
 
-    The result is exact to rounding. A zero gradient keeps its preference as its weight.
-    `d` has no part along opposed gradients, so two opposed gradients give zero.
-    Duplicates split their weight arbitrarily, but the direction is unique. For equal
-    gradients `g` the default direction is `g`; one task gives `w g`. NaN stays NaN.
+    The result is exact up to rounding. A zero gradient keeps its preference as its
+    weight. The direction is orthogonal to opposed gradients, so two opposed gradients
+    give zero. Duplicates split their weight arbitrarily, but the direction is unique.
+    By default it is `g` for equal gradients `g`. A single task gives `w g`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -48,11 +48,11 @@ def upgrad(
     .. math:: d = \sum_i w_i \, \pi(s_i g_i), \qquad
         \pi(x) = \mathrm{argmin}_{y : \langle g_j, y \rangle \ge 0 \, \forall j} |y - x|
 
-    `-d` increases no loss to first order, whatever the ratio of the gradients' norms
-    (in float32 up to a cosine of -1e-4). `d` is linear in the scale of each gradient,
-    so small gradients stay small and unopposed. It is zero exactly if positive weights
-    make the gradients cancel; unlike in `mgda`, one zero gradient does not suffice.
-    Without conflicts `d` is the mean. For two tasks and `w = (1, 1)` it is PCGrad.
+    `-d` increases no loss to first order, at any ratio of the gradients' norms (in
+    float32 up to a cosine of -1e-4). `d` is linear in the scale of each gradient, so
+    small gradients stay small and unopposed. It is zero exactly if positive weights
+    make the gradients cancel; unlike in `mgda`, one zero gradient is not enough.
+    Without conflicts, `d` is the mean. For two tasks and `w = (1, 1)` it is PCGrad.
 
     Args:
       num_tasks: number of tasks T.

@@ -1,4 +1,4 @@
-"""Inner products of the task gradients of two batches, or one combination of them."""
+"""Inner products of two batches' task gradients, or one combination of the products."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from mtlopt.task_grads import TaskGrads
 def batch_products(
     grads: TaskGrads, rows: Rows, second: TaskGrads | None, params: Any = None
 ) -> tuple[Gramian, jax.Array | None]:
-    """Returns the inner products of the rows of two batches.
+    """Returns the inner products of the rows (task gradients) of two batches.
 
     Args:
       grads: gradients on the first batch.
@@ -58,7 +58,7 @@ def batch_product(
       grads: as in `batch_products`.
       rows: as in `batch_products`.
       second: as in `batch_products`.
-      weights: function from the tasks that are present in both batches to weights
+      weights: function from the mask of the tasks present in both batches to weights
         `[tasks]`, zero for all others.
       params: as in `batch_products`.
 

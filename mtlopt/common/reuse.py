@@ -13,8 +13,8 @@ from mtlopt.task_grads import TaskGrads
 class Reuse:
     """The keyword `reuse` of an aggregator's update: whether to compute new weights.
 
-    An aggregator whose direction is a weighted sum of rows gets its weights from
-    `weigh`. Other aggregators do not have the keyword.
+    An aggregator whose direction is a weighted sum of the task gradients gets its
+    weights from `weigh`. Other aggregators do not accept this keyword.
 
     Attributes:
       kept: `[tasks]`, the most recently computed weights.
@@ -55,6 +55,7 @@ class Reuse:
 def slow_in_branches(grads: TaskGrads) -> bool:
     """Returns whether a backward pass should stay out of the branches of a program.
 
-    On a CPU, XLA runs `lax` convolutions several times slower in a branch.
+    On a CPU, XLA runs `lax` convolutions several times slower inside a branch than
+    outside.
     """
     return jax.default_backend() == "cpu" and grads.linear.convolves()

@@ -37,7 +37,8 @@ def check_row_state(kept: Leaves, rows: Leaves) -> None:
     """Raises if the rows of an update do not have the shapes that `init` allocated.
 
     Raises:
-      ValueError: if the shapes differ, because of other labels or in latent space.
+      ValueError: if the shapes differ, because the labels are different or the method
+        runs in latent space.
     """
     shapes, expected = [jnp.shape(row) for row in rows], [row.shape for row in kept]
     if shapes != expected:

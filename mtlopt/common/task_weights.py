@@ -61,16 +61,17 @@ def task_weights(opt_state: Any) -> jax.Array:
 
     Every method keeps its weights as `task_weights` in its state. This function finds
     them in chains and wrappers. It multiplies the weights `s` of a weighting, which
-    scale the losses, by the weights `alpha` of the aggregator after it. So, before the
-    base optimizer, the update of the shared parameters is `sum_i w_i g_i`. Heads are
-    scaled by `s` only. To list the factors separately, use
+    scale the losses, by the weights `alpha` of the aggregator after it. So the update
+    of the shared parameters that reaches the base optimizer is `sum_i w_i g_i`. Heads
+    are scaled by `s` only. To list the factors separately, use
     `optax.tree.get_all_with_path(opt_state, "task_weights")`.
 
     Some methods differ from this formula. Methods with memory (`moco`, `balance_norms`
-    with labels) weigh averaged gradients. Methods that work entry by entry (`graddrop`,
-    `trimmed_mean`) give means over the entries. Weightings that learn or remember
-    (`weight_by_uncertainty`, `weight_by_gradnorm`, `weight_by_excess`) give an absent
-    task the weight that it would have if it were present.
+    with labels) weight averaged gradients. For methods that work entry by entry
+    (`graddrop`, `trimmed_mean`), the result is each task's weight averaged over all
+    entries. Weightings that learn or remember (`weight_by_uncertainty`,
+    `weight_by_gradnorm`, `weight_by_excess`) give an absent task the weight that it
+    would have if it were present.
 
     Args:
       opt_state: state of a chain with a weighting or an aggregator. It may be stacked

@@ -69,21 +69,21 @@ def bargain(
 
     .. math:: G w = (w / p)^{-1/\alpha}, \quad w > 0
 
-    With `q = 1/alpha` this is the optimality condition of a strictly convex problem:
-    minimise `w^T G w / 2` minus `sum_i p_i^q w_i^(1-q) / (1-q)`. (For `q = 1` the sum
-    is `sum_i p_i log w_i`.) In the variables `w_i = s_i y_i / |g_i|`, with
-    `s_i = (p_i^q |g_i|^(q-1))^(1/(q+1))` and the cosines `C`, the equation is
+    With `q = 1/alpha`, this is the optimality condition of a strictly convex problem:
+    minimise `w^T G w / 2` minus `sum_i p_i^q w_i^(1-q) / (1-q)`. (For `q = 1`, the sum
+    is `sum_i p_i log w_i`.) In the variables `w_i = s_i y_i / |g_i|`, with `s_i =
+    (p_i^q |g_i|^(q-1))^(1/(q+1))` and the cosines `C`, the equation is
 
     .. math:: C x = s y^{-q}, \qquad x = s y,
 
-    Its Hessian `C + diag(q y^(-q-1))` contains no row scale, and a single task has
-    `y = 1`. The solver is Newton's method, damped (Levenberg-Marquardt) so that every
-    step lowers the potential. It stops when the equation holds to its rounding errors.
-    In measurements for `alpha = 1` and any scales, this took 3 to 15 Cholesky
-    factorisations, and up to 40 if there is no solution; it always stops after 100.
-    Other `alpha` take as few if row scales differ by at most 1e3. If they differ by
-    1e6, the result for `alpha` below 1/2 or above 2 may be less exact, which `residual`
-    shows.
+    The Hessian in these variables, `C + diag(q y^(-q-1))`, contains no row scale, and a
+    single task has `y = 1`. The solver is Newton's method, damped (Levenberg-Marquardt)
+    so that every step lowers the potential. It stops when the equation holds up to
+    rounding. In measurements for `alpha = 1` and any scales, the solver took 3 to 15
+    Cholesky factorisations, and up to 40 if there is no solution; it always stops after
+    100. Other values of `alpha` take no more factorisations if the row scales differ by
+    a factor of at most 1e3. If the scales differ by a factor of 1e6, the result for
+    `alpha` below 1/2 or above 2 may be less exact, which `residual` shows.
 
     A solution exists unless zero is in the convex hull of the rows. To ensure an
     answer, a ridge of `2 eps` is added to `C`. The ridge grows to about `64 eps` if
@@ -98,10 +98,10 @@ def bargain(
     Zero rows get weight zero and do not count, because no weight gives their tasks a
     gain. Duplicate rows get equal weights; a single task gets `|g|^(-2/(q+1))`. NaN in
     the input gives NaN at once. The weights are differentiable, but the residual is
-    not. If there is no solution, the equation with its ridge is differentiated.
+    not. If there is no solution, the derivative is that of the equation with its ridge.
 
     For two tasks and `alpha = 1` the solution is `w_i = 1 / (|g_i| sqrt(1 + C_12))`.
-    For other `alpha`, six Newton steps find the ratio of the two `x`.
+    For other `alpha`, six Newton steps find the ratio of `x_1` to `x_2`.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

@@ -17,7 +17,7 @@ def constant(rotated: Rotated | None) -> Rotated | None:
 
 @jax.custom_jvp
 def first_only(primal: jax.Array) -> jax.Array:
-    """Returns zero, and raises if a derivative that adds it is differentiated."""
+    """Returns a zero to add to a first derivative; differentiating the sum raises."""
     return jnp.zeros([], primal.dtype)
 
 

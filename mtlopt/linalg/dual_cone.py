@@ -37,10 +37,10 @@ def project_dual_cone(
     conditioning. `minimise_nonnegative` solves it until the optimality conditions hold
     to rounding.
 
-    `v >= u` holds exactly. `d` is unique; `v` is not if rows depend on each other. A
-    zero row keeps `v = u`. `d` has no part along opposed rows. Duplicates split their
-    weight arbitrarily. NaN or infinity in the input gives NaN at once. The result is
-    differentiable as in `minimise_nonnegative`.
+    `v >= u` holds exactly. `d` is unique; `v` is not unique if the rows are linearly
+    dependent. A zero row keeps `v = u`. `d` is orthogonal to opposed rows. Duplicates
+    split their weight arbitrarily. NaN or infinity in the input gives NaN at once. The
+    result is differentiable as in `minimise_nonnegative`.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

@@ -23,7 +23,7 @@ from mtlopt.linalg.unit_rows import (
 
 
 class Ray(NamedTuple):
-    """A direction of length one, or zero if there is no direction.
+    """A direction of length one, or zero if no direction exists.
 
     Attributes:
       coefficients: `y`, `[tasks]`: the direction is `sum_i y_i u_i` over unit rows.
@@ -45,9 +45,9 @@ def equiangular_ray(
     .. math:: x = U^+ p = U^T y, \qquad y = C^+ p, \qquad C = U U^T
 
     If the space of the rows has no such direction, the result is the least-squares
-    solution. If `p` is at right angles to that space up to rounding, the result is
-    zero. The ray is differentiable if the rank does not change; its derivative does not
-    pass through a decomposition or the rotated rows of a `SecondLook`.
+    solution. If `p` is at right angles to the range of `U` up to rounding, the result
+    is zero. The ray is differentiable if the rank does not change; its derivative does
+    not pass through a decomposition or the rotated rows of a `SecondLook`.
 
     Args:
       cosines: `C`, `[tasks, tasks]`, as `normalise` returns them.

@@ -40,22 +40,23 @@ def furthest_in_hull(
         \quad \text{subject to} \quad \langle u_j, d \rangle \ge b_j, \qquad
         d = \sum_i \beta_i g_i
 
-    Here `u` are the unit rows. Bounds are not positive, so the min-norm point of the
-    hull satisfies them all, and there is always a solution. The dual simplex method
-    starts at the row that is furthest along `p`, which is best if no bound is violated.
-    Each pivot makes the most violated bound hold, so the number of pivots is about the
-    number of bounds that hold with equality; the method ends after `10 tasks + 10`
-    pivots. Each pivot solves the equations of the rows that hold from scratch, in
-    `x_i = beta_i |g_i|`: no row scale enters their conditioning, and no rounding error
-    is passed on. Two tasks have a closed form.
+    Here `u_j` are the unit rows and `p` is the direction. The bounds are not positive,
+    so the min-norm point of the hull satisfies them all, and there is always a
+    solution. The dual simplex method starts at the row that is furthest along `p`,
+    which is best if no bound is violated. Each pivot makes the most violated bound
+    hold, so the number of pivots is about the number of bounds that hold with equality;
+    the method ends after `10 tasks + 10` pivots. Each pivot solves the equations of
+    these bounds from scratch, in `x_i = beta_i |g_i|`: no row scale enters their
+    conditioning, and no rounding error is passed on. Two tasks have a closed form.
 
     If there are several solutions, the result is a vertex. Zero rows count like any
-    other. NaN in the input gives NaN at once. The weights are differentiable if the set
-    of rows that hold does not change.
+    other row. NaN in the input gives NaN at once. The weights are differentiable if the
+    set of bounds that hold with equality does not change.
 
     Args:
-      cosines: `C`, of the rows, diagonal 1 or 0, `[tasks, tasks]`.
-      lengths: `|g|`, `[tasks]`, the largest of size 1.
+      cosines: `C`, cosines of the rows, with a diagonal of ones or zeros,
+        `[tasks, tasks]`.
+      lengths: `|g|`, `[tasks]`; the largest is about 1.
       along: inner products `<u_i, p>`, zero for zero rows, `[tasks]`.
       bounds: `b`, `[tasks]`, not positive; `-inf` for no bound.
       present: Tasks that take part, bool `[tasks]`; the others get weight zero.

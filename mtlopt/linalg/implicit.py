@@ -12,8 +12,9 @@ _RIDGE_POWER = 0.65
 def solve_among(matrix: jax.Array, free: jax.Array, right: jax.Array) -> jax.Array:
     r"""Solves `C_FF y_F = r_F` with `y = 0` outside of F, in fixed shapes.
 
-    If `C_FF` is singular, rows depend on each other, and every solution `y` gives the
-    same direction. A ridge selects one, and repeating the solve removes its error.
+    If `C_FF` is singular, the rows are linearly dependent, and every solution `y` gives
+    the same direction. A ridge selects one of them, and repeating the solve removes the
+    error of the ridge.
 
     Args:
       matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.

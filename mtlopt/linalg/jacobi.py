@@ -24,8 +24,8 @@ def rotate_columns(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Disjoint pairs of columns are rotated at the same time, in the order of a
     round-robin tournament: a sweep over all pairs takes `n - 1` rounds, or `n` if `n`
-    is odd. Only elementwise operations and sums are used, so that a batch runs in one
-    program.
+    is odd. Only elementwise operations and sums are used, so that a batch of matrices
+    runs in one program.
 
     Args:
       matrix: `M`, square, `[n, n]`.

@@ -82,13 +82,13 @@ def max_min_direction(
 
     `y` is piecewise linear in `mu`, and zero for the lowest `mu`. So `mu` is raised
     from one kink to the next until `|sum_i y_i u_i| = c`; each kink takes one sweep
-    (pivot) of a `[tasks, tasks + 2]` tableau. This is exact. It takes at most
+    (pivot) of a `[tasks, tasks + 2]` tableau. The method is exact. It takes at most
     `10 tasks + 10` pivots, and usually about one pivot per constraint that becomes
     tight. No row scale enters the conditioning. Iterative refinement solves the last
-    pieces again.
+    pieces of the path again.
 
     If the largest possible `mu` is zero and is reached before the edge of the ball,
-    many directions are best, and the result is the direction nearest to `g_0`. So a
+    many directions are equally good, and the result is the one nearest to `g_0`. So a
     zero row only requires that no other inner product is negative, and the answer is
     `g_0` if no inner product with `g_0` is negative. If the mean is zero up to rounding
     of `G`, it has no direction, and the answer is `g_0` itself. A single row gives

@@ -25,7 +25,7 @@ class MinNormPoint(NamedTuple):
       norm: `|sum_i w_i g_i|`, a scalar; zero at a Pareto-stationary point.
       residual: The largest relative violation of the optimality conditions, a scalar:
         `(|d|^2 - <g_i, d>) / (|g_i| |d|)` over tasks, or `|d| / min_i |g_i|` if this is
-        smaller.
+        smaller. Here `d` is the min-norm point.
     """
 
     weights: jax.Array
@@ -45,10 +45,10 @@ def min_norm_point(gramian: Gramian, present: jax.Array | None = None) -> MinNor
     enters the conditioning. The conditions hold up to rounding, relative to the
     coefficients.
 
-    The weights are feasible by construction. A Gramian shows `|d|` only down to
-    `sqrt(eps)` times the rows' norms (3e-4 in float32). Below this limit `norm` is only
-    rounding error, but `d` itself is reduced to a few `eps`, by steps that use `C y`
-    instead of its square.
+    The weights are feasible by construction. A Gramian determines `|d|` only down to
+    `sqrt(eps)` times the rows' norms (3e-4 in float32). Below this limit, `norm` is
+    only rounding error, but `d` itself is reduced to a few `eps`, by steps that use
+    `C y` instead of the square `y^T C y`.
 
     Zero rows share all the weight. If zero is in the hull, `d` is zero up to rounding
     and the weights are one of the possible choices. NaN or infinity in the input gives

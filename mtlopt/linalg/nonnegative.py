@@ -30,7 +30,7 @@ class LeastDistance(NamedTuple):
 
     Attributes:
       coefficients: `y`, `[tasks]`, not negative.
-      slack: A scalar, not negative; zero to rounding if there is no such vector.
+      slack: A scalar, not negative; zero up to rounding if there is no such vector.
     """
 
     coefficients: jax.Array
@@ -64,21 +64,21 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
     .. math:: \min_{y \ge 0} \tfrac12 y^T C y + q^T y
 
     Conjugate gradients run on the positive `y`. A step that would leave `y >= 0` ends
-    at the first zero, and a short projected step along the gradient follows. Then the
-    directions start afresh. Entries that are zero are released once their part of the
-    gradient exceeds the rest of it. Each step costs two products of `C` with a vector.
-    The method ends when the optimality conditions hold to rounding, and at once for
-    NaN. Two tasks have a closed form.
+    at the first zero, and a short projected step along the gradient follows. After it,
+    conjugate gradients restart. Entries that are zero are released once their part of
+    the gradient exceeds the rest of the gradient. Each step costs two products of `C`
+    with a vector. The method ends when the optimality conditions hold up to rounding,
+    and at once for NaN. Two tasks have a closed form.
 
     For nearly dependent rows, the number of steps is about the square root of the
-    condition number: some hundreds in float32, which has no larger condition numbers.
-    The limit is 10,000 steps. In float64, `minimise_by_pivots` solves the problems that
-    are still open after `10 tasks` steps.
+    condition number: some hundreds in float32, which cannot represent larger condition
+    numbers. The limit is 10,000 steps. In float64, `minimise_by_pivots` solves the
+    problems that are still unsolved after `10 tasks` steps.
 
     There must be a minimum, for example because `q` is in the range of `C`. For
     constraints that may have no solution, see `least_distance`. The solution is
-    differentiable if no `y_i` and its gradient are both zero. If rows depend on each
-    other, only their combination is differentiable.
+    differentiable if no `y_i` and its gradient are both zero. If the rows are linearly
+    dependent, only their combination `sum_i y_i u_i` is differentiable.
 
     Args:
       matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.

@@ -58,10 +58,10 @@ def keeps_squares(
 ) -> jax.Array:
     """Returns whether squared norms can be used as they are, a bool scalar.
 
-    They cannot if one of them nearly overflows. Squares of entries below the smallest
-    normal number are flushed to zero. So squared norms also cannot be used if such
-    squares may add up to more than rounding. A zero row looks the same as a row whose
-    squares are all flushed.
+    They cannot be used if one of them nearly overflows. Squares of entries below the
+    smallest normal number are flushed to zero. So squared norms also cannot be used if
+    the flushed squares may add up to more than a rounding error. A zero row looks the
+    same as a row whose squares are all flushed.
 
     Args:
       squares: squares of the rows' norms, `[tasks]`.
@@ -100,9 +100,9 @@ def only_present(gramian: Gramian, present: jax.Array | None) -> Gramian:
 def common_scale(gramian: Gramian) -> tuple[jax.Array, jax.Array]:
     """Returns the Gramian of the rows times a power of two, and this power of two.
 
-    The power of two is the scale of the longest row, so nothing overflows. In the
-    ordinary range it is one, and the Gramian is returned as it is. Rows that are much
-    shorter than the longest row may flush to zero.
+    It is the scale of the longest row, so nothing overflows. In the ordinary range it
+    is one, and the Gramian is returned as it is. Rows that are much shorter than the
+    longest row may become zero.
 
     Args:
       gramian: `G`, `[tasks, tasks]`.

@@ -26,12 +26,12 @@ def minimise_by_pivots(matrix: jax.Array, linear: jax.Array) -> jax.Array:
 
     .. math:: \min_{y \ge 0} \tfrac12 y^T C y + q^T y
 
-    One task enters the set of positive `y`, and others leave if they block it. Each
-    pivot is one sweep of a `[tasks, tasks + 1]` tableau. A ridge as small as a rounding
-    error makes every set of rows independent in the tableau, so that no pivot is zero.
-    Then iterative refinement solves the final set without the ridge, with the inverse
-    in the tableau. The method ends after at most `10 tasks + 10` pivots, and at once
-    for NaN.
+    In each pivot, one task enters the set of positive `y`, or a task that blocks it
+    leaves. Each pivot is one sweep of a `[tasks, tasks + 1]` tableau. A ridge as small
+    as a rounding error makes every set of rows independent in the tableau, so that no
+    pivot is zero. Finally, iterative refinement solves the final set without the ridge,
+    with the inverse from the tableau. The method ends after at most `10 tasks + 10`
+    pivots, and at once for NaN.
 
     Args:
       matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.
@@ -128,9 +128,9 @@ def sweep(
 ) -> jax.Array:
     """Solves for the chosen task by a principal pivot, or undoes this if `inside`.
 
-    If F is the swept set, the tableau of [C, a] is [[-C_FF^-1, C_FF^-1 C_FN, y_F],
-    [C_NF C_FF^-1, C_NN - C_NF C_FF^-1 C_FN, a_N - C_NF y_F]]. `a` may have several
-    columns.
+    If F is the swept set and N are the other tasks, the tableau of [C, a] is
+    [[-C_FF^-1, C_FF^-1 C_FN, y_F], [C_NF C_FF^-1, C_NN - C_NF C_FF^-1 C_FN, a_N - C_NF
+    y_F]]. `a` may have several columns.
 
     Args:
       tableau: `[tasks, tasks + columns]`.

@@ -51,14 +51,15 @@ def principal_axes(
     The axes follow from the axes of the unit rows, see `axes_of_units`. There is a
     shortcut if all tasks are present and the condition number of the Gramian itself is
     below `eps^-0.3` (120 in float32). The eigenvalues of the Gramian are then accurate
-    to `eps^0.7` (1e-5) and are used directly, which takes a fifth of the time for a
-    hundred tasks on a CPU. Under `vmap` both ways are computed. Two tasks have closed
-    forms instead.
+    to `eps^0.7` (1e-5) and are used directly, which for a hundred tasks on a CPU takes
+    a fifth of the time of the other way. Under `vmap`, both ways are computed. Two
+    tasks have closed forms instead.
 
     Zero rows, duplicate rows and rows that sum to zero lower the rank; the zero matrix
     has rank 0. The rank is that of the unit rows (see `unit_rows`), so no ratio of row
     scales lowers it. Without `rotated`, near-duplicates lose their direction if the
-    row-normalised condition of the Gramian is above 1e4 in float32 (1e12 in float64).
+    condition number of the unit rows' Gramian is above 1e4 in float32 (1e12 in
+    float64).
 
     Args:
       gramian: `G`, `[tasks, tasks]`.
@@ -152,19 +153,19 @@ def axes_of_units(units: UnitRows) -> Axes:
 
 
 def graded_svd(matrix: jax.Array, rank: jax.Array) -> Axes:
-    r"""Returns singular values and right singular vectors of a root, descending.
+    r"""Returns the singular values, descending, and right singular vectors of a root.
 
     .. math:: M = P \Sigma Q^T
 
-    The columns of a root may differ in length by many powers of ten. `jnp.linalg.svd`
-    of such a matrix is only accurate to rounding of the *largest* singular value,
-    unless the large entries come first. So the columns are sorted by length, and `R` of
-    a QR decomposition replaces the matrix. The error was measured in float32 against
-    float64, as the relative error of Aligned-MTL's direction. With row scales spread
-    evenly from 1 to 1e-6, it is 3e-6 up to 128 tasks, and 4e-3 at 8 tasks with the
-    plain `svd`. With scales in two groups, 1 and 1e-6, it is 1e-6 up to 32 tasks, 2e-5
-    at 40 and 3e-2 at 64. The rotations used on platforms other than a CPU give 2e-6 up
-    to 128 tasks.
+    The columns of a root `M` of a Gramian may differ in length by many powers of ten.
+    `jnp.linalg.svd` of such a matrix is only accurate to rounding of the *largest*
+    singular value, unless the large entries come first. So the columns are sorted by
+    length, and `R` of a QR decomposition replaces the matrix. The error was measured in
+    float32 against float64, as the relative error of Aligned-MTL's direction. With row
+    scales spread evenly from 1 to 1e-6, it is 3e-6 up to 128 tasks, and 4e-3 at 8 tasks
+    with the plain `svd`. With scales in two groups, 1 and 1e-6, it is 1e-6 up to 32
+    tasks, 2e-5 at 40 and 3e-2 at 64. The rotations used on platforms other than a CPU
+    give an error of 2e-6 up to 128 tasks.
 
     Args:
       matrix: `M`, `[tasks, tasks]`.

@@ -117,8 +117,8 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
     squared singular values. Only ratios of singular values are computed, so that no
     square can overflow.
 
-    The zero matrix gives `A = 0`. Zero and absent tasks have zero rows and columns.
-    Duplicate rows share an axis. NaN in the input gives NaN.
+    The zero matrix gives `A = 0`. Tasks that are absent or have a zero gradient have
+    zero rows and columns. Duplicate rows share an axis. NaN in the input gives NaN.
 
     Args:
       axes: `Sigma`, `Q` and the rank.

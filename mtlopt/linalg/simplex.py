@@ -84,8 +84,8 @@ def share_out(
 ) -> jax.Array:
     """Redistributes the weight of the present tasks; absent tasks keep their weights.
 
-    So a method that stores weights treats present tasks as if the absent tasks did not
-    exist, and the sum of all weights does not change.
+    In this way, a method that stores weights treats present tasks as if the absent
+    tasks did not exist, and the sum of all weights does not change.
 
     Args:
       shares: New shares of the present tasks, summing to one, `[tasks]`.

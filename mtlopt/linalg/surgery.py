@@ -18,7 +18,7 @@ from mtlopt.linalg.products import diagonal
 def project_conflicts(
     gramian: Gramian, order: jax.Array, present: jax.Array | None = None
 ) -> jax.Array:
-    r"""Projects every task gradient off the gradients that it conflicts with.
+    r"""Removes from every task gradient its conflicts with the other gradients.
 
     .. math:: p_i \leftarrow p_i - \frac{\min(\langle p_i, g_j \rangle, 0)}{|g_j|^2} g_j
         \quad \text{for } j = \mathrm{order}_{i1}, \dots, \mathrm{order}_{iT}
@@ -157,7 +157,7 @@ def raise_cosines(
     order: jax.Array,
     present: jax.Array | None = None,
 ) -> Vaccinated:
-    r"""Raises the cosine of every task gradient with the others to its target.
+    r"""Raises the cosines between every task gradient and the others to their targets.
 
     .. math:: p_i \leftarrow p_i + \frac{|p_i| \big( \tau_{ij} \sqrt{1 - \phi^2} -
         \phi \sqrt{1 - \tau_{ij}^2} \big)}{|g_j| \sqrt{1 - \tau_{ij}^2}} \, g_j
@@ -165,10 +165,10 @@ def raise_cosines(
         \quad \text{for } j = \mathrm{order}_{i1}, \dots, \mathrm{order}_{iT}
 
     Here `p_i` starts as `g_i`, and `j = i` is skipped. If all targets are zero, this is
-    `project_conflicts`. Here too, the gradients themselves are never used and no scale
-    matters. In `sqrt(1 - phi^2)`, a rounding error of the cosines grows to its square
-    root. Gradients that are parallel up to this root count as parallel, and a target
-    closer to one than this root is lowered to that distance.
+    `project_conflicts`. As in that function, the gradients themselves are never used
+    and no scale matters. In `sqrt(1 - phi^2)`, a rounding error of the cosines grows to
+    its square root. Gradients that are parallel up to this root count as parallel, and
+    a target closer to one than this root is lowered to this distance from one.
 
     A zero row changes nothing and is not changed, and its pairs have no cosine. A
     gradient that has become zero has no cosine either. NaN in the Gramian gives NaN

@@ -79,5 +79,5 @@ def matmul(left: Pair, right: Pair) -> Pair:
 
 
 def exactly(number: jax.Array) -> Pair:
-    """Returns the pair of a number that one float holds."""
+    """Returns the pair for a number that a single float holds exactly."""
     return number, jnp.zeros_like(number)

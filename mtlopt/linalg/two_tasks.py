@@ -29,8 +29,8 @@ class Pair(NamedTuple):
     r"""Two unit rows `u_1`, `u_2`, seen as `(u_1 \pm u_2) / \sqrt{2}`.
 
     Attributes:
-      squares: squared lengths of these two vectors, `[2]`; zero for a vector without
-        rank.
+      squares: squared lengths of these two vectors, `[2]`; zero for a vector that is
+        only rounding error.
       cross: inner product of these two vectors: half of `|u_1|^2 - |u_2|^2`, which is
         only rounding error.
       sine: sine of the angle between the rows; zero if they have rank one.
@@ -131,7 +131,7 @@ def axes_of_two(plane: Plane) -> tuple[jax.Array, jax.Array]:
     .. math:: \sigma_1^2 = (a + d + h) / 2, \qquad \sigma_1 \sigma_2 = \sqrt{\det G},
         \qquad h^2 = (a - d)^2 + 4 b^2, \qquad q_1 \propto (a - d + h, 2 b)
 
-    Nothing cancels, so each number is accurate up to its own rounding.
+    No digits cancel, so each number is accurate up to its own rounding.
 
     Args:
       plane: the Gramian `G`.
@@ -154,7 +154,7 @@ def align_two(plane: Plane, is_mean: bool) -> jax.Array:
     .. math:: A = \sigma_2 G^{-1/2}
         = \frac{\mathrm{adj}(G) + \sqrt{\det G} \, I}{\sigma_1^2 + \sqrt{\det G}}
 
-    At rank one the matrix is `G` over its trace. Nothing cancels.
+    At rank one, the matrix is `G` divided by its trace. No digits cancel.
 
     Args:
       plane: the Gramian `G`.
@@ -188,7 +188,7 @@ def solve_two(pair: Pair, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
     Returns:
       `y`, `|x|^2 = y^T C y`, and the components of `p` along the axes, with zero for
-      axes without rank.
+      axes that do not count for the rank.
     """
     lengths = jnp.sqrt(pair.squares)
     size = jnp.sqrt((pair.squares[0] + pair.squares[1]) / 2)

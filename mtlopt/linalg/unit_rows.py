@@ -27,7 +27,8 @@ class SecondLook(NamedTuple):
     """Rotated rows `B^T J`, whose Gramian is `L C' L`.
 
     Attributes:
-      is_used: whether the rows were rotated, bool; otherwise `L = Sigma` and `C' = 1`.
+      is_used: whether the rows were rotated, bool; otherwise `L = Sigma` and `C'` is
+        the identity.
       basis: `B`, the axes of the cosines divided by the norms, `[tasks, tasks]`.
       lengths: `L`, `[tasks]`.
       cosines: `C'`, `[tasks, tasks]`.
@@ -49,7 +50,8 @@ class UnitRows(NamedTuple):
     """The unit rows `U`, decomposed along their principal axes, `U = Q Sigma P^T`.
 
     Attributes:
-      singular: `Sigma`, `[tasks]`, in no particular order; zero for axes without rank.
+      singular: `Sigma`, `[tasks]`, in no particular order; zero for axes that do not
+        count for the rank.
       axes: `Q`, `[tasks, tasks]`.
       norms: the row norms, `[tasks]`; zero for absent tasks.
       look: the rotated rows; None if only the Gramian is known.
@@ -76,7 +78,7 @@ def unit_rows(
 
     Each row of W is the part of the unit rows along one axis. Its length in L may be
     small, but the cosines C' are far from singular. So `\sqrt{\Lambda'} Q'^T L Q^T` is
-    a root of C that is accurate to rounding of its largest singular value.
+    a root of C that is accurate up to rounding of its largest singular value.
 
     Zero rows and duplicates lower the rank. Directions below rounding also lower the
     rank: eigenvalues of C below `512 eps` times the largest, or singular values of the
@@ -138,11 +140,11 @@ def look_again(
     rotated: Rotated | None,
     *operands: Any,
 ) -> Any:
-    """Returns `usual(*operands, rotated)`, or `again` if that is not accurate enough.
+    """Returns the result of `usual`, or of `again` if `is_enough` is false.
 
-    A `Partial` holds its arrays as a pytree, so outside of `jit` the branches are
-    compiled once for all rows of the same shape. Other functions close over their
-    arrays.
+    If `rotated` is a `Partial`, it holds its arrays as a pytree, so outside of `jit`
+    the branches are compiled once for all rows of the same shape. Other functions close
+    over their arrays and do not have this advantage.
     """
     if rotated is None or isinstance(rotated, jax.tree_util.Partial):
         return jax.lax.cond(is_enough, usual, again, *operands, rotated)

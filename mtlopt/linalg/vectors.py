@@ -33,9 +33,10 @@ def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
 def off_axis(vector: jax.Array, axis: jax.Array) -> jax.Array:
     """Returns the part of a unit vector that is at right angles to another one.
 
-    Because of rounding, even parallel vectors have such a part, and a division by its
-    length would turn it into a direction. So the result is zero if its length is at
-    most the rounding error of the subtraction, relative to the unit vectors.
+    Because of rounding, even parallel vectors have such a part, and dividing this part
+    by its length would turn it into a direction. So the result is zero if the length of
+    the part is at most the rounding error of the subtraction, relative to the unit
+    vectors.
 
     Args:
       vector: `[tasks]`, of length one or zero.

@@ -33,7 +33,7 @@ class Search(NamedTuple):
     """The rule for the step sizes that a line search tries.
 
     Attributes:
-      beta: fraction of the linear decrease that each loss must reach.
+      beta: fraction of the first-order decrease that each loss must reach.
       shrink: factor between two trials.
       upper: the first step size to try, a number or a schedule of the step count.
       floor: the smallest step size to try.
@@ -91,7 +91,7 @@ class Search(NamedTuple):
         }
 
     def bounds(self, state: Any) -> tuple[jax.Array, jax.Array]:
-        """Returns the upper bound of a step size, and the floor.
+        """Returns the upper bound of the step size, and the floor.
 
         Args:
           state: state of the line search before the step.
@@ -107,7 +107,7 @@ class Search(NamedTuple):
           state: state of the line search before the step.
           upper: the upper bound.
           fresh: bool, whether to ignore the last step size. Before the first step, or
-            if no trial was accepted, it is always ignored.
+            if no trial was accepted, the last step size is always ignored.
         """
         if not self.warm_start:
             return upper
@@ -130,9 +130,9 @@ class Search(NamedTuple):
 
         Args:
           evaluate: function from a step size to the losses `[tasks]` after such a step.
-            The losses before the step are evaluated at step size zero. Another program
-            may compute a different last digit, and near the end of a descent that is
-            more than a step gains.
+            The losses before the step are this function at step size zero, because
+            another program may return different last digits. Near the end of a descent,
+            such a difference is larger than the decrease of a step.
           slopes: `[tasks]`, the decrease of each loss for a unit step, to first order.
           first: the first trial; a number below `floor` means no trial.
           floor: the smallest trial.
@@ -156,7 +156,7 @@ class Search(NamedTuple):
         Args:
           evaluate: as in `armijo`.
           losses: `[tasks]`, the losses before the step.
-          wanted: `[tasks]`, by how much a unit step must lower the losses.
+          wanted: `[tasks]`, how much a unit step must lower each loss.
           first: the first trial; a number below `floor` means no trial.
           floor: the smallest trial.
           present: the tasks that count; None means all.

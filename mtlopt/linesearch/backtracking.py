@@ -27,32 +27,35 @@ def backtracking(
         - \eta \beta |g_t|^2 - \eta \beta \langle \nabla_{sh} L_t, d_{sh} \rangle
         \quad \forall t, \qquad g_t = \nabla_{\theta_t} L_t
 
-    The step size `eta` is the first of `upper`, `shrink * upper`, ... that meets this
-    Armijo condition for every present task. Each trial starts from the current
-    parameters. `backtracking` is a complete optimizer: it needs no learning rate and
-    comes last in a chain.
+    Here `theta_sh` are the shared parameters, `theta_t` is the head of task t, and
+    `d_sh` is the direction. The step size `eta` is the first of `upper`,
+    `shrink * upper`, ... that meets this Armijo condition for every present task. Each
+    trial starts from the current parameters. `backtracking` is a complete optimizer: it
+    needs no learning rate and comes last in a chain.
 
     A trial evaluates all losses on the same batch, with the same keys and model state
     as the gradients. Each trial costs one forward pass, and the losses before the step
     cost another. (With several microbatches, the gradients use the keys and batch
     statistics of the parts, and the trials use those of the whole batch.) The slopes
     cost one pushforward, which takes about as long as two forward passes, whatever the
-    number of tasks. The pushforward needs an encoder whose backward pass is linear; a
-    `jax.custom_vjp` that clips is not linear. A trial with a NaN or infinite loss
-    fails. If no trial above `floor` passes, the step is `floor` long and `hit_floor` is
-    set. The same happens if the direction does not lower every loss to first order, for
-    example if it is a sum of conflicting gradients.
+    number of tasks. The pushforward needs an encoder whose backward pass is linear; the
+    backward pass of a `jax.custom_vjp` that clips gradients is not linear. A trial with
+    a NaN or infinite loss fails. If no trial above `floor` passes, the step size is
+    `floor` and `hit_floor` is set. The same happens if the direction does not lower
+    every loss to first order, for example if it is a sum of conflicting gradients.
 
     Args:
       direction: an aggregator, or weightings chained with one. MGDA, EDM and UPGrad
         return descent directions for every task; a plain sum or PCGrad may not. Any
-        other transform in this chain must keep the sign, so do not use `optax.sgd`.
-        With momentum or weight decay, a step along the direction may raise a loss.
-      beta: fraction of the linear decrease that each loss must reach, between 0 and 1.
+        other transform in this chain must keep the sign of the direction, so do not use
+        `optax.sgd`. With momentum or weight decay, a step along the direction may raise
+        a loss.
+      beta: fraction of the first-order decrease that each loss must reach, between 0
+        and 1.
       shrink: factor between two trials, between 0 and 1. The paper gives no value.
       upper: the first step size to try; a number, or a schedule of the step count. The
-        paper halves it every ten epochs:
-        `optax.exponential_decay(1.0, 10 * n, 0.5, staircase=True)`.
+        paper halves it every ten epochs (of `n` steps): `optax.exponential_decay(1.0,
+        10 * n, 0.5, staircase=True)`.
       floor: the smallest step size to try.
       warm_start: whether to begin at the last step size divided by `shrink`, not at
         `upper`.
@@ -80,9 +83,9 @@ def backtracking(
 
     References:
       Fast line search for multi-task learning, 2021, Algorithm 1 and equation 4. The
-      listing shrinks the step size before the first test; here `upper` is tried too.
-      Fliege and Svaiter, *Steepest descent methods for multicriteria optimization*,
-      Math. Methods Oper. Res. 51, 2000.
+      listing shrinks the step size before the first test; here, `upper` itself is tried
+      first. Fliege and Svaiter, *Steepest descent methods for multicriteria
+      optimization*, Math. Methods Oper. Res. 51, 2000.
     """
     search = Search(beta, shrink, upper, floor, warm_start)
     search.check()

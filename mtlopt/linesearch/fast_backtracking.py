@@ -50,37 +50,39 @@ def fast_backtracking(
     encoder. The step size is the first of `upper`, `shrink * upper`, ... that meets
     this condition for every present task. Each trial starts from the same `z` and
     heads. Trials evaluate only the heads, so the encoder runs forward once and backward
-    once per step, whatever the number of trials. The encoder then moves by
-    `eta J^T d_z`, where `J` is the Jacobian of `z`.
+    once per step, whatever the number of trials. The encoder's parameters then move by
+    `-eta J^T d_z`, where `J` is the Jacobian of `z` with respect to them.
 
-    The method assumes that this step moves `z` by `eta d_z` (equation 5), which is true
-    if `J J^T` is the identity. If `J J^T` stretches `d_z`, the encoder overshoots: for
-    `z = 2 theta` losses can rise, and for `z = 10 theta` they can grow without bound,
-    although every test passes. `J J^T` also grows with the batch, so if a loss is a
-    mean over the batch, a trial hardly moves `z` at all. With `calibrate=True` the
-    trials move `z` the way the encoder will, to first order:
+    The method assumes that this step moves `z` by `-eta d_z` (equation 5 of the paper),
+    which is true if `J J^T` is the identity. If `J J^T` stretches `d_z`, the encoder
+    overshoots: for `z = 2 theta`, losses can rise, and for `z = 10 theta`, they can
+    grow without bound, although every trial passes. `J J^T` also grows with the batch
+    size. So if the losses are means over the batch, a trial hardly moves `z`, compared
+    with the encoder's step. With `calibrate=True`, the trials move `z` the way the
+    encoder will, to first order:
 
     .. math:: L_t(z - \eta q, \theta_t - \eta g_t) \le L_t - \eta \beta |g_t|^2
         - \eta \beta \langle \nabla_z L_t, q \rangle, \qquad q = J J^T d_z
 
-    This costs one forward-mode product of the encoder. The condition is then that of
+    This costs one Jacobian-vector product of the encoder. The condition is then that of
     `backtracking`, applied to a linearised encoder. If a step along `q` would raise
     some loss and a step along `d_z` would not, the trials move `z` along `d_z` instead,
     at least as far as the encoder would: `q` becomes `d_z |q|^2 / <d_z, q>`.
 
     With or without `calibrate`, a trial measures how far the losses fall on a latent
     that is moved directly. The step itself may raise a loss, even on the same batch.
-    With `safeguard=True` no step raises a loss: the losses are evaluated at the moved
+    With `safeguard=True`, no step raises a loss: the losses are evaluated at the moved
     parameters, and the step shrinks until no present task's loss is above its value
-    before the step. The direction `J^T d_z` may gain nothing, because it raises a loss
-    to first order or no step size passes. Then `direction` is applied to the gradients
-    of the parameters, as in `backtracking`, and the trials move the latent by `J d`. If
-    no step size passes for this direction either, the update is zero.
+    before the step. If the direction `J^T d_z` raises a loss to first order, or if no
+    step size passes, `direction` is applied to the gradients of the parameters, as in
+    `backtracking`. The trials then move the latent along `J d`, where `d` is the
+    direction found in this way. If no step size passes for this direction either, the
+    update is zero.
 
-    The safeguard costs one forward-mode product of the encoder per step, and one
+    The safeguard costs one Jacobian-vector product of the encoder per step, and one
     forward pass per check. A step that falls back to the gradients of the parameters
-    adds one backward pass per task and another product. Memory for these gradients is
-    reserved in every step. Under `vmap` they are computed in every step.
+    adds one backward pass per task and another such product. Memory for these gradients
+    is reserved in every step; under `vmap`, they are also computed in every step.
 
     Failed trials, the floor and partial labels are handled as in `backtracking`.
 
@@ -97,7 +99,8 @@ def fast_backtracking(
         as published. With a safeguard, `direction` needs `task_weights` in its state
         and must not keep gradients from earlier steps. If `calibrate` is also set,
         fewer checks fail.
-      beta: fraction of the linear decrease that each loss must reach, between 0 and 1.
+      beta: fraction of the first-order decrease that each loss must reach, between 0
+        and 1.
       shrink: factor between two trials, between 0 and 1.
       upper: the first step size to try; a number, or a schedule of the step count.
       floor: the smallest step size to try.
@@ -111,8 +114,9 @@ def fast_backtracking(
     Raises:
       ValueError: if an argument is out of range; at the first update, if the gradients
         come from a problem without `encode` or from several microbatches, if the latent
-        is narrower than float32 (rounding would hide the trials), or if `safeguard` is
-        set and `direction` keeps gradients from earlier steps, as `moco` does.
+        is narrower than float32 (rounding would hide what the trials change), or if
+        `safeguard` is set and `direction` keeps gradients from earlier steps, as `moco`
+        does.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -137,8 +141,8 @@ def fast_backtracking(
       Equations 8 and 9 (9 repeats 6) print the heads' parameters in place of the
       latent. The listing moves `z` in place, trial after trial, but every trial must
       start from the same `z`. It also shrinks the step size before the first test, and
-      moves the encoder by the shrunk step size but the heads by the unshrunk one. Here
-      both move by the step size that was tried.
+      moves the encoder with the shrunk step size but the heads with the unshrunk one.
+      Here, both move with the step size that was tried.
     """
     search = Search(beta, shrink, upper, floor, warm_start)
     search.check()
@@ -227,9 +231,9 @@ def fast_backtracking(
 def with_latent_as_parameters(grads: TaskGrads) -> tuple[TaskGrads, tuple[bool, ...]]:
     """Returns the same gradients with the latent in place of the shared leaves.
 
-    An update of these gradients is a pair `(latent leaves, heads' leaves)`: a direction
-    that is not pulled back yet. The second return value tells which leaves of `z` these
-    are.
+    An update of these gradients is a pair `(latent leaves, heads' leaves)`, whose
+    direction is not yet pulled back to the parameters. The second return value tells
+    which leaves of `z` the latent leaves are.
     """
     linear = grads.in_latent_space().linear.with_latent_as_parameters()
     rows, own = linear.latent_grads, grads.partition

@@ -65,8 +65,9 @@ def safeguarded(
       grads: gradients of the tasks.
       params: parameters at which the gradients were computed.
       state: state before the step.
-      trials: function from a direction and the first trial to the result on the latent.
-      encoders: the direction of the encoder.
+      trials: function from a direction and the first step size to the result of the
+        trials on the latent.
+      encoders: the direction `J^T d_z` of the encoder; see `fast_backtracking`.
       descends: `[tasks]`, whether this direction lowers each loss to first order.
       over_parameters: function that finds another direction. It is traced as a branch,
         which runs if the encoder's direction gains nothing.
@@ -159,7 +160,7 @@ def check_forgets(
     """Raises if a direction finder carries gradients from one step to the next.
 
     A finder runs on gradients of the latent and, in some steps, on gradients of the
-    parameters. Here it is only traced, on rows of the shared leaves.
+    parameters. This check only traces the finder, on the rows of the shared leaves.
     """
     rows = [
         jax.ShapeDtypeStruct((grads.num_tasks, *jnp.shape(leaf)), jnp.result_type(leaf))

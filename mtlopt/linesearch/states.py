@@ -16,7 +16,7 @@ class LineSearchState(NamedTuple):
         not a descent direction for every task.
       decrease: the smallest decrease of any present task's loss in the step; 0 if no
         trial was accepted.
-      hit_floor: whether no trial was accepted; the step size is then the floor.
+      hit_floor: whether no trial was accepted; if so, the step size is the floor.
       direction_state: state of the direction finder.
     """
 
@@ -36,8 +36,8 @@ class FastLineSearchState(NamedTuple):
       step_size: as in `LineSearchState`.
       trials: as in `LineSearchState`, but on the latent.
       trial_decrease: the smallest decrease of any present loss in the accepted trial,
-        on the latent as the trial moved it. The encoder moves the latent elsewhere, so
-        a loss may be higher after the step than before it.
+        on the latent as the trial moved it. The encoder's step moves the latent
+        differently, so a loss may be higher after the step than before it.
       hit_floor: as in `LineSearchState`.
       direction_state: as in `LineSearchState`.
     """
@@ -58,14 +58,15 @@ class SafeLineSearchState(NamedTuple):
       step_size: step size of the last step; 0 if no check was passed.
       trials: number of step sizes tried on the latent, int32.
       trial_decrease: as in `FastLineSearchState`, along the direction of the step.
-      hit_floor: whether no check was passed; the update is then zero.
+      hit_floor: whether no check was passed; if so, the update is zero.
       direction_state: state of the direction finder.
       decrease: the smallest measured decrease of any present task's loss; 0 if no check
         was passed.
       checks: number of forward passes of the whole network at moved parameters, int32.
       descends: `[tasks]` bool, whether the encoder's own direction lowers the task's
         loss to first order; true for absent tasks.
-      fell_back: whether the step comes from the search over the parameters instead.
+      fell_back: whether the step comes from the search over the parameters, because the
+        search on the latent gained nothing.
     """
 
     count: jax.Array

@@ -32,7 +32,7 @@ def params_after(
     head_grads: Leaves,
     step_size: jax.Array,
 ) -> Any:
-    """Returns the parameters after such a step; frozen parameters are not copied."""
+    """Returns the parameters after a step; frozen parameters are not copied."""
     shared, head_params, frozen = grads.partition.split(params)
     moved = (
         move(shared, direction, step_size),
@@ -42,7 +42,7 @@ def params_after(
 
 
 def move(point: Leaves, direction: Leaves, step_size: jax.Array) -> Leaves:
-    """Returns the point after a step down a direction, to the last digit."""
+    """Returns the point after a step down a direction, rounded as it will be stored."""
     moved: Any = optax.apply_updates(point, _updates(direction, step_size))
     return [_stored(leaf) for leaf in moved]
 

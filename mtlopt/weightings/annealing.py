@@ -17,7 +17,7 @@ from mtlopt.weightings.by_sizes import move_to_equal, move_towards
 
 
 class WeightByAnnealingState(NamedTuple):
-    """State of `weight_by_norms` and `weight_by_annealing`: the average, `[tasks]`."""
+    """State of `weight_by_norms` and `weight_by_annealing`: mean weights `[tasks]`."""
 
     task_weights: jax.Array
 
@@ -25,17 +25,17 @@ class WeightByAnnealingState(NamedTuple):
 def weight_by_norms(
     num_tasks: int, decay: Any = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs losses by a moving average of their gradients' inverse norms.
+    r"""Weights losses by a moving average of their gradients' inverse norms.
 
     .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
         \frac{\mathrm{mean}_j |g_j|}{|g_i|}
 
     These are the gradient-norm weights of physics-informed networks, as in jaxpi. Once
-    they are steady, all `w_i g_i` have the same length. (GradNorm learns its weights
-    and lets slow tasks have longer gradients.) Weights start at 1. Each update first
-    moves them by its own gradients, then uses them. A gradient that is zero or not
-    finite does not count in the mean, and its weight does not move. Usually this runs
-    as `every(1000, weight_by_norms(T))`; then `decay` applies to every 1000th update.
+    the weights are steady, all `w_i g_i` have the same length. (GradNorm learns its
+    weights and lets slow tasks have longer gradients.) Weights start at 1. Each update
+    first moves them by its own gradients, then uses them. A gradient that is zero or
+    not finite does not count in the mean, and its weight does not move. Usually you use
+    `every(1000, weight_by_norms(T))`, so `decay` applies to every 1000th update.
 
     Args:
       num_tasks: number of tasks T.
@@ -66,7 +66,7 @@ def weight_by_norms(
 def weight_by_annealing(
     num_tasks: int, residuals: Sequence[int | str] = (0,), decay: Any = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs the losses of a physics-informed network against the equation's loss.
+    r"""Weights the losses of a physics-informed network against the equation's loss.
 
     .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
         \frac{\max |g_r|}{\mathrm{mean} |g_i|}, \qquad g_r = \sum_{j \in r} g_j
@@ -75,8 +75,8 @@ def weight_by_annealing(
     equation's loss is divided by the mean absolute element of each other gradient. All
     weights start at 1; those of the residuals stay 1. Each update first moves the
     weights by its own gradients, then uses them. A weight does not move if its gradient
-    is zero or not finite. Weights depend on the coordinates: extra parameters that
-    hardly change a loss raise its weight. `weight_by_norms` has no such dependence and
+    is zero or not finite. Weights depend on the parametrization: extra parameters that
+    hardly change a loss raise its weight. `weight_by_norms` avoids this dependence and
     treats all tasks alike. `weight_by_annealing` holds T gradients in memory.
 
     Args:

@@ -52,7 +52,7 @@ def bounded_slope(slope: jax.Array) -> jax.Array:
 
 
 def only_there(logits: jax.Array, there: jax.Array) -> jax.Array:
-    """Returns logits of a softmax over the present tasks: -inf for the others."""
+    """Returns logits of a softmax over the present tasks, with -inf for the others."""
     # Zeros if no task is present, because -inf less -inf is NaN.
     return jnp.where(there, logits, jnp.where(jnp.any(there), -jnp.inf, 0))
 
@@ -67,7 +67,7 @@ def preference_of(
 def above_reference(
     losses: jax.Array, reference: Any, present: jax.Array | None
 ) -> jax.Array:
-    """Returns the losses less the reference point, and zero for absent tasks."""
+    """Returns the losses minus the reference point, and zero for absent tasks."""
     if reference is not None:
         losses = losses - jnp.asarray(reference, losses.dtype)
     return losses if present is None else jnp.where(present, losses, 0)

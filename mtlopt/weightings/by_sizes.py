@@ -1,4 +1,4 @@
-"""Weights that make a size of all tasks equal, as a moving average."""
+"""Moving averages of weights that make a size, such as a norm, equal for all tasks."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _HEADROOM = 4
 def move_to_equal(
     weights: jax.Array, sizes: jax.Array, there: jax.Array, decay: Any
 ) -> jax.Array:
-    """Moves weights towards the mean size divided by each task's; see `move_towards`.
+    """Moves weights towards the mean size divided by each size; see `move_towards`.
 
     An absent task, or one whose size is not a positive number, takes no part.
     """
@@ -28,7 +28,7 @@ def move_towards(
 ) -> jax.Array:
     """Returns the moving average of the weights and those targets that are known.
 
-    Weights without a target do not move, nor do weights that would not be finite.
+    A weight does not move if it has no target or would not be finite.
     """
     most = float(jnp.finfo(weights.dtype).max) / _HEADROOM
     moved = decay * weights + (1 - decay) * jnp.minimum(target, most)

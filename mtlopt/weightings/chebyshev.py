@@ -24,8 +24,8 @@ def chebyshev_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_chebyshev`.
 
-    Losses that tie exactly share the weight equally, which gives a subgradient. One
-    task has weight `p`. A loss that is not finite gives NaN.
+    Losses that tie exactly share the weight equally, which gives a subgradient. A
+    single task has weight `p`. A loss that is not finite gives NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -52,7 +52,7 @@ def weight_by_chebyshev(
 
     For positive `p` the minimiser of `S` is weakly Pareto-optimal. Whatever the front's
     shape, every weakly Pareto-optimal point above `z` minimises `S` for some `p`. A
-    step moves only the worst task; near the minimum, the worst task alternates.
+    step lowers only the worst loss; near the minimum, the tasks alternate as the worst.
 
     Args:
       num_tasks: number of tasks T.

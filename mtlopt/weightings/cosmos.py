@@ -1,4 +1,4 @@
-"""COSMOS: a weighted sum less a cosine (Ruchte and Grabocka, 2021)."""
+"""COSMOS: a weighted sum minus a cosine (Ruchte and Grabocka, 2021)."""
 
 from typing import Any
 
@@ -24,8 +24,8 @@ def cosmos_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_cosmos`. They may be negative.
 
-    They equal `p` if `penalty` is zero, or if `L` is parallel to `p` up to rounding.
-    They also equal `p` if `L` is zero, because the cosine has no derivative there.
+    They equal the preference `p` if `penalty` is zero, or if `L` is parallel to `p` up
+    to rounding. They also equal `p` at `L = 0`, where the cosine has no derivative.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -17,7 +17,7 @@ class WeightByDwaState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update.
-      count: updates so far, int32.
+      count: number of updates so far, int32.
       total: `[tasks]`, sum of this epoch's losses.
       seen: `[tasks]`, number of losses in `total`.
       last: `[tasks]`, mean loss of the last epoch.
@@ -41,7 +41,7 @@ def dwa_weights(
     """Returns the weights `w` `[tasks]` of `weight_by_dwa`.
 
     They sum to the number of present tasks. `last` and `before` are the mean losses
-    `[tasks]` of two epochs. A task whose `before` is zero counts as unchanged.
+    `[tasks]` of the last two epochs. A task whose `before` is zero counts as unchanged.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -64,7 +64,7 @@ def weight_by_dwa(
         r_i = L_i[t-1] / L_i[t-2]
 
     Here `L_i[t]` is the mean loss of epoch t. In the first two epochs all weights are
-    1. The ratios have no unit. A task that is absent for an epoch keeps its last ratio.
+    1. The ratios have no unit. A task absent for an epoch keeps its last ratio.
 
     Args:
       num_tasks: number of tasks T.

@@ -25,7 +25,7 @@ class WeightByExcessState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update; they sum to T.
-      squares: sums of the squared gradients of all updates, leaves `[tasks, ...]`.
+      squares: sums of squared gradients over all updates, with shapes `[tasks, ...]`.
       initial: `[tasks]`, the first excess risk of each task; zero before there is one.
     """
 
@@ -42,12 +42,12 @@ def weight_by_excess(
     .. math:: w_i \propto w_i \exp(\eta \, E_i / E_i[0]), \qquad
         E_i = g_i^\top \mathrm{diag}(S_i)^{-1/2} g_i, \qquad S_i = \sum_t g_i[t]^2
 
-    `E_i` uses AdaGrad's Hessian to estimate how far loss i is above its optimum. So a
-    large loss caused by noisy labels does not give a large weight. `E_i / E_i[0]` has
-    no unit: constant factors of the gradients do not change the weights. Weights are 1
-    at the first update and sum to T. An element whose gradient was always zero counts
-    as zero, and such a task as unchanged. Squares that underflow count as zero; those
-    that overflow count as the largest number.
+    `E_i` uses AdaGrad's estimate of the Hessian to measure how far loss i is above its
+    optimum. So a large loss caused by noisy labels does not give a large weight.
+    `E_i / E_i[0]` has no unit: a constant factor that multiplies a loss does not
+    matter. Weights are 1 at the first update and sum to T. Elements whose gradient was
+    always zero add zero; a task with only such elements counts as unchanged. Squares
+    that underflow count as zero; those that overflow count as the largest number.
 
     Args:
       num_tasks: number of tasks T.

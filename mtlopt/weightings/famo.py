@@ -47,7 +47,7 @@ def famo_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_famo`, which sum to one.
 
-    `losses` are `D`, the losses minus their lower bounds. A zero gives weight zero, a
+    `losses` are `D`, the losses minus their lower bounds. Zero gives weight zero, a
     negative number gives NaN. `logits` are `x`, `[tasks]`. A single task has weight 1.
 
     Examples:
@@ -81,21 +81,21 @@ def weight_by_famo(
     .. math:: z_i (\delta_i - \langle z, \delta \rangle) + \gamma x_i, \qquad
         \delta = \log D(\theta_t) - \log D(\theta_{t+1})
 
-    Both losses are of the same batch. Pass the later losses to the next update as
+    Both `D` are for the same batch. Pass the later losses to the next update as
     `losses_after`, from `oracle.losses(params, *previous_batch)`. Without them, the
     losses of the current batch are used. The first update does not change `x`.
 
-    With `exact` no second losses are needed. Then `delta` is the derivative of `log D`
+    With `exact`, no second losses are needed: `delta` is the derivative of `log D`
     along this update `d`, for a learning rate of one:
 
     .. math:: \delta_i = \langle \nabla \log D_i, d \rangle, \qquad
         d = \sum_i w_i \nabla L_i
 
     This costs a backward pass (shared with a following `sum_tasks`) and a pushforward.
-    `x` moves in the same update. `gamma` is weaker by a factor of the learning rate.
+    `x` moves in the same update. `gamma` counts less, by a factor of the learning rate.
 
-    A constant factor of a loss changes only the length of the step. If a loss is at its
-    lower bound, its `x` does not move until the loss rises.
+    A constant factor that multiplies a loss changes only the length of the step. If a
+    loss is at its lower bound, its `x` does not move until the loss rises.
 
     Args:
       num_tasks: number of tasks T.

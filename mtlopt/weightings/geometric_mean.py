@@ -13,8 +13,8 @@ def geometric_mean_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_geometric_mean`.
 
-    If a loss is zero, `S` is at its minimum, zero, and all weights are zero. A negative
-    loss gives NaN. A single task has weight 1.
+    If a loss is zero, the geometric mean is at its minimum and all weights are zero. A
+    negative loss gives NaN. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -36,8 +36,8 @@ def weight_by_geometric_mean(num_tasks: int) -> optax.GradientTransformationExtr
 
     .. math:: S = \Big( \prod_i L_i \Big)^{1/T}, \qquad w_i = \frac{S}{T L_i}
 
-    All weighted losses are equal, `w_i L_i = S / T`. A constant factor of one loss
-    changes the length of the step, but not its direction or the tasks' shares in it.
+    All weighted losses are equal, `w_i L_i = S / T`. A constant factor that multiplies
+    a loss changes the step's length, but not its direction or the tasks' shares in it.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt

@@ -52,9 +52,9 @@ def weight_by_gradnorm(
     held constant. Then the weights are divided by their mean, so that they sum to T.
     They start at 1, and an update uses the weights as they were before its step. A
     weight that would become negative is set to zero and can grow again. The losses must
-    not be negative. A loss that is zero at first counts as unchanged. A task that joins
-    later is measured by its own first loss. The slope along a weight is `|g_i|` up to
-    sign, so steps of plain SGD grow with the gradients; steps of `optax.adam` do not.
+    not be negative. A loss that is zero at first counts as unchanged. If a task joins
+    later, `L_i[0]` is its own first loss. The slope in `w_i` is `|g_i|` up to sign, so
+    steps of plain SGD grow with the gradients; steps of `optax.adam` do not.
 
     Args:
       num_tasks: number of tasks T.
@@ -63,7 +63,7 @@ def weight_by_gradnorm(
       optimizer: any Optax optimizer for the weights. Default: `optax.sgd(0.025)`.
       layer: path of the shared leaves whose norms are used, such as `"encoder/last"`;
         the paper uses the last shared layer. None means the latent, which is free.
-        Without `encode` it means all shared leaves, which cost T backward passes.
+        Without `encode` it means all shared leaves, which costs T backward passes.
 
     Raises:
       ValueError: if `alpha` is negative or, at the update, `layer` is unknown.

@@ -11,8 +11,8 @@ from mtlopt.weightings.by_losses import weight_by_losses
 def log_weights(losses: jax.Array, present: jax.Array | None = None) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_log`.
 
-    A loss of zero gets weight zero: a non-negative loss has no gradient there. A
-    negative loss has no logarithm and gets NaN, which Optax's `apply_if_finite` skips.
+    A loss of zero gets weight zero, because the gradient of a non-negative loss is zero
+    there. A negative loss gets NaN. Optax's `apply_if_finite` skips such updates.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -26,26 +26,26 @@ class WeightByNtkState(NamedTuple):
 def weight_by_ntk(
     num_tasks: int, decay: Any = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs losses by a moving average of how slowly gradient descent lowers them.
+    r"""Weights losses by a moving average of how slowly gradient descent lowers them.
 
     .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
         \frac{\mathrm{mean}_j \rho_j}{\rho_i}, \qquad
         \rho_i = \frac{\mathrm{tr} K_i}{N_i}, \quad K_i = J_i J_i^\top
 
-    The losses must be means of squared residuals, `L_i = |r_i|^2 / N_i`, with
-    `J_i = dr_i / dtheta`. The mean of the kernel's diagonal does not depend on the
-    direction of the residual. Pass the traces to the update as `traces`: numbers
+    The losses must be means of squared residuals `r_i`, `L_i = |r_i|^2 / N_i`, with
+    `J_i = dr_i / dtheta`. `rho_i`, the mean of the kernel's diagonal, does not depend
+    on the direction of `r_i`. Pass the traces to the update as `traces`: numbers
     `[tasks]` or by name, or a function that returns them, such as `lambda:
-    ntk_traces(residuals, params, *batch)`. The function is called only if an update
-    computes weights; in `every(1000, weight_by_ntk(T))`, on every 1000th update.
+    ntk_traces(residuals, params, *batch)`. The function is called only in updates that
+    compute weights: with `every(1000, weight_by_ntk(T))`, in every 1000th update.
 
-    Without `traces` the weighting uses the kernel along the current residual:
+    Without `traces`, the weighting uses the kernel along the current residual:
 
     .. math:: \rho_i = \frac{|g_i|^2}{L_i}
         = \frac{4}{N_i} \frac{r_i^\top K_i r_i}{r_i^\top r_i}
 
     This rate, at which loss i falls along its own gradient, costs one backward pass per
-    task. With one point per task, both rates agree up to a factor 4, which cancels.
+    task. With one point per task, both rates agree up to a factor of 4, which cancels.
 
     Weights start at 1. Each update first moves the weights, then uses them. A weight
     does not change if its rate is not positive and finite, as for a loss of zero.
@@ -108,10 +108,10 @@ def ntk_traces(residuals: Callable[..., Any], params: Any, *args: Any) -> Any:
     .. math:: \frac{\mathrm{tr} K_i}{N_i}
         = \frac{1}{N_i} \sum_n \left| \frac{\partial r_{in}}{\partial \theta} \right|^2
 
-    `ntk_traces` takes one gradient per point, 16 at a time, so it costs one backward
-    pass for every point of every task: use some of the points, or call it rarely. The
-    result is exact, because weights divide by it. An estimate from one random vector
-    can be close to zero if one eigenvalue dominates, and its inverse has no mean.
+    `ntk_traces` takes one gradient per point, 16 at a time. This costs a backward pass
+    for every point of every task, so use few points or call it rarely. The result is
+    exact, because weights divide by it: an estimate from one random vector can be close
+    to zero if one eigenvalue dominates, and its inverse has no mean.
 
     Args:
       residuals: function from `(params, *args)` to each task's residuals at points, of

@@ -24,8 +24,8 @@ def pbi_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_pbi`. They may be negative.
 
-    They equal `u` if `penalty` is zero. They also equal `u` on the ray of `p` (up to
-    rounding), because `d_2` has no derivative there. A single task has weight 1.
+    They equal `p / |p|` if `penalty` is zero, and also on the ray of `p` (up to
+    rounding), where the distance from it has no derivative. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -52,8 +52,8 @@ def weight_by_pbi(
 
         w = u + \theta \, \frac{L - z - d_1 u}{d_2}
 
-    `d_1` is the distance of the losses from the reference point along `p`; `d_2` is
-    their distance from this ray. A common factor of all losses does not matter. A loss
+    `d_1` is the distance of the losses from `z` along the ray of `p`; `d_2` is their
+    distance from this ray. A common factor of all `L_i - z_i` does not matter. A loss
     far below its share gets a negative weight and rises, so watch `TaskGrads.losses`.
 
     Args:

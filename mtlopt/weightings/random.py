@@ -27,8 +27,8 @@ def weight_by_random(
     .. math:: w = \mathrm{softmax}(\epsilon), \qquad \epsilon_i \sim N(0, 1)
 
     The weights are positive and sum to one, so on average you train on the averaged
-    loss, with more noise. A method with learned weights has to beat this baseline.
-    Absent tasks do not change the weights that the present tasks draw.
+    loss, with more noise. A method with learned weights has to beat this baseline. The
+    present tasks draw the same weights as if absent tasks did not exist.
 
     Args:
       num_tasks: number of tasks T.

@@ -39,8 +39,8 @@ def relobralo_weights(
 ) -> jax.Array:
     """Returns the weights `b[s]` `[tasks]` of `weight_by_relobralo`.
 
-    They sum to the number of present tasks. `reference` are the losses `L[s]`,
-    `[tasks]`. A loss whose reference is zero counts as unchanged.
+    They sum to the number of present tasks. `reference` are the losses `L[s]` of step
+    s, `[tasks]`. A loss whose reference is zero counts as unchanged.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -64,7 +64,7 @@ def weight_by_relobralo(
     keep: Any = 0.999,
     key: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Gives more weight to losses that fell least since the last and the first step.
+    r"""Favours losses that fell least since the last step and since the first step.
 
     .. math:: w \leftarrow \alpha \, (\rho w + (1 - \rho) \, b[0])
         + (1 - \alpha) \, b[t-1], \qquad
@@ -72,9 +72,9 @@ def weight_by_relobralo(
 
     `rho` is drawn for every update: 1 with probability `keep`, otherwise 0. A 0 is a
     random lookback, which replaces the average by the progress since the first loss.
-    The first update uses weights of 1, the second `b[t-1]` without an average. Weights
-    are positive and sum to T. Ratios have no unit. If a loss is not finite, no weight
-    moves. Losses must not be negative. Each task is measured by its own first loss.
+    The first update uses weights of 1, and the second uses `b[t-1]` without an average.
+    Weights are positive and sum to T. Ratios have no unit. If a loss is not finite, no
+    weight moves. Losses must not be negative. `L_i[0]` is the first loss of task i.
 
     Args:
       num_tasks: number of tasks T.

@@ -36,7 +36,7 @@ def softadapt_weights(
     """Returns the weights `w` `[tasks]` of `weight_by_softadapt`.
 
     They sum to the number of present tasks. `last` and `before` are the mean losses
-    `[tasks]` of two epochs.
+    `[tasks]` of the last two epochs.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -62,13 +62,13 @@ def weight_by_softadapt(
     loss_weighted: bool = False,
     steps_per_epoch: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Gives more weight to losses that rise or fall least: SoftAdapt.
+    r"""Gives more weight to losses that rise, or that fall least: SoftAdapt.
 
     .. math:: w_i = T \, \mathrm{softmax}_i(\beta s), \qquad s_i = L_i[t-1] - L_i[t-2]
 
     Here `L_i[t]` is the mean loss of epoch t. In the first two epochs all weights are
     1. Slopes have the unit of the losses. Slopes below `1 / beta` hardly change the
-    weights, so without `normalised` small losses are simply summed. A task that is
+    weights, so without `normalised`, small losses are simply summed. A task that is
     absent for a whole epoch keeps its last slope.
 
     Args:

@@ -44,7 +44,7 @@ def stch_weights(
     reference: Any = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the weights `w` `[tasks]` of `weight_by_stch`. One task has weight `p`.
+    """Returns the weights `w` `[tasks]` of `weight_by_stch`; for a single task, `p`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -67,9 +67,9 @@ def weight_by_stch(
         w_i = p_i \, \mathrm{softmax}_i \big( p (L - z) / \mu \big)
 
     `S` exceeds the largest `p_i (L_i - z_i)` by at most `mu log T`. A small `mu` gives
-    `weight_by_chebyshev`, a large `mu` gives fixed weights `p / T`. `mu` has the unit
-    of the weighted losses: 1 is small for losses of 1,000. By default, equal gradients
-    `g` give `g / T`.
+    `weight_by_chebyshev`, and a large `mu` gives fixed weights `p / T`. `mu` has the
+    unit of the weighted losses: 1 is small for losses of 1,000. For equal gradients `g`
+    and the default `p`, `sum_tasks` gives `g / T`.
 
     Args:
       num_tasks: number of tasks T.
@@ -113,7 +113,7 @@ class WeightByLogStchState(NamedTuple):
     Attributes:
       task_weights: `[tasks]`, weights of the last update.
       count: updates so far, int32.
-      nadir: `[tasks]`, mean of the losses measured so far.
+      nadir: `[tasks]`, mean of the losses averaged so far.
       seen: `[tasks]`, number of losses in that mean.
     """
 
@@ -128,8 +128,8 @@ def log_stch_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_log_stch` after the warm-up.
 
-    `nadir` is `n`, `[tasks]`. A loss or a nadir of zero gives weight zero, a negative
-    loss gives NaN. One task has weight `1 / L`.
+    `nadir` is the `n` of `weight_by_log_stch`, `[tasks]`. A loss or a nadir of zero
+    gives weight zero, and a negative loss gives NaN. A single task has weight `1 / L`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -158,9 +158,9 @@ def weight_by_log_stch(
 
     The nadir `n_i` is the mean loss over the warm-up, or over its last `nadir_steps`
     updates. During the warm-up `S = sum_i log L_i`. The task whose loss has fallen
-    least counts most. `mu` has no unit: a constant factor of a loss changes nothing.
-    For T equal gradients g and equal losses `L`, `d` is `T g / L`. A task that was
-    absent in all these updates takes its next loss as its nadir.
+    least counts most. `mu` has no unit: a constant factor that multiplies a loss
+    changes nothing. For T equal gradients g and equal losses `L`, `sum_tasks` gives
+    `T g / L`. A task absent in all these updates takes its next loss as its nadir.
 
     Args:
       num_tasks: number of tasks T.

@@ -30,7 +30,7 @@ def weight_by_uncertainty(
     kind: LossKind | Sequence[LossKind] | Mapping[str, LossKind] = "regression",
     optimizer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Learns a noise level per task and weights the losses by its inverse.
+    r"""Learns a noise level per task and weights each loss by its inverse.
 
     .. math:: L = \sum_i c_i e^{-s_i} L_i + \tfrac12 s_i, \qquad w_i = c_i e^{-s_i}
 
