@@ -86,7 +86,7 @@ def task_grad(
         pass `tasks`, the names of the tasks. `has_state` is always on.
 
     Returns:
-      An `Oracle` of modules.
+      An `Oracle` that takes the module in place of parameters.
 
     Raises:
       TypeError: if an argument has the wrong type.

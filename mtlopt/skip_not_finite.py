@@ -61,8 +61,8 @@ def skip_not_finite(
 
     Returns:
       A transform with the same input and output as `inner`. Its state counts skipped
-      updates. If `num_skipped` grows step by step, the parameters themselves are not
-      finite or the learning rate is too high.
+      updates. If `num_skipped` grows at every step, the parameters themselves are not
+      finite, or the learning rate is too high.
 
     Raises:
       TypeError: at the update, if `inner` has weightings but no aggregator. With
