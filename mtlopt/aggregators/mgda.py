@@ -35,9 +35,9 @@ def mgda_weights(
     the weight, and duplicates split the weight of one task arbitrarily. Without a
     normalisation, the direction is `g` for equal gradients `g`, and zero if the convex
     hull contains zero, as for opposed gradients. `"loss"` and `"loss+"` need the
-    `losses` `[tasks]`. Only absolute values of losses count, so a negative loss does not
-    reverse its gradient. A task with a loss of zero gets weight zero. If all losses are
-    zero, they count as equal.
+    `losses` `[tasks]`. Only absolute values of losses count, so a negative loss does
+    not reverse its gradient. A task with a loss of zero gets weight zero. If all losses
+    are zero, they count as equal.
 
     Raises:
       ValueError: if the normalisation is unknown, or needs `losses` and gets none.
