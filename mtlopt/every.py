@@ -66,7 +66,7 @@ def every(
       A transform of the same kind as `inner`: an aggregator or a weighting.
 
     Raises:
-      TypeError: if `inner` is not a transform.
+      TypeError: if `inner` is not a transform, or `num_steps` is one.
       ValueError: if `num_steps` is not a positive int, or `inner` keeps no
         `task_weights`. At the update, if `inner` is a chain with an aggregator, or an
         aggregator such as `graddrop` or `moco`, which does not compute weights from a
@@ -89,6 +89,11 @@ def every(
       Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, section 3.3:
       the authors' study of speed reuses the weights of Nash-MTL for up to 50 updates.
     """
+    if isinstance(num_steps, optax.GradientTransformation):
+        raise TypeError(
+            "`num_steps` must be a positive int, got a gradient transformation. The "
+            "number of steps comes first, as in every(10, mgda(2))."
+        )
     num_steps = as_int("num_steps", num_steps)
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(

@@ -99,12 +99,18 @@ def check_task_grads(
     return updates
 
 
-def check_updates(updates: Any, name: str) -> None:
-    """Raises if the argument of the transform `name` cannot update parameters."""
+def check_updates(updates: Any, name: str, otherwise: str = "") -> None:
+    """Raises if the argument of the transform `name` cannot update parameters.
+
+    Args:
+      updates: the argument.
+      name: name of the transform.
+      otherwise: what the user can do instead of chaining an aggregator.
+    """
     if isinstance(updates, TaskGrads):
         raise TypeError(
             "`updates` must have the structure of the parameters, got TaskGrads. "
-            f"Chain an aggregator before `{name}`."
+            f"Chain an aggregator before `{name}`{otherwise}."
         )
     check_no_grad(updates, name)
 

@@ -364,6 +364,12 @@ class Partition:
         return [label for label in self.labels if label not in (SHARED, FROZEN)]
 
 
+_SPLIT_OFF = (
+    "Split off what is no parameter, in Equinox by eqx.partition(model, "
+    "eqx.is_inexact_array)"
+)
+
+
 def check_params(params: PyTree) -> list[tuple[str, Any, Any]]:
     """Returns path, value and dtype of every leaf, or raises if one is not a parameter.
 
@@ -389,8 +395,7 @@ def check_params(params: PyTree) -> list[tuple[str, Any, Any]]:
         if not number or jnp.issubdtype(kind, jax.dtypes.extended):
             raise ValueError(
                 f"the parameter `{path}` must be an array of numbers, got {kind}. "
-                "Split off what is no parameter, in Equinox by eqx.partition(model, "
-                "eqx.is_inexact_array); of a Keras variable pass the `value`."
+                f"{_SPLIT_OFF}; of a Keras variable pass the `value`."
             )
         leaves.append((path, leaf, kind))
     return leaves
@@ -451,9 +456,11 @@ def partition_params(
                 "jax.lax.complex in your functions."
             )
         if label != FROZEN and not jnp.issubdtype(kind, jnp.floating):
+            # A frozen Python bool would become an array, on which `if` fails.
+            label_it = f"Label it {FROZEN!r}, or pass it as an argument of the call"
             raise ValueError(
-                f"the parameter `{path}` must be floating point, got {kind}. Label it "
-                f"{FROZEN!r}, or pass it as an argument of the call."
+                f"the parameter `{path}` must be floating point, got {kind}. "
+                f"{_SPLIT_OFF if isinstance(leaf, int) else label_it}."
             )
         if label not in allowed:
             listed = ", ".join(repr(name) for name in allowed)

@@ -10,7 +10,15 @@ import optax
 
 from mtlopt._checks import check_state_tasks
 from mtlopt.grad import check_updates
-from mtlopt.labels import FROZEN, STACKED, Rules, check_params, label_params
+from mtlopt.labels import (
+    FROZEN,
+    STACKED,
+    Partition,
+    Rules,
+    check_params,
+    check_same_labels,
+    label_params,
+)
 
 PyTree = Any
 
@@ -80,6 +88,11 @@ def per_label(
     If a schedule must count global steps, chain it after this wrapper, as in
     `chain(per_label(scale_by_adam(), labels), scale_by_learning_rate(schedule))`.
 
+    `update` also takes the keyword `partition`, the partition of an oracle. If you pass
+    it, labels that differ from it raise an error. `train_step` and
+    `mtlopt.nnx.Optimizer` pass both keywords; in a step of your own, pass
+    `active=grads.active` and `partition=grads.partition`.
+
     Args:
       inner: any Optax optimizer, or a function from label to optimizer.
       labels: which leaf is shared and which belongs to which task, see `label_params`.
@@ -91,7 +104,8 @@ def per_label(
       TypeError: if `inner` is neither an optimizer nor a function that returns an
         optimizer. At an update, if it gets `TaskGrads`, because the chain has no
         aggregator before it.
-      ValueError: if `active` names a label that no leaf has, or has a wrong shape.
+      ValueError: if `active` names a label that no leaf has, or has a wrong shape, or
+        if the labels differ from those of `partition`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -137,9 +151,13 @@ def per_label(
         params: PyTree = None,
         *,
         active: Mapping[str, Any] | None = None,
+        partition: Partition | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PerLabelState]:
         check_updates(updates, "per_label")
+        structure = jax.tree.structure(updates)  # inside optax.masked, leaves lack
+        if partition is not None and structure == partition.treedef:
+            check_same_labels(labels, updates, partition)
         names = label_params(updates, labels)
         _check_state(state, updates, names)
         active = active or {}

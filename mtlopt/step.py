@@ -175,7 +175,8 @@ def update_of(
         transform before it.
     """
     transform = optax.with_extra_args_support(optimizer)
-    extra_args = {"active": grads.active, **extra_args}
+    told = {"active": grads.active, "partition": grads.partition}
+    extra_args = {**told, **extra_args}
     found: Any = grads
     try:
         found, opt_state = transform.update(found, opt_state, params, **extra_args)

@@ -50,6 +50,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
     optimizer.
 
     Attributes:
+      guard: a leaf on which arithmetic raises. It is the first, because others, such
+        as a PRNG key among the oracle's arguments, would raise errors of JAX.
       losses: `[tasks]`, as the loss functions returned them.
       loss_scales: `[tasks]`, factors that multiply the losses; weightings set them.
       present: `[tasks]` bool, the tasks with labels in this batch; None for all. Other
@@ -63,7 +65,6 @@ class TaskGrads(metaclass=SaysWhatToDo):
       linear: the linearised shared part.
       losses_at: function from `(params, z=None)` to the losses `[tasks]` on the same
         batch, at other parameters or another latent; None without an oracle.
-      guard: a leaf on which arithmetic raises.
       partition: which leaf is shared, and which belongs to which task.
       in_latent: whether rows are gradients of the latent.
       frozen: the frozen leaves; their updates are zeros of their types.
@@ -75,6 +76,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
 
     what_to_do = WHAT_TO_DO
 
+    guard: jax.Array
     losses: jax.Array
     loss_scales: jax.Array
     present: jax.Array | None
@@ -83,7 +85,6 @@ class TaskGrads(metaclass=SaysWhatToDo):
     head_grads: Leaves
     linear: Linearization
     losses_at: Any
-    guard: jax.Array
     partition: Partition = dataclasses.field(metadata=STATIC)
     in_latent: bool = dataclasses.field(default=False, metadata=STATIC)
     frozen: Leaves = dataclasses.field(default_factory=list)

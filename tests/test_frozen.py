@@ -319,7 +319,7 @@ def test_errors():
         mtlopt.task_grad({"frozen": lambda p: p}, "shared")
     oracle = mtlopt.task_grad({"a": lambda p: p["w"] * 1.0}, "shared")
     with pytest.raises(ValueError, match=r"`w` must be floating point.*'frozen'"):
-        oracle({"w": 3})
+        oracle({"w": jnp.array(3)})
     keys = mtlopt.task_grad({"a": lambda p: p["w"]}, {"w": "shared", "k": "frozen"})
     with pytest.raises(ValueError, match="`k` must be an array of numbers"):
         keys({"w": 1.0, "k": jax.random.key(0)})

@@ -360,8 +360,11 @@ BEFORE = {
     "adam": optax.scale_by_adam(),
     "masked": optax.masked(optax.clip(1.0), TRUNK),
     "lbfgs": optax.scale_by_lbfgs(),
+    "sgd": optax.sgd(0.1),
+    "add_decayed_weights": optax.add_decayed_weights(0.1),
+    "centralize": optax.centralize(),
 }
-DWA, MGDA = mtlopt.weight_by_dwa(2), mtlopt.mgda(2)
+DWA, MGDA, KEY = mtlopt.weight_by_dwa(2), mtlopt.mgda(2), jax.random.key(0)
 
 
 @pytest.mark.parametrize(
@@ -388,6 +391,30 @@ def test_misplaced_transforms(tx):
 
     with pytest.raises((TypeError, ValueError), match="an aggregator before this tran"):
         jax.eval_shape(step, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("jit", [True, False])
+def test_a_key_among_the_arguments_hides_no_message(name, jit):
+    """A key, as of dropout, is a leaf of the gradients and has no arithmetic."""
+
+    def encode(params, key):
+        return params["w"] * jax.random.bernoulli(key, 0.5, (2,))
+
+    losses = {task: lambda p, z, _, t=task: jnp.vdot(p[t], z) for task in ("a", "b")}
+    oracle = mtlopt.task_grad(losses, LABELS, encode=encode)
+    for tx in (BEFORE[name], optax.chain(BEFORE[name], MGDA)):
+        step, run = mtlopt.train_step(oracle, tx), mtlopt.Run(PARAMS, tx.init(PARAMS))
+        with pytest.raises(TypeError, match="`optimizer` must have an aggregator"):
+            (jax.jit(step) if jit else step)(run, KEY)
+
+    def update(key):
+        tx = optax.with_extra_args_support(BEFORE[name])
+        return tx.update(oracle(PARAMS, key), tx.init(PARAMS), PARAMS)
+
+    if jit:
+        with pytest.raises((TypeError, ValueError), match="an aggregator before this"):
+            jax.eval_shape(update, KEY)
 
 
 @pytest.mark.parametrize("opaque", [True, False])
@@ -499,3 +526,42 @@ def test_other_ints_of_numpy():
     assert_close(mtlopt.task_masks(masks, np.int64(1)), mtlopt.task_masks(masks, 1))
     with pytest.raises(ValueError, match="`task` must be between 0 and 1"):
         mtlopt.task_masks(masks, two)
+
+
+def test_optimizers_in_the_place_of_other_arguments():
+    sgd = optax.sgd(0.1)
+    with pytest.raises(
+        TypeError, match=r"number of steps comes first.*every\(10, mgda"
+    ):
+        mtlopt.every(MGDA, 10)
+    for arguments in ((LABELS, sgd, sgd), (sgd, LABELS, sgd)):
+        with pytest.raises(TypeError, match=r"got dict.*the labels third"):
+            mtlopt.alternate_blocks(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("step", "name", "right"),
+    [
+        (mtlopt.train_step, "alternate_blocks", "block_step"),
+        (mtlopt.train_step, "individual_optimizers", "individual_step"),
+        (mtlopt.block_step, "individual_optimizers", "individual_step"),
+        (mtlopt.individual_step, "alternate_blocks", "block_step"),
+    ],
+)
+def test_an_optimizer_of_another_step(step, name, right):
+    tx = TAKES_UPDATES[name]
+    with pytest.raises((TypeError, ValueError), match=rf"[uU]se mtlopt\.{right}"):
+        step(ORACLE, tx)(mtlopt.Run(PARAMS, tx.init(PARAMS)))
+
+
+@pytest.mark.parametrize("value", [True, 3])
+def test_python_numbers_of_a_module_that_is_not_partitioned(value):
+    kind = jnp.result_type(value)
+    message = (
+        rf"`inference` must be floating point, got {kind}\. Split off "
+        r".*eqx\.partition\(model, eqx\.is_inexact_array\)\."
+    )
+    with pytest.raises(ValueError, match=message):
+        mtlopt.task_grad(
+            {"a": lambda p: p["w"] ** 2}, {"w": "shared", "inference": "shared"}
+        )({"w": 1.0, "inference": value})

@@ -299,3 +299,28 @@ def test_what_is_no_optimizer():
     some = mtlopt.per_label({"shared": optax.sgd(0.1)}.get, LABELS)
     with pytest.raises(TypeError, match=r"optimizer for every .* NoneType for 'a'"):
         some.init(PARAMS)
+
+
+SWAPPED = {"shared": "shared", "a": "b", "b": "a"}
+
+
+@pytest.mark.parametrize("present", [None, (True, False)])
+def test_labels_that_differ_from_those_of_the_oracle(present):
+    """Otherwise the head of the present task would stand still."""
+    params = {"shared": jnp.ones(()), "a": jnp.ones(()), "b": jnp.ones(())}
+    oracle = mtlopt.task_grad(
+        {task: lambda p, t=task: p[t] * p["shared"] for task in ("a", "b")},
+        ["a", "b"],
+    )
+    tx = optax.chain(mtlopt.sum_tasks(2), mtlopt.per_label(optax.sgd(0.1), SWAPPED))
+    run = mtlopt.Run(params, tx.init(params))
+    message = "the label of `a` must be 'a', as in the oracle, got 'b'"
+    with pytest.raises(ValueError, match=message):
+        mtlopt.train_step(oracle, tx)(run, present=present)
+    # Labels of a part of the parameters are not compared.
+    only = optax.masked(
+        mtlopt.per_label(optax.sgd(0.1), lambda *_: "all"),
+        {"shared": False, "a": True, "b": True},
+    )
+    tx = optax.chain(mtlopt.sum_tasks(2), only)
+    mtlopt.train_step(oracle, tx)(mtlopt.Run(params, tx.init(params)))

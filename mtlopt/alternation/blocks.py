@@ -33,6 +33,10 @@ from mtlopt.step import (
 PyTree = Any
 Block = Literal["shared", "task"]
 BLOCKS = ("shared", "task")
+_STEPS = {  # which step takes an optimizer with such a state
+    "AlternateBlocksState": "block_step",
+    "IndividualOptimizersState": "individual_step",
+}
 
 
 class AlternateBlocksState(NamedTuple):
@@ -114,6 +118,7 @@ def alternate_blocks(
       A transform. Chain it last; only a scaling may follow it.
 
     Raises:
+      TypeError: if `shared` or `task` is not an optimizer.
       ValueError: if a number of steps is not a positive int or `block` is unknown. At
         `init`, if one of the two blocks has no leaf.
 
@@ -135,6 +140,13 @@ def alternate_blocks(
       Bellavia, Della Santa and Papini, *ATE-SG: alternate through the epochs stochastic
       gradient for multi-task neural networks*, 2026, Algorithms 3.1, 3.2 and A.1.
     """
+    for name, optimizer in {"shared": shared, "task": task}.items():
+        if not isinstance(optimizer, optax.GradientTransformation):
+            raise TypeError(
+                f"`{name}` must be an Optax optimizer, got {type(optimizer).__name__}. "
+                "The two optimizers come first and the labels third, as in "
+                "alternate_blocks(adam(1e-3), adam(1e-2), labels)."
+            )
     shared_steps = as_int("shared_steps", shared_steps)
     task_steps = as_int("task_steps", task_steps)
     both = per_label(lambda label: shared if label == SHARED else task, labels)
@@ -162,7 +174,8 @@ def alternate_blocks(
         partition: Partition | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, AlternateBlocksState]:
-        check_updates(updates, "alternate_blocks")
+        otherwise = ", or use mtlopt.block_step in place of train_step"
+        check_updates(updates, "alternate_blocks", otherwise)
         if block is not None:
             check_choice("block", block, BLOCKS)
         if partition is not None:
@@ -304,8 +317,16 @@ def only_state(opt_state: PyTree, kind: type, name: str) -> Any:
             "losses, or of their sum. Leave the method out, or call "
             "optimizer.update(oracle(params, ...), ...) in a step of your own."
         )
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+
+    def step_of(node: Any) -> str | None:
+        return _STEPS.get(type(node).__name__)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: step_of(node) is not None)
     found = [node for node in nodes if isinstance(node, kind)]
     if len(found) != 1:
-        raise ValueError(f"`optimizer` must have one `{name}` in it, got {len(found)}.")
+        steps = sorted({step for node in nodes if (step := step_of(node))})
+        advice = "" if found or not steps else f" For this one, use mtlopt.{steps[0]}."
+        raise ValueError(
+            f"`optimizer` must have one `{name}` in it, got {len(found)}.{advice}"
+        )
     return found[0]

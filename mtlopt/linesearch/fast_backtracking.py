@@ -168,6 +168,13 @@ def fast_backtracking(
     ) -> tuple[Any, FastLineSearchState | SafeLineSearchState]:
         grads = check_searchable(updates, params)
         linear = grads.linear
+        if not linear.has_latent:
+            raise ValueError(
+                "`fast_backtracking` needs a latent that all tasks share: build the "
+                "gradients with mtlopt.task_grad(..., encode=...), or mark it by "
+                "mtlopt.latent(z) in your function of all losses. Without a latent, "
+                "use `backtracking`."
+            )
         at_latent, moves = with_latent_as_parameters(grads)
         moving, rest = split_latent(grads.z, moves)
         _check_wide(moving)
