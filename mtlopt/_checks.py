@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 # Reads an argument with one entry per task, given the names of the tasks.
@@ -216,7 +217,7 @@ def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
     """Returns `value` as bool [tasks], in a NumPy array if known at trace time.
 
     Python bools and NumPy arrays are known at trace time. `value` may be a mapping by
-    task name.
+    task name. Numbers raise an error: a weight or a count would be taken for True.
     """
     num_tasks = len(tasks)
     if isinstance(value, Mapping):
@@ -236,9 +237,13 @@ def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
                 )
         known = all(isinstance(flag, bool | np.bool) for flag in value)
         value = (np if known else jnp).asarray(value)
-    if isinstance(value, np.ndarray) and value.shape == (num_tasks,):
-        return value.astype(bool)
-    return as_task_vector(name, value, num_tasks).astype(bool)
+    if not isinstance(value, np.ndarray) or value.shape != (num_tasks,):
+        value = as_task_vector(name, value, num_tasks)
+    if value.dtype != bool:
+        raise TypeError(
+            f"`{name}` must be bool, got {value.dtype}. Of counts, take x > 0."
+        )
+    return value
 
 
 def task_mask(
@@ -258,6 +263,22 @@ def task_mask(
             )
         members[index] = True
     return members
+
+
+def as_transform(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns a transform that takes extra arguments; raises if it is no transform."""
+    if isinstance(value, optax.GradientTransformation):
+        return optax.with_extra_args_support(value)
+    found, cure = type(value).__name__, "Build it first, as in mgda(2)."
+    if inspect.isfunction(value):  # such as a method that was not called
+        needed = [
+            argument.name
+            for argument in inspect.signature(value).parameters.values()
+            if argument.default is argument.empty
+        ]
+        found = f"the function {value.__name__}"
+        cure = f"Call it: {value.__name__}({', '.join(needed)})."
+    raise TypeError(f"`{name}` must be a gradient transformation, got {found}. {cure}")
 
 
 def as_key(key: Any) -> jax.Array:

@@ -65,10 +65,10 @@ def check_task_grads(
     if not isinstance(updates, TaskGrads):
         if type(updates).__name__ == "State":
             raise TypeError(
-                "`updates` must be a mtlopt.TaskGrads, got a State of Flax NNX. A "
-                "chain with a method goes into mtlopt.nnx.Optimizer, not into "
-                "nnx.Optimizer. Its update takes the model, then what an oracle of "
-                "mtlopt.nnx returns, not what nnx.grad does."
+                "`updates` must be a mtlopt.TaskGrads, got a State of Flax NNX. Place "
+                "weightings first, then one aggregator, then ordinary Optax "
+                "transforms. The chain goes into mtlopt.nnx.Optimizer, whose update "
+                "takes the model, then what an oracle of mtlopt.nnx returns."
             )
         raise TypeError(
             f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. "

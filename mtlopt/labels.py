@@ -443,7 +443,12 @@ def partition_params(
         the label.
     """
     leaves = check_params(params)
-    full = label_params(params, labels)
+    try:
+        full = label_params(params, labels)
+    except ValueError as error:
+        if stacked and any(repr(task) in str(error) for task in tasks):
+            error.add_note(f"The heads are stacked: label their leaves {STACKED!r}.")
+        raise
     treedef = jax.tree.structure(params)
     paths = tuple(path for path, _, _ in leaves)
     names = tuple(jax.tree.leaves(full))

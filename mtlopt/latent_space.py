@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from mtlopt._checks import as_transform
 from mtlopt.task_grads import TaskGrads
 
 
@@ -68,12 +69,7 @@ def in_latent_space(
       Sener and Koltun, Multi-task learning as multi-objective optimization, NeurIPS
       2018, section 3.3. Aligned-MTL (see `aligned_mtl`), definition 3.
     """
-    if not isinstance(aggregator, optax.GradientTransformation):
-        raise TypeError(
-            "`aggregator` must be a gradient transformation, got "
-            f"{type(aggregator).__name__}. Build it first, as in mgda(2)."
-        )
-    inner = optax.with_extra_args_support(aggregator)
+    inner = as_transform("aggregator", aggregator)
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from mtlopt._checks import task_mask
+from mtlopt._checks import as_transform, task_mask
 from mtlopt.task_grads import TaskGrads
 
 
@@ -58,11 +58,7 @@ def leave_out(
       0.0 2.0 4.0
       6.0 2.0 4.0
     """
-    if not isinstance(aggregator, optax.GradientTransformation):
-        raise TypeError(
-            "`aggregator` must be a gradient transformation, got "
-            f"{type(aggregator).__name__}. Build it first, as in mgda(2)."
-        )
+    inner = as_transform("aggregator", aggregator)
     if isinstance(tasks, str) or not isinstance(tasks, Sequence):
         raise TypeError(
             "`tasks` must be a sequence of names or indices of tasks, got "
@@ -70,7 +66,6 @@ def leave_out(
         )
     if not tasks:
         raise ValueError("`tasks` must have at least one task, got none.")
-    inner = optax.with_extra_args_support(aggregator)
 
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any

@@ -81,11 +81,11 @@ def task_grad(
         the new state. The state changes once per call, or once per microbatch, whatever
         the number of tasks. All functions start from the same state, and a leaf belongs
         to the function that writes it. Leaves of an absent task's head do not change.
-      state_labels: rules on the paths of the state, as in `labels`, if the functions do
-        not show who owns a leaf. `"stacked"` labels leaves with a leading task axis; a
-        stacked head gets its own entry. If one function returns all losses, a task's
-        name labels leaves that must not change while the task is absent. Such labels
-        are needed if the function writes state and tasks may be absent.
+      state_labels: who owns which leaf of the state, in a form of `labels`. Stacked
+        heads need it: `"stacked"` labels the leaves with a leading task axis, and each
+        head gets the entry of its task. One function that returns all losses needs it
+        if it writes state and tasks may be absent: the name of a task labels the leaves
+        that must not change while the task is absent.
       headless: tasks without parameters of their own, if other tasks have their own.
       batching: how the T pullbacks run: `"unroll"`, `"vmap"`, `"map"` or a number of
         tasks at a time; `"auto"` chooses by platform and number of tasks.

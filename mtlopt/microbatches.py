@@ -16,14 +16,13 @@ import jax.numpy as jnp
 from mtlopt._checks import named_vector
 from mtlopt._jaxprs import dependent_outputs
 from mtlopt.heads import Inputs
-from mtlopt.labels import path_string
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linearization import PartLinearization, SummedLinearization
 from mtlopt.problems import Evaluation, OfProblem, Problem, Reads
 from mtlopt.rows.arithmetic import scale_head_grads
 from mtlopt.rows.products import gramian_of_tasks
 from mtlopt.rows.protocol import Leaves
-from mtlopt.samples import fold_keys
+from mtlopt.samples import batch_leaf, fold_keys
 
 PyTree = Any
 
@@ -197,8 +196,8 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
         size = jnp.shape(leaf)[:1]
         if not size or size[0] % parts:
             raise ValueError(
-                f"the batch leaf `{path_string(path)}` must have a leading axis that "
-                f"{parts} microbatches divide, got shape {jnp.shape(leaf)}."
+                f"{batch_leaf(path)} must have a leading axis that {parts} "
+                f"microbatches divide, got shape {jnp.shape(leaf)}."
             )
         # The rows of a part are not neighbours. So if several devices share a batch,
         # each device has equally many rows of every part, and nothing is gathered.

@@ -59,9 +59,11 @@ class StateForm(NamedTuple):
         try:
             return jax.tree.leaves(label_params(state, rules))
         except ValueError as error:
+            is_array = jax.tree_util.all_leaves([state])
+            why = ", got one array." if is_array else f": {error}"
             raise ValueError(
                 "the last argument of the call must be the model's state, which "
-                f"`state_labels` must fit: {error}"
+                f"`state_labels` must fit{why}"
             ) from error
 
     def carry(

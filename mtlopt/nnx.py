@@ -27,7 +27,7 @@ except ImportError as error:
         "mtlopt.nnx needs Flax. Install it by: pip install 'mtlopt[models]'"
     ) from error
 
-from mtlopt._checks import Checked, by_task, checked
+from mtlopt._checks import Checked, as_transform, by_task, checked
 from mtlopt.forms import Stacked
 from mtlopt.grad import check_no_grad
 from mtlopt.labels import (
@@ -301,9 +301,10 @@ class Oracle:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
-                "labels are found from all functions in one trace: pass arguments that "
-                "have what each of them reads, or give the labels of all parameters as "
-                f"`labels`. The trace raised {type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}\nThe error was raised at the first "
+                "call, in which labels are found from all functions in one trace. If "
+                "it is no mistake in a function, pass arguments that have what each "
+                "function reads, or give the labels of all parameters as `labels`."
             ) from error
 
     def _task_grad(
@@ -377,6 +378,9 @@ class Optimizer(nnx.Optimizer):
       1
     """
 
+    def __init__(self, model: Any, tx: Any, *, wrt: Any, **options: Any) -> None:
+        super().__init__(model, as_transform("tx", tx), wrt=wrt, **options)
+
     def update(self, model: Any, grads: Any, /, **kwargs: Any) -> PyTree:
         """Updates the module and the optimizer's state.
 
@@ -392,14 +396,25 @@ class Optimizer(nnx.Optimizer):
           The updates.
 
         Raises:
-          TypeError: if the chain has no aggregator, or `grads` is a `Grad`.
+          TypeError: if the chain has no aggregator, or `grads` are no gradients of the
+            model.
           ValueError: if the gradients were computed with another `wrt` or `model`.
         """
         check_no_grad(grads, "mtlopt.nnx.Optimizer.update")
-        if not isinstance(grads, TaskGrads):
-            return super().update(model, grads, **kwargs)
+        if isinstance(model, TaskGrads):
+            raise TypeError(
+                "`model` must be a module, got TaskGrads. Call update(model, grads)."
+            )
         params = nnx.as_pure(nnx.state(model, self.wrt))
-        if jax.tree.structure(params) != grads.partition.treedef:
+        structure = jax.tree.structure(params)
+        if not isinstance(grads, TaskGrads):
+            if jax.tree.structure(nnx.as_pure(grads)) != structure:
+                raise TypeError(
+                    "`grads` must be what an oracle of mtlopt.nnx returns, or what "
+                    f"nnx.grad does, got {type(grads).__name__}."
+                )
+            return super().update(model, grads, **kwargs)
+        if structure != grads.partition.treedef:
             raise ValueError(
                 "`wrt` of the optimizer must be that of mtlopt.nnx.task_grad, and "
                 "`model` the module of the gradients: the parameters differ."

@@ -120,6 +120,11 @@ def per_label(
       >>> updates["a"], updates["b"]
       (Array([-0.1, -0.1], dtype=float32), Array([0., 0.], dtype=float32))
     """
+    if isinstance(labels, optax.GradientTransformation):
+        raise TypeError(
+            "`per_label` takes the optimizer first, then the labels, got an optimizer "
+            "as `labels`."
+        )
     if not isinstance(inner, optax.GradientTransformation) and not callable(inner):
         raise TypeError(
             "`inner` must be an Optax optimizer, or a function from label to one, got "

@@ -222,6 +222,13 @@ def make_samples(
     return Samples(batch, index, tasks, shares, groups, totals)
 
 
+def batch_leaf(path: tuple[Any, ...]) -> str:
+    """Names a leaf of the batch in an error."""
+    if not path:
+        return "the batch, the first argument after the parameters and before keys,"
+    return f"the batch leaf `{path_string(path)}`"
+
+
 def batch_size(args: tuple[Any, ...]) -> int:
     """Returns the number of samples of the first argument, or raises."""
     leaves = jax.tree_util.tree_flatten_with_path(args[0])[0] if args else []
@@ -234,9 +241,8 @@ def batch_size(args: tuple[Any, ...]) -> int:
     for path, leaf in leaves:
         if not hasattr(leaf, "shape") or not jnp.ndim(leaf):
             raise ValueError(
-                f"the batch leaf `{path_string(path)}` must have a leading axis of "
-                f"samples, got {leaf!r}. Pass what is no part of a sample as another "
-                "argument."
+                f"{batch_leaf(path)} must have a leading axis of samples, got "
+                f"{leaf!r}. Pass what is no part of a sample as another argument."
             )
         if jax.typeof(leaf).sharding.mesh.explicit_axes:
             raise ValueError(

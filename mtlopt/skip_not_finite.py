@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtlopt._checks import as_transform
 from mtlopt.grad import check_no_grad
 from mtlopt.task_grads import TaskGrads
 
@@ -85,7 +86,7 @@ def skip_not_finite(
       >>> bool(jnp.isfinite(updates["trunk"]).all()), int(state.num_skipped)
       (True, 1)
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = as_transform("inner", inner)
 
     def init_fn(params: PyTree) -> SkipNotFiniteState:
         counts = [jnp.zeros([], jnp.int32) for _ in range(2)]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from mtlopt._checks import as_transform
 from mtlopt._guard import WHAT_TO_DO
 from mtlopt.labels import FROZEN, check_no_state
 from mtlopt.oracle import Oracle
@@ -102,6 +103,7 @@ def train_step(
       [0. 0.]
     """
     check_oracle(oracle)
+    optimizer = as_transform("optimizer", optimizer)
 
     def step(
         run: Run, *args: Any, present: Any = None, **extra_args: Any

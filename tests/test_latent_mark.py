@@ -414,7 +414,9 @@ def test_aux(float64):
     def run():
         out = {
             "all": oracle(PARAMS, key, *ARGS),
-            "known": oracle(PARAMS, key, *ARGS, present={"a": 0, "b": 1, "c": 1}),
+            "known": oracle(
+                PARAMS, key, *ARGS, present={"a": False, "b": True, "c": True}
+            ),
             "task": oracle.task("c", PARAMS, key, *ARGS),
             "heads": oracle.heads(PARAMS, expected["z"], key, *ARGS),
         }

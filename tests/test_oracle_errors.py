@@ -66,7 +66,7 @@ X = jnp.ones(2)
         ({"labels": {"w": "shared", "heads/a": "a"}}, "no rule labels.*`heads/b`"),
         ({"labels": LABELS | {"tail": "a"}}, "the rule 'tail' matches no leaf"),
         ({"encode": lambda p, x: p["w"] > 0}, "at least one floating-point leaf"),
-        ({"microbatches": 3}, r"the batch leaf.*leading axis that 3.*\(2,\)"),
+        ({"microbatches": 3}, r"the batch, .*leading axis that 3.*\(2,\)"),
         (
             {"microbatches": 2, "label_counts": lambda x: jnp.ones(3)},
             r"`label_counts` must have one entry per task, shape \(2,\)",
@@ -367,7 +367,9 @@ def test_params_of_another_structure():
 
 
 def test_latent_space_needs_an_aggregator():
-    with pytest.raises(TypeError, match=r"`aggregator` must be.*got function.*mgda\(2"):
+    with pytest.raises(
+        TypeError, match=r"`aggregator` must be.*got the function mgda.*mgda\(num_tasks"
+    ):
         mtlopt.in_latent_space(mtlopt.mgda)
 
 

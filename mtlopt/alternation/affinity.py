@@ -10,6 +10,7 @@ import optax
 from mtlopt._checks import (
     as_int,
     as_key,
+    as_transform,
     check_fraction,
     check_num_tasks,
     check_state_tasks,
@@ -194,7 +195,7 @@ def affinity_step(
     check_oracle(oracle)
     check_fraction("decay", decay)
     warmup = as_int("warmup", warmup, low=0)
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = as_transform("optimizer", optimizer)
     num_tasks = oracle.num_tasks
 
     def step(

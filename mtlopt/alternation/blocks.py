@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_int, check_choice
+from mtlopt._checks import as_int, as_transform, check_choice
 from mtlopt.grad import Grad, check_updates
 from mtlopt.labels import (
     FROZEN,
@@ -265,7 +265,7 @@ def block_step(
     if block is not None:
         check_choice("block", block, BLOCKS)
     check_oracle(oracle)
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = as_transform("optimizer", optimizer)
 
     def step(
         run: Run, *args: Any, present: Any = None, **extra_args: Any

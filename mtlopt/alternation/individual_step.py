@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from mtlopt._checks import as_int, as_key, named_vector
+from mtlopt._checks import as_int, as_key, as_transform, named_vector
 from mtlopt.alternation.per_task import scan_turns
 from mtlopt.alternation.turn import check_states, move
 from mtlopt.grad import Grad
@@ -111,7 +111,7 @@ def individual_step(
                 "`shuffle` must be False with `draws`, got True. Drawn tasks have no "
                 "order to shuffle: leave it out."
             )
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = as_transform("optimizer", optimizer)
     turns = num_tasks if num_groups is None else num_groups
     separate = not oracle.problem.takes_traced_task
     random = shuffle or draws is not None

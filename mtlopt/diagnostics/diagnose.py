@@ -63,7 +63,9 @@ class Diagnosis(NamedTuple):
 
         Scalars have the name of their field. Each task has an entry such as
         `norm/left`, and each pair an entry such as `cosine/left/right`. If diagnoses
-        are stacked, each value has the axes of the stack. The method works under `jit`.
+        are stacked, each value has the axes of the stack. Entries of absent tasks are
+        NaN, because zeros would look like orthogonal gradients. The method works under
+        `jit`.
 
         Examples:
           >>> import jax.numpy as jnp
@@ -73,9 +75,12 @@ class Diagnosis(NamedTuple):
           >>> print(found["norm/left"], found["cosine/left/right"])
           1.0 0.0
         """
-        each = {f"norm/{task}": self.norms[..., i] for i, task in enumerate(self.tasks)}
+        both = self.present[..., None] & self.present[..., None, :]
+        norms = jnp.where(self.present, self.norms, jnp.nan)
+        cosines = jnp.where(both, self.cosines, jnp.nan)
+        each = {f"norm/{task}": norms[..., i] for i, task in enumerate(self.tasks)}
         pairs = {
-            f"cosine/{self.tasks[i]}/{self.tasks[j]}": self.cosines[..., i, j]
+            f"cosine/{self.tasks[i]}/{self.tasks[j]}": cosines[..., i, j]
             for i, j in itertools.combinations(range(len(self.tasks)), 2)
         }
         return {name: getattr(self, name) for name in _SCALARS} | each | pairs

@@ -142,6 +142,12 @@ def _summarize(diagnosis: Diagnosis, names: list[str]) -> _Summary:
 
 
 def _zeros(summary: _Summary) -> list[str]:
+    if not summary.lengths.any():
+        return [
+            "No task has a gradient over shared parameters. If no parameter is shared, "
+            "such as with a frozen trunk, methods have nothing to combine, and "
+            "sum_tasks does the same. Otherwise all losses are constant."
+        ]
     return [
         f"The gradient of {name} over the shared parameters is zero: is the task "
         "absent (then say so by `present`), is its loss constant, or does its head not "

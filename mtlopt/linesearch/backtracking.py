@@ -5,8 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from mtlopt._checks import as_transform
 from mtlopt.linesearch.armijo import Search
-from mtlopt.linesearch.finder import as_finder, check_direction, check_searchable
+from mtlopt.linesearch.finder import check_direction, check_searchable
 from mtlopt.linesearch.states import LineSearchState
 from mtlopt.linesearch.steps import params_after, step_update
 from mtlopt.slopes import slopes
@@ -89,7 +90,7 @@ def backtracking(
     """
     search = Search(beta, shrink, upper, floor, warm_start)
     search.check()
-    finder = as_finder(direction)
+    finder = as_transform("direction", direction)
 
     def init_fn(params: Any) -> LineSearchState:
         common = search.initial(finder.init(params))

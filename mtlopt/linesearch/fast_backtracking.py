@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import check_choice
+from mtlopt._checks import as_transform, check_choice
 from mtlopt.labels import SHARED, Partition
 from mtlopt.latent_leaves import split_latent
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linesearch.armijo import Found, Search
-from mtlopt.linesearch.finder import as_finder, check_direction, check_searchable
+from mtlopt.linesearch.finder import check_direction, check_searchable
 from mtlopt.linesearch.safeguard import (
     Direction,
     check_forgets,
@@ -147,7 +147,7 @@ def fast_backtracking(
     search = Search(beta, shrink, upper, floor, warm_start)
     search.check()
     check_choice("armijo", armijo, ("full", "heads", "latent"))
-    finder = as_finder(direction)
+    finder = as_transform("direction", direction)
 
     def init_fn(params: Any) -> FastLineSearchState | SafeLineSearchState:
         direction_state = finder.init(params)

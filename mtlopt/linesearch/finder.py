@@ -3,19 +3,8 @@
 from typing import Any
 
 import jax
-import optax
 
 from mtlopt.task_grads import TaskGrads
-
-
-def as_finder(direction: Any) -> optax.GradientTransformationExtraArgs:
-    """Returns a direction finder, or raises if `direction` is not a transform."""
-    if not isinstance(direction, optax.GradientTransformation):
-        raise TypeError(
-            "`direction` must be a gradient transformation, got "
-            f"{type(direction).__name__}. Build it first, as in mgda(2)."
-        )
-    return optax.with_extra_args_support(direction)
 
 
 def check_direction(found: Any, grads: TaskGrads) -> None:

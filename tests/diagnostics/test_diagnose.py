@@ -117,6 +117,11 @@ def test_absent_tasks_are_left_out(float64):
     assert np.asarray(found.norms)[1] == 0
     assert not np.asarray(found.cosines)[1].any()
     np.testing.assert_array_equal(found.present, present)
+    metrics = found.metrics()
+    lost = {name for name, value in metrics.items() if np.isnan(value)}
+    assert lost == {"norm/1", "cosine/0/1", "cosine/1/2", "cosine/1/3"}
+    assert metrics["norm/3"] == found.norms[3]
+    assert metrics["cosine/0/3"] == found.cosines[0, 3]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
