@@ -18,6 +18,7 @@ from tests.problems import (
     TASKS,
     assert_close,
     first,
+    losses_of,
     make_batches,
     make_oracle,
     make_params,
@@ -518,6 +519,14 @@ def test_task_weights_are_those_of_the_update(name):
     weights = weights.get(name, np.ones((STEPS, NUM_TASKS)))  # the sum keeps none
     expected = np.einsum("stz,zw,st->sw", latent_rows, encoder, weights)
     assert_close(updates[name], expected)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Gradients of the toy problem's losses, leaves `[steps, tasks, ...]`."""
+    with jax.enable_x64(True):
+        jacobian = jax.vmap(jax.jacrev(losses_of), in_axes=(None, 0, 0, 0))
+        return jax.device_get(jax.jit(jacobian)(make_params(), *make_batches()))
 
 
 @pytest.mark.parametrize("name", methods_of(3))
