@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -112,7 +111,6 @@ def main(argv: Sequence[str]) -> None:
             settings,
             make_report(two, three, times, settings, command),
             command=command,
-            cores=len(os.sched_getaffinity(0)),  # that this process may use
             times=times._asdict(),
             losses={
                 tasks: {each.method: each.losses.round(6).tolist() for each in outcomes}

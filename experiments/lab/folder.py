@@ -258,10 +258,12 @@ def _partial(path: Path) -> Path:
 
 def provenance() -> dict[str, Any]:
     """Returns date, device and versions, for a results file."""
+    # That this process may use; only Linux knows.
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "cores": os.cpu_count(),
+        "cores": len(allowed(0)),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
