@@ -23,7 +23,7 @@ INDEX = {
     "ate_sg": {
         "synthetic": ("points by quadrant and circle", "Tables 2, 3", 7),
         "wireless": ("radio signals by modulation and type", "Tables 5, 6", None),
-        "mammography": ("calcifications, by SG, Adam and ATE", "Table 8", None),
+        "mammography": ("calcifications, by SG, Adam and ATE", "Table 8", 9),
     },
     "mtl_io": {
         "task_groups": ("tasks in turn or in groups, IUS and IO", "Tables 3, 4", 7),
