@@ -296,7 +296,7 @@ def test_active_names_what_moves(float64):
         "b": False,
         "c": True,
     }
-    nobody = known(np.zeros(3))
+    nobody = known(np.zeros(3, bool))
     assert not any(nobody.values())
 
     headless = mtlopt.task_grad(
