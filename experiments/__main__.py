@@ -22,7 +22,7 @@ INDEX = {
     },
     "ate_sg": {
         "synthetic": ("points by quadrant and circle", "Tables 2, 3", 7),
-        "wireless": ("radio signals by modulation and type", "Tables 5, 6", None),
+        "wireless": ("radio signals by modulation and type", "Tables 5, 6", 2),
         "mammography": ("calcifications, by SG, Adam and ATE", "Table 8", 9),
     },
     "mtl_io": {
