@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtlopt._checks import as_int
+from mtlopt._checks import as_int, as_transform
 from mtlopt.common.reuse import Reuse
 from mtlopt.common.task_weights import task_weights
 from mtlopt.grad import check_task_grads
@@ -95,12 +95,7 @@ def every(
             "number of steps comes first, as in every(10, mgda(2))."
         )
     num_steps = as_int("num_steps", num_steps)
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(
-            "`inner` must be a gradient transformation, got "
-            f"{type(inner).__name__}. Build it first, as in every(10, mgda(2))."
-        )
-    inner = optax.with_extra_args_support(inner)
+    inner = as_transform("inner", inner)
 
     def init_fn(params: Any) -> EveryState:
         inner_state = inner.init(params)

@@ -357,7 +357,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="`num_steps` must be a positive int, got 0"):
         every(0, mtlopt.mgda(3))
     with pytest.raises(
-        TypeError, match=r"`inner` must be a gradient transf.*mgda\(2\)"
+        TypeError, match=r"`inner` must be a gradient .*Call it: mgda\(num_tasks\)"
     ):
         every(10, mtlopt.mgda)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`inner` must keep `task_weights`"):

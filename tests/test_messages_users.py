@@ -84,6 +84,7 @@ TRANSFORMS = {
     "block_step": lambda method: mtlopt.block_step(ORACLE, method),
     "individual_step": lambda method: mtlopt.individual_step(ORACLE, method),
     "affinity_step": lambda method: mtlopt.affinity_step(ORACLE, method),
+    "every": lambda method: mtlopt.every(10, method),
     "skip_not_finite": mtlopt.skip_not_finite,
     "in_latent_space": mtlopt.in_latent_space,
     "leave_out": lambda method: mtlopt.leave_out(method, ["a"]),
