@@ -83,6 +83,22 @@ def test_bad_preferences(preferences, message):
         mtlopt.front_step(None, make_optimizer, PREFERENCES)
     with pytest.raises(TypeError, match="a function from a preference to a chain"):
         mtlopt.front_step(make_oracle(), mtlopt.epo(2), PREFERENCES)
+    with pytest.raises(ValueError, match="`chunk_size` must be"):
+        mtlopt.front_step(make_oracle(), make_optimizer, PREFERENCES, chunk_size=0)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3])
+def test_chunks_change_nothing(chunk_size):
+    """Also if the last one is smaller."""
+    preferences = jnp.array([[1.0, 3.0], [2.0, 1.0], [1.0, 1.0]])
+    x, found = jax.random.normal(jax.random.key(0), (8, 2)), []
+    for size in (None, chunk_size):
+        front = mtlopt.front_step(make_oracle(), make_optimizer, preferences, size)
+        runs = front.init(PARAMS, jnp.zeros(()))
+        runs, output = jax.jit(front.step)(runs, x, present=np.array([True, False]))
+        found.append((runs.params, runs.state, output.losses))
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_a_batch_of_other_preferences_needs_no_new_program():
