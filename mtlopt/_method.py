@@ -34,8 +34,8 @@ class Length(NamedTuple):
     """Length of an update: a multiple of a power of the number of tasks T.
 
     Attributes:
-      factor: the multiple.
-      power: the power.
+      factor: the factor of the power.
+      power: the exponent of T.
     """
 
     factor: float = 1.0
@@ -60,11 +60,12 @@ class Method:
       public: the public names that the method is made of.
       equal: length of the first update for T equal gradients of length 1 and losses of
         1.
-      backward: number of backward passes of the encoder per step: `"1"`, `"2"` (and a
-        forward derivative) or `"T"`.
+      backward: number of backward passes through the encoder per step: `"1"`, `"2"`
+        (and a forward derivative) or `"T"`.
       latent: whether the method works in latent space and needs a problem with
         `encode`.
-      parameter_space: whether the method cannot be used in latent space.
+      parameter_space: whether the method works in parameter space only, not in latent
+        space.
       min_tasks: the smallest number of tasks; fewer raise a `ValueError`.
       degree: d such that `A(s J) = s^d A(J)` for s > 0, where `A(J)` is the update for
         the Jacobian `J`; None if there is no such d.
@@ -89,7 +90,7 @@ class Method:
     def __getattr__(self, name: str) -> NoReturn:
         hint = ""
         if name in ("init", "update"):
-            hint = ": a Method is no transform, .make(num_tasks) makes one"
+            hint = ": a Method is not a transform, but .make(num_tasks) makes one"
         raise AttributeError(f"'Method' object has no attribute {name!r}{hint}")
 
     @property
@@ -124,9 +125,9 @@ class Method:
         """
         if "preference" in options and not self.takes_preference:
             raise TypeError(
-                f"`preference` must not be given: {self.title} has none. Take a method "
-                "whose METHODS[name].takes_preference is true, or scale the losses by "
-                "mtlopt.weight_by_fixed before it."
+                f"`preference` must not be given: {self.title} takes none. Use a "
+                "method whose METHODS[name].takes_preference is true, or scale the "
+                "losses with mtlopt.weight_by_fixed first."
             )
         problem = {"labels": labels, "steps_per_epoch": steps_per_epoch}
         needed = {name: problem[source] for name, source in self.needs.items()}
@@ -158,4 +159,4 @@ class Registry(dict[str, Method]):
         near = self.of_title(str(name))
         near = near or difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise KeyError(f"no method {name!r}. {hint}There are {', '.join(self)}.")
+        raise KeyError(f"no method {name!r}. {hint}The methods are {', '.join(self)}.")

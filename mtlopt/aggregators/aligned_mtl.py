@@ -22,16 +22,16 @@ def aligned_mtl_weights(
     scale: Scale = "min",
     present: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Returns the weights `alpha` `[tasks]` of `aligned_mtl`. They may be negative.
+    r"""Returns the weights `alpha` `[tasks]` of `aligned_mtl`, which may be negative.
 
     .. math:: \alpha = \sqrt{s} \, Q \Sigma^{-1} Q^T w, \qquad G = Q \Sigma^2 Q^T
 
-    `w` is the preference, and `s` is the smallest (`"min"`), the lower median
-    (`"median"`) or the mean (`"rmse"`) of the non-zero eigenvalues `Sigma^2`. Unequal
-    norms do not reduce the accuracy. Duplicate or zero gradients, and gradients that
-    sum to zero, lower the rank; a pseudo-inverse handles this. A zero `G` gives zero
-    weights. By default, equal gradients `g` give the direction `g`. Weights are
-    differentiable if the rank does not change.
+    `w` is the preference. The argument `scale` sets `s` to the smallest (`"min"`), the
+    lower median (`"median"`) or the mean (`"rmse"`) of the non-zero eigenvalues in
+    `Sigma^2`. Unequal gradient norms do not reduce the accuracy. Duplicate or zero
+    gradients, and gradients that sum to zero, lower the rank of `G`; the inverse is
+    then a pseudo-inverse. A zero `G` gives zero weights. By default, equal gradients
+    `g` give the direction `g`. Weights are differentiable if the rank does not change.
 
     Raises:
       ValueError: if `scale` is unknown.
@@ -68,18 +68,18 @@ def aligned_mtl(
     .. math:: d = \sigma_{\min} \, U V^T w, \qquad J^T = U \Sigma V^T
 
     All principal components get the length of the smallest one. `d` is linear in `w`
-    and may conflict with a task. A small step along `-d` lowers `sum_i w_i L_i`, but a
-    step of `in_latent_space(aligned_mtl(T))` (called Z-aligned) may raise every loss.
-    In float32, the unit gradients may have a condition number of up to about 1e4.
+    and may conflict with a task. A small step along `-d` lowers `sum_i w_i L_i`, but
+    with `in_latent_space(aligned_mtl(T))` (Z-aligned), a step may raise every loss. In
+    float32, unit gradients with a condition number up to about 1e4 are supported.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
+      preference: `w`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
       scale: length of the aligned components: the smallest singular value (`"min"`, as
         in the paper), the lower median (`"median"`) or the root mean square (`"rmse"`).
 
     Raises:
-      ValueError: if an argument is unknown, out of range or does not fit the tasks.
+      ValueError: if an argument is invalid or does not fit the tasks.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mtlopt

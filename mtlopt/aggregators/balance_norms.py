@@ -1,4 +1,4 @@
-"""The gradient half of dual-balancing: gradients of equal norm (Lin et al., 2023)."""
+"""Gradients scaled to equal norms, as in dual-balancing (Lin et al., 2023)."""
 
 from typing import Any, NamedTuple
 
@@ -35,13 +35,13 @@ class BalanceNormsState(NamedTuple):
 def balance_norms_weights(
     gramian: Gramian, present: jax.Array | None = None
 ) -> jax.Array:
-    r"""Returns weights `alpha` `[tasks]` that bring all gradients to the largest norm.
+    r"""Returns weights `alpha` `[tasks]` that scale all gradients to the largest norm.
 
     .. math:: \alpha_i = \max_j |g_j| \, / \, |g_i|
 
-    A zero gradient has weight zero. All others are at least 1, and 1 for equal
-    gradients or a single task. Inner products are ignored, so opposed gradients cancel
-    and duplicates count. Weights are differentiable if the largest norm is unique.
+    A zero gradient gets weight zero. All other weights are at least 1. Equal gradients
+    and a single task get 1. Inner products are ignored, so opposed gradients cancel and
+    duplicates count. Weights are differentiable if the largest norm is unique.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -56,7 +56,7 @@ def balance_norms_weights(
 def balance_norms(
     num_tasks: int, labels: Rules | None = None, decay: Any = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales every task gradient to the largest norm and adds them.
+    r"""Scales all task gradients to the largest norm and adds them.
 
     .. math:: d = \max_j |y_j| \sum_i \frac{y_i}{|y_i|}, \qquad
         y_i \leftarrow \beta y_i + (1 - \beta) s_i g_i
@@ -67,7 +67,7 @@ def balance_norms(
 
     Args:
       num_tasks: number of tasks T.
-      labels: the `labels` of `task_grad`, if gradients are averaged; None otherwise.
+      labels: the `labels` that you gave `task_grad`; None if nothing is averaged.
       decay: `beta`, at least 0 (no memory) and below 1; without `labels` it must be 0.
 
     Raises:
@@ -88,7 +88,7 @@ def balance_norms(
     if labels is None:
         if not isinstance(decay, int | float) or decay:
             raise ValueError(
-                f"`labels` must be given for a `decay` other than 0, got {decay}: the "
+                f"`labels` must be given if `decay` is not 0, got {decay}, because the "
                 "averages have the shapes of the shared leaves."
             )
         return aggregate_by_weights(

@@ -19,12 +19,13 @@ def cagrad_weights(
     rescale: Rescale = 0,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the exact weights `[tasks]` of `cagrad`, at least `1/T` before `rescale`.
+    """Returns the exact weights `[tasks]` of `cagrad`, at least `1/T` if not rescaled.
 
-    For a zero gradient and at some Pareto-stationary points, the maximum in `cagrad` is
-    zero, and several directions reach it. The weights give the one nearest to the mean
-    `g_0`, at right angles to opposed gradients if the ball allows it. Duplicates count.
-    A zero mean gives `d = 0`. One gradient or equal ones give `(1 + c) g`.
+    If a gradient is zero, and at some Pareto-stationary points, the maximum in `cagrad`
+    is zero and several directions reach it. The weights then give the direction nearest
+    to the mean `g_0`. This direction is orthogonal to opposed gradients if the ball
+    allows it. Every duplicate counts. If the mean is zero, `d` is zero. For a single
+    gradient `g`, or equal gradients `g`, `d` is `(1 + c) g`.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -50,14 +51,14 @@ def cagrad(
         g_0 = \frac{1}{T} \sum_i s_i g_i
 
     For `c < 1`, `d` is zero only if `g_0` is zero, so CAGrad converges to stationary
-    points of the mean loss. For `c >= 1`, `d` conflicts with no task, but CAGrad is
-    only sure to reach a Pareto-stationary point. One zero gradient does not stop it.
+    points of the mean loss. For `c >= 1`, `d` conflicts with no task, but only a
+    Pareto-stationary limit is guaranteed. One zero gradient does not stop CAGrad.
 
     Args:
       num_tasks: number of tasks T.
       c: radius of the ball divided by `|g_0|`, at least 0. The paper uses 0.2 to 0.9.
-      rescale: 0 keeps `d` (the paper's algorithm), 1 divides `d` by `1 + c^2` (its
-        experiments), 2 by `1 + c` (its toy example, to scale like an average).
+      rescale: 0 keeps `d` (the paper's algorithm). 1 divides it by `1 + c^2`
+        (experiments). 2 divides it by `1 + c` (toy example), to scale like an average.
 
     Raises:
       ValueError: if `c` is negative or `rescale` is not 0, 1 or 2.

@@ -20,15 +20,15 @@ def conflict_free_weights(
     *,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the weights `[tasks]` of `conflict_free`, which defines the symbols.
+    """Returns the weights `[tasks]` of `conflict_free`, where the symbols are defined.
 
     Weights may be negative. If the gradients are linearly independent, `d` has positive
     cosines with all of them, in the ratios of `p`. Otherwise `x` is the least-squares
     solution, `d` may conflict with a task, and the factor before `x / |x|` may be
-    negative. If `p` is at right angles to the range of `U`, as for opposed gradients,
-    `d` is zero. For `T` equal gradients `g`, `d` is `T g`; every duplicate counts. A
-    zero gradient gets weight zero, and a single task has weight 1. Weights are
-    differentiable if the rank does not change.
+    negative. If `p` is orthogonal to the range of `U`, as for opposed gradients, `d` is
+    zero. For `T` equal gradients `g`, `d` is `T g`; every duplicate counts. A zero
+    gradient gets weight zero, and a single task has weight 1. The weights are
+    differentiable if the rank of `U` does not change.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -60,14 +60,14 @@ def conflict_free(
     .. math:: d = \Big( \sum_i \langle g_i, \hat{x} \rangle \Big) \hat{x}, \qquad
         \hat{x} = x / |x|, \qquad x = U^+ p
 
-    `U^+` is the pseudo-inverse of the unit task gradients `U`. If the gradients are
-    linearly independent, `d` conflicts with no task, and all losses fall at the same
-    rate relative to the gradients' norms, or at rates in the ratios of `p`. The scales
-    of the tasks do not change the direction of `d`; its length is linear in them.
+    `U^+` is the pseudo-inverse of the matrix `U` of unit gradients. If the gradients
+    are linearly independent, `d` conflicts with no task. Relative to the gradients'
+    norms, all losses then fall at the same rate, or at rates in the ratios of `p`. The
+    scales of the losses change only the length of `d`, which is linear in them.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, at least 0, of any scale; ones if None.
+      preference: `p`, at least 0 and of any scale, `[tasks]` or by name; ones if None.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

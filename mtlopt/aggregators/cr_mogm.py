@@ -35,15 +35,15 @@ def cr_mogm(
     .. math:: d = \sum_i \alpha_i s_i g_i, \qquad
         \alpha \leftarrow \beta \alpha + (1 - \beta) \, \hat\alpha(G)
 
-    A batch's weights depend on its noise, so in general the expected direction is not a
-    linear combination of the expected gradients. Averages start at each task's first
+    A batch's weights depend on its noise. So in general, the expected direction is not
+    a linear combination of the expected gradients. Averages start at each task's first
     weight and depend little on any batch. The guarantees of the other method, such as
     no conflicts, are lost. For constant gradients, averaging changes nothing.
 
     Args:
       num_tasks: number of tasks T.
-      weights: the other method, a function that takes the Gramian `[tasks, tasks]` and
-        `present` and returns weights `[tasks]`, such as `mgda_weights`.
+      weights: the other method, a function such as `mgda_weights`. It takes the Gramian
+        `[tasks, tasks]` and `present`, and returns weights `[tasks]`.
       decay: `beta`, at least 0 (no average) and below 1. The paper raises it towards 1.
 
     Raises:

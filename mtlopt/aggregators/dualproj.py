@@ -18,14 +18,14 @@ def dualproj_weights(
     preference: jax.Array | None = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Returns weights `alpha` `[tasks]` of `dualproj`, each at least the preference.
+    r"""Returns the weights `alpha` `[tasks]` of `dualproj`, at least the preference.
 
     .. math:: \alpha = \mathrm{argmin}_{v \ge w} v^T G v
 
     The result is exact up to rounding. A zero gradient keeps its preference as its
     weight. The direction is orthogonal to opposed gradients. Duplicates split their
-    weight arbitrarily, but the direction is unique. By default it is `g` for equal
-    gradients `g`. A single task gives `w g`.
+    weight arbitrarily, but the direction is unique. By default, equal gradients `g`
+    give the direction `g`. A single task gives `w g`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -39,7 +39,7 @@ def dualproj_weights(
 def dualproj(
     num_tasks: int, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Projects the mean gradient onto the cone without conflicts: DualProj.
+    r"""Projects the mean gradient onto the directions without conflicts: DualProj.
 
     .. math:: d = \mathrm{argmin}_{y : \langle g_j, y \rangle \ge 0 \, \forall j}
         \Big| y - \sum_i w_i s_i g_i \Big|
@@ -47,12 +47,12 @@ def dualproj(
     Of all directions that increase no loss to first order, `d` is the nearest to the
     mean gradient, at any ratio of the gradients' norms. Large gradients dominate `d`.
     Unlike in `upgrad`, `d` is not linear in a gradient's scale. `d` is zero if and only
-    if positive weights make the gradients cancel. Without conflicts, `d` is the mean.
+    if the gradients cancel with positive weights. Without conflicts, `d` is the mean.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None. A
-        unit vector gives GEM: one task's gradient, changed to harm no other task.
+      preference: `w`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+        A one-hot `w` gives GEM: it changes one task's gradient to harm no other task.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

@@ -10,10 +10,10 @@ from mtlopt.linalg.normalise import Gramian, normalise, safe_divide
 
 
 def edm_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
-    """Returns the weights `w` `[tasks]` of `edm`, non-negative and summing to 1.
+    """Returns the weights `w` `[tasks]` of `edm`, which are at least 0 and sum to 1.
 
-    Gradients with a positive weight have the same cosine with the direction; the
-    cosines of the others are larger. The direction is `g` for equal gradients `g`, and
+    Gradients with a positive weight have the same cosine with the direction; all others
+    have larger cosines. Equal gradients `g` give the direction `g`. The direction is
     zero if the convex hull contains zero, as for opposed gradients. Zero gradients get
     all the weight; duplicates share the weight of one task. A single task has weight 1.
 
@@ -40,9 +40,9 @@ def edm(num_tasks: int) -> optax.GradientTransformationExtraArgs:
         |\sum_i a_i g_i / |g_i||^2
 
     `-d` decreases every loss to first order. Relative to the task's gradient norm, the
-    decrease is the same for every task with a positive weight and larger for the
-    others. `d` is zero exactly at Pareto-stationary points, for example if one gradient
-    is zero or two are opposed. The direction does not depend on the tasks' scales.
+    decrease is the same for all tasks with a positive weight and larger for all other
+    tasks. `d` is zero exactly at Pareto-stationary points, for example if one gradient
+    is zero or two are opposed. Scaling a loss does not change the direction.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt

@@ -31,8 +31,8 @@ def epo_weights(
     """Returns the weights `beta` `[tasks]` of `epo`, non-negative and summing to 1.
 
     The weights solve the linear program of `epo` exactly. Zero gradients and duplicates
-    count like any other. If there are several solutions, the result is a vertex. Equal
-    gradients `g` give the direction `g`. Negative `losses` count as zero.
+    count like any other. If several solutions exist, the result is a vertex of their
+    set. Equal gradients `g` give the direction `g`. Negative `losses` count as zero.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -87,29 +87,29 @@ def epo(
 
     With `q_i = p_i L_i / sum_j p_j L_j`, the non-uniformity `mu = sum_i q_i log(T q_i)`
     is the distance from these ratios. Its gradient is a multiple of `sum_i a_i g_i`.
-    Until `mu` is zero, `d` lowers `mu` as fast as a convex combination can:
+    Until `mu` is zero, `d` lowers `mu` as fast as any convex combination can:
 
     .. math:: d = \sum_i \beta_i g_i, \qquad \beta = \mathrm{argmax}_\beta
         \sum_i a_i \langle g_i, d \rangle \quad \text{subject to} \quad
         \langle g_j, d \rangle \ge b_j, \qquad a_i = p_i (\log(T q_i) - \mu)
 
-    Here `h_j = <g_j, sum_i a_i g_i>`. The loss with the largest `p_j L_j` may not rise:
+    Let `h_j = <g_j, sum_i a_i g_i>`. The loss with the largest `p_j L_j` may not rise:
     `b_j = 0`. A task with `h_j > 0` has no bound. For any other task, `b_j = h_j`
-    limits how fast its loss rises; if no task has `h_j > 0`, no loss may rise. If `mu`
+    limits how fast its loss rises. If no task has `h_j > 0`, no loss may rise. If `mu`
     is at most `tolerance`, then `a = 1` and `b = 0`: no loss may rise, and the sum of
     the losses falls as fast as possible. So the losses first move to the ray with the
-    given ratios, and some may rise. Then they descend along the ray, or move along the
+    given ratios, and some may rise. Then they descend along the ray or move along the
     front. If the front is not convex, EPO can find points that no weighted sum reaches.
 
-    The losses, as scaled by weightings, must be positive, with zero as their lower
-    bound; otherwise their ratios mean nothing. Raising one `p_i` lets the other losses
+    After scaling by weightings, the losses must be positive, with zero as their lower
+    bound. Otherwise, their ratios mean nothing. Raising one `p_i` lets the other losses
     rise more. A task whose preference is zero has no target share.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None. A
-        larger `p_i` means a smaller `L_i`, as in `weight_by_chebyshev`.
-      tolerance: largest `mu` taken as 0; at 1e-4 (authors), `p_i L_i` differ by 3 %.
+      preference: `p`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+        A larger `p_i` means a smaller `L_i`, as in `weight_by_chebyshev`.
+      tolerance: largest `mu` taken as 0; at the authors' 1e-4, `p_i L_i` differ by 3 %.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

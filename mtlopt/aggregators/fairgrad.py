@@ -22,12 +22,12 @@ def fairgrad_weights(
 
     .. math:: G w = (w / p)^{-1/\alpha}, \quad w > 0
 
-    By equation 7 of the paper, the first-order gains `G w` maximise the sum of
-    `p gain^(1-alpha) / (1-alpha)`. The weights are exact. A zero gradient or preference
-    gives weight zero. Opposed gradients get large, bounded weights and cancel.
-    Duplicates get equal weights. A single task gets the weight
-    `|g|^(-2 alpha / (1 + alpha))`, and T equal gradients give the direction `T^(1 / (1
-    + alpha)) |g|^(-2 alpha / (1 + alpha)) g`.
+    `G w` are the first-order gains of the tasks. By equation 7 of the paper, they
+    maximise the sum of `p gain^(1-alpha) / (1-alpha)` over the tasks. The weights are
+    exact. A task with a zero gradient or preference gets weight zero. Opposed gradients
+    get large, bounded weights and cancel. Duplicates get equal weights. A single task
+    gets the weight `|g|^(-2 alpha / (1 + alpha))`, and T equal gradients `g` give the
+    direction `T^(1 / (1 + alpha)) |g|^(-2 alpha / (1 + alpha)) g`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -49,15 +49,16 @@ def fairgrad(
         \langle g_i, d \rangle = (w_i / p_i)^{-1/\alpha} / s_i > 0
 
     `-d` decreases every loss to first order, unless zero is in the gradients' convex
-    hull: tasks whose gradients cancel contribute only a rounding error, whose direction
-    changes with their scale. The other tasks share the space orthogonal to them. `d` is
-    homogeneous of degree `(1 - alpha) / (1 + alpha)` in the gradients. For `alpha = 1`
-    (unclipped Nash-MTL), `d` has the same length for gradients of any length.
+    hull. In that case, tasks whose gradients cancel contribute only a rounding error,
+    whose direction changes with the gradients' scale. The other tasks share the space
+    orthogonal to these gradients. `d` is homogeneous of degree
+    `(1 - alpha) / (1 + alpha)` in the gradients. For `alpha = 1` (unclipped Nash-MTL),
+    `d` has the same length for gradients of any length.
 
     Args:
       num_tasks: number of tasks T.
       alpha: positive; larger values give more equal gains. The paper uses 1 and 2.
-      preference: `p`, `[tasks]` or by name, at least 0, used as given; ones if None.
+      preference: `p`, at least 0, as an array `[tasks]` or by task name; ones if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

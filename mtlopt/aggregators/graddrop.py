@@ -19,7 +19,7 @@ _FEW_TASKS = 8  # the loop over at most so many tasks is unrolled
 
 
 class GraddropState(NamedTuple):
-    """State of `graddrop`: weights averaged over all entries, the next draw's key."""
+    """State of `graddrop`: weights averaged over entries, and the next draw's key."""
 
     task_weights: jax.Array
     key: jax.Array
@@ -35,8 +35,8 @@ def drop_signs(
 
     `uniform` holds one number from [0, 1) per entry. The sign is positive if this
     number is below `P_k` (see `graddrop`). `leak` `[tasks]` is the fraction of each
-    value of the opposite sign that passes. Returns the sums, and each task's weight in
-    them, summed over the entries. NaN and infinite values give NaN.
+    value of the opposite sign that is still added. Returns the sums, and the weights of
+    each task summed over the entries. NaN and infinite values give NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -91,24 +91,24 @@ def drop_signs(
 def graddrop(
     num_tasks: int, leak: Any = None, key: int | jax.Array = 0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keeps only the values of one random sign in every entry: GradDrop.
+    r"""Keeps, in every entry, only the gradient values of one random sign: GradDrop.
 
     .. math:: d_k = \sum_i \big( \ell_i + (1 - \ell_i) M_{ik} \big) g_{ik}, \qquad
         P_k = \frac12 \Big( 1 + \frac{\sum_i g_{ik}}{\sum_i |g_{ik}|} \Big)
 
-    Entry `k` keeps its positive values with probability `P_k`, and otherwise its
-    negative values; `M_ik` is 1 for the kept values. Averaged over the draws, `d` is
-    the summed gradient. A single `d` may conflict with any task and in general is not a
-    linear combination of the gradients. It is zero only if all gradients are zero. If
-    all values of an entry have one sign, they all pass. A zero gradient changes
-    nothing. GradDrop is not differentiable. It does not support streaming, or
-    microbatches in latent space. In latent space, each sample has its own draw; in the
-    paper all samples share one.
+    With probability `P_k`, entry `k` keeps the positive values of the tasks, and
+    otherwise the negative values. `M_ik` is 1 for the values that are kept. Averaged
+    over the draws, `d` is the summed gradient. A single `d` may conflict with any task
+    and in general is not a linear combination of the gradients. It is zero only if all
+    gradients are zero. If all values of an entry have the same sign, all are kept. A
+    zero gradient changes nothing. GradDrop is not differentiable. It supports neither
+    streaming nor microbatches in latent space. In latent space, each sample has its own
+    draw; in the paper, all samples share one draw.
 
     Args:
       num_tasks: number of tasks T.
-      leak: `l`, `[tasks]` or by name, from 0 to 1: the fraction of each dropped value
-        that still passes. Ones give the summed gradient; None means 0 for all.
+      leak: `l`, the fraction (0 to 1) of each dropped value that is still added,
+        `[tasks]` or by name. Ones give the summed gradient; None means 0 for all.
       key: seed or key of the draws.
 
     Raises:

@@ -15,7 +15,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 class GradvacState(NamedTuple):
-    """State of `gradvac`: target cosines `[tasks, tasks]`, and the next orders' key."""
+    """State of `gradvac`: targets `[tasks, tasks]`, and the key of the next orders."""
 
     task_weights: jax.Array
     targets: jax.Array
@@ -34,13 +34,14 @@ def gradvac_weights(
     .. math:: d = \sum_i p_i = \sum_j \alpha_j g_j, \qquad
         \tau_{ij} \leftarrow (1 - \beta) \tau_{ij} + \beta \phi_{ij}
 
-    `phi_ij` is the cosine of `p_i` (see `gradvac`) and `g_j` just before the update for
-    task `j`. Every cosine moves its target `tau_ij`. Zero targets give PCGrad's
-    weights. Weights are at least 1 for present tasks, and `T` equal gradients `g` give
-    `T g`. A zero gradient is skipped, opposed gradients cancel, and a zero `p_i` has no
-    cosine. A target without a cosine (absent task or zero gradient) does not move; none
-    moves if the Gramian is not finite. Targets and `order` (int) are `[tasks, tasks]`;
-    row `i` of `order` is the order in which `p_i` is updated for the other tasks.
+    `phi_ij` is the cosine of `p_i` (see `gradvac`) and `g_j` just before `p_i` is
+    updated for task `j`. The target `tau_ij` moves towards this cosine. If all targets
+    are zero, the weights are PCGrad's. Weights are at least 1 for present tasks, and
+    `T` equal gradients `g` give the direction `T g`. Opposed gradients cancel. A zero
+    gradient is skipped, and a zero `p_i` has no cosine. A target does not move if there
+    is no cosine or the task is absent. No target moves if the Gramian is not finite.
+    `targets` and `order` (int) have shape `[tasks, tasks]`. Row `i` of `order` is the
+    order in which `p_i` is updated for the other tasks.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -66,11 +67,11 @@ def gradvac(
 
     Here `phi` is the cosine between `p_i` and `g_j`. `p_i` starts as `g_i` and is
     updated for each other task `j` in turn, in a random order for each `i`. All targets
-    start at zero, so the first update is PCGrad's. Each target then follows the cosines
-    of its pair, so gradients change if they agree less than they used to. `d` may
-    conflict with a task. If a pair has long agreed, its target is close to 1. If one
-    gradient then turns away, a large multiple of the other is added to it (as far as
-    the precision allows). Each pair has one target for the whole model.
+    start at zero, so the first update is PCGrad's. Each target then follows the cosine
+    of its two tasks, so gradients change if they agree less than they used to. `d` may
+    conflict with a task. If two gradients have agreed for long, their target is close
+    to 1. If one of them then turns away, a large multiple of the other is added to it,
+    as far as the precision allows. There is one target per pair, for the whole model.
 
     Args:
       num_tasks: number of tasks T.

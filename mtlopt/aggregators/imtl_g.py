@@ -13,18 +13,18 @@ from mtlopt.rows.protocol import Rows
 
 
 def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Array:
-    r"""Returns the weights `[tasks]` of `imtl_g`: their sum is 1, or all are zero.
+    r"""Returns the weights `[tasks]` of `imtl_g`, which sum to 1 or are all zero.
 
     .. math:: w = \frac{G^{-1} n}{1^T G^{-1} n}, \qquad n_i = |g_i|
 
-    The direction `d` is that of ConFIG, up to its length and sign. If the denominator
-    of `w` is negative, `d` conflicts with *every* task. The closer the denominator is
-    to zero, the longer `d` is. All weights are zero if the denominator is zero up to
-    rounding, or if no direction has equal projections. (`d` tends to zero as rank is
-    lost.) Examples are opposed gradients, gradients that positive weights cancel, and
-    more independent tasks than parameters. Duplicates share one task's weight, and zero
+    `d` has the direction of ConFIG's update, up to the sign. If the denominator of `w`
+    is negative, `d` conflicts with *every* task. The closer the denominator is to zero,
+    the longer `d` is. All weights are zero if the denominator is zero up to rounding,
+    or if no direction has equal projections. Examples are opposed gradients, gradients
+    that cancel with positive weights, and more independent tasks than parameters. (`d`
+    tends to zero as rank is lost.) Duplicates share one task's weight, and zero
     gradients get weight zero. For equal gradients `g`, `d` is `g`. A single task has
-    weight 1. Weights may be negative; they are differentiable at fixed rank.
+    weight 1. Weights may be negative. They are differentiable if the rank is fixed.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -65,10 +65,11 @@ def imtl_g(num_tasks: int) -> optax.GradientTransformationExtraArgs:
         \langle d, g_i / |g_i| \rangle = \langle d, g_j / |g_j| \rangle
 
     The method follows no task's gradient more than another's. But the equal projections
-    may be negative; in that case `d` conflicts with all tasks at once, as for 3 % of
-    random Jacobians of four tasks with unequal norms. `d` is long if the weights nearly
-    cancel. `conflict_free` gives the same line with the right sign. `d` is zero if only
-    zero has equal projections, for example if positive weights cancel the gradients.
+    may be negative. In that case, `d` conflicts with all tasks at once. This happens
+    for 3 % of random Jacobians of four tasks with unequal norms. `d` is long if the
+    weights nearly cancel. `conflict_free` moves along the same line with the right
+    sign. `d` is zero if only the zero vector has equal projections, for example if the
+    gradients cancel with positive weights.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt

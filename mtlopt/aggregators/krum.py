@@ -24,10 +24,10 @@ def krum_weights(
 ) -> jax.Array:
     """Returns the weights `[tasks]` of `krum`: `1 / k` for selected tasks, else zero.
 
-    Here `f` is `num_byzantine`, `k` is `num_selected`, and `T` counts present tasks.
-    With `T = f + 3`, each gradient has one neighbour, so the closest two tie. Equal
-    gradients `g` give `d = g`. Zero gradients count like any other. If too few tasks
-    are present, each is compared with one neighbour, and all may be selected.
+    Here `f` is `num_byzantine`, `k` is `num_selected`, and `T` is the number of present
+    tasks. If `T = f + 3`, each gradient has one neighbour, so the two closest gradients
+    tie. Equal gradients `g` give `d = g`. Zero gradients count like any other. If too
+    few tasks are present, each is compared with one neighbour, and all may be selected.
     Derivatives are zero. In float32, distances below 3e-4 times the norms are noise.
 
     Raises:
@@ -98,14 +98,14 @@ def krum(
     .. math:: d = \frac{1}{k} \sum_{i \in S} g_i, \qquad S \text{ the } k
         \text{ lowest of } s_i = \sum_{j \in N_i} |g_i - g_j|^2
 
-    `N_i` are the `T - f - 2` other gradients nearest to `g_i`; ties go to the lowest
+    `N_i` are the `T - f - 2` other gradients nearest to `g_i`. Ties go to the lowest
     index. Krum was made for distributed workers, `f` of which may send any vector; its
-    guarantee needs `T >= 2 f + 3`. With tasks, it drops outliers and may oppose them.
+    guarantee needs `T >= 2 f + 3`. With tasks, Krum drops outliers and may oppose them.
 
     Args:
       num_tasks: number of tasks T, at least `num_byzantine + 3`.
-      num_byzantine: `f`, how many gradients may be wrong, an int.
-      num_selected: `k`, how many gradients are averaged; `k > 1` gives Multi-Krum.
+      num_byzantine: `f`, the number of gradients that may be wrong, an int.
+      num_selected: `k`, the number of averaged gradients; `k > 1` gives Multi-Krum.
       distance: which distances are summed, `"squared"` (paper) or `"plain"` (TorchJD).
 
     Raises:

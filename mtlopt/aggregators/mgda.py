@@ -25,7 +25,7 @@ def mgda_weights(
     normalisation: Normalisation | None = None,
     losses: Any = None,
 ) -> jax.Array:
-    r"""Returns the weights `alpha` `[tasks]` of `mgda`, non-negative and summing to 1.
+    r"""Returns the weights `alpha` `[tasks]` of `mgda`, at least 0 and with sum 1.
 
     .. math:: \alpha = \mathrm{argmin}_w \, w^T S^{-1} G S^{-1} w
         \quad \text{subject to} \quad w \ge 0, \; 1^T w = 1
@@ -33,14 +33,14 @@ def mgda_weights(
     The weights are exact. `S` is the identity, or a diagonal matrix of gradient norms
     (`"l2"`), losses (`"loss"`) or their products (`"loss+"`). Zero gradients get all
     the weight, and duplicates split the weight of one task arbitrarily. Without a
-    normalisation, the direction is `g` for equal gradients `g`, and zero if the convex
-    hull contains zero, as for opposed gradients. `"loss"` and `"loss+"` need the
-    `losses` `[tasks]`. Only absolute values of losses count, so a negative loss does
-    not reverse its gradient. A task with a loss of zero gets weight zero. If all losses
-    are zero, they count as equal.
+    normalisation, equal gradients `g` give the direction `g`. The direction is zero if
+    the convex hull of the gradients contains zero, as for opposed gradients. `"loss"`
+    and `"loss+"` need the `losses` `[tasks]`. Only the absolute values of losses count,
+    so a negative loss does not reverse its gradient. A task with a loss of zero gets
+    weight zero. If all losses are zero, they count as equal.
 
     Raises:
-      ValueError: if the normalisation is unknown, or needs `losses` and gets none.
+      ValueError: if `normalisation` is unknown, or needs `losses` and there are none.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -85,8 +85,8 @@ def mgda(
     With a normalisation, the weights are found for gradients divided by their norms
     (`"l2"`), by their scaled losses `s_i L_i` (`"loss"`) or by both (`"loss+"`), so
     small gradients dominate less. These weights then multiply the original gradients,
-    so `d` may conflict with a task, and may be non-zero at a Pareto-stationary point.
-    `edm` weights unit gradients and avoids both problems. Losses should be positive.
+    so `d` may conflict with a task and may be non-zero at a Pareto-stationary point.
+    `edm` combines unit gradients and avoids both problems. Losses should be positive.
 
     Args:
       num_tasks: number of tasks T.

@@ -46,11 +46,12 @@ def moco(
         w \leftarrow \Pi_\Delta \left( w - \gamma (Y Y^\top + \rho I) w \right),
         \qquad d = Y^\top w
 
-    Averages have little noise, so noise hardly biases `w`. Unlike `modo`, MoCo needs no
-    second batch. `y_i` starts as the first gradient of task i, so the first update has
-    full length. For equal gradients g, `d` is g. `d` may conflict with a task. A zero
-    gradient pulls its average to zero. Heads' gradients are not averaged. Steps of `w`
-    scale as in `modo`; with `decay=0` they equal its steps on one batch.
+    `Y` has the rows `y_i`, and `Pi_Delta` projects onto the simplex. Averages have
+    little noise, so noise hardly biases `w`. Unlike `modo`, MoCo needs no second batch.
+    `y_i` starts as the first gradient of task i, so the first update has full length.
+    For equal gradients g, `d` is g. `d` may conflict with a task. A zero gradient pulls
+    its average to zero. Gradients of heads are not averaged. The steps of `w` scale as
+    in `modo`; with `decay=0`, they equal the steps of `modo` on one batch.
 
     Args:
       num_tasks: number of tasks T.

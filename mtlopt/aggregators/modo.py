@@ -49,7 +49,7 @@ def modo_weights(
     linear in `P`, so errors of the batches average out. Weights of zero gradients
     change only by the projection; equal weights of duplicates stay equal. Weights are
     differentiable almost everywhere. `products` is `P`, or the Gramian of one batch.
-    `weights`, at least 0, are divided by their sum over present tasks.
+    `weights` are at least 0 and are divided by their sum over the present tasks.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -88,12 +88,13 @@ def modo(
     .. math:: w \leftarrow \Pi_\Delta \left( w - \gamma (J J_2^\top + \rho I) w \right),
         \qquad d = J^\top w
 
-    The weights start equal and are kept between updates, so they average over batches;
-    MGDA computes new weights for each batch. For equal gradients g, `d` is g. Unlike in
-    MGDA, `d` may conflict with a task until the weights have settled. `J` are the task
-    gradients, and `J_2` those of a second batch, passed to `update` as `second` (see
-    the guide *Methods*). Without it, `J_2 = J`. For more than three tasks, only the
-    product `J J_2^T w` is computed, by two backward passes and one forward derivative.
+    `Pi_Delta` projects onto the simplex. The weights start equal and are kept between
+    updates, so they average over batches; MGDA computes new weights for each batch. For
+    equal gradients g, `d` is g. Unlike in MGDA, `d` may conflict with a task until the
+    weights have settled. `J` holds the task gradients. `J_2` holds the task gradients
+    of a second batch, which you pass to `update` as `second` (see the guide *Methods*).
+    Without `second`, `J_2 = J`. For more than three tasks, only the product `J J_2^T w`
+    is computed, by two backward passes and one forward derivative.
 
     The step depends on the scale of the gradients, as in the paper: if the losses are
     ten times as large, the learning rate must be a hundred times smaller. `d` is not

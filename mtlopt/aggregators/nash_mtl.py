@@ -25,10 +25,10 @@ def nash_mtl_weights(
 
     The weights are exact. `w_i` is inversely proportional to the length of `g_i`. There
     is no solution if zero is in the convex hull of the gradients. In that case, tasks
-    whose gradients cancel get large, bounded weights and contribute almost nothing; the
-    others bargain in the space orthogonal to them. A zero gradient or preference gives
-    weight zero. Opposed gradients cancel, duplicates get equal weights, and a single
-    task gets `1 / |g|`.
+    whose gradients cancel get large, bounded weights and contribute almost nothing. The
+    other tasks bargain in the space orthogonal to these gradients. A task with a zero
+    gradient or preference gets weight zero. Opposed gradients cancel, duplicates get
+    equal weights, and a single task gets the weight `1 / |g|`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -47,14 +47,15 @@ def nash_mtl(
 
     .. math:: d = \sum_i w_i s_i g_i, \qquad \langle s_i g_i, d \rangle = p_i / w_i > 0
 
-    `d` maximises, over a ball, the product of the tasks' gains, each raised to the
-    power `p_i`. `d` decreases every loss to first order if any direction does, and
-    scaling a loss does not change `d`. Its length is `sqrt(sum_i p_i)`, by default
-    `sqrt(T)`, and is then clipped to `max_norm`. By default the final length is always
-    1, however small the gradients are, so use a learning-rate schedule. `d` is shorter
-    only if zero is in the convex hull of the gradients. In that case, tasks whose
-    gradients cancel contribute only a rounding error. In float32, its length is at most
-    a few hundredths of `sqrt(T)`; its direction depends on the tasks' scales.
+    Among the vectors in a ball, `d` maximises the product of the tasks' gains
+    `<s_i g_i, d>`, each raised to the power `p_i`. `-d` decreases every loss to first
+    order if any direction does, and scaling a loss does not change `d`. The length of
+    `d` is `sqrt(sum_i p_i)`, by default `sqrt(T)`, and is then clipped to `max_norm`.
+    By default the final length is always 1, however small the gradients are, so use a
+    learning-rate schedule. `d` is shorter only if zero is in the convex hull of the
+    gradients. In that case, tasks whose gradients cancel contribute only a rounding
+    error. In float32, this error is at most a few hundredths of `sqrt(T)` long, and its
+    direction depends on the scales of the losses.
 
     Args:
       num_tasks: number of tasks T.

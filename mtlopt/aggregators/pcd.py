@@ -31,7 +31,7 @@ class PcdState(NamedTuple):
     Attributes:
       task_weights: `[tasks]`, weights of the last update.
       norms: `[tasks]`, roots of moving averages of squared gradient norms; 0 at first.
-      totals: `[tasks]`, moving averages of ones, which correct the bias of `norms`.
+      totals: `[tasks]`, moving averages of 1, which correct the bias of `norms`.
     """
 
     task_weights: jax.Array
@@ -45,14 +45,14 @@ def pcd_weights(
     mean_norms: jax.Array | None = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Returns the non-negative weights `[tasks]` of `pcd`, which defines the symbols.
+    r"""Returns the weights `[tasks]` of `pcd`, at least 0. `pcd` defines the symbols.
 
     If `g_1` is zero or absent, the weights are zero. If the constraints contradict each
-    other, they are dropped and `d` is `g_1`; this happens if other tasks have opposed
+    other, they are dropped and `d` is `g_1`. This happens if other tasks have opposed
     gradients, up to the square root of the precision. With `tau = 0`, `\tilde d` and
     therefore `d` may be zero. A zero gradient constrains nothing; duplicates count as
     one constraint. For equal gradients `g`, and for a single task, `d` is `g`.
-    `mean_norms` are `\bar n`, `[tasks]`; None means the norms in this Gramian.
+    `mean_norms` `[tasks]` are `\bar n`; None means the norms in this Gramian.
 
     Raises:
       ValueError: if `tau` has a wrong shape or is a Python number out of range.
@@ -121,12 +121,12 @@ def pcd(
     Here `\tilde g_i = s_i g_i / \bar n_i`, and `\bar n_i^2` is the bias-corrected
     moving average of `|s_i g_i|^2`. Every other task makes at least `tau_j` times the
     progress of a step along its own gradient. The first task sets the direction and the
-    length, but `d` may oppose even this task if the constraints require it. The scales
-    of the other tasks do not matter. If a gradient is not finite, no average moves.
+    length. If the constraints require it, `d` may conflict even with this task. The
+    other losses' scales do not matter. If a gradient is not finite, no average moves.
 
     Args:
-      num_tasks: number of tasks T; the first is the primary one.
-      tau: between 0 and 1, a scalar or `[T - 1]`, one number for each other task.
+      num_tasks: number of tasks T; the first task is the primary task.
+      tau: a number from 0 to 1, or `[T - 1]` such numbers, one for each other task.
       decay: decay of the moving average, at least 0 and below 1.
 
     Raises:

@@ -28,11 +28,11 @@ def pcgrad_weights(
 
     .. math:: d = \sum_i p_i = \sum_j \alpha_j g_j
 
-    `p_i` is as in `pcgrad`. Weights are at least 1 for present tasks. As in the paper,
-    a task is not compared with itself and `d` is a sum, so `T` equal gradients `g` give
-    `T g`. A zero gradient is skipped, and opposed gradients cancel. The weights are
-    differentiable if no `<p_i, g_j>` is 0. Row `i` of `order`, int `[tasks, tasks]`, is
-    the order in which `p_i` is updated for the other tasks.
+    `pcgrad` defines `p_i`. Weights are at least 1 for present tasks. As in the paper, a
+    task is not compared with itself and `d` is a sum, so `T` equal gradients `g` give
+    `d = T g`. A zero gradient is skipped, and opposed gradients cancel. The weights are
+    differentiable if no `<p_i, g_j>` is 0. `order` is an int array `[tasks, tasks]`.
+    Its row `i` is the order in which `p_i` is updated for the other tasks.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -52,8 +52,8 @@ def pcgrad(
         \qquad d = \sum_i p_i
 
     `p_i` starts as `g_i` and is updated for each other task `j` in turn, in a random
-    order for each `i`. With two tasks, `d` conflicts with neither; with more tasks, it
-    may conflict with some. Without conflicts, `d` is the sum of the gradients.
+    order for each `i`. With two tasks, `d` conflicts with no task. With more tasks, `d`
+    may conflict with some tasks. Without conflicts, `d` is the sum of the gradients.
 
     Args:
       num_tasks: number of tasks T.

@@ -91,24 +91,24 @@ def sdmgrad(
     momentum: Any = 0.5,
     num_steps: int = 20,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes a short combination of the task gradients near a preferred one: SDMGrad.
+    r"""Takes a short combination of gradients near a preferred combination: SDMGrad.
 
     .. math:: d = \frac{J^T (w + \lambda p)}{1 + \lambda}, \qquad
         w \approx \mathrm{argmin}_{w \ge 0, \, 1^T w = 1} |J^T (w + \lambda p)|^2
 
     `d` lies between MGDA (`lambda = 0`) and the preferred combination (large `lambda`),
-    as in CAGrad. But the method is made for noisy gradients: `w` takes `num_steps`
-    projected gradient steps from its last value. With full-batch gradients that do not
-    change, `w` converges to the minimiser. For T equal gradients g, `d` is g. A task
-    with a positive preference has a positive weight. `d` may conflict with a task.
-    `update` accepts gradients of a `second` batch (see the guide *Methods*).
+    as in CAGrad. But SDMGrad is made for noisy gradients: at each update, `w` takes
+    `num_steps` projected gradient steps from its last value. With full-batch gradients
+    that do not change, `w` converges to the minimiser. For T equal gradients g, `d` is
+    g. A task with a positive preference has a positive weight. `d` may conflict with a
+    task. `update` accepts the gradients of a `second` batch (see the guide *Methods*).
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
+      preference: `p`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
       regularization: `lambda`, at least 0.
-      learning_rate: relative step size; steps converge below `2 (1 + momentum)`.
-      momentum: fraction of the last step that is added to the next, below 1.
+      learning_rate: relative step size; below `2 (1 + momentum)`, the steps converge.
+      momentum: fraction of the last step that is added to the next step, below 1.
       num_steps: number of steps per update, a Python int.
 
     Raises:

@@ -51,11 +51,11 @@ def mean_tasks(
 
     .. math:: d = \sum_i w_i s_i g_i, \qquad w_i = 1/T \text{ or the preference}
 
-    To weight the heads too, scale the losses with `weight_by_fixed`.
+    To weight the gradients of the heads too, scale the losses with `weight_by_fixed`.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
+      preference: `w`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

@@ -21,7 +21,7 @@ def trim_entries(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the `trimmed_mean` of a leaf `[tasks, ...]`, and the entries' weights.
 
-    These have the leaf's shape; equal values share their weight. NaN gives NaN.
+    The weights have the leaf's shape; equal values share their weight. NaN gives NaN.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -65,7 +65,7 @@ def trimmed_mean(
 
     .. math:: d_k = \frac{1}{T - 2 b} \sum_{i = b + 1}^{T - b} g_{(i) k}
 
-    Here `g_(1)k <= ... <= g_(T)k` are the sorted entries of the task gradients. The
+    Here `g_(1)k <= ... <= g_(T)k` are the sorted entries `k` of the task gradients. The
     method was made for distributed workers, `b` of which may send any vector. With
     tasks, it damps outliers and may conflict with them. In general `d` is not a linear
     combination of the gradients, and it depends on the choice of coordinates.
@@ -76,7 +76,7 @@ def trimmed_mean(
 
     Args:
       num_tasks: number of tasks T, at least `2 trim + 1`.
-      trim: `b`, how many values are dropped at each end, an int; `beta T` in the paper.
+      trim: `b`, number of values dropped at each end, an int; `beta T` in the paper.
 
     Raises:
       ValueError: if there are too few tasks, or `trim` is negative.

@@ -19,7 +19,7 @@ def upgrad_weights(
     preference: jax.Array | None = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Returns the weights `alpha` `[tasks]` of `upgrad`, each at least the preference.
+    r"""Returns the weights `alpha` `[tasks]` of `upgrad`, at least the preference.
 
     .. math:: \alpha = \sum_i v_i, \qquad
         v_i = \mathrm{argmin}_{v \ge w_i e_i} v^T G v
@@ -27,7 +27,7 @@ def upgrad_weights(
     The result is exact up to rounding. A zero gradient keeps its preference as its
     weight. The direction is orthogonal to opposed gradients, so two opposed gradients
     give zero. Duplicates split their weight arbitrarily, but the direction is unique.
-    By default it is `g` for equal gradients `g`. A single task gives `w g`.
+    By default, equal gradients `g` give the direction `g`. A single task gives `w g`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -43,20 +43,21 @@ def upgrad_weights(
 def upgrad(
     num_tasks: int, preference: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Projects every task gradient onto the cone without conflicts: UPGrad.
+    r"""Projects all task gradients onto the directions without conflicts: UPGrad.
 
     .. math:: d = \sum_i w_i \, \pi(s_i g_i), \qquad
         \pi(x) = \mathrm{argmin}_{y : \langle g_j, y \rangle \ge 0 \, \forall j} |y - x|
 
-    `-d` increases no loss to first order, at any ratio of the gradients' norms (in
-    float32 up to a cosine of -1e-4). `d` is linear in the scale of each gradient, so
-    small gradients stay small and unopposed. It is zero exactly if positive weights
-    make the gradients cancel; unlike in `mgda`, one zero gradient is not enough.
-    Without conflicts, `d` is the mean. For two tasks and `w = (1, 1)` it is PCGrad.
+    `-d` increases no loss to first order, at any ratio of the gradients' norms. (In
+    float32, cosines of -1e-4 can remain.) `d` is linear in the scale of each gradient,
+    so small gradients stay small, and `d` does not oppose them. `d` is zero exactly if
+    the gradients cancel with positive weights; unlike in `mgda`, one zero gradient is
+    not enough. Without conflicts, `d` is the mean gradient. For two tasks and
+    `w = (1, 1)`, `d` is the update of PCGrad.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
+      preference: `w`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

@@ -107,7 +107,7 @@ def _check_shapes(left: Leaves, right: Leaves) -> None:
     if shapes != expected:
         raise ValueError(
             f"`second` must have rows of the shapes {expected}, got {shapes}. In "
-            "latent space both batches must have one size."
+            "latent space, both batches must have the same size."
         )
 
 

@@ -1,4 +1,4 @@
-"""State shaped like the task rows, for methods that remember gradients."""
+"""State shaped like the task gradients, for methods that remember gradients."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def check_row_state(kept: Leaves, rows: Leaves) -> None:
     shapes, expected = [jnp.shape(row) for row in rows], [row.shape for row in kept]
     if shapes != expected:
         raise ValueError(
-            "`labels` must be those that the gradients were computed with, and the "
-            "method used in parameter space: it keeps rows of shapes "
+            "`labels` must be the labels that the gradients were computed with, and "
+            "the method must run in parameter space. Its state has rows of shapes "
             f"{expected}, got {shapes}."
         )

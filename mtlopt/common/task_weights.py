@@ -62,8 +62,8 @@ def task_weights(opt_state: Any) -> jax.Array:
     Every method keeps its weights as `task_weights` in its state. This function finds
     them in chains and wrappers. It multiplies the weights `s` of a weighting, which
     scale the losses, by the weights `alpha` of the aggregator after it. So the update
-    of the shared parameters that reaches the base optimizer is `sum_i w_i g_i`. Heads
-    are scaled by `s` only. To list the factors separately, use
+    of the shared parameters that reaches the base optimizer is `sum_i w_i g_i`. The
+    gradients of heads are scaled by `s` only. To list the factors separately, use
     `optax.tree.get_all_with_path(opt_state, "task_weights")`.
 
     Some methods differ from this formula. Methods with memory (`moco`, `balance_norms`
@@ -78,8 +78,8 @@ def task_weights(opt_state: Any) -> jax.Array:
         over several seeds by `vmap`.
 
     Returns:
-      Weights `[tasks]`, with the leading axes of the state. Before the first update
-      they are the initial weights from `init`.
+      Weights `[tasks]`, with the leading axes of a stacked state. Before the first
+      update, they are the initial weights from `init`.
 
     Raises:
       ValueError: if `opt_state` contains no weights, or weights of different shapes.
@@ -108,12 +108,12 @@ def task_weights(opt_state: Any) -> jax.Array:
     if not found:
         raise ValueError(
             "`opt_state` must hold the state of a weighting or an aggregator, which "
-            "keep `task_weights`, got one that has none."
+            "has `task_weights`, got a state without `task_weights`."
         )
     shapes = [weights.shape for weights in found]
     if len(set(shapes)) > 1:
         raise ValueError(
             f"`opt_state` must hold weights of the same tasks, got shapes {shapes}. "
-            "Look at one chain's state at a time."
+            "Pass the state of one chain at a time."
         )
     return functools.reduce(operator.mul, found)

@@ -17,7 +17,7 @@ from mtlopt.weightings.by_sizes import move_to_equal, move_towards
 
 
 class WeightByAnnealingState(NamedTuple):
-    """State of `weight_by_norms` and `weight_by_annealing`: mean weights `[tasks]`."""
+    """State of `weight_by_norms` and `weight_by_annealing`: the weights, `[tasks]`."""
 
     task_weights: jax.Array
 
@@ -32,10 +32,10 @@ def weight_by_norms(
 
     These are the gradient-norm weights of physics-informed networks, as in jaxpi. Once
     the weights are steady, all `w_i g_i` have the same length. (GradNorm learns its
-    weights and lets slow tasks have longer gradients.) Weights start at 1. Each update
-    first moves them by its own gradients, then uses them. A gradient that is zero or
-    not finite does not count in the mean, and its weight does not move. Usually you use
-    `every(1000, weight_by_norms(T))`, so `decay` applies to every 1000th update.
+    weights, and slow tasks get longer gradients.) Weights start at 1. Each update first
+    moves the weights with its own gradients, then uses them. A gradient that is zero or
+    not finite does not count in the mean, and its weight does not move. The usual form
+    is `every(1000, weight_by_norms(T))`; `decay` then applies to every 1000th update.
 
     Args:
       num_tasks: number of tasks T.
@@ -66,18 +66,18 @@ def weight_by_norms(
 def weight_by_annealing(
     num_tasks: int, residuals: Sequence[int | str] = (0,), decay: Any = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weights the losses of a physics-informed network against the equation's loss.
+    r"""Weights a physics-informed network's losses relative to the equation's loss.
 
     .. math:: w_i \leftarrow \beta w_i + (1 - \beta) \,
         \frac{\max |g_r|}{\mathrm{mean} |g_i|}, \qquad g_r = \sum_{j \in r} g_j
 
     This is learning-rate annealing: the largest absolute element of the gradient of the
     equation's loss is divided by the mean absolute element of each other gradient. All
-    weights start at 1; those of the residuals stay 1. Each update first moves the
-    weights by its own gradients, then uses them. A weight does not move if its gradient
-    is zero or not finite. Weights depend on the parametrization: extra parameters that
-    hardly change a loss raise its weight. `weight_by_norms` avoids this dependence and
-    treats all tasks alike. `weight_by_annealing` holds T gradients in memory.
+    weights start at 1; the weights of the `residuals` stay 1. Each update first moves
+    the weights with its own gradients, then uses them. A weight does not move if its
+    gradient is zero or not finite. This weighting holds T gradients in memory. Weights
+    depend on the parametrization: extra parameters that hardly change a loss raise its
+    weight. `weight_by_norms` avoids this dependence and treats all tasks alike.
 
     Args:
       num_tasks: number of tasks T.
@@ -85,7 +85,7 @@ def weight_by_annealing(
       decay: `beta`, at least 0 and below 1. The authors' code uses 0.9.
 
     Raises:
-      ValueError: if `decay` is out of range, or `residuals` are not tasks.
+      ValueError: if `decay` is out of range, or if `residuals` are not tasks.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt

@@ -14,7 +14,7 @@ def move_to_equal(
 ) -> jax.Array:
     """Moves weights towards the mean size divided by each size; see `move_towards`.
 
-    An absent task, or one whose size is not a positive number, takes no part.
+    A task takes no part if it is absent or its size is not a positive number.
     """
     sizes = sizes.astype(weights.dtype)
     known = there & (sizes > 0) & jnp.isfinite(sizes)

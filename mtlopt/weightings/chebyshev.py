@@ -25,7 +25,7 @@ def chebyshev_weights(
     """Returns the weights `w` `[tasks]` of `weight_by_chebyshev`.
 
     Losses that tie exactly share the weight equally, which gives a subgradient. A
-    single task has weight `p`. A loss that is not finite gives NaN.
+    single task has weight `p`. A loss that is not finite gives NaN weights.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -52,12 +52,12 @@ def weight_by_chebyshev(
 
     For positive `p` the minimiser of `S` is weakly Pareto-optimal. Whatever the front's
     shape, every weakly Pareto-optimal point above `z` minimises `S` for some `p`. A
-    step lowers only the worst loss; near the minimum, the tasks alternate as the worst.
+    step lowers only the worst loss. Near the minimum, the worst task keeps changing.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
-      reference: `z`, `[tasks]` or by name, a lower bound of the losses; zero if None.
+      preference: `p`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+      reference: `z`, lower bounds of the losses, `[tasks]` or by name; zero if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

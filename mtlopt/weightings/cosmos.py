@@ -47,15 +47,15 @@ def weight_by_cosmos(
     .. math:: S = \langle p, L \rangle - \lambda \cos(p, L), \qquad
         w = p - \frac{\lambda}{|L|} \Big( \frac{p}{|p|} - \cos(p, L) \frac{L}{|L|} \Big)
 
-    The second term turns the vector of losses towards `p` and keeps its length to first
-    order. A loss far below its share gets a negative weight and rises, so watch
-    `TaskGrads.losses`. The paper draws `p` anew for every batch and feeds it to the
-    network; to do the same, pass `p` with `optax.inject_hyperparams`.
+    The second term of `w` turns the vector of losses towards `p` and, to first order,
+    keeps its length. A loss far below its share gets a negative weight and rises, so
+    watch `TaskGrads.losses`. The paper draws a new `p` for every batch and feeds it to
+    the network. To do so, pass `p` with `optax.inject_hyperparams`.
 
     Args:
       num_tasks: number of tasks T.
       penalty: `lambda`, at least 0, in the unit of the losses; tune it per problem.
-      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
+      preference: `p`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

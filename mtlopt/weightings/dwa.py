@@ -64,7 +64,7 @@ def weight_by_dwa(
         r_i = L_i[t-1] / L_i[t-2]
 
     Here `L_i[t]` is the mean loss of epoch t. In the first two epochs all weights are
-    1. The ratios have no unit. A task absent for an epoch keeps its last ratio.
+    1. The ratios have no unit. A task that is absent for an epoch keeps its last ratio.
 
     Args:
       num_tasks: number of tasks T.

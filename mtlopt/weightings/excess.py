@@ -46,8 +46,8 @@ def weight_by_excess(
     optimum. So a large loss caused by noisy labels does not give a large weight.
     `E_i / E_i[0]` has no unit: a constant factor that multiplies a loss does not
     matter. Weights are 1 at the first update and sum to T. Elements whose gradient was
-    always zero add zero; a task with only such elements counts as unchanged. Squares
-    that underflow count as zero; those that overflow count as the largest number.
+    always zero add zero. A task with only such elements counts as unchanged. Squares
+    that underflow count as zero; squares that overflow count as the largest number.
 
     Args:
       num_tasks: number of tasks T.

@@ -47,8 +47,8 @@ def famo_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_famo`, which sum to one.
 
-    `losses` are `D`, the losses minus their lower bounds. Zero gives weight zero, a
-    negative number gives NaN. `logits` are `x`, `[tasks]`. A single task has weight 1.
+    `losses` are `D` (losses minus lower bounds), and `logits` are `x`, `[tasks]`. A `D`
+    of zero gives weight zero; a negative `D` gives NaN. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -74,16 +74,16 @@ def weight_by_famo(
         D = L - b, \quad z = \mathrm{softmax}(x), \quad
         c = \Big( \sum_i \frac{z_i}{D_i} \Big)^{-1}
 
-    Gradients of `S` treat `c` as a constant. After each step the logits `x`, initially
-    0, move towards the tasks whose loss fell least. The optimizer of `x` gets the
+    Gradients of `S` treat `c` as constant. The logits `x` start at 0 and, after each
+    step, move towards the losses that fell least. The optimizer of `x` gets the
     gradient
 
     .. math:: z_i (\delta_i - \langle z, \delta \rangle) + \gamma x_i, \qquad
         \delta = \log D(\theta_t) - \log D(\theta_{t+1})
 
-    Both `D` are for the same batch. Pass the later losses to the next update as
-    `losses_after`, from `oracle.losses(params, *previous_batch)`. Without them, the
-    losses of the current batch are used. The first update does not change `x`.
+    Both values of `D` are for the same batch. Pass the later losses,
+    `oracle.losses(params, *previous_batch)`, to the next update as `losses_after`. The
+    default is the losses of the current batch. The first update does not move `x`.
 
     With `exact`, no second losses are needed: `delta` is the derivative of `log D`
     along this update `d`, for a learning rate of one:
@@ -91,16 +91,16 @@ def weight_by_famo(
     .. math:: \delta_i = \langle \nabla \log D_i, d \rangle, \qquad
         d = \sum_i w_i \nabla L_i
 
-    This costs a backward pass (shared with a following `sum_tasks`) and a pushforward.
-    `x` moves in the same update. `gamma` counts less, by a factor of the learning rate.
+    This costs a backward pass (shared with a following `sum_tasks`) and a JVP. `x`
+    moves in the same update. `gamma` counts less, by a factor of the learning rate.
 
     A constant factor that multiplies a loss changes only the length of the step. If a
-    loss is at its lower bound, its `x` does not move until the loss rises.
+    loss is at its lower bound, its logit does not move until the loss rises.
 
     Args:
       num_tasks: number of tasks T.
-      gamma: pull of the logits towards zero, at least 0; it enters the gradient before
-        the optimizer. The paper's listing uses 1e-3, the authors' `famo.py` 1e-2.
+      gamma: pull of the logits towards zero, at least 0; it is in the gradient that the
+        optimizer gets. The paper's listing uses 1e-3; the authors' `famo.py` uses 1e-2.
       optimizer: any Optax optimizer for `x`. Default: `optax.adam(0.025)`.
       min_losses: lower bounds `b` of the losses, `[tasks]` or by name; zero if None.
       exact: whether `delta` is a derivative instead of a difference of losses.

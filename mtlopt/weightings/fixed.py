@@ -20,7 +20,7 @@ def weight_by_fixed(weights: Any) -> optax.GradientTransformationExtraArgs:
     `chain(weight_by_fixed(w), sum_tasks(T))` trains on `sum_i w_i L_i`.
 
     Args:
-      weights: `w`, `[tasks]` or a mapping from task to weight: any finite numbers.
+      weights: `w`, finite numbers `[tasks]` or a mapping from task to weight.
 
     Raises:
       ValueError: if `weights` has a wrong form or size, or is not finite.

@@ -48,22 +48,22 @@ def weight_by_gradnorm(
     .. math:: \min_w \sum_i \left| G_i - \bar G \, r_i^\alpha \right|, \qquad
         G_i = w_i |g_i|, \qquad r_i = \frac{L_i / L_i[0]}{\mathrm{mean}_j L_j / L_j[0]}
 
-    Each update makes one descent step on this sum, with the target `mean(G) r^alpha`
+    Each update takes one gradient step on this sum, with the target `mean(G) r^alpha`
     held constant. Then the weights are divided by their mean, so that they sum to T.
-    They start at 1, and an update uses the weights as they were before its step. A
+    The weights start at 1, and an update uses the weights from before its step. A
     weight that would become negative is set to zero and can grow again. The losses must
-    not be negative. A loss that is zero at first counts as unchanged. If a task joins
-    later, `L_i[0]` is its own first loss. The slope in `w_i` is `|g_i|` up to sign, so
-    steps of plain SGD grow with the gradients; steps of `optax.adam` do not.
+    not be negative. A loss that starts at zero counts as unchanged. If a task joins
+    later, `L_i[0]` is its own first loss. The gradient of `w_i` is `|g_i|` up to sign,
+    so steps of SGD grow with the gradients; steps of `optax.adam` do not.
 
     Args:
       num_tasks: number of tasks T.
       alpha: pull towards a common training rate, at least 0; 0 gives equal norms. The
-        paper uses 1.5 for tasks that differ and 0.12 for similar ones.
+        paper uses 1.5 for tasks that differ and 0.12 for similar tasks.
       optimizer: any Optax optimizer for the weights. Default: `optax.sgd(0.025)`.
-      layer: path of the shared leaves whose norms are used, such as `"encoder/last"`;
-        the paper uses the last shared layer. None means the latent, which is free.
-        Without `encode` it means all shared leaves, which costs T backward passes.
+      layer: path of the shared leaves in `g_i`, such as `"encoder/last"`; the paper
+        uses the last shared layer. None means the latent, which is free. Without
+        `encode`, None means all shared leaves, which costs T backward passes.
 
     Raises:
       ValueError: if `alpha` is negative or, at the update, `layer` is unknown.
@@ -158,7 +158,7 @@ def _leaves_below(partition: Partition, layer: str) -> list[bool]:
     if not any(chosen):
         listed = ", ".join(repr(path) for path in shared)
         raise ValueError(
-            f"`layer` must be the path of a shared leaf or of a subtree with some, of "
-            f"{listed}, got {layer!r}."
+            f"`layer` must be the path of a shared leaf or of a subtree with shared "
+            f"leaves, got {layer!r}. The shared leaves are {listed}."
         )
     return chosen

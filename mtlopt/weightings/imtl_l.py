@@ -25,13 +25,13 @@ class WeightByImtlLState(NamedTuple):
 def weight_by_imtl_l(
     num_tasks: int, optimizer: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Learns a scale per task that brings its weighted loss to one: IMTL-L.
+    r"""Learns a scale per task that brings the task's weighted loss to one: IMTL-L.
 
     .. math:: S = \sum_i e^{s_i} L_i - s_i, \qquad w_i = e^{s_i}
 
-    `s_i` starts at 0, so training starts from the plain sum. At the minimum,
+    `s_i` starts at 0, so training starts from the summed loss. At the minimum,
     `w_i L_i = 1`. `S` is twice the loss of `weight_by_uncertainty` for regression, with
-    `-s` for `s`; its slopes have the same limit. Losses must be positive: if a loss
+    `-s` in place of `s` and the same slope limit. Losses must be positive: if a loss
     stays zero, its scale grows without bound. With `imtl_g` after it, this is IMTL.
 
     Args:

@@ -1,4 +1,4 @@
-"""Log-transformed losses: the loss half of dual-balancing (Lin et al., 2023)."""
+"""Logarithms of the losses, as in dual-balancing (Lin et al., 2023)."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ def log_weights(losses: jax.Array, present: jax.Array | None = None) -> jax.Arra
     """Returns the weights `w` `[tasks]` of `weight_by_log`.
 
     A loss of zero gets weight zero, because the gradient of a non-negative loss is zero
-    there. A negative loss gets NaN. Optax's `apply_if_finite` skips such updates.
+    there. A negative loss gets NaN. Optax's `apply_if_finite` skips updates with NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -25,12 +25,12 @@ def log_weights(losses: jax.Array, present: jax.Array | None = None) -> jax.Arra
 
 
 def weight_by_log(num_tasks: int) -> optax.GradientTransformationExtraArgs:
-    r"""Trains on the logarithms of the losses, which cancels their units.
+    r"""Trains on the logarithms of the losses, so the units of the losses cancel.
 
     .. math:: L_i \leftarrow \log L_i, \qquad w_i = 1 / L_i
 
-    `chain(weight_by_log(T), sum_tasks(T))` minimises the product, and so the geometric
-    mean, of the losses. `chain(weight_by_log(T), balance_norms(T))` is DB-MTL.
+    `chain(weight_by_log(T), sum_tasks(T))` minimises the product of the losses, and so
+    their geometric mean. `chain(weight_by_log(T), balance_norms(T))` is DB-MTL.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt, optax

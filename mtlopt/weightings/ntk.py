@@ -32,23 +32,22 @@ def weight_by_ntk(
         \frac{\mathrm{mean}_j \rho_j}{\rho_i}, \qquad
         \rho_i = \frac{\mathrm{tr} K_i}{N_i}, \quad K_i = J_i J_i^\top
 
-    The losses must be means of squared residuals `r_i`, `L_i = |r_i|^2 / N_i`, with
+    Each loss must be a mean of squared residuals, `L_i = |r_i|^2 / N_i`, and
     `J_i = dr_i / dtheta`. `rho_i`, the mean of the kernel's diagonal, does not depend
-    on the direction of `r_i`. Pass the traces to the update as `traces`: numbers
-    `[tasks]` or by name, or a function that returns them, such as `lambda:
-    ntk_traces(residuals, params, *batch)`. The function is called only in updates that
-    compute weights: with `every(1000, weight_by_ntk(T))`, in every 1000th update.
+    on the direction of `r_i`. Pass `rho` to the update as `traces`: numbers `[tasks]`
+    or by name, or a function that returns them, such as
+    `lambda: ntk_traces(residuals, params, *batch)`. The function is called only if
+    weights are computed: with `every(1000, weight_by_ntk(T))`, every 1000th update.
 
     Without `traces`, the weighting uses the kernel along the current residual:
 
     .. math:: \rho_i = \frac{|g_i|^2}{L_i}
         = \frac{4}{N_i} \frac{r_i^\top K_i r_i}{r_i^\top r_i}
 
-    This rate, at which loss i falls along its own gradient, costs one backward pass per
-    task. With one point per task, both rates agree up to a factor of 4, which cancels.
-
-    Weights start at 1. Each update first moves the weights, then uses them. A weight
-    does not change if its rate is not positive and finite, as for a loss of zero.
+    This is the rate at which loss i falls along its gradient. It costs a backward pass
+    per task. With one point per task, the formulas agree up to a factor of 4, which
+    cancels. Weights start at 1. Each update first moves the weights, then uses them. A
+    weight moves only if its rate is positive and finite (not for a loss of zero).
 
     Args:
       num_tasks: number of tasks T.
@@ -108,15 +107,15 @@ def ntk_traces(residuals: Callable[..., Any], params: Any, *args: Any) -> Any:
     .. math:: \frac{\mathrm{tr} K_i}{N_i}
         = \frac{1}{N_i} \sum_n \left| \frac{\partial r_{in}}{\partial \theta} \right|^2
 
-    `ntk_traces` takes one gradient per point, 16 at a time. This costs a backward pass
-    for every point of every task, so use few points or call it rarely. The result is
-    exact, because weights divide by it: an estimate from one random vector can be close
-    to zero if one eigenvalue dominates, and its inverse has no mean.
+    `ntk_traces` computes one gradient per point, 16 at a time. This costs a backward
+    pass for every point of every task, so use few points or call it rarely. The result
+    is exact, because weights divide by it. An estimate from one random vector can be
+    close to zero if one eigenvalue dominates, and its inverse has no mean.
 
     Args:
-      residuals: function from `(params, *args)` to each task's residuals at points, of
-        any shape, in a mapping from task to array or a sequence in task order.
-      params: a pytree of arrays; the kernel is taken over all of them.
+      residuals: function from `(params, *args)` to a mapping from task to residuals, or
+        a sequence in task order. The residuals at the points may have any shape.
+      params: a pytree of arrays; the kernel is computed over all of them.
       *args: further arguments of `residuals`.
 
     Returns:

@@ -25,7 +25,7 @@ def pbi_weights(
     """Returns the weights `w` `[tasks]` of `weight_by_pbi`. They may be negative.
 
     They equal `p / |p|` if `penalty` is zero, and also on the ray of `p` (up to
-    rounding), where the distance from it has no derivative. A single task has weight 1.
+    rounding), where the distance `d_2` has no derivative. A single task has weight 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -45,7 +45,7 @@ def weight_by_pbi(
     preference: Any = None,
     reference: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Lowers the losses along a preferred ray and moves them towards it: PBI.
+    r"""Lowers the losses along a preferred ray and moves them towards this ray: PBI.
 
     .. math:: S = d_1 + \theta d_2, \qquad d_1 = \langle L - z, u \rangle, \qquad
         d_2 = | L - z - d_1 u |, \qquad u = p / |p|
@@ -53,14 +53,14 @@ def weight_by_pbi(
         w = u + \theta \, \frac{L - z - d_1 u}{d_2}
 
     `d_1` is the distance of the losses from `z` along the ray of `p`; `d_2` is their
-    distance from this ray. A common factor of all `L_i - z_i` does not matter. A loss
-    far below its share gets a negative weight and rises, so watch `TaskGrads.losses`.
+    distance from this ray. A common factor of all `L_i - z_i` cancels. A loss far below
+    its share gets a negative weight and rises, so watch `TaskGrads.losses`.
 
     Args:
       num_tasks: number of tasks T.
       penalty: `theta`, at least 0. The paper uses 5.
-      preference: `p`, `[tasks]` or by name, at least 0, of any scale; ones if None.
-      reference: `z`, `[tasks]` or by name, a lower bound of the losses; zero if None.
+      preference: `p`, at least 0 and of any scale, `[tasks]` or by name; ones if None.
+      reference: `z`, lower bounds of the losses, `[tasks]` or by name; zero if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

@@ -28,12 +28,12 @@ def weight_by_random(
 
     The weights are positive and sum to one, so on average you train on the averaged
     loss, with more noise. A method with learned weights has to beat this baseline. The
-    present tasks draw the same weights as if absent tasks did not exist.
+    present tasks get the same weights as if absent tasks did not exist.
 
     Args:
       num_tasks: number of tasks T.
-      distribution: `"normal"`, a softmax of normal numbers, the paper's default; or
-        `"dirichlet"`, uniform on the simplex, which varies more.
+      distribution: `"normal"` is a softmax of normal numbers, the paper's default.
+        `"dirichlet"` is uniform on the simplex, with more variance.
       key: seed or key of the weights.
 
     Raises:

@@ -39,8 +39,8 @@ def relobralo_weights(
 ) -> jax.Array:
     """Returns the weights `b[s]` `[tasks]` of `weight_by_relobralo`.
 
-    They sum to the number of present tasks. `reference` are the losses `L[s]` of step
-    s, `[tasks]`. A loss whose reference is zero counts as unchanged.
+    The weights sum to the number of present tasks. `reference` are the losses `L[s]` of
+    step s, `[tasks]`. A loss whose reference is zero counts as unchanged.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -71,10 +71,10 @@ def weight_by_relobralo(
         b_i[s] = T \, \mathrm{softmax}_i \frac{L_j[t]}{\tau L_j[s]}
 
     `rho` is drawn for every update: 1 with probability `keep`, otherwise 0. A 0 is a
-    random lookback, which replaces the average by the progress since the first loss.
-    The first update uses weights of 1, and the second uses `b[t-1]` without an average.
-    Weights are positive and sum to T. Ratios have no unit. If a loss is not finite, no
-    weight moves. Losses must not be negative. `L_i[0]` is the first loss of task i.
+    random lookback: the progress since the first loss replaces the average. The first
+    update uses weights of 1, and the second uses `b[t-1]` without an average. Weights
+    are positive and sum to T. Ratios have no unit. If a loss is not finite, no weight
+    moves. Losses must not be negative. `L_i[0]` is the first loss of task i.
 
     Args:
       num_tasks: number of tasks T.

@@ -35,8 +35,8 @@ def softadapt_weights(
 ) -> jax.Array:
     """Returns the weights `w` `[tasks]` of `weight_by_softadapt`.
 
-    They sum to the number of present tasks. `last` and `before` are the mean losses
-    `[tasks]` of the last two epochs.
+    The weights sum to the number of present tasks. `last` and `before` are the mean
+    losses `[tasks]` of the last two epochs.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -75,7 +75,7 @@ def weight_by_softadapt(
       num_tasks: number of tasks T.
       beta: how much slopes count. 0 gives the summed loss; a negative number favours
         the losses that fall fastest. The paper's code uses 0.1.
-      normalised: whether slopes are divided by the sum of their sizes, `sum_j |s_j|`.
+      normalised: whether slopes are divided by `sum_j |s_j|`.
       loss_weighted: whether to multiply weights by the (non-negative) mean losses.
       steps_per_epoch: number of updates that make an epoch, a Python int.
 

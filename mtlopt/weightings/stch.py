@@ -1,4 +1,4 @@
-"""STCH: smooth Chebyshev scalarization (Lin et al., 2024), of losses and log-losses."""
+"""STCH: smooth Chebyshev scalarization of losses and log-losses (Lin et al., 2024)."""
 
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ def stch_weights(
     reference: Any = None,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the weights `w` `[tasks]` of `weight_by_stch`; for a single task, `p`.
+    """Returns the weights `w` `[tasks]` of `weight_by_stch`; `p` for a single task.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -69,13 +69,13 @@ def weight_by_stch(
     `S` exceeds the largest `p_i (L_i - z_i)` by at most `mu log T`. A small `mu` gives
     `weight_by_chebyshev`, and a large `mu` gives fixed weights `p / T`. `mu` has the
     unit of the weighted losses: 1 is small for losses of 1,000. For equal gradients `g`
-    and the default `p`, `sum_tasks` gives `g / T`.
+    and the default `p`, `sum_tasks` then gives `g / T`.
 
     Args:
       num_tasks: number of tasks T.
       mu: softness, positive. The paper uses values from 0.01 to 1.
-      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
-      reference: `z`, `[tasks]` or by name, a lower bound of the losses; zero if None.
+      preference: `p`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+      reference: `z`, lower bounds of the losses, `[tasks]` or by name; zero if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.
@@ -112,9 +112,9 @@ class WeightByLogStchState(NamedTuple):
 
     Attributes:
       task_weights: `[tasks]`, weights of the last update.
-      count: updates so far, int32.
+      count: number of updates so far, int32.
       nadir: `[tasks]`, mean of the losses averaged so far.
-      seen: `[tasks]`, number of losses in that mean.
+      seen: `[tasks]`, number of losses in the mean `nadir`.
     """
 
     task_weights: jax.Array
@@ -158,9 +158,9 @@ def weight_by_log_stch(
 
     The nadir `n_i` is the mean loss over the warm-up, or over its last `nadir_steps`
     updates. During the warm-up `S = sum_i log L_i`. The task whose loss has fallen
-    least counts most. `mu` has no unit: a constant factor that multiplies a loss
-    changes nothing. For T equal gradients g and equal losses `L`, `sum_tasks` gives
-    `T g / L`. A task absent in all these updates takes its next loss as its nadir.
+    least counts most. `mu` has no unit: a constant factor of a loss changes nothing.
+    For T equal gradients g and equal losses `L`, `sum_tasks` gives `T g / L`. A task
+    that is absent in all these updates takes its next loss as its nadir.
 
     Args:
       num_tasks: number of tasks T.

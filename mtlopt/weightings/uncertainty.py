@@ -30,17 +30,17 @@ def weight_by_uncertainty(
     kind: LossKind | Sequence[LossKind] | Mapping[str, LossKind] = "regression",
     optimizer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Learns a noise level per task and weights each loss by its inverse.
+    r"""Learns a noise level per task and weights the task's loss by the inverse level.
 
     .. math:: L = \sum_i c_i e^{-s_i} L_i + \tfrac12 s_i, \qquad w_i = c_i e^{-s_i}
 
     Here `s_i` is the log-variance of task i, initially 0. `c_i` is 1/2 for a regression
-    loss (squared error) and 1 for a classification loss (cross-entropy). The combined
-    loss may be negative, which is normal: watch `TaskGrads.losses`.
+    loss (squared error) and 1 for a classification loss (cross-entropy). It is normal
+    that the combined loss becomes negative: watch `TaskGrads.losses`.
 
-    The slope of `s_i` is at most 1e3 in size, so one huge or infinite loss does not
-    spoil the optimizer's moments for good. A NaN loss makes the slope NaN, and then
-    `s_i` stays NaN. `skip_not_finite` around the whole chain skips such a batch.
+    The gradient of `s_i` is clipped to at most 1e3 in size, so one huge or infinite
+    loss does not spoil the optimizer's moments for good. A NaN loss makes this gradient
+    NaN, and `s_i` stays NaN. `skip_not_finite` around the chain skips such a batch.
 
     Args:
       num_tasks: number of tasks T.

@@ -133,9 +133,9 @@ def test_state_can_be_donated():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="`decay` must be at least 0 and below 1, got"):
         balance_norms(2, "shared", decay=1.0)
-    with pytest.raises(ValueError, match="`labels` must be given for a `decay` other"):
+    with pytest.raises(ValueError, match="`labels` must be given if `decay` is not 0"):
         balance_norms(2, decay=0.5)
     tx = balance_norms(2, "shared", 0.5)
     grads = TaskGrads.from_rows(jnp.ones((2, 3)))
-    with pytest.raises(ValueError, match="`labels` must be those that the gradients"):
+    with pytest.raises(ValueError, match="`labels` must be the labels that"):
         tx.update(grads, tx.init(jnp.zeros(4)))

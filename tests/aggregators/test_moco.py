@@ -132,7 +132,7 @@ def test_only_where_the_rows_are_those_of_the_labels():
         encode=lambda p: jnp.outer(p, p),
     )
     params = jnp.ones(3)
-    with pytest.raises(ValueError, match="`labels` must be those that the gradients"):
+    with pytest.raises(ValueError, match="`labels` must be the labels that"):
         tx.update(oracle(params), tx.init(params), params)
 
 

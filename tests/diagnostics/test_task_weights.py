@@ -83,7 +83,7 @@ def test_of_the_summed_loss():
 
 
 def test_states_without_weights():
-    with pytest.raises(ValueError, match="keep `task_weights`, got one that has none"):
+    with pytest.raises(ValueError, match="has `task_weights`, got a state without"):
         mtlopt.task_weights(optax.adam(0.1).init(PARAMS))
 
 

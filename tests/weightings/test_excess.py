@@ -112,5 +112,5 @@ def test_bad_arguments():
         weight_by_excess(2, "shared", 0)
     weighting = weight_by_excess(2, "shared")
     grads = TaskGrads.from_rows(jnp.ones((2, 3)))
-    with pytest.raises(ValueError, match="`labels` must be those that the gradients"):
+    with pytest.raises(ValueError, match="`labels` must be the labels that"):
         weighting.update(grads, weighting.init(jnp.zeros(4)))
