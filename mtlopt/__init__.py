@@ -1,17 +1,18 @@
 """Multi-task optimization in JAX, in which every method is an Optax transform.
 
-In a training step the gradients pass through three stages. Every method is a weighting
-or an aggregator::
+A method is a weighting, which scales the losses of the tasks, or an aggregator, which
+combines the gradients of the tasks into one. A training step calls an oracle, which
+computes the losses and gradients of all tasks. It then passes them to weightings, one
+aggregator and an ordinary Optax optimizer::
 
     params, batch
-       |  oracle(params, batch)      losses and per-task gradients, linearised once
+       |  oracle(params, batch)      losses and gradients of all tasks
        v
     TaskGrads --> weightings --> aggregator --> any Optax transform --> updates
                   weight_by_dwa  aligned_mtl    adam, clipping, schedules
 
-Weightings and one aggregator, chained before any Optax optimizer, turn the gradients of
-all tasks into one update. The gradients of single tasks exist only if a method reads
-them: under `jit`, XLA deletes everything that is never read.
+The gradients of single tasks are computed only if a method reads them: under `jit`, XLA
+deletes everything that is never read.
 
 >>> import jax, jax.numpy as jnp, mtlopt, optax
 >>> params = {"trunk": jnp.ones((3, 2)), "left": jnp.ones(2), "right": jnp.ones(2)}
@@ -433,7 +434,7 @@ else:  # for a type checker `__getattr__` would hide misspelt names
         """Returns `mtlopt.nnx`, which needs Flax and is therefore loaded on first use.
 
         Any other name raises an error. If the name is a method of `METHODS`, the error
-        lists the public names that the method is made of.
+        lists the public names from which the method is built.
         """
         if name == "nnx":
             return importlib.import_module("mtlopt.nnx")
@@ -441,10 +442,10 @@ else:  # for a type checker `__getattr__` would hide misspelt names
         near = difflib.get_close_matches(name.lower(), public, n=1, cutoff=0.8)
         hint = f". Did you mean {public[near[0]]}?" if near else ""
         for key in METHODS.of_title(name)[:1]:
-            made_of = ", ".join(METHODS[key].public)
-            hint = f"; the method {key!r} is made of {made_of}, see METHODS[{key!r}]"
+            parts = ", ".join(METHODS[key].public)
+            hint = f". The method {key!r} is built from {parts}: see METHODS[{key!r}]"
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
     def __dir__() -> list[str]:
-        """Returns the public names, for completion."""
+        """Returns the public names, for completion in editors and shells."""
         return [*__all__, "models", "nnx"]

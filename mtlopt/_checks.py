@@ -1,7 +1,8 @@
 """Checks arguments, so that all errors of the library have the same wording.
 
-Only Python numbers and known entries of task vectors are compared. Tracers pass, so
-`optax.inject_hyperparams` can inject every non-structural argument.
+The checks compare only Python numbers and entries of task vectors whose values are
+known. Tracers pass all checks, so `optax.inject_hyperparams` can inject every argument
+that does not change the structure of the program.
 """
 
 import functools
@@ -60,9 +61,9 @@ def check_state_tasks(name: str, found: Any, num_tasks: int) -> None:
     """
     if found != num_tasks:
         raise ValueError(
-            f"`state` must be that of `{name}` for {num_tasks} tasks, got one for "
-            f"{found}. Make it by `init` of the transform whose `update` takes it; a "
-            "checkpoint of another number of tasks does not fit."
+            f"`state` must be the state of `{name}` for {num_tasks} tasks, got a state "
+            f"for {found}. Pass the state from `init` of the same transform. A "
+            "checkpoint for another number of tasks does not fit."
         )
 
 
@@ -96,8 +97,8 @@ def as_task_vector(name: str, value: Any, num_tasks: int) -> jax.Array:
     """Returns `value` as a [tasks] array; an error names the argument."""
     if isinstance(value, Mapping):
         raise TypeError(
-            f"`{name}` must be an array [tasks], got a mapping. Names are not known "
-            "here: list its values in the order of the tasks."
+            f"`{name}` must be an array [tasks], got a mapping. The names of the tasks "
+            "are not known here, so list the values in the order of the tasks."
         )
     vector = jnp.asarray(value)
     if vector.shape != (num_tasks,):
@@ -134,8 +135,8 @@ def task_argument(
 ) -> Reader:
     """Checks an argument with one entry per task, and returns a function that reads it.
 
-    A factory does not know the names of the tasks. So a mapping becomes a vector only
-    at the update, when the gradients give the names.
+    A function that builds a transform does not know the names of the tasks. So a
+    mapping becomes a vector only at the update, when the gradients give the names.
 
     Args:
       name: name of the argument.
@@ -190,7 +191,7 @@ def _known_entries(value: Any) -> Iterable[tuple[Any, float]]:
 
 
 def by_task(tasks: Sequence[str], values: Any, axis: int = 0) -> dict[str, Any]:
-    """Returns the entries of a pytree of arrays with a task axis, by task.
+    """Splits a pytree of arrays with a task axis into a mapping from task to entries.
 
     Entries of a NumPy array stay on the host.
     """
@@ -217,7 +218,7 @@ def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
     """Returns `value` as bool [tasks], in a NumPy array if known at trace time.
 
     Python bools and NumPy arrays are known at trace time. `value` may be a mapping by
-    task name. Numbers raise an error: a weight or a count would be taken for True.
+    task name. Numbers raise an error, because a weight or a count would count as True.
     """
     num_tasks = len(tasks)
     if isinstance(value, Mapping):
@@ -226,14 +227,14 @@ def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
         for task, flag in zip(tasks, value, strict=False):
             if isinstance(flag, str):
                 raise TypeError(
-                    f"`{name}` must have one bool per task, got {flag!r}. To go by "
-                    "name, pass a mapping from task to bool."
+                    f"`{name}` must have one bool per task, got {flag!r}. To choose "
+                    "tasks by name, pass a mapping from task to bool."
                 )
             if jnp.shape(flag):
                 raise ValueError(
                     f"`{name}` must have one bool per task, got shape "
-                    f"{jnp.shape(flag)} for task {task!r}. Of a mask of samples, take "
-                    "mask.any()."
+                    f"{jnp.shape(flag)} for task {task!r}. If this is a mask of "
+                    "samples, pass mask.any()."
                 )
         known = all(isinstance(flag, bool | np.bool) for flag in value)
         value = (np if known else jnp).asarray(value)
@@ -241,7 +242,7 @@ def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
         value = as_task_vector(name, value, num_tasks)
     if value.dtype != bool:
         raise TypeError(
-            f"`{name}` must be bool, got {value.dtype}. Of counts, take x > 0."
+            f"`{name}` must be bool, got {value.dtype}. If it holds counts, pass x > 0."
         )
     return value
 
@@ -266,7 +267,7 @@ def task_mask(
 
 
 def as_transform(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
-    """Returns a transform that takes extra arguments; raises if it is no transform."""
+    """Returns a transform that takes extra arguments; raises if `value` is none."""
     if hasattr(value, "init") and hasattr(value, "update"):  # of any class
         return optax.with_extra_args_support(value)
     found, cure = type(value).__name__, "Build it first, as in mgda(2)."
@@ -324,13 +325,14 @@ def checked(
     names += ["latent"] * (has_latent and name != "encode")
     names += ["task"] * is_stacked
     names += ["*args"] + ["state"] * has_state
-    stacks = " Leaves labelled 'stacked' come without the axis of tasks." * is_stacked
+    stacks = " Leaves labelled 'stacked' have no task axis in this call." * is_stacked
 
     def run(*args: Any) -> Any:
         try:
             out = function(*args)
         except Exception as error:
-            given = f"f({', '.join(names)}), here f({', '.join(map(_kind, args))})"
+            kinds = ", ".join(map(_kind, args))
+            given = f"f({', '.join(names)}), with arguments ({kinds})"
             if isinstance(error, TypeError) and (differs := _differs(function, args)):
                 raise TypeError(
                     f"{name} must take {len(args)} arguments, as {given}. Its "

@@ -1,12 +1,12 @@
 """Raises an error if gradients of tasks are used as an update of parameters.
 
-The guard is a pytree leaf on which the arithmetic of an ordinary optimizer raises. It
-is a PRNG key: a key supports no arithmetic, but passes through `jit`, `vmap`, `scan`
-and `cond` like an array. Keys of this kind draw no numbers, and their name is the
-message that the user reads in JAX's error. If a transform replaces the gradients by
-zeros, JAX could fill the guard with zero keys; the key shape defined here raises an
-error instead. If two structures differ, JAX quotes the names of their classes, so a
-metaclass puts the advice into the name.
+The guard is a pytree leaf on which the arithmetic of an ordinary optimizer raises an
+error. It is a PRNG key: a key supports no arithmetic, but passes through `jit`, `vmap`,
+`scan` and `cond` like an array. Keys of this kind draw no numbers, and their name is
+the message that the user reads in JAX's error. If a transform replaces the gradients
+with zeros, JAX could fill the guard with zero keys; the key shape defined here raises
+an error instead. If two pytrees differ in structure, JAX's error quotes the names of
+their classes, so a metaclass puts the advice into the name.
 """
 
 import sys
@@ -18,13 +18,13 @@ from jax.extend import random
 
 WHAT_TO_DO = "chain an aggregator before this transform"
 _TAG = (
-    f"mtlopt.TaskGrads: {WHAT_TO_DO}; in place of optax.contrib.sam take "
+    f"mtlopt.TaskGrads: {WHAT_TO_DO}; instead of optax.contrib.sam, use "
     "mtlopt.sharpness_aware(oracle)"
 )
 
 
 class SaysWhatToDo(type):
-    """Metaclass of pytrees that are not updates: their printed name says what to do."""
+    """Metaclass of pytrees that are not updates; their printed name gives advice."""
 
     what_to_do = ""
 
@@ -40,10 +40,10 @@ class _KeyShape(tuple[int, ...]):
     """Shape of a key's data, which JAX compares whenever it makes a key from data.
 
     If JAX makes the key in order to fill an array, the user's transform asked for
-    zeros. Only the call stack shows this: filling calls no function of the key's
-    implementation, shape and dtype are those of every other key, and values are unknown
+    zeros. Only the call stack shows this, because filling calls no function of the
+    key's implementation, all keys have the same shape and dtype, and values are unknown
     under `jit`. If a later version of JAX fills arrays in another way, zeros no longer
-    raise, and a test reports this. All other arithmetic still raises.
+    raise an error, and a test reports this. All other arithmetic still raises an error.
     """
 
     __slots__ = ()
@@ -57,9 +57,9 @@ class _KeyShape(tuple[int, ...]):
         for _ in range(_CALLS_TO_FULL):
             if frame is not None and frame.f_code.co_name == "full":
                 raise TypeError(
-                    f"{_TAG}. It would replace gradients of the tasks by zeros. Put "
-                    "what does (optax.zero_nans, set_to_zero, conditionally_mask, "
-                    "apply_if_finite) after the aggregator."
+                    f"{_TAG}. The transform would replace gradients of the tasks with "
+                    "zeros. Put transforms that do this (optax.zero_nans, set_to_zero, "
+                    "conditionally_mask, apply_if_finite) after the aggregator."
                 )
             frame = frame and frame.f_back
         return not self == other

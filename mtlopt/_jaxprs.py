@@ -38,7 +38,7 @@ def used_leaves(
 def used_leaves_of_entries(
     function: Callable[..., Any], params: PyTree, num_entries: int
 ) -> list[list[bool]] | None:
-    """Returns the same as `used_leaves` for every entry of the function's result.
+    """Returns, per entry of the function's result, which leaves of `params` it needs.
 
     Args:
       function: returns a list of `num_entries` scalars, or a vector of that length.
@@ -95,7 +95,10 @@ def dependent_outputs(
 
 
 def forwarded_inputs(function: Callable[..., Any], tree: PyTree) -> list[int | None]:
-    """Returns, per leaf of `function(tree)`, which leaf of `tree` it is, or None."""
+    """Returns, per leaf of `function(tree)`, the index of the same leaf of `tree`.
+
+    The index is None if the leaf is no leaf of `tree`.
+    """
     return _forwarded(opened(jax.make_jaxpr(function)(tree)))
 
 
@@ -178,7 +181,7 @@ def stacked_entries(
     """Returns the variables that are stacked into the program's first output.
 
     The first value is the same program, in which the call that stacks them is inlined.
-    Returns None if that output is made in another way.
+    Returns None if the output is not a stack of variables.
     """
     vector = program.outvars[0]
     if num_entries == 1:
@@ -273,8 +276,7 @@ def without_calls(
 
     Args:
       program: the program.
-      expand: decides whether a call is inlined; it is also asked about calls inside
-        calls.
+      expand: decides whether a call is inlined, also for calls inside calls.
     """
 
     def run(program: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:

@@ -47,7 +47,7 @@ def check_losses(losses: jax.Array, params: Any) -> None:
     if not _varying(jax.lax.axis_index(manual[0])):
         raise ValueError(
             "`check_vma` of jax.shard_map must be True around an oracle, got False: "
-            "JAX would not add up the gradients of the shards." + _INSTEAD
+            "with False, JAX does not add up the gradients of the shards." + _INSTEAD
         )
     for leaf in jax.tree.leaves(params):
         alone = _varying(losses) - _varying(leaf)
@@ -60,7 +60,9 @@ def check_losses(losses: jax.Array, params: Any) -> None:
 
 
 def check_whole(rows: Callable[[], Any], losses: jax.Array) -> None:
-    """Raises if rows are split between shards, as inner products need whole rows.
+    """Raises if rows (the tasks' gradients) are split between shards.
+
+    Inner products need whole rows.
 
     Args:
       rows: function that returns the arrays from which rows are computed; it is called
@@ -73,9 +75,10 @@ def check_whole(rows: Callable[[], Any], losses: jax.Array) -> None:
     split = _varying(rows()) - _varying(losses) if _manual_axes() else ()
     if split:
         raise ValueError(
-            f"the rows must be whole on every shard, got a part on each shard of the "
-            f"mesh axis {_listed(split)}: inner products would miss the other parts. "
-            "Let jax.jit shard the step instead of jax.shard_map. Inside of it, "
-            "in_latent_space, GradNorm without `layer`, line searches, streaming, "
-            "microbatches and sharded parameters do not work."
+            "the rows must be whole on every shard, got a part on each shard of the "
+            f"mesh axis {_listed(split)}. Rows are the gradients of the tasks, and "
+            "their inner products would miss the other parts. Let jax.jit shard the "
+            "step instead of jax.shard_map. Inside jax.shard_map, in_latent_space, "
+            "GradNorm without `layer`, line searches, streaming, microbatches and "
+            "sharded parameters do not work."
         )

@@ -1,9 +1,10 @@
-"""The program of all losses, cut at its marks into an encoder and one head per task.
+"""Cuts the program of all losses into an encoder and one head per task.
 
-The program is traced once, forward only. The encoder is the part that the marked arrays
-depend on. A head is the part that one loss still needs once the marked arrays are
-known. The cut only chooses equations and changes none. Further results of the function
-are computed from numbers that encoder and heads pass on, so that nothing runs twice.
+`mtlopt.latent` marks the arrays at which the program is cut. The program is traced
+once, forward only. The encoder is the part that the marked arrays depend on. A head is
+the part that one loss still needs once the marked arrays are known. The cut only
+chooses equations and changes none. Further results of the function are computed from
+values that encoder and heads pass on, so that nothing runs twice.
 """
 
 import dataclasses
@@ -135,8 +136,8 @@ class Cut:
             if found is None:
                 raise ValueError(
                     "`losses` must return a mapping or sequence of scalars, or a "
-                    "vector made by jnp.stack of scalars, if a latent is marked: "
-                    "otherwise mtlopt cannot cut out the head of one task."
+                    "vector made by jnp.stack of scalars, if a latent is marked. "
+                    "Otherwise mtlopt cannot separate the head of one task."
                 )
             program, self._losses = found
         else:
@@ -268,7 +269,7 @@ class Cut:
         shapes = self._latent([var.aval for var in self._marked])
         if jax.tree.structure(z) != jax.tree.structure(shapes):
             raise ValueError(
-                "the latent must have the structure of what mtlopt.latent marks, "
+                "the latent must have the structure that mtlopt.latent marks, "
                 f"{jax.tree.structure(shapes)}, got {jax.tree.structure(z)}."
             )
         for var, leaf in zip(self._marked, jax.tree.leaves(z), strict=True):
@@ -276,8 +277,9 @@ class Cut:
             aval: Any = var.aval
             if (leaf.shape, leaf.dtype) != (aval.shape, aval.dtype):
                 raise ValueError(
-                    "a leaf of the latent must be as mtlopt.latent marks it at these "
-                    f"arguments, {aval.str_short()}, got {jax.typeof(leaf)}."
+                    "a leaf of the latent must have the shape and dtype that "
+                    "mtlopt.latent marks for these arguments, "
+                    f"{aval.str_short()}, got {jax.typeof(leaf)}."
                 )
         return values
 
@@ -316,13 +318,13 @@ def _is_cut(eqn: Any) -> bool:
     name = eqn.primitive.name
     if name.startswith("custom_"):
         raise ValueError(
-            "`mtlopt.latent` must not be inside a function that has a derivative rule "
-            f"of its own, got a mark in `{name}`: the rule would be lost. Mark what "
-            "goes into the function, or what it returns."
+            "`mtlopt.latent` must not be inside a function that has its own derivative "
+            f"rule, got a mark in `{name}`: the rule would be lost. Mark the inputs of "
+            "the function, or its results."
         )
     raise ValueError(
         "`mtlopt.latent` must not be inside a loop, a branch or another program that "
-        f"cannot be cut, got a mark in `{name}`. Mark what it returns."
+        f"cannot be cut, got a mark in `{name}`. Mark its results outside of it."
     )
 
 
@@ -382,14 +384,15 @@ def _reads(eqns: Sequence[Any]) -> Iterable[Any]:
 
 
 def _check_once(marks: Sequence[Any]) -> None:
-    """Raises if two marks are on one array, as in a function that each loss calls."""
+    """Raises if an array is marked twice, as by a function that each loss calls."""
     seen: set[Any] = set()
     for mark in marks:
         marked = set(variables(mark.invars))
         if seen & marked:
             raise ValueError(
-                "an array is marked twice by mtlopt.latent. Mark it once, and hand the "
-                "marked array to all losses: with a mark of its own each task would "
-                "have a latent of its own, in which no two gradients conflict."
+                "an array is marked twice by mtlopt.latent. Mark it once, and pass the "
+                "marked array to all losses. If each task marked the array for itself, "
+                "each task would have its own latent, and no two gradients would "
+                "conflict there."
             )
         seen |= marked

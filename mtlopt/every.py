@@ -38,24 +38,24 @@ def every(
     .. math:: d_t = \sum_i w_i(\theta_{k \lfloor t / k \rfloor}) \, s_i g_i(\theta_t)
 
     Here :math:`g_i` is the gradient of loss `i`, and :math:`s_i` is the product of the
-    factors from other weightings. For an aggregator, `w` are the weights of the
-    gradients; for a weighting, the weights of the losses. An update that reuses weights
-    costs one backward pass, whatever the number of tasks. Gradients and losses always
-    belong to the current batch; only the weights are old. So a guarantee of the method
-    (such as that the update `d` conflicts with no task) holds on every k-th update
-    only.
+    factors from other weightings. If the method is an aggregator, `w` are the weights
+    of the gradients; if it is a weighting, `w` are the weights of the losses. An update
+    that reuses weights costs one backward pass, whatever the number of tasks. Gradients
+    and losses always belong to the current batch; only the weights are old. So a
+    guarantee of the method, for example that the update `d` conflicts with no task,
+    holds only on every k-th update.
 
     The method runs on every k-th batch, and its state does not change in between: DWA
-    counts only these updates, and GradVac averages only over them. `max_norm` of
-    `nash_mtl` clips every update. A task that is absent when an aggregator computes the
-    weights has weight zero until the next computation. A task that is absent on a later
-    update has weight zero on that update. Weights that are not finite are not kept: the
-    next update computes them again.
+    counts only these updates, and GradVac averages only over these updates. `max_norm`
+    of `nash_mtl` clips every update. A task that is absent when an aggregator computes
+    the weights has weight zero until the next computation. A task that is absent on a
+    later update has weight zero on that update. Weights that are not finite are not
+    kept: the next update computes them again.
 
     `every` works inside and outside of `in_latent_space` and `leave_out`. `every` saves
-    no time in two cases: under `vmap`, both kinds of update run and one result is
-    discarded, and with several microbatches the gradients of all tasks are computed
-    anyway.
+    no time in two cases. Under `vmap`, both kinds of update run, and one result is
+    discarded. With several microbatches, every update computes the gradients of all
+    tasks.
 
     Args:
       num_steps: k, the number of updates that use the same weights, a Python int; 1
@@ -66,9 +66,9 @@ def every(
       A transform of the same kind as `inner`: an aggregator or a weighting.
 
     Raises:
-      TypeError: if `inner` is not a transform, or `num_steps` is one.
+      TypeError: if `inner` is not a transform, or if `num_steps` is a transform.
       ValueError: if `num_steps` is not a positive int, or `inner` keeps no
-        `task_weights`. At the update, if `inner` is a chain with an aggregator, or an
+        `task_weights`; at the update, if `inner` is a chain with an aggregator, or an
         aggregator such as `graddrop` or `moco`, which does not compute weights from a
         single batch.
 
@@ -86,8 +86,8 @@ def every(
       [0.5, 1.5] 0
 
     References:
-      Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, section 3.3:
-      the authors' study of speed reuses the weights of Nash-MTL for up to 50 updates.
+      Navon et al., *Multi-Task Learning as a Bargaining Game*, ICML 2022, section 3.3.
+      The authors' study of speed reuses the weights of Nash-MTL for up to 50 updates.
     """
     if isinstance(num_steps, optax.GradientTransformation):
         raise TypeError(
@@ -106,7 +106,7 @@ def every(
                 "`inner` must keep `task_weights` in its state, as all weightings and "
                 "aggregators of mtlopt do."
             ) from error
-        # The copy has buffers of its own: the caller may donate the state.
+        # The copy has its own buffers, because the caller may donate the state.
         return EveryState(
             task_weights=jnp.copy(weights),
             kept=jnp.zeros_like(weights),
@@ -162,16 +162,17 @@ def _check_used(reuse: Reuse, inner_state: Any) -> jax.Array:
     """Returns the weights that an aggregator used, or raises if it has none."""
     if type(inner_state) is tuple and len(inner_state) > 1:  # of a chain
         raise ValueError(
-            "`inner` must be weightings only, or one aggregator alone, got a chain of "
-            "an aggregator and others. Chain them outside, as in "
+            "`inner` must be weightings only, or one aggregator alone, got a chain "
+            "that has an aggregator and other transforms. Chain them outside of "
+            "`every`, as in "
             "chain(weight_by_dwa(2), every(10, mgda(2)), optax.adam(1e-3)) or "
             "chain(every(10, weight_by_dwa(2)), sum_tasks(2), optax.adam(1e-3))."
         )
     if reuse.used is None:
         raise ValueError(
             "`inner` must be a weighting, or an aggregator that computes weights of "
-            "the gradients: sum_tasks and mean_tasks compute none, graddrop and "
-            "trimmed_mean choose entry by entry, moco and balance_norms with labels "
-            "remember gradients. Use it without `every`."
+            "the gradients. sum_tasks and mean_tasks compute no weights, graddrop and "
+            "trimmed_mean choose entry by entry, and moco and balance_norms with "
+            "labels remember gradients. Use such an aggregator without `every`."
         )
     return reuse.used

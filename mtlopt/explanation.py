@@ -10,11 +10,11 @@ PyTree = Any
 
 
 class LeafPlan(NamedTuple):
-    """Says how inner products of one shared leaf's gradients are computed.
+    """How inner products of the tasks' gradients are computed for one shared leaf.
 
     Attributes:
       path: path of the leaf.
-      shape: its shape.
+      shape: shape of the leaf.
       layerwise: whether the step needs no gradient per task for this leaf.
       sizes: numbers of positions, inputs and outputs, if the leaf's gradient is a
         product of matrices; otherwise None.
@@ -76,9 +76,9 @@ class StepPlan:
         ]
         mib = 2**20
         lines.append(
-            f"{self.temporary_bytes / mib:.1f} MiB beside arguments "
-            f"({self.argument_bytes / mib:.1f}) and results "
-            f"({self.output_bytes / mib:.1f})"
+            f"{self.temporary_bytes / mib:.1f} MiB in addition to arguments "
+            f"({self.argument_bytes / mib:.1f} MiB) and results "
+            f"({self.output_bytes / mib:.1f} MiB)"
         )
         return "\n".join(lines)
 
@@ -90,10 +90,10 @@ def explain(
 
     Args:
       step: function from the arguments to its results and static data.
-      *args: its arguments, or their shapes.
+      *args: arguments of the step, or their shapes.
 
     Returns:
-      The static data, and the bytes of temporaries, arguments and results.
+      The static data, and the numbers of bytes of temporaries, arguments and results.
     """
     known: list[Any] = []
 

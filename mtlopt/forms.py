@@ -9,7 +9,7 @@ from mtlopt._checks import check_num_tasks
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stacked:
-    """A head written for one task, to run for all tasks: see `stacked`."""
+    """A head that is written for one task and runs for all tasks: see `stacked`."""
 
     head: Callable[..., Any]
     num_tasks: int
@@ -57,8 +57,8 @@ def map_functions(
 
     Args:
       losses: see `task_grad`.
-      change: takes a function, its name in errors and, for a stacked head, the place of
-        the task among the arguments after the parameters.
+      change: takes a function, its name in errors and, for a stacked head, the position
+        of the task among the arguments after the parameters.
       has_latent: whether the functions take a latent.
     """
     if isinstance(losses, Stacked):

@@ -15,7 +15,7 @@ from mtlopt.step import Run, StepOutput, check_oracle, train_step
 
 
 class FrontStep(NamedTuple):
-    """A step of K networks at once. Every leaf of `runs` has a leading axis K.
+    """A training step of K networks. Every leaf of `runs` has a leading axis K.
 
     Attributes:
       init: `init(params, state=None) -> runs`. All networks begin with these parameters
@@ -39,7 +39,7 @@ def front_step(
     The step is `train_step` under `jax.vmap`, in one compiled program. If you write
     this yourself, two mistakes raise no error. First, `jax.vmap` splits every keyword
     argument along its first axis, so it splits `present` by task if the numbers of
-    tasks and of preferences are equal. Second, a wrong preference passes, because
+    tasks and of preferences are equal. Second, a wrong preference is accepted, because
     traced values are not checked. `front_step` splits only the runs, and checks the
     preferences first. Random methods draw the same numbers for all networks.
 

@@ -53,22 +53,23 @@ def check_task_grads(
       name: name of the transform; without it the state is not checked.
 
     Raises:
-      TypeError: if `updates` is not a `TaskGrads`, or `state` is of another transform.
+      TypeError: if `updates` is not a `TaskGrads`, or `state` is the state of another
+        transform.
       ValueError: if a number of tasks, or the structure of `params`, differs.
     """
     if isinstance(updates, Grad):
         raise TypeError(
-            "`updates` must be a mtlopt.TaskGrads, got Grad, which has one gradient "
-            "only: there is nothing to weigh or to combine. Pass its `.grad` to an "
-            "Optax optimizer without a method before it."
+            "`updates` must be a mtlopt.TaskGrads, got Grad, which has only one "
+            "gradient, so there is nothing to weight or combine. Pass its `.grad` to "
+            "an Optax optimizer without a method before it."
         )
     if not isinstance(updates, TaskGrads):
         if type(updates).__name__ == "State":
             raise TypeError(
                 "`updates` must be a mtlopt.TaskGrads, got a State of Flax NNX. Place "
                 "weightings first, then one aggregator, then ordinary Optax "
-                "transforms. The chain goes into mtlopt.nnx.Optimizer, whose update "
-                "takes the model, then what an oracle of mtlopt.nnx returns."
+                "transforms. Pass the chain to mtlopt.nnx.Optimizer, and call its "
+                "update with the model and the result of an oracle of mtlopt.nnx."
             )
         raise TypeError(
             f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. "
@@ -85,14 +86,15 @@ def check_task_grads(
         structure = jax.tree.structure(params)
         if structure != updates.partition.treedef:
             raise ValueError(
-                "`params` must have the structure of the parameters that the gradients "
-                f"were computed at, {updates.partition.treedef}, got {structure}."
+                "`params` must have the structure of the parameters for which the "
+                f"gradients were computed, {updates.partition.treedef}, got "
+                f"{structure}."
             )
     if name:
         weights = getattr(state, "task_weights", None)
         if weights is None:
             raise TypeError(
-                f"`state` must be that of `{name}`, as its `init` returns it, got "
+                f"`state` must be the state of `{name}`, as its `init` returns it, got "
                 f"{type(state).__name__}."
             )
         check_state_tasks(name, jnp.size(weights), num_tasks)

@@ -28,7 +28,7 @@ _STACKED_NAME = "stacked"  # in errors, because a traced task has no name of its
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Parameters, split by label, and arguments: the point to evaluate a problem at.
+    """Parameters, split by label, and arguments: where a problem is evaluated.
 
     Attributes:
       shared: leaves labelled `"shared"`.
@@ -58,10 +58,10 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class HeadCall:
-    """The heads on one batch: all inputs of the losses except head leaves and latent.
+    """All inputs of the losses on one batch, except the heads' leaves and the latent.
 
     Attributes:
-      inputs: parameters and arguments; a head may read none of the shared leaves.
+      inputs: parameters and arguments; heads may not read the shared leaves.
       rebuild: function from the latent's leaves to the latent. None in problems without
         `encode`, whose latent is the shared leaves; these are read as parameters.
       has_aux: whether losses return a second value.

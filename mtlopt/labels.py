@@ -1,7 +1,7 @@
 """Labels, which say which parameter leaf is shared, and which belongs to which task.
 
-A label is a string. It is `"shared"`, the name of a task, `"stacked"` for a leaf that
-holds the heads of all tasks along its first axis, or `"frozen"` for a leaf that never
+A label is a string: `"shared"`, the name of a task, `"stacked"` or `"frozen"`. A
+stacked leaf holds the heads of all tasks along its first axis, and a frozen leaf never
 moves. Labels are a pytree of strings with the structure of the parameters, or anything
 that `label_params` turns into such a pytree.
 """
@@ -56,11 +56,11 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
           every leaf below it; you may also nest mappings. A part of a path may hold the
           shell wildcards `*`, `?` and `[...]`. If several paths cover a leaf, the path
           with the most parts wins; among paths of equally many parts, the path with the
-          fewest wildcards.
+          fewest wildcards wins.
         * the names of tasks, such as `["left", "right"]`: the leaves of
-          `params["left"]` belong to the task, and all others are shared. (If `params`
-          is a list or a tuple, a list of names is read as a prefix, the last form of
-          this list.)
+          `params["left"]` belong to the task `left`, and all other leaves are shared.
+          (If `params` is a list or a tuple, a list of names is instead read as a prefix
+          of labels, the last form below.)
         * a callable from `(path, leaf)` to label.
         * a pytree of labels that is a prefix of `params`; a single string labels all
           leaves.
@@ -87,8 +87,8 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
     """
     if rules is None:
         raise TypeError(
-            "`labels` must say who owns which parameter, got None. "
-            "mtlopt.infer_labels finds labels."
+            "`labels` must say which parameters are shared and which belong to which "
+            "task, got None. mtlopt.infer_labels can find the labels."
         )
     rules = _of_names(params, rules)
     leaves, treedef = leaf_paths(params), jax.tree.structure(params)
@@ -134,7 +134,7 @@ def _of_names(params: PyTree, rules: Rules) -> Rules:
 
 
 def _unbox(rules: PyTree) -> PyTree:
-    """Replaces each box around a label, such as a Flax NNX variable, by the label.
+    """Replaces each box around a label, such as a Flax NNX variable, with the label.
 
     So labels of an NNX state also fit its pure form, which has no variables:
     `nnx.Optimizer` passes the pure form to Optax.
@@ -191,7 +191,7 @@ def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
         if len({rules[rule] for rule in best}) > 1:
             raise ValueError(
                 f"the leaf `{path}` is labelled differently by equally specific rules "
-                f"{sorted(best)}. Make one of them longer."
+                f"{sorted(best)}. Make one of these rules longer."
             )
         labels.append(rules[best[0]])
     if unused:
@@ -209,7 +209,7 @@ def _labels_by_rule(paths: list[str], rules: dict[str, Any]) -> list[Any]:
 
 
 def _hint(rule: str, paths: list[str]) -> str:
-    """Suggests a rule that begins at the root in place of one that begins below it."""
+    """Suggests a rule that begins at the root if `rule` begins below the root."""
     if paths == [""]:
         return " The parameters are one array; in a call they come before the batch."
     for path in paths:
@@ -221,7 +221,7 @@ def _hint(rule: str, paths: list[str]) -> str:
 
 
 def _linen(paths: list[str]) -> str:
-    """Says what to pass in place of all variables of a Flax Linen module."""
+    """Says what to pass instead of all variables of a Flax Linen module."""
     inside = [path.startswith("params/") for path in paths]
     if all(inside) or not any(inside):
         return ""
@@ -243,8 +243,8 @@ def _labels_by_prefix(prefix: PyTree, params: PyTree) -> list[Any]:
         return jax.tree.leaves(jax.tree.broadcast(prefix, params))
     except ValueError as error:
         raise ValueError(
-            "`labels` must be a prefix of `params`: the same containers, with a label "
-            f"in the place of a whole subtree where wanted. {error}"
+            "`labels` must be a prefix of `params`: it must have the same containers, "
+            f"but one label may take the place of a whole subtree. {error}"
         ) from error
 
 
@@ -280,9 +280,9 @@ def check_same_labels(labels: Rules, params: PyTree, partition: "Partition") -> 
 
 
 def check_task_names(tasks: tuple[str, ...]) -> None:
-    """Raises unless the tasks' names are strings, differ and are not reserved."""
+    """Raises unless the tasks' names are different strings that are not reserved."""
     if len(set(tasks)) != len(tasks):
-        raise ValueError(f"`tasks` must differ from each other, got {tasks}.")
+        raise ValueError(f"the names in `tasks` must be different, got {tasks}.")
     for name in tasks:
         if not isinstance(name, str) or name in RESERVED:
             raise ValueError(
@@ -332,10 +332,11 @@ class Partition:
         return self.merge(shared, heads, [jnp.zeros_like(leaf) for leaf in frozen])
 
     def active(self, members: Any) -> dict[str, Any]:
-        """Returns the labels that a step of the given tasks moves, for `per_label`.
+        """Returns which labels move in a step of the given tasks, for `per_label`.
 
         Args:
-          members: bool `[tasks]`; a NumPy array decides at trace time.
+          members: bool `[tasks]`. If it is a NumPy array, the result is known at trace
+            time.
 
         Returns:
           A mapping from label to bool: a task's label moves if the task is a member,
@@ -365,7 +366,7 @@ class Partition:
 
 
 _SPLIT_OFF = (
-    "Split off what is no parameter, in Equinox by eqx.partition(model, "
+    "Separate leaves that are not parameters, in Equinox with eqx.partition(model, "
     "eqx.is_inexact_array)"
 )
 
@@ -384,7 +385,7 @@ def check_params(params: PyTree) -> list[tuple[str, Any, Any]]:
         raise TypeError(
             "`params` must be a pytree of arrays, got the Flax NNX module "
             f"{type(params).__name__}. Use mtlopt.nnx.task_grad, whose functions take "
-            "modules, or cut it by nnx.split(model, nnx.Param, ...)."
+            "modules, or split the module with nnx.split(model, nnx.Param, ...)."
         )
     check_no_state(params)
     leaves = []
@@ -395,7 +396,7 @@ def check_params(params: PyTree) -> list[tuple[str, Any, Any]]:
         if not number or jnp.issubdtype(kind, jax.dtypes.extended):
             raise ValueError(
                 f"the parameter `{path}` must be an array of numbers, got {kind}. "
-                f"{_SPLIT_OFF}; of a Keras variable pass the `value`."
+                f"{_SPLIT_OFF}; for a Keras variable, pass its `value`."
             )
         leaves.append((path, leaf, kind))
     return leaves
@@ -411,8 +412,8 @@ def check_no_state(params: PyTree) -> None:
     nodes = jax.tree.leaves(params, is_state) if isinstance(params, tuple) else []
     for node in filter(is_state, nodes):
         raise TypeError(
-            f"`params` must be parameters, got a {type(node).__name__}. In a "
-            "mtlopt.Run(params, opt_state), are the two swapped? Of a Run, pass "
+            f"`params` must be parameters, got a {type(node).__name__}. The parameters "
+            "come first in mtlopt.Run(params, opt_state). If you have a Run, pass "
             "`run.params`."
         )
 
@@ -457,7 +458,7 @@ def partition_params(
         if label != FROZEN and jnp.issubdtype(kind, jnp.complexfloating):
             raise ValueError(
                 f"the parameter `{path}` must be real, got {kind}. Keep its real and "
-                "its imaginary part as two parameters, and join them by "
+                "its imaginary part as two parameters, and join them with "
                 "jax.lax.complex in your functions."
             )
         if label != FROZEN and not jnp.issubdtype(kind, jnp.floating):
@@ -485,6 +486,6 @@ def partition_params(
             if task not in present and task not in headless:
                 raise ValueError(
                     f"the task {task!r} has no parameters: no leaf is labelled "
-                    f"{task!r}. If that is meant, pass headless=({task!r},)."
+                    f"{task!r}. If this is intended, pass headless=({task!r},)."
                 )
     return Partition(treedef, paths, names, tasks)

@@ -1,9 +1,9 @@
-"""Finds the leaves of a latent that the shared parameters move.
+"""Finds the leaves of a latent that depend on the shared parameters.
 
 Methods compare only the gradients of these leaves, and a line search moves only these
 leaves. Masks, raw inputs and constants that `encode` passes on reach the heads
 unchanged. The answer comes from the program of the encoder's derivative, so it is also
-right for `jax.lax.stop_gradient`.
+correct for `jax.lax.stop_gradient`.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ def split_latent(z: PyTree, moves: Sequence[bool]) -> tuple[Leaves, Rest]:
 def linearize(
     encode: Callable[[Leaves], tuple[PyTree, Any]], shared: Leaves
 ) -> tuple[Leaves, Rest, Pullback | None, Any]:
-    """Returns the latent's moving leaves, the rest, their pullback and aux.
+    """Returns the latent's moving leaves, its other leaves, the pullback and aux.
 
     Args:
       encode: function from the shared leaves to the latent and aux.
@@ -116,6 +116,6 @@ def _check_real(z: PyTree) -> None:
     for leaf in jax.tree.leaves(z):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise ValueError(
-                "`encode` must return real leaves, got a complex one of shape "
-                f"{jnp.shape(leaf)}. Return its real and its imaginary part."
+                "`encode` must return real leaves, got a complex leaf of shape "
+                f"{jnp.shape(leaf)}. Return its real part and its imaginary part."
             )

@@ -21,9 +21,9 @@ def in_latent_space(
     .. math:: d = J^\top A(G_z), \qquad J = \partial z / \partial \theta
 
     Leaves of `z` that depend on no shared parameter, such as masks and inputs that
-    `encode` passes on, are left out. The encoder's program shows which leaves these
-    are. Entries of one leaf, as in `concatenate([h, x])`, cannot be separated, so
-    return two leaves.
+    `encode` passes on, are left out. mtlopt finds these leaves in the encoder's
+    program. It cannot separate entries of one leaf, as in `concatenate([h, x])`, so
+    return `h` and `x` as two leaves.
 
     An update costs one backward pass, whatever the number of tasks; in parameter space
     it costs one backward pass per task. Both spaces give the same update if `J J^T` is
@@ -32,10 +32,10 @@ def in_latent_space(
 
     For any other `J`, the encoder multiplies the latent's direction by `J J^T`, and a
     guarantee of the aggregator holds for the latent only. With `mgda`, the sum of the
-    losses with MGDA's weights still falls to first order, but a single loss may rise.
-    For `aligned_mtl` there is a problem on which all losses rise in every step (see
-    `aligned_mtl`). Both effects are possible even if `J` has full rank. `would_rise`
-    tells which losses a direction raises.
+    losses, weighted by MGDA's weights, still falls to first order, but a single loss
+    may rise. With `aligned_mtl`, there is a problem on which all losses rise in every
+    step (see `aligned_mtl`). Both effects are possible even if `J` has full rank.
+    `would_rise` tells which losses a direction raises.
 
     Args:
       aggregator: an aggregator of this library.

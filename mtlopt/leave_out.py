@@ -38,7 +38,7 @@ def leave_out(
 
     Raises:
       TypeError: if `aggregator` is not a transform.
-      ValueError: if `tasks` is empty. At the first update, if `tasks` names an unknown
+      ValueError: if `tasks` is empty; at the first update, if `tasks` names an unknown
         task or contains all tasks, or if `aggregator` contains a weighting.
 
     Examples:
@@ -62,7 +62,7 @@ def leave_out(
     if isinstance(tasks, str) or not isinstance(tasks, Sequence):
         raise TypeError(
             "`tasks` must be a sequence of names or indices of tasks, got "
-            f"{tasks!r}. Write [{tasks!r}] for one."
+            f"{tasks!r}. For one task, write [{tasks!r}]."
         )
     if not tasks:
         raise ValueError("`tasks` must have at least one task, got none.")
@@ -78,7 +78,7 @@ def leave_out(
 
 
 def _members(chosen: Sequence[str | int], tasks: tuple[str, ...]) -> np.ndarray:
-    """Returns a bool mask `[tasks]` of the chosen tasks; raises if it has all."""
+    """Returns a bool mask `[tasks]` of the chosen tasks; raises if all are chosen."""
     members = task_mask("tasks", chosen, tasks)
     if members.all():
         raise ValueError("`tasks` must leave at least one task, got all of them.")

@@ -1,7 +1,7 @@
 """The losses, linearised in the shared leaves.
 
-This module and `rows` choose between making the rows (one gradient per task) and
-running one backward pass of a weighted sum, so that a method's author need not choose.
+A method may need the rows (one gradient per task), or only one backward pass of a
+weighted sum. This module and `rows` choose, so a method's author need not choose.
 """
 
 import dataclasses
@@ -210,14 +210,14 @@ class PullbackLinearization:
         if self.members is not None:
             count = len(self.members.indices)
         if sizes is None:
-            return "its gradient is no single product"
+            return "its gradient is not a single product"
         if self.options.streaming:
             return "streaming: rows are made one at a time"
         if self.options.layerwise is False:
             return "layerwise=False"
         if not may_pay(self.options.layerwise):
             return "not on one CPU device: pass layerwise=True"
-        return "" if pays(count, *sizes) else "rows are fewer operations"
+        return "" if pays(count, *sizes) else "rows need fewer operations"
 
     def spread(self, members: Members) -> "PullbackLinearization":
         return dataclasses.replace(
@@ -432,8 +432,8 @@ class SummedLinearization:
 
     def with_latent_as_parameters(self) -> PullbackLinearization:
         raise ValueError(
-            "`microbatches` must be 1 for a method that moves the latent, which is not "
-            "kept of several."
+            "`microbatches` must be 1 for a method that moves the latent: with several "
+            "microbatches, no latent is kept."
         )
 
 

@@ -1,12 +1,12 @@
 """`task_grad`: from loss functions to an oracle of per-task gradients.
 
-Each problem shape is reduced to a latent, a pullback from the latent to the shared
-leaves, and T gradients with respect to the latent.
+A problem has one of four shapes. Each shape is reduced to a latent, a pullback from the
+latent to the shared leaves, and T gradients with respect to the latent.
 
 1. `encode` and one head per task: the latent is the value that `encode` returns.
-2. One function that returns all losses: the latent is the vector of losses, and its
-   rows are the identity. If the function marks a latent, it is cut at the mark, which
-   gives the first shape.
+2. One function that returns all losses: the latent is the vector of losses, and the T
+   gradients are the rows of the identity. If the function marks a latent, the function
+   is cut at the mark, which gives the first shape.
 3. One loss per task without `encode`: the latent is the shared leaves themselves, and
    the pullback is the identity.
 4. One task per sample: every sample has a latent and one task, so one array of the
@@ -47,7 +47,7 @@ def task_grad(
     microbatches: int = 1,
     label_counts: Callable[..., Any] | None = None,
 ) -> Oracle:
-    """Builds the oracle of a problem's per-task gradients.
+    """Builds an oracle, a function that returns losses and gradients of all tasks.
 
     Call the oracle inside the `jax.jit` of the training step: it passes a linearised
     network to the optimizer, and XLA deletes the parts that the method does not use.
@@ -58,12 +58,12 @@ def task_grad(
         * With `encode`, a mapping from task to `loss(params, z, *args) -> scalar`. A
           loss may read only the leaves of its own task; everything that depends on
           shared leaves reaches it through `z`.
-        * `stacked(head, num_tasks)`: one such function for all tasks.
+        * `stacked(head, num_tasks)`: one head function for all tasks.
         * Without `encode`, a mapping from task to `loss(params, *args) -> scalar`. Each
           loss uses the shared leaves in its own way, and the tasks have no common
           latent.
-        * `samplewise(losses, task_of)`, with losses in the first, second or last form,
-          if each sample of the batch belongs to one task.
+        * `samplewise(losses, task_of)`, if each sample of the batch belongs to one
+          task. These losses have the first, second or last form of this list.
         * One function `losses(params, *args)` that returns all losses, as a mapping, a
           sequence, or a vector made by stacking scalars; `tasks` names the losses. If
           the function marks its latent (see `latent`), this is equivalent to the first
@@ -81,25 +81,26 @@ def task_grad(
         the new state. The state changes once per call, or once per microbatch, whatever
         the number of tasks. All functions start from the same state, and a leaf belongs
         to the function that writes it. Leaves of an absent task's head do not change.
-      state_labels: who owns which leaf of the state, in a form of `labels`. Stacked
-        heads need it: `"stacked"` labels the leaves with a leading task axis, and each
-        head gets the entry of its task. One function that returns all losses needs it
-        if it writes state and tasks may be absent: the name of a task labels the leaves
-        that must not change while the task is absent.
-      headless: tasks without parameters of their own, if other tasks have their own.
-      batching: how the T pullbacks run: `"unroll"`, `"vmap"`, `"map"` or a number of
-        tasks at a time; `"auto"` chooses by platform and number of tasks.
-      streaming: recompute rows (the tasks' gradients) instead of keeping them. Methods
-        that need only inner products of rows then use memory for two gradients instead
-        of T. Streaming needs `encode`, one function that returns all losses, or
-        `samplewise`.
+      state_labels: which task owns which leaf of the state, in any form of `labels`.
+        Stacked heads need `state_labels`: label the leaves with a leading task axis
+        `"stacked"`, and each head gets the entry of its task. A function that returns
+        all losses needs `state_labels` if it writes state and tasks may be absent. The
+        name of a task labels the leaves that must not change while the task is absent.
+      headless: tasks that have no parameters of their own, if other tasks have some.
+      batching: how the encoder's T backward passes run: `"unroll"`, `"vmap"`, `"map"`
+        or a number of tasks at a time; `"auto"` chooses by platform and number of
+        tasks.
+      streaming: whether to recompute rows (the tasks' gradients) instead of keeping
+        them. Methods that need only inner products of rows then use memory for two
+        gradients instead of T. Streaming needs `encode`, one function that returns all
+        losses, or `samplewise`.
       layerwise: whether to compute inner products and combinations of rows layer by
-        layer, without a weight gradient per task. The result is exact, and saves work
-        and memory for dense kernels with more inputs and outputs than the batch has
-        samples. True computes layer by layer for each leaf that needs fewer operations
-        this way, and False for no leaf; `"auto"` is True on one CPU device and False
-        elsewhere. Use False for a batch that is split across several devices.
-        `Oracle.explain` shows the choice for each leaf.
+        layer, without a weight gradient per task. The result is exact. This saves work
+        and memory for dense kernels that have more inputs and outputs than the batch
+        has samples. With True, each leaf that needs fewer operations this way is
+        computed layer by layer; with False, no leaf is. `"auto"` is True on one CPU
+        device and False elsewhere. Use False for a batch that is split across several
+        devices. `Oracle.explain` shows the choice for each leaf.
       microbatches: number k of equal parts into which the first of `args` is cut along
         the leading axis of its leaves, so pass the batch as one pytree. Part i contains
         the batch's samples i, i + k, i + 2 k, and so on. Typed PRNG keys among the
@@ -108,17 +109,18 @@ def task_grad(
         of parts; for an aux of single samples, `[parts, samples, ...]`, exchange the
         first two axes to get the batch's order. `losses`, `heads` and `losses_at` run
         on the whole batch.
-      label_counts: `label_counts(*args) -> [tasks]`, or a mapping from task to number:
-        how many labels each task has in a part, for losses that are means over the
-        labelled samples. Here `args` exclude the model's state. By default all parts
-        count equally; for `samplewise` losses the default is the sum of the weights.
+      label_counts: `label_counts(*args)` returns how many labels each task has in a
+        part, as `[tasks]` or as a mapping from task to number. Pass it for losses that
+        are means over the labelled samples. Here `args` exclude the model's state. By
+        default all parts count equally; for `samplewise` losses the default is the sum
+        of the weights.
 
     Returns:
       An `Oracle`, which is frozen and hashable.
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if an argument has a wrong value. At the first call with new shapes of
+      ValueError: if an argument has a wrong value; at the first call with new shapes of
         the parameters, if labels, leaves and functions do not agree.
 
     Examples:
@@ -147,8 +149,9 @@ def task_grad(
     microbatches = as_int("microbatches", microbatches)
     if streaming and microbatches > 1:
         raise ValueError(
-            "`streaming` must be False with several microbatches, got True: rows are "
-            "summed over the parts and must be kept. Methods in latent space need none."
+            "`streaming` must be False with several microbatches, got True: rows (the "
+            "tasks' gradients) are summed over the parts and must be kept. Methods in "
+            "latent space need no rows."
         )
     if layerwise not in (True, False, "auto"):
         raise ValueError(
@@ -156,8 +159,9 @@ def task_grad(
         )
     if streaming and layerwise is True:
         raise ValueError(
-            "`layerwise` must be False or 'auto' with streaming=True, got True: it "
-            "keeps a factor of every task's gradient, streaming keeps nothing."
+            "`layerwise` must be False or 'auto' with streaming=True, got True: "
+            "layerwise=True keeps a factor of every task's gradient, but streaming "
+            "keeps nothing."
         )
     options = RowOptions(batching, streaming, layerwise)
     if state_labels is not None and not has_state:

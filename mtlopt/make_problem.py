@@ -32,7 +32,7 @@ def make_problem(
       losses: the losses.
       encode: the encoder, if there is one.
       tasks: names of the tasks.
-      has_aux: whether functions return a last value, aux.
+      has_aux: whether functions return aux as their last value.
       options: how rows are made.
       state: how the functions carry state; None if they do not.
     """
@@ -109,8 +109,8 @@ def _make_sample_problem(
         if encode is not None or has_aux:
             raise ValueError(
                 "`encode`, `has_aux` and `has_state` must be left out if samplewise "
-                "losses are one function: it marks its latent, and returns the losses "
-                "of a sample alone."
+                "losses are one function: the function marks its latent, and returns "
+                "only the losses of a sample."
             )
         encode, losses = cut_apart(losses, _names(tasks))
     head_fns = make_head_fns(losses, tasks)
@@ -118,7 +118,7 @@ def _make_sample_problem(
     if encode is None and not head_fns.stacked:
         raise ValueError(
             "`encode` must be given for samplewise losses in a mapping, got None: each "
-            "of them would run the whole network on all samples. Or write one loss for "
+            "loss would run the whole network on all samples. Or write one loss for "
             "all tasks, samplewise(stacked(loss, num_tasks), ...)."
         )
     return SampleProblem(encode, head_fns, form, has_aux, options)

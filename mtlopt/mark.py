@@ -1,4 +1,4 @@
-"""`mtlopt.latent` marks the place in a program at which encoder and heads meet."""
+"""`mtlopt.latent` marks the place in a program between the encoder and the heads."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ PyTree = Any
 
 
 def latent(z: PyTree) -> PyTree:
-    """Marks the latent in one function that returns all losses, and returns `z` itself.
+    """Marks `z` as the latent in a function that returns all losses; returns `z`.
 
-    Write the whole forward pass as one function, and mark the arrays with which the
-    encoder ends and the heads begin. `task_grad` then cuts the program there. The
+    Write the whole forward pass as one function, and mark the arrays that the encoder
+    passes to the heads. `task_grad` then cuts the program at these arrays. The
     encoder is the part that the marked arrays depend on; a task's head is the part that
     its loss needs after the mark. The cut program costs as many operations as one that
     you cut by hand, and latent methods and line searches work on it. Outside of
@@ -23,9 +23,9 @@ def latent(z: PyTree) -> PyTree:
     * If there are several marks, all marked arrays are part of the latent: `grads.z` is
       a tuple of the marked values, in the order in which the program runs the marks. If
       a marked array depends on another marked array, as the second skip connection of a
-      U-Net does, both belong to the encoder, and the heads take both as inputs.
+      U-Net does, the encoder computes both arrays, and both are inputs of the heads.
     * Mark once for all tasks, and pass the marked arrays to all losses. Marking an
-      array twice is an error. If each loss computes and marks an array of its own, the
+      array twice is an error. If each loss computes and marks its own array, the
       gradients of different tasks are orthogonal in the latent, and methods in latent
       space find no conflict.
     * A head may read its own leaves, frozen leaves, the arguments of the call and the
@@ -43,7 +43,7 @@ def latent(z: PyTree) -> PyTree:
 
     Raises:
       TypeError: if a leaf of `z` is neither an array nor a number.
-      ValueError: if `z` has no leaf. At the first call of an oracle, if a loss reads
+      ValueError: if `z` has no leaf; at the first call of an oracle, if a loss reads
         shared leaves or activations of the encoder that are not marked, if an array is
         marked twice, or if the mark is inside a loop, a branch, or a function with a
         derivative rule.

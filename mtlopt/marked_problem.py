@@ -26,10 +26,10 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MarkedProblem:
-    """Losses of one function: a `HeadProblem` if the function marks a latent.
+    """Losses of one function, which may mark a latent.
 
-    Without a mark, it is a `VectorProblem`. Each call looks for a mark in the program
-    again.
+    The problem is a `HeadProblem` if the function marks a latent, and a `VectorProblem`
+    otherwise. Each call looks for a mark in the program again.
     """
 
     function: Callable[..., Any]
@@ -159,7 +159,7 @@ def cut_apart(
         if not traced.is_marked():
             raise ValueError(
                 "one function of samplewise losses must mark its latent, as in "
-                "z = mtlopt.latent(z), or the losses be given task by task."
+                "z = mtlopt.latent(z). Or pass a mapping from task to loss."
             )
         return Cut(traced, len(tasks), params, [False] * len(jax.tree.leaves(params)))
 

@@ -24,7 +24,7 @@ def keep_memory() -> bool:
 
     Call `keep_memory` once, at the start of a program, before JAX computes. The call
     changes the whole process, so importing mtlopt does not make it. Threads that
-    already have a heap of their own keep that heap. A second call does no harm.
+    already have their own heap keep it. A second call does no harm.
 
     Returns:
       Whether the call took effect. With another C library (macOS, Windows, musl) or

@@ -1,9 +1,9 @@
 """Evaluates a batch in equal parts, so that only one part's activations are in memory.
 
-Losses, heads' gradients and rows over the shared leaves are sums over the parts. Latent
-rows are not kept: for a leaf that depends on the batch, each part has its own piece of
-the row, so the parts' Gramians add up. The program shows which leaves depend on the
-batch.
+Losses, heads' gradients and rows (the tasks' gradients) over the shared leaves are sums
+over the parts. Latent rows are not kept: for a leaf that depends on the batch, each
+part has its own piece of the row, so the parts' Gramians add up. The program shows
+which leaves depend on the batch.
 """
 
 import dataclasses
@@ -181,7 +181,7 @@ class Microbatches(OfProblem):
 
 
 def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
-    """Returns the arguments of one part: the first is cut, and keys are folded.
+    """Returns the arguments of a part: the first is cut, keys are folded with `index`.
 
     Raises:
       ValueError: if the first argument cannot be cut, or if another argument is an
@@ -209,7 +209,7 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
         if hasattr(other, "shape") and other.shape and other.shape[:1] in sizes:
             raise ValueError(
                 f"argument {position} after `params` has the leading size of the "
-                f"batch, {other.shape[0]}, but only the first is cut into "
+                f"batch, {other.shape[0]}, but only the first argument is cut into "
                 "microbatches. Pass the batch as one pytree, such as (x, y)."
             )
     batch = jax.tree_util.tree_map_with_path(cut, args[0])

@@ -1,4 +1,4 @@
-"""Model state, such as BatchNorm statistics: who wrote it, and the next state.
+"""Model state, such as BatchNorm statistics: which function writes it, and when.
 
 Every function takes the state as its last argument and returns it as its second value.
 If a function returns the same object that it got for a leaf, it did not write the leaf.
@@ -62,8 +62,8 @@ class StateForm(NamedTuple):
             is_array = jax.tree_util.all_leaves([state])
             why = ", got one array." if is_array else f": {error}"
             raise ValueError(
-                "the last argument of the call must be the model's state, which "
-                f"`state_labels` must fit{why}"
+                "the last argument of the call must be the model's state, and "
+                f"`state_labels` must fit it{why}"
             ) from error
 
     def carry(
@@ -109,9 +109,10 @@ class StateForm(NamedTuple):
                 for i in written:
                     if found[i]:
                         raise ValueError(
-                            f"{name} makes the state `{_paths(state)[i]}` of its "
-                            "arguments, but with samplewise every sample has others. "
-                            "State may depend on state alone, as a count does."
+                            f"{name} computes the state `{_paths(state)[i]}` from its "
+                            "arguments, but with samplewise every sample has different "
+                            "arguments. New state may depend only on old state, as a "
+                            "count does."
                         )
             return value, (Written(written), aux)
 
@@ -125,7 +126,7 @@ class StateForm(NamedTuple):
             raise ValueError(
                 f"with has_state=True, {name} must return {form}, got "
                 f"{values or type(out).__name__}. A function that changes no state "
-                "returns the one it was given."
+                "returns the state that it got."
             )
         value, state, aux = (*out, None)[:3]
         return value, state, aux
@@ -170,20 +171,21 @@ class StateForm(NamedTuple):
             if self.of_samples and stacked:
                 raise ValueError(
                     f"{name} writes the state `{paths[i]}`. With samplewise it runs "
-                    "once for each sample, and would write it as often. Take dropout "
-                    "and the like out of stacked heads, or write a loss for each task."
+                    "once for each sample, and would write the state each time. Remove "
+                    "layers such as dropout from stacked heads, or write a loss for "
+                    "each task."
                 )
             if self.of_samples and is_float:
                 raise ValueError(
                     f"{name} writes the state `{paths[i]}`, but with samplewise it "
-                    "sees one sample, which has no statistics of the batch. Use a "
-                    "layer without them, such as LayerNorm or GroupNorm, or run "
-                    "BatchNorm on its running averages."
+                    "gets one sample, which has no statistics of the batch. Use a "
+                    "layer without batch statistics, such as LayerNorm or GroupNorm, "
+                    "or run BatchNorm on its running averages."
                 )
             if stacked and owners[i] != STACKED:
                 raise ValueError(
                     f"{name} writes the state `{paths[i]}`, which all tasks share. If "
-                    "it has a leading task axis, label it "
+                    "this state has a leading task axis, label it "
                     f"{STACKED!r} in `state_labels`."
                 )
 
@@ -248,11 +250,11 @@ class StatefulProblem(OfProblem):
         """Raises if no label says who owns the state that a joint function wrote."""
         if written.leaves and self.form.labels is None:
             raise ValueError(
-                "`state_labels` must say who owns the state "
+                "`state_labels` must say which task owns the state "
                 f"`{_paths(state)[min(written.leaves)]}` if tasks may be absent and "
-                "one function returns all losses, got None. If its paths hold the "
-                "names of the tasks, pass these names. Pass 'shared' if no head has "
-                "state."
+                "one function returns all losses, got None. If the paths of the state "
+                "contain the names of the tasks, pass these names. If no head has "
+                "state, pass 'shared'."
             )
 
     def _first(self, written: Written) -> Written:
@@ -320,9 +322,9 @@ class _NextState:
         if leaf in self._writers:
             raise ValueError(
                 f"the state `{self._paths[leaf]}` is written by "
-                f"{self._writers[leaf]} and by {name}, which both start from the same "
-                "state, so that one of the two would be lost. Give each a layer of its "
-                "own; for dropout, a stream of random numbers of its own."
+                f"{self._writers[leaf]} and by {name}. Both start from the same state, "
+                "so one of the two results would be lost. Give each function its own "
+                "layer or, for dropout, its own stream of random numbers."
             )
         self._writers[leaf] = name
 
@@ -340,13 +342,13 @@ def _paths(state: PyTree) -> list[str]:
 
 
 def _written(old: PyTree, new: PyTree, name: str) -> dict[int, Any]:
-    """Returns the leaves of `new` that differ from those of `old`, by position."""
+    """Returns the leaves of `new` that differ from the leaves of `old`, by position."""
     before, treedef = jax.tree.flatten(old)
     after, structure = jax.tree.flatten(new)
     if structure != treedef:
         raise ValueError(
-            f"{name} must return the whole state that it was given, changed or not, "
-            f"{treedef}, got {structure}."
+            f"{name} must return the whole state that it got, changed or not, with the "
+            f"structure {treedef}, got {structure}."
         )
     written = {}
     for i, (was, now) in enumerate(zip(before, after, strict=True)):

@@ -8,7 +8,7 @@ plain NNX                                    mtlopt
 ``loss, grads = grad_fn(model, batch)``      ``grads = oracle(model, batch)``
 ``nnx.Optimizer(model, tx, wrt=nnx.Param)``  ``mtlopt.nnx.Optimizer(model, tx,
                                              wrt=nnx.Param)``
-``optimizer.update(model, grads)``           the same
+``optimizer.update(model, grads)``           ``optimizer.update(model, grads)``
 ===========================================  =========================================
 """
 
@@ -24,7 +24,7 @@ try:
     from flax import nnx
 except ImportError as error:
     raise ImportError(
-        "mtlopt.nnx needs Flax. Install it by: pip install 'mtlopt[models]'"
+        "mtlopt.nnx needs Flax. Install it with: pip install 'mtlopt[models]'"
     ) from error
 
 from mtlopt._checks import Checked, as_transform, by_task, checked
@@ -63,24 +63,25 @@ def task_grad(
     has_aux: bool = False,
     **options: Any,
 ) -> "Oracle":
-    """Builds the oracle of a module's per-task gradients.
+    """Builds an oracle for modules: it returns losses and gradients of all tasks.
 
-    The function works like `mtlopt.task_grad`, with two differences. Functions take the
-    module instead of parameters. And like `nnx.grad`, a call changes the module's
-    state, such as BatchNorm statistics and dropout counts, once (with microbatches,
-    once per microbatch). If a function writes to parameters, as weight normalisation
-    does, the parameters keep their old values.
+    The function works like `mtlopt.task_grad`, with two differences. First, the loss
+    functions take the module instead of parameters. Second, a call of the oracle
+    changes the module's state, such as BatchNorm statistics and dropout counts, as
+    `nnx.grad` does. The state changes once per call, or once per microbatch. If a
+    function writes to parameters, as weight normalisation does, the parameters keep
+    their old values.
 
     Args:
       losses: as in `mtlopt.task_grad`, such as a mapping from task to
         `loss(model, z, *args) -> scalar`.
       labels: rules on the paths of the parameters, see `label_params`, or labels from
-        `label_modules`. For leaves without a rule, the labels are found from the
-        program (see `infer_labels`), so `{"trunk": "frozen"}` is enough.
+        `label_modules`. mtlopt finds the labels of leaves without a rule in the program
+        (see `infer_labels`), so you may pass only `{"trunk": "frozen"}`.
       encode: `encode(model, *args) -> z`.
       wrt: which variables to train, as an NNX filter. All other variables are
-        constants: `wrt=nnx.LoRAParam` trains the adapters of a network and keeps its
-        base.
+        constants: `wrt=nnx.LoRAParam` trains only the adapters of a network and leaves
+        its other weights unchanged.
       has_aux: whether functions return a pair `(value, aux)`.
       **options: further options of `mtlopt.task_grad`. If `losses` is one function,
         pass `tasks`, the names of the tasks. `has_state` is always on.
@@ -90,7 +91,7 @@ def task_grad(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if an argument has a wrong value. At the first call with a new kind of
+      ValueError: if an argument has a wrong value; at the first call with a new kind of
         module, if labels, leaves and functions do not agree.
 
     Examples:
@@ -127,7 +128,7 @@ class Pure(NamedTuple):
     Attributes:
       params: the trained variables, copied, so that you may donate them.
       state: all other variables, copied as well.
-      oracle: a `mtlopt.Oracle` of `params` and `state`: `oracle(params, *args, state)`.
+      oracle: an `mtlopt.Oracle`; call it as `oracle(params, *args, state)`.
       merge: function from parameters and state to a module.
     """
 
@@ -160,8 +161,8 @@ class Oracle:
         given = sorted({"has_state", "state_labels"} & options.keys())
         if given:
             raise TypeError(
-                f"`{given[0]}` must be left out: the state is that of the module, and "
-                "belongs to the task whose parameters are nearest."
+                f"`{given[0]}` must be left out: the state is the module's state, and "
+                "each part belongs to the task whose parameters are nearest."
             )
         arrays = self._task_grad(losses, encode, SHARED, SHARED)
         self.tasks, self._stacked = arrays.tasks, arrays.problem.stacked
@@ -193,8 +194,8 @@ class Oracle:
             if _is_variable(leaf):
                 raise TypeError(
                     "the arguments after `model` must be arrays, got a variable of "
-                    "Flax NNX. Make the module that holds it, such as nnx.Rngs, a part "
-                    "of `model`, so that it moves."
+                    "Flax NNX. Make the module that holds the variable, such as "
+                    "nnx.Rngs, a part of `model`, so that the variable can change."
                 )
         oracle = self._pure(graphdef, params, args, state)
         grads = oracle(params, *args, state, present=present)
@@ -211,7 +212,7 @@ class Oracle:
 
         Args:
           model: a module.
-          *args: arguments of the functions, if labels are found from the program.
+          *args: arguments of the functions, if mtlopt finds the labels.
         """
         graphdef, params, state = _split(model, self._wrt)
         oracle = self._pure(graphdef, params, args, state)
@@ -226,7 +227,7 @@ class Oracle:
 
         Args:
           model: a module; shapes, such as from `nnx.eval_shape`, remain shapes.
-          *args: arguments of the functions, if labels are found from the program.
+          *args: arguments of the functions, if mtlopt finds the labels.
 
         Examples:
           >>> import jax, jax.numpy as jnp, mtlopt, optax
@@ -302,9 +303,9 @@ class Oracle:
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{type(error).__name__}: {error}\nThe error was raised at the first "
-                "call, in which labels are found from all functions in one trace. If "
-                "it is no mistake in a function, pass arguments that have what each "
-                "function reads, or give the labels of all parameters as `labels`."
+                "call, which traces all functions together to find the labels. If no "
+                "function has a mistake, pass arguments that contain all that the "
+                "functions read, or pass the labels of all parameters as `labels`."
             ) from error
 
     def _task_grad(
@@ -338,8 +339,8 @@ class Oracle:
             added -= {path for path, _ in leaf_paths(state)}
             if added:
                 raise ValueError(
-                    f"{name} adds `{min(added)}` to the module, which would be lost. "
-                    "Return it as a second value, with has_aux=True."
+                    f"{name} adds `{min(added)}` to the module, but this addition "
+                    "would be lost. Return it as a second value, with has_aux=True."
                 )
             state = new
             if not self._has_aux:
@@ -396,7 +397,7 @@ class Optimizer(nnx.Optimizer):
           The updates.
 
         Raises:
-          TypeError: if the chain has no aggregator, or `grads` are no gradients of the
+          TypeError: if the chain has no aggregator, or `grads` are not gradients of the
             model.
           ValueError: if the gradients were computed with another `wrt` or `model`.
         """
@@ -410,14 +411,14 @@ class Optimizer(nnx.Optimizer):
         if not isinstance(grads, TaskGrads):
             if jax.tree.structure(nnx.as_pure(grads)) != structure:
                 raise TypeError(
-                    "`grads` must be what an oracle of mtlopt.nnx returns, or what "
-                    f"nnx.grad does, got {type(grads).__name__}."
+                    "`grads` must be the result of an oracle of mtlopt.nnx or of "
+                    f"nnx.grad, got {type(grads).__name__}."
                 )
             return super().update(model, grads, **kwargs)
         if structure != grads.partition.treedef:
             raise ValueError(
-                "`wrt` of the optimizer must be that of mtlopt.nnx.task_grad, and "
-                "`model` the module of the gradients: the parameters differ."
+                "`wrt` of the optimizer must be the `wrt` of mtlopt.nnx.task_grad, and "
+                "`model` must be the module of the gradients: the parameters differ."
             )
         opt_state, kwargs = nnx.as_pure((self.opt_state, kwargs))
         updates, opt_state = update_of(self.tx, grads, opt_state, params, **kwargs)
@@ -481,16 +482,17 @@ def _split(model: Any, wrt: Any) -> tuple[nnx.GraphDef[Any], PyTree, PyTree]:
     if not jax.tree.leaves(params):
         raise ValueError(
             f"`model` must be a module with variables of `wrt`, {wrt}, got a "
-            f"{type(model).__name__} without. It is the first argument, before the "
-            "batch."
+            f"{type(model).__name__} without such variables. The module is the first "
+            "argument, before the batch."
         )
     for part in (params, state):
         for node in jax.tree.leaves(part, is_leaf=_is_variable):
             value = node.get_raw_value() if _is_variable(node) else node
             if not jax.tree_util.all_leaves([value]):
                 raise ValueError(
-                    "each variable of `model` must hold one array, got one with a "
-                    f"{type(value).__name__}. Use nnx.Dict or nnx.List of variables."
+                    "each variable of `model` must hold one array, got a variable that "
+                    f"holds a {type(value).__name__}. Use nnx.Dict or nnx.List of "
+                    "variables."
                 )
     return graphdef, nnx.as_pure(params), nnx.as_pure(state)
 

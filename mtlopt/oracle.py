@@ -41,7 +41,7 @@ class Oracle:
 
     Attributes:
       problem: the problem, in one of the shapes of `task_grad`.
-      labels: rules on the parameters, as given.
+      labels: rules that label the parameters, as they were passed.
       headless: tasks that have no parameters of their own.
       has_state: whether the last argument of a call is the model's state.
       checked: call signatures for which labels and functions are known to agree.
@@ -76,11 +76,11 @@ class Oracle:
             labels in this batch. Every method leaves absent tasks out, which differs
             from giving them a zero gradient. Chain `per_label` after the aggregator, so
             that heads of absent tasks do not move. An absent task's loss may be any
-            number, even NaN. But it must be finite if one function returns all losses
-            and marks no latent. If `present` is a NumPy array or made of Python bools,
-            the functions of absent tasks do not run: their losses are zero, and they
-            have no entry in `aux.tasks`. JAX then compiles a program for each pattern
-            of absent tasks.
+            number, even NaN. But the loss must be finite if one function returns all
+            losses and marks no latent. If `present` is a NumPy array or made of Python
+            bools, the functions of absent tasks do not run: their losses are zero, and
+            they have no entry in `aux.tasks`. JAX then compiles a program for each
+            pattern of absent tasks.
 
         Returns:
           `TaskGrads`.
@@ -243,8 +243,8 @@ class Oracle:
 
         Args:
           args: arguments of the functions.
-          given: the tasks that the caller says are present, `[tasks]` bool or by name;
-            None for all.
+          given: the tasks that the caller says are present, `[tasks]` bool, or a
+            mapping from task to bool; None for all.
         """
         if given is not None:
             given = as_mask("present", given, self.tasks)
@@ -254,12 +254,12 @@ class Oracle:
         return there & given
 
     def active(self, params: PyTree, members: Any) -> dict[str, Any]:
-        """Returns the labels that a step of the given tasks moves, for `per_label`.
+        """Returns which labels move in a step of the given tasks, for `per_label`.
 
         Args:
           params: parameters.
-          members: bool `[tasks]`, the tasks of the step; a NumPy array decides at trace
-            time.
+          members: bool `[tasks]`, the tasks of the step. If it is a NumPy array, the
+            result is known at trace time.
 
         Returns:
           A mapping from label to bool; pass it to `per_label` as `active`.
@@ -276,19 +276,19 @@ class Oracle:
     ) -> StepPlan:
         """Returns how each shared leaf's gradients are computed, and a step's memory.
 
-        The step is compiled but not run, so you may pass shapes instead of arrays.
+        The step is compiled but does not run, so you may pass shapes instead of arrays.
 
         Args:
           params: parameters.
           *args: arguments of the functions.
-          present: as in `__call__`; a mask of Python bools or a NumPy array.
+          present: as in `__call__`, but only as Python bools or a NumPy array.
           method: an aggregator, or a chain with one. By default the step computes the
             Gramian (inner products of all tasks' gradients) and one combination, like
             all methods that need only a Gramian.
 
         Returns:
-          A `StepPlan`. A method that reads entries of the rows (the tasks' gradients)
-          needs the rows of every leaf.
+          A `StepPlan`. If a method reads entries of the rows (the tasks' gradients),
+          the step computes the rows of every leaf.
 
         Examples:
           >>> import jax.numpy as jnp
@@ -306,7 +306,7 @@ class Oracle:
           >>> print(plan)
           leaf    shape    way        positions  reason
           kernel  64 x 32  layerwise  4
-          ... MiB beside arguments (...) and results (...)
+          ... MiB in addition to arguments (... MiB) and results (... MiB)
         """
 
         def step(params: PyTree, *args: Any) -> tuple[Any, Any]:

@@ -41,7 +41,7 @@ def check_ownership(
 
     Without this check, a leaf that is read against its label would silently lose a part
     of its gradient. The check also raises if `encode` reads no shared leaf, or if a
-    loss reads no leaf of its own task, because the trunk or the head would silently not
+    loss reads no leaf of its own task. The trunk or the head would then silently not
     train.
 
     Args:
@@ -63,9 +63,9 @@ def check_ownership(
     encoder = "the program before mtlopt.latent" if reads.marked else "encode"
     if shared and reads.encode and not any(reads.encode[i] for i in shared):
         raise ValueError(
-            f"{encoder} reads no leaf that is labelled {SHARED!r}, so that "
-            f"`{partition.paths[shared[0]]}` would never move. Let it read the "
-            "parameters from the function's first argument."
+            f"{encoder} reads no leaf that is labelled {SHARED!r}, so "
+            f"`{partition.paths[shared[0]]}` would never move. Read the parameters "
+            "from the function's first argument."
         )
     for (path, label), read in zip(owners, reads.encode or [], strict=False):
         if read and label not in (SHARED, FROZEN):
@@ -78,7 +78,7 @@ def check_ownership(
             raise ValueError(
                 "`losses` must return a mapping or sequence of scalars, or a vector "
                 "made by jnp.stack of scalars, when tasks have parameters of their "
-                "own: otherwise mtlopt cannot see which loss reads which leaf."
+                "own. Otherwise mtlopt cannot find out which loss reads which leaf."
             )
         return
     for task, used in reads.tasks.items():
@@ -99,7 +99,7 @@ def check_ownership(
                     )
                 raise ValueError(
                     f"the loss of task {task!r} reads the shared leaf `{path}`{past}, "
-                    f"whose gradient would miss that part. {advice}."
+                    f"so the leaf's gradient would miss a part. {advice}."
                 )
             raise ValueError(
                 f"the loss of task {task!r} reads `{path}`, which is labelled "
@@ -110,9 +110,9 @@ def check_ownership(
             path, label = owners[own[0]]
             raise ValueError(
                 f"the loss of task {task!r} reads no leaf that is labelled {label!r}, "
-                f"so that `{path}` would never move. Let it read the parameters from "
-                "its first argument, not from a module or parameters outside. If this "
-                "batch has no labels of the task, say so by `present`, with Python "
+                f"so `{path}` would never move. The loss must read the parameters from "
+                "its first argument, not from a module or parameters outside of it. If "
+                "this batch has no labels of the task, pass `present`, with Python "
                 "bools that are not arguments of a jitted function."
             )
 
@@ -130,7 +130,7 @@ def _advice(
                     f"The loss of task {label!r} reads `{partition.paths[i]}`, which "
                     f"is labelled {owner!r}: the two labels look swapped."
                 )
-        return f"No other reads it: label it {owner!r}."
+        return f"No other function reads it: label it {owner!r}."
     if reads.encode is None:
         return f"Label a leaf that several tasks read {SHARED!r}."
     through = _through_latent(reads)
@@ -141,8 +141,8 @@ def _through_latent(reads: Reads) -> str:
     """Says how a head gets the values that depend on shared leaves."""
     if reads.marked:
         return (
-            "Read what mtlopt.latent returns. If a head needs the leaf itself, mark it "
-            "as well, as in h, w = mtlopt.latent((h, w))"
+            "Read the result of mtlopt.latent. If a head needs the leaf itself, mark "
+            "the leaf as well, as in h, w = mtlopt.latent((h, w))"
         )
     return "Let encode return it as part of z, and read it from there"
 
@@ -161,7 +161,7 @@ def infer_labels(
     state_labels: Rules | None = None,
     rules: Rules | None = None,
 ) -> PyTree:
-    """Finds from the program itself which task owns which parameter leaf.
+    """Finds out from the traced program which task owns which parameter leaf.
 
     A leaf is shared if `encode` or the losses of several tasks read it. A leaf that
     only one task's loss reads belongs to that task, and a leaf that stacked heads read
@@ -184,8 +184,9 @@ def infer_labels(
       Labels with the structure of `params`.
 
     Raises:
-      ValueError: if a leaf is read by no function, if a loss reads a leaf that `encode`
-        reads, if the losses cannot be told apart, or if a rule matches no leaf.
+      ValueError: if no function reads a leaf, if a loss reads a leaf that `encode` also
+        reads, if mtlopt cannot find out which loss reads a leaf, or if a rule matches
+        no leaf.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -207,8 +208,8 @@ def infer_labels(
     )
     if problem.stacked and encode is None:
         raise ValueError(
-            "`encode` must be given to infer the labels of stacked heads: without it a "
-            "stacked leaf looks like a shared one. Use label_params."
+            "`encode` must be given to infer the labels of stacked heads: without it, "
+            "a stacked leaf looks like a shared leaf. Use label_params."
         )
     check_params(params)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
@@ -216,7 +217,8 @@ def infer_labels(
     if reads.tasks is None:
         raise ValueError(
             "`losses` must return a mapping or sequence of scalars, or a vector made "
-            "by jnp.stack of scalars, to see which loss reads which leaf."
+            "by jnp.stack of scalars. Otherwise mtlopt cannot find out which loss "
+            "reads which leaf."
         )
     known = None if rules is None else jax.tree.leaves(some_labels(params, rules))
     labels = []
@@ -239,7 +241,7 @@ def infer_labels(
                 )
             raise ValueError(
                 f"the losses of tasks {', '.join(map(repr, readers))} read `{name}`. "
-                "If it belongs to one task, let no other read it. If it is shared, "
+                "If it belongs to one task, no other may read it. If it is shared, "
                 f"{advice[0].lower()}{advice[1:]}."
             )
         if encoded:
@@ -247,8 +249,9 @@ def infer_labels(
         elif not readers:
             raise ValueError(
                 f"no function reads the leaf `{path_string(path)}`. Remove it, or "
-                f"label it by a rule, as {FROZEN!r} if it never moves. A function must "
-                "read the parameters that it is given, not those outside of it."
+                f"label it with a rule, for example {FROZEN!r} if it never moves. A "
+                "function must read the parameters that it gets as an argument, not "
+                "parameters outside of it."
             )
         elif problem.stacked:
             labels.append(STACKED)

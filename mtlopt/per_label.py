@@ -71,12 +71,12 @@ def per_label(
 ) -> optax.GradientTransformationExtraArgs:
     """Gives every label its own optimizer state, so that individual labels can pause.
 
-    If a task has no labels in a batch, an optimizer with memory still moves the task's
-    head, because it makes a step even for a zero gradient. With this wrapper, the
-    leaves and the state of a label that is not active stay the same, bit for bit. Every
-    task of stacked heads counts as a label of its own. Frozen leaves have no state, and
-    their updates are zeros. So `inner` cannot move frozen leaves, but weight decay
-    outside of the wrapper can.
+    An optimizer with memory makes a step even for a zero gradient. So it moves the head
+    of a task that has no labels in a batch. With this wrapper, the leaves and the state
+    of a label that is not active stay the same, bit for bit. With stacked heads, every
+    task counts as a separate label. Frozen leaves have no state, and their updates are
+    zeros. So `inner` cannot move frozen leaves, but weight decay outside of the wrapper
+    can.
 
     `update` takes the keyword `active`: None for all labels, or a mapping from label to
     a bool scalar (for `"stacked"` also a `[tasks]` bool vector). Labels that are not in
@@ -102,10 +102,10 @@ def per_label(
 
     Raises:
       TypeError: if `inner` is neither an optimizer nor a function that returns an
-        optimizer. At an update, if it gets `TaskGrads`, because the chain has no
-        aggregator before it.
+        optimizer; at an update, if the transform gets `TaskGrads`, because the chain
+        has no aggregator before it.
       ValueError: if `active` names a label that no leaf has, or has a wrong shape, or
-        if the labels differ from those of `partition`.
+        if the labels differ from the labels in `partition`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -127,8 +127,9 @@ def per_label(
         )
     if not isinstance(inner, optax.GradientTransformation) and not callable(inner):
         raise TypeError(
-            "`inner` must be an Optax optimizer, or a function from label to one, got "
-            f"{type(inner).__name__}. Of a mapping from label pass mapping.get."
+            "`inner` must be an Optax optimizer, or a function from label to "
+            f"optimizer, got {type(inner).__name__}. If you have a mapping from label "
+            "to optimizer, pass mapping.get."
         )
 
     def optimizer(label: str) -> optax.GradientTransformationExtraArgs:
@@ -170,8 +171,8 @@ def per_label(
             if label not in state.inner_states:
                 raise ValueError(
                     f"`active` must name labels of {tuple(state.inner_states)}, got "
-                    f"{label!r}. Give `per_label` the labels of the oracle, in which "
-                    f"those of stacked heads are {STACKED!r}."
+                    f"{label!r}. Pass `per_label` the labels of the oracle. Stacked "
+                    f"heads have the label {STACKED!r}."
                 )
         still = jax.tree.map(jnp.zeros_like, select(updates, names, FROZEN))
         moved, states = {FROZEN: still}, {}
@@ -200,9 +201,9 @@ def _check_state(state: PerLabelState, updates: PyTree, names: PyTree) -> None:
     expected = set(jax.tree.leaves(names)) - {FROZEN}
     if found != expected:
         raise ValueError(
-            f"`state` must be that of `per_label` for the labels {sorted(expected)}, "
-            f"got one for {sorted(found)}. Make it by `init` with the same labels; a "
-            "checkpoint of other tasks does not fit."
+            "`state` must be the state of `per_label` for the labels "
+            f"{sorted(expected)}, got a state for {sorted(found)}. Pass the state from "
+            "`init` with the same labels. A checkpoint for other tasks does not fit."
         )
     if STACKED in found:
         num_tasks = len(jax.tree.leaves(select(updates, names, STACKED))[0])

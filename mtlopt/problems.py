@@ -24,8 +24,8 @@ PyTree = Any
 Linear = TypeVar("Linear", bound=Linearization, covariant=True)
 
 NO_LATENT = (
-    "a given latent needs an oracle built with `encode`, or from one function that "
-    "marks its latent by mtlopt.latent."
+    "a given latent needs an oracle built with `encode`, or an oracle of one function "
+    "that marks its latent with mtlopt.latent."
 )
 
 
@@ -169,7 +169,7 @@ def check_moves(latent: Leaves, inputs: Inputs) -> None:
     if inputs.shared and not latent:
         raise ValueError(
             "`encode` must return, or mtlopt.latent mark, at least one floating-point "
-            f"leaf that depends on a leaf labelled {SHARED!r}, got none, so that "
+            f"leaf that depends on a leaf labelled {SHARED!r}, got none. Then "
             f"`{inputs.partition.shared_paths[0]}` would never move."
         )
 

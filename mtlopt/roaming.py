@@ -70,9 +70,9 @@ def maximum_roaming(
     ordinary network.
 
     To use roaming, multiply the units (channels) of each hidden layer by the mask of
-    the task that the network runs for, see `task_masks`. Masked units then get a
-    gradient of exactly zero from that task. Because every task has its own latent, use
-    an oracle of losses without `encode` (see `task_grad`).
+    the task for which the network runs (see `task_masks`). Masked units then get a
+    gradient of exactly zero from that task. Every task has its own latent, so build an
+    oracle of losses without `encode` (see `task_grad`).
 
     Args:
       num_tasks: number of tasks `T`.
@@ -90,7 +90,7 @@ def maximum_roaming(
       (over keys or states) and `scan`.
 
     Raises:
-      ValueError: if an argument is out of its range, or if `update` gets a state of
+      ValueError: if an argument is out of its range, or if `update` gets a state for
         other tasks or widths.
 
     Examples:
@@ -115,13 +115,13 @@ def maximum_roaming(
       AAAI 2021, https://arxiv.org/abs/2006.09762: the swaps above and Figure 1.
 
     Note:
-      The paper has one `Delta` for all layers (pass `interval`), so narrow layers
-      finish early. The default, a `Delta` for each layer with which all layers finish
-      together, comes from the authors' later code. The paper draws the first masks from
-      a Bernoulli distribution under two constraints: every unit is in use, and all
-      tasks use equally many units. It does not say how. The authors' code rounds `p S`
-      up, as here. It gives unit `i` to task `i mod T` and then adds units at random;
-      here the units are first shuffled.
+      The paper has one `Delta` for all layers, so narrow layers finish early; pass
+      `interval` for this rule. By default each layer has its own `Delta`, with which
+      all layers finish together, as in the authors' later code. The paper draws the
+      first masks from a Bernoulli distribution under two constraints: every unit is in
+      use, and all tasks use equally many units. The paper does not say how. The
+      authors' code rounds `p S` up, as this function does. Their code gives unit `i` to
+      task `i mod T` and then adds units at random; here the units are first shuffled.
     """
     check_num_tasks(num_tasks)
     if not 0 < sharing_ratio <= 1:

@@ -22,8 +22,8 @@ class Found(NamedTuple):
     Attributes:
       losses: `[samples]`.
       aux: leaves `[samples, ...]`.
-      head_grads: for each task, gradients of the sum of its samples' losses, each times
-        the sample's share.
+      head_grads: for each task, gradients of the sum of its samples' losses, in which
+        each loss is multiplied by the sample's share.
       latent_grads: gradients of the same sums, leaves `[samples, ...]`.
     """
 
@@ -231,7 +231,7 @@ def make_sample_heads(head_fns: HeadFns) -> SampleHeads:
 
 
 def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `jax.vmap` over samples, with an error that says what to vmap."""
+    """Returns `jax.vmap` over samples, with an error that says what the user wrote."""
 
     def run(*args: Any) -> Any:
         try:
@@ -239,7 +239,7 @@ def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
         except NotImplementedError as error:
             raise ValueError(
                 "`encode` and the losses of samplewise must be functions of one sample "
-                f"that jax.vmap can run on many, got: {error}"
+                f"that jax.vmap can run on many samples, got the error: {error}"
             ) from error
 
     return run

@@ -27,7 +27,7 @@ from mtlopt.rows.streamed import StreamedRows
 
 PyTree = Any
 
-# So many backward passes of the whole batch cost less than a second forward pass.
+# This many backward passes of the whole batch cost less than a second forward pass.
 _FEW_TASKS = 2
 
 

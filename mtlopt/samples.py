@@ -44,21 +44,21 @@ def samplewise(
 
     Here sample `b` has the task :math:`t_b`, the weight :math:`w_b` and the loss
     :math:`\ell_b`. Use this form if the batch mixes several domains, groups or data
-    sets with equal inputs, or if each example is a task. One backward pass of the batch
-    carries the gradients of all tasks, whatever their number. You write `encode` and
-    the losses for **one** sample, and mtlopt vmaps them. So samples cannot mix: you
-    cannot use layers that compute over the whole batch, such as BatchNorm in training.
+    sets with inputs of the same kind, or if each example is a task. One backward pass
+    of the batch carries the gradients of all tasks, whatever their number. You write
+    `encode` and the losses for **one** sample, and mtlopt vmaps them. So you cannot use
+    layers that compute over the whole batch, such as BatchNorm in training.
 
-    The first argument of an oracle's call after the parameters is the batch, a pytree
-    whose leaves have a leading axis of samples. The functions get one sample of the
-    batch, and all other arguments unchanged, except that typed PRNG keys are folded
-    with the index of the sample. So each sample has its own noise. Aux gets a leading
-    axis of samples. If `losses` is a mapping, the aux of each loss is valid only for
-    the samples of its task.
+    When you call the oracle, the first argument after the parameters is the batch, a
+    pytree whose leaves have a leading axis of samples. The functions get one sample of
+    the batch, and all other arguments unchanged. Only typed PRNG keys are folded with
+    the index of the sample, so each sample has its own noise. Aux gets a leading axis
+    of samples. If `losses` is a mapping, the aux of each loss is valid only for the
+    samples of its task.
 
-    A task is absent (see `present` of an oracle's call) and has a loss of zero if it
-    has no sample in the batch, or only samples of weight zero. The values in a sample
-    of weight zero do not matter.
+    A task is absent if it has no sample in the batch, or only samples of weight zero.
+    An absent task has a loss of zero (see `present` in `Oracle.__call__`). The values
+    in a sample of weight zero do not matter.
 
     Args:
       losses: the losses of a sample, in one of three forms.
@@ -81,7 +81,7 @@ def samplewise(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `reduce` is unknown. At a call, if the batch has no common axis of
+      ValueError: if `reduce` is unknown; at a call, if the batch has no common axis of
         samples, or a function cannot be vmapped.
 
     Examples:
@@ -120,8 +120,8 @@ def samplewise(
         if function is not None and not callable(function):
             raise TypeError(
                 f"`{name}` must be a function of one sample, or None, got "
-                f"{type(function).__name__}. Pass such numbers in the batch, and write "
-                f"{name}=lambda sample: sample[...]."
+                f"{type(function).__name__}. Put such numbers into the batch, and "
+                f"write {name}=lambda sample: sample[...]."
             )
     check_choice("reduce", reduce, ("mean", "sum"))
     return Samplewise(losses, task_of, weight_of, reduce)
@@ -193,7 +193,7 @@ def make_samples(
     index = jnp.arange(size, dtype=jnp.int32)
     if form.task_of is None and size != num_tasks:
         raise ValueError(
-            f"`task_of` must be a function if samples are not tasks, got None with "
+            "`task_of` must be a function unless sample i is task i, got None with "
             f"{size} samples and {num_tasks} tasks."
         )
     ids = index if form.task_of is None else _task_ids(form.task_of, batch, num_tasks)
@@ -242,21 +242,22 @@ def batch_size(args: tuple[Any, ...]) -> int:
         if not hasattr(leaf, "shape") or not jnp.ndim(leaf):
             raise ValueError(
                 f"{batch_leaf(path)} must have a leading axis of samples, got "
-                f"{leaf!r}. Pass what is no part of a sample as another argument."
+                f"{leaf!r}. Pass values that are not part of a sample as another "
+                "argument."
             )
         if jax.typeof(leaf).sharding.mesh.explicit_axes:
             raise ValueError(
                 "one task per sample needs a mesh with automatic axes, got explicit "
-                f"ones at the batch leaf `{path_string(path)}`: samples are chosen by "
-                "their task. Make the mesh with axis_types=AxisType.Auto."
+                f"axes at the batch leaf `{path_string(path)}`: mtlopt selects samples "
+                "by their task. Make the mesh with axis_types=AxisType.Auto."
             )
         sizes.setdefault(len(leaf), path_string(path))
     if len(sizes) > 1:
         (one, first), (other, second), *_ = sizes.items()
         raise ValueError(
             "the leaves of the batch must have the same leading axis of samples, got "
-            f"{one} in `{first}` and {other} in `{second}`. Pass what is no part of a "
-            "sample as another argument."
+            f"{one} in `{first}` and {other} in `{second}`. Pass values that are not "
+            "part of a sample as another argument."
         )
     return next(iter(sizes))
 
@@ -302,7 +303,7 @@ def _task_ids(
 
 
 def replace_samples(batch: PyTree, counts: jax.Array, by: jax.Array) -> PyTree:
-    """Replaces samples that do not count by the sample at which `by` is true.
+    """Replaces samples that do not count with the sample at which `by` is true.
 
     It uses sums instead of indexing, so that a batch that is split across several
     devices stays split.

@@ -33,27 +33,28 @@ def sharpness_aware(
 
     The norm covers all parameters that the task uses, its head included. With
     `ascent="sum"`, all tasks use one :math:`\epsilon`, which follows the gradient of
-    the sum of the present tasks' losses, over all parameters. If that gradient is zero,
-    so is :math:`\epsilon`.
+    the sum of the present tasks' losses, over all parameters. If this gradient is zero,
+    :math:`\epsilon` is zero too.
 
     The result is an oracle like any other: `train_step`, `block_step` and
     `individual_step` take it, and any chain of transforms takes its gradients. Only the
-    gradients are computed at the moved parameters. Losses (including those of a line
-    search), aux and the model's state belong to the parameters before the move, so
-    BatchNorm statistics change once. A weighting scales the gradients at the moved
-    point and does not change the ascent steps.
+    gradients are computed at the moved parameters. Losses, aux and the model's state
+    belong to the parameters before the move, so BatchNorm statistics change once. A
+    line search also evaluates the losses without the move. A weighting scales the
+    gradients at the moved point and does not change the ascent steps.
 
-    Cost: with `"task"`, each task needs two backward passes and one more run of
-    `encode`. `"sum"` needs one forward and one backward pass more than the plain
-    oracle. With `"sum"`, you can still use methods in latent space, layerwise rows and
-    the gradient of the summed loss by one pass.
+    With `ascent="task"`, each task needs two backward passes and one more run of
+    `encode`. `ascent="sum"` needs one forward and one backward pass more than the
+    oracle that you pass. With `ascent="sum"`, you can still use methods in latent space
+    and the option `layerwise` of `task_grad`, and one backward pass still gives the
+    gradient of the summed loss.
 
     Args:
       oracle: an oracle from `task_grad`. With microbatches, the ascent step uses the
         whole batch.
       rho: length of the ascent step, at least 0.
-      ascent: `"task"` if each task climbs its own loss, `"sum"` if all climb the summed
-        loss.
+      ascent: `"task"` if each task climbs its own loss, `"sum"` if all tasks climb the
+        summed loss.
 
     Returns:
       An `Oracle`.
@@ -101,7 +102,7 @@ class SharpnessAware(OfProblem):
     Attributes:
       problem: the problem.
       rho: length of the step up.
-      ascent: whose loss a task climbs, its own or the sum.
+      ascent: whether a task climbs its own loss or the sum of the losses.
     """
 
     problem: Problem[Any]
@@ -116,7 +117,8 @@ class SharpnessAware(OfProblem):
         del inputs, z
         raise ValueError(
             "`heads` has no sharpness-aware form: on a given latent the shared leaves "
-            "cannot climb. Call that of the oracle that sharpness_aware was given."
+            "cannot move. Call `heads` of the oracle that you passed to "
+            "sharpness_aware."
         )
 
     def evaluate(self, inputs: Inputs, factors: Any, members: Any) -> Evaluation[Any]:

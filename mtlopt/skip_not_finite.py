@@ -37,9 +37,9 @@ def skip_not_finite(
     Weightings that learn from losses, and aggregators that remember gradients, keep the
     NaN of one bad batch and return it from then on. `optax.apply_if_finite` after the
     aggregator protects only the parameters, so put this wrapper around the whole chain.
-    If an update has a number that is not finite, or if a finite number in the state
-    becomes NaN or infinite, the update is zero and the state stays as it was, bit for
-    bit.
+    An update is skipped if it has a number that is not finite, or if a finite number in
+    the state would become NaN or infinite. A skipped update is zero, and the state
+    stays as it was, bit for bit.
 
     With `per_task`, a task is left out of the update if its loss, its row (shared
     gradient) or its head's gradient is not finite; the other tasks still move. This
@@ -66,8 +66,8 @@ def skip_not_finite(
       finite, or the learning rate is too high.
 
     Raises:
-      TypeError: at the update, if `inner` has weightings but no aggregator. With
-        `per_task`, also if the input is not a `TaskGrads`.
+      TypeError: at the update, if `inner` has weightings but no aggregator, or if the
+        input is not a `TaskGrads` although `per_task` is True.
 
     Examples:
       >>> import mtlopt
@@ -111,7 +111,7 @@ def skip_not_finite(
         moved, new = inner.update(updates, old, params, **extra_args)
         if isinstance(moved, TaskGrads):
             raise TypeError(
-                "`inner` must end in updates of the parameters, got TaskGrads. Chain "
+                "`inner` must return updates of the parameters, got TaskGrads. Chain "
                 "an aggregator after the weightings, inside `skip_not_finite`."
             )
         spoilt += [jnp.any(~finite(leaf)) for leaf in jax.tree.leaves(moved)]

@@ -16,8 +16,8 @@ class Slopes(NamedTuple):
 
     Attributes:
       of_shared: `<dL_i / d shared, d>`, `[tasks]`, if the step subtracts `d`.
-      of_heads: `<dL_i / d head_i, d_i>`, `[tasks]`, with `d_i` the part of head i in
-        `d`.
+      of_heads: `<dL_i / d head_i, d_i>`, `[tasks]`, where `d_i` is the part of `d` for
+        head i.
       lengths: product of the lengths of the two vectors in `of_shared`, `[tasks]`;
         rounding errors are relative to this product.
     """

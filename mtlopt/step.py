@@ -1,4 +1,4 @@
-"""One training step: the variables that it changes, and how a chain makes it."""
+"""One training step: the variables that it changes, and its function."""
 
 import difflib
 import traceback
@@ -21,7 +21,7 @@ PyTree = Any
 
 
 class Run(NamedTuple):
-    """Everything that a training step changes, to be saved, donated or scanned over.
+    """Everything that a training step changes; you can save, donate or scan over it.
 
     Attributes:
       params: parameters, a pytree of arrays.
@@ -60,11 +60,11 @@ def train_step(
 ) -> Callable[..., tuple[Run, StepOutput]]:
     """Builds a training step from an oracle and a chain of transforms.
 
-    The step evaluates the gradients of all tasks, and the chain makes one update from
-    them. It then updates the parameters, the optimizer state and the model's state. The
-    step tells the chain which tasks are present: if the chain ends with `per_label`,
-    heads of absent tasks do not move. Leaves labelled `"frozen"` never move, whatever
-    the optimizer.
+    The step evaluates the gradients of all tasks, and the chain turns them into one
+    update. The step then updates the parameters, the optimizer state and the model's
+    state. It passes the chain which tasks are present: if the chain ends with
+    `per_label`, heads of absent tasks do not move. Leaves labelled `"frozen"` never
+    move, whatever the optimizer.
 
     Args:
       oracle: an oracle from `task_grad`.
@@ -78,9 +78,10 @@ def train_step(
       `extra_args` are for the optimizer.
 
     Raises:
-      TypeError: if `oracle` is not an `mtlopt.Oracle`. At a step, if the chain has no
-        aggregator, or no optimizer after it, or if `run` is not a `Run`.
-      ValueError: at a step, if `run.state` is missing, or given but not expected.
+      TypeError: if `oracle` is not an `mtlopt.Oracle`; at a step, if the chain has no
+        aggregator or has no optimizer after it, or if `run` is not a `Run`.
+      ValueError: at a step, if `run.state` is missing, or if it is given although the
+        oracle has no state.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -137,7 +138,7 @@ def check_names(extra_args: Iterable[str], *others: str) -> None:
 
 
 def keep_finite(run: Run, opt_state: PyTree, state: PyTree) -> PyTree:
-    """Returns the new state, or the old one if `skip_not_finite` skipped the step.
+    """Returns the new state, or the old state if `skip_not_finite` skipped the step.
 
     If only some tasks were left out, a leaf keeps its value if its new value would not
     be finite. If the chain has no `skip_not_finite`, the result is the new state.
@@ -186,8 +187,8 @@ def update_of(
         if _is_of_sam(error):
             raise TypeError(
                 "`optimizer` must not contain optax.contrib.sam, which takes one "
-                "gradient, not those of several tasks. Make the oracle sharpness-aware "
-                "instead: mtlopt.sharpness_aware(oracle)."
+                "gradient, not the gradients of several tasks. Make the oracle "
+                "sharpness-aware instead: mtlopt.sharpness_aware(oracle)."
             ) from error
         # Without jit the guard's entries have no real part, from which norms are made.
         if WHAT_TO_DO not in str(error) and "abstract method" not in str(error):
@@ -203,9 +204,9 @@ def update_of(
         ) from cause
     if _has_methods_only(opt_state):
         raise TypeError(
-            "`optimizer` must end with an optimizer, such as optax.sgd or optax.adam: "
-            "an aggregator returns a direction in which the losses rise, got a chain "
-            "that ends with one."
+            "`optimizer` must end with an optimizer, such as optax.sgd or optax.adam, "
+            "got a chain that ends with an aggregator. An aggregator returns a "
+            "direction in which the losses rise."
         )
     return keep_frozen(found, grads.partition.labels), opt_state
 
@@ -256,7 +257,7 @@ def with_state(oracle: Oracle, args: tuple[Any, ...], run: Run) -> tuple[Any, ..
         raise TypeError(
             f"`run` must be a mtlopt.Run, got {type(run).__name__}. Pass "
             "mtlopt.Run(params, optimizer.init(params)) to the first step, and the run "
-            "that it returns to the next."
+            "that a step returns to the next step."
         )
     check_no_state(run.params)
     if oracle.has_state:

@@ -35,27 +35,29 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class TaskGrads(metaclass=SaysWhatToDo):
-    """Losses of all tasks and their gradients, linearised once.
+    """Losses of all tasks and their gradients, as one linearised network.
 
     A `task_grad` oracle returns a `TaskGrads`, weightings scale it, and an aggregator
-    turns it into one update. It holds the linearised network instead of a matrix: the
-    rows of the Jacobian (one gradient per task) exist only if a method asks for them.
+    turns it into one update. A `TaskGrads` holds the linearised network instead of the
+    Jacobian of the losses. The rows of the Jacobian (one gradient per task) are
+    computed only if a method reads them.
 
     A `TaskGrads` is a pytree, so it passes through `jit` and `vmap` and out of `scan`.
-    (As a carry, or from one program to another, it works only if the same jitted oracle
-    made it.) But it is not a gradient. If you put an ordinary optimizer before the
-    aggregator, its arithmetic raises an error at the leaf `guard`, instead of silently
-    scaling a part of the linearization. If an optimizer complains that it got a
-    `TaskGrads` in place of an array or a dict, chain an aggregator before the
-    optimizer.
+    (As the carry of a loop, or as an argument of another compiled program, it works
+    only if the same jitted oracle made it.) But a `TaskGrads` is not a gradient. If you
+    put an ordinary optimizer before the aggregator, the optimizer's arithmetic raises
+    an error at the leaf `guard`, instead of silently scaling a part of the
+    linearization. If an optimizer complains that it got a `TaskGrads` in place of an
+    array or a dict, chain an aggregator before the optimizer.
 
     Attributes:
-      guard: a leaf on which arithmetic raises. It is the first, because others, such
-        as a PRNG key among the oracle's arguments, would raise errors of JAX.
+      guard: a leaf on which arithmetic raises an error. It is the first leaf, because
+        other leaves, such as a PRNG key among the oracle's arguments, would raise
+        JAX's own errors.
       losses: `[tasks]`, as the loss functions returned them.
       loss_scales: `[tasks]`, factors that multiply the losses; weightings set them.
       present: `[tasks]` bool, the tasks with labels in this batch; None for all. Other
-        fields depend on `present`, so pass it to the oracle, or use
+        fields depend on `present`, so do not replace it: pass it to the oracle, or use
         `leave_out_not_finite`.
       aux: second values of the functions, an `Aux`; None without `has_aux`.
       z: the latent, as `encode` returned it; None without `encode` or with several
@@ -66,8 +68,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
       losses_at: function from `(params, z=None)` to the losses `[tasks]` on the same
         batch, at other parameters or another latent; None without an oracle.
       partition: which leaf is shared, and which belongs to which task.
-      in_latent: whether rows are gradients of the latent.
-      frozen: the frozen leaves; their updates are zeros of their types.
+      in_latent: whether rows are gradients with respect to the latent.
+      frozen: the frozen leaves; their updates are zeros of the same dtypes.
       moving: `[tasks]` bool, the tasks whose heads move, if `without_rows` hides some
         tasks from methods; None if the heads of all present tasks move.
       members: the tasks whose heads move, if they are known at trace time.
@@ -102,17 +104,19 @@ class TaskGrads(metaclass=SaysWhatToDo):
         labels: Rules = SHARED,
         tasks: Sequence[str] | None = None,
     ) -> "TaskGrads":
-        """Wraps gradients that you computed elsewhere, such as one task at a time.
+        """Wraps gradients that you computed yourself, for example task by task.
 
         Args:
           rows: pytree with the structure of the parameters, every leaf with a leading
             task axis: row i is the gradient of loss i with respect to all parameters.
             For a head's leaf, only the row of its own task is used. For a stacked leaf,
             which is `[tasks, tasks, ...]` here, only the diagonal is used. All other
-            entries must be zero. Rows of a frozen leaf are not read; its update is
-            zeros of the rows' type.
-          losses: `[tasks]` or by name, for weightings that need them. Default: zeros.
-          present: `[tasks]` bool or by name, see the class. Default: all.
+            entries must be zero. Rows of a frozen leaf are not read; the leaf's update
+            is zeros of the rows' dtype.
+          losses: `[tasks]`, or a mapping from task to number, for weightings that need
+            losses. Default: zeros.
+          present: `[tasks]` bool, or a mapping from task to bool, see the attribute
+            `present`. Default: all tasks.
           labels: which leaf is shared and which belongs to which task, see
             `label_params`. By default all leaves are shared.
           tasks: names of the tasks, in the order of the rows. Default: "0", "1", ...
@@ -122,8 +126,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
 
         Raises:
           ValueError: if `rows` is empty or its leaves disagree on the number of tasks,
-            if the labels do not fit, or if a head has a gradient of another task. The
-            last of these errors is found only outside of `jit`.
+            if the labels do not fit, or if a head has a gradient of another task. A
+            head's gradient of another task is detected only outside of `jit`.
 
         Examples:
           >>> import jax, jax.numpy as jnp
@@ -195,7 +199,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         shared = self.partition.labels.count(SHARED)
         return (
             f"TaskGrads(tasks={self.tasks}, shared_leaves={shared}, "
-            f"head_leaves={len(self.head_grads)}, in_latent={self.in_latent}: no "
+            f"head_leaves={len(self.head_grads)}, in_latent={self.in_latent}: not an "
             f"update, {WHAT_TO_DO})"
         )
 
@@ -251,21 +255,21 @@ class TaskGrads(metaclass=SaysWhatToDo):
         """
         if self.moving is not None:
             raise ValueError(
-                "weightings must be chained before `leave_out`, not inside: the losses "
-                "of hidden tasks would get no weight, and their heads would not move."
+                "weightings must be chained before `leave_out`, not inside it. Inside, "
+                "the losses of hidden tasks get no weight, and their heads do not move."
             )
         loss_scales = self.loss_scales * factors.astype(self.loss_scales.dtype)
         return dataclasses.replace(self, loss_scales=loss_scales)
 
     def in_latent_space(self) -> Self:
-        """Returns the same gradients, with rows that are gradients of the latent."""
+        """Returns the same gradients, with rows taken with respect to the latent."""
         if not self.linear.has_latent:
             raise ValueError(
                 "latent space needs a latent that all tasks share: build the gradients "
-                "with mtlopt.task_grad(..., encode=...), or mark it by "
-                "mtlopt.latent(z) in your function of all losses. Tasks with inputs of "
-                "their own have none: use the method without in_latent_space. Of "
-                "sharpness_aware gradients, those with ascent='sum' have one."
+                "with mtlopt.task_grad(..., encode=...), or mark the latent with "
+                "mtlopt.latent(z) in your function of all losses. If each task has its "
+                "own inputs, there is no such latent: use the method without "
+                "in_latent_space. With sharpness_aware, use ascent='sum'."
             )
         return dataclasses.replace(self, in_latent=True)
 
@@ -287,8 +291,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def rows(self) -> Rows:
         """Returns the scaled rows (the tasks' gradients) for methods that compare them.
 
-        For the shared leaves, this costs one pullback of the encoder per task; in
-        latent space it is free.
+        For the shared leaves, this costs one backward pass of the encoder per task; in
+        latent space it costs nothing.
         """
         make = self.linear.latent_rows if self.in_latent else self.linear.rows
         rows = make(self.loss_scales, self.present)
@@ -300,11 +304,12 @@ class TaskGrads(metaclass=SaysWhatToDo):
 
         A weighting that reads `rows()` calls `keep_rows` first; otherwise the
         aggregator would run a second backward pass. With stacked heads in latent space,
-        the aggregator runs this pass anyway, because the pass costs less than combining
+        the aggregator still runs the second pass, because it costs less than combining
         T rows.
 
         Args:
-          entries: whether the rows' `leaves()` are read, in addition to their products.
+          entries: whether the rows' `leaves()` are read, in addition to their inner
+            products.
         """
         if not self.in_latent:
             linear = self.linear.keep_rows(self.present, entries)
@@ -315,10 +320,10 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return dataclasses.replace(self, linear=linear)
 
     def finite_tasks(self) -> jax.Array:
-        """Returns which tasks are present and have finite numbers only, `[tasks]` bool.
+        """Returns which tasks are present and finite, as `[tasks]` bool.
 
-        These numbers are the task's loss, the gradient of its head, and the norm of its
-        row (in latent space, of its latent row).
+        A task is finite if its loss, the gradient of its head, and the norm of its row
+        are finite. In latent space, this is the norm of the latent row.
         """
         finite = jnp.isfinite(self.losses) & self.finite_heads()
         finite &= jnp.isfinite(self.rows().norms())
@@ -338,10 +343,11 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return finite
 
     def leave_out_not_finite(self) -> Self:
-        """Returns the gradients in which only the tasks of `finite_tasks` are present.
+        """Returns the gradients with only the tasks of `finite_tasks` present.
 
         For the shared leaves, it computes the rows with one backward pass per task;
-        aggregators that read rows need these anyway. In latent space it costs nothing.
+        aggregators that read rows need these rows anyway. In latent space it costs
+        nothing.
         """
         grads = self.keep_rows()
         finite, moving = grads.finite_tasks(), self.moving
@@ -356,7 +362,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         """Returns `sum_i loss_scales[i] g_i`, the gradient of the sum of scaled losses.
 
         It costs one ordinary backward pass, which never separates the tasks. With
-        absent tasks, several microbatches or kept rows, `total()` is `combine` with
+        absent tasks, several microbatches or kept rows, `total()` calls `combine` with
         weights of one.
 
         Returns:
@@ -369,11 +375,12 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return self.partition.update(*found, self.frozen)
 
     def combine(self, weights: jax.Array) -> PyTree:
-        """Returns the update `sum_i weights[i] loss_scales[i] g_i`, by one pullback.
+        """Returns `sum_i weights[i] loss_scales[i] g_i`, with one backward pass.
 
-        It does not compute the rows `g_i` over the shared leaves. If `keep_rows` has
-        already computed the rows, `combine` needs no pullback. A method that has read
-        `rows()` combines those rows instead: `updates(rows.combine(weights))`.
+        The method does not compute the rows `g_i` over the shared leaves. If
+        `keep_rows` has already computed the rows, `combine` needs no backward pass. A
+        method that has read `rows()` combines those rows instead:
+        `updates(rows.combine(weights))`.
 
         Args:
           weights: `[tasks]`, which multiply only the gradients of the shared leaves.
@@ -402,9 +409,10 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return self.partition.update(direction, head_grads, self.frozen)
 
     def jacobian(self) -> PyTree:
-        """Returns the shared leaves' rows, `[tasks, ...]`; other leaves are None.
+        """Returns the tasks' gradients of the shared leaves; other leaves are None.
 
-        Use it for inspection: it holds as many gradients as there are tasks.
+        Each shared leaf is `[tasks, ...]`. Use this method for inspection: the result
+        holds as many gradients as there are tasks.
         """
         rows = self.linear.rows(self.loss_scales, self.present).leaves()
         heads, frozen = ([None] * len(part) for part in (self.head_grads, self.frozen))
@@ -430,8 +438,8 @@ def _own_rows(rows: Leaves, partition: Partition) -> Leaves:
         if not isinstance(leaf, Tracer) and (np.abs(leaf)[foreign] > 0).any():
             raise ValueError(
                 f"`rows` must be zero at `{path}`, which is labelled {label!r}, for "
-                f"all tasks but its own. Label a leaf that several tasks read "
-                f"{SHARED!r}."
+                "all tasks except the leaf's own task. If several tasks read the leaf, "
+                f"label it {SHARED!r}."
             )
         heads.append(own)
     return heads

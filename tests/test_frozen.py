@@ -233,7 +233,7 @@ def test_alternation(float64):
         assert_untouched(run.params)
         moved = jax.tree.map(lambda *two: np.any(np.not_equal(*two)), run.params, ALL)
         assert all(all(jax.tree.leaves(moved[key])) for key in MOVING)
-    with pytest.raises(ValueError, match="others, the heads"):
+    with pytest.raises(ValueError, match="leaves of heads"):
         mtlopt.alternate_blocks(
             optax.sgd(1.0), optax.sgd(1.0), LABELS | {"a": "frozen", "b": "frozen"}
         ).init(ALL)

@@ -53,8 +53,9 @@ def with_rule(params, x):
     [
         (
             lambda p, x: pair(p, mtlopt.latent(trunk(p, x)), jnp.sum(p["v"])),
-            r"task 'a' reads the shared leaf `v`, not through mtlopt.latent, whose "
-            r"gradient.*mark it as well, as in h, w = mtlopt.latent\(\(h, w\)\)",
+            r"task 'a' reads the shared leaf `v`, not through mtlopt.latent, so the "
+            r"leaf's gradient.*mark the leaf as well, as in "
+            r"h, w = mtlopt.latent\(\(h, w\)\)",
         ),
         (
             lambda p, x: pair(
@@ -85,7 +86,7 @@ def with_rule(params, x):
         (marked_by_each, "an array is marked twice by mtlopt.latent. Mark it once"),
         (
             lambda p, x: pair(p, branch(p, x)),
-            "must not be inside a loop, a branch.*got a mark in `cond`.*what it ret",
+            "must not be inside a loop, a branch.*got a mark in `cond`.*its results",
         ),
         (
             lambda p, x: pair(p, loop(p, x)),
@@ -93,7 +94,7 @@ def with_rule(params, x):
         ),
         (
             lambda p, x: pair(p, jax.jit(with_rule)(p, x)),
-            "a derivative rule of its own, got a mark in `custom_jvp_call`",
+            "its own derivative rule, got a mark in `custom_jvp_call`",
         ),
         (
             lambda p, x: pair(p, mtlopt.latent({"z": trunk(p, x), "name": "z"})["z"]),
@@ -143,13 +144,15 @@ def test_a_loss_may_be_a_parameter_itself():
 def test_without_a_mark_there_is_no_latent():
     oracle = small(lambda p, x: pair(p, trunk(p, x)))
     grads = oracle(SMALL, POINT)
-    with pytest.raises(ValueError, match=r"mark it by mtlopt.latent\(z\) in your"):
+    with pytest.raises(
+        ValueError, match=r"mark the latent with mtlopt.latent\(z\) in your"
+    ):
         grads.in_latent_space()
     for call in (
         lambda: oracle.heads(SMALL, POINT, POINT),
         lambda: grads.losses_at(SMALL, POINT),
     ):
-        with pytest.raises(ValueError, match=r"or from one function that marks its"):
+        with pytest.raises(ValueError, match=r"or an oracle of one function that"):
             call()
     summed = small(
         lambda p, x: pair(p, jnp.mean(jax.vmap(trunk, (None, 0))(p, x), axis=0)),
@@ -161,9 +164,9 @@ def test_without_a_mark_there_is_no_latent():
 
 def test_a_given_latent_must_be_like_what_is_marked():
     oracle = small(lambda p, x: pair(p, mtlopt.latent(trunk(p, x))))
-    with pytest.raises(ValueError, match="must have the structure of what mtlopt"):
+    with pytest.raises(ValueError, match="must have the structure that mtlopt"):
         oracle.heads(SMALL, (POINT, POINT), POINT)
-    with pytest.raises(ValueError, match=r"as mtlopt.latent marks.*\[2\], got.*\[3\]"):
+    with pytest.raises(ValueError, match=r"mtlopt.latent marks.*\[2\], got.*\[3\]"):
         oracle.heads(SMALL, jnp.ones(3), POINT)
 
 
@@ -176,7 +179,9 @@ def test_a_leaf_that_goes_round_the_mark_has_no_label():
     def function(params, x):
         return pair(params, mtlopt.latent(trunk(params, x)), jnp.sum(params["v"]))
 
-    message = r"reads `v`, which is shared. Read what mtlopt.latent returns.* mark it"
+    message = (
+        r"reads `v`, which is shared. Read the result of mtlopt.latent.* mark the leaf"
+    )
     with pytest.raises(ValueError, match=message):
         mtlopt.infer_labels(function, SMALL, POINT, tasks=("a", "b"))
 

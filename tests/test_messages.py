@@ -57,42 +57,43 @@ WRITTEN_FOR_OTHER_ARGUMENTS = {
     "loss": (
         {"a": swapped, "b": with_z},
         ENCODE,
-        "the loss of task 'a' as f(params, latent, *args), here f(dict, float32[2], "
-        "float32[4, 2]).",
+        "the loss of task 'a' as f(params, latent, *args), with arguments (dict, "
+        "float32[2], float32[4, 2]).",
     ),
     "encode": (
         {"a": with_z, "b": with_z},
         {"encode": lambda x, params: params["w"]},
-        "encode as f(params, *args), here f(dict, float32[4, 2]).",
+        "encode as f(params, *args), with arguments (dict, float32[4, 2]).",
     ),
     "no latent": (
         {"a": lambda x, params: params["a"] @ params["w"]},
         {},
-        "the loss of task 'a' as f(params, *args), here f(dict, float32[4, 2]).",
+        "the loss of task 'a' as f(params, *args), with arguments (dict, "
+        "float32[4, 2]).",
     ),
     "one function": (
         lambda x, params: [params["a"] @ params["w"]],
         {"tasks": ["a"]},
-        "`losses` as f(params, *args), here f(dict, float32[4, 2]).",
+        "`losses` as f(params, *args), with arguments (dict, float32[4, 2]).",
     ),
     "stacked": (
         mtlopt.stacked(lambda params, task, z, x: params["a"] @ z[0], 2),
         ENCODE,
-        "the stacked head as f(params, latent, task, *args), here f(dict, float32[2], "
-        "int32[], float32[4, 2]). Leaves labelled 'stacked' come without the axis "
-        "of tasks.",
+        "the stacked head as f(params, latent, task, *args), with arguments (dict, "
+        "float32[2], int32[], float32[4, 2]). Leaves labelled 'stacked' have no "
+        "task axis in this call.",
     ),
     "samplewise": (
         mtlopt.samplewise({"a": swapped}, lambda sample: 0),
         ENCODE,
-        "the loss of task 'a' as f(params, latent, *args), here f(dict, float32[2], "
-        "float32[2]).",
+        "the loss of task 'a' as f(params, latent, *args), with arguments (dict, "
+        "float32[2], float32[2]).",
     ),
     "state": (
         {"a": lambda params, z, state: (z[state["count"]], state)},
         {"encode": lambda params, state: (params["w"], state), "has_state": True},
-        "the loss of task 'a' as f(params, latent, *args, state), here f(dict, "
-        "float32[2], float32[4, 2]).",
+        "the loss of task 'a' as f(params, latent, *args, state), with "
+        "arguments (dict, float32[2], float32[4, 2]).",
     ),
 }
 
@@ -128,7 +129,8 @@ def test_a_wrong_number_of_arguments():
     oracle = mtlopt.task_grad({"a": lambda params, z: z}, "shared", **ENCODE)
     message = (
         r"the loss of task 'a' must take 3 arguments, as f\(params, latent, \*args\), "
-        r"here f\(dict, float32\[2\], float32\[4, 2\]\)\. .*: too many positional"
+        r"with arguments \(dict, float32\[2\], float32\[4, 2\]\)\. "
+        r".*: too many positional"
     )
     with pytest.raises(TypeError, match=message) as error:
         oracle(PARAMS, X)
@@ -226,7 +228,7 @@ def test_functions_among_the_parameters():
 def test_a_run_whose_parts_are_swapped(make_step, tx):
     run = mtlopt.Run(tx.init(PARAMS), PARAMS)
     with pytest.raises(
-        TypeError, match=r"State\. In a .*opt_state\), are .* swapped\?"
+        TypeError, match=r"State\. The parameters come first .*opt_state\)"
     ):
         make_step(ORACLE, tx)(run)
     with pytest.raises(TypeError, match=r"got a Run\..* pass `run\.params`"):
@@ -296,7 +298,9 @@ def test_a_grad_where_its_gradient_is_meant(name):
 @pytest.mark.parametrize("tx", [mtlopt.mgda(2), mtlopt.weight_by_dwa(2)])
 def test_a_grad_where_those_of_all_tasks_are_meant(tx):
     grad = ORACLE.task("a", PARAMS)
-    with pytest.raises(TypeError, match=r"got Grad, which has one.*Pass its `\.grad`"):
+    with pytest.raises(
+        TypeError, match=r"got Grad, which has only one.*Pass its `\.grad`"
+    ):
         tx.update(grad, tx.init(PARAMS), PARAMS)
 
 
@@ -428,7 +432,7 @@ def test_sam_of_optax_names_the_wrapper(opaque, jit):
     with pytest.raises(TypeError, match=rf"optax\.contrib\.sam, which.*{wrapper}"):
         (jax.jit(step) if jit else step)(run)
     arguments = {"grad_fn": lambda p, _: ORACLE(p)} if opaque else {}
-    with pytest.raises(TypeError, match=rf"of optax\.contrib\.sam take {wrapper}"):
+    with pytest.raises(TypeError, match=rf"of optax\.contrib\.sam, use {wrapper}"):
         jax.eval_shape(
             lambda: tx.update(ORACLE(PARAMS), run.opt_state, PARAMS, **arguments)
         )
@@ -437,7 +441,7 @@ def test_sam_of_optax_names_the_wrapper(opaque, jit):
 @pytest.mark.parametrize("name", ["zero_nans", "set_to_zero"])
 def test_zeros_are_refused_op_by_op(name):
     with pytest.raises(
-        TypeError, match=r"replace gradients of the tasks by zeros\. Put"
+        TypeError, match=r"replace gradients of the tasks with zeros\. Put"
     ):
         BEFORE[name].update(ORACLE(PARAMS), BEFORE[name].init(PARAMS), PARAMS)
 
@@ -558,7 +562,7 @@ def test_an_optimizer_of_another_step(step, name, right):
 def test_python_numbers_of_a_module_that_is_not_partitioned(value):
     kind = jnp.result_type(value)
     message = (
-        rf"`inference` must be floating point, got {kind}\. Split off "
+        rf"`inference` must be floating point, got {kind}\. Separate "
         r".*eqx\.partition\(model, eqx\.is_inexact_array\)\."
     )
     with pytest.raises(ValueError, match=message):

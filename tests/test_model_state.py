@@ -314,7 +314,7 @@ def returning(change):
         (lambda z, s: (z, s, z), r"encode must return \(value, state\), got a tuple"),
         (
             lambda z, s: (z, s["trunk"]),
-            "encode must return the whole state that it was given",
+            "encode must return the whole state that it got",
         ),
         (
             lambda z, s: (z, {**s, "a": {"mean": jnp.ones(3)}}),
@@ -405,7 +405,7 @@ def test_tasks_without_state_may_be_named():
 
 
 def test_labels_of_the_state_are_checked():
-    with pytest.raises(ValueError, match=r"`state_labels` must fit: .* 'c' matches"):
+    with pytest.raises(ValueError, match=r"`state_labels` must fit it: .* 'c' matches"):
         counting_oracle({"*": "shared", "c": "a"})(PARAMS, BATCH, COUNTS)
     with pytest.raises(ValueError, match=r"`state_labels` must be one of .*'c'"):
         counting_oracle(["a", "c"])
@@ -434,7 +434,9 @@ def test_a_state_made_of_the_sample_is_refused():
             {**s, "n": s["n"] + (x[0] > 0).astype(int)},
         )
     )
-    with pytest.raises(ValueError, match="encode makes the state `n` of its arguments"):
+    with pytest.raises(
+        ValueError, match="encode computes the state `n` from its arguments"
+    ):
         jax.eval_shape(oracle, PARAMS, BATCH, {"n": jnp.array(0), "b": jnp.array(1)})
 
 

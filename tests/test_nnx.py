@@ -407,7 +407,7 @@ def outer():
         (
             mtlopt.nnx.task_grad(LOSSES, LABELS, encode=sowing),
             ValueError,
-            "encode adds `extra` to the module, which would be lost",
+            "encode adds `extra` to the module, but this addition would be lost",
         ),
         (
             other_losses(a=lambda model, z: jnp.mean(model.a(z))),
@@ -439,8 +439,8 @@ def test_an_error_of_a_function_says_how_it_was_called():
         other_losses(a=loss)(Net(nnx.Rngs(0)), DATA[0])
     found = [note for note in error.value.__notes__ if note.startswith("mtlopt")]
     assert found == [
-        "mtlopt called the loss of task 'a' as f(model, latent, *args), here f(Net, "
-        "float32[8, 4], float32[8, 3])."
+        "mtlopt called the loss of task 'a' as f(model, latent, *args), with "
+        "arguments (Net, float32[8, 4], float32[8, 3])."
     ]
 
 
@@ -461,7 +461,7 @@ def test_modules_in_the_place_of_other_things():
     with pytest.raises(ValueError, match="`model` must be a module with variables of"):
         ORACLE({"w": jnp.ones(2)}, DATA[0])
     plain = nnx.Optimizer(model, mtlopt.sum_tasks(3), wrt=nnx.Param)
-    with pytest.raises(TypeError, match=r"State of Flax NNX.* into mtlopt\.nnx\.Optim"):
+    with pytest.raises(TypeError, match=r"State of Flax NNX.* to mtlopt\.nnx\.Optim"):
         nnx.eval_shape(step, model, plain, DATA[0])
     _, optimizer = make(optax.adam(0.1))
     with pytest.raises(TypeError, match="`optimizer` must have an aggregator"):
@@ -575,18 +575,20 @@ def test_labels_of_stacked_heads_are_found():
 def test_what_cannot_be_found_or_moved():
     model = Net(nnx.Rngs(0))
     unlabelled = mtlopt.nnx.task_grad(LOSSES, encode=encode)
-    with pytest.raises(ValueError, match="labels are found from all functions in one"):
+    with pytest.raises(ValueError, match="traces all functions together to find"):
         unlabelled.pure(model)
     with pytest.raises(TypeError, match="got a variable of Flax NNX"):
         ORACLE(model, nnx.Rngs(0))
     model.tree = nnx.Variable({"a": jnp.ones(2), "b": jnp.ones(2)})
-    with pytest.raises(ValueError, match="must hold one array, got one with a dict"):
+    with pytest.raises(
+        ValueError, match="must hold one array, got a variable that holds a dict"
+    ):
         ORACLE(model, DATA[0])
     with pytest.raises(TypeError, match="`state_labels` must be left out"):
         mtlopt.nnx.task_grad(LOSSES, LABELS, encode=encode, state_labels="shared")
     model, optimizer = make()
     other = mtlopt.nnx.Optimizer(model, optimizer.tx, wrt=nnx.All(nnx.Param, HasBias()))
-    with pytest.raises(ValueError, match="`wrt` of the optimizer must be that of"):
+    with pytest.raises(ValueError, match="`wrt` of the optimizer must be the `wrt` of"):
         nnx.eval_shape(step, model, other, DATA[0])
 
 

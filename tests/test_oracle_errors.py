@@ -405,7 +405,7 @@ def test_complex_latent_is_refused():
 
 
 def test_tasks_must_differ():
-    with pytest.raises(ValueError, match="`tasks` must differ"):
+    with pytest.raises(ValueError, match="in `tasks` must be different"):
         mtlopt.task_grad(lambda params: (params, params), "shared", tasks=("a", "a"))
 
 
@@ -503,7 +503,7 @@ def check_reads(form, read, **changed_labels):
 def test_a_loss_that_closes_over_its_parameters_is_refused(form):
     task, label = ("0", "stacked") if form.startswith("stacked") else ("b", "b")
     message = (
-        f"the loss of task '{task}' reads no leaf that is labelled '{label}', so that "
+        f"the loss of task '{task}' reads no leaf that is labelled '{label}', so "
         "`{}` would never move"
     )
     outside = STACKS if form.startswith("stacked") else TWO_HEADS
@@ -540,7 +540,9 @@ def test_the_advice_of_an_error_leads_out():
         "b": lambda p, z: jnp.vdot(z, p["b"]),
     }
     oracle = mtlopt.task_grad(losses, labels, encode=lambda p: p["w"])
-    with pytest.raises(ValueError, match=r"reads `c`.*No other reads it: label it 'a'"):
+    with pytest.raises(
+        ValueError, match=r"reads `c`.*No other function reads it: label it 'a'"
+    ):
         oracle(params)
     mtlopt.task_grad(losses, labels | {"c": "a"}, encode=lambda p: p["w"])(params)
 
@@ -567,7 +569,7 @@ def test_repr_is_short():
     grads = mtlopt.TaskGrads.from_rows({"w": jnp.ones((2, 300)), "b": jnp.ones((2, 3))})
     assert repr(grads) == (
         "TaskGrads(tasks=('0', '1'), shared_leaves=2, head_leaves=0, in_latent=False: "
-        "no update, chain an aggregator before this transform)"
+        "not an update, chain an aggregator before this transform)"
     )
 
 
@@ -589,13 +591,13 @@ def test_misspelt_names_are_hinted_at():
     for name, key in (("MGDA-UB", "mgda_ub"), ("weight_by_dwa", "dwa")):
         with pytest.raises(KeyError, match=f"Did you mean '{key}'"):
             _ = mtlopt.METHODS[name]
-    with pytest.raises(AttributeError, match="'famo' is made of weight_by_famo"):
+    with pytest.raises(AttributeError, match="'famo' is built from weight_by_famo"):
         _ = mtlopt.famo
-    with pytest.raises(AttributeError, match="'pcgrad' is made of pcgrad"):
+    with pytest.raises(AttributeError, match="'pcgrad' is built from pcgrad"):
         _ = mtlopt.PCGrad
     with pytest.raises(AttributeError, match=r"\.make\(num_tasks\) makes one"):
         optax.chain(mtlopt.METHODS["upgrad"], optax.adam(1e-3))
-    with pytest.raises(AttributeError, match=r"made of aligned_mtl, see METHODS"):
+    with pytest.raises(AttributeError, match=r"built from aligned_mtl: see METHODS"):
         _ = mtlopt.aligned_MTL
     with pytest.raises(AttributeError, match=r"Did you mean suggestions\?"):
         _ = mtlopt.suggestion
@@ -616,9 +618,7 @@ def test_state_of_another_number_of_tasks(name):
     )
     for other in (num_tasks - 1, num_tasks + 1):
         state = method.make(other).init(params)
-        message = (
-            f"`state` must be that of `{last}` for {num_tasks} tasks, got .* {other}"
-        )
+        message = f"the state of `{last}` for {num_tasks} tasks, got .* {other}"
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(
                 lambda state: tx.update(oracle(params, rows, losses), state, params),
@@ -632,7 +632,9 @@ def test_states_of_other_heads_and_turns():
     labels = {"w": "shared", "heads": "stacked"}
     fewer = params | {"heads": jnp.ones((1, 2))}
     tx = mtlopt.per_label(optax.adam(0.1), labels)
-    with pytest.raises(ValueError, match=r"that of `per_label` for 3 tasks, got .* 1"):
+    with pytest.raises(
+        ValueError, match=r"the state of `per_label` for 3 tasks, got .* 1"
+    ):
         tx.update(params, tx.init(fewer), params)
     with pytest.raises(
         ValueError, match=r"for the labels \['shared', 'stacked'\], got"
@@ -642,12 +644,14 @@ def test_states_of_other_heads_and_turns():
         mtlopt.individual_optimizers(optax.adam(0.1), num_turns, labels)
         for num_turns in (2, 3)
     ]
-    message = "that of `individual_optimizers` for 3 tasks, got one for 2"
+    message = "the state of `individual_optimizers` for 3 tasks, got a state for 2"
     with pytest.raises(ValueError, match=message):
         turns[1].update(params, turns[0].init(params), params, task=2)
 
 
 def test_state_of_another_method():
     tx = mtlopt.mgda(2)
-    with pytest.raises(TypeError, match=r"`state` must be that of `mgda`.*got tuple"):
+    with pytest.raises(
+        TypeError, match=r"`state` must be the state of `mgda`.*got tuple"
+    ):
         tx.update(GRADS, optax.chain(tx).init(WEIGHTS), WEIGHTS)

@@ -138,7 +138,7 @@ def test_weightings_alone_are_refused():
     def update(params):
         return tx.update(oracle(params, *batch), tx.init(params), params)
 
-    with pytest.raises(TypeError, match="`inner` must end in updates"):
+    with pytest.raises(TypeError, match="`inner` must return updates"):
         jax.eval_shape(update, params)
 
 

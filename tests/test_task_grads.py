@@ -208,7 +208,7 @@ def test_weighting_then_aggregator_then_optax(float64):
         ),
         (ROWS, {"present": [True]}, r"`present` must have one entry per task"),
         (ROWS, {"tasks": ("a",)}, "`tasks` must name the 2 rows, got 1"),
-        (ROWS, {"tasks": ("a", "a")}, "`tasks` must differ"),
+        (ROWS, {"tasks": ("a", "a")}, "in `tasks` must be different"),
         (ROWS, {"tasks": ("a", "frozen")}, "a string other than .*got 'frozen'"),
         (ROWS, {"labels": {"w": "shared", "b": "a"}}, "`b` must be one of.*got 'a'"),
         (ROWS, {"labels": {"w": "shared", "b": "stacked"}}, "`b` must have a leading"),

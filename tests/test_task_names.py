@@ -263,6 +263,6 @@ def test_a_diagnosis_knows_the_names_of_its_tasks():
     found = jax.jit(lambda: jax.lax.scan(look, None, jnp.ones(2))[1])()
     assert found.tasks == NAMES
     assert (
-        "The gradient of b is 398 times as long as that of a"
+        "The gradient of b is 398 times as long as the gradient of a"
         in (mtlopt.suggestions(found)[0])
     )

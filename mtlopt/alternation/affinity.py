@@ -29,8 +29,8 @@ class AffinityState(NamedTuple):
     Attributes:
       affinity: `[tasks, tasks]`, moving averages: entry (i, k) says how much a step of
         task i lowers the loss of task k.
-      groups: int32 `[tasks]`, the group of every task in the next step, named by the
-        index of its first member.
+      groups: int32 `[tasks]`, the group of every task in the next step. A group is
+        named by the index of its first member.
       count: number of steps so far, int32.
     """
 
@@ -40,7 +40,7 @@ class AffinityState(NamedTuple):
 
     @classmethod
     def alone(cls, num_tasks: int) -> "AffinityState":
-        """Returns the initial state, in which every task is a group of its own.
+        """Returns the initial state, in which every task forms its own group.
 
         Args:
           num_tasks: number of tasks.
@@ -51,7 +51,7 @@ class AffinityState(NamedTuple):
 
 
 def affinity_groups(affinity: jax.Array) -> jax.Array:
-    r"""Puts tasks into groups that help each other on average.
+    r"""Puts tasks that help each other on average into groups.
 
     .. math:: s_{ik} = \frac12 \Big(\frac{B_{ik}}{B_{kk}} + \frac{B_{ki}}{B_{ii}}\Big)
 
@@ -65,10 +65,10 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
       affinity: `B`, `[tasks, tasks]`; entry (i, k) is the effect of task i on task k.
 
     Returns:
-      int32 `[tasks]`: the group of every task, named by the index of its first member.
-      The mask `[groups, tasks]` of the groups is
-      `groups == jnp.arange(len(groups))[:, None]`; a name that no group uses has a row
-      of False.
+      int32 `[tasks]`: the group of every task, named by the index of the group's first
+      member. The mask `[groups, tasks]` of the groups is
+      `groups == jnp.arange(len(groups))[:, None]`. If no group has a name, the row of
+      this name is False.
 
     Raises:
       ValueError: if `affinity` is not a square matrix.
@@ -81,8 +81,8 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
 
     Note:
       The authors' code runs affinity propagation on :math:`s`, with the median of
-      :math:`s` as the preference. Their method may fail to converge, and it ignores the
-      signs of :math:`s`; here the signs decide.
+      :math:`s` as the preference. Affinity propagation may fail to converge, and it
+      ignores the signs of :math:`s`; here the signs decide.
     """
     affinity = jnp.asarray(affinity)
     if affinity.ndim != 2 or len(set(affinity.shape)) != 1:
@@ -119,13 +119,13 @@ def affinity_step(
     decay: float = 1e-3,
     warmup: int = 100,
 ) -> Callable[..., tuple[Run, AffinityState, StepOutput]]:
-    r"""Builds a step that lets groups of tasks move in turn, and finds the groups.
+    r"""Builds a step in which groups of tasks move in turn; it also finds the groups.
 
     .. math:: B_{ik} \leftarrow (1 - \beta) B_{ik} + \beta \, b_{ik}, \qquad
         b_{ik} = \frac{1}{|G|} \Big(1 - \frac{L_k(\theta^+)}{L_k(\theta)}\Big)
 
-    :math:`b_{ik}` is the proximal inter-task affinity. Task `i` is in the group `G`,
-    whose step on its summed loss leads from :math:`\theta` to :math:`\theta^+`.
+    :math:`b_{ik}` is the proximal inter-task affinity. Task `i` is in the group `G`.
+    The group's step on its summed loss leads from :math:`\theta` to :math:`\theta^+`.
     :math:`\theta` includes the head of task `k`, which moves if `k` is in `G`. If two
     tasks of one group have :math:`b_{ii}` and :math:`b_{ik}` of different signs,
     :math:`-\max(b_{ii}, b_{ik})` replaces :math:`b_{ik}`. A negative :math:`b_{ii}`
@@ -136,9 +136,9 @@ def affinity_step(
     no longer help each other stay together while both losses fall: groups merge more
     easily than they part.
 
-    A step makes as many turns as there are groups, followed by one forward pass. Each
+    In a step, each group has one turn, and one forward pass follows the last turn. Each
     turn costs a forward and a backward pass of the encoder and all heads. The turns are
-    a loop whose length is unknown when the program is compiled. On a CPU, a plain `lax`
+    a loop whose length is unknown when the program is compiled. On a CPU, a `lax`
     convolution is many times slower in such a loop than outside.
 
     Args:
@@ -148,21 +148,21 @@ def affinity_step(
         `share_state=True`, as in the authors' code, all tasks use one state, so a
         change of groups does not matter.
       decay: :math:`\beta`, between 0 and 1.
-      warmup: number of steps at the beginning in which every task has a turn of its
-        own.
+      warmup: number of steps at the beginning in which every task has its own turn.
 
     Returns:
       `step(run, affinity, *args, key=None, present=None, **extra_args)`. It returns the
       next run, the next `AffinityState`, and a `StepOutput`. Begin with
       `AffinityState.alone(num_tasks)`. Groups move in the order of their first members
-      or, with `key`, in a random order. Losses are as in `individual_step`. `aux` has a
-      leading axis of turns, one for each task, with zeros for turns that did not take
-      place. :math:`B_{ik}` does not change if task `i` or `k` is absent, if
-      :math:`L_k(\theta)` is not positive, or if :math:`b_{ik}` is not finite.
+      or, with `key`, in a random order. The losses in the output are the losses before
+      each group's move, as in `individual_step`. `aux` has a leading axis of turns, one
+      for each task, with zeros for turns that did not take place. :math:`B_{ik}` does
+      not change if task `i` or `k` is absent, if :math:`L_k(\theta)` is not positive,
+      or if :math:`b_{ik}` is not finite.
 
     Raises:
       TypeError: if `oracle` is not an `mtlopt.Oracle`.
-      ValueError: if `decay` or `warmup` is out of its range. At a step, if `affinity`
+      ValueError: if `decay` or `warmup` is out of its range; at a step, if `affinity`
         or `optimizer` is for another number of tasks.
 
     Examples:
@@ -272,7 +272,7 @@ def _moving_average(
     Args:
       affinity: affinities before the step, `[tasks, tasks]`.
       before: losses of all tasks before the turn of each task, `[tasks, tasks]`.
-      after: losses of all tasks after that turn, in the same form.
+      after: losses of all tasks after the turn of each task, `[tasks, tasks]`.
       groups: see `AffinityState`.
       present: the tasks with labels; None for all.
       decay: weight of the new affinities.

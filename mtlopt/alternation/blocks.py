@@ -90,22 +90,22 @@ def alternate_blocks(
     Optax optimizers, each with its own learning rate and state. SAT is `n = m = 1` with
     a fresh batch for each step. ATE counts whole epochs: with `t` batches per epoch,
     `n = t E_0` and `m = t E_ts` (Algorithm A.1, whose printed loops run one epoch
-    more). The resting block and its optimizer's state stay exactly the same. So a
-    schedule inside `shared` or `task` counts that block's own steps, `n` or `m` of
-    every `n + m`. To use a schedule of the global step, leave the learning rate out of
-    both optimizers, and chain `optax.scale_by_learning_rate(schedule)` after this
-    transform.
+    more). The block that does not move, and the state of its optimizer, stay exactly
+    the same. So a schedule inside `shared` or `task` counts only that block's own
+    steps, which are `n` or `m` of every `n + m` steps. To use a schedule of the global
+    step, leave the learning rate out of both optimizers, and chain
+    `optax.scale_by_learning_rate(schedule)` after this transform.
 
     The transform takes the gradient of the summed loss, or the result of any
     aggregator, with the structure of the parameters. It reads only the active block of
     the gradient, and `block_step` computes only this block.
 
     `update` takes three keywords, which `block_step` passes. `block` names the block
-    that moves, as a Python string. If you pass it, the optimizer of the resting block
-    is not even compiled. Without `block`, the step count chooses the block inside the
-    program. `active` is a mapping from label to bool, as in `per_label`, for heads
-    whose tasks are absent from the batch. If you pass the `partition` of an oracle,
-    labels that differ from it raise an error.
+    that moves, as a Python string. If you pass `block`, the optimizer of the other
+    block is not even compiled. Without `block`, the step count chooses the block inside
+    the program. `active` is a mapping from label to bool, as in `per_label`, for heads
+    whose tasks are absent from the batch. If you pass the `partition` of an oracle, the
+    transform raises an error if its labels differ from the partition.
 
     Args:
       shared: optimizer of the shared leaves.
@@ -115,11 +115,11 @@ def alternate_blocks(
       task_steps: `m`, the length of the task phase.
 
     Returns:
-      A transform. Chain it last; only a scaling may follow it.
+      A transform. Chain it last; only a transform that scales updates may follow it.
 
     Raises:
       TypeError: if `shared` or `task` is not an optimizer.
-      ValueError: if a number of steps is not a positive int or `block` is unknown. At
+      ValueError: if a number of steps is not a positive int or `block` is unknown; at
         `init`, if one of the two blocks has no leaf.
 
     Examples:
@@ -157,7 +157,7 @@ def alternate_blocks(
         names = set(jax.tree.leaves(label_params(params, labels))) - {FROZEN}
         if SHARED not in names or names == {SHARED}:
             raise ValueError(
-                f"`labels` must have leaves labelled {SHARED!r} and others, the heads, "
+                f"`labels` must have leaves labelled {SHARED!r} and leaves of heads, "
                 f"got only {', '.join(map(repr, sorted(names)))}."
             )
         return AlternateBlocksState(
@@ -217,11 +217,12 @@ def block_step(
 ) -> Callable[..., tuple[Run, StepOutput]]:
     """Builds a training step that computes only the gradient of the moving block.
 
-    With `block`, you choose the phase in Python: the gradient of the other block is
+    With `block`, you choose the block in Python: the gradient of the other block is
     never part of the program, and a host loop (see `block_at`) calls one of two
-    compiled steps. Without `block`, `lax.cond` on the optimizer's own count chooses
-    inside the program, so the step may be the body of a `lax.scan`. Under `jax.vmap` a
-    `cond` computes both branches: to train many seeds at once, choose in Python.
+    compiled steps. Without `block`, a `lax.cond` on the optimizer's step count chooses
+    the block inside the program, so the step may be the body of a `lax.scan`. Under
+    `jax.vmap` a `cond` computes both branches, so to train many seeds at once, choose
+    the block in Python.
 
     Args:
       oracle: an oracle from `task_grad`.
@@ -230,18 +231,19 @@ def block_step(
         multiply the losses (the paper's `lambda`) into the loss functions. To use the
         direction of an aggregator, write your own step with
         `optimizer.update(oracle(params, ...), ...)`.
-      block: `"shared"` or `"task"`; None means that the optimizer's count chooses.
+      block: `"shared"` or `"task"`; None means that the optimizer's step count chooses
+        the block.
 
     Returns:
-      A step with the arguments and results of a step from `train_step`, on the summed
-      loss. The optimizer gets `extra_args`, such as `value` for
+      A step on the summed loss. It has the arguments and results of a step from
+      `train_step`. The optimizer gets `extra_args`, such as `value` for
       `optax.reduce_on_plateau`.
 
     Raises:
-      TypeError: if `oracle` is not an `mtlopt.Oracle`. At a step, if `run` is not a
+      TypeError: if `oracle` is not an `mtlopt.Oracle`; at a step, if `run` is not a
         `Run`.
-      ValueError: if `block` is unknown. At the first step, if `optimizer` has no
-        `alternate_blocks`, or if its labels differ from those of the oracle.
+      ValueError: if `block` is unknown; at the first step, if `optimizer` has no
+        `alternate_blocks`, or if its labels differ from the oracle's labels.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -313,9 +315,9 @@ def only_state(opt_state: PyTree, kind: type, name: str) -> Any:
     if optax.tree.get_all_with_path(opt_state, "task_weights"):
         raise ValueError(
             f"`optimizer` must be `{name}` without a weighting or an aggregator, got "
-            "one with `task_weights` in its state: this step takes gradients of "
-            "losses, or of their sum. Leave the method out, or call "
-            "optimizer.update(oracle(params, ...), ...) in a step of your own."
+            "an optimizer with `task_weights` in its state. This step uses gradients "
+            "of single losses, or of their sum. Leave the method out, or call "
+            "optimizer.update(oracle(params, ...), ...) in your own step."
         )
 
     def step_of(node: Any) -> str | None:
@@ -325,7 +327,7 @@ def only_state(opt_state: PyTree, kind: type, name: str) -> Any:
     found = [node for node in nodes if isinstance(node, kind)]
     if len(found) != 1:
         steps = sorted({step for node in nodes if (step := step_of(node))})
-        advice = "" if found or not steps else f" For this one, use mtlopt.{steps[0]}."
+        advice = "" if found or not steps else f" Instead, use mtlopt.{steps[0]}."
         raise ValueError(
             f"`optimizer` must have one `{name}` in it, got {len(found)}.{advice}"
         )

@@ -1,4 +1,4 @@
-"""One optimizer state per task for the shared leaves (IO), or one for all (IUS)."""
+"""One optimizer state for the shared leaves per task (IO), or one for all (IUS)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -52,29 +52,30 @@ def individual_optimizers(
     *,
     share_state: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Gives each task its own state of an optimizer for the shared parameters.
+    r"""Gives each task its own optimizer state for the shared parameters.
 
     .. math:: w^{(k)} = w^{(k-1)} - \eta \, m^{(k)}(g^{(k)}(w^{(k-1)})),
         \qquad k = 1, \dots, T
 
     Tasks move the shared parameters in turn. With one moving average `m` for all tasks
     (`share_state=True`, called IUS in the paper), a task's step also follows the
-    gradients of other tasks. With one `m` per task (called IO), it follows its own
-    gradients only. For an optimizer without memory, IUS and IO are the same. A head
-    moves only on its own task's turn, with a state of its own, as in `per_label`. (The
-    authors use one Adam for all parameters, so their IUS also moves the heads of other
-    tasks, by their momentum.)
+    gradients of other tasks. With one `m` per task (called IO), a task's step follows
+    only its own gradients. For an optimizer without memory, IUS and IO are the same. A
+    head moves only on its own task's turn, with its own state, as in `per_label`. (The
+    authors use one Adam for all parameters, so in their IUS, momentum also moves the
+    heads of other tasks.)
 
     `update` takes the gradient of one task or group (`oracle.task`), and three
     keywords, which `individual_step` passes. `task` is the index of the state to use;
     it may be traced. `active` is a mapping from label to bool and says which labels
     move. `partition` is the partition of an oracle (`oracle.partition(params)`). If you
-    pass it, labels that differ from it raise an error, and `task` may be a name. With a
-    name, only that task's head moves by default; `active` can change this.
+    pass it, the transform raises an error if its labels differ from the partition, and
+    `task` may be a name. With a name, only that task's head moves by default; `active`
+    can change this.
 
-    IO keeps T states of the shared leaves instead of one; with Adam these take 2 T
-    times the leaves' memory. With groups of tasks, there is one state per group
-    instead.
+    IO keeps T states of the shared leaves instead of one. With Adam, the T states take
+    2 T times the memory of the leaves. With groups of tasks, there is one state per
+    group.
 
     Args:
       inner: any Optax optimizer.
@@ -145,7 +146,7 @@ def individual_optimizers(
         if not is_index or (is_int(task) and task not in range(num_tasks)):
             raise ValueError(
                 f"`task` must be the index of a task, between 0 and {num_tasks - 1}, "
-                f"got {task!r}. mtlopt.individual_step gives it."
+                f"got {task!r}. mtlopt.individual_step passes the index."
             )
         if partition is not None:
             check_same_labels(labels, updates, partition)
@@ -219,8 +220,9 @@ def _by_name(
     check_choice("task", task, partition.tasks)
     if len(partition.tasks) != num_states:
         raise ValueError(
-            f"`task` must be the index of one of {num_states} states, which are not "
-            f"one for each of the tasks {partition.tasks}, got {task!r}."
+            f"`task` must be the index of one of {num_states} states, got {task!r}. "
+            "The name of a task needs one state for each of the tasks "
+            f"{partition.tasks}."
         )
     members = np.array([name == task for name in partition.tasks])
     alone = partition.active(members) if active is None else active

@@ -28,28 +28,29 @@ def individual_step(
     shuffle: bool = False,
     draws: int | None = None,
 ) -> Callable[..., tuple[Run, StepOutput]]:
-    r"""Builds a training step that lets every task, or group, move in turn.
+    r"""Builds a training step in which every task, or group of tasks, moves in turn.
 
     All gradients use the same batch. Each gradient is computed at the parameters after
     the previous turn. A group moves by the gradient of its members' summed loss
     (equation 8). So one group of all tasks makes a step on the summed loss, and groups
-    of one task each give IUS or IO.
+    of one task each give IUS or IO (see `individual_optimizers`).
 
     In a fixed order the turns are unrolled, unless heads are stacked. In a random
-    order, or with stacked heads, they run in a `lax.scan`. With stacked heads, the scan
-    compiles only one turn, whatever the number of tasks. Groups may change from step to
-    step, so each turn runs the heads of all tasks or, without `encode`, the whole
-    network once for each task.
+    order, or with stacked heads, the turns run in a `lax.scan`. With stacked heads, the
+    scan compiles only one turn, whatever the number of tasks. Groups may change from
+    step to step, so each turn runs the heads of all tasks or, without `encode`, the
+    whole network once for each task.
 
     With `draws`, each turn belongs to a task, or group, that is drawn uniformly and
     independently of all other turns. Theorem 1 of the paper holds for this scheme; in a
-    fixed order its bound can fail. `draws=1` makes one turn of one task on each batch.
-    The states of all tasks are then copied in every turn.
+    fixed order, the theorem's bound can fail. `draws=1` makes one turn of one task on
+    each batch. With `draws`, the states of all tasks are copied in every turn.
 
     A schedule in the optimizer counts a head's own steps and, with a state per task,
-    each task's own steps. With one state for all tasks (`share_state=True`), and in a
-    transform chained after it, a schedule counts turns: each batch has as many turns as
-    there are tasks, groups or draws.
+    each task's own steps. If all tasks use one state (`share_state=True`), a schedule
+    counts turns, and so does a schedule in a transform that you chain after
+    `individual_optimizers`. Each batch has as many turns as there are tasks, groups or
+    draws.
 
     Args:
       oracle: an oracle from `task_grad`.
@@ -57,13 +58,13 @@ def individual_step(
         groups, or a chain with it.
       num_groups: number of groups; None means one task at a time.
       shuffle: whether every step draws a new order.
-      draws: number of turns, each of a task or group drawn with replacement; None means
-        one turn per task or group.
+      draws: number of turns. Each turn belongs to a task or group that is drawn with
+        replacement. None means one turn per task or group.
 
     Returns:
       `step(run, *args, groups=None, key=None, present=None, **extra_args)`, which
       returns a run and a `StepOutput` as in `train_step`. With `num_groups`, pass
-      `groups`: numbers `[tasks]`, or a mapping from task to number (see
+      `groups`: the number of each task's group, `[tasks]` or a mapping by task (see
       `random_groups`). To shuffle or draw, pass `key`. Absent tasks take no step, do
       not count in their group, and have loss 0. If a task has no turn because it was
       not drawn or its group does not exist, its loss is NaN. A task's loss is the loss
@@ -73,12 +74,12 @@ def individual_step(
       time to be absent); a scan returns one `Aux` with a leading axis of turns.
 
     Raises:
-      TypeError: if `oracle` is not an `mtlopt.Oracle`. At a step, if `run` is not a
+      TypeError: if `oracle` is not an `mtlopt.Oracle`; at a step, if `run` is not a
         `Run`.
-      ValueError: if `num_groups` does not fit the tasks, or `draws` is not a positive
-        int or comes with `shuffle`. At the first step, if `groups` or `key` is missing
-        or not expected, or if `optimizer` and the oracle differ in their labels or in
-        the number of states and tasks.
+      ValueError: if `num_groups` does not fit the tasks, if `draws` is not a positive
+        int, or if you pass both `draws` and `shuffle`; at the first step, if `groups`
+        or `key` is missing or not expected, if the labels of `optimizer` and oracle
+        differ, or if the numbers of states and tasks differ.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -109,7 +110,7 @@ def individual_step(
         if shuffle:
             raise ValueError(
                 "`shuffle` must be False with `draws`, got True. Drawn tasks have no "
-                "order to shuffle: leave it out."
+                "order to shuffle, so leave `shuffle` out."
             )
     optimizer = as_transform("optimizer", optimizer)
     turns = num_tasks if num_groups is None else num_groups
@@ -140,8 +141,8 @@ def individual_step(
             members = (np.arange(num_tasks) if groups is None else groups) == index
             moving = members if present is None else members & present
             if isinstance(moving, np.ndarray) and not moving.any():
-                # Its functions may not run on this batch; the other parts of the update
-                # go on.
+                # The functions of an absent task may not run on this batch; the other
+                # parts of the update go on.
                 still = jax.tree.map(jnp.zeros_like, params)
                 grad = Grad(jnp.zeros([]), still, None, state)
             elif groups is None:

@@ -1,1 +1,1 @@
-"""Read-only measures of task gradients."""
+"""Measures of task gradients, which do not change training."""

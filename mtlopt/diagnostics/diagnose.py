@@ -22,7 +22,7 @@ class TaskNames(tuple[str, ...]):
 
 
 class Diagnosis(NamedTuple):
-    """How the gradients of the tasks relate, from `diagnose`.
+    """How the gradients of the tasks relate to each other: the result of `diagnose`.
 
     Attributes:
       cosines: `[tasks, tasks]`, see `cosine_similarity`; negative if two tasks
@@ -93,14 +93,14 @@ def as_diagnosis(diagnosis: Any) -> Diagnosis:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
     if not isinstance(diagnosis, Diagnosis):
         raise TypeError(
-            "`diagnosis` must be what mtlopt.diagnose(grads) returns, or a list of "
-            f"such, got {type(diagnosis).__name__}."
+            "`diagnosis` must be a result of mtlopt.diagnose(grads), or a list of such "
+            f"results, got {type(diagnosis).__name__}."
         )
     return diagnosis
 
 
 def diagnose(grads: TaskGrads) -> Diagnosis:
-    r"""Measures how the gradients of the tasks relate.
+    r"""Measures how the gradients of the tasks relate to each other.
 
     .. math:: G = J J^T, \qquad
         \text{gap} = \min_{w \ge 0, \, 1^T w = 1} \lVert J^T w \rVert, \qquad
@@ -110,18 +110,18 @@ def diagnose(grads: TaskGrads) -> Diagnosis:
     from their Gramian `G`, so a diagnosis costs as much as an aggregator: one backward
     pass per task over the shared parameters. In latent space, with
     `diagnose(grads.in_latent_space())`, it costs one backward pass for all tasks
-    together. If weightings scaled the gradients, the measures are those of the scaled
+    together. If weightings scaled the gradients, `diagnose` measures the scaled
     gradients. The function works under `jit`, `vmap` and `scan`. Inside a jitted step
     with an aggregator, XLA computes the rows (the tasks' gradients) only once, for both
     the aggregator and the diagnosis.
 
-    All measures ignore absent tasks, whose norms and cosines are zero. A Gramian shows
-    the gap only down to `sqrt(eps)` times the norms (3e-4 in float32). A NaN or an
-    infinity in a gradient makes every scalar NaN; the gradient's own norm and cosines
-    show which gradient it is. A NaN in a loss, or in the gradient of a head, appears
-    only in `finite_losses` and `finite_gradients`. If all gradients are zero, the gap
-    is zero, and every ratio of lengths is NaN. If no task is present, all numbers are
-    meaningless.
+    All measures ignore absent tasks, whose norms and cosines are zero. The Gramian
+    resolves the gap only down to `sqrt(eps)` times the norms (3e-4 in float32). A NaN
+    or an infinity in a gradient makes every scalar NaN; the gradient's own norm and
+    cosines show which gradient it is. A NaN in a loss, or in the gradient of a head,
+    appears only in `finite_losses` and `finite_gradients`. If all gradients are zero,
+    the gap is zero, and every ratio of lengths is NaN. If no task is present, all
+    numbers are meaningless.
 
     Args:
       grads: gradients of the tasks, from a `task_grad` oracle.

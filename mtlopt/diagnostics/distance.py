@@ -26,7 +26,7 @@ class TrackDistanceState(NamedTuple):
 
 
 def track_distance(labels: Rules) -> optax.GradientTransformationExtraArgs:
-    r"""Measures how far the shared parameters travel and how far they get.
+    r"""Measures the path length and the net distance of the shared parameters.
 
     .. math:: \text{covered} = \sum_t \lVert \theta_{t+1} - \theta_t \rVert, \qquad
         \text{shortest} = \lVert \theta_t - \theta_0 \rVert

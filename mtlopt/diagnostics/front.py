@@ -1,4 +1,4 @@
-"""Measures of a front: its dominated volume, its spread, and its points."""
+"""Measures of a Pareto front: its dominated volume, its spread, and its points."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from mtlopt.linalg.normalise import safe_divide, safe_root
 
 
 class FrontSpread(NamedTuple):
-    """Measures of how a set of points covers a front.
+    """Measures of how a set of points covers a Pareto front.
 
     Attributes:
       extent: `[tasks]`, largest minus smallest value of each loss.
@@ -31,9 +31,9 @@ def hypervolume(losses: jax.Array, reference: Any) -> jax.Array:
 
     A larger volume is better: every point that no other point dominates adds to it. A
     point that is not below the reference in every loss adds nothing. The value is
-    exact: the volume is cut into slices along one loss after the other. This takes `K
-    log K` operations for K points and two tasks, and `K^(T-1)` for T > 2 tasks, with
-    memory for `K^(T-2)` points. Because of this growth, use few points if there are
+    exact: the function cuts the volume into slices along one loss after the other. This
+    takes `K log K` operations for K points and two tasks. For T > 2 tasks, it takes
+    `K^(T-1)` operations and memory for `K^(T-2)` points, so use few points if there are
     more than four tasks. The function works under `jit`, and is differentiable if no
     two values are equal. If a loss is NaN, so is the result.
 
@@ -86,8 +86,9 @@ def _union(sizes: jax.Array) -> jax.Array:
 def non_dominated(losses: jax.Array) -> jax.Array:
     """Returns which points no other point dominates.
 
-    A point dominates another if none of its losses is larger and at least one is
-    smaller. So two equal points are both kept. Points that are not finite are left out.
+    A point dominates another point if none of its losses is larger and at least one
+    loss is smaller. So two equal points are both kept. Points that are not finite are
+    left out.
     The function takes `K^2 T` operations for K points and T tasks.
 
     Args:
@@ -111,10 +112,10 @@ def non_dominated(losses: jax.Array) -> jax.Array:
 
 
 def front_spread(losses: jax.Array) -> FrontSpread:
-    """Returns how evenly points cover a front, and how far they extend.
+    """Returns how evenly points cover a Pareto front, and how far they extend.
 
-    Neighbours are points with an edge in the minimum spanning tree. On a front of two
-    tasks, the neighbours of a point are the next points along the front. So a hole
+    Neighbours are points that are connected in the minimum spanning tree. On a front of
+    two tasks, the neighbours of a point are the next points along the front. So a hole
     shows in `largest_gap` even if the points around it are close together. Losses are
     not rescaled: if their units differ, rescale them first. The function takes `K^2 T`
     operations for K points and T tasks.
@@ -141,7 +142,7 @@ def front_spread(losses: jax.Array) -> FrontSpread:
     """
     losses = _points(losses)
     if len(losses) < 2:
-        raise ValueError(f"`losses` must have two points at least, got {len(losses)}.")
+        raise ValueError(f"`losses` must have at least two points, got {len(losses)}.")
     between = safe_root(jnp.sum((losses[:, None] - losses[None]) ** 2, axis=2))
 
     def grow(distances: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:

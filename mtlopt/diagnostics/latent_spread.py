@@ -1,4 +1,4 @@
-"""How well gradients of the latent represent those of the shared parameters."""
+"""How well latent gradients represent the gradients of the shared parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,12 @@ def latent_spread(grads: TaskGrads) -> jax.Array:
 
     The columns of `Q` are an orthonormal basis of the span of the latent gradients.
     Methods in latent space (`in_latent_space`) assume that `J J^T` is a multiple of the
-    identity, at least on this span. If that is true, the spread is 1, and angles and
-    ratios of lengths in the latent equal those of the shared parameters. Otherwise a
-    ratio of lengths may be wrong by a factor as large as the spread. The spread is the
-    dominance rate that remains after Z-alignment (`aligned_mtl` in latent space). The
-    function costs as much as an aggregator: one backward pass per task.
+    identity, at least on this span. If that is true, the spread is 1, and the latent
+    gradients have the same angles and ratios of lengths as the gradients of the shared
+    parameters. Otherwise a ratio of lengths may be wrong by a factor as large as the
+    spread. The spread is the dominance rate (see `dominance_rate`) that remains after
+    Z-alignment (`aligned_mtl` in latent space). The function costs as much as an
+    aggregator: one backward pass per task.
 
     Absent tasks are left out, and the lengths of the gradients do not matter. The
     spread is infinite if the encoder loses a direction of the span, and NaN if there is
@@ -34,7 +35,7 @@ def latent_spread(grads: TaskGrads) -> jax.Array:
 
     Raises:
       TypeError: if `grads` is not a `TaskGrads`.
-      ValueError: if its rows are gradients of the latent, or if there is no latent.
+      ValueError: if `grads` is in latent space, or if there is no latent.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -57,8 +58,8 @@ def latent_spread(grads: TaskGrads) -> jax.Array:
         )
     if grads.in_latent:
         raise ValueError(
-            "`grads` must have rows of the shared parameters, got those of the latent. "
-            "Leave out `in_latent_space()`."
+            "`grads` must hold gradients of the shared parameters, got gradients of "
+            "the latent. Leave out `in_latent_space()`."
         )
     latent, present = grads.in_latent_space().rows(), grads.present
     unit = safe_divide(jnp.ones([]), latent.norms())

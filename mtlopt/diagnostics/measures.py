@@ -12,9 +12,10 @@ def dominance_rate(gramian: Gramian, present: jax.Array | None = None) -> jax.Ar
 
     .. math:: D = \sigma_{\max} / \sigma_{\min}
 
-    It is 1 for orthogonal gradients of equal length. It is infinite if the gradients
-    are linearly dependent to the precision of the Gramian, for example if a gradient is
-    zero or occurs twice. A common factor of the losses does not change it.
+    The rate is 1 for orthogonal gradients of equal length. It is infinite if the
+    gradients are linearly dependent to the precision of the Gramian, for example if a
+    gradient is zero or occurs twice. A common factor of the losses does not change the
+    rate.
 
     Args:
       gramian: `[tasks, tasks]`, inner products of the gradients, for instance

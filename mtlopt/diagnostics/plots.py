@@ -55,8 +55,8 @@ def plot_diagnosis(
     if np.ndim(diagnosis.norms) != 2:
         raise ValueError(
             "`diagnosis` must hold several diagnoses, stacked along a first axis: its "
-            f"norms must be [steps, tasks], got shape {np.shape(diagnosis.norms)}. "
-            "Pass a list of diagnoses."
+            "`norms` must have shape [steps, tasks], got shape "
+            f"{np.shape(diagnosis.norms)}. Pass a list of diagnoses."
         )
     num_steps, num_tasks = np.shape(diagnosis.norms)
     x = np.arange(num_steps) if steps is None else np.asarray(steps)
@@ -90,7 +90,7 @@ def plot_diagnosis(
 def plot_trade_off(
     losses: Mapping[str, Any], tasks: Sequence[str] | None = None
 ) -> "Figure":
-    """Draws the losses, or other errors, of one task against those of another task.
+    """Plots the losses, or other errors, of each pair of tasks against each other.
 
     There is one panel for each pair of tasks. A hollow point is dominated by another
     point of the plot, which is no worse for any task and better for at least one. The
@@ -132,7 +132,8 @@ def plot_trade_off(
     if not (flat and 2 <= num_tasks <= _MAX_TASKS):
         raise ValueError(
             "`losses` must map labels to arrays [tasks] or [points, tasks] of the same "
-            f"2 to {_MAX_TASKS} tasks, got shapes {shapes}. Of more tasks choose some."
+            f"2 to {_MAX_TASKS} tasks, got shapes {shapes}. If there are more, choose "
+            "some."
         )
     names = [str(i) for i in range(num_tasks)] if tasks is None else list(tasks)
     if len(names) != num_tasks:

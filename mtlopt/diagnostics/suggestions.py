@@ -19,7 +19,7 @@ CONFLICT_COSINE = -0.1
 # gradients.
 GAP_OF_ORTHOGONAL = 0.1
 # Condition number of the rows' Gramian, in units of 1 / eps: about 1e4 in float32. From
-# there on, at most a hundredth of some gradient is independent of the others.
+# there on, at most a hundredth of some gradient is independent of the other gradients.
 CONDITION_EPS = 1e-3
 
 
@@ -29,21 +29,21 @@ class _Summary(NamedTuple):
     names: list[str]
     lengths: np.ndarray  # [tasks], median
     cosines: np.ndarray  # [tasks, tasks], mean; NaN for pairs never present together
-    gap: float  # median ratio of the gap to that of orthogonal gradients
+    gap: float  # median ratio of the gap to the gap of orthogonal gradients
     condition: float  # median, in units of 1 / eps
 
 
 def suggestions(
     diagnosis: Diagnosis | list[Diagnosis], tasks: Sequence[str] | None = None
 ) -> list[str]:
-    """Says what the gradients suggest to try, in plain sentences.
+    """Suggests methods to try for these gradients, in plain sentences.
 
-    The rules are rules of thumb. Their thresholds are constants, explained in
-    `mtlopt.diagnostics.suggestions`. One batch says little: pass the stacked diagnoses
-    of several steps or seeds. The function uses the median of each number over them,
-    and the mean of the cosines. Only a comparison with a tuned summed loss can tell
-    whether a method helps. Methods are named by their keys in `METHODS`. The function
-    runs on the host, outside `jit`.
+    The suggestions follow rules of thumb. The source file
+    `mtlopt/diagnostics/suggestions.py` explains their thresholds. One batch says
+    little, so pass the diagnoses of several steps or seeds. The function uses the
+    median of each number over these diagnoses, and the mean of the cosines. Only a
+    comparison with a tuned summed loss can tell whether a method helps. Methods are
+    named by their keys in `METHODS`. The function runs on the host, outside `jit`.
 
     Args:
       diagnosis: a result of `diagnose`, whose arrays may have further leading axes, or
@@ -51,7 +51,7 @@ def suggestions(
       tasks: names of the tasks. Default: the names in the gradients.
 
     Returns:
-      A list of at least one sentence.
+      A list of at least one suggestion, each a string of one or more sentences.
 
     Raises:
       ValueError: if `tasks` does not have one name per task.
@@ -62,9 +62,9 @@ def suggestions(
       >>> grads = mtlopt.TaskGrads.from_rows(jnp.array([[40.0, 0.0], [0.1, 1.0]]))
       >>> for sentence in mtlopt.suggestions(mtlopt.diagnose(grads), ["seg", "depth"]):
       ...     print(sentence)
-      The gradient of seg is 39.8 times as long as that of depth, so a sum follows seg:
-      try fixed weights of the losses (weight_by_fixed), or a method that evens lengths
-      out (aligned_mtl, imtl_g, mgda_l2).
+      The gradient of seg is 39.8 times as long as the gradient of depth, so the summed
+      loss follows seg. Try fixed weights of the losses (weight_by_fixed), or a method
+      that makes the lengths more equal (aligned_mtl, imtl_g, mgda_l2).
 
     References:
       Kurin et al., *In Defense of the Unitary Scalarization for Deep Multi-Task
@@ -82,7 +82,7 @@ def suggestions(
     if broken:
         return broken
     if np.sum(diagnosis.present, axis=-1).max() < 2:
-        return ["No batch has two tasks: there is nothing to balance."]
+        return ["No batch has two tasks, so there is nothing to balance."]
     summary = _summarize(diagnosis, names)
     found = [*_zeros(summary), *_lengths(summary), *_directions(summary)]
     return found or [
@@ -104,10 +104,10 @@ def _not_finite(diagnosis: Diagnosis, names: list[str]) -> list[str]:
     if not whose and not np.isfinite(diagnosis.cosines).all():
         whose = ["A cosine"]
     return [
-        f"{one} is not finite. If a batch has no labels of the task, pass `present`; "
-        "labels that are NaN reach the gradient through a mask. Else find the function "
-        "that breaks, or lower the learning rate. skip_not_finite leaves such steps "
-        "out, with per_task=True such tasks."
+        f"{one} is not finite. If a batch has no labels of the task, pass `present`: "
+        "a mask does not keep labels that are NaN out of the gradient. Otherwise find "
+        "the function that returns the value, or lower the learning rate. "
+        "skip_not_finite leaves out such steps or, with per_task=True, such tasks."
         for one in whose
     ]
 
@@ -145,13 +145,13 @@ def _zeros(summary: _Summary) -> list[str]:
     if not summary.lengths.any():
         return [
             "No task has a gradient over shared parameters. If no parameter is shared, "
-            "such as with a frozen trunk, methods have nothing to combine, and "
-            "sum_tasks does the same. Otherwise all losses are constant."
+            "for example with a frozen trunk, methods have nothing to combine, and "
+            "every method acts like sum_tasks. Otherwise all losses are constant."
         ]
     return [
-        f"The gradient of {name} over the shared parameters is zero: is the task "
-        "absent (then say so by `present`), is its loss constant, or does its head not "
-        "read what is shared (a probe: wrap the aggregator in `leave_out`)?"
+        f"The gradient of {name} over the shared parameters is zero. If the task is "
+        "absent, pass `present`. If its head does not read the shared part (a probe), "
+        "wrap the aggregator in `leave_out`. Otherwise its loss is constant."
         for name, length in zip(summary.names, summary.lengths, strict=True)
         if length == 0
     ]
@@ -167,9 +167,10 @@ def _lengths(summary: _Summary) -> list[str]:
         return []
     long, short = summary.names[longest], summary.names[shortest]
     return [
-        f"The gradient of {long} is {ratio:.3g} times as long as that of {short}, so a "
-        f"sum follows {long}: try fixed weights of the losses (weight_by_fixed), or a "
-        "method that evens lengths out (aligned_mtl, imtl_g, mgda_l2)."
+        f"The gradient of {long} is {ratio:.3g} times as long as the gradient of "
+        f"{short}, so the summed loss follows {long}. Try fixed weights of the losses "
+        "(weight_by_fixed), or a method that makes the lengths more equal "
+        "(aligned_mtl, imtl_g, mgda_l2)."
     ]
 
 
@@ -180,17 +181,17 @@ def _directions(summary: _Summary) -> list[str]:
     is_apart = others.any() and np.all(summary.cosines[others] == 0)
     if is_apart and np.all(summary.lengths > 0):
         found.append(
-            "All cosines are exactly zero: the tasks have no entry in common, of the "
-            "parameters or of the latent, and cannot conflict there. Tasks with inputs "
-            "of their own share parameters, but no latent."
+            "All cosines are exactly zero: no entry of the parameters (or of the "
+            "latent) affects two tasks, so the tasks cannot conflict. Tasks that each "
+            "have their own inputs share parameters, but no latent."
         )
     if summary.gap < GAP_OF_ORTHOGONAL:
         found.append(
             "The gradients nearly cancel (their shortest combination has "
-            f"{summary.gap:.1%} of the length that it would have at right angles), so "
-            "the batches are nearly Pareto-stationary: what one task gains another "
-            "loses. Choose the trade-off (weight_by_fixed, or a preference), and let "
-            "the learning rate fall."
+            f"{summary.gap:.1%} of its length for orthogonal gradients), so the "
+            "batches are nearly Pareto-stationary: a step that helps one task hurts "
+            "another. Choose the trade-off (weight_by_fixed, or a preference), and "
+            "decay the learning rate."
         )
     elif lowest < CONFLICT_COSINE:
         first, second = np.argwhere(summary.cosines == lowest)[0]
@@ -202,9 +203,10 @@ def _directions(summary: _Summary) -> list[str]:
         )
     if summary.condition > CONDITION_EPS:
         found.append(
-            "The directions are linearly dependent, or nearly: make one task of tasks "
-            "that say the same. aligned_mtl takes short steps here, because it gives "
-            "all components the length of the shortest; imtl_g and conflict_free "
-            "follow what little is different."
+            "The directions of the gradients are linearly dependent, or nearly so. If "
+            "some tasks measure the same thing, merge them into one task. aligned_mtl "
+            "takes short steps here, because it gives all components the length of "
+            "the shortest component; imtl_g and conflict_free follow the small "
+            "differences."
         )
     return found

@@ -13,9 +13,9 @@ def would_rise(grads: Any, direction: Any) -> jax.Array:
 
     .. math:: \langle \nabla L_i, d \rangle < 0
 
-    Here `d` is `direction`. One pushforward along it serves all tasks, and costs about
-    as much as a forward pass, whatever the number of tasks, because no gradient per
-    task is computed.
+    Here `d` is `direction`. One Jacobian-vector product along `d` gives the results for
+    all tasks. It costs about as much as a forward pass, whatever the number of tasks,
+    because no gradient per task is computed.
 
     Args:
       grads: a `TaskGrads`. Factors from weightings are ignored.

@@ -34,11 +34,11 @@ class Search(NamedTuple):
 
     Attributes:
       beta: fraction of the first-order decrease that each loss must reach.
-      shrink: factor between two trials.
+      shrink: factor from one trial step size to the next.
       upper: the first step size to try, a number or a schedule of the step count.
       floor: the smallest step size to try.
-      warm_start: whether to begin at the last step size divided by `shrink`, not at
-        `upper`.
+      warm_start: whether the first trial is the last step size divided by `shrink`
+        instead of `upper`.
     """
 
     beta: Any
@@ -129,8 +129,8 @@ class Search(NamedTuple):
         """Finds the first trial after which every present loss has fallen enough.
 
         Args:
-          evaluate: function from a step size to the losses `[tasks]` after such a step.
-            The losses before the step are this function at step size zero, because
+          evaluate: function from a step size to the losses `[tasks]` after this step.
+            Its value at step size zero gives the losses before the step, because
             another program may return different last digits. Near the end of a descent,
             such a difference is larger than the decrease of a step.
           slopes: `[tasks]`, the decrease of each loss for a unit step, to first order.

@@ -36,30 +36,32 @@ def backtracking(
 
     A trial evaluates all losses on the same batch, with the same keys and model state
     as the gradients. Each trial costs one forward pass, and the losses before the step
-    cost another. (With several microbatches, the gradients use the keys and batch
-    statistics of the parts, and the trials use those of the whole batch.) The slopes
-    cost one pushforward, which takes about as long as two forward passes, whatever the
-    number of tasks. The pushforward needs an encoder whose backward pass is linear; the
-    backward pass of a `jax.custom_vjp` that clips gradients is not linear. A trial with
-    a NaN or infinite loss fails. If no trial above `floor` passes, the step size is
-    `floor` and `hit_floor` is set. The same happens if the direction does not lower
+    cost one more. (With several microbatches, the gradients use the keys and batch
+    statistics of the parts, and the trials use the keys and batch statistics of the
+    whole batch.) The slopes of the losses along the direction cost one Jacobian-vector
+    product, which takes about as long as two forward passes, whatever the number of
+    tasks. This product needs an encoder whose backward pass is linear; the backward
+    pass of a `jax.custom_vjp` that clips gradients is not linear. A trial with a NaN or
+    infinite loss fails. If no trial above `floor` passes, the step size is `floor`, and
+    the state's `hit_floor` is True. The same happens if the direction does not lower
     every loss to first order, for example if it is a sum of conflicting gradients.
 
     Args:
       direction: an aggregator, or weightings chained with one. MGDA, EDM and UPGrad
-        return descent directions for every task; a plain sum or PCGrad may not. Any
+        return descent directions for every task; `sum_tasks` or PCGrad may not. Any
         other transform in this chain must keep the sign of the direction, so do not use
         `optax.sgd`. With momentum or weight decay, a step along the direction may raise
         a loss.
       beta: fraction of the first-order decrease that each loss must reach, between 0
         and 1.
-      shrink: factor between two trials, between 0 and 1. The paper gives no value.
+      shrink: factor from one trial step size to the next, between 0 and 1. The paper
+        gives no value.
       upper: the first step size to try; a number, or a schedule of the step count. The
         paper halves it every ten epochs (of `n` steps): `optax.exponential_decay(1.0,
         10 * n, 0.5, staircase=True)`.
       floor: the smallest step size to try.
-      warm_start: whether to begin at the last step size divided by `shrink`, not at
-        `upper`.
+      warm_start: whether the first trial is the last step size divided by `shrink`
+        instead of `upper`.
 
     Returns:
       A transform from `TaskGrads` to the step. Its `update` needs `params`, and its
@@ -83,9 +85,9 @@ def backtracking(
       -2.0 0.5 2
 
     References:
-      Fast line search for multi-task learning, 2021, Algorithm 1 and equation 4. The
-      listing shrinks the step size before the first test; here, `upper` itself is tried
-      first. Fliege and Svaiter, *Steepest descent methods for multicriteria
+      Fast line search for multi-task learning, 2021, Algorithm 1 and equation 4.
+      Algorithm 1 shrinks the step size before the first test; here, `upper` itself is
+      tried first. Fliege and Svaiter, *Steepest descent methods for multicriteria
       optimization*, Math. Methods Oper. Res. 51, 2000.
     """
     search = Search(beta, shrink, upper, floor, warm_start)

@@ -40,7 +40,7 @@ def fast_backtracking(
     floor: Any = 1e-10,
     warm_start: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Finds the step size on the encoder's output, without running the encoder again.
+    r"""Searches for a step size on the encoder's output, without rerunning the encoder.
 
     .. math:: L_t(z - \eta d_z, \theta_t - \eta g_t) \le L_t - \eta \beta |g_t|^2
         - \eta \beta \langle \nabla_z L_t, d_z \rangle
@@ -51,23 +51,24 @@ def fast_backtracking(
     this condition for every present task. Each trial starts from the same `z` and
     heads. Trials evaluate only the heads, so the encoder runs forward once and backward
     once per step, whatever the number of trials. The encoder's parameters then move by
-    `-eta J^T d_z`, where `J` is the Jacobian of `z` with respect to them.
+    `-eta J^T d_z`, where `J` is the Jacobian of `z` with respect to these parameters.
 
     The method assumes that this step moves `z` by `-eta d_z` (equation 5 of the paper),
     which is true if `J J^T` is the identity. If `J J^T` stretches `d_z`, the encoder
-    overshoots: for `z = 2 theta`, losses can rise, and for `z = 10 theta`, they can
+    overshoots: for `z = 2 theta`, losses can rise, and for `z = 10 theta`, losses can
     grow without bound, although every trial passes. `J J^T` also grows with the batch
-    size. So if the losses are means over the batch, a trial hardly moves `z`, compared
-    with the encoder's step. With `calibrate=True`, the trials move `z` the way the
-    encoder will, to first order:
+    size. So if the losses are means over the batch, a trial moves `z` much less than
+    the encoder's step does. With `calibrate=True`, the trials move `z` as the encoder's
+    step will, to first order:
 
     .. math:: L_t(z - \eta q, \theta_t - \eta g_t) \le L_t - \eta \beta |g_t|^2
         - \eta \beta \langle \nabla_z L_t, q \rangle, \qquad q = J J^T d_z
 
-    This costs one Jacobian-vector product of the encoder. The condition is then that of
-    `backtracking`, applied to a linearised encoder. If a step along `q` would raise
-    some loss and a step along `d_z` would not, the trials move `z` along `d_z` instead,
-    at least as far as the encoder would: `q` becomes `d_z |q|^2 / <d_z, q>`.
+    The calibration costs one Jacobian-vector product of the encoder. The condition is
+    then the condition of `backtracking` with a linearised encoder. It may happen that a
+    step along `q` would raise some loss and a step along `d_z` would not. The trials
+    then move `z` along `d_z` instead, at least as far as the encoder would: `q` becomes
+    `d_z |q|^2 / <d_z, q>`.
 
     With or without `calibrate`, a trial measures how far the losses fall on a latent
     that is moved directly. The step itself may raise a loss, even on the same batch.
@@ -81,31 +82,33 @@ def fast_backtracking(
 
     The safeguard costs one Jacobian-vector product of the encoder per step, and one
     forward pass per check. A step that falls back to the gradients of the parameters
-    adds one backward pass per task and another such product. Memory for these gradients
-    is reserved in every step; under `vmap`, they are also computed in every step.
+    costs one more backward pass per task and one more Jacobian-vector product. Memory
+    for these gradients is reserved in every step; under `vmap`, these gradients are
+    also computed in every step.
 
-    Failed trials, the floor and partial labels are handled as in `backtracking`.
+    Failed trials, the floor and absent tasks are handled as in `backtracking`.
 
     Args:
       direction: an aggregator, or weightings chained with one. MGDA, EDM and UPGrad
         return descent directions for every task. The direction has the shape of the
         latent, so momentum and weight decay, which store or read parameters, cannot be
         chained with it.
-      armijo: which decrease each loss must reach: `"full"` as above, `"heads"` without
-        the term of the latent, `"latent"` without the terms of the heads.
-      calibrate: whether trials move the latent as the encoder will. The default is off,
-        as published.
-      safeguard: whether each step is checked with the real losses. The default is off,
-        as published. With a safeguard, `direction` needs `task_weights` in its state
-        and must not keep gradients from earlier steps. If `calibrate` is also set,
-        fewer checks fail.
+      armijo: which decrease each loss must reach: `"full"` for the condition above,
+        `"heads"` for the condition without the term of the latent, `"latent"` for the
+        condition without the term of the heads.
+      calibrate: whether trials move the latent as the encoder's step will. It is False
+        by default, because the published method does not calibrate.
+      safeguard: whether each step is checked with the losses at the moved parameters.
+        It is False by default, because the published method has no safeguard. With a
+        safeguard, `direction` needs `task_weights` in its state and must not keep
+        gradients from earlier steps. If `calibrate` is also True, fewer checks fail.
       beta: fraction of the first-order decrease that each loss must reach, between 0
         and 1.
-      shrink: factor between two trials, between 0 and 1.
+      shrink: factor from one trial step size to the next, between 0 and 1.
       upper: the first step size to try; a number, or a schedule of the step count.
       floor: the smallest step size to try.
-      warm_start: whether to begin at the last step size divided by `shrink`, not at
-        `upper`.
+      warm_start: whether the first trial is the last step size divided by `shrink`
+        instead of `upper`.
 
     Returns:
       A transform from `TaskGrads` to the step. Its `update` needs `params`. Its state
@@ -139,10 +142,11 @@ def fast_backtracking(
     References:
       Fast line search for multi-task learning, 2021, Algorithm 2 and equations 6 to 8.
       Equations 8 and 9 (9 repeats 6) print the heads' parameters in place of the
-      latent. The listing moves `z` in place, trial after trial, but every trial must
-      start from the same `z`. It also shrinks the step size before the first test, and
-      moves the encoder with the shrunk step size but the heads with the unshrunk one.
-      Here, both move with the step size that was tried.
+      latent. Algorithm 2 moves `z` in place, trial after trial, but every trial must
+      start from the same `z`. Algorithm 2 also shrinks the step size before the first
+      test, and moves the encoder with the shrunk step size but the heads with the
+      previous step size. Here, encoder and heads move with the step size that was
+      tried.
     """
     search = Search(beta, shrink, upper, floor, warm_start)
     search.check()
@@ -171,9 +175,9 @@ def fast_backtracking(
         if not linear.has_latent:
             raise ValueError(
                 "`fast_backtracking` needs a latent that all tasks share: build the "
-                "gradients with mtlopt.task_grad(..., encode=...), or mark it by "
-                "mtlopt.latent(z) in your function of all losses. Without a latent, "
-                "use `backtracking`."
+                "gradients with mtlopt.task_grad(..., encode=...), or mark the latent "
+                "with mtlopt.latent(z) in your function of all losses. Without a "
+                "latent, use `backtracking`."
             )
         at_latent, moves = with_latent_as_parameters(grads)
         moving, rest = split_latent(grads.z, moves)
@@ -294,6 +298,6 @@ def _check_wide(latent: Leaves) -> None:
         if jnp.finfo(dtype).bits < 32:
             raise ValueError(
                 f"the latent must be float32 or wider for `fast_backtracking`, got "
-                f"{dtype}: its trials are smaller than the rounding of that. Let "
+                f"{dtype}: rounding would hide the changes that the trials make. Let "
                 "encode return z.astype(jnp.float32)."
             )

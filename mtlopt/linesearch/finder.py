@@ -11,8 +11,8 @@ def check_direction(found: Any, grads: TaskGrads) -> None:
     """Raises if a direction finder did not return an update of the gradients."""
     if jax.tree.structure(found) != grads.partition.treedef:
         raise TypeError(
-            "`direction` must be an aggregator, or weightings chained with one, got "
-            f"one that makes a {type(found).__name__} of the gradients."
+            "`direction` must be an aggregator, or weightings chained with one, got a "
+            f"transform that turns the gradients into a {type(found).__name__}."
         )
 
 
@@ -20,7 +20,7 @@ def check_searchable(updates: Any, params: Any) -> TaskGrads:
     """Returns `updates`, or raises if their losses cannot be computed again."""
     if not isinstance(updates, TaskGrads):
         raise TypeError(
-            f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}: a "
+            f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. A "
             "line search takes the gradients of the tasks and comes last in a chain."
         )
     if params is None:
@@ -28,6 +28,6 @@ def check_searchable(updates: Any, params: Any) -> TaskGrads:
     if updates.losses_at is None:
         raise ValueError(
             "`updates` must come from mtlopt.task_grad: a line search evaluates the "
-            "losses at other parameters, which a bare Jacobian does not have."
+            "losses at other parameters, and a Jacobian alone cannot do this."
         )
     return updates

@@ -146,7 +146,7 @@ def num_tasks_of(direction_state: Any) -> int:
     except ValueError as error:
         raise ValueError(
             "`direction` must keep `task_weights` in its state with `safeguard=True`, "
-            "as all aggregators of mtlopt do: their length is that of `descends`."
+            "as all aggregators of mtlopt do: their length gives the number of tasks."
         ) from error
 
 
@@ -178,8 +178,8 @@ def check_forgets(
     ):
         if remembered:
             raise ValueError(
-                "`direction` must not remember gradients with `safeguard=True`, got "
-                f"one that keeps them in its state `{path}`: those of the latent would "
-                "mix with those of the parameters. Take one without memory, such as "
-                "mgda or upgrad."
+                "`direction` must not remember gradients with `safeguard=True`, got an "
+                f"aggregator that keeps gradients in its state `{path}`. Gradients of "
+                "the latent would mix with gradients of the parameters. Use an "
+                "aggregator without memory, such as mgda or upgrad."
             )

@@ -12,8 +12,8 @@ class LineSearchState(NamedTuple):
       count: number of steps so far, int32; a schedule of the upper bound gets this
         number.
       step_size: step size of the last step.
-      trials: number of step sizes tried in the last step, int32; 0 if the direction was
-        not a descent direction for every task.
+      trials: number of step sizes that the last step tried, int32; 0 if the direction
+        was not a descent direction for every task.
       decrease: the smallest decrease of any present task's loss in the step; 0 if no
         trial was accepted.
       hit_floor: whether no trial was accepted; if so, the step size is the floor.
@@ -34,7 +34,7 @@ class FastLineSearchState(NamedTuple):
     Attributes:
       count: as in `LineSearchState`.
       step_size: as in `LineSearchState`.
-      trials: as in `LineSearchState`, but on the latent.
+      trials: as in `LineSearchState`, but the trials move the latent.
       trial_decrease: the smallest decrease of any present loss in the accepted trial,
         on the latent as the trial moved it. The encoder's step moves the latent
         differently, so a loss may be higher after the step than before it.

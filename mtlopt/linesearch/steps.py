@@ -58,8 +58,8 @@ def _updates(direction: Leaves, step_size: jax.Array) -> Leaves:
 def _stored(leaf: jax.Array) -> jax.Array:
     """Rounds a leaf of half precision to the digits that are stored.
 
-    XLA may compute with more digits. A trial would then see losses at parameters that
-    no step reaches.
+    XLA may compute with more digits. A trial would then evaluate losses at parameters
+    that no step reaches.
     """
     dtype = jnp.finfo(leaf.dtype)
     if dtype.bits >= 32:

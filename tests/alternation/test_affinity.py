@@ -316,7 +316,9 @@ def test_errors():
         mtlopt.AffinityState.alone(2.0)
     step = mtlopt.affinity_step(oracle, tx)
     run, _ = start()
-    with pytest.raises(ValueError, match="`affinity_step` for 3 tasks, got one for 2"):
+    with pytest.raises(
+        ValueError, match="`affinity_step` for 3 tasks, got a state for 2"
+    ):
         step(run, mtlopt.AffinityState.alone(2), *ARGS)
     two = mtlopt.individual_optimizers(optax.adam(0.1), 2, LABELS)
     with pytest.raises(ValueError, match="`individual_optimizers` for 3 tasks or gro"):

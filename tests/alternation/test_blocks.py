@@ -290,7 +290,7 @@ def test_bad_use():
 @pytest.mark.parametrize("labels", ["shared", {"encoder": "Shared", "heads": "a"}])
 def test_labels_without_one_of_the_blocks(labels):
     tx = mtlopt.alternate_blocks(SHARED, TASK, labels)
-    with pytest.raises(ValueError, match="labelled 'shared' and others, the heads"):
+    with pytest.raises(ValueError, match="labelled 'shared' and leaves of heads"):
         tx.init(make_params())
 
 

@@ -364,7 +364,7 @@ def test_present_in_any_form(present, float64):
     found, *_ = train(tx, present=present)
     expected, *_ = train(tx, present=np.array([True, False, True]))
     assert_close(found, expected, 1e-12)
-    with pytest.raises(TypeError, match=r"`present` must be bool.*take x > 0"):
+    with pytest.raises(TypeError, match=r"`present` must be bool.*pass x > 0"):
         train(tx, present=[2, 0, 7])
 
 

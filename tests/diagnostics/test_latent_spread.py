@@ -91,7 +91,7 @@ def test_bad_arguments():
     jacobian, rows = random_problem()
     oracle = make_oracle(np.float32(jacobian), np.float32(rows))
     grads = oracle({"w": jnp.ones(PARAMS)})
-    with pytest.raises(ValueError, match="`grads` must have rows of the shared"):
+    with pytest.raises(ValueError, match="`grads` must hold gradients of the shared"):
         mtlopt.latent_spread(grads.in_latent_space())
     with pytest.raises(TypeError, match=r"must be a mtlopt\.TaskGrads, got dict"):
         mtlopt.latent_spread({})

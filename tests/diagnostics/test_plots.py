@@ -84,7 +84,9 @@ def test_trade_off():
 
 def test_mistakes(seen, monkeypatch):
     one = jax.tree.map(lambda leaf: leaf[0], seen)
-    with pytest.raises(TypeError, match=r"`diagnosis` must be what .*, got dict"):
+    with pytest.raises(
+        TypeError, match=r"`diagnosis` must be a result of .*, got dict"
+    ):
         mtlopt.plot_diagnosis({})
     with pytest.raises(ValueError, match=r"\[steps, tasks\], got shape \(3,\)"):
         mtlopt.plot_diagnosis(one)
