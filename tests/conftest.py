@@ -60,6 +60,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_sessionfinish():
+    """Nor at the programs of all tests, five times, before it ends."""
+    gc.freeze()
+
+
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
 def dtype(request):
     """Runs a test in both precisions; float64 only inside the test."""

@@ -108,11 +108,13 @@ def ordinary():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_LATENT_SPACE)
 def test_latent_space_costs_a_plain_step(name, ordinary):
     assert ordinary[name] <= 1.04 * plain_step()
 
 
+@pytest.mark.slow
 def test_parameter_space_costs_a_pullback_per_task():
     """Else the two tests above would show nothing: 1 + 2 T instead of 3 passes."""
     assert step(mtlopt.aligned_mtl(8)) > 4 * plain_step()
@@ -129,6 +131,7 @@ def rows_step(present):
     return step(mtlopt.aligned_mtl(8), present, layerwise=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behind", ["sum_tasks", "mean_tasks", "aligned_mtl"])
 @pytest.mark.parametrize("present", [None, (True,) * 8])
 def test_rows_that_a_weighting_reads_are_made_once(behind, present):
@@ -163,6 +166,7 @@ def test_gradnorm_costs_a_plain_step_with_stacked_heads():
     assert cost_of_update(oracle, params, tx) <= 1.09 * plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["independent", "vector"])
 def test_gradnorm_makes_the_rows_once(shape):
     """Without a latent: T backward passes, not T for the norms and one for the sum."""
@@ -265,6 +269,7 @@ def test_one_task_costs_one_head():
     assert one <= 0.3 * everyone
 
 
+@pytest.mark.slow
 def test_unread_rows_are_deleted_with_microbatches():
     """Four passes over a part (forward twice), not 2 T + 2: dead sums leave the loop.
 
@@ -277,6 +282,7 @@ def test_unread_rows_are_deleted_with_microbatches():
     assert step(mtlopt.aligned_mtl(8), microbatches=4) > 4 * part
 
 
+@pytest.mark.slow
 def test_streaming_keeps_no_rows():
     """Temporary memory of a few gradients instead of T."""
 

@@ -118,8 +118,9 @@ def measured(num_tasks):
     return table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FACTORIES)
-@pytest.mark.parametrize("num_tasks", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_tasks", [2, 3, 5])
 def test_both_modes(name, num_tasks):
     """Equal to central differences, also where the rows are looked at again."""
     for kind in kinds(num_tasks)[0]:
@@ -233,6 +234,7 @@ def test_single_precision():
     assert_nearly_double(found, rows, vector)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "num_tasks"), [("kept", 3), ("streamed", 2)])
 def test_single_precision_and_an_oracle(source, num_tasks):
     rows, vector = correlated(num_tasks)

@@ -173,6 +173,7 @@ def updates_with(**options):
     return updates_of(txs, oracle, make_params(), (make_batches(),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"microbatches": 2}, {"streaming": True}])
 @pytest.mark.usefixtures("float64")
 def test_ways_to_make_rows(options):

@@ -169,6 +169,7 @@ def check(encode, params, tolerance=1e-6):
     return list(seen[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("make", FRAMEWORKS, ids=lambda make: make.__name__)
 def test_every_kernel_is_found(make, dtype):

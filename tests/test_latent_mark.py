@@ -60,6 +60,7 @@ def both(run, *oracles):
     return jax.device_get(results)
 
 
+@pytest.mark.slow
 def test_methods_make_the_same_update(plain, float64):
     found = updates_of(marked(), PARAMS, BATCHES)
     assert_close(found, {name: plain[name] for name in found}, 1e-9)

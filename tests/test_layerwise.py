@@ -601,6 +601,7 @@ def test_operations_fall_as_the_formula_says(num_tasks, batch_size):
     assert abs(measured - saved) <= 0.05 * saved
 
 
+@pytest.mark.slow
 @cpu_only
 def test_memory_of_many_tasks():
     """Three arrays of cotangents: the latent's and two layers'. Rows are T kernels."""

@@ -98,6 +98,7 @@ def test_what_methods_compute_with_is_float32(dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(others)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 @halves
 def test_updates_are_like_those_of_a_float32_network(dtype):
     """In the dtype of the parameters, and as near as the network's rounding."""

@@ -529,6 +529,7 @@ def test_a_module_under_two_names_has_the_first():
         oracle(model, DATA[0])
 
 
+@pytest.mark.slow
 def test_flax_is_loaded_on_first_use():
     """And without it a sentence names the extra."""
     program = (

@@ -495,10 +495,9 @@ def test_claims_hold(name, size, dtype):
         assert found <= ROUNDING[dtype], ("degree", found)
 
 
+@pytest.mark.slow
 @methods
-@pytest.mark.parametrize(
-    "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_claims_hold_for_many_tasks(name, dtype):
     """128 tasks: finite, and never a conflict where that is claimed."""
     r = Results(name, 128, dtype, ("plain", "wide"))

@@ -116,6 +116,7 @@ def by_losses(name):
 IN_ONE_PROGRAM = tuple(name for name in methods_of(3) if not by_losses(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_ONE_PROGRAM)
 def test_norms_from_1e_minus_30_to_1e30(name):
     check(name, 3, 50, IN_ONE_PROGRAM)

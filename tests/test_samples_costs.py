@@ -63,6 +63,7 @@ def flops(function, *args):
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.parametrize(
     ("batch_size", "num_tasks", "most"),
@@ -84,6 +85,7 @@ def test_weightings_cost_nothing():
     assert found < 1.02 * flops(plain, *args)
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.parametrize("streaming", [False, True])
 def test_memory(streaming, monkeypatch):

@@ -201,6 +201,7 @@ def test_absent_tasks_do_not_climb(ascent, known):
     assert_close(found, (zero, heads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ascent", ASCENTS)
 def test_microbatches_climb_together(ascent):
     def on(batch_fn):

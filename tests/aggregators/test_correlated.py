@@ -77,6 +77,7 @@ def condition(rows):
     return np.linalg.cond(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FACTORIES)
 @pytest.mark.parametrize(
     ("num_tasks", "num_params", "streaming"),
@@ -146,6 +147,7 @@ def test_updates_are_continuous_in_the_angle(method, batch):
     assert np.all(steps <= 2 * exact_steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tasks", [4, 5])
 @pytest.mark.parametrize("apart", [0.5, 0.03, 1e-3])
 def test_rank_that_is_missing(num_tasks, apart):

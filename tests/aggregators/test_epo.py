@@ -168,6 +168,7 @@ def test_bad_arguments(options, message):
         mtlopt.epo(2, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tasks", [3, 8])
 def test_lengths_may_be_1e5_apart(num_tasks):
     """In either direction: single and double precision take the same solution."""

@@ -110,6 +110,7 @@ def same_bits(left, right):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_epochs_equal_a_loop_by_hand(problem, phases, by_hand, length, optimizer):

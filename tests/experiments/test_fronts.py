@@ -69,6 +69,7 @@ def test_verdicts():
     assert {v.holds for v in concave.verdicts(two, times, short)} == {None}
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch):
     """Few steps: tables, losses and the picture; no process of its own is timed."""
     monkeypatch.setattr(training, "seconds_of_process", lambda *_: 1.0)

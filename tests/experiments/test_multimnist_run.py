@@ -100,6 +100,7 @@ def table(tiny: Problem, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFra
     return run(tiny, SETTINGS, tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.mark.slow
 def test_seeds_equal_single_seed_runs(tiny, table, tmp_path, monkeypatch):
     """Seed 1 of a vmapped run, and a run of seed 1 alone, agree to rounding."""
 
@@ -241,6 +242,7 @@ def test_paper_table_names_known_methods():
     assert set(multimnist.PAPER) <= set(mtlopt.METHODS)
 
 
+@pytest.mark.slow
 def test_measures_are_those_of_the_whole_jacobian(float64):
     """Explicit J and latent gradients G give both numbers of the latent."""
     problem = tiny_problem()

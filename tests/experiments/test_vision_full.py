@@ -41,6 +41,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(path, tensors_of(shapes))
 
 
+@pytest.mark.slow
 def test_pretrained_weights_change_the_start(weights):
     """The command's network has the file's numbers, and sees standardised images."""
     settings = seven_scenes.Settings(methods=("sum_tasks",), pretrained=str(weights))
@@ -88,6 +89,7 @@ def test_crops_are_random_in_training_and_in_the_middle_after():
     np.testing.assert_array_equal(network.encode(IMAGES), IMAGES[:, 2:7, 3:8])
 
 
+@pytest.mark.slow
 def test_the_learning_rate_falls():
     """A factor of zero from the second epoch on stops the parameters."""
     problem, _ = load_problem(TINY, TINY.quick)

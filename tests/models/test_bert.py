@@ -52,6 +52,7 @@ PARAMS, NETWORK = small("cls")
 ENCODE = NETWORK(PARAMS).encode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "expected"),
     [("base", 109482240), ("small", 28763648), ("tiny", 4385920)],
@@ -147,6 +148,7 @@ def test_dropout_is_on_with_a_key_only():
     np.testing.assert_allclose(same, plain, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite(dtype):
     """Also through dropout and the mask; the latent has the parameters' dtype."""

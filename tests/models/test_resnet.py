@@ -114,6 +114,7 @@ def reference_pool(x):
     return lax.reduce_window(x, -jnp.inf, lax.max, window, stride, padding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "bottleneck", "stem", "strides", "epsilon"),
     [

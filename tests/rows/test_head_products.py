@@ -65,6 +65,7 @@ def both(grads):
     return rows, MaterialRows(3, rows.leaves(), rows.pull)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("present", [None, [True, False, True], np.array([0, 1, 1])])
 def test_operations_equal_those_of_arrays(stacked, present, dtype):
@@ -220,6 +221,7 @@ def test_tasks_with_inputs_of_their_own(float64):
     np.testing.assert_allclose(found, weights @ gradients, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tasks", [16, 40])
 def test_operations_of_a_step(num_tasks):
     """MGDA-UB costs a twentieth more than the summed loss, in operations of XLA."""

@@ -214,6 +214,7 @@ def test_every_form(network, form, monkeypatch, float64):
     check(problem, 1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [2, 3], ids=["parts", "tasks"])
 def test_large_leaves_that_are_no_products(passes, monkeypatch, float64):
     """By passes of parts of the samples, or of all of them for each task."""

@@ -97,6 +97,7 @@ def found_of(request, name):
     return request.getfixturevalue("found" if name in FEW else "others_found")
 
 
+@pytest.mark.slow
 @methods
 @pytest.mark.parametrize("placement", ["data", "fully"])
 def test_eight_devices_equal_one(found_of, placement, name):

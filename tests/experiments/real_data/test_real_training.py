@@ -34,6 +34,7 @@ def shapes(row) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in found.items()}
 
 
+@pytest.mark.slow
 def test_runs_give_an_error_for_each_part(problem):
     kovasznay = dataclasses.replace(load_kovasznay(), steps=2)
     beltrami = dataclasses.replace(load_beltrami(), steps=2)
@@ -56,6 +57,7 @@ def test_annealing_is_for_equations(problem):
     np.testing.assert_array_equal(mtlopt.task_weights(state), 1)
 
 
+@pytest.mark.slow
 def test_ntk_weights_get_traces_where_residuals_are_known():
     """The first weights of a run on an equation are those of exact traces."""
     problem = dataclasses.replace(load_burgers(), steps=1)
