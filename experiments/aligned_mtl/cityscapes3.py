@@ -33,14 +33,14 @@ instance, and disparity. The papers are Senushkin et al., "Independent component
 alignment for multi-task learning", 2023, Table 3, and "Fast line search for multi-task
 learning", 2021, Table 2 (the times of fbls and sgd) and Fig. 7.
 
-Without --data-dir the streets are rendered, a stand-in. Numbers on them say nothing
-about photographs. With --data-dir, Cityscapes is read. Its validation split is the test
-split here, because the labels of its test split are secret. A tenth of its train split
-is held out for validation.
+Without --data-dir the streets are rendered, a stand-in for Cityscapes. Results on these
+images say nothing about photographs. With --data-dir, Cityscapes is read. The
+validation split of Cityscapes is the test split here, because the labels of its test
+split are secret. A tenth of the train split is held out for validation.
 
-The paper gives neither learning rate nor epochs for --full: both are those of its code.
-For the paper on line search use --full --methods sgd fbls --learning-rates 1e-3 1e-2
-1e-1.
+The first paper gives neither a learning rate nor a number of epochs, so --full takes
+both from its code. For the experiment of the paper on line search, use --full --methods
+sgd fbls --learning-rates 1e-3 1e-2 1e-1.
 """
 
 METHODS = ("sum_tasks", "gradnorm", "mgda_ub", "pcgrad")
@@ -58,8 +58,8 @@ SCORES = read_table(
     aligned_mtl_ub 66.07 10.54 0.3213
     """,
 )
-# The network learns offsets and disparities in units of so many pixels, so that the
-# three losses are of one order.
+# The network learns offsets and disparities in units of this many pixels, so that the
+# three losses have the same order of magnitude.
 PIXELS = 10.0
 
 
@@ -74,7 +74,7 @@ def load(settings: Settings) -> dict[str, Samples]:
 
 
 def in_pixels(name: str, error: str) -> Task:
-    """Returns a task of quantities in pixels, and the name of its error."""
+    """Returns a task that predicts quantities in pixels, and the name of its error."""
 
     def loss(out: jax.Array, label: jax.Array) -> jax.Array:
         return losses.l1(out, label / PIXELS)
@@ -112,7 +112,7 @@ def build(settings: PretrainedSettings, _: tuple[str, ...], key: jax.Array) -> A
 
 
 def verdicts(outcome: Outcome) -> list[Verdict]:
-    """Asks what Table 3 says of the alignments."""
+    """Returns the verdicts on the claims of Table 3 about the alignments."""
     claim = "θ-alignment segments best (Table 3)"
     others = [name for name in SCORES if name != "aligned_mtl"]
     found = best(claim, outcome, "mean_iou", "aligned_mtl", others)

@@ -1,4 +1,4 @@
-"""The dominance rate along a run (Aligned-MTL, definition 1), beside the training."""
+"""The dominance rate (Aligned-MTL, definition 1), measured during the training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +15,9 @@ from mtlopt.linalg.procrustes import aligned_matrix
 
 PyTree = Any
 
-# `align(shared, latent) -> A`: what a method multiplies the task gradients by, from the
-# Gramians over the shared parameters and of the latent. Its gradients A G have the
-# Gramian A (G G') A'.
+# `align(shared, latent) -> A` returns the matrix by which a method multiplies the task
+# gradients. Its arguments are the Gramians of the gradients with respect to the shared
+# parameters and to the latent. The gradients A G have the Gramian A (G G') A'.
 ALIGNMENTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "aligned_mtl": lambda shared, _: aligned_matrix(principal_axes(shared)),
     "aligned_mtl_ub": lambda _, latent: aligned_matrix(principal_axes(latent)),
@@ -28,9 +28,10 @@ def make_dominance(problem: Problem) -> Callable[..., dict[str, jax.Array]]:
     """Returns the jitted `measure(params, state, order, step, data)`.
 
     It returns numbers `[seeds]` on the batch that the given step of the epoch is about
-    to use: `"raw"`, the dominance rate of the gradients over the shared parameters; for
-    each alignment that over the same parameters after it; `"spread"`, the number of
-    `latent_spread`; and `"cosine"`, the mean of `push_cosines` over the tasks.
+    to use. `"raw"` is the dominance rate of the gradients with respect to the shared
+    parameters. For each alignment, there is the dominance rate of the aligned
+    gradients. `"spread"` is the result of `latent_spread`, and `"cosine"` is the mean
+    of `push_cosines` over the tasks.
     """
 
     def measure(

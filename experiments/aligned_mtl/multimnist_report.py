@@ -1,4 +1,4 @@
-"""Tables, figures and verdicts of MultiMNIST, beside Table 2 of Aligned-MTL."""
+"""Tables, figures and verdicts of MultiMNIST, compared with Table 2 of Aligned-MTL."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +24,8 @@ TASKS = ("left", "right")
 SPREAD = ("mean", "std", "max", "min")
 
 # Table 2 of the paper: accuracy of the left and the right digit in percent, and mean,
-# standard deviation, maximum and minimum of the dominance rate. Of the aligned methods
-# it gives the rate after alignment.
+# standard deviation, maximum and minimum of the dominance rate. For the aligned methods
+# the table gives the rate after alignment.
 PAPER = {
     "mgda": ((96.83, 95.06), (1.63, 1.45, 38.03, 1.004)),
     "mgda_ub": ((96.76, 94.96), (1.41, 0.36, 4.00, 1.004)),
@@ -61,20 +61,22 @@ def make_report(
             '"Aligned" is the rate after the method\'s alignment.',
             _dominance_table(table, titles),
             "## How far the latent may be trusted",
-            "At the same steps, two numbers are 1 if gradients of the latent replace "
-            "those of the shared parameters without error. Spread is the condition "
-            "number of the encoder's Jacobian J between the task gradients: it is the "
-            "error in their lengths and angles for methods in latent space. Cosine is "
-            "between a task's latent gradient and the direction in which a step along "
-            "it moves the latent, by J Jᵀ: a line search in the latent relies on it.",
+            "Two numbers, from the same steps, are 1 if latent gradients replace "
+            "gradients of the shared parameters without error. Spread is the condition "
+            "number of the encoder's Jacobian J on the task gradients. It is the error "
+            "in the lengths and angles of these gradients for methods in latent space. "
+            "Cosine is between a task's latent gradient and the direction in which a "
+            "step along this gradient moves the latent, by J Jᵀ. A line search in the "
+            "latent relies on a cosine near 1.",
             _latent_table(table, titles),
             "## Cost of a step",
-            "Measured for one seed after the training, with the methods in turns: the "
-            f"fastest of several rounds. Multiples are of {titles[base]}.",
+            "A step is measured for one seed after the training. The methods take "
+            "turns, and the fastest of several rounds counts. Multiples are relative "
+            f"to {titles[base]}.",
             cost_table(costs["seconds"], costs["operations"], titles, base),
             "## Claims",
             "Differences are between paired seeds, with their 95 % interval. "
-            "Accuracies are the mean of both digits, in points.",
+            "Accuracies are means over both digits, in points.",
             verdict_table(verdicts(table)),
         ]
     )
@@ -111,7 +113,7 @@ def _dominance_table(table: Frame, titles: Mapping[str, str]) -> str:
             spread += [rates.max(**how), rates.min(**how)]
             row = [title, kind, *(f"{value:.3f}" for value in spread)]
             rows.append([*row, *[""] * len(SPREAD)])
-        if method in PAPER:  # beside those that are comparable: aligned, if they are
+        if method in PAPER:  # next to our comparable numbers (aligned, if any)
             rows[-1][-len(SPREAD) :] = [f"{value:.3f}" for value in PAPER[method][1]]
     return markdown_table(header, rows)
 
@@ -129,7 +131,7 @@ def _latent_table(table: Frame, titles: Mapping[str, str]) -> str:
 
 
 def verdicts(table: Frame) -> list[Verdict]:
-    """Returns those on the claims of Table 2 whose methods were trained."""
+    """Returns the verdicts on claims of Table 2, for methods that were trained."""
 
     def by_seed(method: str, name: str, factor: float = 1.0) -> np.ndarray:
         own = select(table, method=method, name=name)
@@ -167,7 +169,7 @@ def verdicts(table: Frame) -> list[Verdict]:
 
 
 def _holds(signs: list[int]) -> bool | None:
-    """Whether all differences are positive; None if some are within their spread."""
+    """Whether all differences are positive; None if an interval contains zero."""
     return False if min(signs) < 0 else True if min(signs) > 0 else None
 
 
@@ -217,6 +219,6 @@ def draw_figures(table: Frame, settings: Any, source: str, out: Path) -> None:
 
 
 def _by_step(rates: Frame) -> tuple[range, Any]:
-    """Returns the measurements' numbers and rates `[measurements, seeds]`."""
+    """Returns the steps of the measurements, and rates `[measurements, seeds]`."""
     wide = rates.pivot(index=["epoch", "part"], columns="seed", values="value")
     return range(len(wide)), wide.sort_index().to_numpy()

@@ -1,4 +1,4 @@
-"""The claims of Aligned-MTL on photographs, as questions to a run."""
+"""The claims of Aligned-MTL about photographs, checked against a run."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from experiments.lab.vision.report import Outcome
 def best(
     claim: str, outcome: Outcome, name: str, new: str, others: Sequence[str]
 ) -> list[Verdict]:
-    """Asks whether a method has a better metric than all others that were trained.
+    """Tells whether a method has a better metric than all others that were trained.
 
-    On rendered images nothing can be seen.
+    On rendered images the answer is always that the claim cannot be seen.
     """
     (metric,) = (each for each in outcome.metrics if each.name == name)
     others = [other for other in others if other in outcome.scores]

@@ -1,4 +1,4 @@
-"""The pose of a camera in a room: Senushkin et al., 2023 (Aligned-MTL), on 7-Scenes."""
+"""The pose of a camera in a room: Senushkin et al., 2023 (Aligned-MTL), 7-Scenes."""
 
 import dataclasses
 import functools
@@ -40,16 +40,17 @@ A ResNet-34 with two linear heads learns the place and the rotation of a camera 
 known room: Senushkin et al., "Independent component alignment for multi-task learning",
 2023, Tables 4 and 6. A run trains one scene, or all seven with --scene all.
 
-Without --data-dir the room is rendered, a stand-in: each of the seven names is a
-rendered room that shares nothing else with the scene. With --data-dir, 7-Scenes is
-read, and a tenth of the train frames is held out. Images of the paper's size are
-cropped to 224 x 224, and their learning rate falls to a tenth every 40 epochs.
+Without --data-dir the room is rendered, a stand-in for 7-Scenes. Each of the seven
+names then means a rendered room, which has only the name in common with the scene. If
+you give --data-dir, 7-Scenes is read, and a tenth of the train frames is held out for
+validation. With images of the paper's size, the network reads crops of 224 x 224, and
+the learning rate falls to a tenth every 40 epochs.
 """
 
 FULL_METHODS = ("sum_tasks", "uncertainty", "gradnorm", "pcgrad", "mgda", "mgda_ub")
 FULL_METHODS += ("aligned_mtl", "aligned_mtl_ub")
 METHODS = (*FULL_METHODS, "ius", "io", "single")
-# Table 6, mean of ten seeds: metres, then degrees, of each scene in `SCENES`.
+# Table 6, means of ten seeds: metres, then degrees, for each scene in `SCENES`.
 _TABLE = """
 sum_tasks      0.49 0.91 1.03 0.68 0.70 0.90 0.55 6.26 11.75 13.08  8.26  6.68  8.72 11.81
 mgda           0.32 0.65 0.75 0.31 0.44 0.34 0.50 6.02 11.59 12.99  8.55  6.59  8.84 11.61
@@ -67,7 +68,7 @@ class Settings(PretrainedSettings):
     """The settings of all vision experiments, and the scene.
 
     Attributes:
-      scene: one of the seven scenes, or all, one after the other.
+      scene: one of the seven scenes, or all seven, one after the other.
     """
 
     scene: Literal[
@@ -96,7 +97,7 @@ def table_6() -> dict[str, dict[str, Any]]:
 
 
 def load(settings: Settings) -> dict[str, Samples]:
-    """Reads a scene, or draws a room from many places."""
+    """Reads a scene, or renders a room from many places."""
     size, scene = (48, 64) if settings.small else (256, 341), settings.scene
     if settings.data_dir is None:
         numbers = (160, 32, 64) if settings.small else (1000, 100, 400)
@@ -111,11 +112,11 @@ def error(name: str, loss: Any, count: Any) -> Task:
 
     def errors_of(out: jax.Array, label: jax.Array) -> jax.Array:
         errors, known = count(out, label), jnp.all(jnp.isfinite(label), axis=-1)
-        # A prediction that is NaN is the worst, and is not left out.
+        # A prediction of NaN counts as the worst prediction, and is not left out.
         return jnp.where(known & jnp.isnan(errors), jnp.inf, errors)
 
     def scores(errors: np.ndarray) -> dict[str, Any]:
-        return {name: np.nanmedian(errors)}  # NaN is for frames past the end
+        return {name: np.nanmedian(errors)}  # NaN marks frames past the end
 
     return Task(loss, errors_of, scores, join=np.concatenate)
 
@@ -133,7 +134,7 @@ TASKS = separate(
 
 
 def build(settings: Settings, _: tuple[str, ...], key: jax.Array) -> Any:
-    """Returns the paper's ResNet-34, which crops, or a small one."""
+    """Returns the paper's ResNet-34, which crops its images, or a small network."""
     if not settings.small:
         return prepare(pose_resnet34(rngs=nnx.Rngs(key)), settings, key, crop=224)
     heads = {"translation": (3,), "rotation": (4,)}
@@ -142,15 +143,15 @@ def build(settings: Settings, _: tuple[str, ...], key: jax.Array) -> Any:
 
 
 def mean(values: Any) -> float:
-    """Returns the mean of numbers, printed or not."""
+    """Returns the mean of numbers or of printed numbers."""
     return float(np.mean(np.asarray(values, float)))
 
 
 def scenes_table(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Returns Table 4, of the errors by scene, method and metric.
+    """Returns Table 4, made from the errors by scene, method and metric.
 
-    Each is a mean over seeds, beside the paper's of Table 6, whose growth rates R are
-    those of the rounded errors.
+    Each error is a mean over seeds. Next to it is the paper's number, from Table 6; the
+    paper's growth rates R are computed from these rounded errors.
     """
     theirs = table_6()
     header = ["method", "error", *scores, "mean", "R [%]", "mean, paper", "R, paper"]
@@ -173,7 +174,7 @@ def scenes_table(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
 
 def verdicts(outcome: Outcome) -> list[Verdict]:
-    """Asks what section 5.4 says."""
+    """Returns the verdicts on the claims of section 5.4."""
     new, others = "aligned_mtl_ub", [name for name in table_6() if name != SUM]
     others = [name for name in others if not name.startswith("aligned")]
     claim = "Z-alignment turns best (section 5.4)"

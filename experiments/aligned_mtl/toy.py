@@ -24,14 +24,14 @@ from experiments.lab.verdicts import Verdict, verdict_table
 NAME = "aligned_mtl.toy"
 
 DESCRIPTION = """\
-Descends two losses of two parameters from five starting points with Adam. Says after
-how many steps a run is near the Pareto front, as in figure 1 of Aligned-MTL (Senushkin
-et al., CVPR 2023), at the published learning rate.
+Minimises two losses of two parameters with Adam from five starting points, with the
+published learning rate. Reports after how many steps a run is near the Pareto front, as
+in figure 1 of Aligned-MTL (Senushkin et al., CVPR 2023).
 
 --landscape yu      the two logarithmic valleys of PCGrad (Yu et al., NeurIPS 2020),
                     with its starting point and four of our own
 --landscape cagrad  the landscape of CAGrad (Liu et al., NeurIPS 2021), with the five
-                    starting points of the code of Nash-MTL and Aligned-MTL, which runs
+                    starting points of the code of Nash-MTL and Aligned-MTL, which uses
                     --steps 35000
 --scale S           minimises S times the first and 1 - S times the second loss, which
                     is the "task balance" of Aligned-MTL's code; 0.0909 is Nash-MTL's
@@ -49,10 +49,11 @@ class Settings(ShortOptions):
     Attributes:
       methods: some of the names in `mtlopt.METHODS`, or all.
       steps: updates of every run.
-      scale: factor of the first loss, between 0 and 1; the factor of the second loss is
-        one minus it.
-      landscape: the pair of losses to descend.
-      learning_rates: constant learning rates of Adam; each has its own row and picture.
+      scale: factor of the first loss, between 0 and 1. The factor of the second loss is
+        one minus this factor.
+      landscape: the pair of losses to minimise.
+      learning_rates: constant learning rates of Adam; each rate has its own row and
+        picture.
     """
 
     methods: tuple[str, ...] = ("sum_tasks", "mgda", "pcgrad", "cagrad", "aligned_mtl")
@@ -67,14 +68,14 @@ class Outcome(NamedTuple):
 
     method: str
     learning_rate: float
-    seconds: float  # of all starts and learning rates, without compilation
+    seconds: float  # seconds of all starts and learning rates, without compilation
     compile_seconds: float
-    # For each start the step at which the run is first within the tolerance, None for
-    # never; the least distance to the front on the way; and that at the end.
+    # For each start: the step at which the run is first within the tolerance (None for
+    # never), the smallest distance to the front, and the distance at the end.
     steps: tuple[int | None, ...]
     nearest: tuple[float, ...]
     end: tuple[float, ...]
-    # Of some steps, those of the arrivals among them:
+    # For some steps, including the steps of the arrivals:
     at: np.ndarray  # `[points]`, from 0
     params: np.ndarray  # `[starts, points, 2]`
     distance: np.ndarray  # `[starts, points]`
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     if not 0 < settings.scale < 1:
         raise UsageError(f"--scale must be between 0 and 1, got {settings.scale:g}.")
     landscape = LANDSCAPES[settings.landscape]
-    # Short enough to be run again: the same command writes the same files.
+    # A run is short enough to be repeated: the same command writes the same files.
     with RunFolder(settings) as folder:
         outcomes = run_methods(settings)
         command = command_line(NAME, argv)
@@ -135,13 +136,13 @@ def run_methods(settings: Settings) -> list[Outcome]:
 def make_descend(
     settings: Settings, method: str
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns the descent of a method from all starts with all learning rates.
+    """Returns the function that runs a method from all starts with all learning rates.
 
-    It is `descend(losses, starts, rates)` with two `Loss`, `[starts, 2]` and `[rates]`,
-    and returns the parameters and the scaled losses, `[rates, starts, steps + 1, 2]`;
-    entry k is after k steps.
+    The function is `descend(losses, starts, rates)`, with two `Loss`, `[starts, 2]` and
+    `[rates]`. It returns the parameters and the scaled losses,
+    `[rates, starts, steps + 1, 2]`; entry k is the value after k steps.
     """
-    # The identity as encoder: methods in latent space run too.
+    # The encoder is the identity, so that methods in latent space run too.
     oracle = mtlopt.task_grad(
         {
             "first": lambda _, z, losses: settings.scale * losses[0](z),
@@ -174,12 +175,12 @@ def make_descend(
 def follow(
     landscape: Landscape, params: np.ndarray, losses: np.ndarray
 ) -> tuple[Any, ...]:
-    """Returns the last fields of `Outcome`, of runs `[starts, steps + 1, 2]`."""
+    """Returns the last fields of `Outcome` for runs `[starts, steps + 1, 2]`."""
     distance = landscape.distance(losses)
     near = distance <= landscape.tolerance  # False for NaN
     arrivals = [int(np.argmax(own)) if own.any() else None for own in near]
     nearest = np.min(np.where(np.isnan(distance), np.inf, distance), axis=1)
-    # More points are not seen; most happens at first.
+    # More points could not be seen; most changes happen early.
     last, shares = distance.shape[1] - 1, np.linspace(0, 1, 400)
     at = np.concatenate([last * shares**2, last**shares]).round()
     at = np.union1d(at, [step for step in arrivals if step is not None]).astype(int)
@@ -197,7 +198,8 @@ def make_report(outcomes: list[Outcome], settings: Settings, command: str) -> st
     rows = []
     for each in outcomes:
         worst = (max(each.nearest), float(np.max(each.end)))
-        # The interpolated front leaves distances like -2e-6, which are zero.
+        # Because of the interpolated front, some distances are about -2e-6; print them
+        # as zero.
         cells = [f"{round(value, 2) + 0.0:.2f}" for value in worst]
         title, rate = mtlopt.METHODS[each.method].title, f"{each.learning_rate:g}"
         rows.append([title, rate, *map(_count, each.steps), *cells])
@@ -219,7 +221,7 @@ scales, can still fall together; near is {landscape.tolerance:g} or less. "neare
 
 
 def verdict_section(outcomes: list[Outcome], settings: Settings) -> str:
-    """Returns the table of the claims, of the first learning rate, if it has some."""
+    """Returns the table of claims at the first learning rate, if there are claims."""
     rate = settings.learning_rates[0]
     steps = {e.method: e.steps for e in outcomes if e.learning_rate == rate}
     if settings.landscape != "yu" or not steps.keys() >= set(Settings.methods):
@@ -232,7 +234,7 @@ At the learning rate {rate:g}, from the paper's start.
 
 
 def verdicts(steps: dict[str, tuple[int | None, ...]], most: int) -> list[Verdict]:
-    """Returns what the steps of the methods from all starts, of `most`, say."""
+    """Returns the verdicts on the methods' steps from all starts, at most `most`."""
     far = most + 1
     first = {name: own[0] if own[0] is not None else far for name, own in steps.items()}
     aligned, mgda, pcgrad = (first[m] for m in ("aligned_mtl", "mgda", "pcgrad"))

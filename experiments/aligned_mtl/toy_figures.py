@@ -1,4 +1,4 @@
-"""The figure of the toy landscapes: paths, and how near they come to the front."""
+"""The figure of the toy landscapes: the paths, and their distances to the front."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ _REACHED, _FAILED = COLOURS[0], COLOURS[1]
 def draw_paths(
     path: Path, landscape: Landscape, outcomes: Sequence[Any], subtitle: str
 ) -> None:
-    """Draws each `toy.Outcome`: its paths, and below its distances to the front."""
+    """Draws each `toy.Outcome`: the paths, and below them the distances."""
     width = min(_COLUMNS, len(outcomes))
     bands = -(-len(outcomes) // width)
     size = (0.6 + 2.2 * max(2, width), 0.9 + 3.4 * bands)

@@ -1,4 +1,4 @@
-"""The paper's claims on ATE-SG (section 4), beside what a run says of them."""
+"""The paper's claims about ATE-SG (section 4), checked against a run."""
 
 import functools
 import math
@@ -11,13 +11,13 @@ from experiments.lab.comparison import Difference, paired
 from experiments.lab.tables import Frame, select
 from experiments.lab.verdicts import Verdict
 
-SIMILAR = 1.5  # the factor that the measures of similar trainings are at most apart
-POINTS = 1.0  # of recall, within which trainings are almost the same, as in Table 5
+SIMILAR = 1.5  # largest factor between the measures of similar trainings
+POINTS = 1.0  # of recall: "almost the same" is at most this difference (Table 5)
 Rule = Callable[[Iterable[Difference]], bool | None]
 
 
 def all_have(sign: int, differences: Iterable[Difference]) -> bool | None:
-    """True if all are outside the spread with this sign, False if one has the other."""
+    """True if all intervals have this sign, False if one has the other sign."""
     signs = {difference.sign for difference in differences}
     return False if -sign in signs else True if signs == {sign} else None
 
@@ -32,7 +32,7 @@ def all_within(bound: float, differences: Iterable[Difference]) -> bool | None:
 
 LOWER, HIGHER = functools.partial(all_have, -1), functools.partial(all_have, 1)
 ALIKE = functools.partial(all_within, math.log(SIMILAR))
-# By length of the phases, on ratios to the training without phases.
+# By length of the phases; the claims are about ratios to the training without phases.
 CLAIMS: list[tuple[int, str, tuple[str, ...], Rule]] = [
     (1, "less oscillation in {loss}", ("{loss}_zigzag", "{loss}_spike"), LOWER),
     (10, "spikes in {loss}", ("{loss}_spike",), HIGHER),
@@ -44,18 +44,19 @@ CLAIMS: list[tuple[int, str, tuple[str, ...], Rule]] = [
 
 
 def claims(own: Frame, losses: Mapping[str, str]) -> list[Verdict]:
-    """Returns the verdicts on trainings that have optimizer and rate in common.
+    """Returns the verdicts on trainings with the same optimizer and learning rate.
 
     `own` has a row for each length and seed, from `report.summarize`; `losses` are
-    names by column. Seeds are paired with those of the training without phases. If the
-    learning rate of any has not fallen, all was too short to say.
+    names by column. Each seed is paired with the same seed of the training without
+    phases. If the learning rate of some training has not fallen, the run was too short
+    for a verdict.
     """
     settled = bool((own["start_epochs"] < own["epochs"]).all())
     where = f"{own['optimizer'].iloc[0].upper()} from {own['rate'].iloc[0]:g}"
     lengths = [length for length in own["length"].unique() if length]
 
     def pair(column: str, length: int) -> list[np.ndarray]:
-        """Returns the values of all seeds, and those without phases."""
+        """Returns the values of all seeds, with phases and without."""
         return [select(own, length=each)[column].to_numpy() for each in (length, 0)]
 
     found = []
@@ -64,7 +65,7 @@ def claims(own: Frame, losses: Mapping[str, str]) -> list[Verdict]:
             continue
         for loss, name in losses.items() if "{loss}" in claim else [("", "")]:
             pairs = [pair(column.format(loss=loss), length) for column in columns]
-            with np.errstate(divide="ignore"):  # of a loss that stands still
+            with np.errstate(divide="ignore"):  # the loss does not change
                 ratios = [paired(*np.log(each)) for each in pairs]
             words = [
                 f"{column.split('_')[-1]} {times(ratio)}"
@@ -98,7 +99,7 @@ def claims(own: Frame, losses: Mapping[str, str]) -> list[Verdict]:
 def cost_claims(
     units: Mapping[str, Costs], counts: Mapping[str, Count], lengths: Iterable[int]
 ) -> list[Verdict]:
-    """Returns the verdicts on the cost of an epoch and on memory."""
+    """Returns the verdicts on the cost of an epoch and on the memory."""
     paper, own = units["parameters"], units["flops"]
     cycles = {n: (own.shared + own.task + own.encode / n) / 2 for n in lengths}
     each = ", ".join(f"{cost:.2f} (E0 = {n})" for n, cost in cycles.items())
@@ -115,7 +116,7 @@ def cost_claims(
             Verdict(
                 f"{phase} phase: memory falls to its gradient's share, {share:.2f}",
                 f"to {memory[phase]:.2f}, the temporary memory of a step",
-                memory[phase] < share + 0.1,  # a tenth for all that is no gradient
+                memory[phase] < share + 0.1,  # 0.1 for all else
             )
             for phase, share in shares.items()
         ),

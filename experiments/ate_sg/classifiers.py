@@ -1,4 +1,4 @@
-"""Classification networks of several tasks, for training in phases."""
+"""Classification networks with several tasks, for training in phases."""
 
 import dataclasses
 import functools
@@ -34,14 +34,14 @@ ONE_OF = Head(
 
 
 def yes_or_no(positive: float = 1.0, negative: float = 1.0) -> Head:
-    r"""Returns the task to answer one or several questions; labels are 0 or 1.
+    r"""Returns a task of one or several yes-or-no questions; labels are 0 or 1.
 
     .. math:: \ell = -\sum_{i=1}^m \mu_1 \gamma_i \log \hat\gamma_i
         + \mu_0 (1 - \gamma_i) \log (1 - \hat\gamma_i)
 
     with the sigmoid :math:`\hat\gamma_i` of a logit, `positive` :math:`\mu_1` and
     `negative` :math:`\mu_0` (section 4.2.2). Labels are `[batch, m]`, or `[batch]` for
-    one question. Scores take all answers as one list.
+    one question. Scores treat all answers as one list.
     """
 
     def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -65,7 +65,7 @@ class Classifier(Problem):
         return self.latent(self.network(*model), batch)
 
     def encode_split(self, model: Model, split: PyTree, size: int) -> PyTree:
-        """Returns that of a split, `size` examples at a time: a bound of the memory."""
+        """Returns the latent of a split, `size` examples at a time to save memory."""
         return map_batches(lambda batch: self.encode(model, batch), split, size)
 
     def losses(self, model: Model, z: PyTree, batch: PyTree) -> jax.Array:
@@ -75,14 +75,15 @@ class Classifier(Problem):
         return jnp.stack(each)
 
     def predict(self, model: Model, z: PyTree) -> dict[str, jax.Array]:
-        """Returns the classes that the heads find."""
+        """Returns the classes that the heads predict."""
         heads = self.network(*model).heads
         return {task: own.predict(heads[task](z)) for task, own in self.heads.items()}
 
     def scores(self, classes: Mapping[str, Any], split: Any) -> dict[str, np.ndarray]:
         """Returns the test scores of predicted classes, each `[seeds, tasks]`.
 
-        Averages over the classes, weighted by their sizes; a quotient by 0 is 0.
+        Scores are averages over the classes, weighted by their sizes. A division by 0
+        gives 0.
         """
         from sklearn.metrics import precision_recall_fscore_support
 

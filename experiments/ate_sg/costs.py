@@ -1,4 +1,4 @@
-"""The cost of an epoch of each phase, in epochs of the full gradient."""
+"""The cost of an epoch of each phase, relative to an epoch of the full gradient."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from experiments.ate_sg.training import make_steps, moving_at
 from experiments.lab.batches import take
 from experiments.lab.problem import Problem
 
-# The operations are counted before machine code is made of them: it may be poor.
+# Operations are counted before XLA makes machine code, so the code need not be fast.
 NO_CODE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -20,11 +20,11 @@ NO_CODE = {
 
 
 class Costs(NamedTuple):
-    """Costs of an epoch, that of the full gradient being 1."""
+    """Costs of an epoch, relative to an epoch of the full gradient."""
 
     shared: float  # an epoch of the shared parameters
     task: float  # an epoch of the heads
-    encode: float  # what the first epoch of a phase of the heads costs besides
+    encode: float  # additional cost of the first epoch of a phase of the heads
 
     def until(self, epochs: int, length: int) -> np.ndarray:
         """Returns the cost from the start to the end of each epoch, `[epochs]`.
@@ -45,31 +45,33 @@ class Costs(NamedTuple):
 def parameter_costs(problem: Problem) -> Costs:
     """Returns the costs by the paper's estimate (section 4): shares of the parameters.
 
-    Backpropagation to the heads stops before the encoder; that to the shared parameters
-    passes through the heads and costs 1. The forward pass counts for nothing.
+    Backpropagation to the heads stops before the encoder. Backpropagation to the shared
+    parameters passes through the heads and costs 1. The estimate ignores the forward
+    pass.
     """
     shared, total = count_params(problem)
     return Costs(1.0, 1 - shared / total, 0.0)
 
 
 def count_params(problem: Problem) -> tuple[int, int]:
-    """Returns the numbers of shared and of all parameters."""
+    """Returns the number of shared parameters and of all parameters."""
     params, _ = jax.eval_shape(problem.init, 0)
     shared, total = map(jax.tree.leaves, (params["encoder"], params))
     return sum(leaf.size for leaf in shared), sum(leaf.size for leaf in total)
 
 
 class Count(NamedTuple):
-    """XLA's counts of a program that is compiled, but never run."""
+    """XLA's counts for a program that is compiled, but never run."""
 
     operations: float
     temporary_bytes: int
 
 
 def count_steps(problem: Any, batch_size: int) -> dict[str, Count]:
-    """Counts a step of every phase with SG, of one seed, and the encoding of a batch.
+    """Counts a step of every phase with SG for one seed, and the encoding of a batch.
 
-    Adam's own operations, a dozen a parameter, are few beside those of a batch.
+    Adam's own operations, a dozen for each parameter, are few compared with the
+    operations of a batch.
     """
     model = jax.eval_shape(problem.init, 0)
     train = problem.splits["train"]
@@ -95,11 +97,11 @@ def count(function: Callable[..., Any], *args: Any) -> Count:
 def flop_costs(
     counts: Mapping[str, Count], num_examples: int, batch_size: int
 ) -> Costs:
-    """Returns the costs by operations: with the forward pass, of SG."""
+    """Returns the costs in operations of SG, including the forward pass."""
     full, shared, task, encode = (
         counts[name].operations for name in ("full", "shared", "task", "encode")
     )
-    # An epoch leaves out what does not fill a batch; encoding leaves out nothing.
+    # An epoch leaves out an incomplete batch; encoding leaves out nothing.
     batches = num_examples / batch_size
     encode *= batches / int(batches)
     return Costs(shared / full, task / full, encode / full)

@@ -1,4 +1,4 @@
-"""Mammography calcifications, three tasks: Table 8 of the paper on ATE-SG."""
+"""Calcifications in mammograms, three tasks: Table 8 of the paper on ATE-SG."""
 
 import dataclasses
 import functools
@@ -48,10 +48,10 @@ Without --data-dir the images are drawn. {LIMIT}
 
 {METHOD}
 
-With no option it uses 96 drawn images of 32 x 32 pixels instead of the 1,332 of
-224 x 224 in MedIMeta's mammo_calc, two residual blocks of 8 and 16 channels, and 3
-seeds. --full takes 1,332 images, drawn or from --data-dir, ResNet-50 (Table 7), and
-the paper's settings; the paper prints --learning-rates 0.001 --phases 1 10.
+Without options it uses 96 drawn images of 32 x 32 pixels instead of the 1,332 of 224 x
+224 in MedIMeta's mammo_calc, two residual blocks of 8 and 16 channels, and 3 seeds.
+With --full it takes 1,332 images, drawn or from --data-dir, ResNet-50 (Table 7), and
+the paper's settings. The paper prints results for --learning-rates 0.001 --phases 1 10.
 """
 
 FULL = PAPERS | {
@@ -74,7 +74,7 @@ class Settings(Common):
       validation_images: number of images in the validation split.
       test_images: number of images in the test split.
       side: height and width of the images in pixels.
-      data_dir: folder of MedIMeta's mammo_calc; None takes drawn images.
+      data_dir: folder of MedIMeta's mammo_calc; None means drawn images.
     """
 
     epochs: int = 1_500
@@ -92,7 +92,7 @@ class Settings(Common):
 
 
 def small_resnet(key: jax.Array) -> ResNet:
-    """Makes two residual blocks, and branches that are as small beside them."""
+    """Makes two residual blocks, and branches that are small in proportion."""
     outputs = {"task1": 5, "task2": 14, "task3": 1}
     return ResNet(
         (1, 1),
@@ -110,7 +110,7 @@ NETWORKS = {
 
 
 def load(settings: Settings) -> tuple[Classifier, str]:
-    """Returns the problem and, in words, what is trained on what."""
+    """Returns the problem, and a description of the network and the data."""
     data = load_mammography(
         None if settings.data_dir is None else Path(settings.data_dir),
         num_train=settings.train_images,

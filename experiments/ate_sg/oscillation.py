@@ -1,10 +1,13 @@
-"""How much losses go up and down, at learning rates that all trainings had.
+"""How much losses go up and down, compared at the learning rates of all trainings.
 
-Two measures. The zigzag is the median distance of a loss from the mean of both
-neighbours: typical, and blind to one epoch of ten. The spike sees that: relative to the
-median of the 20 epochs around, the loss has a median for each place in a cycle of 20
-epochs (E0 = Ets = 10, for which the paper sees spikes), and the spike is the distance
-from the lowest place to the highest.
+There are two measures. The zigzag is the median distance of a loss from the mean of
+both neighbouring epochs. It shows the typical change, and misses a jump in one epoch of
+ten.
+
+The spike shows such jumps. It uses cycles of 20 epochs (E0 = Ets = 10), for which the
+paper reports spikes. Each loss is divided by the median of the 20 epochs around it, and
+each place in the cycle gets the median of these ratios. The spike is the distance from
+the lowest place to the highest.
 """
 
 from collections.abc import Mapping
@@ -14,18 +17,18 @@ import pandas as pd
 
 from experiments.lab.tables import Frame
 
-PERIOD = 20  # epochs of that cycle; any so many neighbours have each place once
+PERIOD = 20  # epochs of the cycle; any 20 neighbouring epochs contain each place once
 MEASURES = ("zigzag", "spike")
 
 
 def oscillation(
     losses: Mapping[int, np.ndarray], rates: Mapping[int, np.ndarray]
 ) -> Frame:
-    """Returns the measures, a row for each length of the phases and seed.
+    """Returns the measures, with a row for each phase length and seed.
 
     `losses` and learning `rates` of each length are `[epochs, seeds]`. A learning rate
-    counts if every training had it for a period; means over them are geometric. NaN if
-    there is none.
+    counts if every training used it for a whole period; means over rates are geometric.
+    The measures are NaN if no rate counts.
     """
     parts = []
     for length, loss in losses.items():
@@ -52,7 +55,7 @@ def oscillation(
     measured: Frame = pd.DataFrame(
         {"zigzag": zigzag, "spike": places.max() - places.min()}
     )
-    with np.errstate(divide="ignore"):  # of a loss that stands still
+    with np.errstate(divide="ignore"):  # the loss does not change
         logarithms: Frame = np.log(measured)
     runs = pd.MultiIndex.from_frame(frame[by[1:]].drop_duplicates())
     return np.exp(logarithms.groupby(by[1:]).mean()).reindex(runs)

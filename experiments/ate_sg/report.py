@@ -1,4 +1,4 @@
-"""The command that the three experiments share, its tables and its figures."""
+"""The command that the three ATE-SG experiments share, its tables and its figures."""
 
 import collections
 import itertools
@@ -23,15 +23,15 @@ from experiments.lab.settings import check_batch_size, loaded
 from experiments.lab.tables import Frame, select
 from experiments.lab.verdicts import verdict_table
 
-# Of `--help`.
+# Part of `--help`.
 METHOD = """\
-Trains two blocks of parameters, the shared parameters and the heads: both at once
-(Classic SG), or in turn for E0 = Ets epochs each (ATE-SG). Prints test scores beside
-those of the paper: Bellavia, Della Santa and Papini, "ATE-SG: alternate through the
-epochs stochastic gradient for multi-task neural networks", 2026. Figures show the
-losses over epochs and over cost. The learning rate falls on plateaus of the validation
-loss. Training ends if the validation loss does not fall for a long time. Scores are
-those of the best epoch."""
+Trains two blocks of parameters, the shared parameters and the heads. Both move at the
+same time (Classic SG), or they take turns of E0 = Ets epochs each (ATE-SG). Prints test
+scores next to the scores of the paper: Bellavia, Della Santa and Papini, "ATE-SG:
+alternate through the epochs stochastic gradient for multi-task neural networks", 2026.
+Figures show the losses over epochs and over cost. The learning rate falls on plateaus
+of the validation loss. Training ends if the validation loss does not fall for a long
+time. Scores are measured at the best epoch."""
 METRICS = {"recall": "recall", "precision": "precision", "f1": "F1"}
 LOSSES = {"train_loss": "training loss", "validation_loss": "validation loss"}
 MEDIANS = {
@@ -44,13 +44,13 @@ MEDIANS = {
     "best_train_loss": "training loss",
     "last_train_loss": "at the end",
 }
-COMPARED = ["optimizer", "rate"]  # runs that have both in common
-Units = Mapping[str, Costs]  # what epochs cost, by parameters and by FLOPs
+COMPARED = ["optimizer", "rate"]  # runs with the same optimizer and learning rate
+Units = Mapping[str, Costs]  # the cost of epochs, by parameters and by FLOPs
 Paper = Mapping[str, Mapping[str, str]]
 
 
 def read_paper(tasks: Iterable[str], text: str) -> Paper:
-    """Reads recall, precision and F1 of all tasks, a line for each `Run.name`."""
+    """Reads recall, precision and F1 of all tasks, with a line for each `Run.name`."""
     names = [f"{name} {task}" for name in METRICS for task in tasks]
     return tables.read_table(names, text)
 
@@ -64,9 +64,9 @@ def run_experiment(
     argv: Sequence[str],
     limit: str = "",
 ) -> None:
-    """Trains what `load` returns, and writes tables beside the paper's, and figures.
+    """Trains what `load` returns; writes figures, and tables with the paper's numbers.
 
-    The report begins with the limit, what the data cannot show.
+    The report begins with `limit`, which says what the data cannot show.
     """
     problem, source = loaded(load, settings)
     check_batch_size(settings.batch_size, num_examples(problem.splits["train"]))
@@ -96,7 +96,7 @@ def run_experiment(
             cost_table(units, seconds),
             "## Verdicts",
             "These are the paper's claims of section 4. Ratios are to the training "
-            "without phases: means over paired seeds, with 95 % intervals.",
+            "without phases. They are means over paired seeds, with 95 % intervals.",
             verdict_table(verdicts),
         ]
         report = "\n\n".join(filter(None, sections)) + "\n"
@@ -115,13 +115,13 @@ def run_experiment(
 
 
 def by_run(table: Frame) -> Iterator[tuple[Run, Frame]]:
-    """Yields the runs of a table, each with its rows."""
+    """Yields the runs of a table, each run with its rows."""
     for key, own in table.groupby(list(Run._fields), sort=False):
         yield Run(*key), own
 
 
 def by_epoch(own: Frame, name: str) -> np.ndarray:
-    """Returns a run's numbers of a name, summed over the tasks, `[epochs, seeds]`."""
+    """Returns a run's numbers with this name, summed over tasks, `[epochs, seeds]`."""
     rows = select(own, name=name)
     wide = rows.pivot(index="epoch", columns=["seed", "part"], values="value")
     shape = (len(wide), len(rows["seed"].unique()), -1)
@@ -157,7 +157,7 @@ def _summarize(group: Frame, units: Units) -> list[dict[str, Any]]:
                 cost = costs.until(best, run.length)
                 row[f"cost_by_{unit}"] = cost[-1] if best else math.nan
             for name, values in losses.items():
-                loss = values[run.length][:epochs, seed]  # without what came after
+                loss = values[run.length][:epochs, seed]  # without later epochs
                 row[f"last_{name}"] = loss[-1]
                 row[f"best_{name}"] = loss[best - 1] if best else math.nan
                 each = measures[name].loc[run.length, seed]
@@ -191,15 +191,15 @@ def make_tables(summary: Frame, paper: Paper) -> str:
             "classes, weighted by class size (± is the standard deviation over seeds).",
             _scores_table(own, paper),
             f"## Training, {optimizer.upper()} from {rate:g}",
-            "Values are medians of the seeds. Losses are those of the best epoch, or "
+            "Values are medians over seeds. Losses are measured at the best epoch or "
             "at the end. Costs are counted until the best epoch, in full epochs.",
             _median_table(medians, MEDIANS),
             f"## Oscillation, {optimizer.upper()} from {rate:g}",
-            "Measures of the summed loss at equal learning rates, as medians of seeds. "
-            "The zigzag is the median distance from the mean of both neighbouring "
-            "epochs; it is also given relative to the training without phases. The "
-            "spike is the distance from the lowest to the highest of the 20 places in "
-            "a cycle of E0 = Ets = 10, relative to the epochs around.",
+            "Values measure the summed loss at equal learning rates, as medians over "
+            "seeds. The zigzag is the median distance from the mean of both "
+            "neighbouring epochs; it is also given relative to the training without "
+            "phases. The spike is the distance from the lowest to the highest of the "
+            "20 places in a cycle of E0 = Ets = 10, relative to the epochs around.",
             _median_table(medians, oscillations, digits=3),
         ]
     return "\n\n".join(parts)
@@ -209,7 +209,7 @@ def _scores_table(own: Frame, paper: Paper) -> str:
     names, rows = [name for name in own if ", " in name], []
     for run, each in by_run(own):
         rows.append([run.title, *(tables.number(each[name], 100) for name in names)])
-        # At the same rate, if it is one of the paper's.
+        # At the same rate, if the paper has results for it.
         printed = (run._replace(rate=rate) for rate in (run.rate, 1e-2, 1e-3))
         for near in [each for each in printed if each.name in paper][:1]:
             values = map(float, paper[near.name].values())
@@ -224,7 +224,7 @@ def _median_table(medians: Frame, columns: Mapping[str, str], digits: int = 4) -
 
 
 def cost_table(units: Units, seconds: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns the table of the costs of an epoch, measured by optimizer and phase."""
+    """Returns the table of the costs of an epoch, by optimizer and phase."""
     table = pd.DataFrame({unit: costs._asdict() for unit, costs in units.items()})
     for name, own in seconds.items():
         table[f"time, {name.upper()}"] = pd.Series(own) / own["full"]
@@ -236,9 +236,9 @@ def cost_table(units: Units, seconds: Mapping[str, Mapping[str, float]]) -> str:
         "## Cost of an epoch, that of the full gradient being 1\n\n"
         "Parameters are the paper's estimate: the share of the parameters that "
         "backpropagation passes through. Operations are XLA's count of the compiled "
-        "steps, with SG. Time is that of an epoch of all seeds with its evaluation, "
-        "measured after the training, with the phases in turns: the fastest of "
-        f"{COST_ROUNDS} rounds.\n\n"
+        "steps, with SG. Time is the time of an epoch of all seeds with its "
+        "evaluation. It is measured after the training, with the phases in turns; the "
+        f"fastest of {COST_ROUNDS} rounds counts.\n\n"
         f"{tables.frame_table(cells, 'epoch of')}"
     )
 
@@ -255,11 +255,11 @@ def draw_figures(table: Frame, units: Units, source: str, out: Path) -> None:
                 axes[MEDIANS[f"cost_by_{unit}"]] = costs.until(len(each), run.length)
             for loss, (by, x) in itertools.product(LOSSES, axes.items()):
                 y = by_epoch(own, loss)
-                some = np.isfinite(y).any(axis=1)  # nanmedian warns where there is none
+                some = np.isfinite(y).any(axis=1)  # nanmedian warns if all are NaN
                 curve = Curve(run.title, x[some], y[some], colour, middle=np.nanmedian)
                 losses[f"{LOSSES[loss]}, {by}"].append(curve)
             lines = zip(each.T[:, :, None], itertools.cycle(COLOURS))
-            rates[run.title] = [  # one under the other, so that equal ones are seen
+            rates[run.title] = [  # widths differ, so that equal curves are visible
                 Curve(f"seed {seed}", epochs, y, colour, width=4 - 3 * seed / seeds)
                 for seed, (y, colour) in enumerate(lines)
             ]

@@ -41,10 +41,11 @@ Predicts the quadrant of a point, and whether it lies in the unit circle.
 
 {METHOD}
 
-With no option it uses the paper's data, layers of 32 units instead of 512, and three
-and ten times the paper's larger learning rate. So 5 seeds train until the rate has
-fallen and training stops. --full takes the network of 1,580,037 parameters (Table 1)
-and the paper's settings. The paper prints "50,00" epochs; we read this as 5,000.
+Without options it uses the paper's data, layers of 32 units instead of 512, and
+learning rates of three and ten times the paper's larger rate. With these rates, 5 seeds
+train until the rate has fallen and training stops. --full takes the network of
+1,580,037 parameters (Table 1) and the paper's settings. The paper prints "50,00"
+epochs; we read this as 5,000.
 """
 
 FULL = PAPERS | {"width": 512}
@@ -68,7 +69,7 @@ class Settings(Common):
 
 
 def load(settings: Settings) -> tuple[Classifier, str]:
-    """Returns the problem and, in words, what is trained on what."""
+    """Returns the problem, and a description of the network and the data."""
     data = load_quadrants(settings.points)
     width = settings.width
     problem = make_classifier(

@@ -1,8 +1,8 @@
 """Training in phases: both blocks of parameters at once, or one after the other.
 
-An epoch is one compiled program, for all seeds together. Between epochs, each seed for
-itself, the learning rate falls on plateaus of the validation loss, and training ends
-when that has not fallen for long.
+An epoch is one compiled program for all seeds together. Each seed has its own learning
+rate, which falls between epochs on plateaus of the validation loss. The training of a
+seed ends if its validation loss has not fallen for a long time.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ PyTree = Any
 Moving = Literal["full", "shared", "task"]
 Features = tuple[PyTree, PyTree]  # latents of the training and the validation split
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}
-NAMES = {"optimizers": OPTIMIZERS}  # of the options that are names
-# Of all three experiments. The paper prints "50,00" epochs.
+NAMES = {"optimizers": OPTIMIZERS}  # values of the options that are names
+# The paper's settings for all three experiments. The paper prints "50,00" epochs.
 PAPERS = {"epochs": 5_000, "seeds": 11, "learning_rates": (1e-2, 1e-3)}
 COST_ROUNDS = 5
 
-# Of the learning rate on a plateau, and the least fall of the loss that ends one
-# (section 4 of the paper on ATE-SG).
+# The factor of the learning rate on a plateau, and the smallest fall of the loss that
+# ends a plateau (section 4 of the paper on ATE-SG).
 _FACTOR, _MIN_DELTA = 0.75, 1e-4
 
 
@@ -51,11 +51,12 @@ class Settings(Options):
         order.
       batch_size: examples in a batch; an epoch leaves out an incomplete batch.
       optimizers: some of sgd and adam, or all.
-      learning_rates: first learning rates, each in runs of its own.
-      phases: lengths E0 = Ets in epochs, each compared with training without phases.
-      stop_patience: epochs without a lower validation loss until a seed stops.
-      plateau_patience: epochs without a lower validation loss until the learning rate
-        of a seed falls to three quarters.
+      learning_rates: initial learning rates; each rate has runs of its own.
+      phases: lengths E0 = Ets of the phases in epochs; each length is compared with
+        training without phases.
+      stop_patience: epochs without a lower validation loss after which a seed stops.
+      plateau_patience: epochs without a lower validation loss after which the learning
+        rate of a seed falls to three quarters.
     """
 
     epochs: int
@@ -69,14 +70,14 @@ class Settings(Options):
 
     @property
     def runs(self) -> list["Run"]:
-        """The runs, those to be compared one after the other."""
+        """The runs; runs to be compared are neighbours."""
         lengths = (*self.phases, 0)
         choices = itertools.product(self.optimizers, self.learning_rates, lengths)
         return list(dict.fromkeys(itertools.starmap(Run, choices)))
 
 
 class Run(NamedTuple):
-    """One training, of all seeds; its fields are columns of the table of records."""
+    """One training for all seeds; its fields are columns of the table of records."""
 
     optimizer: str
     rate: float  # of learning, to start from
@@ -91,14 +92,14 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of its files, and of its line in the paper's table."""
+        """Name of the run's files, and of its line in the paper's table."""
         kind = f"ate_{self.length}" if self.length else "classic"
         # Not rounded: two runs must not share a file.
         return f"{self.optimizer}_{self.rate}_{kind}"
 
 
 def moving_at(epoch: int, length: int) -> Moving:
-    """Returns what moves in an epoch, from 0, see `Run`.
+    """Returns which parameters move in an epoch, counted from 0, see `Run`.
 
     Examples:
       >>> [moving_at(epoch, 2) for epoch in range(5)], moving_at(7, 0)
@@ -108,14 +109,14 @@ def moving_at(epoch: int, length: int) -> Moving:
 
 
 def make_steps(problem: Problem, optimizer: str) -> dict[Moving, tuple[Any, Callable]]:
-    """Returns for each phase its optimizer, and `step(run, z, batch)`.
+    """Returns the optimizer of each phase, and `step(run, z, batch)`.
 
-    The optimizer, one for each block, has the learning rate in its state. The step
-    returns the run and the losses; it reads `z` in the phase "task" only.
+    Each block has an optimizer, with the learning rate in its state. The step returns
+    the run and the losses; it reads `z` in the phase "task" only.
     """
     oracle = problem.oracle
     make = optax.inject_hyperparams(OPTIMIZERS[optimizer])
-    # Phases are chosen outside: the lengths in steps are never read.
+    # The caller chooses the phases, so the lengths in steps are never read.
     whole, trunk, heads = (make(learning_rate=1.0) for _ in range(3))
     parts = mtlopt.alternate_blocks(trunk, heads, oracle.labels)
     shared_step = mtlopt.block_step(oracle, parts, "shared")
@@ -141,7 +142,7 @@ def make_steps(problem: Problem, optimizer: str) -> dict[Moving, tuple[Any, Call
 
 
 class State(NamedTuple):
-    """All that changes while training. Every leaf has a leading axis of seeds."""
+    """Everything that training changes. Every leaf has a leading axis of seeds."""
 
     run: mtlopt.Run
     pace: Pace
@@ -171,12 +172,12 @@ class Phases:
         self._predict = jax.jit(jax.vmap(problem.predict))
 
     def training(self, run: Run) -> Training:
-        """Returns the training of all seeds of a run of this optimizer."""
+        """Returns the training for all seeds of a run with this optimizer."""
         steps = self._num_train // self._settings.batch_size
 
         def epoch(state: State, number: int, progress: Progress) -> Any:
             moving = moving_at(number, run.length)
-            # Encoded once a phase; a resumed phase encodes to the same bits.
+            # Examples are encoded once in a phase; a resumed phase gets the same bits.
             if moving != "task":
                 self._features = None
             elif self._features is None:
@@ -196,7 +197,7 @@ class Phases:
         return Training(run.name, runs, start, epoch, steps, self.finish, goes_on)
 
     def start(self, moving: Moving) -> State:
-        """Returns the state before the first epoch, in which `moving` moves."""
+        """Returns the state before the first epoch; in it the block `moving` moves."""
         self._features = None
         params, stats = self._init(jnp.arange(self._settings.seeds))
         opt_state = self._inits[moving](params)
@@ -204,10 +205,11 @@ class Phases:
         return State(mtlopt.Run(params, opt_state, stats), pace)
 
     def features(self, state: State) -> Features:
-        """Encodes the splits for a "task" phase, in which the encoder stands still.
+        """Encodes the splits for a "task" phase, in which the encoder does not change.
 
-        In evaluation mode: statistics stand still too, as in Keras's layers that are
-        not trainable, so the latent of an example is a constant of the phase.
+        The encoder is in evaluation mode, so its statistics do not change either, as in
+        Keras's layers that are not trainable. So the latent of an example is constant
+        during the phase.
         """
         model, splits = (state.run.params, state.run.state), self._problem.splits
         train, validation = splits["train"], splits["validation"]
@@ -223,8 +225,9 @@ class Phases:
     ) -> tuple[State, Values]:
         """Trains epoch `number`, from 0, which decides the order of the examples.
 
-        Returns the state after it, and the losses and learning rates of the seeds, NaN
-        for those that have stopped. The state before it is donated.
+        Returns the state after the epoch, and the losses and learning rates of the
+        seeds, with NaN for seeds that have stopped. The state before the epoch is
+        donated.
         """
         order, splits = self._order(number), self._problem.splits
         return self._programs[moving](state, order, learning_rate, features, splits)
@@ -237,7 +240,7 @@ class Phases:
         return {**ends, **self._problem.scores(classes, test)}
 
     def seconds(self) -> dict[str, float]:
-        """Measures an epoch of each phase with its evaluation, in turns."""
+        """Measures an epoch of each phase, with its evaluation, in turns."""
         rate = min(self._settings.learning_rates)
         states = {moving: self.start(moving) for moving in self._programs}
         features = self.features(states["task"])

@@ -43,7 +43,7 @@ the signals are simulated. {LIMIT}
 
 {METHOD}
 
-With no option it uses 1,080 simulated signals instead of the 63,000 of
+Without options it uses 1,080 simulated signals instead of the 63,000 of
 RadarCommDataset, a quarter of the channels, three times the paper's larger learning
 rate, and 3 seeds. --full takes 63,000 signals, simulated or from --data-dir, the
 network of 26,382 parameters (Table 4), and the paper's settings.
@@ -58,9 +58,9 @@ class Settings(Common):
 
     Attributes:
       signals_each: signals of each of the nine waveforms, in all three splits together.
-      channels: channels of the first convolution; the others and the branches shrink
-        alike.
-      data_dir: file or folder of RadarCommDataset; None takes simulated signals.
+      channels: channels of the first convolution; the other layers and the branches
+        shrink by the same factor.
+      data_dir: file or folder of RadarCommDataset; None means simulated signals.
     """
 
     epochs: int = 1_500
@@ -73,7 +73,7 @@ class Settings(Common):
 
 
 def load(settings: Settings) -> tuple[Classifier, str]:
-    """Returns the problem and, in words, what is trained on what."""
+    """Returns the problem, and a description of the network and the data."""
     data = load_wireless(
         None if settings.data_dir is None else Path(settings.data_dir),
         num_each=settings.signals_each,

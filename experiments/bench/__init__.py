@@ -1,1 +1,1 @@
-"""Benchmarks: ratios measured in one run, so that the machine cancels."""
+"""Benchmarks: ratios of times from one run, so that the machine's speed cancels."""

@@ -1,18 +1,19 @@
-"""Time of the weights of T task gradients from their Gramian, beside TorchJD's.
+"""Time to compute the weights of T tasks from their Gramian, compared with TorchJD.
 
     python -m experiments.bench.aggregators --torch-python PATH [--out FILE]
 
 PATH is a Python interpreter that has `torchjd[full]`. Both libraries run on the same
-core in turn, on the same seeded Gramians, with the same parameters and otherwise their
-defaults. Ours are jitted, and TorchJD's objects are called eagerly. Each call is timed
-alone, its dispatch included, and gets the next of a few Gramians, so that no call
-starts at its own solution. Short blocks of calls alternate. A ratio is the median over
-rounds of TorchJD's median time divided by ours, so that drift of the machine cancels.
-Without `--torch-python` only our times are given.
+core in turn, on the same seeded Gramians. The parameters of the methods are the same,
+and all other settings are the libraries' defaults. Our functions are jitted, and
+TorchJD's objects are called eagerly. Each call is timed alone, including its dispatch.
+Each call gets the next of a few Gramians, so that no call starts at its own solution.
+Short blocks of calls alternate. A ratio is the median over rounds of TorchJD's median
+time divided by ours, so that drift of the machine cancels. Without `--torch-python`
+only our times are given.
 
-`cosine` is that of both directions on the first Gramian, and shows that both compute
-the same. It is below 1 if orders are drawn at random, or if TorchJD stops early (MGDA)
-or takes other steps (SDMGrad).
+`cosine` is the cosine between the two libraries' directions for the first Gramian. It
+shows that both libraries compute the same direction. It is below 1 if orders are drawn
+at random, or if TorchJD stops early (MGDA) or takes other steps (SDMGrad).
 """
 
 import itertools
@@ -69,9 +70,11 @@ class Pair:
         ours: `ours(gramian, state)`, the weights and the next state.
         torchjd: An expression in the names of `torchjd.aggregation` and the number of
             tasks `T`, or None.
-        init: `init(num_tasks)`, our first state: what TorchJD's object keeps.
-        rows: Whether TorchJD's object takes rows (it gets T x T) and not the Gramian.
-        missing: Why there is no such expression.
+        init: `init(num_tasks)`, our first state, which holds what TorchJD's object
+            keeps.
+        rows: Whether TorchJD's object takes the Jacobian's rows (a T x T matrix) and
+            not the Gramian.
+        missing: The reason if there is no expression.
     """
 
     ours: Callable[[jax.Array, State], tuple[jax.Array, State]]
@@ -88,7 +91,7 @@ def _stateless(
 
 
 def _epo(gramian: jax.Array) -> jax.Array:
-    # At these losses the first tasks may rise and the last may not.
+    # With these losses, the losses of the first tasks may rise and the last may not.
     losses = jnp.linspace(1, 2, len(gramian), dtype=gramian.dtype)
     return epo_weights(gramian, losses)
 
@@ -107,7 +110,7 @@ def _gradvac(gramian: jax.Array, state: State) -> tuple[jax.Array, State]:
 
 
 def _sdmgrad(gramian: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # A fixed number of steps: where they start does not change the time.
+    # The number of steps is fixed, so the starting point does not change the time.
     return sdmgrad_weights(gramian, weights), weights
 
 
@@ -164,7 +167,7 @@ PAIRS: dict[str, Pair] = {
 
 
 def required_ratio(name: str, num_tasks: int) -> float | None:
-    """Returns how many times faster than TorchJD a method has to be, if at all."""
+    """Returns how many times faster than TorchJD a method must be; None for no goal."""
     if name == "mean":
         return None  # constant weights: nothing is computed
     if name in ("nash_mtl", "cagrad"):
@@ -211,14 +214,14 @@ class Result:
 def make_gramians(num_tasks: int, dtype: str, seed: int = 0) -> np.ndarray:
     """Returns Gramians of 2T-dimensional rows in mild conflict, `[., tasks, tasks]`.
 
-    Their mean cosine is half its standard deviation, so that a third of the pairs
-    conflict, whatever T is; the rows are independent, so that zero is not in their
-    hull and every method has a direction.
+    The mean cosine of the rows is half the standard deviation of the cosines, so that a
+    third of the pairs conflict for every T. The rows are linearly independent, so that
+    zero is not in their convex hull and every method has a direction.
 
     Args:
         num_tasks: T.
-        dtype: Of the result.
-        seed: Of the rows.
+        dtype: Dtype of the result.
+        seed: Seed of the rows.
     """
     size = 2 * num_tasks
     generator = np.random.default_rng([seed, num_tasks])
@@ -238,11 +241,11 @@ def measure(
     """Measures a method at one size.
 
     Args:
-        name: In `PAIRS`.
+        name: A name in `PAIRS`.
         gramians: `[., tasks, tasks]`.
         torchjd: The process that runs `torchjd_weights`.
         num_rounds: Blocks of each library.
-        limit: Seconds after which no further round starts.
+        limit: Number of seconds after which no new round starts.
     """
     pair, num_tasks = PAIRS[name], gramians.shape[1]
     compiled = jax.jit(pair.ours)
@@ -308,7 +311,7 @@ def _request(pair: Pair, gramians: np.ndarray) -> dict[str, Any]:
 
 
 def _cosine(gramian: np.ndarray, left: Any, right: Any) -> float:
-    """Cosine of two combinations of the rows."""
+    """Returns the cosine of two combinations of the rows."""
     left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)
     squares = (left @ gramian @ left) * (right @ gramian @ right)
     return float(left @ gramian @ right / np.sqrt(squares))
@@ -333,7 +336,7 @@ HEADER = [
 
 
 def cells(result: Result) -> list[str]:
-    """A line under `HEADER`; microseconds are medians, least in brackets."""
+    """A line under `HEADER`; microseconds are medians, with the minimum in brackets."""
     return [
         result.name,
         str(result.num_tasks),

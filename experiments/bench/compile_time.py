@@ -1,11 +1,12 @@
-"""How long a training step of every method takes to compile, and of what it is made.
+"""Compile time of a training step of every method, and its number of kernels.
 
     python -m experiments.bench.compile_time [METHOD ...] [--out FILE]
 
-The table has the seconds to trace, lower and compile a step with T = 40 stacked heads:
-the least of three rounds, in which all methods take turns. All cores compile. `kernels`
-is the number of programs that XLA generates code for. It is the same on every machine,
-and takes nearly all of the time. Nothing is run.
+The table has the seconds to trace, lower and compile a step with T = 40 stacked heads.
+They are the minimum of three rounds, in which all methods take turns. XLA may use all
+cores. `kernels` is the number of programs that XLA generates code for. This number is
+the same on every machine, and generating their code takes nearly all of the time. No
+step is run.
 """
 
 import argparse
@@ -41,7 +42,7 @@ class Compilation:
     Attributes:
         workload: Name of the problem.
         step: Name of the method, or "plain".
-        seconds: The least of all rounds.
+        seconds: The minimum over all rounds.
         kernels: Programs that XLA generated code for.
     """
 
@@ -69,7 +70,7 @@ def measure(
 
 
 def _compile(workload: Workload, step: Step, state: Any) -> tuple[float, int]:
-    jax.clear_caches()  # a trace would be kept
+    jax.clear_caches()  # JAX would reuse the trace
     start = time.perf_counter()
     lowered = jax.jit(step).lower(workload.params, state, *workload.args)
     program = lowered.compile()
@@ -116,11 +117,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help=f"any of {', '.join(WORKLOADS)} [{' '.join(DEFAULT)}]",
     )
     parser.add_argument(
-        "--rounds", type=positive(int), default=3, help="of which the least counts [3]"
+        "--rounds", type=positive(int), default=3, help="whose minimum counts [3]"
     )
     add_out(parser)
     args = parser.parse_args(argv)
-    # Or what was compiled once would be read from there.
+    # Otherwise programs that were compiled before would be read from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
     results = []
     for name in args.workloads:

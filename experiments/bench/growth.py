@@ -1,14 +1,15 @@
-"""How a step grows with the number of tasks and of parameters: time and memory.
+"""How time and memory of a step grow with the number of tasks and of parameters.
 
     python -m experiments.bench.growth [--out FILE] [--figure FILE]
 
-The network is a multilayer perceptron with stacked heads, with SGD at batch 64. The
-first table grows the tasks at a million parameters, the second the parameters at forty
-tasks. The rows of the Jacobian are stored, made in chunks, recomputed one by one
-(streaming), or never made (latent space). Numbers are multiples of a plain step on the
-summed loss of the same size. Times are taken as in `steps`, on one core. Memory is
-XLA's count of temporaries; the peak includes parameters and state, old and new. Neither
-needs a run: sizes above `--run-up-to` are only compiled.
+The network is a multilayer perceptron with stacked heads, trained by SGD with batches
+of 64. In the first table the number of tasks grows with a million parameters, in the
+second the number of parameters grows with forty tasks. The rows of the Jacobian (the
+tasks' gradients) are stored, computed in chunks, recomputed one by one (streaming), or
+never computed (latent space). Numbers are multiples of a plain step on the summed loss
+of the same size. Times are measured as in `steps`, on one core. Memory is XLA's count
+of temporaries; the peak includes parameters and state, old and new. Memory needs no
+run, so sizes above `--run-up-to` are only compiled.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ BATCH_SIZE = 64
 TASKS, PARAMETERS = (2, 8, 32, 128, 512), (10**5, 10**6, 10**7, 10**8)
 FIXED_TASKS, FIXED_PARAMETERS = 40, 10**6
 
-# By name in the tables: the method, and the oracle's options.
+# By name in the tables: the method, and the options of `mtlopt.task_grad`.
 OVER_TASKS = {
     "uncertainty": ("uncertainty", {}),
     "Z-aligned": ("aligned_mtl_ub", {}),
@@ -60,12 +61,13 @@ class Point:
     Attributes:
         step: Name in the table.
         num_tasks: Number of tasks.
-        num_parameters: Number of parameters, about.
+        num_parameters: Approximate number of parameters.
         milliseconds: Median time of a step; None if it was not run.
-        time: The same as a multiple of the plain step's.
-        memory: Temporary memory, likewise.
-        peak: Memory with parameters, state and their new values, likewise.
-        compile_seconds: Time to trace and compile it.
+        time: Time as a multiple of the plain step's.
+        memory: Temporary memory, as a multiple of the plain step's.
+        peak: Memory with parameters, state and their new values, as a multiple of the
+            plain step's.
+        compile_seconds: Time to trace and compile the program.
     """
 
     step: str
@@ -79,7 +81,7 @@ class Point:
 
 
 def make_workload(num_tasks: int, num_parameters: int) -> Workload:
-    """Returns a perceptron of about so many parameters."""
+    """Returns a perceptron with about this many parameters."""
     # 128 w + w^2 + 50 w parameters in the trunk.
     width = max(1, round((89**2 + num_parameters) ** 0.5 - 89))
     workload = stacked_mlp(num_tasks, BATCH_SIZE, width)
@@ -92,7 +94,7 @@ def measure(
     variants: Mapping[str, tuple[str, Mapping[str, Any]]],
     rounds: int,
 ) -> Iterator[Point]:
-    """Measures all variants, and first the plain step, at one size."""
+    """Measures the plain step and then all variants at one size."""
     workload = make_workload(num_tasks, num_parameters)
     programs = {PLAIN: compiled(workload, *plain_step(workload))}
     for name, (method, options) in variants.items():
@@ -122,7 +124,7 @@ def measure(
 
 
 def table(points: Sequence[Point], size: str, value: str) -> str:
-    """Returns one value of all points, a column for each size."""
+    """Returns a table of one value of all points, with a column for each size."""
     sizes = sorted({getattr(point, size) for point in points})
     names = dict.fromkeys(point.step for point in points)
     found = {(p.step, getattr(p, size)): getattr(p, value) for p in points}
@@ -135,7 +137,7 @@ def table(points: Sequence[Point], size: str, value: str) -> str:
 
 
 def draw(path: Path, panels: Sequence[tuple[str, str, Sequence[Point]]]) -> None:
-    """Draws a value over a size, `(size, value, points)` in each panel."""
+    """Draws a value over a size; each panel is `(size, value, points)`."""
     every = sorted({*OVER_TASKS, *OVER_PARAMETERS})
     width, title = len(panels), "Growth of a training step"
     with drawing(path, title, 1, width, figsize=(4 * width, 3.6)) as grid:

@@ -1,9 +1,10 @@
-"""Our training steps in a process of their own, run as a module.
+"""Our training steps in a separate process, run as a module.
 
     python -m experiments.bench.jax_steps WORKLOAD NUM_THREADS {default,keep}
 
-It answers lines of JSON, `{"step", "steps"}`, with the seconds that so many steps took:
-with a method of the library, or "plain" on the summed loss.
+The process reads lines of JSON, `{"step", "steps"}`. `step` is a method of the library,
+or "plain" for the summed loss, and `steps` is a number of steps. The process answers
+with the seconds that these steps took.
 """
 
 import argparse

@@ -1,14 +1,16 @@
-"""Layerwise Gramians beside rows: time and memory, as multiples of the plain step.
+"""Layerwise Gramians compared with rows: time and memory relative to a plain step.
 
     python -m experiments.bench.layerwise [--tasks 40] [--batch 16 64 256] [--separate]
 
-The network is an MLP of 128 inputs and four layers of 512, with Adam, or without it for
-`--bare`. Steps on one core and one thread take turns; the time is CPU time, the minimum
-over the rounds. `--correlated` takes a batch whose tasks have nearly the same heads and
-labels, so that cosines are about 0.999 and methods check the rows a second time.
+Rows are the tasks' gradients as arrays. A layerwise Gramian sums their inner products
+layer by layer, without these arrays. The network is an MLP with 128 inputs and four
+layers of 512. It trains with Adam; with `--bare` there is no update. Steps on one core
+and one thread take turns. The time is CPU time, the minimum over the rounds. With
+`--correlated` the tasks have nearly the same heads and labels, so that cosines are
+about 0.999 and methods read the rows a second time.
 
-With `--torch-python`, steps of TorchJD take part in the turns, with each of `SETTINGS`.
-A second table has milliseconds of the layerwise step beside TorchJD's fastest setting.
+With `--torch-python`, TorchJD's steps with each of `SETTINGS` also take turns. A second
+table compares the milliseconds of the layerwise step with TorchJD's fastest setting.
 `--memory keep` calls `mtlopt.keep_memory` in both processes.
 """
 
@@ -49,9 +51,9 @@ METHODS = ("aligned_mtl", "upgrad", "mgda")
 
 @dataclasses.dataclass
 class Result:
-    """One line of a table; times in seconds, memory in bytes.
+    """One line of a table; times are in seconds, memory is in bytes.
 
-    `torchjd` has the time, or what was raised, by setting.
+    `torchjd` has the time, or the error that was raised, by setting.
     """
 
     heads: str
@@ -88,7 +90,7 @@ class Result:
         ]
 
     def torchjd_cells(self) -> list[str]:
-        """Returns the line beside TorchJD."""
+        """Returns the line of the comparison with TorchJD."""
         times = [each for each in self.torchjd.values() if isinstance(each, float)]
         return [
             *(str(self.num_tasks), str(self.batch_size), self.method),
@@ -137,7 +139,7 @@ def separate(workload: Workload) -> Workload:
 
 
 def correlated(workload: Workload) -> Workload:
-    """The same with heads and labels that are nearly those of the first task."""
+    """The same network, with all heads and labels nearly equal to the first task's."""
 
     def near(leaf: jax.Array) -> jax.Array:
         noise = jax.random.normal(jax.random.key(5), leaf.shape)
@@ -150,7 +152,7 @@ def correlated(workload: Workload) -> Workload:
 
 
 class Program:
-    """A compiled step and what it needs."""
+    """A compiled step and its arguments."""
 
     def __init__(self, workload: Workload, made: tuple[Step, Any]) -> None:
         step, state = made
@@ -176,7 +178,7 @@ class Program:
 
 
 class TorchProgram:
-    """TorchJD's step in the other process, with one of `SETTINGS`."""
+    """TorchJD's step in the other process, with one of the `SETTINGS`."""
 
     def __init__(
         self, process: Callable[[str], str], method: str, setting: str, bare: bool
@@ -186,7 +188,7 @@ class TorchProgram:
         self.best: float | str = float("inf")
 
     def turn(self) -> None:
-        """Makes a step, unless one has raised."""
+        """Makes a step, unless an earlier step has raised an error."""
         if isinstance(self.best, str):
             return
         answer = json.loads(self._process(self._question))
@@ -202,12 +204,12 @@ def measure(
     bare: bool = False,
     **about: Any,
 ) -> Result:
-    """Measures a method both ways beside the plain step.
+    """Measures a method with rows and layerwise, and the plain step.
 
     Args:
-        workload: What to step on.
-        name: Of the method.
-        rounds: Of which the fastest counts.
+        workload: The problem.
+        name: Name of the method.
+        rounds: Number of rounds, of which the fastest counts.
         process: `torch_steps` with the same network, or None.
         bare: Whether TorchJD makes no update.
         **about: What else the result says.

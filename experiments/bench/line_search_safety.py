@@ -1,17 +1,18 @@
-"""Which line searches raise a loss on the very batch they step on, and at what cost.
+"""How often line searches raise a loss on the batch of the step, and their cost.
 
     python -m experiments.bench.line_search_safety [CASE ...]
 
-The cases are LeNet-5 on MultiMNIST (batches of 256, 2 seeds), and a small tanh network
-with two heads on its whole data (4 seeds, each with its own data). Every method starts
-from the same parameters and gets the same batches. After each step another program
-evaluates the losses of the same batch. SGD on the summed loss has the learning rate of
-the list that ends with the lowest mean loss on the train split.
+There are two cases. One is LeNet-5 on MultiMNIST (batches of 256, 2 seeds). The other
+is a small tanh network with two heads on its whole data (4 seeds, each with its own
+data). Every method starts from the same parameters and gets the same batches. After
+each step another program evaluates the losses of the same batch. SGD on the summed loss
+uses the learning rate from a list that ends with the lowest mean loss on the train
+split.
 
-Time is that of the process on one core and one thread, without compilation, as a
+Time is the processor time on one core and one thread, without compilation, as a
 multiple of a plain step on the summed loss. XLA counts the body of a loop once, and the
-larger side of a branch. So trials, checks and fallbacks are added by their measured
-means.
+larger side of a branch. So the operations of trials, checks and fallbacks are added
+according to their measured mean numbers.
 """
 
 import argparse
@@ -36,10 +37,10 @@ from experiments.lab.tables import markdown_table
 PyTree = Any
 
 NUM_TASKS = 2
-# A rise by less than so many eps of a loss is rounding: the step and the evaluation are
+# A smaller rise of a loss, in eps, is rounding, because the step and the evaluation are
 # two programs.
 _ROUNDING = 8
-# Steps in one program: their parameters are kept for the evaluation.
+# Number of steps in one program; their parameters are kept for the evaluation.
 _CHUNK = 32
 
 MGDA = mtlopt.mgda(NUM_TASKS)
@@ -65,11 +66,11 @@ def sgd(rate: float) -> optax.GradientTransformation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """A problem to step on.
+    """A problem to optimise.
 
     Attributes:
       title: what the report calls it.
-      make: from a seed to the problem; the functions are those of every seed.
+      make: from a seed to the problem; all seeds have the same functions.
       num_seeds: number of seeds.
       steps: number of steps.
       batch_size: examples of a step.
@@ -93,13 +94,13 @@ class Row:
     Attributes:
       name: of the method.
       rose: share of steps after which a loss was higher than before, on the same batch.
-      worst: by how much at most.
+      worst: the largest rise.
       seconds: processor time of a step.
       flops: operations of a step.
       losses: of the tasks after the last step, on the train split.
       error: share of test examples that are wrong; None without a test split.
-      trials: trials a step; None without a line search.
-      checks: checks a step; None without a safeguard.
+      trials: trials in a step; None without a line search.
+      checks: checks in a step; None without a safeguard.
       fell_back: share of steps that fell back; None without a safeguard.
     """
 
@@ -126,7 +127,7 @@ class Run(NamedTuple):
 
 
 def make_step(problem: Problem, tx: optax.GradientTransformation) -> Callable[..., Any]:
-    """Returns the training step, and what a line search did in it."""
+    """Returns the training step, which also reports what a line search did."""
 
     def step(params: PyTree, state: PyTree, rows: jax.Array, data: PyTree) -> Any:
         grads = problem.oracle(params, take(data, rows), ())
@@ -139,12 +140,14 @@ def make_step(problem: Problem, tx: optax.GradientTransformation) -> Callable[..
 
 
 class Programs(NamedTuple):
-    """Compiled for some steps at a time, for all seeds.
+    """Programs for several steps at a time, for all seeds.
 
     Attributes:
-      advance: from parameters, state, rows `[steps, batch]` and data to both after the
-        steps, the parameters before and after each, and what the searches did.
-      judge: from those parameters, rows and data to the largest rise of a loss in each.
+      advance: from parameters, state, rows `[steps, batch]` and data to the new
+        parameters and state, the parameters before and after each step, and what the
+        searches did.
+      judge: from the parameters around each step, rows and data to the largest rise of
+        a loss in each step.
     """
 
     advance: Callable[..., Any]
@@ -187,10 +190,10 @@ def run(
 
     Args:
       case: the case.
-      programs: of a problem with the same functions, and of `tx`.
+      programs: the programs of `tx`, for a problem with the same functions.
       problem: the problem of this seed.
       tx: the optimizer.
-      seed: of the parameters and the order of the batches.
+      seed: seed of the parameters and of the order of the batches.
     """
     params, _ = problem.init(seed)
     state, data = tx.init(params), problem.splits["train"]
@@ -233,10 +236,10 @@ def _batches(case: Case, num: int, seed: int) -> np.ndarray:
 
 
 def count_steps(case: Case) -> dict[str, Callable[..., float]]:
-    """Returns, per method, the operations of a step from its means.
+    """Returns for each method a function from mean counts to the operations of a step.
 
-    Each takes `trials`, `checks` and `fell_back`, and is asked only for those of the
-    method. Two tasks are pulled back in one program without a loop, which counts.
+    The functions take `trials`, `checks` and `fell_back`, as far as the method has
+    them. Two tasks are pulled back in one program without a loop, so XLA counts both.
     """
     problem = case.make(0)
     params, _ = problem.init(0)
@@ -258,7 +261,8 @@ def count_steps(case: Case) -> dict[str, Callable[..., float]]:
 
     counts = {name: once(tx) for name, tx in SEARCHES.items()}
     plain = once(sgd(1.0))
-    # As many products as with `calibrate`; the rest of the count is the other branch.
+    # The number of products is as with `calibrate`; the rest of the count is the other
+    # branch.
     kept = counts[CALIBRATED] - heads
     other = counts[SAFE] - kept - 2 * (heads + forward)
     return {
@@ -351,7 +355,7 @@ def report(case: Case, rows: Sequence[Row]) -> str:
 
 
 def lenet5() -> Case:
-    """LeNet-5 on two overlaid digits."""
+    """Returns LeNet-5 on two overlaid digits."""
     from experiments.data.multimnist import load_multimnist
     from experiments.fast_line_search.multimnist import lenet5_problem
 
@@ -393,7 +397,7 @@ def tanh_problem(seed: int) -> Problem:
 
 
 def tanh() -> Case:
-    """A tanh network with two heads."""
+    """Returns a tanh network with two heads."""
     rates = (0.1, 0.2, 0.5, 1.0)
     return Case("tanh network, float64", tanh_problem, 4, 500, 16, rates, wide=True)
 

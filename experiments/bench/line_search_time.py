@@ -1,20 +1,22 @@
-"""The cost of a step of a line search beside SGD: tables 1 and 3 of the FBLS paper.
+"""The cost of a line-search step compared with SGD: FBLS paper, tables 1 and 3.
 
     python -m experiments.bench.line_search_time [WORKLOAD ...]
 
-For LeNet-5 (T = 2), ResNet-18 (T = 10) and BERT (T = 3) it measures the seconds of an
-epoch and XLA's count of floating-point operations. Both are multiples of three
-baselines, because the paper does not say what its "SGD" does with T losses:
+The script measures the seconds of an epoch and XLA's count of floating-point operations
+for LeNet-5 (T = 2 tasks), ResNet-18 (T = 10) and BERT (T = 3). Both numbers are given
+as multiples of three baselines, because the paper does not say what its "SGD" does with
+T losses:
 
 plain             one forward and one backward pass of the summed loss
 per task, shared  one forward and T backward passes, one for each loss
 per task          for each task in turn a forward pass, a backward pass and a step
 
-XLA counts the body of a loop once. So each further trial is added: for FBLS one forward
-pass of the heads, for BLS one forward pass of the whole network, times the measured
-mean number of trials. The two per-task baselines are sums of XLA's counts of a forward
-pass and of a plain step. All steps use random batches, one core and one thread. The
-data are stand-ins, because only their shapes matter, except for the number of trials.
+XLA counts the body of a loop once. So the operations of further trials are added, times
+the measured mean number of trials. A further trial is one forward pass of the heads for
+FBLS, and one forward pass of the whole network for BLS. The two per-task baselines are
+sums of XLA's counts of a forward pass and of a plain step. All steps use random
+batches, one core and one thread. The data are stand-ins, because only their shapes
+matter, except for the number of trials.
 """
 
 import argparse
@@ -49,7 +51,7 @@ PyTree = Any
 
 MULTIMNIST_TRAIN, CIFAR_TRAIN, STS_TRAIN = 60_000, 50_000, 5_749
 RATE = 0.01
-# The count does not depend on how well the code is optimised, the time to compile does.
+# The count does not depend on XLA's optimisation level, but the time to compile does.
 _FAST_COMPILATION = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -63,7 +65,8 @@ _METHODS: dict[str, str] = dict(
     zip((MGDA_UB, FBLS, CALIBRATED, BLS), _NAMES, strict=True)
 )
 
-# Share of SGD's time in tables 1 and 3, and the goals for FBLS beside the plain step.
+# Shares of SGD's time in tables 1 and 3, and the goals for FBLS relative to the plain
+# step.
 PAPER: dict[str, dict[str, float]] = {
     "LeNet-5": {MGDA_UB: 0.95, FBLS: 1.00, BLS: 1.36},
     "ResNet-18": {MGDA_UB: 0.15, FBLS: 0.15, BLS: 1.18},
@@ -74,13 +77,14 @@ GOAL_FLOPS, GOAL_TIME = 1.05, 1.15
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Workload:
-    """A problem to step on.
+    """A problem to optimise.
 
     Attributes:
       name: what the table calls it; begins with a name in `PAPER`.
       problem: the problem, with examples for random batches.
-      batch_size: examples a step.
-      epoch: examples of an epoch, to turn the time of a step into that of an epoch.
+      batch_size: number of examples in a step.
+      epoch: number of examples in an epoch, to compute the time of an epoch from the
+        time of a step.
     """
 
     name: str
@@ -99,9 +103,9 @@ class Row:
     """A line of the table.
 
     Attributes:
-      name: of the step.
-      milliseconds: of the fastest step.
-      flops: floating-point operations of a step, trials counted.
+      name: name of the step.
+      milliseconds: time of the fastest step.
+      flops: floating-point operations of a step, including its trials.
       trials: mean number of trials; None without a line search.
     """
 
@@ -179,16 +183,17 @@ class Count(NamedTuple):
     trial: float = 0.0
 
     def total(self, trials: float | None) -> float:
-        """Returns those of a step with so many trials."""
+        """Returns the operations of a step with this many trials."""
         return self.once + self.trial * (0 if trials is None else trials - 1)
 
 
 def count_steps(workload: Workload, direction: str = "mgda") -> dict[str, Count]:
     """Counts the operations of every step.
 
-    XLA counts the body of a loop once. A further trial of FBLS is therefore added as a
-    forward pass of the heads, of BLS as one of the whole network; the two baselines
-    that loop over the tasks are sums of counts of a forward pass and of a plain step.
+    XLA counts the body of a loop once. A further trial is therefore added: a forward
+    pass of the heads for FBLS, and a forward pass of the whole network for BLS. The two
+    baselines that loop over the tasks are sums of the counts of a forward pass and of a
+    plain step.
     """
     problem, num_tasks = workload.problem, workload.num_tasks
     oracle, train = problem.oracle, problem.splits["train"]
@@ -196,7 +201,7 @@ def count_steps(workload: Workload, direction: str = "mgda") -> dict[str, Count]
     params, state = problem.init(0)
     rows = jnp.arange(workload.batch_size)
     batch = take(train, rows)
-    # One copy of the pullback for each task, for BLS, where a loop counts once.
+    # For BLS, the pullback is copied for each task, because XLA counts a loop once.
     outer: Any = oracle.problem  # which carries the statistics
     options = dataclasses.replace(outer.problem.options, batching="unroll")
     inner = dataclasses.replace(outer.problem, options=options)
@@ -227,7 +232,7 @@ def count_steps(workload: Workload, direction: str = "mgda") -> dict[str, Count]
 
 
 def measure(workload: Workload, rounds: int, direction: str = "mgda") -> list[Row]:
-    """Times so many rounds of all steps, and counts their operations."""
+    """Times this many rounds of all steps, and counts their operations."""
     problem = workload.problem
     methods = make_methods(workload.num_tasks, 1, direction)
     programs, runs = {}, {}
@@ -245,7 +250,7 @@ def measure(workload: Workload, rounds: int, direction: str = "mgda") -> list[Ro
 
 
 def report(workload: Workload, rows: Sequence[Row]) -> str:
-    """Returns the table, and what it says, as Markdown."""
+    """Returns the table and a summary as Markdown."""
     by_name = {row.name: row for row in rows}
     paper = next(row for name, row in PAPER.items() if workload.name.startswith(name))
     baselines = [by_name[name] for name in (PLAIN, SHARED, PER_TASK)]
@@ -273,15 +278,15 @@ def report(workload: Workload, rows: Sequence[Row]) -> str:
 
     return "\n".join(
         [
-            f"Batch {workload.batch_size}; an epoch is {workload.epoch:,} examples, at "
-            "the time of the fastest step.",
+            f"The batch size is {workload.batch_size}. An epoch has {workload.epoch:,} "
+            "examples, and its time is computed from the fastest step.",
             "",
             markdown_table(header, cells),
             "",
-            f"FBLS beside the plain step: {flops:.3f} times the operations "
-            f"(goal {GOAL_FLOPS}: {_verdict(flops, GOAL_FLOPS)}), {seconds:.2f} times "
-            f"the time (goal {GOAL_TIME}: {_verdict(seconds, GOAL_TIME)}). By "
-            "operations the paper's shares are nearest to those of the baseline "
+            f"FBLS takes {flops:.3f} times the operations of the plain step "
+            f"(goal {GOAL_FLOPS}: {_verdict(flops, GOAL_FLOPS)}) and {seconds:.2f} "
+            f"times its time (goal {GOAL_TIME}: {_verdict(seconds, GOAL_TIME)}). In "
+            "operations, the paper's shares are nearest to shares of the baseline "
             f'"{min(baselines, key=distance).name}".',
             "",
         ]
@@ -319,7 +324,7 @@ def bert(batch_size: int, options: argparse.Namespace) -> Workload:
     from experiments.fast_line_search.bert import bert_problem
 
     data = load_sts(length=options.length, num_train=256, num_test=1)
-    # The published vocabulary, of which these sentences use a few words.
+    # The published vocabulary; these sentences use few of its words.
     problem = bert_problem(
         dataclasses.replace(data, vocabulary_size=30522), options.bert
     )

@@ -1,4 +1,4 @@
-"""One core, one thread, and the options that the timing scripts share."""
+"""Confines a process to one core and one thread; options of all timing scripts."""
 
 import argparse
 import math
@@ -11,7 +11,7 @@ import mtlopt
 from experiments.bench.report import add_out
 from experiments.lab.errors import UsageError
 
-MEMORY = ("default", "keep")  # of the allocator, or after `mtlopt.keep_memory`
+MEMORY = ("default", "keep")  # the allocator's defaults, or after `mtlopt.keep_memory`
 
 
 def timing_parser(description: str, rounds: int) -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def timing_parser(description: str, rounds: int) -> argparse.ArgumentParser:
 
 
 def one_of(names: Collection[str]) -> Callable[[str], str]:
-    """Returns an argparse type for one of some names."""
+    """Returns an argparse type that accepts some names."""
 
     def convert(text: str) -> str:
         if text not in names:
@@ -73,7 +73,7 @@ def positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
 
 
 def pin_to_one_thread(core: int) -> None:
-    """Confines this process, its children and XLA; call before JAX runs anything."""
+    """Confines this process, its children and XLA to cores; call before JAX runs."""
     os.sched_setaffinity(0, {core})
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
@@ -83,8 +83,7 @@ def pin_to_one_thread(core: int) -> None:
 def choose_memory(memory: str) -> None:
     """Calls `mtlopt.keep_memory` for "keep"; call before JAX runs anything.
 
-    Raises:
-        UsageError: If it does not take effect here.
+    Raises: UsageError: If `keep_memory` has no effect on this machine.
     """
     if memory == "keep" and not mtlopt.keep_memory():
-        raise UsageError("--memory keep needs glibc, and malloc to be its own.")
+        raise UsageError("--memory keep needs glibc and its own malloc.")

@@ -1,16 +1,17 @@
-"""Steps with memory that stays beside steps without: `mtlopt.keep_memory`.
+"""Steps with and without `mtlopt.keep_memory`, which keeps freed memory mapped.
 
     python -m experiments.bench.memory [WORKLOAD ...] [--threads 1 2] [--out FILE]
         [--methods NAME ...] [--torch-python PATH]
 
-Two processes that differ only in this call make the same steps, in short blocks in
-turns. The steps are our plain step on the summed loss, the methods' steps and, with
-`--torch-python`, PyTorch's plain step if `torch_steps` has the workload. Time is
-processor time, of all threads of a process, because other work on the machine disturbs
-it the least. The time that passes is beside it. A ratio is the median over the rounds
-of the ratios of neighbouring blocks. Faults are the pages that the system hands out in
-a step. Resident memory is that of the process, compilation included, now and at its
-peak. Every pair of processes makes only one kind of step.
+Two processes that differ only in this call make the same steps. They take turns in
+short blocks. The steps are our plain step on the summed loss, the methods' steps and,
+with `--torch-python`, PyTorch's plain step if `torch_steps` has the workload. Time is
+the processor time of all threads of a process, because other work on the machine
+disturbs processor time the least. Wall-clock time is given too. A ratio is the median
+over the rounds of the ratios of neighbouring blocks. Faults are the pages that the
+system hands out in a step. Resident memory is the memory of the process, including
+compilation, at the end and at its peak. Each pair of processes makes only one kind of
+step.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ class Side:
 
     Attributes:
         cpu_milliseconds: Median processor time of a step.
-        milliseconds: Median time that passed.
+        milliseconds: Median wall-clock time of a step.
         faults: Median number of pages handed out in a step.
         resident_mib: Memory of the process, at the end.
         peak_mib: The most that it had.
@@ -93,7 +94,7 @@ class Comparison:
 
 
 class Block(NamedTuple):
-    """The cost of a step in one block: as the first three of `Side`."""
+    """The cost of a step in one block: the first three values of `Side`."""
 
     cpu_milliseconds: float
     milliseconds: float
@@ -101,8 +102,8 @@ class Block(NamedTuple):
 
 
 def make_block(process: OtherProcess, step: str, num_steps: int) -> Block:
-    """Asks for so many steps, and returns the cost of one."""
-    # The first is read by `jax_steps`, the others by `torch_steps`.
+    """Requests this many steps, and returns the cost of one step."""
+    # `jax_steps` reads the first entry, `torch_steps` the others.
     plain = {"aggregator": None, "setting": "default", "bare": False}
     request = {"step": step, **plain, "steps": num_steps}
     before = process.usage()
@@ -141,7 +142,7 @@ def compare(
 
 
 def side(process: OtherProcess, blocks: Sequence[Block]) -> Side:
-    """Sums up the blocks of a process."""
+    """Summarises the blocks of a process."""
     cpu, passed, faults = map(statistics.median, zip(*blocks, strict=True))
     usage = process.usage()
     return Side(cpu, passed, faults, usage.resident_mib, usage.peak_mib)
@@ -171,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         in_torch = args.torch_python and hasattr(torch_steps, name)
         steps = [PLAIN, *methods, *([TORCH] if in_torch else [])]
         for threads in args.threads:
-            # Which the processes inherit.
+            # The processes inherit this setting.
             os.sched_setaffinity(0, {args.core, *sorted(others)[: threads - 1]})
             for step in steps:
                 print(f"{name}, {threads} threads, {step}", file=sys.stderr, flush=True)

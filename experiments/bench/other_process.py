@@ -1,4 +1,4 @@
-"""Another process, which answers lines with lines."""
+"""Another process, which answers each line of input with a line."""
 
 import ctypes
 import dataclasses
@@ -28,8 +28,8 @@ class Usage:
 class OtherProcess:
     """Runs a command, such as a script in an interpreter that has PyTorch.
 
-    It sleeps between questions, inherits this process's cores, and prints its errors
-    on ours.
+    The command sleeps between requests, inherits this process's cores, and writes its
+    errors to this process's standard error.
 
     Args:
         *command: A program that answers each line of its input with one line, and its
@@ -53,18 +53,19 @@ class OtherProcess:
             self._process.stdin.write(question + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # and so there is no answer
+            pass  # so that there is no answer
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError("The other process ended, see its message above.")
         return answer
 
     def usage(self) -> Usage:
-        """Its use so far; on Linux."""
+        """What the process has used so far; only on Linux."""
         clock = ctypes.c_int()
         ctypes.CDLL(None).clock_getcpuclockid(self._process.pid, ctypes.byref(clock))
         folder = Path(f"/proc/{self._process.pid}")
-        # After the name, which may have spaces: the third field of proc(5) and on.
+        # Skip the name, which may have spaces; what follows starts with field 3 of
+        # proc(5).
         fields = (folder / "stat").read_text().rpartition(")")[2].split()
         sizes = dict(re.findall(r"(\w+):\s+(\d+) kB", (folder / "status").read_text()))
         return Usage(
@@ -86,10 +87,10 @@ def start_torch(
 
     Args:
         python: A Python interpreter that has PyTorch.
-        name: Of its network.
+        name: Name of the network.
         size: Number of samples, and of tasks.
         memory: One of `machine.MEMORY`.
-        num_threads: Of PyTorch.
+        num_threads: Number of threads of PyTorch.
     """
     script = Path(__file__).with_name("torch_steps.py")
     numbers = size[1], size[0], num_threads

@@ -1,13 +1,13 @@
-"""The cost of a step of each phase of ATE-SG, by XLA's own count.
+"""The cost of a step in each phase of ATE-SG, by XLA's count.
 
     python -m experiments.bench.phases [NETWORK ...]
 
-For the paper's three networks at their full size, with SG, it counts operations and
-temporary memory of a step on one block of parameters, as multiples of those of a step
-on both blocks. "cached" trains the heads on features that were encoded before. "encode"
-is the cost of encoding them once a phase, for the same number of examples. Beside them
-are the paper's units, in which an epoch of the heads costs their share of the
-parameters. Programs are compiled, not run.
+The script counts the operations and the temporary memory of a step on one block of
+parameters, as multiples of a step on both blocks. It uses the paper's three networks at
+their full size, with SG. "cached" trains the heads on features that were encoded
+before. "encode" is the cost of encoding the features once in a phase, for the same
+number of examples. The tables also give the paper's units, in which an epoch of the
+heads costs their share of the parameters. Programs are compiled, but not run.
 """
 
 import argparse
@@ -40,7 +40,7 @@ NETWORKS = {
 def table(problem: Classifier, batch_size: int) -> str:
     """Returns a network's Markdown table, and the cost of cycles."""
     counts = count_steps(problem, batch_size)
-    # The heads alone move, but on a batch that the step encodes anew.
+    # Only the heads move, but the step encodes the batch again.
     transform, _ = make_steps(problem, "sgd")["task"]
     model = jax.eval_shape(problem.init, 0)
     batch = jax.eval_shape(take, problem.splits["train"], jnp.arange(batch_size))

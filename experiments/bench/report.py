@@ -1,4 +1,4 @@
-"""The report of a timing script: printed as it grows, kept with its numbers."""
+"""The report of a timing script, printed as it grows and written to a folder."""
 
 import argparse
 import json
@@ -21,8 +21,8 @@ class Report:
     """Text and dataclass instances of one run of `experiments.bench.NAME`.
 
     Args:
-      name: of the script.
-      argv: its options; None for those that were typed.
+      name: name of the script.
+      argv: its options; None for the options on the command line.
       folder: for `report.md` and `results.json`; None keeps nothing.
 
     Examples:
@@ -42,19 +42,19 @@ class Report:
         self._text += f"\n{text}\n"
 
     def write(self, results: Sequence[Any]) -> None:
-        """Writes what there is so far, with command, versions and device."""
+        """Writes the report so far, with command, versions and device."""
         if self._folder is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         record = {"command": self._command, **provenance()}
-        del record["cores"]  # of the machine: most scripts keep to one
+        del record["cores"]  # cores of the machine; most scripts use only one
         record["results"] = [asdict(result) for result in results]
         (self._folder / "report.md").write_text(self._text)
         (self._folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _command_line(name: str, argv: Sequence[str]) -> str:
-    """Returns what was typed, but for the place of PyTorch on this machine."""
+    """Returns the command as typed, without the path of PyTorch on this machine."""
     words = ["python", "-m", f"experiments.bench.{name}", *argv]
     for position, word in enumerate(words[:-1]):
         if word == "--torch-python":

@@ -1,20 +1,20 @@
-"""One task per sample: what a step costs at T = 2 to 256.
+"""Each sample belongs to one task: the cost of a step for T = 2 to 256 tasks.
 
     python -m experiments.bench.samples [--rounds 15] [--torch-python PATH] [--out FILE]
 
 The network is an MLP 128-512x4 with a linear head for each task, in float32 on one
-core. The samples are dealt to the tasks in equal numbers. The time is CPU time, the
-least of several rounds in which all steps take turns. `plain` is the gradient of the
-summed losses by `jax.grad`. `gramian` makes the Gramian, task weights from a formula,
-the combination and the heads' gradients. The methods include their solvers. The
+core. Each task gets the same number of samples. The time is CPU time, the minimum of
+several rounds in which all steps take turns. `plain` is the gradient of the summed
+losses by `jax.grad`. `gramian` computes the Gramian, task weights from a formula, the
+combination and the heads' gradients. The columns of methods include their solvers; the
 brackets contain the solver's own time, from the Gramian of this problem to its weights.
-`operations` are XLA's counts for `gramian`, divided by those for `plain`. XLA does not
-count the turns of a loop, so the count is too low if a loop sums weight gradients by
-task. `MiB` are temporaries.
+`operations` is XLA's count for `gramian`, divided by its count for `plain`. XLA counts
+the body of a loop once, so the count is too low if a loop sums weight gradients by
+task. `MiB` is the memory of temporaries.
 
-With `--torch-python`, a second table has TorchJD's autogram with the same formula, in
-the same turns. It runs on the vector of task losses, and on the losses of the samples
-one by one.
+With `--torch-python`, a second table has TorchJD's autogram with the same formula,
+measured in the same turns. The autogram runs on the vector of task losses, and on the
+losses of single samples.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from experiments.lab.tables import markdown_table
 INPUTS, WIDTH, LAYERS = 128, 512, 4
 SIZES = ((256, 2), (256, 8), (256, 32), (256, 256), (512, 64))
 METHODS = ("mgda", "upgrad", "aligned_mtl")
-# Of `torch_steps`: aggregator and setting.
+# Arguments of `torch_steps`: aggregator and setting.
 TORCH = {
     "PyTorch plain": (None, "default"),
     "autogram": ("formula_weights", "autogram"),
@@ -51,15 +51,15 @@ LABELS = {"encoder": "shared", "heads": "stacked"}
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one step.
+    """The cost of one step.
 
     Attributes:
         batch_size: Number of samples.
         num_tasks: Number of tasks.
         step: "plain", "gramian", the name of a method or of its solver, or in `TORCH`.
-        milliseconds: The least CPU time.
+        milliseconds: The minimum CPU time.
         operations: XLA's count; 0 for solvers and PyTorch.
-        temporaries: In MiB; likewise.
+        temporaries: Temporary memory in MiB; 0 for solvers and PyTorch.
     """
 
     batch_size: int
@@ -108,7 +108,7 @@ def make_problem(batch_size: int, num_tasks: int) -> tuple[Any, Any, Any]:
 
 
 def encode(params: Any, sample: Any) -> jax.Array:
-    """The latent of one sample, or of many."""
+    """Returns the latent of one sample, or of many."""
     z = sample["x"]
     for layer in params["encoder"]:
         z = jax.nn.relu(z @ layer["w"] + layer["b"])
@@ -116,13 +116,13 @@ def encode(params: Any, sample: Any) -> jax.Array:
 
 
 def formula_weights(gramian: jax.Array) -> jax.Array:
-    """Task weights that depend on all of the Gramian and take no time."""
+    """Returns task weights that depend on the whole Gramian and cost no time."""
     shares = gramian.sum(axis=1) / jnp.abs(gramian).sum()
     return jnp.diagonal(gramian) / jnp.trace(gramian) + shares / 2
 
 
 def make_steps(oracle: Any, params: Any) -> dict[str, Callable[..., Any]]:
-    """Returns the steps by name, functions of parameters and batch."""
+    """Returns the steps by name, as functions of parameters and batch."""
     num_tasks = oracle.num_tasks
 
     def summed(params: Any, batch: Any) -> jax.Array:
@@ -160,7 +160,7 @@ def measure(
     Args:
         batch_size: Number of samples.
         num_tasks: Number of tasks.
-        rounds: Of which the fastest counts.
+        rounds: Number of rounds, of which the fastest counts.
         process: `torch_steps` with the same sizes, or None.
     """
     oracle, params, batch = make_problem(batch_size, num_tasks)
@@ -206,7 +206,7 @@ def _timed(program: Callable[..., Any], *args: Any) -> Callable[[], float]:
 def _torch_timed(
     process: Callable[[str], str], aggregator: str | None, setting: str
 ) -> Callable[[], float]:
-    """The same in the PyTorch process."""
+    """Returns such a function for a step in the PyTorch process."""
     request = {"aggregator": aggregator, "setting": setting, "bare": True, "steps": 1}
 
     def turn() -> float:
@@ -230,7 +230,7 @@ def by_size(costs: Sequence[Cost]) -> dict[tuple[int, int], dict[str, Cost]]:
 
 
 def table(costs: Sequence[Cost]) -> str:
-    """Returns a Markdown table, a row for each size."""
+    """Returns a Markdown table with a row for each size."""
     header = ["batch", "tasks", "plain, ms", "gramian", *METHODS, "operations", "MiB"]
     rows = []
     for size, found in by_size(costs).items():
@@ -254,7 +254,7 @@ def table(costs: Sequence[Cost]) -> str:
 
 
 def torch_table(costs: Sequence[Cost]) -> str:
-    """Returns a table of milliseconds, with TorchJD's fastest way over ours."""
+    """Returns a table of milliseconds, and TorchJD's fastest time divided by ours."""
     names = ("plain", "gramian", *TORCH)
     rows = []
     for size, found in by_size(costs).items():

@@ -23,10 +23,10 @@ NAME = "bench.sharded"
 DESCRIPTION = """\
 Trains a small network on two synthetic tasks three times: on one device, with the batch
 sharded over all devices (data-parallel), and with parameters and optimizer state
-sharded too (fully sharded). Prints the losses, how far they are from those of one
-device, how much memory a device holds, and what its program communicates in a step: the
-bytes that its all-reduces, all-gathers and reduce-scatters return, counted in the
-program that XLA compiled.
+sharded too (fully sharded). Prints the losses, how far they are from the losses on one
+device, and how much memory a device holds. Also prints how many bytes a step
+communicates: the bytes that all-reduces, all-gathers and reduce-scatters return,
+counted in the program that XLA compiled.
 
 --devices N simulates N devices on a CPU; without it, all existing devices take part.
 """
@@ -46,7 +46,7 @@ class Settings(ShortOptions):
     Attributes:
       methods: some of the names in `mtlopt.METHODS`, or all.
       steps: updates of every run.
-      devices: number of devices to simulate on a CPU; 0 takes all existing devices.
+      devices: number of devices to simulate on a CPU; 0 means all existing devices.
     """
 
     methods: tuple[str, ...] = ("sum_tasks", "mgda_ub", "mgda", "aligned_mtl")
@@ -56,12 +56,12 @@ class Settings(ShortOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One method on one placement.
+    """The result of one method with one placement of parameters and batch.
 
     Attributes:
       losses: `[steps, tasks]`.
       held: bytes of parameters and optimizer state on a device.
-      communicated: mapping from collective to bytes in a step.
+      communicated: maps each kind of collective to its bytes in a step.
     """
 
     losses: np.ndarray
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
       argv: the options, see `DESCRIPTION`.
 
     Raises:
-      UsageError: if an option or the output folder is at fault.
+      UsageError: if an option or the output folder is wrong.
     """
     names = {"methods": methods_for(len(TASKS))}
     settings = parse(NAME, DESCRIPTION, Settings(), argv, names=names)
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run_methods(settings: Settings) -> dict[str, dict[str, Outcome]]:
-    """Trains every method on every placement."""
+    """Trains every method with every placement."""
     outcomes: dict[str, dict[str, Outcome]] = {}
     with tqdm(total=len(settings.methods) * len(PLACEMENTS), unit="run") as bar:
         for method in settings.methods:
@@ -120,10 +120,9 @@ def run_methods(settings: Settings) -> dict[str, dict[str, Outcome]]:
 
 
 def simulate(num_devices: int) -> None:
-    """Makes JAX see so many CPU devices, if it has not looked yet.
+    """Simulates this many CPU devices, if JAX has not counted its devices yet.
 
-    Raises:
-      UsageError: if it has, and sees another number of them.
+    Raises: UsageError: if JAX has already found another number of devices.
     """
     try:
         jax.config.update("jax_num_cpu_devices", num_devices)
@@ -132,7 +131,7 @@ def simulate(num_devices: int) -> None:
         if jax.device_count() != num_devices:
             raise UsageError(
                 f"--devices must be {jax.device_count()} in a process that has "
-                f"computed already, got {num_devices}. Start a new one."
+                f"computed already, got {num_devices}. Start a new process."
             ) from None
 
 
@@ -157,7 +156,7 @@ def make_batches(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
 
 
 def parameter_spec(leaf: np.ndarray, num_devices: int) -> PartitionSpec:
-    """Returns the spec that shards a leaf's last axis, if the devices divide it."""
+    """Returns the spec that shards a leaf's last axis, if its size is divisible."""
     if leaf.shape[-1] % num_devices:
         return PartitionSpec()
     return PartitionSpec(*[None] * (leaf.ndim - 1), _AXIS)
@@ -169,7 +168,7 @@ def train(method: str, placement: str, settings: Settings) -> Outcome:
     Args:
       method: a name in `mtlopt.METHODS`.
       placement: one of `PLACEMENTS`.
-      settings: see there.
+      settings: the settings of the run.
     """
     used = 1 if placement == "one device" else settings.devices
     mesh = jax.make_mesh(
@@ -215,7 +214,7 @@ def train(method: str, placement: str, settings: Settings) -> Outcome:
 
 
 def _on_mesh(state: Any, mesh: Mesh) -> Any:
-    """Replicates what is not on the mesh: numbers and weights, no moments."""
+    """Replicates leaves that are not on the mesh: numbers and weights, not moments."""
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf: jax.Array) -> jax.Array:
@@ -229,8 +228,8 @@ def make_oracle(by_batch: NamedSharding) -> mtlopt.Oracle:
     """Returns the oracle, with activations that stay sharded by batch.
 
     Args:
-      by_batch: the sharding of the batch. Without it XLA may move activations instead
-        of gathering parameters.
+      by_batch: the sharding of the batch. Without this sharding, XLA may move
+        activations instead of gathering parameters.
     """
 
     def encode(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -256,7 +255,7 @@ def communicated(text: str) -> dict[str, int]:
     A collective in a loop counts once.
 
     Args:
-      text: the program, as `compiled.as_text()` gives it.
+      text: the program, as returned by `compiled.as_text()`.
 
     Examples:
       >>> text = "%a = (f32[4,2]{1,0}, bf16[3]{0}) all-reduce(%b, %c), channel_id=1"
@@ -265,7 +264,8 @@ def communicated(text: str) -> dict[str, int]:
     """
     totals = {}
     for kind in COLLECTIVES:
-        # Of an asynchronous one the second half: the first repeats its operands.
+        # For an asynchronous collective, read the second half: the first repeats its
+        # operands.
         results = re.findall(rf"= (.*?) {kind}(?:-done)?\(", text)
         arrays = re.findall(r"\b[a-z]+?(\d+)\w*\[([\d,]*)\]", " ".join(results))
         totals[kind] = sum(
@@ -300,9 +300,10 @@ def make_report(
             f"`{command}`",
             f"{settings.devices} devices ({jax.devices()[0].device_kind}), "
             f"{settings.steps} steps of Adam. The table has the losses of the last "
-            "step, their largest relative distance from those of one device over all "
-            "steps, the parameters and optimizer state that a device holds, and the "
-            "bytes that the collectives of a step return to a device.",
+            "step, and their largest relative distance from the losses on one device, "
+            "over all steps. It also has the bytes of the parameters and the optimizer "
+            "state on a device, and the bytes that the collectives of a step return to "
+            "a device.",
             markdown_table(header, rows),
         ]
     )

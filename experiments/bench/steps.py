@@ -1,22 +1,24 @@
-"""Training steps of every method: time, operations, memory, beside PyTorch and TorchJD.
+"""Time, operations and memory of every method's step; PyTorch and TorchJD compared.
 
     python -m experiments.bench.steps [WORKLOAD ...] [--torch-python PATH] [--out FILE]
 
-A step of every method is compiled and counted by XLA, and then timed on one core and
-one thread. Short blocks take turns: our plain step on the summed loss, the method's
-step and, with `--torch-python`, PyTorch's plain step and TorchJD's step with each of
-`SETTINGS`. On a CPU the time is processor time, because other work disturbs it the
-least. A ratio is the median over the rounds of the ratios of neighbouring blocks, so
-that drift of the machine cancels. `--rounds 0` only counts. `--platform gpu` uses a
-whole GPU. `--memory keep` calls `mtlopt.keep_memory` in both processes.
+XLA compiles a step of every method and counts its operations and memory. Then the step
+is timed on one core and one thread. Short blocks take turns: our plain step on the
+summed loss, the method's step and, with `--torch-python`, PyTorch's plain step and
+TorchJD's step with each of `SETTINGS`. On a CPU the time is processor time, because
+other work disturbs processor time the least. A ratio is the median over the rounds of
+the ratios of neighbouring blocks, so that drift of the machine cancels. `--rounds 0`
+only counts. `--platform gpu` uses a whole GPU. `--memory keep` calls
+`mtlopt.keep_memory` in both processes.
 
-`product` is the product of the Gramian with a vector, and makes no update.
-`every_10_nash_mtl` computes weights on each tenth step, and its time is the mean over
-all steps.
+The step `product` computes the product of the Gramian with a vector, and makes no
+update. The step `every_10_nash_mtl` computes weights on each tenth step, and its time
+is the mean over all steps.
 
-Operations and memory are multiples of the plain step's. They are those of the program
-with unrolled pullbacks, because XLA counts the body of a loop over tasks once. For
-methods on the gradients of more than a few tasks this costs a second compilation.
+Operations and memory are multiples of the plain step's. They are counted in the program
+with unrolled pullbacks, because XLA counts the body of a loop over tasks once. With
+more than a few tasks, methods on parameter gradients need a second compilation for this
+count.
 """
 
 import dataclasses
@@ -60,7 +62,7 @@ PLAIN, FLOOR, PRODUCT = "plain", "Jacobian floor", "product"
 REUSED = f"every_{REUSED_STEPS}_nash_mtl"
 BLOCK_SECONDS = 0.2
 
-# Steps that are no method of the library; all but the first two can be asked for.
+# Steps that are not methods of the library; users can choose all but the first two.
 OTHER_STEPS: dict[str, Callable[[Workload], tuple[Step, Any]]] = {
     PLAIN: plain_step,
     FLOOR: floor_step,
@@ -68,7 +70,8 @@ OTHER_STEPS: dict[str, Callable[[Workload], tuple[Step, Any]]] = {
     REUSED: lambda workload: reused_step(workload, "nash_mtl"),
 }
 
-# TorchJD's aggregator for ours; a latent method beside the one on parameters.
+# TorchJD's aggregator for each method of ours; a latent method has the aggregator of
+# the method on parameters.
 TORCHJD = {
     "sum_tasks": "Sum()",
     "mean_tasks": "Mean()",
@@ -107,19 +110,20 @@ HEADER = (
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A line of the table; None where there is nothing to compare with.
+    """A line of the table; None if there is nothing to compare with.
 
     Attributes:
         workload: Name of the workload.
         step: Name of the method, or in `OTHER_STEPS`.
         milliseconds: Median time of a step.
         plain: Time as a multiple of our plain step's.
-        operations: XLA's count, as a multiple of our plain step's; not of a loop over
-            the tasks, whose body it counts once.
-        memory: Temporary memory, likewise.
+        operations: XLA's count, as a multiple of our plain step's. None for a loop over
+            the tasks, because XLA counts its body once.
+        memory: Temporary memory, as a multiple of our plain step's.
         compile_seconds: Time to trace and compile it.
         torch: Time as a multiple of PyTorch's plain step's.
-        torchjd: Time as a multiple of TorchJD's, or what it raised, by its setting.
+        torchjd: Time as a multiple of TorchJD's, or the error that TorchJD raised, by
+            its setting.
     """
 
     workload: str
@@ -154,14 +158,14 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled step, the seconds that this took, and what XLA counts of it."""
+    """A compiled step, the seconds of the compilation, and XLA's counts."""
 
     call: Callable[..., Any]
     state: Any
     compile_seconds: float
     operations: float
     temporary_bytes: int
-    peak_bytes: int  # with arguments and results, none of them donated
+    peak_bytes: int  # includes arguments and results; none is donated
 
 
 def compiled(workload: Workload, step: Step, state: Any) -> Program:
@@ -179,13 +183,13 @@ def compiled(workload: Workload, step: Step, state: Any) -> Program:
 
 
 class Block:
-    """So many warm steps of a program that they take `BLOCK_SECONDS`.
+    """Steps of a program after a warm-up, enough to take `BLOCK_SECONDS`.
 
     Args:
         program: The compiled step.
-        workload: What it is a step on.
+        workload: The problem of the step.
         multiple_of: A divisor of the number of steps.
-        clock: What times them.
+        clock: The clock that times the steps.
     """
 
     def __init__(
@@ -205,7 +209,7 @@ class Block:
         self.num_steps = multiple_of * max(1, round(periods))
 
     def __call__(self) -> float:
-        """Makes the steps; returns the seconds of one."""
+        """Makes the steps; returns the seconds of one step."""
         params, state = self._carry
         start = self._clock()
         for _ in range(self.num_steps):
@@ -217,10 +221,10 @@ class Block:
 
 
 class TorchBlock:
-    """The same in the PyTorch process, of one of its steps.
+    """Steps in the PyTorch process, enough to take `BLOCK_SECONDS`.
 
     Args:
-        process: Of `torch_steps`.
+        process: The process that runs `torch_steps`.
         aggregator: TorchJD's, or None for the summed loss.
         setting: One of `SETTINGS`.
     """
@@ -237,7 +241,7 @@ class TorchBlock:
             self.num_steps = max(1, round(BLOCK_SECONDS / seconds))
 
     def __call__(self) -> float | None:
-        """Makes the steps; returns one's processor time, None if it raised."""
+        """Makes the steps; returns the processor time of one, None after an error."""
         if self.error:
             return None
         request = json.dumps({**self._request, "steps": self.num_steps})
@@ -252,13 +256,13 @@ def measure(
     process: OtherProcess | None,
     rounds: int,
 ) -> Iterator[Result]:
-    """Measures the plain step, the hand-written Jacobian step and those asked for.
+    """Measures the plain step, the hand-written Jacobian step and the chosen steps.
 
     Args:
-        workload: What to step on.
+        workload: The problem.
         methods: Names in `mtlopt.METHODS` or `OTHER_STEPS`.
         process: `torch_steps` with the same workload, or None.
-        rounds: Number of blocks of each; 0 for none.
+        rounds: Number of blocks of each step; 0 for none.
     """
     on_cpu = jax.default_backend() == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
@@ -270,7 +274,7 @@ def measure(
         if name != PLAIN:
             counted = program = compiled(workload, *make_step(workload, name))
         if name == REUSED:
-            counted = None  # XLA counts the costlier branch alone
+            counted = None  # XLA counts only the costlier branch
         if may_loop(workload, name):
             counted = None
             if workload.unrolls:
@@ -317,7 +321,7 @@ def torch_process(
 
 
 def make_step(workload: Workload, name: str) -> tuple[Step, Any]:
-    """Makes a step by its name, of a method or in `OTHER_STEPS`."""
+    """Returns a step by its name, a method or one of `OTHER_STEPS`."""
     if name in OTHER_STEPS:
         return OTHER_STEPS[name](workload)
     return method_step(workload, name)
@@ -332,7 +336,7 @@ def may_loop(workload: Workload, name: str) -> bool:
 
 
 def fits(workload: Workload, name: str) -> bool:
-    """Whether a workload has tasks enough for a method."""
+    """Whether a workload has enough tasks for a method."""
     least = 1 if name in OTHER_STEPS else mtlopt.METHODS[name].min_tasks
     return least <= workload.oracle.num_tasks
 

@@ -1,14 +1,15 @@
-"""Training steps in PyTorch and TorchJD that `steps` compares with, run as a script.
+"""Training steps in PyTorch and TorchJD for the comparison in `steps`; a script.
 
     torch_steps.py WORKLOAD NUM_TASKS BATCH_SIZE NUM_THREADS {default,keep}
 
-It answers lines of JSON, `{"aggregator", "setting", "bare", "steps"}`, with the seconds
-that so many steps took, and their processor time: with TorchJD's aggregator, an
-expression in the names of `torchjd.aggregation`, the number of tasks `T` and
-`formula_weights`, or on the summed loss in plain PyTorch where it is null. `setting` is
-one of `SETTINGS`, or "autogram of samples" where each sample has one task; `bare` steps
-make gradients and no update. "keep" is for `mtlopt.keep_memory`. PyTorch is imported
-when needed, so that the module can be read without it.
+The script reads lines of JSON, `{"aggregator", "setting", "bare", "steps"}`, and
+answers with the seconds that this number of steps took and their processor time.
+`aggregator` is an expression for TorchJD's aggregator. It may use the names of
+`torchjd.aggregation`, the number of tasks `T` and `formula_weights`. If it is null, the
+steps use the summed loss in plain PyTorch. `setting` is one of `SETTINGS`, or "autogram
+of samples" if each sample has one task. `bare` steps compute gradients and make no
+update. "keep" means `mtlopt.keep_memory`. PyTorch is imported when needed, so that the
+module can be imported without it.
 """
 
 # pyright: reportMissingImports=false
@@ -25,19 +26,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Ways to TorchJD's step: gradients of all tasks at once or one after the other, and the
-# Gramian by its engine, whose weights then enter one backward pass.
+# Ways to make TorchJD's step: gradients of all tasks at once, gradients one after the
+# other, or the Gramian by TorchJD's engine, followed by one weighted backward pass.
 SETTINGS = ("default", "chunk 1", "autogram")
 
 
 class Network(NamedTuple):
     """A network and a batch.
 
-    encoder: from `inputs` to the latent. heads: a module for each task. losses: by
-    `heads`, from the latent. joint: the heads as one module. total: the summed loss by
-    `joint`, from the latent, as tightly as PyTorch allows. make_optimizer: from the
-    parameters. each: the vector of losses by `joint`, from the latent: of the tasks, or
-    of the samples where `averages` `[tasks, samples]` makes the tasks' of them.
+    encoder: from `inputs` to the latent. heads: a module for each task. losses: from
+    the latent to the losses, with `heads`. joint: the heads as one module. total: from
+    the latent to the summed loss, with `joint`, in the fastest form that PyTorch
+    allows. make_optimizer: from the parameters to the optimizer. each: from the latent
+    to a vector of losses, with `joint`. These are the losses of the tasks, or of the
+    samples if `averages` `[tasks, samples]` turns them into the losses of the tasks.
     """
 
     encoder: Any
@@ -307,7 +309,7 @@ def make_step(
 def _by_jacobian(
     network: Network, combine: Any, setting: str, shared: list[Any], _: list[Any]
 ) -> Callable[[Any], None]:
-    """TorchJD's way for several tasks, from the latent to gradients."""
+    """Computes gradients from the latent as TorchJD recommends for several tasks."""
     from torchjd import autojac
 
     chunk = {"default": None, "chunk 1": 1}[setting]
@@ -322,10 +324,10 @@ def _by_jacobian(
 def _by_autogram(
     network: Network, combine: Any, setting: str, shared: list[Any], own: list[Any]
 ) -> Callable[[Any], None]:
-    """The Gramian by TorchJD's engine, and its weights in one backward pass.
+    """Computes the Gramian with TorchJD's engine, then one weighted backward pass.
 
-    The engine can treat the samples of a batch one by one; the Gramian of the tasks is
-    then made of theirs.
+    The engine can treat the samples of a batch separately. The Gramian of the tasks is
+    then computed from the Gramian of the samples.
     """
     import torch
     from torchjd.aggregation import Aggregator
@@ -367,7 +369,7 @@ def main() -> None:
     import torch
 
     warnings.simplefilter("ignore")
-    # What solvers print must not be read as an answer.
+    # Output that solvers print must not be read as an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(args.num_threads)
@@ -377,7 +379,7 @@ def main() -> None:
         wanted = [request[name] for name in ("aggregator", "setting", "bare")]
         key = json.dumps(wanted)
         try:
-            if key not in steps:  # a network each: engines leave hooks in it
+            if key not in steps:  # a new network: engines leave hooks in it
                 torch.manual_seed(0)
                 network = globals()[args.workload](args.batch_size, args.num_tasks)
                 steps[key] = make_step(network, *wanted)
@@ -389,7 +391,7 @@ def main() -> None:
                 "seconds": time.perf_counter() - start,
                 "cpu_seconds": time.process_time() - cpu_start,
             }
-        except Exception as error:  # whatever a library raises is its result
+        except Exception as error:  # any error of a library is its result
             first = str(error).strip().splitlines() or [""]
             answer = {"error": f"{type(error).__name__}: {first[0]}"}
         print(json.dumps(answer), file=answers, flush=True)

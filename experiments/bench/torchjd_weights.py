@@ -1,10 +1,11 @@
-"""TorchJD's weights that `aggregators` compares with, run as a script.
+"""TorchJD's task weights for the comparison in `aggregators`; a script.
 
-It answers lines of JSON. `{"weighting", "rows", "gramians", "dtype", "device"}` makes
-TorchJD's object from an expression and calls it once, to give its weights;
-`{"seconds"}` calls it again and again for that long, to give the times of the calls.
-The answer is `{"error"}` where TorchJD raises or takes too long. PyTorch is imported
-when needed, so that the module can be read without it.
+The script reads lines of JSON, and answers each line. `{"weighting", "rows",
+"gramians", "dtype", "device"}` makes TorchJD's object from an expression and calls it
+once; the answer has its weights. `{"seconds"}` calls the object repeatedly for this
+time; the answer has the times of the calls. The answer is `{"error"}` if TorchJD raises
+an error or takes too long. PyTorch is imported when needed, so that the module can be
+imported without it.
 """
 
 # pyright: reportMissingImports=false
@@ -24,7 +25,7 @@ Call = Callable[[], Any]
 
 
 def timed_calls(call: Call, seconds: float) -> list[float]:
-    """Calls for so many seconds, at least once; returns the seconds of each call."""
+    """Calls for this many seconds, at least once; returns the seconds of each call."""
     times = []
     start = last = time.perf_counter()
     while not times or last - start < seconds:
@@ -44,7 +45,7 @@ def make_call(request: dict[str, Any]) -> Call:
     torch.manual_seed(0)
     matrices = torch.tensor(request["gramians"], dtype=torch.float64)
     if request["rows"]:
-        matrices = torch.linalg.cholesky(matrices)  # rows with that Gramian
+        matrices = torch.linalg.cholesky(matrices)  # rows with this Gramian
     matrices = matrices.to(request["device"], getattr(torch, request["dtype"]))
     names = {**vars(aggregation), "T": matrices.shape[1]}
     weighting = eval(request["weighting"], names)
@@ -67,8 +68,8 @@ def serve(
 
     Args:
         requests: Lines of JSON.
-        make: What makes a function to time out of a request.
-        limit: How many seconds an answer may take; only on the main thread.
+        make: Function from a request to the function to time.
+        limit: Largest number of seconds for an answer; only on the main thread.
     """
 
     def stop(_signal: int, _frame: Any) -> None:
@@ -88,7 +89,7 @@ def serve(
                 answer = {"weights": call().tolist()}
         except TimeoutError as error:
             answer = {"error": str(error)}
-        except Exception as error:  # whatever a solver raises is its result
+        except Exception as error:  # any error of a solver is its result
             first = str(error).strip().splitlines() or [""]
             answer = {"error": f"{type(error).__name__}: {first[0]}"}
         finally:
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=60.0)
     limit = parser.parse_args().limit
     warnings.simplefilter("ignore")
-    # What solvers print must not be read as an answer.
+    # Output that solvers print must not be read as an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for answer in serve(sys.stdin, make_call, limit):

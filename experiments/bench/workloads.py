@@ -15,26 +15,26 @@ from mtlopt.models import MLP, Bert, LeNet, MultiTaskMLP, resnet
 
 PyTree = Any
 _ADAM = optax.adam(1e-3)
-UNROLLED_TASKS = 8  # up to which the library makes no loop on CPU
-REUSED_STEPS = 10  # that weights serve in `reused_step`
+UNROLLED_TASKS = 8  # up to this number, the library makes no loop on CPU
+REUSED_STEPS = 10  # steps for which `reused_step` keeps weights
 Step = Callable[..., tuple[PyTree, Any, Any]]  # step(params, state, *args)
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A problem to step on.
+    """A problem to optimise.
 
     Attributes:
       name: what the table calls it.
-      oracle: its per-task gradients.
+      oracle: the function that returns losses and task gradients.
       params: parameters.
       args: arguments of the oracle.
       total: `total(params, *args)`, the summed loss, written by hand.
-      rows: `rows(params, *args)`, losses, list of T gradients of the shared leaves, and
-        gradients of the heads, written by hand as tightly as JAX allows.
-      optimizer: of all parameters.
-      unrolls: whether a program of T backward passes side by side is worth compiling:
-        the hand-written one, and those that XLA counts.
+      rows: `rows(params, *args)`, which returns losses, a list of T gradients of the
+        shared leaves, and gradients of the heads, written by hand for speed.
+      optimizer: the optimizer of all parameters.
+      unrolls: whether it is worth compiling a program with T unrolled backward passes,
+        for the hand-written step and for XLA's counts.
     """
 
     name: str
@@ -77,7 +77,7 @@ def synthetic_mlp(batch_size: int = 256) -> Workload:
 
 
 def transformer(batch_size: int = 16) -> Workload:
-    """BERT of four layers of 256 on 64 tokens, and three heads of two layers."""
+    """BERT with four layers of 256 on 64 tokens, and three heads of two layers."""
     heads = dict.fromkeys("abc", (256, 1))
     model = Bert(
         heads,
@@ -100,7 +100,7 @@ def transformer(batch_size: int = 16) -> Workload:
 
 
 def _split(model: nnx.Module) -> tuple[PyTree, Callable[[PyTree], Any]]:
-    """A module's parameters, and a module of such with statistics that stay."""
+    """Splits a module into parameters and a function back, with fixed statistics."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     rest = nnx.as_pure(rest)
     return nnx.to_pure_dict(params), lambda params: nnx.merge(graph, params, rest)
@@ -112,7 +112,7 @@ def _branched(
     inputs: tuple[jax.Array, ...],
     loss: Callable[[int, jax.Array], jax.Array],
 ) -> Workload:
-    """A model of the zoo with a head of its own for each task.
+    """A model of `mtlopt.models` with a head for each task.
 
     `loss(task, outputs)` closes over the labels.
     """
@@ -169,10 +169,10 @@ def stacked_lenet(num_tasks: int = 40, batch_size: int = 256) -> Workload:
 def stacked_mlp(
     num_tasks: int = 40, batch_size: int = 256, width: int = 1408
 ) -> Workload:
-    """An MLP encoder with stacked binary heads; of two million parameters by default.
+    """An MLP encoder with stacked binary heads; two million parameters by default.
 
-    The Gramian of T latent rows of size w adds `T^2 w / (3 P)` to a step of a dense
-    network of P parameters: 1.2 % here.
+    The Gramian of T latent rows of size w adds `T^2 w / (3 P)` to the cost of a step of
+    a dense network with P parameters, which is 1.2 % here.
     """
     keys = jax.random.split(jax.random.key(0), 4)
     sizes = (128, width, width, 50)
@@ -292,7 +292,7 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def plain_step(workload: Workload) -> tuple[Step, Any]:
-    """A step on the summed loss, without the library."""
+    """Returns a step on the summed loss, without the library."""
     optimizer = workload.optimizer
 
     def step(params: PyTree, state: Any, *args: Any) -> Any:
@@ -304,10 +304,11 @@ def plain_step(workload: Workload) -> tuple[Step, Any]:
 
 
 def floor_step(workload: Workload) -> tuple[Step, Any]:
-    """A step that any parameter-space method must make, without the library.
+    """Returns the step that every parameter-space method needs, without the library.
 
-    One forward pass, one backward pass of the heads, T of the encoder, the Gramian of
-    the rows, and their combination with weights that depend on it.
+    The step makes one forward pass, one backward pass of the heads and T of the
+    encoder. It computes the Gramian of the rows, and combines the rows with weights
+    that depend on the Gramian.
     """
     optimizer = workload.optimizer
 
@@ -331,7 +332,7 @@ def floor_step(workload: Workload) -> tuple[Step, Any]:
 
 
 def with_options(workload: Workload, **options: Any) -> Workload:
-    """The same with other options of `mtlopt.task_grad`: `batching`, `streaming`."""
+    """Returns the workload with other options of `mtlopt.task_grad`."""
     oracle = workload.oracle
     problem = cast(Any, oracle.problem)
     changed = dataclasses.replace(problem.options, **options)
@@ -342,7 +343,7 @@ def with_options(workload: Workload, **options: Any) -> Workload:
 
 
 def method_step(workload: Workload, name: str) -> tuple[Step, Any]:
-    """A step with one of the library's methods."""
+    """Returns a step with one of the library's methods."""
     oracle = workload.oracle
     method = mtlopt.METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
     return transform_step(workload, method)
@@ -351,7 +352,7 @@ def method_step(workload: Workload, name: str) -> tuple[Step, Any]:
 def transform_step(
     workload: Workload, method: optax.GradientTransformation
 ) -> tuple[Step, Any]:
-    """A step with a chain that ends in an aggregator."""
+    """Returns a step with a chain that ends in an aggregator."""
     optimizer = optax.chain(method, workload.optimizer)
 
     def step(params: PyTree, state: Any, *args: Any) -> Any:
@@ -363,7 +364,7 @@ def transform_step(
 
 
 def product_step(workload: Workload) -> tuple[Step, Any]:
-    """The product of the Gramian with a vector, and no update."""
+    """Returns a step that multiplies the Gramian by a vector, and makes no update."""
 
     def step(params: PyTree, state: Any, *args: Any) -> Any:
         rows = workload.oracle(params, *args).rows()
@@ -373,7 +374,7 @@ def product_step(workload: Workload) -> tuple[Step, Any]:
 
 
 def reused_step(workload: Workload, name: str) -> tuple[Step, Any]:
-    """A step of a method whose weights are computed on each tenth step."""
+    """Returns a step of a method whose weights are computed on each tenth step."""
     oracle = workload.oracle
     method = mtlopt.METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
     return transform_step(workload, mtlopt.every(REUSED_STEPS, method))

@@ -1,7 +1,8 @@
 """Data of the experiments: loaders of official releases, and their stand-ins.
 
-Every loader raises a `FileNotFoundError` if a folder or a file is missing, and a
-`files.ReleaseError`, which is a `ValueError`, if a file is damaged, is another one, or
-does not belong to the rest; those that index images, when a sample is read. It raises a
-`ValueError` for settings out of range, and an `ImportError` that says what to install.
+Every loader raises a `FileNotFoundError` if a folder or a file is missing. It raises a
+`files.ReleaseError`, which is a `ValueError`, if a file is damaged, is a different
+file, or does not match the other files. Loaders that index images raise this error when
+a sample is read. A `ValueError` reports settings out of range, and an `ImportError`
+says which package to install.
 """

@@ -1,7 +1,7 @@
 """Forty yes-or-no attributes of a digit: a stand-in for the forty of CelebA.
 
-They are real labels of real images: ten say which digit it is, six follow from that,
-and 24 from the shape of the ink, measured in the image.
+They are real labels of real images: ten attributes say which digit it is, six follow
+from the digit, and 24 from the shape of the ink, measured in the image.
 """
 
 import itertools
@@ -25,9 +25,9 @@ _PARTS = {"first": slice(0, 10), "middle": slice(10, 18), "last": slice(18, 28)}
 def measure(images: np.ndarray) -> dict[str, np.ndarray]:
     """Measures the shape of digits: 24 measures by name, each float `[num]`.
 
-    The images are uint8 `[num, 28, 28]`, each with some ink. All measures but `ink` and
-    `width` are relative to the digit's own ink or size; the ninths are the shares of
-    the ink in a 3 x 3 grid.
+    The images are uint8 `[num, 28, 28]`, each with some ink. All measures except `ink`
+    and `width` are relative to the digit's own ink or size. Nine measures are the
+    shares of the ink in the cells of a 3 x 3 grid.
     """
     grey = images / 255.0
     on = grey > 0.5
@@ -35,14 +35,15 @@ def measure(images: np.ndarray) -> dict[str, np.ndarray]:
     centred = np.arange(_SIDE) - (_SIDE - 1) / 2
 
     def mean(weights: np.ndarray) -> np.ndarray:
-        """The mean over the ink of a value for each pixel."""
+        """Returns the mean of the pixels' values, weighted by ink."""
         return np.sum(grey * weights, axis=(1, 2)) / ink
 
-    # From the centre of the ink; y points down, so upright strokes lean by -x / y.
+    # Coordinates start at the centre of the ink. The y axis points down, so upright
+    # strokes lean by -x / y.
     x = centred - mean(centred[None, None, :])[:, None, None]
     y = centred[:, None] - mean(centred[None, :, None])[:, None, None]
     wide, high = np.sqrt(mean(x**2)), np.sqrt(mean(y**2))
-    # Pixels where ink begins, along rows and along columns.
+    # Pixels at which ink begins, along rows and along columns.
     begins = [np.diff(on.astype(np.int8), axis=axis) == 1 for axis in (2, 1)]
     across, down = (edge.sum(axis=(1, 2)) for edge in begins)
     rows, columns = (np.asarray(on.any(axis=axis)) for axis in (2, 1))
@@ -76,12 +77,12 @@ def measure(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _extent(inked: np.ndarray) -> np.ndarray:
-    """From the first to the last row or column with ink: `[num, 28]` to `[num]`."""
+    """Returns the length from the first to the last entry with ink, `[num]`."""
     return _SIDE - np.argmax(inked, axis=1) - np.argmax(inked[:, ::-1], axis=1)
 
 
 def medians(images: np.ndarray) -> dict[str, float]:
-    """Returns the median of every measure: of training digits, the thresholds."""
+    """Returns the median of every measure; medians of train digits are thresholds."""
     return {name: float(np.median(values)) for name, values in measure(images).items()}
 
 
@@ -90,7 +91,7 @@ def label(
 ) -> dict[str, np.ndarray]:
     """Answers the 40 questions on digits and their images: bool `[num]` by name.
 
-    The thresholds are those of the measures, see `medians`.
+    The thresholds are the medians of the measures, see `medians`.
     """
     labels = {f"digit {digit}": digits == digit for digit in range(_NUM_DIGITS)}
     for name, members in CLASSES.items():

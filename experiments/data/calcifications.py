@@ -1,8 +1,9 @@
 """Drawn regions of interest with calcifications: a stand-in for MedIMeta's mammo_calc.
 
-The three label structures are those of the data set, and every label can be seen in
-the image. The shapes are cartoons of what the words mean, and how often a label comes
-is our own choice: accuracies on these images say nothing about mammograms.
+The three kinds of labels have the same structure as in the data set, and every label is
+visible in the image. The shapes are cartoons of what the words mean, and the
+frequencies of the labels are our own choice. So accuracies on these images say nothing
+about mammograms.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from experiments.data.resizing import resize_linear
 DISTRIBUTIONS = ("CLUSTERED", "DIFFUSELY_SCATTERED", "LINEAR", "REGIONAL", "SEGMENTAL")
 
 _DISTRIBUTION_SHARES = (0.5, 0.1, 0.15, 0.1, 0.15)
-_SECOND_TYPE, _SECOND_DISTRIBUTION = 0.25, 0.1  # how often there are two
+_SECOND_TYPE, _SECOND_DISTRIBUTION = 0.25, 0.1  # how often an image has two
 _SUSPICIOUS = ("AMORPHOUS", "FINE_LINEAR_BRANCHING", "PLEOMORPHIC")
 _MALIGNANT, _MALIGNANT_IF_SUSPICIOUS = 0.25, 0.7
 _NUM_SPECKS = (12, 19)  # in an image
@@ -34,15 +35,15 @@ class _Speck(NamedTuple):
     line: float
 
     def inside(self, distance: np.ndarray) -> np.ndarray:
-        """1 where the signed distance is negative, 0 where positive, soft between."""
+        """Returns 1 for negative signed distances, 0 for positive, with a soft edge."""
         return 0.5 - 0.5 * np.tanh(distance / self.line)
 
     def along(self, distance: np.ndarray) -> np.ndarray:
-        """A line where the distance is zero."""
+        """Draws a line along the points of distance zero."""
         return np.exp(-((distance / self.line) ** 2))
 
     def branches(self) -> np.ndarray:
-        """Three arms: the plane folded onto one of them."""
+        """Draws three arms, by folding the plane onto one of them."""
         arm = (self.angle + _THIRD / 2) % _THIRD - _THIRD / 2
         return self.along(self.r * np.sin(arm)) * self.inside(self.r - 1.4)
 
@@ -86,9 +87,10 @@ class Mammograms(NamedTuple):
 def draw_mammograms(num: int, *, side: int, rng: np.random.Generator) -> Mammograms:
     """Draws images of cloudy tissue with 12 to 18 calcifications each.
 
-    The types of an image say what its calcifications look like, its distributions where
-    they lie, and it is malignant if thin bright rays spread from the lesion. Malignant
-    is more frequent with a suspicious type, so the tasks help each other.
+    The types of an image say what its calcifications look like, and its distributions
+    say where they lie. An image is malignant if thin bright rays spread from the
+    lesion. Malignant images are more frequent with a suspicious type, so the tasks help
+    each other.
     """
     types = _pick(num, [1 / len(TYPES)] * len(TYPES), _SECOND_TYPE, rng)
     distributions = _pick(num, _DISTRIBUTION_SHARES, _SECOND_DISTRIBUTION, rng)
@@ -101,7 +103,7 @@ def draw_mammograms(num: int, *, side: int, rng: np.random.Generator) -> Mammogr
         places = np.flatnonzero(layout), np.flatnonzero(kinds)
         drawn = draw_one(*places, bool(rays), side=side, rng=rng)
         image[:] = np.rint(255 * np.clip(drawn, 0, 1))
-    # As in the release, which finds the shorter word in the longer one.
+    # As in the release, in which the longer word also counts as the shorter word in it.
     types[:, TYPES.index("LUCENT_CENTER")] |= types[:, TYPES.index("LUCENT_CENTERED")]
     return Mammograms(images, distributions, types, malignant)
 
@@ -116,8 +118,8 @@ def draw_one(
 ) -> np.ndarray:
     """Draws one image, float64 [side, side], about in [0, 1].
 
-    A calcification lies as any of the distributions says and is of any of the types.
-    The randomness is drawn in the same way whatever the labels.
+    Each calcification follows one of the distributions and has one of the types. The
+    random numbers do not depend on the labels.
     """
     image = 0.25 + 0.02 * rng.normal(size=[side, side])
     for size, contrast in ((6, 0.08), (14, 0.03)):
@@ -153,9 +155,9 @@ def draw_speck(kind: int, u: np.ndarray, v: np.ndarray, line: float) -> np.ndarr
 def _pick(
     num: int, shares: Sequence[float], second: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns one label of each row or, at times, two: int32 [num, labels]."""
+    """Returns one label for each row, and sometimes two: int32 [num, labels]."""
     # The largest of log share + Gumbel noise is a draw by the shares; the second
-    # largest is a draw from the rest.
+    # largest is a draw from the other labels.
     scores = np.log(shares) + rng.gumbel(size=[num, len(shares)])
     rank = np.argsort(np.argsort(-scores, axis=1), axis=1)
     num_labels = 1 + (rng.uniform(size=[num, 1]) < second)
@@ -194,7 +196,7 @@ def _stamp(
     turn: float,
     brightness: float,
 ) -> None:
-    """Draws a speck into the image, in place, where it is brighter."""
+    """Draws a speck into the image, in place, at pixels that it makes brighter."""
     side = len(image)
     reach = 2 * radius  # no shape is longer
     low = np.maximum(np.floor((place - reach) * side), 0).astype(int)

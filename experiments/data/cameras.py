@@ -17,10 +17,10 @@ class Camera(NamedTuple):
 def look_at(
     position: np.ndarray, target: np.ndarray, *, roll: float = 0.0, focal: float = 0.7
 ) -> Camera:
-    """Returns the camera at a position that has a target at the centre of its image.
+    """Returns a camera at a position, with a target at the centre of its image.
 
-    The target is not straight above or below. `roll` turns the camera about its axis,
-    in radians; `focal` is in widths of the image.
+    The target must not be straight above or below the camera. `roll` turns the camera
+    about its axis, in radians; `focal` is in widths of the image.
     """
     ahead = np.subtract(target, position, dtype=np.float64)
     ahead /= np.linalg.norm(ahead)

@@ -28,11 +28,11 @@ def load_celeba(
 ) -> Samples:
     """Indexes a split of the aligned and cropped faces of CelebA.
 
-    The labels of a sample are its attributes by their names, in the order of the
-    release, each int32 `[]`: 1 for yes and 0 for no. All of them are always there. The
-    folder holds `img_align_celeba`, `list_attr_celeba.txt` and
-    `list_eval_partition.txt`; or these in `Img`, `Anno` and `Eval`, as in the release.
-    The papers' images have 64 x 64 pixels.
+    The labels of a sample are its attributes by name, in the order of the release. Each
+    attribute is int32 `[]`, 1 for yes and 0 for no, and every sample has all of them.
+    The folder holds `img_align_celeba`, `list_attr_celeba.txt` and
+    `list_eval_partition.txt`, either directly or in the folders `Img`, `Anno` and
+    `Eval`, as in the release. The papers' images have 64 x 64 pixels.
 
     References:
         Liu, Luo, Wang and Tang, "Deep learning face attributes in the wild", 2015,
@@ -64,16 +64,16 @@ def load_celeba(
 
 
 def _read_attributes(path: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """Reads the attributes, the images and which has which, uint8 `[images, 40]`."""
+    """Reads the names of attributes and images, and labels, uint8 `[images, 40]`."""
     lines = _RELEASE.lines(path, _MOST_IMAGES)
     count, header = [*lines, "", ""][:2]
     attributes, num_images = header.split(), len(lines) - 2
     if num_images < 1 or count.strip() != str(num_images):
         found = f"has {num_images} lines of images and begins with {count[:20]!r}"
-        raise _RELEASE.error(path, found, "it to begin with their number")
+        raise _RELEASE.error(path, found, "the first line to state their number")
     if len(attributes) != NUM_ATTRIBUTES or len(set(attributes)) != NUM_ATTRIBUTES:
         found = f"names {len(set(attributes))} attributes"
-        raise _RELEASE.error(path, found, f"{NUM_ATTRIBUTES}")
+        raise _RELEASE.error(path, found, f"{NUM_ATTRIBUTES} attributes")
     names, has = [], bytearray()
     for line in lines[2:]:
         name, *values = line.split() or [""]
@@ -85,7 +85,7 @@ def _read_attributes(path: Path) -> tuple[list[str], list[str], np.ndarray]:
         has.extend(value == "1" for value in values)
     if len(set(names)) < num_images:
         found = f"has {len(set(names))} file names in {num_images} lines"
-        raise _RELEASE.error(path, found, "each once")
+        raise _RELEASE.error(path, found, "different file names")
     return attributes, names, np.frombuffer(has, np.uint8).reshape(-1, NUM_ATTRIBUTES)
 
 

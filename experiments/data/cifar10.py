@@ -18,7 +18,7 @@ _PICKLED = ("data_batch_1", "cifar-10-batches-py", "cifar-10-python.tar.gz")
 _PIXELS = 3 * SIDE * SIDE
 _RECORD = 1 + _PIXELS  # a label, then the red, the green and the blue plane
 _NUM_EACH = 10_000  # images of a file
-# What the drawn stand-in has, unless told otherwise.
+# The default sizes of the drawn stand-in.
 _DRAWN_TRAIN, _DRAWN_TEST = 5_000, 1_000
 
 
@@ -31,7 +31,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Cifar10:
-    """Two splits and, in words, where the images come from."""
+    """Two splits, and a description of the source of the images."""
 
     train: Split
     test: Split
@@ -48,10 +48,10 @@ def load_cifar10(
     """Loads CIFAR-10 from its binary release, or draws images in its place.
 
     Each channel is standardised by its mean and standard deviation over the train
-    images. The folder has `data_batch_1.bin` to `data_batch_5.bin` and
-    `test_batch.bin`, or holds the folder that has; without it, shapes in ten classes
-    are drawn, see `draw_images`. None takes all images, or draws 5,000 and 1,000; the
-    seed picks them.
+    images. The folder contains `data_batch_1.bin` to `data_batch_5.bin` and
+    `test_batch.bin`, or contains a folder with these files. Without a folder, shapes in
+    ten classes are drawn, see `draw_images`. If a number is None, all images are used,
+    or 5,000 and 1,000 are drawn. The seed selects the images.
 
     References:
         Krizhevsky, "Learning multiple layers of features from tiny images", 2009,
@@ -75,7 +75,7 @@ def load_cifar10(
             parts.append(LabelledImages(images[chosen], labels[chosen]))
         train, test = parts
         origin = f"CIFAR-10 binary files in {folder}"
-    # One pixel after the other, so that a channel has one mean.
+    # Reshape to a list of pixels, so that each channel has one mean.
     mean, std = scaler(train.images.reshape(-1, 3))
 
     def standardised(part: LabelledImages) -> Split:
@@ -86,7 +86,7 @@ def load_cifar10(
 
 
 def read_batch(path: Path) -> LabelledImages:
-    """Reads one file: records of a label and a red, a green and a blue plane."""
+    """Reads one file; a record is a label and a red, a green and a blue plane."""
     expected = _NUM_EACH * _RECORD
     with _RELEASE.open(path, expected) as file:
         data = file.read()
@@ -103,10 +103,10 @@ def read_batch(path: Path) -> LabelledImages:
 
 
 def _find(data_dir: Path) -> Path:
-    """Returns the folder of the binary release: `data_dir`, or one within."""
+    """Returns the folder of the binary release: `data_dir` or a folder in it."""
     names = (*_TRAIN_FILES, _TEST_FILE)
     wanted = f"{_TRAIN_FILES[0]} to {_TRAIN_FILES[-1]} and {_TEST_FILE}"
-    find_folder(data_dir, f"the one with {wanted}, from {_RELEASE}")
+    find_folder(data_dir, f"the folder with {wanted}, from {_RELEASE}")
     inner = data_dir / _FOLDER
     folder = inner if inner.is_dir() else data_dir
     missing = [name for name in names if not (folder / name).exists()]

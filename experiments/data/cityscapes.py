@@ -12,8 +12,8 @@ from experiments.data.samples import Samples, check_settings, in_words, make_sam
 
 Split = Literal["train", "val"]
 
-# Of the release's 34 ids, those that count, by category and class; the others are void.
-# Their order is that of the 19 train ids.
+# The release has 34 ids. These ids count, by category and class; the others are void.
+# Their order is the order of the 19 train ids.
 _IDS = {
     "flat": {"road": 7, "sidewalk": 8},
     "construction": {"building": 11, "wall": 12, "fence": 13},
@@ -37,7 +37,7 @@ _IMAGES = "leftImg8bit"
 
 
 class _Label(NamedTuple):
-    """The place of a label: its archive, the ending of its files, what a pixel is."""
+    """The files of a label: their archive, their ending, and the kind of pixel."""
 
     folder: str
     ending: str
@@ -60,20 +60,21 @@ def load_cityscapes(
 ) -> Samples:
     """Indexes a split of Cityscapes with fine annotations.
 
-    The labels of a sample, each of the wanted size:
+    A sample has these labels, each of the requested size:
 
-    - `segmentation`, int32 `[height, width]`, places in `CLASSES` or `CATEGORIES`.
-    - `instances`, float32 `[height, width, 2]`, see `centre_offsets`. In pixels of the
-      wanted size.
+    - `segmentation`, int32 `[height, width]`, indices of `CLASSES` or `CATEGORIES`.
+    - `instances`, float32 `[height, width, 2]`, see `centre_offsets`, in pixels of the
+      requested size.
     - `disparity`, float32 `[height, width, 1]`, (p - 1) / 256 for a value p > 0 of the
-      file. In pixels of the wanted size too: it shrinks with the width.
+      file, in pixels of the requested size, so it shrinks with the width.
 
     Args:
-        data_dir: the folder that holds `leftImg8bit` and `gtFine`, `disparity` or both.
-            A task whose folder is not there at all is present in no sample.
-        split: which of the official splits. The labels of the third are secret.
-        size: height and width of image and labels: 128 x 256 or 256 x 512 in the
-            papers.
+        data_dir: the folder that holds `leftImg8bit`, and `gtFine` or `disparity` or
+            both. If the folder of a task is missing, no sample has labels for this
+            task.
+        split: the name of an official split. The labels of the test split are secret.
+        size: height and width of image and labels; the papers use 128 x 256 and 256 x
+            512.
         num_classes: 19 for the classes of the benchmark, 7 for their categories.
 
     References:
@@ -104,7 +105,7 @@ def load_cityscapes(
     def read(place: int):
         path = images / f"{names[place]}_{_IMAGES}.png"
         image = _RELEASE.image(path, "PNG", "RGB", _SHAPE)
-        # In all three kinds of file, 0 is a pixel without a label.
+        # In all three kinds of file, 0 means a pixel without a label.
         maps = dict.fromkeys(_LABELS, np.zeros(size, int))
         for task, label in labelled.items():
             path = folder / label.folder / split / f"{names[place]}{label.ending}"
@@ -128,7 +129,7 @@ def load_cityscapes(
 
 
 def _to_class(num_classes: int) -> np.ndarray:
-    """Returns the class, or the category, of each id, and -1 for one that is void."""
+    """Returns the class or the category of each id, and -1 for void ids."""
     of_id = np.full(_NUM_IDS, -1)
     of_id[[number for ids in _IDS.values() for number in ids.values()]] = (
         np.arange(19) if num_classes == 19 else CATEGORY_OF_CLASS
@@ -137,7 +138,7 @@ def _to_class(num_classes: int) -> np.ndarray:
 
 
 def _check_ids(path: Path, pixels: np.ndarray) -> None:
-    """Raises a ValueError if an id is that of no class and of no instance of one."""
+    """Raises a ValueError if an id belongs to no class and to no instance."""
     ids = np.flatnonzero(np.bincount(pixels.reshape(-1)))
     single = ids >= _PER_INSTANCE
     classes = np.where(single, ids // _PER_INSTANCE, ids)

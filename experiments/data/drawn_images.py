@@ -1,7 +1,7 @@
 """Drawn images of ten shapes: a stand-in for CIFAR-10.
 
-They have CIFAR-10's form, small colour images in ten classes, and none of its content:
-errors on these images say nothing about photographs.
+They have CIFAR-10's form, small colour images in ten classes, but none of its content.
+So errors on these images say nothing about photographs.
 """
 
 from typing import NamedTuple
@@ -11,9 +11,9 @@ import numpy as np
 SIDE = 32
 
 _SIZE = (0.45, 0.8)  # radius of a shape, in half sides of the image
-_SHIFT = 0.25  # of its centre, likewise
+_SHIFT = 0.25  # offset of its centre, in the same unit
 _NOISE = 0.06
-_LEAST_CONTRAST = 0.35  # between the two colours, in some channel
+_LEAST_CONTRAST = 0.35  # difference of the two colours in some channel
 _CHUNK = 1024
 
 
@@ -25,7 +25,7 @@ def _lines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.minimum(np.abs(x), np.abs(y))
 
 
-# Which places are inside a shape of radius 1.
+# Functions that tell which points are inside a shape of radius 1.
 _SHAPES = {
     "disc": lambda x, y: np.hypot(x, y) < 1,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.8) < 0.2,
@@ -49,9 +49,10 @@ class LabelledImages(NamedTuple):
 
 
 def draw_images(num: int, rng: np.random.Generator) -> LabelledImages:
-    """Draws `num` shapes of random place, size, turn and colours, with noise.
+    """Draws `num` shapes with random place, size, rotation and colours, and noise.
 
-    Classes, places in `CLASSES`, come equally often, up to once, in random order.
+    All classes (indices of `CLASSES`) are equally frequent, up to one image, in random
+    order.
     """
     labels = rng.permutation(num).astype(np.int32) % len(CLASSES)
     images = np.empty([num, SIDE, SIDE, 3], np.uint8)
@@ -76,7 +77,7 @@ def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         chosen = labels == label
         inside[chosen] = shape(x[chosen], y[chosen])
     ground, shift = rng.uniform(size=[2, num, 1, 1, 3])
-    # Away from the colour of the ground, where there is more room.
+    # Choose the side of the background's colour on which there is more room.
     shift = _LEAST_CONTRAST + (0.5 - _LEAST_CONTRAST) * shift
     colour = ground + np.where(ground > 0.5, -shift, shift)
     pixels = np.where(inside[..., None], colour, ground)

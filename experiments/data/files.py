@@ -1,9 +1,9 @@
-"""Files of official releases: opening them, and the error for one that is not right.
+"""Opens files of official releases, and reports files that are wrong.
 
-A loader opens regular files only, each as the one format that it has in the release. It
-compares the size that a file states with what the file and the release can hold before
-it sets memory aside. Nothing is unpickled. Every error is one line that names the file,
-what is wrong with it and what was expected.
+A loader opens regular files only, and reads each file only in the format of the
+release. Before it allocates memory, it compares the size that a file states with what
+the file and the release can hold. Nothing is unpickled. Every error is one line that
+says which file is wrong, what is wrong and what was expected.
 """
 
 import contextlib
@@ -16,23 +16,23 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-# Pillow's names of what a pixel is; releases up to 11 open 16-bit grey as either.
+# Pillow's names of pixel types; Pillow up to 11 opens 16-bit grey as either type.
 _MODES = {"RGB": ("RGB",), "8-bit grey": ("L",), "16-bit grey": ("I;16", "I")}
-_LINE = 160  # bytes of a line of text, on average and at most
-_HEADER = 2**20  # bytes of an image or an array that are not its values, at most
-_CHUNK = 2**26  # bytes of a piece in which HDF5 reads, at most
-# Bytes of a MATLAB file, at most. NYUv2's have 10 KiB, and deflate, which they use,
-# shrinks data by 1032 at most.
+_LINE = 160  # largest average number of bytes in a line of text
+_HEADER = 2**20  # largest number of bytes of an image or an array besides its values
+_CHUNK = 2**26  # largest number of bytes of a piece in which HDF5 reads
+# Largest number of bytes of a MATLAB file. NYUv2's files have 10 KiB, and their
+# compression, deflate, shrinks data by a factor of at most 1032.
 _MATLAB = 2**16
 
 
 class ReleaseError(ValueError):
-    """A file is not what the official release holds."""
+    """A file differs from the file in the official release."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """The official release of a data set. name: as the messages have it."""
+    """The official release of a data set; `name` appears in messages."""
 
     name: str
 
@@ -64,18 +64,18 @@ class Release:
 
     @contextlib.contextmanager
     def parsing(self, path: Path, form: str, expected: str) -> Iterator[None]:
-        """Turns whatever a parser of some form raises into the error of the file."""
+        """Turns any error of a parser into an error about the file."""
         try:
             yield
         except ReleaseError:
             raise
-        # Bytes that make no sense may raise anything, a MemoryError too.
+        # Invalid bytes may raise any error, even a MemoryError.
         except Exception as error:
             found = f"cannot be read as {form} ({str(error)[:200]})"
             raise self.error(path, found, expected) from error
 
     def lines(self, path: Path, most: int) -> list[str]:
-        """Returns the lines, at most `most`, of a UTF-8 text; none empty at the end."""
+        """Returns the lines of a UTF-8 text, at most `most`; drops empty last ones."""
         with self.open(path, most * _LINE) as file:
             data = file.read()
         num = data.count(b"\n")
@@ -95,7 +95,7 @@ class Release:
         path: Path,
         form: Literal["JPEG", "PNG", "TIFF"],  # whatever the name
         kind: Literal["RGB", "8-bit grey", "16-bit grey"],
-        shape: tuple[int, int],  # the height and the width it must have
+        shape: tuple[int, int],  # required height and width
     ) -> np.ndarray:
         """Reads one image, `[height, width, 3]` or `[height, width]`."""
         from PIL import Image
@@ -104,7 +104,7 @@ class Release:
         with (
             self.open(path, 4 * math.prod(shape) + _HEADER) as file,
             self.parsing(path, f"a {form} image", expected),
-            # By default Pillow tries all formats, and has Ghostscript run PostScript.
+            # By default Pillow tries all formats, and lets Ghostscript run PostScript.
             Image.open(file, formats=(form,)) as image,
         ):
             if image.mode in _MODES[kind] and image.size[::-1] == shape:
@@ -115,7 +115,8 @@ class Release:
     def array(self, path: Path, most: int) -> np.ndarray:
         """Reads an npy file of at most `most` values.
 
-        Its header must state the size of what follows. Python objects are refused.
+        The header must state the size of the data that follow. Python objects are
+        refused.
         """
         with (
             self.open(path, 8 * most + _HEADER) as file,
@@ -136,9 +137,9 @@ class Release:
 
     @contextlib.contextmanager
     def hdf5(self, path: Path, expected: str) -> Iterator[Any]:
-        """Opens an HDF5 file, of which arrays are read by `dataset`.
+        """Opens an HDF5 file; `dataset` reads its arrays.
 
-        Whatever goes wrong while it is open is an error of the file.
+        Any error while the file is open is reported as an error of the file.
         """
         try:
             import h5py
@@ -147,22 +148,22 @@ class Release:
                 f"{path} is read with h5py, which is not installed. Run "
                 '`pip install "mtlopt[experiments]"`.'
             ) from error
-        self.open(path, 2**63).close()  # any size: it is read in pieces
+        self.open(path, 2**63).close()  # any size, because it is read in pieces
         with self.parsing(path, "HDF5", expected), h5py.File(path, "r") as file:
             yield file
 
     def dataset(self, path: Path, file: Any, key: str) -> Any:
-        """Returns an array of an HDF5 file, of which nothing is read yet.
+        """Returns an array of an HDF5 file, but reads none of its values yet.
 
-        It must be in the file itself, as a link or a virtual array may lead to any
-        file.
+        The array must be in the file itself, because a link or a virtual array may lead
+        to any file.
         """
         import h5py
 
         linked = isinstance(file.get(key, getlink=True), h5py.HardLink)
         entry: Any = file[key] if linked else None
         if not isinstance(entry, h5py.Dataset) or entry.is_virtual or entry.external:
-            expected = "one in the file itself"
+            expected = "the array in the file itself"
             raise self.error(path, f"holds no array {key!r}", expected)
         chunk = math.prod(entry.chunks or ()) * entry.dtype.itemsize
         if chunk > _CHUNK:
@@ -171,14 +172,14 @@ class Release:
         return entry
 
     def matlab(self, path: Path, key: str) -> np.ndarray:
-        """Reads a variable from a MATLAB file of the older format: finite, flat."""
+        """Reads a variable from a MATLAB file of the older format: finite numbers."""
         import scipy.io
 
         with (
             self.open(path, _MATLAB) as file,
             self.parsing(path, "a MATLAB file", f"one with {key}"),
         ):
-            # A cell would take the memory that its shape states.
+            # A cell array would allocate the memory that its shape states.
             kinds = {name: kind for name, _, kind in scipy.io.whosmat(file)}
             if not re.fullmatch(r"double|single|u?int\d+", kinds[key]):
                 raise self.error(path, f"holds {key} as {kinds[key]}", "numbers")
@@ -192,7 +193,8 @@ class Release:
     ) -> None:
         """Checks that a folder holds one file for each name and, if `alone`, no other.
 
-        The names are stems of the files that match the pattern, see `stems`.
+        The names are the names, without endings, of files that match the pattern, see
+        `stems`.
         """
         ending = pattern.rpartition("*")[2]
         found = stems(folder, pattern)
@@ -205,12 +207,12 @@ class Release:
             )
         if alone and extra:
             what = f"is one of {len(found)} files with the ending {ending}"
-            expected = f"{len(names)}, one for each image, and none of that name"
+            expected = f"{len(names)}, one for each image, and no file of this name"
             raise self.error(folder / f"{extra[0]}{ending}", what, expected)
 
 
 def find_folder(data_dir: Path | str, wanted: str) -> Path:
-    """Returns `data_dir`, if it is a folder; `wanted` says which it must be."""
+    """Returns `data_dir` if it is a folder; `wanted` describes the right folder."""
     if not Path(data_dir).is_dir():
         raise FileNotFoundError(
             f"`data_dir` must be a folder, got {data_dir}. Give {wanted}."
@@ -219,10 +221,10 @@ def find_folder(data_dir: Path | str, wanted: str) -> Path:
 
 
 def stems(folder: Path, pattern: str) -> set[str]:
-    """Returns the names of the files that match a pattern, without their ending.
+    """Returns the names, without endings, of the files that match a pattern.
 
-    The ending is what follows the last `*` of the pattern. A folder that does not exist
-    has none.
+    The ending is the part of the pattern after the last `*`. For a folder that does not
+    exist, the result is empty.
     """
     ending = pattern.rpartition("*")[2]
     return {

@@ -1,11 +1,11 @@
-"""Solutions of equations: the flows of Kovasznay and Beltrami, and Burgers' shock."""
+"""Exact solutions: the flows of Kovasznay and Beltrami, and Burgers' shock."""
 
 import numpy as np
 
 REYNOLDS = 40.0  # of Kovasznay's flow
 VISCOSITY = 0.01 / np.pi  # of Burgers' equation
-# Over a reach of 13 the integrand falls by exp(-60) and more; twice the nodes change
-# the last digit alone.
+# Over a distance of 13 the integrand falls by exp(-60) or more. Twice as many nodes
+# change only the last digit.
 _REACH, _NUM_NODES = 13.0, 801
 
 
@@ -29,7 +29,7 @@ def beltrami(points: np.ndarray) -> np.ndarray:
     """
     t, *place = points.T
     velocity, pressure = [], 0.0
-    for turn in range(3):  # each component is the first one with x, y, z turned round
+    for turn in range(3):  # a component is the first with x, y, z rotated
         x, y, z = place[turn:] + place[:turn]
         wave = np.exp(x) * np.sin(y + z) + np.exp(z) * np.cos(x + y)
         velocity.append(-wave * np.exp(-t))
@@ -43,10 +43,10 @@ def burgers(points: np.ndarray, viscosity: float = VISCOSITY) -> np.ndarray:
 
     .. math:: u_t + u u_x = \nu u_{xx}, \qquad u(0, x) = -\sin \pi x
 
-    The transformation of Cole and Hopf makes it the heat equation, whose solution is a
-    convolution with a Gaussian: Basdevant et al., "Spectral and finite difference
-    solutions of the Burgers equation", 1986. The trapezoidal rule is exact to rounding
-    for such integrals.
+    The transformation of Cole and Hopf turns the equation into the heat equation, whose
+    solution is a convolution with a Gaussian: Basdevant et al., "Spectral and finite
+    difference solutions of the Burgers equation", 1986. The trapezoidal rule is exact
+    to rounding for such integrals.
     """
     t, x = np.asarray(points, float).T[..., None]
     nodes = np.linspace(-_REACH, _REACH, _NUM_NODES)

@@ -1,6 +1,6 @@
-"""Furniture and what else is in a room.
+"""Furniture and other things in a room.
 
-A thing's y axis points to its front. What is at a wall has its origin on the wall.
+The y axis of a thing points to its front. A thing at a wall has its origin on the wall.
 """
 
 import math
@@ -11,7 +11,7 @@ VIVID = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
 
 
 def mix_wood(builder: SceneBuilder) -> Paint:
-    """Draws a paint with a grain, brown in most cases."""
+    """Draws a paint with wood grain, brown in most cases."""
     hues = ("brown", "brown", "brown", "orange", "white", "black", "grey")
     return builder.paint(*hues).patterned("mottle", 0.15, 0.75)
 
@@ -43,7 +43,7 @@ def add_sofa(builder: SceneBuilder, place: Place) -> None:
 
 
 def add_chair(builder: SceneBuilder, place: Place, wood: Paint) -> None:
-    """Adds a chair, 0.44 metres wide, its origin under the seat."""
+    """Adds a chair, 0.44 metres wide, with its origin under the seat."""
     chair = builder.thing("chair", place)
     seat = builder.paint(*VIVID, "brown", "black")
     chair.box((0, 0, 0.45), (0.22, 0.22, 0.03), seat)
@@ -54,7 +54,7 @@ def add_chair(builder: SceneBuilder, place: Place, wood: Paint) -> None:
 
 
 def add_table(builder: SceneBuilder, place: Place, wood: Paint) -> None:
-    """Adds a table with chairs round it and things on it, within a radius of 1 m."""
+    """Adds a table with chairs around it and things on it, within a radius of 1 m."""
     table, x, y = builder.thing("table", place), builder.within(0.4, 0.65), 0.4
     table.box((0, 0, 0.73), (x, y, 0.02), builder.paint("brown", "white", *VIVID))
     for side in (x - 0.05, 0.05 - x):
@@ -112,7 +112,7 @@ def add_cabinet(builder: SceneBuilder, place: Place) -> None:
 
 
 def add_object(builder: SceneBuilder, place: Place, size: float) -> None:
-    """Adds a ball, a carton, a lamp or a plant, 0.5 `size` metres at most."""
+    """Adds a ball, a carton, a lamp or a plant, of at most 0.5 `size` metres."""
     thing, paint, r = builder.thing("objects", place), builder.paint(), 0.15 * size
     match builder.rng.integers(4):
         case 0:
@@ -131,7 +131,7 @@ def add_object(builder: SceneBuilder, place: Place, size: float) -> None:
 
 
 def add_window(builder: SceneBuilder, place: Place, half: float, height: float) -> None:
-    """Adds a window of half a width in a wall of a height."""
+    """Adds a window to a wall, given half the window's width and the wall's height."""
     window, tall = builder.thing("window", place), 0.24 * height
     sky = builder.paint("blue").patterned("mottle", 0.5, (0.97, 0.97, 0.97))
     frame = builder.paint("white", "brown", *VIVID)
@@ -142,7 +142,7 @@ def add_window(builder: SceneBuilder, place: Place, half: float, height: float) 
 
 
 def add_picture(builder: SceneBuilder, place: Place, half: float) -> None:
-    """Adds a framed picture of half a width."""
+    """Adds a framed picture, given half its width."""
     picture, tall = builder.thing("picture", place), half * builder.within(0.7, 1.3)
     z, frame = builder.within(1.4, 1.7), builder.paint("black", "brown", "yellow")
     pattern = builder.one_of("mottle", "checks", "stripes")

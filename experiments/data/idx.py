@@ -1,7 +1,7 @@
 """The idx format of the MNIST release, plain or gzipped.
 
-A file is a magic number (two zero bytes, a type code, the number of axes), one
-big-endian 32-bit size per axis, then the values in row-major order.
+A file has three parts: a magic number (two zero bytes, a type code, the number of
+axes), one big-endian 32-bit size for each axis, and the values in row-major order.
 """
 
 import gzip
@@ -18,14 +18,14 @@ RELEASE = Release("the MNIST release")
 _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08  # the only type code in the MNIST release
 _MOST_AXES = 3
-_MOST_BYTES = 60_000 * 28 * 28  # of values in a file of the release
+_MOST_BYTES = 60_000 * 28 * 28  # most bytes of values in a file of the release
 
 
 def find_idx(folder: Path, name: str, wanted: str) -> Path:
-    """Returns the file of the MNIST release called `name`; `wanted` says what must be.
+    """Returns the file `name` of the MNIST release; `wanted` is for the error message.
 
-    The spelling `train-images.idx3-ubyte`, which some archives use, is found too, and
-    either may end in `.gz`. The plain file is preferred.
+    The function also finds the spelling `train-images.idx3-ubyte`, which some archives
+    use. Both spellings may end in `.gz`; the plain file is preferred.
     """
     spellings = (name, name.replace("-idx", ".idx"))
     candidates = [folder / f"{s}{end}" for s in spellings for end in ("", ".gz")]
@@ -36,9 +36,9 @@ def find_idx(folder: Path, name: str, wanted: str) -> Path:
 
 
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
-    """Reads an idx file of unsigned bytes, with the shape that its header states.
+    """Reads an idx file of unsigned bytes, in the shape that its header states.
 
-    Gzip is recognised by content, not by name. `num_axes` is 3 for images, 1 for
+    Gzip is recognised by content, not by name. `num_axes` is 3 for images and 1 for
     labels.
     """
     with RELEASE.open(path, 4 + 4 * _MOST_AXES + _MOST_BYTES) as file:
@@ -51,7 +51,7 @@ def read_idx(path: Path, num_axes: int) -> np.ndarray:
                 return _read_stream(stream, path, num_axes)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             found = f"is a broken gzip stream ({error})"
-            raise RELEASE.error(path, found, "a whole one") from error
+            raise RELEASE.error(path, found, "a complete gzip stream") from error
 
 
 def _read_stream(
@@ -72,7 +72,7 @@ def _read_stream(
     if num_bytes > _MOST_BYTES:
         found = f"states the shape {shape}, of {num_bytes:,} bytes"
         raise RELEASE.error(path, found, f"{_MOST_BYTES:,} at most")
-    wanted = f"{num_bytes} bytes after the header, for the shape {shape} it states"
+    wanted = f"{num_bytes} bytes after the header, for its stated shape {shape}"
     data = stream.read(num_bytes + 1)
     if len(data) < num_bytes:
         raise RELEASE.error(path, f"is cut short, at {len(data)} bytes of data", wanted)

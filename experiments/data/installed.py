@@ -21,6 +21,6 @@ def shipped(package: str, *parts: str) -> Path:
 def missing(package: str) -> ImportError:
     """Returns the error of a package that is not installed."""
     return ImportError(
-        f"the package {package!r} is missing. Install what real data need: "
+        f"the package {package!r} is missing. Install the extra for real data: "
         'pip install -e ".[real-data]"; or choose other --problems.'
     )

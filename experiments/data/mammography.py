@@ -21,7 +21,7 @@ _SIDE = 224  # of an image of the release
 _SPLITS = ("train", "val", "test")
 _SIZES = (1332, 214, 326)  # of the release
 _MOST_IMAGES = 10_000
-# Files of `task_labels`, and their axes after that of the images.
+# Files of `task_labels`, and the axes of their arrays after the axis of images.
 _TASKS = {
     "calc distribution": (len(DISTRIBUTIONS),),
     "calc type": (len(TYPES),),
@@ -40,20 +40,20 @@ def load_mammography(
 ) -> Splits[Mammograms]:
     """Loads the regions of interest of mammo_calc, or draws a stand-in.
 
-    The folder is `mammo_calc` of MedIMeta, or the one that holds it; without it, images
-    with the same three label structures are drawn, see `draw_mammograms`. The official
-    splits share no patient. None takes all images of one, or draws as many as it has:
-    1,332, 214 and 326. The seed picks the images, which are resized and float32 `[num,
-    side, side, 1]` from 0 to 1. The paper's tasks are `distributions`, `types` and
-    `malignant`.
+    The folder is `mammo_calc` of MedIMeta, or the folder that contains it. Without a
+    folder, images with the same three kinds of labels are drawn, see `draw_mammograms`.
+    The official splits share no patient. If the number for a split is None, all its
+    images are used, or the same number is drawn: 1,332, 214 and 326. The seed selects
+    the images. They are resized, float32 `[num, side, side, 1]`, from 0 to 1. The
+    paper's tasks are `distributions`, `types` and `malignant`.
 
     References:
         Woerner, Jaques and Baumgartner, "MedIMeta: a comprehensive and easy-to-use
         multi-domain multi-task medical imaging meta-dataset", 2024,
         https://doi.org/10.5281/zenodo.7884735 (the images); Bellavia et al., "ATE-SG:
         alternate through the epochs stochastic gradient for multi-task neural
-        networks", section 4.2.2 (their use; it repeats the grey channel inside its
-        network).
+        networks", section 4.2.2 (their use; the paper repeats the grey channel inside
+        its network).
     """
     numbers = {
         "num_train": num_train,
@@ -151,9 +151,9 @@ def _read_splits(folder: Path, num_images: int) -> dict[str, np.ndarray]:
 def _read_images(
     folder: Path, num_images: int, row: np.ndarray, side: int
 ) -> np.ndarray:
-    """Reads the images of a row and resizes them: [num, side, side], up to 255.
+    """Reads and resizes the images with these numbers: [num, side, side], up to 255.
 
-    They are in one HDF5 file and, once more, in a folder of TIFF files.
+    The release has the images twice: in one HDF5 file and in a folder of TIFF files.
     """
     packed, loose = folder / "images.hdf5", folder / "images"
     shape = (_SIDE, _SIDE)

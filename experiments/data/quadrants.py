@@ -1,4 +1,4 @@
-"""Points of a square by quadrant and by circle: the synthetic set of the ATE paper."""
+"""Points with their quadrant and circle: the synthetic data of the ATE-SG paper."""
 
 from typing import NamedTuple
 
@@ -20,14 +20,15 @@ class Split(NamedTuple):
 def load_quadrants(num_points: int = 10_000, *, seed: int = 0) -> Splits[Split]:
     """Draws points uniformly from the square [-2, 2]^2 and labels them for two tasks.
 
-    Task "quadrants" is to tell the quadrant, task "circles" to tell if a point lies
-    inside the unit circle (about one in five does). There are 10 points at least. They
-    are independent, so any cut is a random split.
+    In the task "quadrants" a network predicts the quadrant. In the task "circles" it
+    predicts whether a point lies inside the unit circle (about one in five does). There
+    must be at least 10 points. The points are independent, so every way to cut them is
+    a random split.
 
     References:
         Bellavia et al., "ATE-SG: alternate through the epochs stochastic gradient for
         multi-task neural networks", section 4.1. The paper does not number the
-        quadrants; the label 1 for the inside is that of the authors' example
+        quadrants; the label 1 for the inside follows the authors' example
         (Fra0013To/ATEforMTNN).
     """
     check_least(10, num_points=num_points)
@@ -50,7 +51,8 @@ def label_points(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     A coordinate that is zero counts as positive, and the circle itself as inside.
     """
     left, below = (points < 0).T
-    # Counterclockwise: above, the right quadrant comes first; below, the left one.
+    # Counterclockwise: in the upper half the right quadrant comes first, in the lower
+    # half the left one.
     quadrants = 2 * below + (left ^ below)
     circles = np.square(points, dtype=np.float64).sum(axis=1) <= 1
     return quadrants.astype(np.int32), circles.astype(np.int32)

@@ -1,8 +1,8 @@
 """Simulated radar and radio signals: a stand-in for RadarCommDataset.
 
-The waveforms, the number of samples and the labels are those of the data set. What it
-publishes no numbers for (message bands, symbol rates, pulse widths) is our own choice,
-so accuracies on these signals say nothing about accuracies on the real ones.
+The waveforms, the number of samples and the labels follow the data set. The data set
+publishes no numbers for message bands, symbol rates and pulse widths, so they are our
+own choice. Accuracies on these signals say nothing about accuracies on real signals.
 """
 
 import numpy as np
@@ -72,14 +72,15 @@ def _amplitude_modulated(
     message = tones.sum(axis=1)
     if not both_sides:
         return message
-    # The envelope stays positive: a receiver could follow it.
+    # The envelope stays positive, so that a receiver could follow it.
     return 1 + 0.8 * message.real / np.abs(message.real).max(axis=1, keepdims=True)
 
 
 def _keyed(num: int, low: float, rng: np.random.Generator) -> np.ndarray:
     """Returns random symbols, 1 or `low`, that start at a random place."""
     high = rng.integers(2, size=[num, _NUM_SAMPLES // _SYMBOL + 1])
-    # Two symbols in the middle always differ, for no keying is seen in equal ones.
+    # Two symbols in the middle always differ, because equal symbols would hide the
+    # keying.
     high[:, high.shape[1] // 2] = 1 - high[:, high.shape[1] // 2 - 1]
     start = rng.integers(_SYMBOL, size=[num, 1])
     symbol = (np.arange(_NUM_SAMPLES) + start) // _SYMBOL
@@ -92,7 +93,7 @@ def _chirps(num: int, rng: np.random.Generator) -> np.ndarray:
     length = rng.uniform(*_SWEEP_LENGTH, [num, 1])
     start = rng.uniform(size=[num, 1])
     place = (np.arange(_NUM_SAMPLES) / length + start) % 1
-    # The integral of sweep (place - 1/2) over time; it is 0 at either end of a sweep.
+    # The integral of sweep (place - 1/2) over time; it is 0 at both ends of a sweep.
     return np.exp(1j * np.pi * sweep * length * place * (place - 1))
 
 

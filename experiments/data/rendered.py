@@ -1,8 +1,9 @@
-"""Rendered rooms and streets with labels for many tasks, drawn when asked for.
+"""Rendered rooms and streets with labels for many tasks, drawn when they are read.
 
-Stand-ins: rooms for NYUv2, and their attributes for CelebA's; streets for Cityscapes;
-one room seen from many places for a scene of 7-Scenes. They have the form of these data
-sets and none of their content: errors on these images say nothing about photographs.
+The images are stand-ins: rooms for NYUv2, rooms with attributes for CelebA, streets for
+Cityscapes, and one room seen from many places for a scene of 7-Scenes. They have the
+form of these data sets, but none of their content. So errors on these images say
+nothing about photographs.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ _STREETS = World(sample_street, sample_street_camera)
 
 
 class Drawn(NamedTuple):
-    """A camera in a scene, and what it sees."""
+    """A camera in a scene, and its rendered image."""
 
     scene: Scene
     camera: Camera
@@ -42,10 +43,10 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class RenderedSplit:
-    """Images that depend on the seed and their index only, in any order.
+    """Images that depend only on the seed and the index, and are read in any order.
 
-    `entropy` tells this split from all others. With a `fixed` scene, the images differ
-    in the camera's place only.
+    `entropy` makes this split different from all other splits. With a `fixed` scene,
+    the images differ only in the camera's place.
     """
 
     world: World
@@ -70,8 +71,8 @@ def load_rooms(
 ) -> RenderedData:
     """Returns rooms, a new one in each image: a stand-in for NYUv2 in its 13 classes.
 
-    Nothing is rendered before it is asked for, and an image stays the same whatever the
-    numbers of images. The size in Pascal et al. is (288, 384).
+    An image is rendered when it is read, and does not depend on the number of images.
+    The size in Pascal et al. is (288, 384).
     """
     numbers = (num_train, num_validation, num_test)
     return _load(_ROOMS, "rendered rooms", numbers, size, (seed, 0, 0))
@@ -82,9 +83,9 @@ def load_streets(
 ) -> RenderedData:
     """Returns streets, a new one in each image: a stand-in for Cityscapes.
 
-    It has 19 classes. The arguments are those of `load_rooms`; (128, 256) is the size
-    in Pascal et al. The sky has the depth of a dome 300 metres away, where a real depth
-    map has no value.
+    There are 19 classes. The arguments are the same as for `load_rooms`; the size in
+    Pascal et al. is (128, 256). The sky has the depth of a dome 300 metres away, but in
+    a real depth map it has no value.
     """
     numbers = (num_train, num_validation, num_test)
     return _load(_STREETS, "rendered streets", numbers, size, (seed, 1, 0))
@@ -101,11 +102,11 @@ def load_room_views(
 ) -> RenderedData:
     """Returns one room from many places: a stand-in for a scene of 7-Scenes.
 
-    The arguments are those of `load_rooms`, and `room`, a non-negative integer, says
-    which; 0 to 6 stand for the seven scenes.
+    The arguments are the same as for `load_rooms`. The non-negative integer `room`
+    selects the room; 0 to 6 stand for the seven scenes.
     """
     check_least(0, room=room, seed=seed)
-    # Number 3, after those of the splits.
+    # Number 3, because the splits have the numbers 0 to 2.
     scene = sample_room(np.random.default_rng([seed, 2, room, 3, 0]))
     numbers = (num_train, num_validation, num_test)
     name = f"views of rendered room {room}"

@@ -1,4 +1,4 @@
-"""Rendered rooms and streets in the form that the loaders of the releases return."""
+"""Rendered rooms and streets, in the form of the samples from official releases."""
 
 from collections.abc import Callable, Mapping
 
@@ -29,7 +29,7 @@ def rendered_samples(
 
 
 def room_labels(drawn: Drawn) -> Labels:
-    """Returns the labels of `load_nyuv2`."""
+    """Returns labels in the form of `load_nyuv2`."""
     seen = drawn.seen
     return {
         "segmentation": seen.classes,
@@ -39,9 +39,9 @@ def room_labels(drawn: Drawn) -> Labels:
 
 
 def street_labels(drawn: Drawn) -> Labels:
-    """Returns the labels of `load_cityscapes`, in 19 classes.
+    """Returns labels in the form of `load_cityscapes`, in 19 classes.
 
-    As there, the sky has no disparity.
+    As in `load_cityscapes`, the sky has no disparity.
     """
     seen, sky = drawn.seen, drawn.seen.classes == CLASSES.index("sky")
     return {
@@ -52,15 +52,15 @@ def street_labels(drawn: Drawn) -> Labels:
 
 
 def street_groups(drawn: Drawn) -> Labels:
-    """Returns the segmentation of `load_cityscapes` in 7 categories."""
+    """Returns a segmentation in the form of `load_cityscapes`, in 7 categories."""
     return {"segmentation": CATEGORY_OF_CLASS[drawn.seen.classes]}
 
 
 def attribute_labels(drawn: Drawn) -> Labels:
-    """Returns labels in the form of `load_celeba`: a name for each attribute."""
+    """Returns labels in the form of `load_celeba`: attributes by name."""
     return {name: np.array(yes, int) for name, yes in answer(*drawn).items()}
 
 
 def pose_labels(drawn: Drawn) -> Labels:
-    """Returns the labels of `load_seven_scenes`."""
+    """Returns labels in the form of `load_seven_scenes`."""
     return {"translation": drawn.camera.position, "rotation": drawn.camera.quaternion}

@@ -1,9 +1,10 @@
-"""Casts one ray a pixel into a scene, for an image with exact labels.
+"""Casts one ray for each pixel into a scene, for an image with exact labels.
 
-A ray is the camera's place plus depth times a direction whose part along the optical
-axis is 1, so what a ray is cut at is the depth itself, in the world and, because the
-maps are affine, in the frame in which a part is a canonical shape. Each part is tested
-only inside the rectangle of pixels that its bounding box projects to.
+A ray is the camera's place plus depth times a direction whose component along the
+optical axis is 1. So the parameter of a point on the ray is its depth. This also holds
+in the frame in which a part is a canonical shape, because the maps between frames are
+affine. Each part is tested only inside the rectangle of pixels onto which its bounding
+box projects.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from experiments.data.shading import shade
 
 BASELINE = 0.209313  # of the stereo camera of Cityscapes, in metres
 
-_NEAREST = 0.05  # nothing closer to the camera is seen, in metres
+_NEAREST = 0.05  # things closer to the camera than this are invisible, in metres
 _CORNERS = np.array(np.meshgrid(*[[-1, 1]] * 3), np.float32).reshape(3, 8).T
 
 
@@ -45,10 +46,11 @@ class _View(NamedTuple):
 
 
 def render(scene: Scene, camera: Camera, size: Size) -> Rendered:
-    """Renders what a camera sees of a scene that is closed round it.
+    """Renders the view of a camera in a scene that encloses the camera.
 
-    The result depends on nothing else: the noise of the image is drawn by the scene's
-    seed and the camera's pose. `size` is the height and the width in pixels.
+    The result depends only on the arguments, because the image's noise is drawn from
+    the scene's seed and the camera's pose. `size` is the height and the width in
+    pixels.
     """
     height, width = size
     rotation = rotation_matrix(camera.quaternion)
@@ -64,14 +66,15 @@ def render(scene: Scene, camera: Camera, size: Size) -> Rendered:
     view = _View(camera.position, rotation, right, down)
     depth, surfaces = _trace(scene, view, origins, axes)
     if not np.isfinite(depth).all():
-        raise ValueError("`scene` must be closed round the camera; some ray left it.")
+        raise ValueError("`scene` must enclose the camera, but some ray left it.")
 
     parts = surfaces.reshape(-1).astype(np.intp)
     points = np.stack([depth * right, depth * down[:, None], depth])
     points = points.reshape(3, -1)  # in the camera's frame
     local = _mapped(axes, parts, points) + origins.T.take(parts, axis=1)
     canonical = _canonical_normals(scene.shapes.take(parts), local)
-    # Normals go by the inverse transpose of the map from canonical to camera's frame.
+    # Normals are mapped by the inverse transpose of the map from canonical to camera
+    # frame.
     turns = np.einsum("ji,pjk->pik", rotation, scene.rotations)
     normals = _mapped(turns / scene.halves[:, None, :], parts, canonical)
     length = np.sqrt(_dot(normals, normals))
@@ -103,7 +106,7 @@ def render(scene: Scene, camera: Camera, size: Size) -> Rendered:
 def _trace(
     scene: Scene, view: _View, origins: np.ndarray, axes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the depth and the part that every ray meets first."""
+    """Returns the depth and the part that every ray hits first."""
     depth = np.full([len(view.down), len(view.right)], np.inf, np.float32)
     surfaces = np.zeros(depth.shape, np.int16)
     rectangles, least = _bounds(scene, view)
@@ -113,7 +116,7 @@ def _trace(
             window = slice(top, bottom), slice(left, end)
             seen = depth[window]
             if seen.size == 0 or seen.max() <= least[part]:
-                continue  # outside the image, or behind what has been met
+                continue  # outside the image, or behind a part that was already hit
             along_x, along_y, along_z = axes[part].T[:, :, None, None]
             rows = along_y * view.down[top:bottom, None] + along_z
             directions = along_x * view.right[left:end] + rows
@@ -127,14 +130,14 @@ def _trace(
 def _bounds(scene: Scene, view: _View) -> tuple[list[list[int]], np.ndarray]:
     """Returns the rectangle that bounds every part in the image, and its least depth.
 
-    A rectangle is the first row and column and the ones after the last: top, bottom,
-    left, end.
+    A rectangle is given by the first row, the row after the last, the first column and
+    the column after the last: top, bottom, left, end.
     """
     corners = _CORNERS * scene.halves[:, None, :]
     corners = np.einsum("pij,pcj->ipc", scene.rotations, corners)
     corners += (scene.centres - view.position).T[:, :, None]
     x, y, z = np.einsum("ji,jpc->ipc", view.rotation, corners)
-    # A part that reaches behind the camera may be anywhere.
+    # A part that reaches behind the camera may be anywhere in the image.
     behind = z.min(axis=1) < _NEAREST
     hidden = z.max(axis=1) < _NEAREST
     z = np.where(behind[:, None], 1, z)
@@ -150,7 +153,7 @@ def _bounds(scene: Scene, view: _View) -> tuple[list[list[int]], np.ndarray]:
 
 
 def _cut_box(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    # A ray along a face never leaves its slab: 0 would make NaN of it.
+    # A ray parallel to a face never leaves the slab; a direction of 0 would give NaN.
     inverse = 1 / np.where(directions == 0, np.float32(1e-20), directions)
     middle, half = -origin[:, None, None] * inverse, np.abs(inverse)
     near, far = (middle - half).max(axis=0), (middle + half).min(axis=0)
@@ -158,8 +161,9 @@ def _cut_box(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
 
 
 def _cut_sphere(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """From inside, the far side; NaN where a ray misses."""
-    # The nearest point to the centre first: stable for small parts that are far away.
+    """Returns the hit, the far side for a ray from inside; NaN for rays that miss."""
+    # Find the point nearest to the centre first, which is stable for small parts far
+    # away.
     square = _dot(directions, directions)
     middle = -np.einsum("i,ihw->hw", origin, directions) / square
     nearest = origin[:, None, None] + middle * directions
@@ -172,7 +176,7 @@ _CUTS = (_cut_box, _cut_sphere)  # in the order of `SHAPES`
 
 
 def _canonical_normals(shapes: np.ndarray, local: np.ndarray) -> np.ndarray:
-    """Returns normals, of any length, of canonical shapes at points on them."""
+    """Returns normals, of any length, at points on canonical shapes."""
     normals, boxes = local.copy(), shapes == SHAPES.index("box")
     faces = np.argmax(np.abs(local[:, boxes]), axis=0)
     normals[:, boxes] *= np.arange(3)[:, None] == faces

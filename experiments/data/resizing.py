@@ -8,7 +8,8 @@ Size = tuple[int, int]  # height and width
 def resize_linear(image: np.ndarray, size: Size) -> np.ndarray:
     """Resizes an image `[height, width, channels]` by bilinear interpolation.
 
-    Shrinking averages over all old pixels, with antialiasing, as in `jax.image.resize`.
+    If the image shrinks, antialiasing averages over all old pixels, as in
+    `jax.image.resize`.
     """
     from PIL import Image
 
@@ -22,8 +23,9 @@ def resize_linear(image: np.ndarray, size: Size) -> np.ndarray:
 def resize_nearest(labels: np.ndarray, size: Size) -> np.ndarray:
     """Resizes a map `[height, width, ...]` by the values at the new pixels' centres.
 
-    This is for all that must not be averaged: the number of a class, but also a depth
-    or a normal, which across an edge would become that of no surface.
+    Use this for values that must not be averaged, such as class numbers, and also
+    depths and normals: across an edge, a mean depth or normal would belong to no
+    surface.
     """
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(int)

@@ -10,12 +10,12 @@ from experiments.data.furniture import VIVID
 from experiments.data.nyuv2 import CLASSES as ROOM_CLASSES
 from experiments.data.scenes import Place, Scene, SceneBuilder
 
-_FOCAL = (0.62, 0.78)  # in widths of the image; the Kinect's is 0.8
+_FOCAL = (0.62, 0.78)  # focal length in widths of the image; the Kinect's is 0.8
 _CLEAR = 0.35  # between a camera and any thing, in metres
 
 
 def sample_room(rng: np.random.Generator) -> Scene:
-    """Draws a room: its size, what stands in it and hangs on its walls, its light."""
+    """Draws a room: its size, its furniture, the things on its walls, and its light."""
     builder = SceneBuilder(ROOM_CLASSES, rng)
     width, length = builder.within(3.2, 5.2), builder.within(3.6, 5.6)
     height = builder.within(2.4, 3.0)
@@ -35,11 +35,11 @@ def sample_room(rng: np.random.Generator) -> Scene:
 
 
 def sample_room_camera(scene: Scene, rng: np.random.Generator) -> Camera:
-    """Draws a camera that stands free in a room and looks across it at some thing."""
+    """Draws a camera in a free place of a room that looks across it at some thing."""
     low, high = scene.space.astype(float)
     near = 0.4 * (high - low)[:2].max()
     things = np.flatnonzero(scene.instances > 0)
-    attempts = 100  # then take what there is
+    attempts = 100  # then take any place
     while True:
         attempts -= 1
         position = rng.uniform(low, high)
@@ -53,14 +53,14 @@ def sample_room_camera(scene: Scene, rng: np.random.Generator) -> Camera:
 
 
 def _is_free(scene: Scene, position: np.ndarray) -> bool:
-    """Tells if a place is clear of the bounding box of every thing's every part."""
+    """Tells whether a place is clear of the bounding boxes of all parts of things."""
     local = np.einsum("pji,pj->pi", scene.rotations, position - scene.centres)
     within = (np.abs(local) < scene.halves + _CLEAR).all(axis=1)
     return not np.any(within & (scene.instances > 0))
 
 
 class _Plan:
-    """Which rectangles of a room's floor, or along its walls, are taken."""
+    """The occupied rectangles of a room's floor and along its walls."""
 
     def __init__(self, width: float, length: float, rng: np.random.Generator):
         self._sides = np.array([width, length])
@@ -68,7 +68,7 @@ class _Plan:
         self._taken: list[np.ndarray] = []
 
     def at_wall(self, width: float, depth: float) -> Place | None:
-        """Takes a place at a wall, or finds none."""
+        """Takes a free place at a wall; returns None if there is none."""
         for _ in range(12):
             wall = int(self._rng.integers(4))
             along = self._sides[wall % 2]
@@ -85,7 +85,7 @@ class _Plan:
         return None
 
     def standing(self, radius: float) -> Place | None:
-        """Takes a place anywhere, turned at will, or finds none."""
+        """Takes a free place anywhere, with any rotation; None if there is none."""
         for _ in range(12):
             at = self._rng.uniform(radius + 0.1, self._sides - radius - 0.1)
             if self._take(at, np.full(2, radius)):
@@ -104,7 +104,7 @@ class _Plan:
 def _add_shell(
     builder: SceneBuilder, width: float, length: float, height: float
 ) -> None:
-    """Adds floor, ceiling and walls, all 0.2 metres thick, round the room."""
+    """Adds floor, ceiling and walls around the room, all 0.2 metres thick."""
     x, y, z = width / 2, length / 2, height / 2
     boards = builder.paint("brown", "orange", "grey", "white")
     pattern, scale = builder.one_of("checks", "mottle"), builder.within(0.15, 0.5)
@@ -123,7 +123,7 @@ def _add_shell(
 
 
 def _add_furniture(builder: SceneBuilder, plan: _Plan, height: float) -> None:
-    """Adds what stands on the floor, the largest first."""
+    """Adds the things on the floor, the largest first."""
     wood, chance = furniture.mix_wood(builder), builder.chance
     if chance(0.5) and (place := plan.at_wall(1.7, 2.1)):
         furniture.add_bed(builder, place, wood)

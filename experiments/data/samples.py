@@ -1,4 +1,4 @@
-"""The form that all image data sets share: read one sample or one batch at a time."""
+"""The form of all image data sets, which are read by samples or by batches."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +11,13 @@ from experiments.data.resizing import Size
 
 
 class Sample(NamedTuple):
-    """An image and its labels. A batch is the same with one more axis in front.
+    """An image and its labels. A batch has one more axis in front.
 
-    image: float32 [height, width, 3], from 0 to 1. labels: by the name of the task;
-    a class is int32 and -1 where there is none, a quantity is float32 and NaN where
-    there is none; maps are [height, width] of classes or [height, width, channels] of
-    quantities. present: by the name of the task, bool [], whether any of its label is
-    there.
+    image: float32 [height, width, 3], from 0 to 1. labels: by the name of the task. A
+    class is int32, and -1 if it is unknown; a quantity is float32, and NaN if it is
+    unknown. Maps are [height, width] for classes or [height, width, channels] for
+    quantities. present: by the name of the task, bool [], whether any part of its label
+    is known.
     """
 
     image: np.ndarray
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 
 def make_sample(image: np.ndarray, labels: Mapping[str, np.ndarray]) -> Sample:
-    """Returns a sample, and sees for itself which labels are there."""
+    """Returns a sample, and finds out which labels are present."""
     cast, present = {}, {}
     for task, label in labels.items():
         if label.dtype.kind in "iu":
@@ -40,10 +40,10 @@ def make_sample(image: np.ndarray, labels: Mapping[str, np.ndarray]) -> Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of one split, of which none is in memory until it is read.
+    """The samples of one split; a sample is in memory only after it is read.
 
-    names: what each is called. read: reads one by its place among the names. source:
-    in words, where they come from.
+    names: the name of each sample. read: reads a sample by its index in `names`.
+    source: a description of where the samples come from.
     """
 
     names: Sequence[str]
@@ -57,11 +57,11 @@ class Samples:
         return self.read(range(len(self))[place])
 
     def batch(self, places: Sequence[int] | np.ndarray) -> Sample:
-        """Reads the samples at some places, several at a time, and stacks them."""
+        """Reads the samples with these indices, several at a time, and stacks them."""
         with ThreadPoolExecutor() as pool:
             samples = list(pool.map(self.__getitem__, places))
         images, *parts = zip(*samples, strict=True)
-        # Not by `jax.tree.map`, which would sort the tasks.
+        # Do not use `jax.tree.map`, which would sort the tasks.
         labels, present = (
             {task: np.stack([row[task] for row in part]) for task in part[0]}
             for part in parts
@@ -70,7 +70,7 @@ class Samples:
 
 
 def check_settings(split: str, splits: Sequence[str], size: Size) -> None:
-    """Raises a ValueError if there is no such split, or the size is none."""
+    """Raises a ValueError if there is no such split, or if the size is invalid."""
     if split not in splits:
         raise ValueError(f"`split` must be one of {', '.join(splits)}, got {split!r}.")
     check_size(size)

@@ -1,8 +1,8 @@
 """Forty yes-or-no attributes of a rendered room: a stand-in for the forty of CelebA.
 
-Each asks whether a measure of what is in sight, of the light or of the camera lies
-above a threshold. Measures are shares of the image, metres or radians, so that they
-hardly depend on the size of the image.
+Each attribute tells whether a measure of the visible things, of the light or of the
+camera is above a threshold. Measures are shares of the image, metres or radians, so
+that they hardly depend on the size of the image.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from experiments.data.renderer import Rendered
 from experiments.data.rooms import ROOM_CLASSES
 from experiments.data.scenes import COLOURS, PATTERNS, SHAPES, Scene
 
-# Thresholds are close to the medians where the words allow it.
+# Thresholds are close to the medians if the words allow it.
 # fmt: off
 _HUES = {
     "red": 0.005, "orange": 0.005, "yellow": 0.005, "green": 0.005,
@@ -50,20 +50,21 @@ _ATTRIBUTES = {
     **{f"shows {name}": (name, above) for name, above in _CLASSES.items()},
 }
 
-_IN_SIGHT = 0.001  # share of the image from which a part or an instance counts
+_IN_SIGHT = 0.001  # smallest share of the image at which a part or an instance counts
 
 
 def answer(scene: Scene, camera: Camera, rendered: Rendered) -> dict[str, bool]:
-    """Answers the questions, by name, on what `render` gave for a room and a camera."""
+    """Returns the attributes, by name, of a view that `render` made of a room."""
     measures = _measure(scene, camera, rendered)
     return {name: measures[of] > above for name, (of, above) in _ATTRIBUTES.items()}
 
 
 def _measure(scene: Scene, camera: Camera, rendered: Rendered) -> dict[str, float]:
-    """Measures, by name, what is in sight, the light and the camera.
+    """Measures, by name, the visible things, the light and the camera.
 
-    For each of `SHAPES`, how many parts are in sight; for each of `COLOURS`, the share
-    of the image that things of that colour have; for each class, its share; and others.
+    For each of `SHAPES` there is the number of visible parts, for each of `COLOURS` the
+    share of the image with things of this colour, and for each class its share. There
+    are other measures too.
     """
     num_parts, num_pixels = len(scene.shapes), rendered.surfaces.size
     shares = np.bincount(rendered.surfaces.reshape(-1), minlength=num_parts)

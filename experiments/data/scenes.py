@@ -1,8 +1,8 @@
 """The parts of a rendered scene, and a builder that puts it together.
 
-The world is in metres: x to the right, y ahead, z up. Everything is a box or a sphere,
-moved, turned about z and stretched from one canonical shape: the cube |x|, |y|, |z| <=
-1 and the unit sphere.
+The world is in metres: x to the right, y ahead, z up. Everything is a box or a sphere.
+Each is made from a canonical shape, the cube |x|, |y|, |z| <= 1 or the unit sphere,
+which is stretched, turned about z and moved.
 """
 
 import math
@@ -27,19 +27,19 @@ COLOURS = {
     "grey": (0.52, 0.53, 0.54),
     "black": (0.10, 0.10, 0.11),
 }
-_JITTER = 0.04  # of a colour, about its name's
+_JITTER = 0.04  # spread of a colour around the colour of its name
 
 Triple = tuple[float, float, float]
 
 
 class Place(NamedTuple):
-    """The origin of a thing, and how far it is turned about its z axis."""
+    """The origin of a thing, and its rotation about its z axis."""
 
     at: Triple
     yaw: float = 0.0
 
     def moved(self, x: float, y: float, z: float, turn: float = 0.0) -> "Place":
-        """Returns a place given in the frame of this one."""
+        """Returns a place that is given in the frame of this place."""
         cos, sin = math.cos(self.yaw), math.sin(self.yaw)
         at_x, at_y, at_z = self.at
         at = at_x + cos * x - sin * y, at_y + sin * x + cos * y, at_z + z
@@ -61,13 +61,13 @@ class Scene(NamedTuple):
     rotations: np.ndarray  # float32 [parts, 3, 3]
     halves: np.ndarray  # float32 [parts, 3], half sizes along the canonical axes
     classes: np.ndarray  # uint8 [parts]
-    instances: np.ndarray  # int16 [parts], from 1; 0 for what is no instance
+    instances: np.ndarray  # int16 [parts], from 1; 0 for parts without an instance
     hues: np.ndarray  # int8 [parts], places in `COLOURS`
     colours: np.ndarray  # float32 [parts, 3]
     accents: np.ndarray  # float32 [parts, 3]
     patterns: np.ndarray  # int8 [parts], places in `PATTERNS`
     scales: np.ndarray  # float32 [parts], the size of the pattern in metres
-    glows: np.ndarray  # float32 [parts], 0 for what is lit, 1 for what shines
+    glows: np.ndarray  # float32 [parts], 0 for lit parts, 1 for parts that shine
     light: np.ndarray  # float32 [3], its place
     reach: float  # the distance at which the light has faded by half, in metres
     ambient: float  # the share of light from everywhere, in [0, 1]
@@ -87,19 +87,19 @@ class Paint(NamedTuple):
     glow: float = 0.0
 
     def patterned(self, pattern: str, scale: float, accent: float | Triple) -> "Paint":
-        """With a pattern. An accent that is a number is that much of the colour."""
+        """Returns the paint with a pattern; a number as accent scales the colour."""
         if not isinstance(accent, tuple):
             r, g, b = (min(1.0, accent * channel) for channel in self.colour)
             accent = r, g, b
         return self._replace(pattern=pattern, scale=scale, accent=accent)
 
     def toned(self, contrast: float, brightness: float) -> "Paint":
-        """Paler or darker, by contrast times colour plus brightness."""
+        """Returns a paler or darker paint: contrast times colour plus brightness."""
         r, g, b = (contrast * channel + brightness for channel in self.colour)
         return self._replace(colour=(r, g, b))
 
     def glowing(self, glow: float = 1.0) -> "Paint":
-        """Shining by itself."""
+        """Returns a paint that shines by itself."""
         return self._replace(glow=glow)
 
 
@@ -113,11 +113,11 @@ class Thing:
     place: Place
 
     def box(self, centre: Triple, sizes: Triple, paint: Paint) -> None:
-        """Adds a box of half sizes along the axes."""
+        """Adds a box, given its half sizes along the axes."""
         self._add("box", centre, sizes, paint)
 
     def ball(self, centre: Triple, sizes: Triple | float, paint: Paint) -> None:
-        """Adds a sphere of a radius or an ellipsoid of three."""
+        """Adds a sphere, given its radius, or an ellipsoid, given three."""
         if not isinstance(sizes, tuple):
             sizes = (sizes, sizes, sizes)
         self._add("sphere", centre, sizes, paint)
@@ -129,7 +129,7 @@ class Thing:
 
 
 class SceneBuilder:
-    """Collects the parts of a scene, and is its source of randomness."""
+    """Collects the parts of a scene, and draws its random numbers."""
 
     def __init__(self, classes: tuple[str, ...], rng: np.random.Generator):
         self.rng = rng
@@ -138,7 +138,7 @@ class SceneBuilder:
         self._num_instances = 0
 
     def chance(self, share: float) -> bool:
-        """Returns True in that share of cases."""
+        """Returns True in this share of cases."""
         return bool(self.rng.random() < share)
 
     def within(self, low: float, high: float) -> float:
@@ -150,7 +150,7 @@ class SceneBuilder:
         return names[self.rng.integers(len(names))]
 
     def paint(self, *hues: str) -> Paint:
-        """Draws a plain paint, a little off one of the hues; without hues, of any."""
+        """Draws a plain paint close to one of the hues, or of any colour."""
         hue = self.one_of(*(hues or COLOURS))
         jitter = self.rng.normal(0, _JITTER, 3)
         r, g, b = np.clip(COLOURS[hue] + jitter, 0.03, 0.97).tolist()
@@ -163,7 +163,7 @@ class SceneBuilder:
         return Thing(self._rows, label, self._num_instances, place)
 
     def stuff(self, name: str, place: Place = ORIGIN) -> Thing:
-        """Begins what has a class and is no instance."""
+        """Begins an object that has a class but is not an instance."""
         return Thing(self._rows, self._classes.index(name), 0, place)
 
     def build(

@@ -1,16 +1,17 @@
 """Generated sentence pairs with a similarity: a stand-in for STS-B.
 
-A sentence says who does what, to whom, where and when, each chosen from a few words, in
-one of several orders. The similarity of two is how many of the five they share, from 0
-to 5, as in STS-B; half a point is taken off where one sentence uses a synonym. The
-language is a toy: scores on it say nothing about English.
+A sentence says who does what, to whom, where and when, in one of several orders. Each
+of these five slots is filled with one of a few words. The similarity of two sentences
+is the number of slots that they share, from 0 to 5, as in STS-B. A synonym in a shared
+slot costs half a point. The language is a toy, so scores on it say nothing about
+English.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-# For each slot its meanings, and for each meaning its synonyms.
+# For each slot a list of meanings, and for each meaning a list of synonyms.
 _SLOTS = (
     (("man", "guy"), ("woman", "lady"), ("child", "kid"), ("dog", "hound"), ("cook",)),
     (("eats",), ("sells", "trades"), ("paints", "draws"), ("carries",), ("cuts",)),
@@ -43,7 +44,7 @@ def vocabulary() -> list[str]:
 
 
 def make_pairs(num: int, rng: np.random.Generator) -> Pairs:
-    """Generates pairs; every number of shared slots comes equally often."""
+    """Generates pairs in which every number of shared slots is equally frequent."""
     first, second, scores = [], [], np.empty(num, np.float32)
     for row in range(num):
         shared = rng.permutation(len(_SLOTS)) < rng.integers(len(_SLOTS) + 1)

@@ -19,8 +19,8 @@ _RELEASE = Release("7-Scenes")
 _SHAPE = (480, 640)
 _IMAGE, _POSE = ".color.png", ".pose.txt"
 _FILES: dict[str, str] = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
-_FARTHEST = 1e4  # metres from the origin: no scene is as large
-_ATOL = 1e-2  # of R R^T = 1: the files have seven digits, and drift is not a blunder
+_FARTHEST = 1e4  # metres from the origin; no scene is this large
+_ATOL = 1e-2  # of R R^T = 1: the files have seven digits, and a small drift is no error
 
 
 def load_seven_scenes(
@@ -32,15 +32,14 @@ def load_seven_scenes(
 ) -> Samples:
     """Indexes the train or the test sequences of one of `SCENES`.
 
-    The labels of a sample, which are always there, are the pose of the camera in the
-    room:
+    Every sample has two labels, which are the pose of the camera in the room:
 
     - `translation`, float32 `[3]`, in metres.
     - `rotation`, float32 `[4]`, a unit quaternion with the scalar first and not
     negative.
 
-    The shorter side of the images is the paper's by default, which then crops them to
-    224 x 224.
+    By default the shorter side of the images has the paper's size. The paper then crops
+    the images to 224 x 224.
 
     References:
         Shotton et al., "Scene coordinate regression forests for camera relocalization
@@ -74,7 +73,7 @@ def load_seven_scenes(
 
 
 def _read_splits(folder: Path) -> dict[str, list[str]]:
-    """Returns the folders of the sequences of each split, which share none."""
+    """Returns the folders of the sequences of each split; splits share no sequence."""
     splits: dict[str, list[str]] = {}
     for split, name in _FILES.items():
         path = folder / name
@@ -109,7 +108,7 @@ def _find_frames(folder: Path) -> list[str]:
 
 
 def _read_pose(path: Path) -> np.ndarray:
-    """Reads the matrix that takes points from the camera to the room, [4, 4]."""
+    """Reads the matrix [4, 4] that maps points from camera frame to room frame."""
     expected = "four lines of four numbers: a rotation, a translation and 0 0 0 1"
     lines = _RELEASE.lines(path, most=9)
     with _RELEASE.parsing(path, "numbers", expected):

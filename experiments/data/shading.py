@@ -5,12 +5,12 @@ import numpy as np
 from experiments.data.scenes import PATTERNS, Scene
 
 _NOISE = 0.015  # standard deviation of a pixel
-_TABLE = 64  # side of the table of random values behind mottle
+_TABLE = 64  # side of the table of random values that makes mottle
 
 
 def shade(
     scene: Scene,
-    parts: np.ndarray,  # int [points], of which part each point is
+    parts: np.ndarray,  # int [points], the part to which each point belongs
     *,
     points: np.ndarray,  # [3, points], places in the world
     normals: np.ndarray,  # [3, points], unit, in the world
@@ -28,7 +28,7 @@ def shade(
     square = np.einsum("in,in->n", to_light, to_light)
     lit = np.einsum("in,in->n", normals, to_light) / np.sqrt(square)
     lit = np.maximum(lit, 0) / (1 + square / np.float32(scene.reach) ** 2)
-    # What faces up gets more of the light that comes from everywhere.
+    # Surfaces that face up get more of the light that comes from everywhere.
     ambient = np.float32(scene.ambient) * (0.85 + 0.15 * normals[2])
     light = ambient + np.float32(1.15 * (1 - scene.ambient)) * lit
     glow = scene.glows.take(parts)
@@ -43,7 +43,7 @@ def shade(
 def _pattern(
     scene: Scene, parts: np.ndarray, local: np.ndarray, local_normals: np.ndarray
 ) -> np.ndarray:
-    """Returns how much of the accent there is in the colour of each point."""
+    """Returns the share of the accent in the colour of each point."""
     mix = np.zeros(len(parts), np.float32)
     table = np.random.default_rng(scene.seed).random([_TABLE, _TABLE], np.float32)
     patterns = scene.patterns.take(parts)
@@ -66,14 +66,14 @@ def _pattern(
 
 
 def _unfold(places: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two coordinates on a surface: the ones its normal is least along."""
+    """Returns the two coordinates along which a surface's normal is smallest."""
     x, y, z = places
     axis = np.argmax(np.abs(normals), axis=0)
     return np.where(axis == 0, y, x), np.where(axis == 2, y, z)
 
 
 def _smooth(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Interpolates a table of values at the integers, repeated for ever."""
+    """Interpolates a table of values at the integers, repeated periodically."""
     row, column = np.floor(u), np.floor(v)
     down, right = (x * x * (3 - 2 * x) for x in (u - row, v - column))
     low, left = (x.astype(np.intp) % _TABLE for x in (row, column))

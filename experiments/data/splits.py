@@ -1,4 +1,4 @@
-"""The form that all data sets in memory share: three splits, sizes, the scaler."""
+"""The form of all data sets in memory: three splits, their sizes, and scaling."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -10,7 +10,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Splits(Generic[S]):
-    """Three splits that share no sample and, in words, where the samples come from."""
+    """Three splits that share no sample, and a description of the samples' source."""
 
     train: S
     validation: S
@@ -19,7 +19,7 @@ class Splits(Generic[S]):
 
 
 def check_least(least: int, /, **counts: int | None) -> None:
-    """Raises a ValueError that names the count that is smaller; None is fine."""
+    """Raises a ValueError that names a count below `least`; None is fine."""
     for name, count in counts.items():
         if count is not None and count < least:
             raise ValueError(f"`{name}` must be at least {least}, got {count}.")
@@ -32,7 +32,7 @@ def in_words(*sizes: int) -> str:
 
 
 def streams(seed: int, num: int) -> list[np.random.Generator]:
-    """Returns sources of randomness, each independent of how much the others give."""
+    """Returns random generators; each is independent of how much the others draw."""
     children = np.random.SeedSequence(seed).spawn(num)
     return [np.random.default_rng(child) for child in children]
 
@@ -40,7 +40,7 @@ def streams(seed: int, num: int) -> list[np.random.Generator]:
 def pick(
     name: str, row: np.ndarray, num: int | None, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns `num` entries of a row at random, in their order; None takes all."""
+    """Returns `num` random entries of a row in their order; None returns all."""
     if num is None:
         return row
     if num > len(row):
@@ -51,10 +51,10 @@ def pick(
 
 
 def cut(order: np.ndarray) -> list[np.ndarray]:
-    """Cuts a row of ten places or more into those to train, to validate and to test.
+    """Splits ten or more places into places to train, to validate and to test.
 
     Three tenths are for testing, and a fifth of the rest is for validation, as in the
-    paper on ATE-SG, see `load_quadrants`.
+    ATE-SG paper, see `load_quadrants`.
     """
     num_rest = len(order) - len(order) * 3 // 10
     return np.split(order, [num_rest - num_rest // 5, num_rest])
@@ -64,7 +64,8 @@ def scaler(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean and the standard deviation of every input of samples, float32.
 
     Use them as `(samples - mean) / std`. As in scikit-learn's `StandardScaler`, an
-    input that never varies gets the standard deviation 1, so it becomes 0 and not NaN.
+    input that never varies gets the standard deviation 1, so the result is 0 and not
+    NaN.
     """
     mean = train.mean(axis=0, dtype=np.float64)
     std = train.std(axis=0, dtype=np.float64)

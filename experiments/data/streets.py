@@ -13,7 +13,7 @@ SKY_DISTANCE = 300.0  # radius of the dome that stands for the sky, in metres
 
 _END = 60.0  # how far along the street there is traffic, in metres
 _KERB = 0.12
-_FOCAL = (0.85, 1.05)  # in widths of the image; that of Cityscapes is 1.1
+_FOCAL = (0.85, 1.05)  # focal length in widths of the image; Cityscapes has 1.1
 _PARKED = {"car": 0.88, "truck": 0.12}
 _DRIVING = {"car": 0.4, "truck": 0.14, "bus": 0.16, "motorcycle": 0.14, "bicycle": 0.16}
 _LENGTHS = {"car": 4.4, "truck": 7.2, "bus": 11, "motorcycle": 2, "bicycle": 2}
@@ -22,8 +22,8 @@ _LENGTHS = {"car": 4.4, "truck": 7.2, "bus": 11, "motorcycle": 2, "bicycle": 2}
 def sample_street(rng: np.random.Generator) -> Scene:
     """Draws a street: its width, houses, trees, traffic, people and daylight.
 
-    The sky is a dome `SKY_DISTANCE` away, so that every pixel has a depth; it has a
-    class of its own, by which to leave it out.
+    The sky is a dome `SKY_DISTANCE` away, so that every pixel has a depth. The sky has
+    a class of its own, so that you can leave it out.
     """
     builder = SceneBuilder(STREET_CLASSES, rng)
     rails, cloudy = builder.chance(0.3), builder.chance(0.4)
@@ -70,7 +70,7 @@ def sample_street_camera(scene: Scene, rng: np.random.Generator) -> Camera:
 def _add_ground(
     builder: SceneBuilder, road: float, pavement: float, rails: bool
 ) -> None:
-    """Adds what is flat: grass, the road with its markings, rails and pavements."""
+    """Adds flat things: grass, the road with its markings, rails and pavements."""
     grass = builder.paint("green").patterned("mottle", 0.6, 0.65)
     builder.stuff("terrain").box((0, 0, -0.52), (300, 300, 0.5), grass)
     asphalt = builder.paint("grey").toned(0.3, builder.within(0.1, 0.25))
@@ -132,7 +132,7 @@ def _add_gap(builder: SceneBuilder, place: Place, side: float, half: float) -> N
 def _add_pavement(
     builder: SceneBuilder, side: int, road: float, pavement: float
 ) -> None:
-    """Adds what stands or walks on a pavement, one after the other."""
+    """Adds the things and people on a pavement, one after the other."""
     y, trees = builder.within(4, 8), builder.within(0.0, 0.3)
     while y < _END:
         kerb = Place((side * (road + 0.4), y, _KERB))
@@ -165,7 +165,7 @@ def _add_lane(
     shares: dict[str, float],
     gaps: tuple[float, float],
 ) -> None:
-    """Adds vehicles along a lane that is at x. They keep to the right."""
+    """Adds vehicles along a lane at x. They drive on the right."""
     y = start + builder.within(*gaps)
     while y < _END:
         name = str(builder.rng.choice(list(shares), p=list(shares.values())))

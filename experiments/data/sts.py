@@ -15,12 +15,12 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _BERT = Release("a BERT release")
 _MOST_WORDS, _MOST_PAIRS = 200_000, 25_000  # lines of a file
 _LONGEST_WORD = 100  # characters; a longer one is [UNK], as in BERT
-# What the generated stand-in has, unless told otherwise.
+# The default sizes of the generated stand-in.
 _GENERATED_TRAIN, _GENERATED_TEST = 1_024, 256
 
 
 class _Form(NamedTuple):
-    """One of the two releases. The scores of GLUE's test set are secret."""
+    """The files of one of the two releases. GLUE's test scores are secret."""
 
     release: Release
     train: str
@@ -48,9 +48,9 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Sts:
-    """Two splits, the size of the vocabulary and, in words, where the pairs come from.
+    """Two splits, the size of the vocabulary, and a description of the pairs' source.
 
-    A pair longer than the length was cut, the longer sentence first.
+    Pairs that were longer than the length have been cut, the longer sentence first.
     """
 
     train: Split
@@ -69,11 +69,12 @@ def load_sts(
 ) -> Sts:
     """Loads STS-B with a WordPiece vocabulary, or generates pairs in its place.
 
-    The folder has `vocab.txt`, the vocabulary of an uncased BERT with one token a line,
-    and either GLUE's `train.tsv` and `dev.tsv`, the latter for testing, or the original
-    `sts-train.csv` and `sts-test.csv`; without it, the seed generates pairs of a toy
-    language, see `make_pairs`. The length is in tokens, with the three special ones and
-    padding. A number takes the first pairs; None takes all, or generates 1,024 and 256.
+    The folder contains `vocab.txt`, the vocabulary of an uncased BERT with one token in
+    each line. It also contains either GLUE's `train.tsv` and `dev.tsv` (for testing),
+    or the original `sts-train.csv` and `sts-test.csv`. Without a folder, pairs of a toy
+    language are generated from the seed, see `make_pairs`. The length is in tokens,
+    including the three special tokens and padding. If a number is given, the first
+    pairs are used. If it is None, all pairs are used, or 1,024 and 256 are generated.
 
     References:
         Cer, Diab, Agirre, Lopez-Gazpio, Specia, "SemEval-2017 task 1: semantic textual
@@ -139,9 +140,10 @@ def read_pairs(path: Path, form: _Form, num: int | None) -> Pairs:
 def word_pieces(sentence: str, words: dict[str, int]) -> list[str]:
     """Cuts a sentence into the tokens of an uncased BERT.
 
-    Lower case without accents; words end at blanks and around punctuation and Chinese
-    characters; a word is the longest token that it begins with, then the longest
-    `##token` that goes on, or `[UNK]` if that does not end.
+    The text is lower case without accents. Words end at blanks, and each punctuation
+    mark or Chinese character is a word. A word becomes the longest token with which it
+    begins, then repeatedly the longest `##token` that continues it, or `[UNK]` if no
+    tokens cover the whole word.
     """
     spaced = []
     for character in unicodedata.normalize("NFD", sentence.lower()):
@@ -173,7 +175,7 @@ def encode_pairs(pairs: Pairs, words: dict[str, int], length: int) -> Split:
 
 
 def _cut(word: str, words: dict[str, int]) -> list[str]:
-    """Cuts one word, greedily."""
+    """Cuts one word into tokens, greedily."""
     if len(word) > _LONGEST_WORD:
         return ["[UNK]"]
     pieces, start = [], 0
@@ -198,10 +200,10 @@ def _stands_alone(character: str, category: str) -> bool:
 
 
 def _find(data_dir: Path) -> _Form:
-    """Returns which release the folder holds."""
+    """Returns the release that the folder holds."""
     wanted = " or ".join(f"{form.train} and {form.test}" for form in _FORMS)
     wanted = f"vocab.txt, the vocabulary of an uncased BERT, and {wanted}"
-    find_folder(data_dir, f"the one with {wanted}")
+    find_folder(data_dir, f"the folder with {wanted}")
     for form in _FORMS:
         names = ("vocab.txt", form.train, form.test)
         if all((data_dir / name).exists() for name in names):

@@ -1,6 +1,6 @@
-"""Vehicles, people and what else is in a street.
+"""Vehicles, people and other things in a street.
 
-A thing's y axis points ahead, and its origin is on the ground below its middle.
+The y axis of a thing points ahead, and its origin is on the ground below its middle.
 """
 
 from experiments.data.scenes import Paint, Place, SceneBuilder, Thing
@@ -102,9 +102,9 @@ def add_tree(builder: SceneBuilder, place: Place) -> None:
 
 
 def add_barrier(builder: SceneBuilder, place: Place, name: str, half: float) -> None:
-    """Adds a hedge, called "vegetation", a "wall" or a "fence", of half a length."""
+    """Adds a hedge ("vegetation"), a "wall" or a "fence", given half its length."""
     barrier, tall = builder.stuff(name, place), builder.within(0.6, 1.2)
-    if name == "fence":  # one sees through it
+    if name == "fence":  # one can see through it
         paint = builder.paint()
         for y in range(round(3 * half)):
             barrier.box((0, 0.67 * y - half, 0.65), (0.04, 0.2, 0.65), paint)
@@ -116,7 +116,7 @@ def add_barrier(builder: SceneBuilder, place: Place, name: str, half: float) -> 
 
 
 def add_sign(builder: SceneBuilder, place: Place) -> None:
-    """Adds a traffic sign on a pole, seen from behind its y axis."""
+    """Adds a traffic sign on a pole; its front faces against the y axis."""
     _add_mast(builder, place, 1.3)
     sign = builder.stuff("traffic sign", place)
     paint = builder.paint("red", "blue", "yellow")
@@ -152,7 +152,7 @@ def _add_mast(builder: SceneBuilder, place: Place, half: float) -> Thing:
 def _finish(
     builder: SceneBuilder, thing: Thing, half: tuple, axles: tuple, radius: float
 ) -> None:
-    """Adds wheels, lamps and a shade to a vehicle of half a width and a length."""
+    """Adds wheels, lamps and a shade to a vehicle; gets half its width and length."""
     (x, y), tyre = half, builder.paint("black")
     for side in (-x, x):
         for axle in axles:

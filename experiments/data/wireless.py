@@ -1,4 +1,4 @@
-"""Radar and radio signals by modulation and by type (Jagannath & Jagannath, 2021)."""
+"""Radar and radio signals with modulation and type (Jagannath & Jagannath, 2021)."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from experiments.data.splits import (
     streams,
 )
 
-# The nine waveforms: a modulation never comes with another type.
+# The nine waveforms, which are the only combinations of modulation and type.
 WAVEFORMS = (
     ("AM-DSB", "AM radio"),
     ("AM-SSB", "AM radio"),
@@ -63,22 +63,23 @@ def load_wireless(
 ) -> Splits[Split]:
     """Loads the signals of one signal-to-noise ratio, or simulates them.
 
-    `data` is one of the HDF5 files of RadarCommDataset, or the folder that holds one;
-    without it, signals of the same nine waveforms are simulated, see `simulate`. There
-    are `num_each` of each waveform, of which 7,000 make the paper's 63,000; None takes
-    all, or simulates 700. `snr` is in decibel: the release has even ones from -20 to
-    18, and the paper takes 0. The seed picks the signals and the split.
+    `data` is one of the HDF5 files of RadarCommDataset, or the folder with this file.
+    Without `data`, signals of the same nine waveforms are simulated, see `simulate`.
+    There are `num_each` signals of each waveform; 7,000 give the paper's 63,000. If
+    `num_each` is None, all signals are used, or 700 are simulated. `snr` is in
+    decibels: the release has even values from -20 to 18, and the paper uses 0. The seed
+    selects the signals and the split.
 
-    All are standardised, each of the 256 values by itself, by the mean and standard
-    deviation of the train signals.
+    Each of the 256 values of a signal is standardised by its mean and standard
+    deviation over the train signals.
 
     References:
         Jagannath and Jagannath, "Dataset for modulation classification and signal type
         classification for multi-task and single task learning", 2021,
         https://doi.org/10.1016/j.comnet.2021.108441 (the signals); Bellavia et al.,
         "ATE-SG: alternate through the epochs stochastic gradient for multi-task neural
-        networks", section 4.2.1 (their use). The release keeps all in-phase values
-        first; here the two parts of a complex sample are side by side.
+        networks", section 4.2.1 (their use). The release stores all in-phase values
+        first; here the two parts of a complex sample are neighbours.
     """
     check_least(2, num_each=num_each)
     for_signals, for_split = streams(seed, 2)
@@ -88,7 +89,7 @@ def load_wireless(
             simulate(waveform, num_each, snr=snr, rng=for_signals)
             for waveform in WAVEFORMS
         ]
-        # A complex number is its two parts side by side.
+        # The two parts of a complex number are neighbours.
         signals = np.stack(simulated).view(np.float32).reshape(-1, _NUM_SAMPLES, 2)
         waveforms = np.repeat(np.arange(len(WAVEFORMS)), num_each)
         origin = "simulated signals, not RadarCommDataset,"
@@ -113,9 +114,9 @@ def load_wireless(
 def parse_key(key: str) -> tuple[int, int, int] | None:
     """Returns waveform, ratio in decibel and number from the name of a signal.
 
-    The waveform is a place in `WAVEFORMS`; None is for any other name. The three files
-    spell names in their own ways, with or without hyphens, capitals and quotes round
-    the numbers. RadComAWGN calls the type SATCOM "Raw", as the release says.
+    The waveform is an index of `WAVEFORMS`; the result is None for any other name. The
+    three files spell names differently, with or without hyphens, capitals and quotes
+    around the numbers. RadComAWGN calls the type SATCOM "Raw", as the release says.
     """
     match = _KEY.fullmatch(key)
     if match is None:
@@ -126,7 +127,7 @@ def parse_key(key: str) -> tuple[int, int, int] | None:
 
 
 def _plain(name: str) -> str:
-    """Returns a name without its case, hyphens, underscores and blanks."""
+    """Returns a name in lower case, without hyphens, underscores and blanks."""
     return re.sub(r"[-_ ]", "", name).lower()
 
 
@@ -175,7 +176,7 @@ def _read_release(
 
 
 def _index(path: Path, file: Any, snr: int) -> list[list[str]]:
-    """Returns the keys of the signals of each waveform, in the order of numbers."""
+    """Returns the keys of the signals of each waveform, in order of their numbers."""
     rows: list[list[tuple[int, str]]] = [[] for _ in WAVEFORMS]
     for key in file:
         parsed = parse_key(key)

@@ -19,7 +19,7 @@ class GeneSet(NamedTuple):
 
 
 def load_yeast() -> Splits[GeneSet]:
-    """Reads the genes that river ships, and splits them, the same in every run."""
+    """Reads the genes that river ships; the splits are the same in every run."""
     table = pd.read_csv(shipped("river", "datasets", "yeast.csv.gz")).to_numpy()
     x, y = np.split(table, [-NUM_LABELS], axis=1)
     rows = cut(np.random.default_rng(0).permutation(len(x)))

@@ -18,24 +18,24 @@ from mtlopt.models import bert, stack_heads
 NAME = "fast_line_search.bert"
 NUM_TASKS = 3
 
-LIMITS = "This shows the times of Table 3. The paper has no errors to compare with."
+LIMITS = "This shows the times of Table 3. The paper gives no errors to compare with."
 DESCRIPTION = f"""\
 {LIMITS}
 
 Trains BERT on three copies of one task, the similarity of two sentences, with line
-searches and with eight learning rates of SGD. Times a step of every method, as in table
-3 of "Fast Line Search for Multi-Task Learning" (Filatov and Merkulov, 2021). See
+searches and with eight learning rates of SGD. Also times a step of every method, as in
+table 3 of "Fast Line Search for Multi-Task Learning" (Filatov and Merkulov, 2021). See
 fast_line_search.multimnist for the methods. BERT starts from random parameters, not
 from pretrained ones, and trains without dropout.
 
-With no option the sentence pairs are generated in a toy language, which is not STS-B,
+Without options the sentence pairs are generated in a toy language, which is not STS-B,
 and BERT has 2 layers of 128. Timing needs no real data, because the times are the same
 for any sentences of this length. --data-dir takes vocab.txt with GLUE's train.tsv and
 dev.tsv, or with sts-train.csv and sts-test.csv.
 
 --full takes BERT base, with 12 layers of 768, on all pairs. The paper gives no batch
-size, length or learning rates for this experiment: 32, 128 and the eight rates of the
-other experiments are our choice.
+size, length or learning rates for this experiment. We chose a batch size of 32, a
+length of 128 and the eight rates of the other experiments.
 """
 
 
@@ -45,7 +45,7 @@ class Settings(shared.Settings):
 
     Attributes:
       size: size of BERT.
-      length: tokens in a sentence pair.
+      length: number of tokens in a sentence pair.
     """
 
     size: Literal["tiny", "small", "base"] = "tiny"
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def bert_problem(data: Sts, size: str) -> Problem:
-    """Returns BERT with three stacked heads of two layers, on the device's data."""
+    """Returns BERT with three stacked heads of two layers, and data on the device."""
 
     def build(key: jax.Array) -> Any:
         model = bert(

@@ -18,22 +18,22 @@ from mtlopt.models import resnet, stack_heads
 NAME = "fast_line_search.cifar10"
 NUM_TASKS = 10
 
-LIMITS = "Few steps on drawn images show the cost of a step, but no claim about errors."
+LIMITS = "Few steps on drawn images show the cost of a step, but nothing about errors."
 DESCRIPTION = f"""\
 {LIMITS}
 
-Trains a ResNet-18 on ten tasks, each of which separates one class of small images from
-the rest, with line searches and with eight learning rates of SGD. It makes figures 5
-and 6 of "Fast Line Search for Multi-Task Learning" (Filatov and Merkulov, 2021). See
-fast_line_search.multimnist for the methods.
+Trains a ResNet-18 on ten tasks with line searches and with eight learning rates of SGD.
+Each task separates one class of small images from the rest. The experiment makes
+figures 5 and 6 of "Fast Line Search for Multi-Task Learning" (Filatov and Merkulov,
+2021). See fast_line_search.multimnist for the methods.
 
-With no option it draws images of ten shapes, which are not CIFAR-10. The ResNet-18 has
-1/16 of its width and makes few steps, so a run takes minutes on two cores.
---data-dir reads the binary release (cifar-10-binary.tar.gz, unpacked). It rejects the
-pickled release, because unpickling a file runs whatever code it holds.
+Without options it draws images of ten shapes, which are not CIFAR-10. The ResNet-18 has
+1/16 of its width and makes few steps, so a run takes minutes on two cores. --data-dir
+reads the binary release (cifar-10-binary.tar.gz, unpacked). It rejects the pickled
+release, because unpickling a file runs whatever code it holds.
 
---full takes the paper's settings. The error of a task is the share of wrong guesses
-"this class or not": a network that always says no has an error of 10 %.
+--full takes the paper's settings. The error of a task is the share of wrong answers to
+"this class or not". A network that always answers no has an error of 10 %.
 """
 
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def resnet_problem(data: Cifar10, width: int) -> Problem:
-    """Returns ResNet-18 with ten stacked one-vs-rest heads, on the device's data."""
+    """Returns ResNet-18 with ten stacked one-vs-rest heads, and data on the device."""
 
     def build(key: jax.Array) -> Any:
         heads, rngs = {f"class{i}": (1,) for i in range(NUM_TASKS)}, nnx.Rngs(key)

@@ -38,10 +38,10 @@ PyTree = Any
 METHODS = tuple(make_methods(2, 1))
 NAMES = {"methods": METHODS}
 
-_EVALUATION_BATCH = 500  # examples per forward pass: bounds the memory
+_EVALUATION_BATCH = 500  # examples in a forward pass, which limits the memory
 _COST_ROUNDS = 9
 _CHECK_EVERY = 4  # steps; a check is a forward pass more
-_ROUNDING = 8  # eps of a loss: its rise by less is that of two programs
+_ROUNDING = 8  # in eps of a loss: a smaller rise is rounding between two programs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,16 +50,16 @@ class Settings(Options):
 
     Attributes:
       methods: names of methods, or all.
-      betas: shares of the linear decrease that FBLS and BLS demand.
-      direction: method that finds the direction of a line search.
+      betas: shares of the predicted linear decrease that FBLS and BLS demand.
+      direction: the method that gives the direction of a line search.
       epochs: passes over the train split.
       seeds: number of seeds, counted from 0; they differ in initial parameters and
         order.
       batch_size: examples in a batch.
-      decay_every: epochs after which FBLS + decay halves its upper bound.
-      train_examples: number of train examples; 0 takes all.
-      test_examples: number of test examples; 0 takes all.
-      data_dir: folder of the official data; None takes the stand-in.
+      decay_every: number of epochs after which FBLS + decay halves its upper bound.
+      train_examples: number of train examples; 0 means all.
+      test_examples: number of test examples; 0 means all.
+      data_dir: folder of the official data; None means the stand-in.
     """
 
     methods: tuple[str, ...] = ("fbls", "fbls_decay", "fbls_safe", "bls", "sgd")
@@ -74,13 +74,13 @@ class Settings(Options):
     data_dir: str | None = None
 
 
-# The paper's settings, for images.
+# The paper's settings for the experiments on images.
 FULL = {"epochs": 100, "batch_size": 256, "decay_every": 10, "methods": METHODS}
 FULL |= {"train_examples": 0, "test_examples": 0, "betas": BETAS}
 
 
 def load(loader: Callable[..., Any], settings: Settings, **more: Any) -> Any:
-    """Returns the data of as many examples as the settings say."""
+    """Returns the data with the number of examples in the settings."""
     return loaded(
         loader,
         settings.data_dir and Path(settings.data_dir),
@@ -138,7 +138,7 @@ def make_trainings(
     programs: Mapping[str, Program],
     settings: Settings,
 ) -> list[Training]:
-    """Returns a training for each method, value and seed; the steps are by method."""
+    """Returns a training for each method, value and seed; `steps` is by method."""
     data, size = problem.splits["train"], settings.batch_size
     num_train, evaluate = num_examples(data), make_evaluate(problem)
     rose = make_check(problem)
@@ -185,7 +185,7 @@ def measure_costs(
     programs: Mapping[str, Program],
     batch_size: int,
 ) -> dict[str, dict[str, float]]:
-    """Measures a step of each method, at its first value, in turns."""
+    """Measures a step of each method with its first value; the methods take turns."""
     runs, steps, data = {}, {}, problem.splits["train"]
     for name, method in methods.items():
         value = method.values[0]
@@ -205,7 +205,7 @@ def make_check(problem: Problem) -> Callable[..., jax.Array]:
     ) -> jax.Array:
         after = problem.oracle.losses(run.params, take(data, rows), run.state)
         rounding = _ROUNDING * jnp.finfo(after.dtype).eps * jnp.abs(before)
-        return jnp.any(~(after <= before + rounding))  # NaN has risen too
+        return jnp.any(~(after <= before + rounding))  # NaN counts as a rise
 
     return rose
 

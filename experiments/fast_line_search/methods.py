@@ -19,8 +19,8 @@ from experiments.lab.program import fastest
 
 PyTree = Any
 
-# "eight step sizes evenly from log-range between -3 and -1"; Figure 4 averages over
-# four values of beta, the first of which is that of all other figures.
+# The paper: "eight step sizes evenly from log-range between -3 and -1". Figure 4
+# averages over four values of beta; all other figures use the first value.
 RATES = tuple(10 ** (-3 + 2 * i / 7) for i in range(8))
 BETAS = (0.1, 0.2, 0.3, 0.4)
 DIRECTIONS = {"mgda": mtlopt.mgda, "edm": mtlopt.edm, "pcgrad": mtlopt.pcgrad}
@@ -28,7 +28,7 @@ DIRECTIONS = {"mgda": mtlopt.mgda, "edm": mtlopt.edm, "pcgrad": mtlopt.pcgrad}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem(lab.Problem):
-    """A problem, and how it is judged; its splits are `train` and `test`."""
+    """A problem and its evaluation; its splits are `train` and `test`."""
 
     # From parameters, state and batch to loss and error, each `[tasks, batch]`.
     score: Callable[[PyTree, PyTree, PyTree], dict[str, jax.Array]]
@@ -44,9 +44,10 @@ def make_problem(
 ) -> Problem:
     """Returns the problem of a network with heads stacked by `stack_heads`.
 
-    `build` makes the network from a PRNG key, and `inputs` the arguments of its encoder
-    from a batch. `judge(output, batch, task)` is the loss and the error of each
-    example, from one head's output `[batch, outputs]`; a task's loss is their mean.
+    `build` makes the network from a PRNG key, and `inputs` makes the arguments of its
+    encoder from a batch. `judge(output, batch, task)` returns the loss and the error of
+    each example, from one head's output `[batch, outputs]`. The loss of a task is the
+    mean loss of the examples.
     """
 
     def encode(model: Any, batch: PyTree) -> Any:
@@ -72,12 +73,12 @@ def make_problem(
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A way to choose the step, at several values of its one number."""
+    """A way to choose the step, with several values of its only parameter."""
 
     title: str  # in tables
     symbol: str  # "β", a share of the linear decrease, or "η", a learning rate
     values: tuple[float, ...]  # that are run
-    # From a value, which may be traced, to the complete optimizer.
+    # Function from a value, which may be traced, to the complete optimizer.
     make: Callable[[Any], optax.GradientTransformation]
 
 
@@ -89,7 +90,7 @@ def make_methods(
 ) -> dict[str, Method]:
     """Returns all methods; FBLS + decay halves its bound every `decay_steps`.
 
-    FBLS and BLS are run at all betas, the variants of FBLS at the first.
+    FBLS and BLS run with all betas, the variants of FBLS with the first beta.
     """
     find = functools.partial(DIRECTIONS[direction], num_tasks)
 
@@ -120,7 +121,8 @@ def make_step(
 ) -> Callable[..., tuple[mtlopt.Run, dict[str, jax.Array]]]:
     """Returns `step(value, run, rows, data)`, a step on the examples `rows` of a split.
 
-    It returns the new run, the losses before, and what a line search did.
+    The step returns the new run, the losses before the step, and what a line search
+    did.
     """
 
     def step(
@@ -130,7 +132,7 @@ def make_step(
         run, before = one_step(run, take(data, rows))
         did = {"losses": before.losses}
         search = run.opt_state
-        if not hasattr(search, "trials"):  # it is not that of a line search
+        if not hasattr(search, "trials"):  # the state does not belong to a line search
             return run, did
         return run, did | {
             "trials": search.trials,
@@ -143,7 +145,7 @@ def make_step(
 
 
 def start(problem: Problem, method: Method, value: float, seed: int) -> mtlopt.Run:
-    """Returns what there is before the first step."""
+    """Returns the run before the first step."""
     params, state = problem.init(seed)
     return mtlopt.Run(params, method.make(value).init(params), state)
 
@@ -157,10 +159,10 @@ def in_turns(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Times `step(run, rows, data)` by name, in turns, on the same batches.
 
-    Returns the seconds of the fastest of so many steps, and mean trials of searches.
+    Returns the seconds of the fastest step, and the mean trials of line searches.
     """
     rng, num = np.random.default_rng(0), num_examples(data)
-    # One more than is timed, to warm up.
+    # One step more than is timed, to warm up.
     order = [jnp.asarray(rng.permutation(num)[:batch_size]) for _ in range(rounds + 1)]
     runs, did = dict(runs), {name: [] for name in steps}
 

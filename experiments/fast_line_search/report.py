@@ -12,12 +12,12 @@ from experiments.lab.figures import COLOURS, FAINT, Curve, draw_panels
 from experiments.lab.tables import Frame, cost_table, markdown_table, number
 from experiments.lab.verdicts import Verdict, verdict_table
 
-# Columns of the table: scores and their digits; what is told of the steps.
+# Columns of the table: scores and their digits, and statistics of the steps.
 SCORES = {"train_loss": 3, "train_error": 2, "test_loss": 3, "test_error": 2}
 STEPS = {"raised_a_loss": ".1%", "trials": ".2f", "step_size": ".3g"}
 STEPS |= {"at_upper": ".0%", "at_floor": ".0%"}
-# File name of each figure, and its curves: a method at its first beta, or at its best
-# learning rate; "*" is a method at all its values.
+# File name of each figure, and its curves: a method with its first beta or its best
+# learning rate; "*" means a method with all its values.
 FIGURES = {
     "sgd": ("sgd*", "sgd", "fbls", "fbls_decay"),  # figures 3 and 5
     "betas": ("fbls*", "bls*"),  # figure 4
@@ -26,9 +26,9 @@ FIGURES = {
 }
 COLOUR = dict(zip(make_methods(2, 1), (*COLOURS, "#333333"), strict=True))
 
-_LEVEL = 0.1  # an error is level with one that is at most so much of it lower
-_FAILED = 2.0  # a seed that ends with so many times the error has failed
-_SAME_TIME = 1.15  # times that differ by less are equal: rounds on one machine do
+_LEVEL = 0.1  # share by which a lower error still counts as level
+_FAILED = 2.0  # a seed that ends with this multiple of the error has failed
+_SAME_TIME = 1.15  # times whose ratio is lower count as equal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +37,23 @@ class Subject:
 
     name: str
     title: str
-    network: str  # and what else the reader must know, a sentence or two
+    network: str  # with other facts that the reader must know, in one or two sentences
     source: str  # of the data
     num_tasks: int = 2
     error: str = "error [%]"  # what it is, with its unit
     factor: float = 100.0  # by which errors are multiplied to have that unit
-    # Of the paper's steps, as multiples of SGD's, by method; and where they are.
+    # The times of the paper's steps by method, as multiples of SGD's, and their source.
     paper_times: Mapping[str, str] = dataclasses.field(default_factory=dict)
     times_from: str = "Table 1"
     errors_from: str = ""  # FBLS against the rates of SGD, if the paper compares them
     searches_from: str = ""  # FBLS against BLS
-    limits: str = ""  # what this run shows, if that is no error
+    limits: str = ""  # what this run shows if it shows no errors
 
 
 def wide(records: Frame, factor: float) -> Frame:
-    """Returns a row for each run and epoch, a column for each name; means over tasks.
+    """Returns means over tasks, by run and epoch (rows) and by name (columns).
 
-    Errors are multiplied by a factor. NaN is infinite, and so is any mean over it.
+    Errors are multiplied by a factor. NaN counts as infinite, also in means.
     """
     keys = ["method", "number", "seed", "epoch", "name"]
     numbers = records.fillna({"value": np.inf}).groupby(keys)["value"]
@@ -68,9 +68,9 @@ def last(table: Frame) -> Frame:
 
 
 def best_value(table: Frame, method: str) -> float:
-    """Returns the value of a method with the least test error after the last epoch.
+    """Returns the value of a method with the lowest test error after the last epoch.
 
-    Chosen on the test split: a choice in favour of the methods with a learning rate.
+    The test split makes the choice, which favours the methods with a learning rate.
     """
     errors = last(table).loc[method, "test_error"]
     return float(errors.groupby("number").mean().idxmin())
@@ -106,10 +106,10 @@ def make_report(
         f"Data: {subject.source}. {subject.network} {settings} β is the share of the "
         "linear decrease that a line search demands, and η is a learning rate.",
         "## After the last epoch, mean over the tasks",
-        "Train scores are those of the first examples, up to the size of the smaller "
-        "split. A step raised a loss if the loss of any task, on the batch of the "
-        "step, was higher after the step than before. Trials, step sizes and shares "
-        "are means over all steps. One step in four is checked for losses.",
+        "Train scores use the first train examples, as many as the smaller split has. "
+        "A step raised a loss if the loss of any task, on the batch of the step, was "
+        "higher after the step than before. Trials, step sizes and shares are means "
+        "over all steps. One step in four is checked for raised losses.",
         markdown_table(["method", "value", *scores, *steps], rows),
     ]
     if {"fbls", "bls"} <= methods.keys():
@@ -120,8 +120,9 @@ def make_report(
     paper = subject.paper_times if base == "sgd" else None  # multiples of SGD's
     parts += [
         "## Cost of a step",
-        "Measured after the training, with the methods in turns: the fastest of some "
-        f"rounds. Multiples are of {titles[base]}. XLA counts one trial.",
+        "A step is measured after the training. The methods take turns, and the "
+        "fastest of several rounds counts. Multiples are relative to "
+        f"{titles[base]}. XLA counts one trial.",
         cost_table(costs["seconds"], costs["operations"], titles, base, paper),
         "## The paper's claims",
         "± after a difference is half its 95 % interval over the seeds. The best rate "
@@ -140,7 +141,7 @@ def _scores(ends: Frame) -> list[str]:
 
 
 def _steps(rows: Frame) -> list[str]:
-    """Returns means over all steps, as cells."""
+    """Returns the means over all steps as cells of the table."""
     means = rows.reindex(columns=list(STEPS)).mean()
     cells = zip(means, STEPS.values(), strict=True)
     return ["" if np.isnan(mean) else format(mean, form) for mean, form in cells]
@@ -152,7 +153,7 @@ def verdicts(
     table: Frame,
     seconds: Mapping[str, float],
 ) -> list[Verdict]:
-    """Returns the paper's claims that these methods speak of, and what is measured."""
+    """Returns the paper's claims about these methods, with our measurements."""
     errors, found = last(table)["test_error"], []
     if "fbls" in methods:
         raised = table["raised_a_loss"].groupby("method").mean()
@@ -246,13 +247,13 @@ def draw_rates(
     rates = [method.values for method in methods.values() if method.symbol == "η"]
     if not rates:
         return
-    ticks = [float(f"{rate:.2g}") for rate in rates[0]]  # that can be read
+    ticks = [float(f"{rate:.2g}") for rate in rates[0]]  # that a reader can see
     over: dict[str, list[Curve]] = {"train": [], "test": []}
     for split, curves in over.items():
         errors = ends[f"{split}_error"].unstack("seed")
         for name, method in methods.items():
             values = errors.loc[name].to_numpy()
-            if method.symbol == "β":  # a search has no rate: the same at all
+            if method.symbol == "β":  # a search has no rate
                 values = np.tile(values[0], (len(ticks), 1))
             curves.append(Curve(method.title, ticks, values, COLOUR[name]))
     draw_panels(

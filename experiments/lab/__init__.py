@@ -1,1 +1,1 @@
-"""The machine of all experiments; it knows none of them."""
+"""The code that all experiments share; it depends on no single experiment."""

@@ -1,4 +1,4 @@
-"""Batches of a split that fits on the device: their order, and maps over them."""
+"""Batches of a split that fits on the device, and functions applied to batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +25,8 @@ def epoch_order(
 ) -> jax.Array:
     """Returns the examples of every batch of an epoch, for all seeds.
 
-    The order is a function of seed and epoch alone, so a resumed run needs no other
-    key. The last examples that do not fill a batch are left out.
+    The order depends only on seed and epoch, so a resumed run needs no stored key. The
+    last examples that do not fill a batch are left out.
 
     Examples:
       >>> epoch_order(10, 4, num_seeds=3, epoch=0).shape
@@ -43,7 +43,7 @@ def epoch_order(
 
 
 def host_order(num_examples: int, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the same for one seed, in an order of NumPy's: `[steps, size]`."""
+    """Returns the batches of one seed, in a random order of NumPy: `[steps, size]`."""
     order = np.random.default_rng([seed, epoch]).permutation(num_examples)
     num_steps = num_examples // size
     return order[: num_steps * size].reshape(num_steps, size)
@@ -52,9 +52,9 @@ def host_order(num_examples: int, size: int, seed: int, epoch: int) -> np.ndarra
 def map_batches(
     function: Callable[[PyTree], PyTree], split: PyTree, size: int, *, axis: int = 0
 ) -> PyTree:
-    """Returns a function of a whole split, batch by batch, which bounds the memory.
+    """Applies a function to a whole split, batch by batch, to limit the memory.
 
-    `axis` is that of the examples in what the function returns.
+    `axis` is the axis of examples in the function's results.
 
     Examples:
       >>> print(map_batches(lambda batch: 2 * batch, jnp.arange(5), 2))
@@ -62,7 +62,7 @@ def map_batches(
     """
     num = num_examples(split)
     size = min(size, num)
-    # The last batch is filled up from the front, and cut off again below.
+    # The last batch is filled up with examples from the front, which are cut off below.
     order = jnp.arange(-(-num // size) * size) % num
     rows = order.reshape(-1, size)
     parts = jax.lax.map(lambda own: function(take(split, own)), rows)

@@ -1,4 +1,4 @@
-"""Methods against each other: relative gains, ranks, growth rates, and differences."""
+"""Comparisons of methods: relative gains, ranks, growth rates, and differences."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ def delta_m(
 
     .. math:: \Delta_m = \frac{1}{K} \sum_k (-1)^{l_k} \frac{M_{m,k} - M_{b,k}}{M_{b,k}}
 
-    with :math:`l_k = 0` where a higher value is better and 1 elsewhere. A positive
-    value is a gain, as in Maninis, Radosavovic and Kokkinos, "Attentive single-tasking
-    of multiple tasks", 2019, equation 4, https://arxiv.org/abs/1904.08918; some later
+    with :math:`l_k = 0` if a higher value is better, and 1 otherwise. A positive value
+    is a gain, as in Maninis, Radosavovic and Kokkinos, "Attentive single-tasking of
+    multiple tasks", 2019, equation 4, https://arxiv.org/abs/1904.08918; some later
     papers print the opposite sign.
 
     Examples:
@@ -29,13 +29,15 @@ def delta_m(
 
 
 def mean_rank(scores: ArrayLike, higher_is_better: ArrayLike) -> np.ndarray:
-    """Returns the rank of each method, the mean over metrics.
+    """Returns the rank of each method, as a mean over metrics.
 
-    The rank is 1 plus the number of methods that are better: by value, of scores
-    `[methods, metrics]`; outside the spread of paired seeds, of scores `[methods,
-    metrics, seeds]`. NaN is worse than all numbers. So methods that are statistically
+    The rank is 1 plus the number of methods that are better. For scores
+    `[methods, metrics]`, a method is better if its value is. For scores
+    `[methods, metrics, seeds]`, it is better if the interval of the paired differences
+    excludes zero. NaN is worse than all numbers. So methods that are statistically
     equivalent share a rank, as in Pascal et al., "Optimization strategies in multi-task
-    learning: averaged or independent losses?", Table 1; by which test, it does not say.
+    learning: averaged or independent losses?", Table 1. The paper does not say which
+    test it uses.
 
     Examples:
       >>> print(mean_rank([[0.9, 0.2], [0.8, 0.1], [0.9, 0.3]], [True, False]))
@@ -54,7 +56,7 @@ def mean_rank(scores: ArrayLike, higher_is_better: ArrayLike) -> np.ndarray:
 
 
 def _beats(new: np.ndarray, old: np.ndarray) -> bool:
-    """Whether scores of paired seeds, the higher the better, are better."""
+    """Whether scores of paired seeds are better; higher scores are better."""
     if len(new) > 1 and np.isfinite([new, old]).all():
         return paired(new, old).sign > 0
     return new.mean() > old.mean()
@@ -68,7 +70,7 @@ class Difference(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 if the interval leaves 0 out, else 0: none outside the spread."""
+        """1 or -1, the sign of the interval, or 0 if the interval contains 0."""
         return int(np.sign(self.mean)) if abs(self.mean) > self.half else 0
 
     def __format__(self, digits: str) -> str:
@@ -76,9 +78,9 @@ class Difference(NamedTuple):
 
 
 def paired(new: ArrayLike, old: ArrayLike) -> Difference:
-    """Returns `new - old` of the same seeds, with the interval of Student's t.
+    """Returns `new - old` for the same seeds, with the interval of Student's t.
 
-    Of one seed, or if a value is not finite, the interval is all numbers.
+    With one seed, or if a value is not finite, the interval contains all numbers.
 
     Examples:
       >>> f"{paired([1.0, 2.0, 3.0], [0.5, 1.4, 2.7]):.2f}"
@@ -95,14 +97,14 @@ def paired(new: ArrayLike, old: ArrayLike) -> Difference:
 
 
 def growth_rate(error: ArrayLike, uniform_error: ArrayLike) -> np.ndarray:
-    r"""Returns :math:`1 - P_i / P`, by how much errors improve on the summed loss's.
+    r"""Returns :math:`1 - P_i / P`, the improvement over the summed loss's errors.
 
-    1 is perfect, and below 0 is worse: Senushkin et al., "Independent component
-    alignment for multi-task learning", section 5.4, Table 4.
+    A value of 1 is perfect, and a value below 0 is worse: Senushkin et al.,
+    "Independent component alignment for multi-task learning", section 5.4, Table 4.
     """
     return 1 - np.divide(error, uniform_error)
 
 
 def _signed(values: ArrayLike, higher_is_better: ArrayLike) -> np.ndarray:
-    """Returns values that are all better the higher they are."""
+    """Returns values of which higher ones are always better."""
     return np.where(higher_is_better, 1, -1) * np.asarray(values, float)

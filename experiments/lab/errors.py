@@ -1,4 +1,4 @@
-"""Mistakes of the user. It imports nothing, so that a missing package is one too."""
+"""Mistakes of the user. The module imports nothing, so it needs no packages."""
 
 
 class UsageError(Exception):
@@ -6,5 +6,5 @@ class UsageError(Exception):
 
 
 def one_line(message: object) -> str:
-    """Joins a message's lines, so that it stays one line."""
+    """Joins the lines of a message to one line."""
     return " ".join(str(message).split())

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#333333"
 FAINT = "#BBBBBB"
@@ -36,21 +36,21 @@ _STYLE: Any = {
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A line, the mean over the seeds, and its band, from minimum to maximum."""
+    """A line (the mean over seeds) and its band (from minimum to maximum)."""
 
     label: str
     x: Any  # `[points]`
     y: Any  # `[points, seeds]`
     colour: str
-    width: float = 1.4  # a wide line shows under a narrow one
-    middle: Callable[..., Any] = np.mean  # what the line is instead of the mean
+    width: float = 1.4  # a wide line is visible under a narrow line
+    middle: Callable[..., Any] = np.mean  # values of the line, if it is not the mean
 
 
 @contextlib.contextmanager
 def drawing(
     path: Path, title: str, rows: int = 1, columns: int = 1, **options: Any
 ) -> Iterator[np.ndarray]:
-    """Yields axes `[rows, columns]` to draw on; then the file is written."""
+    """Yields axes `[rows, columns]` to draw on, and then writes the file."""
     import matplotlib as mpl
 
     mpl.use("Agg")  # needs no display
@@ -77,9 +77,10 @@ def draw_panels(
 ) -> None:
     """Draws small multiples: for each title a panel with its curves.
 
-    The vertical axis is the same for all panels if it is `common`, and logarithmic with
-    `log`. With `at_points`, the horizontal axis is logarithmic with ticks at the points
-    of the first curve, as for learning rates; else it counts, as for epochs.
+    If `common`, all panels share the vertical axis; if `log`, the vertical axis is
+    logarithmic. With `at_points`, the horizontal axis is logarithmic with ticks at the
+    points of the first curve, for example for learning rates. Otherwise its ticks are
+    whole numbers, for example for epochs.
     """
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -124,8 +125,8 @@ def draw_dots(
 ) -> None:
     """Draws a line for each method, and on it a dot for each task.
 
-    From method and task to the values of the seeds: the dot is their mean, the bar goes
-    from minimum to maximum.
+    The values map method and task to the values of the seeds. The dot is their mean,
+    and the bar goes from minimum to maximum.
     """
     with drawing(path, title, figsize=(6.4, 1.3 + 0.32 * len(groups))) as grid:
         axis = grid[0, 0]
@@ -135,7 +136,7 @@ def draw_dots(
             values = np.array([group[task] for group in groups.values()])
             mean = values.mean(axis=1)
             reach = [mean - values.min(axis=1), values.max(axis=1) - mean]
-            # Beside each other, so that no bar hides another.
+            # Side by side, so that no bar hides another.
             offset = 0.12 * ((len(tasks) - 1) / 2 - index)
             style: Any = {"fmt": "o", "markersize": 5, "linewidth": 1.2}
             style |= {"color": COLOURS[index], "label": task}
@@ -153,7 +154,7 @@ def draw_curve(axis: "Axes", curve: Curve) -> None:
     """Draws a curve and its band; values that are not finite are gaps."""
     values = np.asarray(curve.y, float)
     values = np.where(np.isfinite(values), values, np.nan)
-    # Of what is a number.
+    # Only of finite values.
     least, most = (each.reduce(values, axis=1) for each in (np.fmin, np.fmax))
     axis.fill_between(curve.x, least, most, color=curve.colour, alpha=0.2, linewidth=0)
     style: Any = {"color": curve.colour, "linewidth": curve.width, "markersize": 3}
@@ -162,7 +163,7 @@ def draw_curve(axis: "Axes", curve: Curve) -> None:
 
 
 def whole_numbers(axis: "Axes") -> None:
-    """Puts the horizontal ticks at epochs and steps, of which there are no halves."""
+    """Puts the horizontal ticks at whole numbers, for epochs and steps."""
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -171,7 +172,7 @@ def whole_numbers(axis: "Axes") -> None:
 def readable_log_axis(axis: "Axes", along: str = "y") -> None:
     """Labels a logarithmic axis by plain numbers: 1, 1.5, 2, 3 and not 10^0.
 
-    The more decades it has, the fewer numbers each.
+    If the axis has more decades, each decade has fewer numbers.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

@@ -1,7 +1,7 @@
-"""The folder of one run: whose it is, and files that survive a `kill -9`.
+"""The folder of one run, its lock, and files that survive a `kill -9`.
 
-Every file is written beside its place and moved there when it is complete. A record or
-a checkpoint carries a checksum: a damaged one is never read as another result.
+Every file is written under another name and renamed when it is complete. Records and
+checkpoints have checksums, so that a damaged file is never read as a result.
 """
 
 import datetime as dt
@@ -24,7 +24,7 @@ from experiments.lab.settings import ShortOptions, deciding, option
 
 PyTree = Any
 _LOCK = ".lock"
-_KEPT = 2  # checkpoints of a training: the newest, and one if that is damaged
+_KEPT = 2  # checkpoints of a training; the older one is a reserve
 _PACKAGES = ("mtlopt", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
 
 
@@ -32,9 +32,9 @@ class RunFolder:
     """The folder of a run with these settings, locked while it is open.
 
     An empty or missing folder is claimed whether or not `resume` is set, so that one
-    command line serves for the first start and all later ones. A folder that cannot be
-    written, or holds anything but a run with the same settings that may be continued
-    and that nobody is at work on, is a UsageError.
+    command line serves for the first start and all later starts. Any other folder must
+    hold a run with the same settings that may be continued, and no other process may be
+    using it. Otherwise, or if the folder cannot be written, there is a UsageError.
     """
 
     def __init__(self, settings: ShortOptions):
@@ -49,7 +49,7 @@ class RunFolder:
         wanted = json.loads(json.dumps(deciding(settings)))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / _LOCK).open("a")  # clears no other's file
+            self._lock = (self.path / _LOCK).open("a")  # does not clear the file
             try:
                 self._claim(wanted, getattr(settings, "resume", True))
             except BaseException:
@@ -76,21 +76,21 @@ class RunFolder:
                 "another folder with --out."
             ) from error
         path = self.path / "settings.json"
-        # A claim that was cut short leaves these two.
+        # An interrupted claim leaves these two files.
         own = (_LOCK, _partial(path).name)
         others = [entry for entry in self.path.iterdir() if entry.name not in own]
         if path.exists():
             if not resume:
                 raise UsageError(
                     f"--out already holds a run, in {self.path}. Continue it with "
-                    "--resume, choose another folder, or remove this one."
+                    "--resume, choose another folder, or remove this folder."
                 )
             self._check_same(path, wanted)
-            self._started = None  # in an earlier session
+            self._started = None  # in an earlier process
         elif others:
             raise UsageError(
-                f"--out must be an empty folder or that of a run, but {self.path} "
-                "holds other files. Choose another folder."
+                "--out must be an empty folder or the folder of a run, but "
+                f"{self.path} holds other files. Choose another folder."
             )
         write_text(path, json.dumps(wanted, indent=1) + "\n")
 
@@ -112,18 +112,18 @@ class RunFolder:
     def write_results(
         self, settings: ShortOptions, report: str, **results: Any
     ) -> None:
-        """Prints the report, and writes it with `results.json`: how it came about."""
+        """Prints and writes the report; `results.json` records how it was made."""
         record = {"settings": deciding(settings), **provenance(), **results}
         if self._started is not None:
             record["minutes"] = (time.perf_counter() - self._started) / 60
-        # In JSON there is no number that is not finite.
+        # JSON has only finite numbers.
         finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
         write_text(self.path / "report.md", report.rstrip() + "\n")
         write_text(self.path / "results.json", json.dumps(finite, indent=1) + "\n")
         print(f"\n{report}\nWritten to {self.path}.")
 
     def write_record(self, name: str, value: Any) -> None:
-        """Writes the numbers of a finished training, after their checksum."""
+        """Writes the numbers of a finished training, preceded by their checksum."""
         path, text = self._record(name), json.dumps(value)
         path.parent.mkdir(exist_ok=True)
         write_text(path, f"{_sum_of(text.encode())}\n{text}\n")
@@ -150,14 +150,14 @@ class RunFolder:
 
 
 class Checkpoints:
-    """Checkpoints of one training (Orbax), each with a checksum beside it."""
+    """Checkpoints of one training (Orbax), each with a checksum in another file."""
 
     def __init__(self, folder: Path):
         self._folder = folder.absolute()
         self._manager: Any = None
 
     def _open(self) -> Any:
-        import orbax.checkpoint as ocp  # a second of imports that --help need not pay
+        import orbax.checkpoint as ocp  # takes a second, which --help avoids
 
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(
@@ -167,7 +167,7 @@ class Checkpoints:
         return self._manager, ocp.args
 
     def save(self, epoch: int, state: PyTree, history: Any) -> None:
-        """Saves the state after `epoch` epochs, and what was recorded so far."""
+        """Saves the state after `epoch` epochs, and the records so far."""
         manager, args = self._open()
         try:
             manager.save(
@@ -188,14 +188,15 @@ class Checkpoints:
     def restore(self, like: PyTree) -> tuple[int, PyTree, Any] | None:
         """Returns epoch, state and history of the newest checkpoint that is intact.
 
-        None if there is no checkpoint; if all are damaged, a UsageError. `like` has the
-        structure, shapes and dtypes of the saved state.
+        Returns None if there is no checkpoint, and raises a UsageError if all are
+        damaged. `like` has the structure, shapes and dtypes of the saved state.
         """
         if not self._folder.exists():
             return None
         manager, args = self._open()
         steps, sums = manager.all_steps(), self._sums()
-        # Without a checksum the run was killed between the two: unknown, not used.
+        # Without a checksum the run was killed between the two writes, so do not use
+        # it.
         known = [epoch for epoch in steps if epoch in sums]
         intact = [epoch for epoch in known if sums[epoch] == self._sum(epoch).encode()]
         if steps and known == steps and not intact:
@@ -244,7 +245,7 @@ class Checkpoints:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file at once: a reader, or a killed run, sees the old or the new one."""
+    """Replaces a file atomically, so that a reader sees the old or the new file."""
     with _partial(path).open("w") as file:
         file.write(text)
         file.flush()
@@ -258,7 +259,7 @@ def _partial(path: Path) -> Path:
 
 def provenance() -> dict[str, Any]:
     """Returns date, device and versions, for a results file."""
-    # That this process may use; only Linux knows.
+    # The cores that this process may use; only Linux knows them.
     allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),

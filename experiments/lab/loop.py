@@ -1,8 +1,8 @@
 """The one training loop: restore, train, evaluate, save, record, test.
 
-A training is some epochs of one compiled program, for one run or for several runs at
-once: seeds, or learning rates and seeds, under `vmap`. An experiment says how it
-starts, how an epoch goes and what is told at the end; `train` does the rest.
+A training is some epochs of one compiled program. It trains one run, or several runs at
+once under `vmap`: seeds, or learning rates and seeds. An experiment defines the start,
+the epoch and the final records; `train` does the rest.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from experiments.lab.records import Stream, rows_of
 from experiments.lab.tables import Frame
 
 PyTree = Any
-# Numbers by name, each `[runs]` or `[runs, parts]`, or one for all runs.
+# Numbers by name, each `[runs]` or `[runs, parts]`, or one number for all runs.
 Values = Mapping[str, Any]
 Progress = Callable[[int, str], None]
 History = list[tuple[int, dict[str, Any]]]  # epochs, and what was recorded
 
-CHECKPOINT_SECONDS = 30.0  # a killed run loses no more, and one epoch
+CHECKPOINT_SECONDS = 30.0  # a killed run loses at most this many, and one epoch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,19 +32,19 @@ class Training:
     """Runs that train together.
 
     `epoch(state, number, progress)` trains epoch `number`, from 0, and evaluates. It
-    returns the state and what to record of this epoch, and calls `progress(steps,
-    text)` now and then.
+    returns the state and the records of this epoch, and calls `progress(steps, text)`
+    now and then.
     """
 
     name: str  # of its files
-    runs: Sequence[Mapping[str, Any]]  # columns, as method and seed, of each
+    runs: Sequence[Mapping[str, Any]]  # columns of each run, such as method and seed
     start: Callable[[], PyTree]  # the state before the first epoch, in its own arrays
     epoch: Callable[[PyTree, int, Progress], tuple[PyTree, Values]]
     steps: int  # of an epoch
-    # What to record at the end, such as test scores at the best epoch.
+    # Records at the end, such as test scores at the best epoch.
     finish: Callable[[PyTree], Values] = lambda _: {}
     goes_on: Callable[[PyTree], bool] = lambda _: True  # whether there is more to train
-    # For names whose numbers are not by task, the labels of their second axis.
+    # Labels of the second axis, for names whose numbers are not by task.
     parts: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -56,11 +56,11 @@ def train(
     *,
     stream: str = "metrics",
 ) -> Frame:
-    """Trains what is not trained yet, and returns the long table of all records.
+    """Runs the trainings that are not finished, and returns the table of all records.
 
-    Its columns are those of the runs, then `epoch`, `name`, `part`, `value`. A part is
-    a task, or empty. The numbers of `finish` have the last epoch. The table grows in a
-    CSV file, whose name is that of the stream.
+    The columns of the table are the columns of the runs, then `epoch`, `name`, `part`,
+    `value`. A part is a task, or empty. The numbers of `finish` have the last epoch.
+    The table is written to a CSV file as it grows; the file has the name of the stream.
     """
     trainings = list(trainings)
     table = Stream(folder, stream)
@@ -74,8 +74,8 @@ def train(
                 folder.write_record(training.name, history)
             else:
                 _append(table, training, tasks, history)
-            # Not before the record is written: a kill between would lose all. A kill
-            # after it leaves them to the next run.
+            # Delete checkpoints only after the record is written, because a kill in
+            # between would lose everything. After a kill, the next run deletes them.
             checkpoints.remove()
             bar.update(end - bar.n)  # some were stopped early, or are done
     return table.close()

@@ -1,6 +1,7 @@
-"""The pace of a run: its learning rate falls on plateaus, and in the end it stops.
+"""The pace of a run: the learning rate falls on plateaus, until the run stops.
 
-All of it is for one run, and runs under `jit` and `vmap`, each run for itself.
+All functions are for one run, and work under `jit` and `vmap`, so that each run has its
+own pace.
 """
 
 import dataclasses
@@ -16,9 +17,9 @@ PyTree = Any
 
 
 class Pace(NamedTuple):
-    """How far a run is."""
+    """The progress of a run."""
 
-    best: Best  # the epoch with the lowest loss so far, its score the loss times -1
+    best: Best  # the epoch with the lowest loss so far; its score is the loss times -1
     plateau: Any  # state of `optax.contrib.reduce_on_plateau`
     epochs: jax.Array  # that are trained
 
@@ -27,18 +28,18 @@ class Pace(NamedTuple):
 class Patience:
     """How long a run waits for a lower loss."""
 
-    stop: int  # epochs without one after which the run stops
-    plateau: int  # epochs without one after which its learning rate falls
+    stop: int  # epochs without a lower loss after which the run stops
+    plateau: int  # epochs without a lower loss after which the rate falls
     factor: float  # by which the learning rate falls
-    min_delta: float  # the least fall of the loss that ends a plateau
+    min_delta: float  # the smallest fall of the loss that ends a plateau
 
     def start(self, model: tuple[PyTree, PyTree]) -> Pace:
-        """Returns the pace before the first epoch of parameters and model state."""
+        """Returns the pace before the first epoch, for parameters and model state."""
         plateau = self._plateau().init(model[0])
         return Pace(no_best(model), plateau, jnp.zeros([], jnp.int32))
 
     def after(self, pace: Pace, model: PyTree, loss: jax.Array) -> Pace:
-        """Returns the pace after an epoch, from its model and validation loss."""
+        """Returns the pace after an epoch, given its model and validation loss."""
         _, plateau = self._plateau().update((), pace.plateau, value=loss)
         epochs = pace.epochs + 1
         return Pace(keep_best(pace.best, model, -loss, epochs), plateau, epochs)

@@ -1,4 +1,4 @@
-"""The problem that is trained: a network, its losses, and the splits."""
+"""The problem of a training: a network, its losses, and the splits."""
 
 import dataclasses
 import functools
@@ -18,14 +18,14 @@ PyTree = Any
 class Problem:
     """A network as arrays and functions of them, and its data.
 
-    `init(seed)` returns the initial parameters and model state, in arrays of their own,
-    so that they may be donated. The seed may be traced.
+    `init(seed)` returns the initial parameters and model state in new arrays, so that
+    the caller may donate them. The seed may be traced.
     """
 
     oracle: mtlopt.Oracle  # gradients, `oracle(params, batch, state)`, in training mode
     init: Callable[[int], tuple[PyTree, PyTree]]
     network: Callable[..., Any]  # `network(params, state, train=False)`, the module
-    labels: Mapping[str, str]  # who owns which leaf of the parameters
+    labels: Mapping[str, str]  # the owner of each leaf of the parameters
     splits: Mapping[str, Any]  # pytrees with a leading axis of examples
 
     @property
@@ -34,7 +34,7 @@ class Problem:
 
 
 def head_labels(tasks: Any) -> dict[str, str]:
-    """Returns the labels of a network of the zoo with a head for each task."""
+    """Returns the owners of the leaves of a network with a head for each task."""
     return {"encoder": "shared", **{f"heads/{task}": task for task in tasks}}
 
 
@@ -46,17 +46,17 @@ def make_problem(
     *,
     tasks: tuple[str, ...] | None = None,
 ) -> Problem:
-    """Makes the problem of a network of the zoo, built from a PRNG key.
+    """Makes the problem of a network in `mtlopt.models`, built from a PRNG key.
 
-    The losses are by task `loss(model, z, batch)`, of the latent `z` that
-    `encode(model, batch)` returns, or `mtlopt.stacked` of one for all, whose heads are
-    stacked and have no names: then `tasks` has them.
+    The losses map each task to `loss(model, z, batch)`, where `encode(model, batch)`
+    returns the latent `z`. For stacked heads, `losses` is `mtlopt.stacked` of one loss.
+    Stacked heads have no names, so `tasks` has the names.
     """
     stacked = not isinstance(losses, Mapping)
     labels = {"encoder": "shared", "heads": "stacked"}
     labels = labels if stacked else head_labels(losses)
     of_modules = mtlopt.nnx.task_grad(losses, labels, encode=encode, tasks=tasks)
-    # The functions need the shapes only.
+    # The functions need only the shapes.
     shapes = nnx.eval_shape(functools.partial(build, jax.random.key(0)))
     _, _, oracle, merge = of_modules.pure(shapes)
 
@@ -64,7 +64,7 @@ def make_problem(
         params, state, _, _ = of_modules.pure(build(jax.random.key(seed)))
         return params, state
 
-    once = functools.cache(built)  # initialising takes longer than a short run
+    once = functools.cache(built)  # the initialisation takes longer than a short run
 
     def init(seed: int) -> tuple[PyTree, PyTree]:
         make = built if isinstance(seed, jax.Array) else once
@@ -80,7 +80,7 @@ def make_problem(
 
 
 def stack_seeds(init: Callable[[int], PyTree], num_seeds: int) -> PyTree:
-    """Returns what `init` returns for the seeds from 0, stacked."""
+    """Returns the results of `init` for the seeds from 0, stacked."""
     each = [init(seed) for seed in range(num_seeds)]
     return _stacked(each)
 

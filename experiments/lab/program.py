@@ -1,4 +1,4 @@
-"""A jitted function that knows what it took to compile it, and what it costs."""
+"""A jitted function that reports its memory and its operations."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ import jax
 
 
 class Program:
-    """A function, compiled at its first call, for the shapes of that call."""
+    """A function that is compiled at its first call, for the shapes of that call."""
 
     def __init__(self, function: Callable[..., Any], **options: Any):
         self._jitted = jax.jit(function, **options)
@@ -16,12 +16,12 @@ class Program:
         self.compile_seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
-        """Compiles if it must, and runs."""
+        """Compiles the function if necessary, and runs it."""
         self.compile(*args)
         return self._compiled(*args)
 
     def compile(self, *args: Any) -> None:
-        """Compiles, so that the next call can be timed."""
+        """Compiles the function, so that the next call can be timed."""
         if self._compiled is None:
             started = time.perf_counter()
             self._compiled = self._jitted.lower(*args).compile()
@@ -29,7 +29,7 @@ class Program:
 
     @property
     def temporary_bytes(self) -> int:
-        """Bytes that a call needs beside its arguments and results."""
+        """Bytes that a call needs in addition to its arguments and results."""
         memory = None if self._compiled is None else self._compiled.memory_analysis()
         return getattr(memory, "temp_size_in_bytes", 0)
 
@@ -40,10 +40,10 @@ class Program:
 
 
 def fastest(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Times calls in turns, once to warm up; returns the least seconds of each.
+    """Times calls in turns, after a warm-up; returns the minimum seconds of each call.
 
-    A machine is slower now and then: in turns, that slows all calls alike, and the
-    fastest of several rounds is that with the least of it.
+    A machine is slower at some times than at others. If calls take turns, such a time
+    slows all of them, and the fastest of several rounds is disturbed the least.
     """
     seconds = dict.fromkeys(calls, float("inf"))
     for number in range(rounds + 1):

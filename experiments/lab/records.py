@@ -1,4 +1,4 @@
-"""The one long table of a run: a row for each number, from which all else is made."""
+"""The long table of a run, with a row for each number; all reports use this table."""
 
 import csv
 import re
@@ -13,7 +13,7 @@ from experiments.lab.folder import RunFolder
 from experiments.lab.tables import Frame
 
 Row = dict[str, Any]
-_NUMBERS = ("epoch", "name", "part", "value")  # the columns after those of the run
+_NUMBERS = ("epoch", "name", "part", "value")  # the columns after the run's columns
 
 
 def rows_of(
@@ -23,10 +23,10 @@ def rows_of(
     epoch: int,
     values: Mapping[str, Any],
 ) -> Iterator[Row]:
-    """Yields the rows of what was recorded at an epoch.
+    """Yields the rows of the records of an epoch.
 
-    `values` are numbers by name: `[runs]`, `[runs, parts]`, or one for all runs. The
-    second axis is that of the tasks, unless `parts` has labels for the name.
+    `values` are numbers by name: `[runs]`, `[runs, parts]`, or one number for all runs.
+    The second axis is the axis of tasks, unless `parts` has labels for the name.
     """
     for name, numbers in values.items():
         array = np.asarray(numbers, float)
@@ -46,15 +46,15 @@ def rows_of(
 class Stream:
     """A table that is written to a CSV file, and to event files, as it grows.
 
-    The files are written anew: after a resume, the checkpoints know what was recorded,
-    so that no row is lost and none is there twice.
+    Each process writes the files from the start. After a resume, the records come from
+    the checkpoints, so that no row is lost and no row appears twice.
     """
 
     def __init__(self, folder: RunFolder, name: str):
         self._path = folder.path / f"{name}.csv"
         self._path.unlink(missing_ok=True)
         self._columns: list[str] = []
-        self._rows: list[tuple[Any, ...]] = []  # millions: a dictionary is large
+        self._rows: list[tuple[Any, ...]] = []  # maybe millions, so no dictionaries
         self._writers: dict[str, Any] = {}
         self._events = folder.path / "tensorboard" / name
         self._with_events = folder.tensorboard
@@ -76,8 +76,8 @@ class Stream:
             self._add_scalar(row)
 
     def _add_scalar(self, row: Row) -> None:
-        """Hands a number to TensorBoard's writer of its run, which writes it soon."""
-        import tensorboardX  # an extra, which `RunFolder` has looked for
+        """Passes a number to its run's TensorBoard writer, which writes it soon."""
+        import tensorboardX  # an extra; `RunFolder` has checked that it is installed
 
         name = run_name({k: v for k, v in row.items() if k not in _NUMBERS})
         if name not in self._writers:
@@ -94,7 +94,7 @@ class Stream:
 
 
 def run_name(keys: Mapping[str, Any]) -> str:
-    """Returns the folder of the run that these columns name; empty ones are left out.
+    """Returns the folder name of a run, from its columns without the empty ones.
 
     Examples:
       >>> run_name({"method": "IO, 2 groups", "only": "", "rate": 1e-3, "seed": 0})

@@ -1,4 +1,4 @@
-"""Settings of an experiment: a dataclass is its options, their help and the record."""
+"""Settings of an experiment: a dataclass for the options, the help and the record."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from experiments.lab.errors import UsageError, one_line
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShortOptions:
-    """Options of an experiment that is short enough to be run again.
+    """Options of an experiment that is so short that it needs no resume.
 
     Attributes:
       out: folder for all files that the run writes.
@@ -26,7 +26,7 @@ class ShortOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(ShortOptions):
-    """Options of all other experiments; none decides a number of the run.
+    """Options of all other experiments; they do not change the results of a run.
 
     Attributes:
       resume: continue the run in `out`, which must have the same settings.
@@ -52,10 +52,10 @@ def parse(
     full: Mapping[str, Any] | None = None,
     names: Mapping[str, Collection[str]] | None = None,
 ) -> SettingsType:
-    """Returns the settings: those of `quick`, changed by `--full` and the options.
+    """Returns the settings: `quick`, changed by `--full` and the options.
 
-    An option at fault is a UsageError. `names` are those that there are, for fields
-    that are tuples of names.
+    A wrong option is a UsageError. For fields that are tuples of names, `names` has the
+    valid names.
     """
     full, names = full or {}, names or {}
     if "--full" in argv and not full:
@@ -67,7 +67,8 @@ def parse(
         " ".join([f"\n  {option(name)}", *map(str, _each(value))])
         for name, value in full.items()
     ]
-    # tyro breaks a line before a bracket or a digit: so paragraphs are given whole.
+    # tyro breaks lines before brackets and digits, so each paragraph is passed as one
+    # line.
     whole = re.sub(r"(?<=\S)\n(?=[^\s-])", " ", description or "")
     text = "".join([whole, "\n--full:" if full else "", *changes])
     errors = io.StringIO()
@@ -94,19 +95,19 @@ def parse(
 
 
 def deciding(settings: ShortOptions) -> dict[str, Any]:
-    """Returns the settings that decide numbers, by name."""
+    """Returns the settings that change results, by name."""
     common = {field.name for field in dataclasses.fields(Options)}
     fields = dataclasses.asdict(settings)
     return {name: fields[name] for name in fields if name not in common}
 
 
 def option(field: str) -> str:
-    """Returns what is typed for a field: `--batch-size` for `batch_size`."""
+    """Returns the option of a field: `--batch-size` for `batch_size`."""
     return f"--{field.replace('_', '-')}"
 
 
 def loaded(load: Callable[..., Loaded], *args: Any, **kwargs: Any) -> Loaded:
-    """Returns what a loader returns; what is wrong with the data is a `UsageError`."""
+    """Returns the result of a loader; raises a `UsageError` if the data are wrong."""
     try:
         return load(*args, **kwargs)
     except (OSError, ValueError, ImportError) as error:
@@ -125,7 +126,7 @@ def check_batch_size(batch_size: int, found: int) -> None:
 def choose_names(
     texts: Sequence[str], valid: Collection[str], option: str
 ) -> tuple[str, ...]:
-    """Returns the chosen names, each once, in the order in which they were given.
+    """Returns the chosen names without repetitions, in the given order.
 
     Examples:
       >>> choose_names(["b", "a", "b"], ["a", "b", "c"], "--names")
@@ -144,7 +145,7 @@ def choose_names(
 
 
 def methods_for(num_tasks: int) -> tuple[str, ...]:
-    """Returns the names in `mtlopt.METHODS` that so many tasks are enough for."""
+    """Returns the names in `mtlopt.METHODS` that work with this many tasks."""
     methods = mtlopt.METHODS.items()
     return tuple(name for name, method in methods if method.min_tasks <= num_tasks)
 
@@ -160,7 +161,7 @@ def _each(value: Any) -> tuple[Any, ...]:
 
 
 def _message(page: str) -> str:
-    """Returns what tyro says of a mistake, without its box, its title and its help."""
+    """Returns tyro's message about a mistake, without box, title and help."""
     boxed = page.startswith("╭")
     lines = [line.strip(" │") for line in page.splitlines() if line[:1] not in "╭╰"]
     parts = re.split(r"^[-─]{3,}$", "\n".join(lines), flags=re.MULTILINE)
@@ -170,7 +171,7 @@ def _message(page: str) -> str:
 def _check_positive(
     settings: ShortOptions, profiles: Sequence[Mapping[str, Any]]
 ) -> None:
-    """A given value must be there, and positive, or as in a profile: 0 is for all."""
+    """Checks that a value is not empty and positive, or 0 if a profile has 0 (all)."""
     for name, value in vars(settings).items():
         if any(value == own.get(name) for own in profiles):
             continue

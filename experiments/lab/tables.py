@@ -1,4 +1,4 @@
-"""Tables as Markdown, made from the long table of records."""
+"""Markdown tables, made from the long table of records."""
 
 import shlex
 import statistics
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# A table of pandas, whose types cannot say what a column is.
+# A pandas table; its types cannot describe the columns.
 Frame = Any
 
 
 def command_line(experiment: str, argv: Sequence[str]) -> str:
-    """Returns what was typed: `python -m experiments toy --out 'my results'`."""
+    """Returns the command as typed: `python -m experiments toy --out 'my results'`."""
     return shlex.join(["python", "-m", "experiments", experiment, *argv])
 
 
@@ -25,17 +25,17 @@ def select(table: Frame, **values: Any) -> Frame:
 
 
 def curve(table: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """Returns epochs `[points]` and values `[points, seeds]`, mean over the parts."""
+    """Returns epochs `[points]` and values `[points, seeds]`, means over the parts."""
 
     def mean(values: pd.Series) -> float:
-        return float(values.to_numpy().mean())  # that of pandas would skip NaN
+        return float(values.to_numpy().mean())  # pandas' mean would skip NaN
 
     wide = table.pivot_table("value", "epoch", "seed", mean, dropna=False)
     return wide.index.to_numpy(), wide.to_numpy()
 
 
 def number(values: Sequence[float], factor: float = 1.0, digits: int = 2) -> str:
-    """Returns mean and, of several seeds, standard deviation, if they are finite.
+    """Returns the mean, and the standard deviation of several seeds if it is finite.
 
     Examples:
       >>> number([0.5, 0.7], 100, 1), number([2.0]), number([2.0, float("inf")])
@@ -64,7 +64,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
       | :----- | ---: |
       | mgda   | 93.1 |
     """
-    # At least two: a rule of a colon alone is no rule.
+    # At least two, because a colon alone is no rule.
     columns = zip(header, *rows, strict=True)
     widths = [max(2, *map(len, column)) for column in columns]
 
@@ -80,13 +80,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def frame_table(cells: Frame, corner: str) -> str:
-    """Returns a table of pandas, of text, whose index is the first column."""
+    """Returns a pandas table of text as Markdown; its index is the first column."""
     rows = cells.reset_index().to_numpy().tolist()
     return markdown_table([corner, *cells.columns], rows)
 
 
 def read_table(metrics: Sequence[str], text: str) -> dict[str, dict[str, str]]:
-    """Reads a paper's table: a line for each method, a column for each metric.
+    """Reads a paper's table, with a line for each method and a column for each metric.
 
     Examples:
       >>> read_table(["error", "f1"], "ius 9.1 69.0")
@@ -103,9 +103,9 @@ def cost_table(
     base: str,
     paper: Mapping[str, str] | None = None,
 ) -> str:
-    """Returns costs of a step by method, in multiples of those of the method `base`.
+    """Returns the costs of a step by method, as multiples of the method `base`.
 
-    The seconds are from `program.fastest`, the operations are XLA's count.
+    The seconds come from `program.fastest`, and the operations are XLA's count.
     """
     header = ["method", "milliseconds", "multiple", "operations, multiple"]
     header += ["multiple, paper"] if paper else []

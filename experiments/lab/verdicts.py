@@ -1,4 +1,4 @@
-"""A paper's claims beside what a run says of them."""
+"""A paper's claims, checked against a run."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ _WORDS = {True: "holds", False: "does not hold", None: "cannot be seen at this s
 
 
 class Verdict(NamedTuple):
-    """A claim and its measurement."""
+    """A claim, and its measurement in this run."""
 
     claim: str  # with its place in the paper
     measured: str

@@ -1,4 +1,4 @@
-"""Images with forty attributes: faces of CelebA, or rendered rooms in their place."""
+"""Images with forty attributes: faces of CelebA, or rendered rooms as a stand-in."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ ERROR, F1, ACCURACY = (
 
 
 def load_attributes(settings: Settings) -> dict[str, Samples]:
-    """Reads CelebA, or draws rooms with 40 attributes of their own."""
+    """Reads CelebA, or renders rooms with 40 other attributes."""
     size = (32, 32) if settings.small else (64, 64)
     if settings.data_dir is not None:
         read = functools.partial(load_celeba, settings.data_dir, size=size)

@@ -15,17 +15,17 @@ from experiments.mtl_io.attributes import ERROR, F1, attribute_tasks, load_attri
 from mtlopt.models import CelebaCNN, stack_heads
 
 DESCRIPTION = """\
-Shows that the pipeline works, but no claim: rendered images are too few (see
-task_groups).
+Shows that the pipeline works, but cannot check the paper's claims, because the rendered
+images are too few (see task_groups).
 
 A convolutional network of nine layers learns forty yes-or-no attributes of images.
-Tasks move together, in random groups, or one by one, with one optimizer state for all
-groups (IUS) or one for each group (IO). GradNorm, PCGrad, MGDA-UB and Maximum Roaming
-are compared with them. The paper is Pascal et al., "Improved optimization strategies
-for deep multi-task networks", 2021, Tables 3 and 4 and Fig. 3.
-ius_4 and io_4 have four groups, ius and io one group for each task. roaming uses IUS
-and roaming_io uses IO; both move their masks for the first 31 % of the steps, as the
-published command does.
+Updates are made for all tasks together, for random groups of tasks in turn, or for one
+task after the other. The groups share one optimizer state (IUS), or each group has its
+own (IO). The experiment also compares GradNorm, PCGrad, MGDA-UB and Maximum Roaming.
+The paper is Pascal et al., "Improved optimization strategies for deep multi-task
+networks", 2021, Tables 3 and 4 and Fig. 3. ius_4 and io_4 have four groups; ius and io
+have one group for each task. roaming uses IUS and roaming_io uses IO; both change their
+masks during the first 31 % of the steps, as the published command does.
 
 Without --data-dir, rendered rooms with their own attributes replace the faces of
 CelebA.
@@ -75,7 +75,7 @@ def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> Any:
 
 
 def verdicts(outcome: Outcome) -> list[Verdict]:
-    """Asks Tables 3 and 4."""
+    """Returns the verdicts on the claims of Tables 3 and 4."""
     return claims.few_groups(outcome, ERROR) + claims.farther(outcome)
 
 

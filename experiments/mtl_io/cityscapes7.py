@@ -24,17 +24,17 @@ from experiments.mtl_io import claims
 from mtlopt.models import UNet
 
 DESCRIPTION = """\
-Shows that the pipeline works, but no claim: rendered streets are too few, and are not
-photographs.
+Shows that the pipeline works, but cannot check the paper's claims, because rendered
+streets are too few, and are not photographs.
 
-Seven tasks of the same kind on images of streets separate each of seven categories of
-pixels from the rest. They share a U-Net, and each has its own 1 x 1 convolution. The
-paper is Pascal et al., "Improved optimization strategies for deep multi-task networks",
-2021, Table 2 and Fig. 2.
+Seven tasks of the same kind learn from images of streets. Each task separates one of
+seven categories of pixels from the rest. The tasks share a U-Net, and each task has its
+own 1 x 1 convolution. The paper is Pascal et al., "Improved optimization strategies for
+deep multi-task networks", 2021, Table 2 and Fig. 2.
 
-With --data-dir, Cityscapes is read. Its validation split is the test split here,
-because the labels of its test split are secret. A tenth of its train split is held out
-for validation.
+With --data-dir, Cityscapes is read. The validation split of Cityscapes is the test
+split here, because the labels of its test split are secret. A tenth of the train split
+is held out for validation.
 """
 
 METHODS = ("sum_tasks", "ius", "io", "pcgrad", "roaming")
@@ -59,7 +59,7 @@ DISTANCES = {
 
 
 def load(settings: Settings) -> dict[str, Samples]:
-    """Reads Cityscapes, or draws streets."""
+    """Reads Cityscapes, or renders streets."""
     size = (32, 64) if settings.small else (128, 256)
     if settings.data_dir is None:
         numbers = (80, 16, 32) if settings.small else (2975, 300, 500)
@@ -93,7 +93,7 @@ def predicted(outputs: ByTask) -> jax.Array:
 
 
 def count(outputs: ByTask, labels: ByTask) -> jax.Array:
-    """Returns the confusion matrix of one segmentation."""
+    """Returns the confusion matrix of a segmentation by all tasks."""
     whole = jnp.stack([labels[name] for name in CATEGORIES], axis=-1)
     there = jnp.all(whole >= 0, axis=-1)
     classes = jnp.where(there, jnp.argmax(whole, axis=-1), -1)
@@ -116,7 +116,7 @@ def build(settings: Settings, names: tuple[str, ...], key: jax.Array) -> UNet:
 
 
 def verdicts(outcome: Outcome) -> list[Verdict]:
-    """Asks Table 2, Fig. 2 and Table 4."""
+    """Returns the verdicts on the claims of Table 2, Fig. 2 and Table 4."""
     found = []
     for kind in ("ius", "io"):
         level, low = (

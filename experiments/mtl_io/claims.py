@@ -1,4 +1,4 @@
-"""The claims of Pascal et al., 2021, as questions to a run."""
+"""The claims of Pascal et al., 2021, checked against a run."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -8,14 +8,14 @@ from experiments.lab.tables import select
 from experiments.lab.verdicts import Verdict
 from experiments.lab.vision.report import SUM, Metric, Outcome, in_families
 
-_LEVEL = 0.05  # share of a score: two that differ by less are level
-_FEW = 8  # groups, up to which the paper sees a gain
+_LEVEL = 0.05  # share of a score: scores that differ by less are level
+_FEW = 8  # largest number of groups for which the paper reports a gain
 
 
 def better(
     claim: str, outcome: Outcome, metrics: Sequence[Metric], new: str, old: str
 ) -> list[Verdict]:
-    """Asks, metric by metric, whether a method is better than another."""
+    """Tells, metric by metric, whether a method is better than another."""
     return [
         Verdict(*words, {1: True, -1: False, 0: None}[gain.sign])
         for _, gain, words in _gains(claim, outcome, metrics, new, old)
@@ -25,7 +25,7 @@ def better(
 def alike(
     claim: str, outcome: Outcome, metrics: Sequence[Metric], new: str, old: str
 ) -> list[Verdict]:
-    """Asks, metric by metric, whether two methods differ by less than 5 %."""
+    """Tells, metric by metric, whether two methods differ by less than 5 %."""
     verdicts = []
     for metric, gain, words in _gains(claim, outcome, metrics, new, old):
         level = _LEVEL * abs(metric.factor * outcome.means.loc[metric.name, old])
@@ -39,7 +39,7 @@ def alike(
 def _gains(
     claim: str, outcome: Outcome, metrics: Sequence[Metric], new: str, old: str
 ) -> Iterator[tuple[Metric, Difference, tuple[str, str]]]:
-    """Yields each metric, its gain, and claim and measurement in words."""
+    """Yields each metric, its gain, and texts for the claim and the measurement."""
     for metric in metrics if {new, old} <= outcome.scores.keys() else ():
         gain = outcome.gain(metric, new, old)
         pair = f"{outcome.titles[new]} over {outcome.titles[old]}"
@@ -48,7 +48,7 @@ def _gains(
 
 
 def few_groups(outcome: Outcome, metric: Metric) -> list[Verdict]:
-    """Asks whether few groups, as many as validation chooses, are the best choice."""
+    """Tells whether few groups, as many as validation chooses, are the best choice."""
     losses = select(outcome.chosen, name="best_loss").groupby("method")["value"].mean()
     verdicts = []
     for kind in ("ius", "io"):
@@ -71,9 +71,10 @@ def few_groups(outcome: Outcome, metric: Metric) -> list[Verdict]:
 def at_rates(
     claim: str, outcome: Outcome, kind: str, *, highest: bool
 ) -> list[Verdict]:
-    """Asks whether most groups do better than the sum at the lowest rate.
+    """Tells whether many groups beat the summed loss at the lowest rate.
 
-    And worse at the `highest` one; by the validation loss (Fig. 2, 3).
+    Also tells whether they are worse at the `highest` rate. The validation loss decides
+    (Fig. 2, 3).
     """
     losses = select(outcome.table, name="best_loss", only="").pivot(
         index=["method", "rate"], columns="seed", values="value"
@@ -97,7 +98,7 @@ def at_rates(
 
 
 def farther(outcome: Outcome) -> list[Verdict]:
-    """Asks whether IUS and IO go farther than the sum, and less straight (Table 4)."""
+    """Tells whether IUS and IO move farther, and less straight, than SUS (Table 4)."""
     values, names = outcome.distances.values, in_families(outcome.table)
     turns = [name for name in names if not name.startswith("sum")]
     if not turns:
@@ -116,7 +117,7 @@ def farther(outcome: Outcome) -> list[Verdict]:
 
 
 def _all(signs: Sequence[int]) -> bool | None:
-    """Whether all are 1; none says so while none is -1 and some are 0."""
+    """True if all signs are 1, False if any is -1, None otherwise."""
     if min(signs) < 0:
         return False
     return True if min(signs) > 0 else None

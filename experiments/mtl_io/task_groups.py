@@ -1,4 +1,4 @@
-"""Tasks that move in turn, alone or in groups: Pascal et al., 2021 (IUS and IO)."""
+"""Tasks that are updated in turn, alone or in groups: Pascal et al., 2021 (IUS, IO)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -35,16 +35,16 @@ PAPERS = {
         "in the place of Table 1 of Pascal et al., 2021",
         {},
         nyuv2.DISTANCES,
-        "Losses are divided by those of the best constants. Errors of slant and ink "
-        "are mean\nabsolute errors.",
+        "Losses are divided by the losses of the best constants. Errors of slant and "
+        "ink are mean\nabsolute errors.",
     ),
 }
 
 DESCRIPTION = """\
-Tasks move in turn, alone or in random groups, with one state of Adam for all groups
-(IUS) or one for each group (IO). Both are compared with the summed loss (SUS). The
-paper is Pascal et al., "Improved optimization strategies for deep multi-task networks",
-2021.
+Tasks are updated in turn, alone or in random groups. All groups share one state of Adam
+(IUS), or each group has its own (IO). The experiment compares IUS and IO with the
+summed loss (SUS). The paper is Pascal et al., "Improved optimization strategies for
+deep multi-task networks", 2021.
 
 --problem attributes  40 binary attributes of real digits, a stand-in for CelebA's 40
                       facial attributes: error and F1 (Table 3), distance covered in the
@@ -53,8 +53,8 @@ paper is Pascal et al., "Improved optimization strategies for deep multi-task ne
                       regressions of different scale, instead of NYUv2 (Fig. 1)
 
 The network is small and dense. Validation chooses the learning rate and the epoch. For
-`mixed` it uses the losses relative to those of constant predictions; the paper trains
-these tasks for 500 epochs.
+`mixed`, validation divides the losses by the losses of constant predictions. The paper
+trains these tasks for 500 epochs.
 """
 
 FULL = {
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def attribute_claims(outcome: Outcome) -> list[Verdict]:
-    """Asks Table 3, Fig. 3 and Table 4, of tasks of one nature."""
+    """Returns the verdicts on Table 3, Fig. 3 and Table 4, for tasks of one kind."""
     verdicts = claims.few_groups(outcome, outcome.metrics[0])
     for kind in ("ius", "io"):
         claim = f"many groups of {kind.upper()} are better at the lowest rate, and "
@@ -97,7 +97,7 @@ def attribute_claims(outcome: Outcome) -> list[Verdict]:
 
 
 def mixed_claims(outcome: Outcome) -> list[Verdict]:
-    """Asks Table 1 and Table 4, of tasks of different nature."""
+    """Returns the verdicts on Table 1 and Table 4, for tasks of different kinds."""
     whole, *each = outcome.metrics
     control = f"sum_{len(each)}"
     return [
@@ -132,7 +132,7 @@ def run_part(
 
 
 def read(argv: Sequence[str]) -> Settings:
-    """Returns the settings, their numbers in order."""
+    """Returns the settings with sorted numbers."""
     settings = parse(NAME, DESCRIPTION, Settings(), argv, full=FULL)
     groups = tuple(sorted(set(settings.groups)))
     rates = tuple(sorted(set(settings.learning_rates)))
@@ -147,7 +147,7 @@ def read(argv: Sequence[str]) -> Settings:
 def cost_section(
     costs: Mapping[str, Mapping[str, float]], titles: Mapping[str, str]
 ) -> str:
-    """Returns what an epoch takes, and the memory of the optimizer's state."""
+    """Returns the time of an epoch, and the memory of the optimizer's state."""
     header = ["method", "seconds an epoch", "multiple"]
     header += ["state, shared [KiB]", "multiple", "state, heads [KiB]"]
     rows = []
@@ -158,9 +158,10 @@ def cost_section(
             row += [f"{own / factor:.{digits}f}", f"{own / costs[key][SUM]:.1f}"]
         rows.append([*row, f"{costs['heads'][name] / 1024:.1f}"])
     return (
-        "The time is that of an epoch of all learning rates and seeds together, "
-        "measured after the\ntraining, in turns: the fastest of two. The memory is "
-        "that of the optimizer's state arrays,\nfor one run.\n\n"
+        "The time is for an epoch of all learning rates and seeds together. It is "
+        "measured after the\ntraining, in turns, and the faster of two measurements "
+        "counts. The memory is for the arrays of\nthe optimizer's state of one run."
+        "\n\n"
         f"{markdown_table(header, rows)}"
     )
 

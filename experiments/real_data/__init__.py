@@ -1,1 +1,1 @@
-"""Real problems: which method for molecules, equations and genes?"""
+"""Comparisons of methods on real problems: molecules, equations and genes."""

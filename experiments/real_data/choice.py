@@ -1,4 +1,4 @@
-"""The weights and rates that a row gets, and what its errors say beside another's."""
+"""Chooses weights and learning rates for each row, and compares the errors of rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,14 +8,15 @@ import numpy as np
 from experiments.lab.comparison import Difference, paired
 from experiments.lab.tables import Frame
 
-# The name of weights and a rate, by part; they differ for single networks only.
+# The name of the weights and a rate, by part; parts differ only for single networks.
 Choice = Mapping[str, tuple[str, float]]
 
 
 def choose(search: Frame, parts: Sequence[str], *, alone: bool = False) -> Choice:
     """Returns the candidate with the lowest error, geometric mean over seeds and parts.
 
-    Networks that are `alone` are chosen part by part. A run that is lost is the worst.
+    If networks are `alone`, each part has its own choice. A lost run counts as the
+    worst.
     """
     logs = search.assign(value=_logs(search["value"]).fillna(np.inf))
     by_part = logs.groupby(["part", "weights", "rate"], sort=False)["value"].mean()
@@ -24,7 +25,7 @@ def choose(search: Frame, parts: Sequence[str], *, alone: bool = False) -> Choic
 
 
 def at_edge(choice: Choice, rates: Sequence[float], weightings: Sequence[str]) -> bool:
-    """Whether the grid ends at a chosen rate or, if there is a grid, chosen weights."""
+    """Whether a chosen rate, or chosen weights of a grid, are at an end of the grid."""
     ends = {min(rates), max(rates)}
     ends |= {weightings[0], weightings[-1]} if len(weightings) > 1 else set()
     return any(not ends.isdisjoint(candidate) for candidate in choice.values())
@@ -42,18 +43,18 @@ def errors_of(report: Frame, choice: Choice) -> Frame:
 
 
 class Standing(NamedTuple):
-    """A row beside another; errors are logarithms, and ratios differences of them."""
+    """A row compared with another; errors and ratios are logarithms."""
 
-    error: float  # mean over parts and the seeds that are not lost
+    error: float  # mean over parts and over seeds that are not lost
     ratios: list[float]  # mean over parts, of each of these seeds
     lost: int  # seeds
     worst: tuple[str, float]  # the part with the highest mean ratio
     difference: Difference  # over all seeds
-    rounding: float  # root mean square over the seeds, by how much rounding moves it
+    rounding: float  # change of the error by rounding, root mean square over seeds
 
     @property
     def words(self) -> str:
-        """The difference in words: one outside the spread of paired seeds, or none."""
+        """The difference in words, if the interval of paired seeds excludes zero."""
         if self.lost:
             return "lost seeds"
         words = ("no difference", "higher", "lower")[self.difference.sign]
@@ -62,7 +63,7 @@ class Standing(NamedTuple):
 
 
 def compare(row: Frame, base: Frame) -> Standing:
-    """Compares the errors of a row, from `errors_of`, with those of another.
+    """Compares the errors of a row, from `errors_of`, with the errors of another row.
 
     A seed is lost if one of its errors is not finite.
     """
@@ -81,5 +82,5 @@ def compare(row: Frame, base: Frame) -> Standing:
 
 
 def _logs(values: Frame) -> Frame:
-    """Returns logarithms, NaN for what is not a positive number."""
+    """Returns logarithms, with NaN for values that are not positive numbers."""
     return np.log(values.where(np.isfinite(values) & (values > 0)))

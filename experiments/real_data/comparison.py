@@ -1,4 +1,4 @@
-"""Which method, on real data: methods beside tuned weights and other baselines."""
+"""Compares methods with tuned weights and other baselines on real data."""
 
 import dataclasses
 import functools
@@ -30,32 +30,33 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "yeast": learned.load_yeast,
 }
 FEW = ("uncertainty", "mgda", "pcgrad", "nash_mtl", "conflict_free", "aligned_mtl")
-# Fixed before the first run, whatever it would show.
+# Fixed before the first run, independently of its results.
 METHODS = (
     *FEW,
     *("dwa", "gradnorm", "famo", "log_stch", "geometric_mean", "rlw", "db_mtl"),
     *("upgrad", "cagrad", "fairgrad", "graddrop", "imtl_g"),
 )
-_CHOOSING = 1000  # the first of the seeds that choose; the reported ones are from 0
+_CHOOSING = 1000  # the first of the choosing seeds; reported seeds start from 0
 Outcome = tuple[str, str, Standing]  # title, weights and rate, and what the errors say
 
 DESCRIPTION = """\
-Compares methods on real problems with baselines that need no method: the summed loss,
-fixed weights tuned on a grid, and losses divided by their first values. If a problem
-has targets, the baselines also include standardised targets and a network for each
-task.
+Compares methods on real problems with baselines that need no method. The baselines are
+the summed loss, fixed weights tuned on a grid, and losses divided by their first
+values. If a problem has targets, the baselines also include standardised targets and a
+separate network for each task.
 
-The problems are six properties of molecules in raw units, the same with standardised
-targets, three equations that a network solves (Kovasznay's flow, Burgers' shock and
-Beltrami's flow), and fourteen labels of yeast's genes as a negative control. Molecules
-and yeast need pip install -e ".[real-data]". Burgers takes the longest.
+The problems are six properties of molecules in raw units, the same properties with
+standardised targets, three equations that a network solves (Kovasznay's flow, Burgers'
+shock and Beltrami's flow), and fourteen labels of yeast genes as a negative control.
+Molecules and yeast need pip install -e ".[real-data]". Burgers takes the longest.
 
-Each row of a table gets the learning rate, and the weights if it has any, with the
-lowest validation error over seeds that do nothing else. Other seeds are reported, by
-errors on test data. With no option two problems and six methods run. --full runs the
-problems and methods that were fixed beforehand: all problems except Beltrami's flow,
-and eighteen methods. --methods takes any other method of the library, and `annealing`
-for equations.
+Each row of a table gets the learning rate with the lowest validation error, and also
+the best weights if the row has weights. Separate seeds make this choice. The tables
+report other seeds, with their errors on test data. Without options, two problems and
+six methods run. The option --full runs the problems and methods that were fixed before
+the first run: all problems except Beltrami's flow, and eighteen methods. With the
+option --methods you can run any other method of the library, and `annealing` for
+equations.
 """
 
 FULL: dict[str, Any] = {
@@ -73,9 +74,10 @@ class Settings(Options):
     Attributes:
       problems: some of the six problems, or all.
       methods: some of the names in `mtlopt.METHODS`, or all, and `annealing`, which is
-        for equations; a problem leaves out methods that need more tasks than it has.
-      rates: learning rates of Adam; each row gets its best.
-      choosing_seeds: number of seeds that choose; other seeds are reported.
+        for equations. A problem leaves out methods that need more tasks than it has.
+      rates: learning rates of Adam; each row gets its best rate.
+      choosing_seeds: number of seeds that choose rates and weights; other seeds are
+        reported.
       seeds: number of seeds that are reported.
     """
 
@@ -100,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
                 row: {"chosen": chosen, "says": standing.words} | standing._asdict()
                 for row, (_, chosen, standing) in outcomes.items()
             }
-            # After each problem, since all of them may take hours.
+            # Write after each problem, because all problems together may take hours.
             folder.write_results(settings, text, command=command, problems=results)
             draw_ratios(folder.path / f"{name}.png", name, outcomes.values())
 
@@ -108,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
 def run_problem(
     name: str, problem: Problem, settings: Settings, folder: RunFolder
 ) -> dict[str, Outcome]:
-    """Makes the runs that choose, then those that are told; the tuned weights first."""
+    """Makes the choosing runs, then the reported runs; the tuned weights come first."""
     rows = rows_of(problem, settings.methods)
     programs = [Program(make_run(row)) for row in rows]
 
@@ -143,16 +145,16 @@ def _head(settings: Settings) -> str:
         f"{count(settings.choosing_seeds, 'seed')} chose among the rates {grid} by "
         f"validation, {count(settings.seeds, 'other seed')} are reported by test. A "
         "star marks a rate, or weights, at the edge of the grid. Errors are geometric "
-        "means over parts and seeds. Beside the tuned weights they are ratios for the "
-        "same seeds, with the lowest and the highest seed in brackets. A row differs "
-        "if the 95 % interval of the ratios' logarithms does not contain zero. "
-        "Rounding is the factor by which the error changes, root mean square over "
-        "seeds, if the last bit of the initial parameters differs."
+        'means over parts and seeds. The column "beside tuned weights" has ratios to '
+        "the tuned weights for the same seeds, with the lowest and the highest seed in "
+        "brackets. A row differs if the 95 % interval of the ratios' logarithms does "
+        "not contain zero. Rounding is the factor by which the error changes, root "
+        "mean square over seeds, if the last bit of the initial parameters differs."
     )
 
 
 def make_section(name: str, problem: Problem, outcomes: Sequence[Outcome]) -> str:
-    """Returns a problem's heading and table, lowest errors first, lost seeds last."""
+    """Returns a problem's heading and table, sorted by error, with lost seeds last."""
     header = ["method", "rate", "error", "beside tuned weights", "worst part"]
     header += ["difference", "rounding", "lost seeds"]
     ordered = sorted(outcomes, key=lambda own: (own[-1].lost, own[-1].error))

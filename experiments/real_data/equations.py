@@ -12,13 +12,13 @@ from experiments.data import flows
 from experiments.real_data.problem import Problem, PyTree, dense
 
 _HIDDEN = (32, 32, 32)
-_NUM_INSIDE, _NUM_EDGE = 64, 32  # points of a step
-_NUM_POINTS = 2000  # of an evaluation, and those at an edge to draw from
-_FACTORS = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of the losses at the edges
+_NUM_INSIDE, _NUM_EDGE = 64, 32  # number of points in a step
+_NUM_POINTS = 2000  # points of an evaluation, and points at an edge to draw from
+_FACTORS = (0.1, 1.0, 10.0, 100.0, 1000.0)  # weights of the losses at the edges
 
 
 def load_kovasznay() -> Problem:
-    """Flow behind a grid: momentum, mass, and the solution along the boundary."""
+    """The flow behind a grid: momentum, mass, and the solution along the boundary."""
     box = np.array([-0.5, -0.5]), np.array([1.0, 1.5])
     points = np.random.default_rng(1).uniform(*box, (_NUM_POINTS, 2))
     return equations(
@@ -52,7 +52,7 @@ def load_burgers() -> Problem:
 
 
 def load_beltrami() -> Problem:
-    """Flow in a cube whose vortices decay: momentum, mass, and values at the edges."""
+    """A flow with decaying vortices in a cube: momentum, mass, and edge values."""
     box = np.array([0.0, -1.0, -1.0, -1.0]), np.ones(4)
     points = np.random.default_rng(1).uniform(*box, (_NUM_POINTS, 4))
     return equations(
@@ -71,7 +71,7 @@ def load_beltrami() -> Problem:
 
 
 def on_sides(points: np.ndarray, box: Any, axes: Sequence[int]) -> np.ndarray:
-    """Returns points moved to the sides of a box across these axes, as many to each."""
+    """Moves points to the sides of a box across these axes, equally many to each."""
     side = np.arange(len(points))[:, None]
     ends = np.where(side % 2 == 0, *box)
     across = np.array(axes)[side // 2 % len(axes)] == np.arange(points.shape[1])
@@ -115,9 +115,9 @@ def equations(
     box: tuple[np.ndarray, np.ndarray],
     **about: Any,
 ) -> Problem:
-    """Returns the problem of equations in a box, and of values at points of its edges.
+    """Returns the problem of equations in a box, with values at points of its edges.
 
-    Errors are relative, in L2, of each function.
+    Errors are the relative L2 errors of the functions.
     """
 
     def known(points: np.ndarray) -> dict[str, jax.Array]:
@@ -178,8 +178,9 @@ def network(params: PyTree, points: jax.Array) -> jax.Array:
 def derivatives(params: PyTree, points: jax.Array) -> tuple[jax.Array, ...]:
     """Returns the functions, and their first and second derivatives by each input.
 
-    They go forward through the network together: `[num, outputs]`, and `[inputs, num,
-    outputs]` twice. Two `jax.jvp` take nearly twice the time in a step of T gradients.
+    All go forward through the network together: `[num, outputs]`, and
+    `[inputs, num, outputs]` twice. With two calls of `jax.jvp`, a step with T gradients
+    takes nearly twice the time.
     """
     num, inputs = points.shape
     unit = jnp.broadcast_to(jnp.eye(inputs)[:, None], (inputs, num, inputs))
@@ -195,7 +196,7 @@ def derivatives(params: PyTree, points: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _dense(layer: PyTree, stack: jax.Array) -> tuple[jax.Array, ...]:
-    # As one matrix product, whose derivative XLA makes fast on a CPU.
+    # One matrix product, because XLA makes its derivative fast on a CPU.
     flat = stack.reshape(-1, stack.shape[-1]) @ layer["w"]
     out = flat.reshape(*stack.shape[:-1], -1)
     half = (len(out) + 1) // 2

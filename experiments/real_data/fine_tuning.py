@@ -31,17 +31,17 @@ from experiments.real_data.problem import PyTree
 NAME = "real_data.fine_tuning"
 
 DESCRIPTION = """\
-A network that learned upright digits is fine-tuned to four domains at once: the digits
-upright, shifted, mirrored and turned, with 100 to 800 examples. The weights of the
-network are frozen. Adapters of rank four beside them learn, and each domain has its own
-loss.
+A network that learned upright digits is fine-tuned to four domains at the same time:
+the digits upright, shifted, mirrored and turned. The domains have 100 to 800 examples.
+The weights of the network are frozen. Only adapters of rank four are trained, which are
+added to the frozen weights. Each domain has its own loss.
 
-Compares the summed loss, fixed weights tuned on a grid, and methods. Each row gets the
-learning rate, and the weights if it has any, with the lowest validation loss over two
-seeds that are not reported.
+Compares the summed loss, fixed weights tuned on a grid, and methods. Each row of the
+table gets the learning rate with the lowest validation loss, and also the best weights
+if the row has weights. Two seeds that are not reported make this choice.
 """
 
-# What is done to images `[num, side, side]`, and the number of examples to train on.
+# The change of images `[num, side, side]`, and the number of examples to train on.
 DOMAINS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
     "upright": (lambda images: images, 100),
     "shifted": (lambda images: np.roll(images, 3, axis=2), 200),
@@ -52,10 +52,11 @@ _NUM_TRAIN = sum(size for _, size in DOMAINS.values())
 _SIZES = (14 * 14, 128, 128, 10)  # of the layers
 _RANK, _BATCH = 4, 128
 _BASE_STEPS, _BASE_RATE = 600, 3e-3
-_CHOOSING = (1000, 1001)  # the seeds that choose; the reported ones are from 0
+_CHOOSING = (1000, 1001)  # the seeds that choose; reported seeds start from 0
 LABELS = {"base": "frozen", "adapters": "shared"}
-# Powers of a domain's number of examples: at 0 the sum of the domains' mean losses, at
-# 1 the mean over all examples. Of mean one, so that a rate means the same for all.
+# The weight of a domain is a power of its number of examples. Power 0 gives the sum of
+# the domains' mean losses, power 1 the mean over all examples. The weights have mean
+# one, so that a learning rate has the same meaning for all.
 _EXAMPLES = np.array([size for _, size in DOMAINS.values()], float)
 WEIGHTINGS = {
     f"examples^{power:g}": list(_EXAMPLES**power / np.mean(_EXAMPLES**power))
@@ -70,7 +71,7 @@ class Settings(ShortOptions):
 
     Attributes:
       methods: some of the names in `mtlopt.METHODS`, or all.
-      rates: learning rates of Adam; each row gets its best.
+      rates: learning rates of Adam; each row gets its best rate.
       steps: steps of every run.
       seeds: number of seeds that are reported.
     """
@@ -99,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make_data(digits: Digits) -> Mapping[str, PyTree]:
-    """Returns upright digits for the base, and the domains' train, validation, test."""
+    """Returns upright digits for the base, and three splits of the domains."""
     shuffled = np.random.default_rng(0).permutation(len(digits.train.labels))
     parts = np.split(shuffled, [len(shuffled) - _NUM_TRAIN])
     base, train = (DigitSet(*(a[part] for a in digits.train)) for part in parts)
@@ -115,7 +116,7 @@ def make_data(digits: Digits) -> Mapping[str, PyTree]:
 
 
 def _samples(digits: DigitSet, names: Any, parts: Sequence[slice]) -> PyTree:
-    """Returns digits in some domains, at half their side, one after the other."""
+    """Returns digits in some domains, domain by domain, at half their side length."""
     num = len(digits.labels)
     images = digits.images.reshape(num, 14, 2, 14, 2).mean(axis=(2, 4)) / 255
     each = [
@@ -145,7 +146,7 @@ def encode(params: PyTree, sample: PyTree) -> jax.Array:
 def cross_entropy(
     params: PyTree, z: jax.Array, task: jax.Array, sample: PyTree
 ) -> jax.Array:
-    """Returns the loss of one sample, whichever its domain is."""
+    """Returns the loss of one sample of any domain."""
     del params, task
     return optax.softmax_cross_entropy_with_integer_labels(z, sample["y"])
 
@@ -162,9 +163,10 @@ ORACLE = mtlopt.task_grad(
 
 
 def init(seed: int) -> PyTree:
-    """Returns parameters; the second factor of an adapter is zero, so it does nothing.
+    """Returns parameters; the second factor of an adapter is zero, so it has no effect.
 
-    As in LoRA (Hu et al., 2022). Drawn by NumPy, since XLA compiles that for seconds.
+    This is as in LoRA (Hu et al., 2022). NumPy draws the numbers, because XLA would
+    compile for seconds.
     """
     rng = np.random.default_rng(seed)
 
@@ -209,9 +211,9 @@ def _draw(key: jax.Array, number: Any, samples: PyTree) -> PyTree:
 def make_train(
     method: str, steps: int, oracle: mtlopt.Oracle = ORACLE
 ) -> Callable[..., PyTree]:
-    """Returns `train(params, rate, seed, weights, samples)`, the parameters after it.
+    """Returns `train(params, rate, seed, weights, samples)`, which returns parameters.
 
-    Adam has no state for the base, and its rate falls to zero along a cosine.
+    Adam has no state for the base, and its learning rate falls to zero along a cosine.
     """
     aggregator = mtlopt.METHODS[method].make(len(DOMAINS), labels=oracle.labels)
 
@@ -241,7 +243,7 @@ def evaluate(params: PyTree, samples: PyTree) -> tuple[jax.Array, jax.Array]:
 def run_rows(
     settings: Settings, data: Mapping[str, PyTree]
 ) -> dict[str, tuple[str, Frame]]:
-    """Returns of every row what it chose, and its runs; the tuned weights first."""
+    """Returns the choice and the runs of every row; the tuned weights come first."""
     learn, tell = Program(learn_base), jax.jit(evaluate)
     told = range(settings.seeds)
     bases = {
@@ -312,9 +314,9 @@ def make_report(settings: Settings, rows: Mapping[str, tuple[str, Frame]]) -> st
         f"{count(settings.seeds, 'other seed')} are reported by test: mean and "
         "standard deviation. A star marks a rate, or weights, at the edge of the "
         "grid.\n\n"
-        "## Losses by domain\n\nThe mean is geometric. Beside the tuned weights it is "
-        "a ratio for the same seeds. A row differs if the 95 % interval of its "
-        "logarithm does not contain zero.\n\n"
+        "## Losses by domain\n\nThe mean is geometric. The ratio compares the mean "
+        "with the tuned weights for the same seeds. A row differs if the 95 % interval "
+        "of the ratio's logarithm does not contain zero.\n\n"
         + markdown_table(["method", "rate", *columns, "ratio", "says"], losses)
         + "\n\n## Errors by domain, in percent\n\n"
         + markdown_table(["method", *columns], errors)

@@ -1,4 +1,4 @@
-"""Problems with targets: molecules in raw or standardised units, genes of yeast."""
+"""Problems with targets: molecules in raw or standardised units, and yeast genes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,11 +15,11 @@ from experiments.lab.settings import loaded
 from experiments.real_data.problem import Problem, PyTree, dense
 
 _HIDDEN, _BATCH = 64, 64
-_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of one over the targets' variances
+_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of one over the variances
 
 
 def load_molecules(*, standardised: bool = False) -> Problem:
-    """Six properties of a molecule from its fingerprint, by squared errors."""
+    """Six properties of a molecule from its fingerprint, learned by squared errors."""
     data = loaded(molecules.load_molecules)
     about: Any = {"tasks": molecules.TARGETS, "point_loss": optax.squared_error}
     mean, std = data.train.y.mean(axis=0), data.train.y.std(axis=0)
@@ -29,7 +29,7 @@ def load_molecules(*, standardised: bool = False) -> Problem:
 
 
 def load_yeast() -> Problem:
-    """Fourteen labels of a gene, by cross-entropy: tasks of one kind and size."""
+    """Fourteen labels of a gene, with cross-entropy: tasks of one kind and size."""
     return regress(
         loaded(yeast.load_yeast),
         tasks=[f"label {number + 1}" for number in range(yeast.NUM_LABELS)],
@@ -50,8 +50,8 @@ def regress(
 ) -> Problem:
     """Returns the problem of a dense layer and a linear head for each column.
 
-    Its targets are changed. Errors are losses divided by those of the best constants,
-    of which `constant` is the output for a mean.
+    `change` is applied to the targets. Errors are losses divided by the losses of the
+    best constant predictions; `constant` maps a mean to such a prediction.
     """
     splits = {}
     for name in ("train", "validation", "test"):
@@ -80,7 +80,7 @@ def regress(
     heads = mtlopt.stacked(head, len(tasks))
     oracle = mtlopt.task_grad(heads, labels, encode=encode, tasks=tasks)
     inverse = 1 / change(data.train.y).var(axis=0)
-    # Of mean one, so that a rate means the same for all.
+    # The mean is one, so that a learning rate has the same meaning for all.
     weightings = {
         f"1/variance^{power:g}": list(inverse**power / np.mean(inverse**power))
         for power in _POWERS

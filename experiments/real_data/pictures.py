@@ -1,4 +1,4 @@
-"""The picture of a table: the errors of each row, seed by seed."""
+"""The figure of a table: the errors of each row, seed by seed."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,13 +14,13 @@ def draw_ratios(
 ) -> None:
     """Draws a line for each row, and on it a dot for each seed that is not lost.
 
-    Ratios are those of the table, to the tuned weights of the same seed; the bar is the
-    geometric mean. Lowest errors are first.
+    A dot is the ratio to the tuned weights with the same seed, as in the table; the bar
+    is the geometric mean. The rows with the lowest errors come first.
     """
     shown = [(title, own.ratios) for title, _, own in outcomes if own.ratios]
     shown.sort(key=lambda row: float(np.mean(row[1])))
     size = (6.4, 1.2 + 0.26 * len(shown))
-    title = f"{problem}: error beside tuned weights, by seed"
+    title = f"{problem}: error relative to tuned weights, by seed"
     with drawing(path, title, figsize=size) as grid:
         axis = grid[0, 0]
         places = np.arange(len(shown))[::-1]

@@ -1,4 +1,4 @@
-"""A real problem, and the dense networks that learn it."""
+"""A real problem, and the dense networks for it."""
 
 import dataclasses
 import itertools
@@ -15,28 +15,28 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """Tasks with one loss each, and errors by which methods are compared."""
+    """Tasks with one loss each, and the errors that compare methods."""
 
     oracle: mtlopt.Oracle  # `oracle(params, batch)`
     init: Callable[[jax.Array], PyTree]  # from a PRNG key to parameters
     draw: Callable[[jax.Array, PyTree], PyTree]  # from a key and `train` to a batch
     errors: Callable[[PyTree, PyTree], jax.Array]  # of parameters on a split, `[parts]`
-    parts: Sequence[str]  # of the errors: tasks, or components of a solution
+    parts: Sequence[str]  # names of the errors: tasks, or components of a solution
     splits: Mapping[str, PyTree]  # train, validation, test
     # Fixed weights of the tasks to choose from, by name, in the order of a scale.
     weightings: Mapping[str, Sequence[float]]
     source: str
     steps: int  # of a run
     steps_per_epoch: int = 100  # for methods that count epochs
-    standardised: "Problem | None" = None  # the same with such targets, if there are
-    # Residuals by task, for equations: what their losses are mean squares of.
+    standardised: "Problem | None" = None  # the same problem, if there is one
+    # Residuals by task, for equations; the losses are their mean squares.
     residuals: Callable[[PyTree, PyTree], Mapping[str, jax.Array]] | None = None
-    inside: Sequence[str] = ()  # tasks whose residuals are those of the equations
+    inside: Sequence[str] = ()  # tasks whose residuals come from equations
     alone: bool = True  # whether each task can be learned by a network of its own
 
 
 def dense(key: jax.Array, sizes: Sequence[int]) -> list[dict[str, jax.Array]]:
-    """Returns dense layers; the entries of a kernel have variance one over its rows."""
+    """Returns dense layers; a kernel with n rows has entries of variance 1 / n."""
     keys = jax.random.split(key, len(sizes) - 1)
     pairs = itertools.pairwise(sizes)
     return [

@@ -1,4 +1,4 @@
-"""The rows of a table, and the runs of each: those that choose, those that are told."""
+"""The rows of a table, and the runs of each row, which choose or are reported."""
 
 import dataclasses
 import os
@@ -16,10 +16,11 @@ from experiments.lab.loop import Progress, Training
 from experiments.lab.program import Program
 from experiments.real_data.problem import Problem, PyTree
 
-# The one method that has to be told which tasks are equations; so not in the registry.
+# The only method that must know which tasks are equations, so it is not in the
+# registry.
 ANNEALING = "annealing"
-_EVERY = 100  # updates that one computation of the kernel's traces serves
-SPLITS = {"search": "validation", "report": "test"}  # what the runs are told by
+_EVERY = 100  # updates for which the kernel's traces are kept
+SPLITS = {"search": "validation", "report": "test"}  # the split of each stage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,10 +69,10 @@ def _least_tasks(method: str, problem: Problem) -> float:
 
 
 def make_method(row: Row) -> optax.GradientTransformation:
-    """Returns what goes before the optimizer.
+    """Returns the transformation before the optimizer.
 
-    Where residuals are known, NTK weights get their traces on every 100th step, as
-    these cost a gradient for each point.
+    If residuals are known, NTK weights compute the kernel's traces on every 100th step
+    only, because traces cost a gradient for each point.
     """
     problem, num_tasks = row.problem, row.problem.oracle.num_tasks
     if not row.method:
@@ -94,7 +95,7 @@ def _has_traces(row: Row) -> bool:
 
 
 def _with_traces(step: Callable[..., Any], residuals: Any) -> Callable[..., Any]:
-    """Returns a step that tells the optimizer how to make the kernel's traces."""
+    """Returns a step that gives the optimizer a function for the kernel's traces."""
 
     def told(run: mtlopt.Run, batch: PyTree) -> Any:
         def traces() -> Any:
@@ -108,9 +109,9 @@ def _with_traces(step: Callable[..., Any], residuals: Any) -> Callable[..., Any]
 def make_run(row: Row) -> Callable[..., dict[str, jax.Array]]:
     """Returns `run(rate, seed, nudged, weights, splits)`, which trains once.
 
-    It returns the errors at the end, `[parts]`, for validation and for test. Adam's
-    rate falls to zero along a cosine. A run that is `nudged` starts from parameters
-    whose last bit differs.
+    The function returns the errors at the end, `[parts]`, for validation and for test.
+    Adam's learning rate falls to zero along a cosine. A `nudged` run starts from
+    parameters whose last bit differs.
     """
     problem, oracle, steps = row.problem, row.problem.oracle, row.problem.steps
     losses, errors, init = oracle.losses, problem.errors, problem.init
@@ -152,7 +153,7 @@ def make_run(row: Row) -> Callable[..., dict[str, jax.Array]]:
 
 
 def _each_own(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns a function of `[tasks]` networks, to each the entry of its own task."""
+    """Returns a function of `[tasks]` networks; network i gives the entry of task i."""
     each = jax.vmap(function, in_axes=(0, None))
     return lambda params, data: jnp.diagonal(each(params, data))
 
@@ -165,9 +166,10 @@ def make_training(
     candidates: Iterable[tuple[str, float]],  # names of weights, and rates
     seeds: Sequence[int],
 ) -> Training:
-    """Returns the runs of a row with these candidates; if they are told, also nudged.
+    """Returns the runs of a row with these candidates; reported runs are also nudged.
 
-    A run keeps one core busy, so there are as many at a time as there are cores.
+    A run keeps one core busy, so the number of simultaneous runs is the number of
+    cores.
     """
     problem, nudges = row.problem, (0, 1) if stage == "report" else (0,)
     runs = [

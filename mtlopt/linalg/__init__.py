@@ -1,1 +1,1 @@
-"""Mathematics of T x T matrices: arrays in, arrays out, no pytrees and no state."""
+"""Functions of T x T matrices for T tasks, on plain arrays and without state."""

@@ -1,4 +1,4 @@
-"""Bargaining: finds weights whose reciprocal powers are the tasks' gains."""
+"""Bargaining: weights for which a task's gain is an inverse power of its weight."""
 
 import functools
 import math
@@ -13,16 +13,17 @@ from mtlopt.linalg.reductions import reduce_each
 
 _MAX_STEPS = 100  # about ten are usual
 _PAIR_STEPS = 6  # enough, measured for alpha from 0.01 to 100 and norms 1e30 apart
-# The ridge starts at the first number of eps. If `C x` is below the second number of
-# eps of `x`, it is only rounding: then the ridge doubles, up to about the second number
-# of eps. If `C` is indefinite, the ridge grows by the third number.
+# In eps: the ridge starts at the first number. If `C x` is below the second number
+# times `x`, it is only rounding error, and the ridge doubles, up to about the second
+# number. If `C` is indefinite, the ridge grows by the third number.
 _RIDGE, _NOISE, _GROWTH = 2, 64, 8
-# If a gain is this many times the wanted gain, steps are in log x.
+# If a gain is at least this many times the wanted gain, Newton's steps are in log x.
 _OVER = 3
-# Relative to x, downwards: the longest step, and the shortest that is in log x.
+# Relative to x, for steps that reduce x: the longest step, and the shortest step that
+# is in log x.
 _LONGEST, _LONG = 5, 0.5
-# A step this short lowers the potential, whatever rounding says. If it is also shorter
-# by the square root of eps, the error that it leaves is below rounding.
+# A step this short lowers the potential, even if rounding hides this. If the step is
+# shorter still, by the square root of eps, the error after it is below rounding.
 _SHORT = 1e-2
 _LOG_RANGE = 0.9  # of log y and log y^-q, relative to the log of the largest number
 # Damping grows by the first number, shrinks by the second and ends below the third.
@@ -44,9 +45,9 @@ class Bargain(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    cosines: jax.Array  # C, with a unit diagonal also for rows that do not count
+    cosines: jax.Array  # C, with a unit diagonal even for rows that do not count
     on_diagonal: jax.Array  # bool, [tasks, tasks]
-    units: jax.Array  # s, [tasks]: the solution x of each task without the others
+    units: jax.Array  # s, [tasks]: the solution x if each task were alone
     power: jax.Array  # q = 1 / alpha
 
 
@@ -65,40 +66,42 @@ def bargain(
     present: jax.Array | None = None,
     preference: jax.Array | None = None,
 ) -> Bargain:
-    r"""Solves the equation of alpha-fair bargaining between the tasks.
+    r"""Solves the equation of alpha-fair bargaining between tasks.
 
     .. math:: G w = (w / p)^{-1/\alpha}, \quad w > 0
 
-    With `q = 1/alpha`, this is the optimality condition of a strictly convex problem:
-    minimise `w^T G w / 2` minus `sum_i p_i^q w_i^(1-q) / (1-q)`. (For `q = 1`, the sum
-    is `sum_i p_i log w_i`.) In the variables `w_i = s_i y_i / |g_i|`, with `s_i =
-    (p_i^q |g_i|^(q-1))^(1/(q+1))` and the cosines `C`, the equation is
+    With `q = 1/alpha`, this equation is the optimality condition of a strictly convex
+    problem: minimise `w^T G w / 2` minus `sum_i p_i^q w_i^(1-q) / (1-q)`. (For `q = 1`,
+    the sum is `sum_i p_i log w_i`.) In the variables `w_i = s_i y_i / |g_i|`, with
+    `s_i = (p_i^q |g_i|^(q-1))^(1/(q+1))` and the cosines `C`, the equation is
 
     .. math:: C x = s y^{-q}, \qquad x = s y,
 
-    The Hessian in these variables, `C + diag(q y^(-q-1))`, contains no row scale, and a
-    single task has `y = 1`. The solver is Newton's method, damped (Levenberg-Marquardt)
-    so that every step lowers the potential. It stops when the equation holds up to
-    rounding. In measurements for `alpha = 1` and any scales, the solver took 3 to 15
-    Cholesky factorisations, and up to 40 if there is no solution; it always stops after
-    100. Other values of `alpha` take no more factorisations if the row scales differ by
-    a factor of at most 1e3. If the scales differ by a factor of 1e6, the result for
-    `alpha` below 1/2 or above 2 may be less exact, which `residual` shows.
+    The Hessian in these variables, `C + diag(q y^(-q-1))`, does not depend on the norms
+    of the rows, and a single task has `y = 1`. The solver is Newton's method, damped
+    (Levenberg-Marquardt) so that every step lowers the potential. It stops when the
+    equation holds up to rounding. In measurements for `alpha = 1` and row norms of any
+    size, the solver took 3 to 15 Cholesky factorisations, and up to 40 if there was no
+    solution. It always stops after 100. Other values of `alpha` take no more
+    factorisations if the row norms differ by a factor of at most 1e3. If the norms
+    differ by a factor of 1e6, the result for `alpha` below 1/2 or above 2 may be less
+    exact; `residual` shows this error.
 
-    A solution exists unless zero is in the convex hull of the rows. To ensure an
-    answer, a ridge of `2 eps` is added to `C`. The ridge grows to about `64 eps` if
-    `C x` is only rounding error, and further if rounding makes `C` indefinite. If there
-    is a solution, the ridge changes it by about its rounding error. If there is no
-    solution, the tasks whose gradients cancel get large but bounded weights
-    (`w_i |g_i|` up to `sqrt(tasks / ridge)` for `alpha = 1`). The weighted sum of these
-    gradients is zero up to about `sqrt(ridge)`, and the other tasks bargain in the
-    space orthogonal to them. For `alpha = 1`, `|sum_i w_i g_i|^2` is at most the number
-    of tasks.
+    A solution exists unless zero is in the convex hull of the rows. To make sure that
+    there always is an answer, a ridge of `2 eps` is added to `C`. The ridge grows to
+    about `64 eps` if `C x` is only rounding error, and further if rounding makes `C`
+    indefinite. If there is a solution, the ridge changes the solution by about its
+    rounding error. If there is no solution, the tasks whose gradients cancel get large
+    but bounded weights (`w_i |g_i|` up to `sqrt(tasks / ridge)` for `alpha = 1`). The
+    weighted sum of these gradients is zero up to about `sqrt(ridge)`, and the other
+    tasks bargain in the space orthogonal to them. For `alpha = 1`, `|sum_i w_i g_i|^2`
+    is at most the number of tasks.
 
     Zero rows get weight zero and do not count, because no weight gives their tasks a
-    gain. Duplicate rows get equal weights; a single task gets `|g|^(-2/(q+1))`. NaN in
-    the input gives NaN at once. The weights are differentiable, but the residual is
-    not. If there is no solution, the derivative is that of the equation with its ridge.
+    gain. Duplicate rows get equal weights; a single task gets `|g|^(-2/(q+1))`. If the
+    input holds NaN, the result is NaN, without iterations. The weights are
+    differentiable, but the residual is not. If there is no solution, the derivative is
+    the derivative of the solution with the ridge.
 
     For two tasks and `alpha = 1` the solution is `w_i = 1 / (|g_i| sqrt(1 + C_12))`.
     For other `alpha`, six Newton steps find the ratio of `x_1` to `x_2`.
@@ -141,10 +144,11 @@ def bargain(
     if preference is not None:
         preferred = jnp.where(counts, preference.astype(dtype), 1)
         units *= preferred ** (power / (power + 1))
-    # Rows that do not count become lone tasks: y = 1, cut off from the others.
+    # Rows that do not count become separate tasks: y = 1, without any effect on the
+    # others.
     matrix = jnp.where(on_diagonal & ~counts[None], 1, cosines)
 
-    # A NaN in `C` makes its energy NaN. A lone task has its NaN only on the diagonal
+    # A NaN in `C` makes `energy` NaN. A separate task has its NaN only on the diagonal
     # and in its norm.
     size, energy = reduce_each(sums=[units * units, units * dot(matrix, units)])
     energy += 0 * largest
@@ -177,7 +181,7 @@ def _solve(
     eps = jnp.finfo(units.dtype).eps
     if len(units) == 2:
         return _solve_pair(cosines[0, 1], units, power)
-    # Starts at the best multiple of y = 1.
+    # The start is the best multiple of y = 1.
     start = -jnp.log(jnp.maximum(gain, _NOISE * eps)) / (1 + power)
     state = _State(
         logs=jnp.full_like(units, start),
@@ -226,11 +230,11 @@ def _solve_pair(
 
     Both sides are zero for `E = 1`. Otherwise Newton's method finds `log E` if `C_12`
     is positive and `log A` if it is negative. The equation is nearly linear in either
-    of them, and no digit cancels.
+    variable, and no digits cancel.
     """
     eps = jnp.finfo(units.dtype).eps
     least = jnp.maximum(1 + cosine, _NOISE * eps)
-    diagonal = least - cosine  # with the ridge, if the rows are opposed
+    diagonal = least - cosine  # includes the ridge, if the rows are opposed
     above, below = jnp.maximum(cosine, 0), jnp.maximum(-cosine, 0)
     highest = least - above
     logs = jnp.log(units)

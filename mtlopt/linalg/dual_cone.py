@@ -1,4 +1,4 @@
-"""Projection onto the dual cone, which holds the directions without conflicts."""
+"""Projection onto the dual cone: the directions that conflict with no row."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ class ConeProjection(NamedTuple):
     Attributes:
       weights: `v`, `[problems, tasks]`, at least `lower`, zero for absent tasks.
       residual: The largest violation of the optimality conditions, `[problems]`:
-        `-<g_i, d>`, or `|<g_i, d>|` if `v_i` is above its bound. It is divided by
-        `|g_i|` and by the length `sum_j (|u_j| + v_j - u_j) |g_j|` of the terms of `d`.
+        `-<g_i, d>`, or `|<g_i, d>|` if `v_i` is above its bound. The violation is
+        divided by `|g_i|` and by the length `sum_j (|u_j| + v_j - u_j) |g_j|` of the
+        terms of `d`.
     """
 
     weights: jax.Array
@@ -33,14 +34,14 @@ def project_dual_cone(
         v = \mathrm{argmin}_{v \ge u} v^T G v
 
     This solves the problem for all rows `u` of `lower` at once. With unit rows and
-    `y = v - u`, the problem is `min_{y >= 0} y'Cy/2 + u'Cy`, so no row scale enters the
-    conditioning. `minimise_nonnegative` solves it until the optimality conditions hold
-    to rounding.
+    `y = v - u`, the problem is `min_{y >= 0} y'Cy/2 + u'Cy`. So its condition number
+    does not depend on the norms of the rows. `minimise_nonnegative` solves it until the
+    optimality conditions hold to rounding.
 
     `v >= u` holds exactly. `d` is unique; `v` is not unique if the rows are linearly
-    dependent. A zero row keeps `v = u`. `d` is orthogonal to opposed rows. Duplicates
-    split their weight arbitrarily. NaN or infinity in the input gives NaN at once. The
-    result is differentiable as in `minimise_nonnegative`.
+    dependent. A zero row keeps `v = u`. `d` is orthogonal to opposed rows. Duplicate
+    rows split their weight arbitrarily. NaN or infinity in the input gives NaN, without
+    iterations. The result is differentiable as in `minimise_nonnegative`.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

@@ -1,4 +1,4 @@
-"""The direction that has equal, or chosen, cosines with all rows."""
+"""The direction whose cosines with all rows are equal, or have chosen ratios."""
 
 from typing import Any, NamedTuple
 
@@ -40,14 +40,14 @@ def equiangular_ray(
     preference: jax.Array | None = None,
     rotated: Rotated | None = None,
 ) -> Ray:
-    r"""Returns the direction whose cosines with the rows have the ratios of `p`.
+    r"""Returns the direction whose cosines with the rows are proportional to `p`.
 
     .. math:: x = U^+ p = U^T y, \qquad y = C^+ p, \qquad C = U U^T
 
     If the space of the rows has no such direction, the result is the least-squares
     solution. If `p` is at right angles to the range of `U` up to rounding, the result
-    is zero. The ray is differentiable if the rank does not change; its derivative does
-    not pass through a decomposition or the rotated rows of a `SecondLook`.
+    is zero. The result is differentiable if the rank does not change. The derivative
+    does not pass through a matrix decomposition or the rotated rows of a `SecondLook`.
 
     Args:
       cosines: `C`, `[tasks, tasks]`, as `normalise` returns them.
@@ -94,13 +94,14 @@ def _axes(units: UnitRows | Pair) -> tuple[jax.Array, jax.Array]:
 def _solve(
     units: UnitRows, target: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the same as `solve_two`, for any number of tasks."""
+    """Does for any number of tasks what `solve_two` does for two."""
     singular, axes, norms, look = units
     kept = jnp.where(singular == 0, 0, dot(axes.T, target))
     stretched = safe_divide(kept, singular)
     found = dot(axes, safe_divide(stretched, singular)), jnp.sum(stretched**2)
     if look is not None:
-        # With missing rank no norm matters, and the rank of rotated rows may be noise.
+        # If the rank is below the number of tasks, the norms do not matter, and the
+        # rank of rotated rows may be noise.
         is_full = jnp.sum(singular > 0) == jnp.sum(norms > 0)
         found = jax.lax.cond(
             look.is_used & is_full,
@@ -153,10 +154,10 @@ def _solve_precisely(
     .. math:: y = D B (L C' L)^{-1} B^T N p, \qquad
         N_{ii}^2 = (B^{-T} L C' L B^{-1})_{ii}
 
-    This uses the rotated rows `B^T J` of `unit_rows`. Along a short rotated row,
-    `B^T N p` may be a small difference of large terms, in which the rounding errors of
-    the norms `D` would dominate. So the norms `N` are computed again from the rotated
-    rows, and the difference is computed in two floats.
+    The function uses the rotated rows `B^T J` of `unit_rows`. Along a short rotated
+    row, `B^T N p` may be a small difference of large terms, in which the rounding
+    errors of the norms `D` would dominate. So the norms `N` are computed again from the
+    rotated rows, and the difference is computed with two floats for each number.
 
     Args:
       look: the rotated rows.
@@ -167,10 +168,11 @@ def _solve_precisely(
       `y` and `|x|^2 = y^T C y`.
     """
     info = jnp.finfo(norms.dtype)
-    # Powers of two, which round nothing, bring every row to a length of about one.
+    # Powers of two, which cause no rounding, bring every row to a length of about one.
     scales = jax.lax.reduce_precision(norms, info.nexp, 0)
     mantissas, basis = safe_divide(norms, scales), look.basis * scales[:, None]
-    # The inverse of the basis, by one Newton step from the inverse without rounding.
+    # One Newton step finds the inverse of the basis. It starts from the inverse that
+    # would hold without rounding.
     near = basis.T * mantissas[None] * mantissas[None]
     unit = jnp.diag((mantissas > 0).astype(mantissas.dtype))
     product, error = two_floats.matmul(exactly(basis), exactly(near))

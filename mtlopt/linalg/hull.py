@@ -1,4 +1,4 @@
-"""The point of the rows' convex hull that is furthest along a direction."""
+"""The point of the rows' convex hull that lies furthest along a direction."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from mtlopt.linalg.normalise import nan_unless_finite, safe_divide
 from mtlopt.linalg.products import dot
 
-_ROUNDING = 16  # in eps, relative to the terms: a violation that counts as none
-_FLAT = 64  # in eps, relative to the largest: a coefficient that counts as zero
+_ROUNDING = 16  # in eps, relative to the terms: a smaller violation counts as none
+_FLAT = 64  # in eps, relative to the largest: a smaller coefficient counts as zero
 _MAX_PIVOTS_A_TASK = 10  # about one is usual
 
 
@@ -23,7 +23,7 @@ class _Program(NamedTuple):
 class _State(NamedTuple):
     active: jax.Array  # int32 [tasks]: the rows that hold with equality
     is_done: jax.Array  # bool
-    pivots: jax.Array  # int32: how many so far
+    pivots: jax.Array  # int32: number of pivots so far
 
 
 @jax.jit
@@ -34,7 +34,7 @@ def furthest_in_hull(
     bounds: jax.Array,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Solves the linear program of a direction in the convex hull of the rows.
+    r"""Finds the point of the rows' convex hull furthest along `p`, within bounds.
 
     .. math:: \max_{\beta \ge 0, \, 1^T \beta = 1} \langle p, d \rangle
         \quad \text{subject to} \quad \langle u_j, d \rangle \ge b_j, \qquad
@@ -44,14 +44,15 @@ def furthest_in_hull(
     so the min-norm point of the hull satisfies them all, and there is always a
     solution. The dual simplex method starts at the row that is furthest along `p`,
     which is best if no bound is violated. Each pivot makes the most violated bound
-    hold, so the number of pivots is about the number of bounds that hold with equality;
-    the method ends after `10 tasks + 10` pivots. Each pivot solves the equations of
-    these bounds from scratch, in `x_i = beta_i |g_i|`: no row scale enters their
-    conditioning, and no rounding error is passed on. Two tasks have a closed form.
+    hold, so the number of pivots is about the number of bounds that hold with equality.
+    The method ends after at most `10 tasks + 10` pivots. Each pivot solves the
+    equations of these bounds from scratch, in `x_i = beta_i |g_i|`. So their condition
+    number does not depend on the norms of the rows, and no rounding error is passed on.
+    Two tasks have a closed form.
 
     If there are several solutions, the result is a vertex. Zero rows count like any
-    other row. NaN in the input gives NaN at once. The weights are differentiable if the
-    set of bounds that hold with equality does not change.
+    other row. NaN in the input gives NaN, without iterations. The weights are
+    differentiable if the set of bounds that hold with equality does not change.
 
     Args:
       cosines: `C`, cosines of the rows, with a diagonal of ones or zeros,
@@ -103,7 +104,7 @@ def furthest_in_hull(
 def _solve_pair(
     cosine: jax.Array, units: jax.Array, gains: jax.Array, bounds: jax.Array
 ) -> jax.Array:
-    """Returns `x` for two tasks: the better row, plus what the other's bound needs."""
+    """Returns `x` for two tasks: the better row, plus the other row as needed."""
     is_better = jnp.array([True, False]) ^ (gains[1] > gains[0])
     others = bounds[::-1]
     is_violated = cosine * units < others
@@ -120,7 +121,7 @@ def _solve_pair(
 
 
 def _solve(program: _Program, first: jax.Array) -> jax.Array:
-    """Returns `x`, found from the vertex of one row."""
+    """Returns `x`; the search starts at the vertex of one row."""
     num_tasks = len(program.along)
     tasks = jnp.arange(num_tasks, dtype=jnp.int32)
     fixed = jax.lax.stop_gradient(program)
@@ -153,9 +154,9 @@ def _pivot(program: _Program, state: _State) -> _State:
     entering = jnp.argmax(missing).astype(jnp.int32)
     is_done = ~(missing[entering] > _ROUNDING * eps)
 
-    # The multipliers of rows that hold are not positive. They change along `-shares` as
-    # the multiplier of the entering row falls from zero; the first to reach zero
-    # leaves.
+    # The multipliers of rows that hold with equality are not positive. They change
+    # along `-shares` as the multiplier of the entering row falls from zero. The row
+    # whose multiplier is the first to reach zero leaves.
     sides = jnp.stack([along, rows[entering]], axis=1)
     multipliers, shares = jax.scipy.linalg.lu_solve(factor, sides, trans=1).T
     may_leave = (active < 2 * num_tasks) & ~jnp.pad(bound, (0, num_tasks + 1))[active]

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from mtlopt.linalg.products import dot
 
-# Power of eps: far above the rounding of the matrix, far below the rows' differences.
+# Power of eps: the ridge is far above the rounding of the matrix, and far below the
+# rows' differences.
 _RIDGE_POWER = 0.65
 
 
@@ -13,8 +14,8 @@ def solve_among(matrix: jax.Array, free: jax.Array, right: jax.Array) -> jax.Arr
     r"""Solves `C_FF y_F = r_F` with `y = 0` outside of F, in fixed shapes.
 
     If `C_FF` is singular, the rows are linearly dependent, and every solution `y` gives
-    the same direction. A ridge selects one of them, and repeating the solve removes the
-    error of the ridge.
+    the same direction. A ridge selects one solution, and repeating the solve removes
+    the error of the ridge.
 
     Args:
       matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.

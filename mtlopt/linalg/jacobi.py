@@ -1,4 +1,4 @@
-"""Singular vectors, computed by rotations of columns of any lengths."""
+"""Singular vectors, computed by rotating columns whose lengths may differ widely."""
 
 import functools
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from mtlopt.linalg.normalise import safe_divide
 
-# Up to 9 are needed. Rounding alone can keep the angles between nearly dependent
-# columns above the tolerance; more sweeps do not help them.
+# Up to 9 sweeps are needed. Rounding alone can keep the angles between nearly dependent
+# columns above the tolerance, however many sweeps follow.
 _MAX_SWEEPS = 12
 
 
@@ -48,11 +48,12 @@ def rotate_columns(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
       SIAM J. Matrix Anal. Appl. 29, 2008.
     """
     largest = jnp.max(jnp.abs(matrix))
-    columns = safe_divide(matrix, largest)  # no square overflows
+    columns = safe_divide(matrix, largest)  # so that no square overflows
     columns = jnp.pad(columns, ((0, 0), (0, len(matrix) % 2)))
     halves = tuple(jnp.split(columns, 2, axis=1))
     rounds = columns.shape[1] - 1
-    # A sweep squares the angles, so below this they are rounding after one more.
+    # A sweep squares the angles. So if they are below this, one more sweep leaves only
+    # rounding error.
     tolerance = jnp.finfo(matrix.dtype).eps ** 0.6
 
     def unfinished(carry):
@@ -80,7 +81,7 @@ def _round(_: int, carry):
     a, b, overlap = dot(left**2), dot(right**2), dot(left * right)
     angles = safe_divide(jnp.abs(overlap), jnp.minimum(a, b))
     turns = angles > jnp.finfo(left.dtype).eps
-    # The tangent of the smaller angle that makes both columns orthogonal.
+    # The tangent of the smaller angle that makes the two columns orthogonal.
     cotangent = (b - a) / (2 * jnp.where(turns, overlap, 1))
     sign = jnp.where(cotangent >= 0, 1, -1)
     tangent = sign / (jnp.abs(cotangent) + jnp.sqrt(1 + cotangent**2))
@@ -89,7 +90,8 @@ def _round(_: int, carry):
     sine = cosine * tangent[None]
     left, right = cosine * left - sine * right, sine * left + cosine * right
     if left.shape[1] > 1:
-        # The first column stays; the others move on by one seat around the table.
+        # The first column keeps its place; the others move on by one place in the
+        # circle.
         left, right = (
             jnp.concatenate([left[:, :1], right[:, :1], left[:, 1:-1]], axis=1),
             jnp.concatenate([right[:, 1:], left[:, -1:]], axis=1),

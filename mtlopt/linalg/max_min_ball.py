@@ -18,9 +18,10 @@ from mtlopt.linalg.pivots import pick_row, sweep
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.linalg.reductions import argmax_and_sums, reduce_each
 
-# In eps, relative to the sizes of their terms. A row depends on others if its part off
-# them is shorter than the first. A mean is zero if its square is below the second. A
-# row that replaces another needs a part along it above the third.
+# In eps, relative to the sizes of their terms. A row depends on others if its part
+# orthogonal to them is shorter than the first number. A mean is zero if its square is
+# below the second number. A row that replaces another row needs a part along that row
+# above the third number.
 _DEPENDENT, _NO_MEAN, _EXCHANGED = 4, 64, 32
 _MAX_PIVOTS_A_TASK = 10  # about one is usual
 
@@ -40,8 +41,8 @@ class MaxMinDirection(NamedTuple):
 
 class _Problem(NamedTuple):
     cosines: jax.Array  # C, [tasks, tasks]
-    rates: jax.Array  # a, [tasks]: the shortest norm over each norm; 0 for zero rows
-    mean: jax.Array  # e, [tasks]: the mean over its length is sum_i e_i u_i
+    rates: jax.Array  # a, [tasks]: the shortest norm / each norm; 0 for zero rows
+    mean: jax.Array  # e, [tasks]: the mean divided by its length is sum_i e_i u_i
     radius: jax.Array  # c, scalar
 
 
@@ -80,12 +81,12 @@ def max_min_direction(
     .. math:: y = \mathrm{argmin}_{y \ge 0} \tfrac12 y^T C y
         - \sum_i (\mu |g_0|^{-1} |g_i|^{-1} - a_i) y_i
 
-    `y` is piecewise linear in `mu`, and zero for the lowest `mu`. So `mu` is raised
-    from one kink to the next until `|sum_i y_i u_i| = c`; each kink takes one sweep
-    (pivot) of a `[tasks, tasks + 2]` tableau. The method is exact. It takes at most
-    `10 tasks + 10` pivots, and usually about one pivot per constraint that becomes
-    tight. No row scale enters the conditioning. Iterative refinement solves the last
-    pieces of the path again.
+    `y` is piecewise linear in `mu`, and zero for the lowest `mu`. So the method raises
+    `mu` from one kink to the next until `|sum_i y_i u_i| = c`. Each kink takes one
+    sweep (pivot) of a `[tasks, tasks + 2]` tableau. The method is exact. It takes at
+    most `10 tasks + 10` pivots, and usually about one pivot for each constraint that
+    becomes tight. The condition number of the problem does not depend on the norms of
+    the rows. Iterative refinement solves the last pieces of the path again.
 
     If the largest possible `mu` is zero and is reached before the edge of the ball,
     many directions are equally good, and the result is the one nearest to `g_0`. So a
@@ -93,7 +94,7 @@ def max_min_direction(
     `g_0` if no inner product with `g_0` is negative. If the mean is zero up to rounding
     of `G`, it has no direction, and the answer is `g_0` itself. A single row gives
     `(1 + c) g`, and so do equal rows. Rows that are dependent up to 4 eps count as
-    dependent. NaN in the input gives NaN at once.
+    dependent. NaN in the input gives NaN, without iterations.
 
     Two tasks have a closed form. The weights are differentiable if the set of tight
     constraints does not change; the residual is not differentiable.
@@ -132,7 +133,7 @@ def max_min_direction(
     )
     count = jnp.maximum(count, 1)
 
-    # The mean, in units of the largest norm.
+    # The mean row, in units of the largest norm.
     lengths = safe_divide(norms, largest) / count
     products = dot(cosines, lengths)  # <u_i, g_0>
     rates = jnp.where(eligible, safe_divide(-smallest, norms), 0)
@@ -219,7 +220,8 @@ def _solve_pair(problem: _Problem, limits: _Limits) -> tuple[jax.Array, jax.Arra
         \mathrm{adj}(C) \, a - e, \quad \alpha = a^T \mathrm{adj}(C) \, a, \quad
         p^2 = (a^T e)^2 \det C / \alpha
 
-    This holds if both `y_i` are positive. Otherwise `y_i = c` for the lower level.
+    The formula holds if both `y_i` are positive. Otherwise `y_i = c` for the lower
+    level.
     """
     cosines, rates, mean, radius = problem
     eps, cosine = jnp.finfo(rates.dtype).eps, cosines[0, 1]
@@ -244,7 +246,7 @@ def _solve_pair(problem: _Problem, limits: _Limits) -> tuple[jax.Array, jax.Arra
     alone = jnp.maximum(jnp.minimum(radius, limit), 0)
     alone = jnp.where(limits.highest > 0, alone, 0)
     levels = jnp.where(limits.eligible, safe_divide(alone + offsets, rates), jnp.inf)
-    is_worse = levels <= levels[::-1]  # both, if they are equal: they share
+    is_worse = levels <= levels[::-1]  # both, if they are equal, so that they share
     alone = jnp.where(is_worse & limits.eligible, alone, 0)
     return (
         jnp.where(has_both, both, alone / jnp.where(is_worse[::-1], 2, 1)),
@@ -267,8 +269,8 @@ def _pivot(state: _State) -> _State:
     tasks = jnp.arange(len(passive), dtype=jnp.int32)
     fresh = entering < 0
 
-    # Up to the kink, y = level * slope - base on the passive set; off this set, the
-    # same number is how much the constraints miss.
+    # Up to the kink, y = level * slope - base on the passive set. For constraints
+    # outside of this set, this number tells how far they are from being satisfied.
     slope, base = tableau[:, -2], tableau[:, -1]
     edge, size = _edge(state, slope, base)
     turns = jnp.where(passive, slope < 0, eligible & (slope > _DEPENDENT * eps * size))
@@ -280,8 +282,8 @@ def _pivot(state: _State) -> _State:
 
     leaves = fresh & was_passive
     entering = jnp.where(fresh, next_kink, entering)
-    # A constraint that depends on the passive ones replaces one of them; if it cannot,
-    # no direction reaches a higher level.
+    # A constraint that depends linearly on the passive constraints replaces one of
+    # them. If it cannot, no direction reaches a higher level.
     is_entering = tasks == entering
     row = pick_row(tableau, is_entering)
     column = row[: len(passive)]
@@ -292,7 +294,8 @@ def _pivot(state: _State) -> _State:
     falls = passive & (column > _EXCHANGED * eps * length)
     blocks = jnp.where(falls, -safe_divide(level * slope - base, column), -jnp.inf)
     nearest, blocking, pivot = argmax_and_sums(blocks, diagonal(tableau))
-    # At its own kink a constraint misses nothing; rounding must not make others leave.
+    # At its own kink a constraint is satisfied exactly. Rounding must not make others
+    # leave.
     missing = level * row[-2] - row[-1]
     is_rounding = missing <= _DEPENDENT * eps * (1 + jnp.abs(level) * size)
     stationary = safe_divide(jnp.where(is_rounding, 0, missing), curvature)
@@ -340,14 +343,14 @@ def _edge(
     root = half + jnp.sqrt(half**2 + bend * missing)
     edge = level + jnp.where(root > 0, safe_divide(missing, root), jnp.inf)
     # |d|^2 / |g_0|^2. If the direction is zero, it is stationary and the path ends.
-    # Exchanges of dependent constraints would miss this because of rounding.
+    # Because of rounding, exchanges of dependent constraints would not detect this.
     square = 1 + along + level * half
     eps = jnp.finfo(level.dtype).eps
     return jnp.where(square <= _DEPENDENT * eps * (1 + size), level, edge), slope_size
 
 
 def _refine(cosines: jax.Array, state: _State) -> jax.Array:
-    """Solves for y on the last piece again, because the tableau's inverse is rounded.
+    """Solves for `y` on the last piece again, because the tableau's inverse is rounded.
 
     One solve is enough; more solves gain nothing.
     """

@@ -39,21 +39,22 @@ def min_norm_point(gramian: Gramian, present: jax.Array | None = None) -> MinNor
     .. math:: \min_w w^T G w \quad \text{subject to} \quad w \ge 0, \; 1^T w = 1
 
     Let `u_i` be the unit rows, `a_i = min_j |g_j| / |g_i|`, and `w_i` proportional to
-    `a_i y_i`. Then the optimality conditions are those of the shortest `d` with
-    `<u_i, d> >= a_i`, and `least_distance` finds its coefficients `y`. If zero is in
-    the hull, there is no such `d`, and `y` combines the rows to zero. No row scale
-    enters the conditioning. The conditions hold up to rounding, relative to the
-    coefficients.
+    `a_i y_i`. Then the optimality conditions equal those of another problem: find the
+    shortest `d` with `<u_i, d> >= a_i`. The function `least_distance` finds the
+    coefficients `y` of this `d`. If zero is in the hull, there is no such `d`, and `y`
+    combines the rows to zero. The condition number does not depend on the norms of the
+    rows. The optimality conditions hold up to rounding, relative to the coefficients.
 
     The weights are feasible by construction. A Gramian determines `|d|` only down to
     `sqrt(eps)` times the rows' norms (3e-4 in float32). Below this limit, `norm` is
     only rounding error, but `d` itself is reduced to a few `eps`, by steps that use
     `C y` instead of the square `y^T C y`.
 
-    Zero rows share all the weight. If zero is in the hull, `d` is zero up to rounding
-    and the weights are one of the possible choices. NaN or infinity in the input gives
-    NaN at once. The weights and the norm are differentiable if the set of rows with a
-    weight does not change; the residual is not differentiable.
+    If there are zero rows, they share all the weight. If zero is in the hull, `d` is
+    zero up to rounding, and the weights are one of several possible choices. NaN or
+    infinity in the input gives NaN, without iterations. The weights and the norm are
+    differentiable if the set of rows with a positive weight does not change. The
+    residual is not differentiable.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

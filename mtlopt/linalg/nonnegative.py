@@ -30,7 +30,8 @@ class LeastDistance(NamedTuple):
 
     Attributes:
       coefficients: `y`, `[tasks]`, not negative.
-      slack: A scalar, not negative; zero up to rounding if there is no such vector.
+      slack: A scalar, not negative; zero up to rounding if no vector satisfies the
+        bounds.
     """
 
     coefficients: jax.Array
@@ -42,17 +43,18 @@ class _State(NamedTuple):
     left: jax.Array  # the part of C y + q that can still be reduced, [tasks]
     direction: jax.Array  # the next step is along its negative, [tasks]
     residual: jax.Array  # scalar
-    steps: jax.Array  # int32: how many so far
+    steps: jax.Array  # int32: number of steps so far
 
 
-# Optimality conditions hold to this many eps, relative to `1 + sum_i y_i`.
+# The optimality conditions hold up to this many eps, relative to `1 + sum_i y_i`.
 _TOLERANCE = 4
-# Nearly dependent rows take about as many steps as the root of a condition number. No
-# condition number of float32 takes more steps than this. In float64 the limit is a
-# multiple of the tasks, and then pivots take over.
+# For nearly dependent rows, the number of steps is about the square root of the
+# condition number. No condition number in float32 needs more steps than this. In
+# float64 the limit is a multiple of the number of tasks, and then pivots replace the
+# steps.
 _MAX_STEPS, _MAX_STEPS_A_TASK = 10_000, 10
-# The norm of the matrix is at most `tasks`, so a step along the gradient may be up to 2
-# over that; a little shorter is safe from rounding.
+# The norm of the matrix is at most `tasks`, so a step along the gradient may be up to
+# `2 / tasks`. A step a little shorter is safe from rounding.
 _PUSH = 1.9
 
 
@@ -65,10 +67,10 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
 
     Conjugate gradients run on the positive `y`. A step that would leave `y >= 0` ends
     at the first zero, and a short projected step along the gradient follows. After it,
-    conjugate gradients restart. Entries that are zero are released once their part of
-    the gradient exceeds the rest of the gradient. Each step costs two products of `C`
-    with a vector. The method ends when the optimality conditions hold up to rounding,
-    and at once for NaN. Two tasks have a closed form.
+    conjugate gradients restart. Entries that are zero may become positive once their
+    part of the gradient exceeds the rest of the gradient. Each step costs two products
+    of `C` with a vector. The method ends when the optimality conditions hold up to
+    rounding, and immediately for NaN. Two tasks have a closed form.
 
     For nearly dependent rows, the number of steps is about the square root of the
     condition number: some hundreds in float32, which cannot represent larger condition
@@ -101,7 +103,7 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
     found = _minimise_by_gradients(matrix, linear)
     if linear.dtype != jnp.float64:
         return found
-    # If all conditions hold, there is nothing to do, and one pivot finds this out.
+    # If all conditions hold, nothing is left to do, and one pivot detects this.
     eps = jnp.finfo(linear.dtype).eps
     unsolved = jnp.where(found.residual > _TOLERANCE * eps, linear, 0)
     other = _minimum(matrix, linear, minimise_by_pivots(matrix, unsolved))
@@ -120,7 +122,7 @@ def _(primals: Any, tangents: Any) -> tuple[NonnegativeMinimum, NonnegativeMinim
 
 
 def _minimise_pair(matrix: jax.Array, linear: jax.Array) -> jax.Array:
-    """Returns the minimum for two tasks: both positive (Cramer's rule), or one alone.
+    """Returns the minimum for two tasks: both `y_i` positive (Cramer's rule), or one.
 
     Both determinants are computed from differences, so that nearly dependent rows lose
     no digits.
@@ -134,7 +136,7 @@ def _minimise_pair(matrix: jax.Array, linear: jax.Array) -> jax.Array:
 
     alone = jnp.maximum(-safe_divide(linear, squares), 0)
     fall = -alone * linear
-    is_best = fall >= fall[::-1]  # both, if they are equal: they share
+    is_best = fall >= fall[::-1]  # both, if they are equal, so that they share
     alone = jnp.where(is_best, alone, 0) / jnp.where(is_best[::-1], 2, 1)
     return jnp.where(has_both, both / jnp.where(has_both, determinant, 1), alone)
 
@@ -151,8 +153,8 @@ def _minimum(
 def _left_to_reduce(gradient: jax.Array, positive: jax.Array) -> jax.Array:
     """Returns the gradient on positive `y`, and on zeros the part that would raise `y`.
 
-    The residual is computed from this vector. Its inner product with a step equals that
-    of the gradient.
+    The residual is computed from this vector. The inner product of this vector with a
+    step equals the inner product of the gradient with the step.
     """
     return jnp.where(positive, gradient, jnp.minimum(gradient, 0))
 
@@ -174,7 +176,7 @@ def _minimise_by_gradients(matrix: jax.Array, linear: jax.Array) -> NonnegativeM
                 jnp.where(direction > 0, -safe_divide(solution, direction), -jnp.inf)
             ],
         )
-        # Never so flat that rounding alone makes a step long.
+        # The curvature is never so small that rounding alone makes a step long.
         curvature = jnp.maximum(curvature, eps * square + tiny)
         length = descent / curvature
         is_cut = length > -minus_end
@@ -219,8 +221,9 @@ def least_distance(cosines: jax.Array, bounds: jax.Array) -> LeastDistance:
     .. math:: y = \mathrm{argmin}_{y \ge 0}
         |\sum_i y_i u_i|^2 + (1 - T^{-1/2} \sum_i b_i y_i)^2
 
-    This `y` exists even if no `d` does. If the bounds contradict each other, then
-    `sum_i y_i u_i = 0` and `slack = 0` up to rounding, which proves the contradiction.
+    This `y` exists even if no `d` satisfies the constraints. If the bounds contradict
+    each other, then `sum_i y_i u_i = 0` and `slack = 0` up to rounding, which proves
+    the contradiction.
 
     Args:
       cosines: `C`, cosines of the rows, diagonal 1 or 0, `[tasks, tasks]`.
@@ -238,8 +241,8 @@ def least_distance(cosines: jax.Array, bounds: jax.Array) -> LeastDistance:
     References:
       Lawson and Hanson, *Solving Least Squares Problems*, 1974, chapter 23 (LDP).
     """
-    # With this root no digit is lost to `b b'` if T rows are nearly orthogonal and `d`
-    # is as long as the root.
+    # With this square root, the term `b b'` costs no digits if T rows are nearly
+    # orthogonal and `d` is as long as the square root.
     root = len(bounds) ** 0.5
     scaled = bounds / root
     solution, _ = minimise_nonnegative(

@@ -1,4 +1,4 @@
-"""Divides out the row scales: unit rows, their cosines and their norms."""
+"""Splits a Gramian of rows into the cosines between the rows and their norms."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ class ScaledGramian:
 
     Attributes:
       matrix: `M`, the Gramian of the rows times their scales, `[tasks, tasks]`.
-      scales: `s`, powers of two, `[tasks]`; ones in the ordinary range.
+      scales: `s`, powers of two, `[tasks]`; ones if no square overflows or underflows.
     """
 
     matrix: jax.Array
@@ -58,10 +58,10 @@ def keeps_squares(
 ) -> jax.Array:
     """Returns whether squared norms can be used as they are, a bool scalar.
 
-    They cannot be used if one of them nearly overflows. Squares of entries below the
-    smallest normal number are flushed to zero. So squared norms also cannot be used if
-    the flushed squares may add up to more than a rounding error. A zero row looks the
-    same as a row whose squares are all flushed.
+    Squared norms cannot be used if one of them nearly overflows. Squares of entries
+    below the smallest normal number are flushed to zero. So squared norms also cannot
+    be used if the flushed squares may add up to more than a rounding error. A zero row
+    cannot be told apart from a row whose squares are all flushed.
 
     Args:
       squares: squares of the rows' norms, `[tasks]`.
@@ -100,9 +100,9 @@ def only_present(gramian: Gramian, present: jax.Array | None) -> Gramian:
 def common_scale(gramian: Gramian) -> tuple[jax.Array, jax.Array]:
     """Returns the Gramian of the rows times a power of two, and this power of two.
 
-    It is the scale of the longest row, so nothing overflows. In the ordinary range it
-    is one, and the Gramian is returned as it is. Rows that are much shorter than the
-    longest row may become zero.
+    The power of two is the scale of the longest row, so nothing overflows. If no square
+    overflows or underflows, the power is one, and the Gramian does not change. Rows
+    that are much shorter than the longest row may become zero.
 
     Args:
       gramian: `G`, `[tasks, tasks]`.
@@ -162,7 +162,8 @@ def normalise(
     norms = jnp.where(squares == 0, 0, divisors)
     norms = norms if scales is None else norms / scales
     is_zero = norms == 0
-    # One norm at a time: the product of two small norms may underflow.
+    # Divide by one norm at a time, because the product of two small norms may
+    # underflow.
     cosines = gramian / divisors[:, None] / divisors[None]
     # Clipping would hide an infinity, and a new diagonal a NaN; 0 * inf is NaN.
     cosines = jnp.clip(cosines, -1, 1) + 0 * cosines
@@ -178,6 +179,7 @@ def nan_unless_finite(result: jax.Array, source: jax.Array) -> jax.Array:
     """
     source = jax.lax.stop_gradient(source)
     largest, minus_smallest = reduce_each(maxima=[source, -source])
-    # Zero or NaN. A literal NaN would stop `jax_debug_nans` on healthy numbers.
+    # Zero or NaN. A literal NaN would make `jax_debug_nans` stop even if all numbers
+    # are finite.
     zero = (0 * largest + 0 * minus_smallest).astype(result.dtype)
     return jnp.where(zero == 0, result, zero)

@@ -1,4 +1,4 @@
-"""Quadratic programs over non-negative vectors by pivoting: an active-set method."""
+"""Quadratic programs over non-negative vectors, solved by pivoting (active sets)."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.products import diagonal, dot
 from mtlopt.linalg.reductions import argmax_and_sums
 
-_ROUNDING = 4  # in eps: the ridge, and the slack that counts as zero
+_ROUNDING = 4  # in eps: the ridge, and the largest slack that counts as zero
 _MAX_PIVOTS_A_TASK = 10  # about one is usual
 
 
@@ -18,7 +18,7 @@ class _State(NamedTuple):
     passive: jax.Array  # bool [tasks]: the swept set, with positive y
     entering: jax.Array  # int32: the task that enters, or -1
     is_done: jax.Array  # bool
-    pivots: jax.Array  # int32: how many so far
+    pivots: jax.Array  # int32: number of pivots so far
 
 
 def minimise_by_pivots(matrix: jax.Array, linear: jax.Array) -> jax.Array:
@@ -26,12 +26,12 @@ def minimise_by_pivots(matrix: jax.Array, linear: jax.Array) -> jax.Array:
 
     .. math:: \min_{y \ge 0} \tfrac12 y^T C y + q^T y
 
-    In each pivot, one task enters the set of positive `y`, or a task that blocks it
-    leaves. Each pivot is one sweep of a `[tasks, tasks + 1]` tableau. A ridge as small
-    as a rounding error makes every set of rows independent in the tableau, so that no
-    pivot is zero. Finally, iterative refinement solves the final set without the ridge,
-    with the inverse from the tableau. The method ends after at most `10 tasks + 10`
-    pivots, and at once for NaN.
+    In each pivot, one task enters the set of positive `y`, or a task that blocks this
+    entry leaves the set. Each pivot is one sweep of a `[tasks, tasks + 1]` tableau. A
+    ridge as small as a rounding error makes every set of rows independent in the
+    tableau, so that no pivot is zero. Finally, iterative refinement solves the final
+    set without the ridge, with the inverse from the tableau. The method ends after at
+    most `10 tasks + 10` pivots, and immediately for NaN.
 
     Args:
       matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.
@@ -91,8 +91,9 @@ def _pivot(state: _State) -> _State:
     is_optimal = is_fresh & ~(most > _ROUNDING * eps * (1 + size))
     entering = jnp.where(is_fresh, newcomer, entering)
 
-    # The entering task grows from zero and the passive ones follow along -column, until
-    # the entering task is stationary or a passive one reaches zero.
+    # The `y` of the entering task grows from zero, and the `y` of passive tasks change
+    # along -column. This ends when the entering task is stationary or a passive task
+    # reaches zero.
     is_entering = tasks == entering
     row = pick_row(tableau, is_entering)
     column = row[: len(passive)]
@@ -126,7 +127,7 @@ def pick_row(tableau: jax.Array, is_chosen: jax.Array) -> jax.Array:
 def sweep(
     tableau: jax.Array, is_chosen: jax.Array, pivot: jax.Array, inside: jax.Array
 ) -> jax.Array:
-    """Solves for the chosen task by a principal pivot, or undoes this if `inside`.
+    """Solves for the chosen task with a principal pivot; undoes the pivot if `inside`.
 
     If F is the swept set and N are the other tasks, the tableau of [C, a] is
     [[-C_FF^-1, C_FF^-1 C_FN, y_F], [C_NF C_FF^-1, C_NN - C_NF C_FF^-1 C_FN, a_N - C_NF
@@ -145,7 +146,7 @@ def sweep(
     is_column = jnp.pad(is_chosen, (0, num_columns - num_tasks))
     sign = jnp.where(inside, 1, -1).astype(tableau.dtype)
     row = jnp.where(is_column, sign, pick_row(tableau, is_chosen))
-    # (a b) / c and not a (b / c): a symmetric matrix stays symmetric to the last digit,
-    # and the row equals the column.
+    # Computed as (a b) / c and not as a (b / c), so that a symmetric matrix stays
+    # symmetric to the last digit, and the row equals the column.
     change = row[:num_tasks, None] * row[None] / pivot
     return jnp.where(is_chosen[:, None] | is_column[None], 0, tableau) - change

@@ -31,7 +31,7 @@ class Axes(NamedTuple):
     """Principal axes of the rows, `J^T = P Sigma Q^T`.
 
     Attributes:
-      singular: `Sigma`, `[tasks]`, descending, zero from the rank on.
+      singular: `Sigma`, `[tasks]`, descending, zero after the first `rank` entries.
       right: `Q`, `[tasks, tasks]`.
       rank: Number of singular values that are not zero, an int32 scalar.
     """
@@ -46,20 +46,20 @@ def principal_axes(
     present: jax.Array | None = None,
     rotated: Rotated | None = None,
 ) -> Axes:
-    r"""Finds the principal axes of the rows, accurate for all ratios of row scales.
+    r"""Finds the principal axes of the rows, accurately for all ratios of row norms.
 
-    The axes follow from the axes of the unit rows, see `axes_of_units`. There is a
-    shortcut if all tasks are present and the condition number of the Gramian itself is
-    below `eps^-0.3` (120 in float32). The eigenvalues of the Gramian are then accurate
-    to `eps^0.7` (1e-5) and are used directly, which for a hundred tasks on a CPU takes
-    a fifth of the time of the other way. Under `vmap`, both ways are computed. Two
+    The axes are computed from the axes of the unit rows, see `axes_of_units`. There is
+    a shortcut if all tasks are present and the condition number of the Gramian itself
+    is below `eps^-0.3` (120 in float32). The eigenvalues of the Gramian are then
+    accurate to `eps^0.7` (1e-5) and are used directly. For a hundred tasks on a CPU,
+    the shortcut takes a fifth of the time. Under `vmap`, both ways are computed. Two
     tasks have closed forms instead.
 
     Zero rows, duplicate rows and rows that sum to zero lower the rank; the zero matrix
-    has rank 0. The rank is that of the unit rows (see `unit_rows`), so no ratio of row
-    scales lowers it. Without `rotated`, near-duplicates lose their direction if the
-    condition number of the unit rows' Gramian is above 1e4 in float32 (1e12 in
-    float64).
+    has rank 0. The rank is the rank of the unit rows (see `unit_rows`), so differences
+    between the row norms do not lower it. Without `rotated`, the direction between
+    nearly equal rows is lost if the condition number of the unit rows' Gramian is above
+    1e4 in float32 (1e12 in float64).
 
     Args:
       gramian: `G`, `[tasks, tasks]`.
@@ -78,7 +78,7 @@ def principal_axes(
     gramian = only_present(gramian, present)
     if len(gramian) == 2:
         return axes_of_plane(principal_plane(gramian, rotated=rotated))
-    # In units of the longest row, no eigenvalue overflows unless an entry does.
+    # In units of the longest row, no eigenvalue overflows unless an entry overflows.
     matrix, scale = common_scale(gramian)
     largest = jnp.max(jnp.abs(diagonal(matrix)))
     values, vectors = jnp.linalg.eigh(
@@ -132,14 +132,15 @@ def _graded(
     rotated: Rotated | None,
 ) -> Axes:
     del vectors, unit
-    # Runs after the other decomposition. Under `vmap` both run, and two batched ones of
-    # jaxlib at a time can deadlock: each holds a thread that the other waits for.
+    # This decomposition runs after the other. Under `vmap` both run, and two batched
+    # decompositions of jaxlib at the same time can deadlock, because each holds a
+    # thread that the other waits for.
     after = jax.tree.map(lambda leaf: leaf + 0 * values[0], gramian)
     return axes_of_units(unit_rows(*normalise(after), rotated))
 
 
 def axes_of_units(units: UnitRows) -> Axes:
-    r"""Returns the axes of the rows from those of the unit rows.
+    r"""Returns the axes of the rows, computed from the axes of the unit rows.
 
     .. math:: G = M^T M, \qquad M = \Sigma Q^T D = P' \Sigma' Q'^T
 
@@ -153,19 +154,21 @@ def axes_of_units(units: UnitRows) -> Axes:
 
 
 def graded_svd(matrix: jax.Array, rank: jax.Array) -> Axes:
-    r"""Returns the singular values, descending, and right singular vectors of a root.
+    r"""Returns the singular values, descending, and right singular vectors of a matrix.
 
     .. math:: M = P \Sigma Q^T
 
-    The columns of a root `M` of a Gramian may differ in length by many powers of ten.
-    `jnp.linalg.svd` of such a matrix is only accurate to rounding of the *largest*
-    singular value, unless the large entries come first. So the columns are sorted by
-    length, and `R` of a QR decomposition replaces the matrix. The error was measured in
-    float32 against float64, as the relative error of Aligned-MTL's direction. With row
-    scales spread evenly from 1 to 1e-6, it is 3e-6 up to 128 tasks, and 4e-3 at 8 tasks
-    with the plain `svd`. With scales in two groups, 1 and 1e-6, it is 1e-6 up to 32
-    tasks, 2e-5 at 40 and 3e-2 at 64. The rotations used on platforms other than a CPU
-    give an error of 2e-6 up to 128 tasks.
+    Here `M` is a square root of a Gramian, `G = M^T M`. Its columns may differ in
+    length by many powers of ten. `jnp.linalg.svd` of such a matrix is only accurate to
+    rounding of the *largest* singular value, unless the large entries come first. So
+    the columns are sorted by length, and `R` of a QR decomposition replaces the matrix.
+
+    The error was measured as the relative error of Aligned-MTL's direction in float32,
+    compared with float64. With row norms spread evenly from 1 to 1e-6, the error is
+    3e-6 for up to 128 tasks; with the plain `svd`, it is 4e-3 for 8 tasks. With norms
+    in two groups, 1 and 1e-6, the error is 1e-6 for up to 32 tasks, 2e-5 for 40 and
+    3e-2 for 64. The rotations used on platforms other than a CPU give an error of 2e-6
+    for up to 128 tasks.
 
     Args:
       matrix: `M`, `[tasks, tasks]`.
@@ -179,30 +182,32 @@ def graded_svd(matrix: jax.Array, rank: jax.Array) -> Axes:
       >>> print(graded_svd(jnp.diag(jnp.array([1e-6, 3.0])), jnp.array(2)).singular)
       [3.e+00 1.e-06]
     """
-    scale = scale_of(jnp.max(jnp.abs(matrix)))  # no square overflows
+    scale = scale_of(jnp.max(jnp.abs(matrix)))  # so that no square overflows
     matrix *= scale
     ones = jnp.ones(len(matrix), matrix.dtype)
     norms = jnp.sqrt(dot(ones, matrix**2))
     indices = jnp.arange(len(norms), dtype=jnp.int32)
     minus_norms, order = jax.lax.sort((-norms, indices), num_keys=1)
-    # A product with a permutation matrix, because gather and scatter compile slowly.
+    # This is a product with a permutation matrix, because gather and scatter compile
+    # slowly.
     sort = (indices[None] == order[:, None]).astype(matrix.dtype)
     triangle = jnp.linalg.qr(dot(matrix, sort.T), mode="r")
-    # The rounding of a long column may be longer than a short column: it must go.
+    # The rounding error of a long column may be longer than a short column, so it must
+    # be removed.
     noise = -rounding(matrix) * minus_norms
     triangle = jnp.where(jnp.abs(triangle) <= noise[None], 0, triangle)
     right, singular = _left_axes(triangle.T)
     kept = indices < rank
-    # A rank of zero would hide the NaN of a lone task.
+    # A rank of zero would hide the NaN of a single task.
     singular = nan_unless_finite(jnp.where(kept, singular / scale, 0), matrix)
     return Axes(singular, dot(sort.T, right), rank)
 
 
 def _left_axes(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns left singular vectors and values, accurate for unequal columns.
+    """Returns left singular vectors and values, accurate for columns of all lengths.
 
-    `jnp.linalg.svd` does not use QR iteration on CPU from size 26, nor on GPU. On GPU,
-    QR iteration was off by 5 % if two rows were equal.
+    `jnp.linalg.svd` uses QR iteration neither on GPU nor on CPU for sizes of 26 and
+    more. On GPU, QR iteration had an error of 5 % if two rows were equal.
     """
 
     def by_qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:

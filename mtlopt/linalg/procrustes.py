@@ -35,10 +35,10 @@ def align(
 ) -> jax.Array:
     """Returns the aligning matrix of a Gramian, see `aligned_matrix`.
 
-    The matrix is differentiable if the rank does not change, even if singular values
-    repeat, unless a repeated value is the target of `scale`. The derivative is with
-    respect to the Gramian; it does not pass through a decomposition or the rotated rows
-    of a `SecondLook`.
+    The matrix is differentiable if the rank does not change. This also holds for
+    repeated singular values, unless a repeated value is the target of `scale`. The
+    derivative is with respect to the Gramian; it does not pass through a matrix
+    decomposition or the rotated rows of a `SecondLook`.
 
     Args:
       gramian: `G`, `[tasks, tasks]`.
@@ -73,8 +73,8 @@ def _align_jvp(scale: Scale, primals: Any, tangents: Any) -> Any:
 
     The formula of Daletskii and Krein also holds for repeated singular values, because
     S contains no difference if `f = \sqrt{s} / \sigma`. Singular values of zero are
-    assumed to stay zero, as they do for duplicate rows. Half of the diagonal of K is
-    the relative change of the other singular values.
+    assumed to stay zero, which is true for duplicate rows. The relative change of the
+    other singular values is half of the diagonal of K.
     """
     gramian, unit, axes = primals
     matrix = _align(*primals, scale)
@@ -111,8 +111,8 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
 
     .. math:: A = \sqrt{s} \, Q \Sigma^+ Q^T, \qquad J^T = P \Sigma Q^T
 
-    `J^T A` is the matrix nearest to `J^T` whose singular values are all equal to
-    `sqrt(s)` (an orthogonal Procrustes problem). So `A @ preference` are the weights of
+    Among the matrices whose singular values all equal `sqrt(s)`, `J^T A` is nearest to
+    `J^T` (an orthogonal Procrustes problem). So `A @ preference` are the weights of
     Aligned-MTL. `s` is the smallest, the lower median or the mean of the `rank` largest
     squared singular values. Only ratios of singular values are computed, so that no
     square can overflow.

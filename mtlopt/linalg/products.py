@@ -5,14 +5,15 @@ import jax.numpy as jnp
 
 
 def dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Returns `jnp.dot` at the highest precision, so that no factor is rounded."""
+    """Returns `jnp.dot` with the highest precision, so that no factor is rounded."""
     return jnp.dot(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def diagonal(matrix: jax.Array) -> jax.Array:
     """Returns the diagonal of a matrix `[rows, columns]` with `rows <= columns`.
 
-    It is a slice; `jnp.diagonal` is a gather, which needs kernels to compute indices.
+    The function takes a slice; `jnp.diagonal` is a gather, which needs kernels to
+    compute indices.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -32,7 +33,7 @@ def present_products(
     Args:
       products: inner products of rows, `[tasks, tasks]`.
       present: Tasks to use, bool `[tasks]`; None for all.
-      name: the caller's name for `products`, for the error.
+      name: the caller's name for `products`, for the error message.
 
     Raises:
       ValueError: If `products` is not square or `present` does not fit it.

@@ -13,18 +13,18 @@ def reduce_each(
     """Sums some arrays and takes the largest entry of others.
 
     XLA compiles one `reduce` of many operands into one kernel, together with the
-    arithmetic that computes the operands. On a CPU each `jnp.sum` is two or three
-    kernels, and each kernel takes about 20 ms to compile, whatever its size. These
-    kernels make up most of the compile time of a small solver.
+    arithmetic that computes the operands. On a CPU each `jnp.sum` becomes two or three
+    kernels, and each kernel takes about 20 ms to compile, whatever its size. Without
+    this function, these kernels would take most of the compile time of a small solver.
 
     Args:
       sums: arrays to sum, all of one shape.
       maxima: floating-point arrays to take the maximum of, of the same shape.
 
     Returns:
-      The results, all scalars, with the sums first. NaN in the input gives NaN. They
-      are differentiable; if several entries are equally large, the first gets the
-      derivative.
+      The results, all scalars, with the sums first. NaN in the input gives NaN. The
+      results are differentiable; if several entries are equally large, the first gets
+      the derivative.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -59,8 +59,8 @@ def _reduce_each(
 def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
     """Defines the derivative that JAX lacks for one reduction of many operands.
 
-    The derivative of `jnp.max` compares the operand with the result. If XLA computes
-    the operand twice, in two kernels, possibly no entry is equal to the maximum, and
+    The derivative of `jnp.max` compares the operand with the result. XLA may compute
+    the operand twice, in two kernels. Then possibly no entry equals the maximum, and
     the derivative is NaN.
     """
     indices = [jnp.argmax(operand) for operand in primals[1]]

@@ -48,7 +48,7 @@ def project_to_simplex(point: jax.Array, present: jax.Array | None = None) -> ja
     largest = jax.lax.stop_gradient(jnp.max(point, where=there, initial=-jnp.inf))
     shifted = jnp.where(there, point - largest, -jnp.inf)
     sums = jnp.cumsum(jnp.sort(shifted, descending=True))
-    # The support holds the k largest entries, for the k with the largest threshold.
+    # The positive weights belong to the k largest entries; k has the largest threshold.
     sizes = jnp.arange(1, len(point) + 1).astype(point.dtype)
     (threshold,) = reduce_each(maxima=[(sums - 1) / sizes])
     return jnp.where(there, jnp.maximum(shifted - threshold, 0), 0)
@@ -57,7 +57,7 @@ def project_to_simplex(point: jax.Array, present: jax.Array | None = None) -> ja
 def shares_of(weights: jax.Array, present: jax.Array | None = None) -> jax.Array:
     """Returns the weights of the present tasks divided by their sum.
 
-    If this sum is zero, because all weight lies on absent tasks, the shares are equal.
+    If this sum is zero, because only absent tasks have weight, the shares are equal.
 
     Args:
       weights: Non-negative weights, `[tasks]`.
@@ -84,8 +84,8 @@ def share_out(
 ) -> jax.Array:
     """Redistributes the weight of the present tasks; absent tasks keep their weights.
 
-    In this way, a method that stores weights treats present tasks as if the absent
-    tasks did not exist, and the sum of all weights does not change.
+    A method that stores weights can then treat present tasks as if the absent tasks did
+    not exist. The sum of all weights does not change.
 
     Args:
       shares: New shares of the present tasks, summing to one, `[tasks]`.

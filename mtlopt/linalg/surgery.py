@@ -29,9 +29,9 @@ def project_conflicts(
     `tasks^3` operations. The result does not depend on the row scales. The loop ends
     after `tasks` steps.
 
-    A zero row changes nothing and is not changed. Opposed rows give zero; duplicates
-    give equal results. NaN in the input gives NaN. The weights are differentiable if no
-    `<p_i, g_j>` is zero. For two tasks, the order does not matter.
+    A zero row changes nothing and is not changed. Opposed rows give zero; duplicate
+    rows give equal results. NaN in the input gives NaN. The weights are differentiable
+    if no `<p_i, g_j>` is zero. For two tasks, the order does not matter.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.
@@ -40,7 +40,7 @@ def project_conflicts(
       present: Tasks that take part, bool `[tasks]`; the others change nothing.
 
     Returns:
-      The sum of the projected gradients as weights of the original ones, `[tasks]`:
+      The weights `[tasks]` that give the sum of the projected gradients:
       `sum_i p_i = sum_j weights_j g_j`. They are at least 1 for present tasks and 0 for
       absent tasks.
 
@@ -93,7 +93,7 @@ def _total_weights(
     `added` is the amount added to `p_i` in units of `|g_i|`, `[positions, tasks]`, or
     `[tasks]` for two tasks.
     """
-    # A gain of added |g_i| u_j in p_i is added |g_i| / |g_j| times g_j.
+    # If p_i gains added |g_i| u_j, it gains added |g_i| / |g_j| times g_j.
     gained = added * jnp.broadcast_to(norms, added.shape)
     if len(norms) == 2:
         gained = gained[::-1]
@@ -108,7 +108,7 @@ def _total_weights(
 def _meet(
     carry: tuple[jax.Array, jax.Array], other: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Updates every `p_i` for task `other[i]`; returns how much of it `p_i` gains."""
+    """Updates every `p_i` for task `other[i]`; returns the multiple that is added."""
     inner, cosines = carry
     met = jnp.take_along_axis(inner, other[:, None], axis=1)[:, 0]
     is_self = other == jnp.arange(other.shape[0])
@@ -129,8 +129,8 @@ def random_orders(key: jax.Array, num_tasks: int) -> tuple[jax.Array, jax.Array]
     """
     if num_tasks == 2:
         return key, jnp.array([[0, 1], [0, 1]])
-    # A split only makes random words. One call makes the next key and all words that
-    # are sorted, to save compile time.
+    # Splitting a key only makes random words. To save compile time, one call makes the
+    # next key and all words to sort.
     count = num_tasks**2
     keys = jax.random.split(key, 1 + -(-count // jax.random.key_data(key).size))
     words = jax.random.key_data(keys[1:]).reshape(-1)[:count]
@@ -141,8 +141,8 @@ class Vaccinated(NamedTuple):
     """The results of `raise_cosines`.
 
     Attributes:
-      weights: the sum of the changed gradients as weights of the original ones,
-        `[tasks]`.
+      weights: the weights of the original gradients that give the sum of the changed
+        gradients, `[tasks]`.
       cosines: the cosine of every `p_i` with `g_j` just before the update for task `j`,
         `[tasks, tasks]`; the target itself if there is no cosine.
     """
@@ -165,10 +165,11 @@ def raise_cosines(
         \quad \text{for } j = \mathrm{order}_{i1}, \dots, \mathrm{order}_{iT}
 
     Here `p_i` starts as `g_i`, and `j = i` is skipped. If all targets are zero, this is
-    `project_conflicts`. As in that function, the gradients themselves are never used
-    and no scale matters. In `sqrt(1 - phi^2)`, a rounding error of the cosines grows to
-    its square root. Gradients that are parallel up to this root count as parallel, and
-    a target closer to one than this root is lowered to this distance from one.
+    `project_conflicts`. As in `project_conflicts`, the gradients themselves are never
+    used, and the result does not depend on the row scales. In `sqrt(1 - phi^2)`, a
+    rounding error of the cosines grows to its square root. Gradients that are parallel
+    up to this square root count as parallel. A target closer to one is lowered to this
+    distance from one.
 
     A zero row changes nothing and is not changed, and its pairs have no cosine. A
     gradient that has become zero has no cosine either. NaN in the Gramian gives NaN
@@ -229,8 +230,8 @@ def _meet_target(
     across = lengths**2 - along**2
     across = jnp.where(across <= rounding * lengths**2, 0, across)
     meets = (other != jnp.arange(len(other))) & (diagonal(cosines)[other] > 0)
-    # After the meeting, p_i has the same part across u_j and the target's cosine with
-    # it.
+    # The update keeps the part of p_i that is orthogonal to u_j, and gives p_i the
+    # target cosine with u_j.
     length = safe_root(across / jnp.maximum(1 - target**2, rounding))
     gain = jnp.maximum(target * length - along, 0)
     gain = jnp.where(meets & (along < target * lengths), gain, 0)

@@ -1,4 +1,4 @@
-"""Sums and products in two floats, for differences that one float rounds away.
+"""Arithmetic with two floats per number, for differences that one float rounds away.
 
 A number is kept as the unrounded sum of two floats, which doubles its digits (Dekker,
 *A floating-point technique for extending the available precision*, 1971).
@@ -39,7 +39,7 @@ def _rounded(number: jax.Array) -> jax.Array:
 
 
 def _halves(number: jax.Array) -> Pair:
-    """Splits a number into two halves of its digits, whose products are exact."""
+    """Splits a number into two numbers of half its digits, whose products are exact."""
     info = jnp.finfo(number.dtype)
     high = jax.lax.reduce_precision(number, info.nexp, info.nmant // 2)
     return high, number - high

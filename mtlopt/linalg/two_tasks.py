@@ -20,13 +20,13 @@ from mtlopt.linalg.unit_rows import (
     rounding,
 )
 
-# The axes of two unit rows, as columns: their sum and their difference. The entries are
-# equal to the bit except for a sign, and the differences rely on that.
+# The axes of two unit rows, as columns: their sum and their difference. The code relies
+# on entries that are equal to the bit except for their signs.
 AXES_OF_TWO = np.array([[1, 1], [1, -1]]) * 0.5**0.5
 
 
 class Pair(NamedTuple):
-    r"""Two unit rows `u_1`, `u_2`, seen as `(u_1 \pm u_2) / \sqrt{2}`.
+    r"""Two unit rows `u_1`, `u_2`, given by `(u_1 \pm u_2) / \sqrt{2}`.
 
     Attributes:
       squares: squared lengths of these two vectors, `[2]`; zero for a vector that is
@@ -62,7 +62,7 @@ class Plane(NamedTuple):
 def look_at_two(
     cosines: jax.Array, norms: jax.Array, rotated: Rotated | None = None
 ) -> Pair:
-    """Does the same as `unit_rows`, with its rules for the rank, for two tasks.
+    """Does for two tasks what `unit_rows` does, with the same rules for the rank.
 
     Args:
       cosines: `[2, 2]`, as `normalise` returns them.
@@ -143,7 +143,7 @@ def axes_of_two(plane: Plane) -> tuple[jax.Array, jax.Array]:
     tangent = safe_divide(2 * b, apart)
     long, short = 1 / jnp.sqrt(1 + tangent**2), tangent / jnp.sqrt(1 + tangent**2)
     first, second = jnp.where(a >= d, long, short), jnp.where(a >= d, short, long)
-    # The second axis is turned by a right angle.
+    # The second axis is the first, rotated by a right angle.
     axes = jnp.stack([first, -second, second, first]).reshape(2, 2)
     return jnp.stack([largest, smallest]) * plane.unit, axes
 
@@ -180,7 +180,8 @@ def solve_two(pair: Pair, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
     Here `L C' L` is the Gramian of the sum and the difference of the rows. If the
     difference of the rows is short, `Q^T N p` may also be a small difference. The part
-    that comes from the norms is computed from `cross`, which has all its digits.
+    of this difference that the norms cause is computed from `cross`, which is accurate
+    to all its digits.
 
     Args:
       pair: the unit rows.

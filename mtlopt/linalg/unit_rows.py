@@ -10,14 +10,15 @@ import jax.numpy as jnp
 from mtlopt.linalg.normalise import nan_unless_finite, normalise, safe_divide
 from mtlopt.linalg.products import dot
 
-# Rounding in the cosines grows with the number of parameters that they sum over, not
-# with the number of tasks. In float32, with 10^5 parameters, it was up to 4e-5 of the
-# largest eigenvalue; 512 eps is 6e-5.
+# Rounding errors in the cosines grow with the number of parameters in their sums, not
+# with the number of tasks. In float32, with 10^5 parameters, the error was up to 4e-5
+# of the largest eigenvalue; 512 eps is 6e-5.
 GRAMIAN_RTOL = 512
-# Power of eps. If the smallest eigenvalue is a larger part of the largest one (8e-3 in
-# float32), it is accurate to eps^0.7 (1e-5) despite the rounding of the Gramian.
+# Power of eps. If the ratio of the smallest to the largest eigenvalue is above this
+# power (8e-3 in float32), the smallest is accurate to eps^0.7 (1e-5) despite the
+# rounding of the Gramian.
 WELL_CONDITIONED = 0.3
-# Units of rounding, whatever the size: it covers the constant of small matrices.
+# In eps, for matrices of any size: this part of the bound covers small matrices.
 _ROUNDING = 16
 
 Rotated = Callable[[jax.Array], jax.Array]
@@ -66,23 +67,25 @@ class UnitRows(NamedTuple):
 def unit_rows(
     cosines: jax.Array, norms: jax.Array, rotated: Rotated | None = None
 ) -> UnitRows:
-    r"""Finds the principal axes of the rows, with the row norms divided out first.
+    r"""Finds the principal axes of the unit rows, the rows divided by their norms.
 
     .. math:: D^{-1} G D^{-1} = C = Q \Sigma^2 Q^T, \qquad D = \mathrm{diag}(|g_i|)
 
     A Gramian squares the condition number: it loses directions that differ by less than
     the square root of the precision. If C is nearly singular and the rows can be read
-    again, the Gramian of the rotated rows has the lost digits:
+    again, the Gramian of the rotated rows W recovers the lost digits:
 
     .. math:: W = Q^T D^{-1} J, \qquad W W^T = L C' L, \qquad C' = Q' \Lambda' Q'^T.
 
-    Each row of W is the part of the unit rows along one axis. Its length in L may be
-    small, but the cosines C' are far from singular. So `\sqrt{\Lambda'} Q'^T L Q^T` is
-    a root of C that is accurate up to rounding of its largest singular value.
+    Each row of W is the part of the unit rows along one axis. Its length, an entry of
+    L, may be small, but the matrix C' of cosines is far from singular. So
+    `\sqrt{\Lambda'} Q'^T L Q^T` is a square root of C that is accurate up to rounding
+    of its largest singular value.
 
-    Zero rows and duplicates lower the rank. Directions below rounding also lower the
-    rank: eigenvalues of C below `512 eps` times the largest, or singular values of the
-    root below `(16 + tasks) eps`. NaN or infinity in the input gives NaN.
+    Zero rows and duplicates lower the rank. Directions that are only rounding error
+    also lower the rank. These are eigenvalues of C below `512 eps` times the largest,
+    or singular values of the square root below `(16 + tasks) eps`. NaN or infinity in
+    the input gives NaN.
 
     Args:
       cosines: `C`, `[tasks, tasks]`, as `normalise` returns them.
@@ -97,7 +100,7 @@ def unit_rows(
     if rotated is None:
         return UnitRows(nan_unless_finite(singular, cosines), axes, norms, None)
     basis = safe_divide(axes, norms[:, None])
-    # Each zero row has an eigenvalue of zero, which says nothing about the other rows.
+    # Each zero row adds an eigenvalue of zero, which does not depend on the other rows.
     rest = jnp.arange(len(norms)) >= jnp.sum(norms == 0)
     smallest = jnp.min(jnp.where(rest, values, values[-1]))
     well = smallest > eps**WELL_CONDITIONED * values[-1]

@@ -1,4 +1,4 @@
-"""Vectors with one number per task: lengths and right angles, at any scale."""
+"""Lengths and orthogonal parts of vectors with one number per task, at any scale."""
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,12 @@ def unit_vector(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def off_axis(vector: jax.Array, axis: jax.Array) -> jax.Array:
-    """Returns the part of a unit vector that is at right angles to another one.
+    """Returns the part of a unit vector that is orthogonal to another unit vector.
 
-    Because of rounding, even parallel vectors have such a part, and dividing this part
-    by its length would turn it into a direction. So the result is zero if the length of
-    the part is at most the rounding error of the subtraction, relative to the unit
-    vectors.
+    Because of rounding, even parallel vectors have such a part, and dividing the part
+    by its length would make a direction from rounding errors. So the result is zero if
+    the length of the part is at most the rounding error of the subtraction, relative to
+    the unit vectors.
 
     Args:
       vector: `[tasks]`, of length one or zero.

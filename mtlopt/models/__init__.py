@@ -4,7 +4,8 @@ try:
     import flax  # noqa: F401
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        'mtlopt.models needs Flax, which is not there: pip install "mtlopt[models]". '
+        "mtlopt.models needs Flax, which is not installed: "
+        'pip install "mtlopt[models]". '
         "The rest of mtlopt works without it.",
         name=error.name,
     ) from error

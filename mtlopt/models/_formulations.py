@@ -1,10 +1,11 @@
-"""Formulations of convolution and max-pooling: two for CPU, one for other platforms.
+"""Ways to compute convolution and max-pooling: two for CPU, one for other platforms.
 
 XLA's CPU convolution is slow for few channels, and its gradients are about 50 times
-slower still inside `scan` and `cond`. For few channels, a convolution is computed here
-as a matmul with a small banded ("Toeplitz") matrix. For more channels it is XLA's
-convolution, with gradients written in a form that is fast everywhere, see
-`_canonical_conv.py`. Both are correct under every transform, forward mode included.
+slower still inside `scan` and `cond`. For few channels, this module computes a
+convolution as a matmul with a small banded ("Toeplitz") matrix. For more channels it
+uses XLA's convolution, with gradients in a form that is fast inside and outside loops,
+see `_canonical_conv.py`. Both ways are correct under every transform, forward mode
+included.
 """
 
 import functools
@@ -19,9 +20,10 @@ from jax import lax
 
 from mtlopt.models._canonical_conv import Padding, canonical_conv
 
-# From this many channels and features on, XLA's convolution is faster than the banded
-# matmul. The second number holds if the banded matmul has the pooling folded in. Value
-# and both gradients on one Zen 4 core, plain / inside `scan`, milliseconds:
+# If a convolution has at least this many channels and features, XLA's convolution is
+# faster than the banded matmul. The second number holds if the banded matmul includes
+# the pooling. Milliseconds for the value and both gradients on one Zen 4 core, outside
+# / inside `scan`:
 #                              canonical        banded
 #   3x3    4-4    32x32 x 16   2.8 / 2.9      1.9 / 2.0
 #   3x3    8-8    32x32 x 16   2.8 / 3.0      3.9 / 3.9
@@ -33,15 +35,17 @@ _CHANNELS = 8
 _POOLED_CHANNELS = 16
 
 # A row of a tile of the banded matmul is wide enough to fill this many matrix columns.
-# Wider rows waste products on the zeros of the band. Narrower rows starve the matmul,
-# and cut its gradient into pieces too short to be copied fast. Value and gradient of
-# LeNet's encoder (batch 256, one Zen 3 core, milliseconds) for tiles in the first and
-# second layer: (1, 1) 50, (2, 1) 45, (3, 2) 39, (4, 2) 43, (6, 4) 53.
+# Wider rows waste products on the zeros of the band. Narrower rows make the matmul too
+# small, and cut its gradient into pieces too short to be copied fast. Value and
+# gradient of LeNet's encoder (batch 256, one Zen 3 core) take these milliseconds for
+# tile widths (first layer, second layer): (1, 1) 50, (2, 1) 45, (3, 2) 39, (4, 2) 43,
+# (6, 4) 53.
 _MATRIX_COLUMNS = 80
 
-# From this many numbers in one row of a tile on, the kernel's rows are summed instead
-# of placed side by side, and a backward pass in a loop makes them again. Value and both
-# gradients on the same core, plain / inside `scan`, milliseconds:
+# If one row of a tile holds at least this many numbers, the products with the kernel's
+# rows are summed instead of placed side by side, and a backward pass in a loop computes
+# the tiles again. Milliseconds for the value and both gradients on the same core,
+# outside / inside `scan`:
 #                             lax.conv     rows summed   rows side by side
 #   3x3  64-64   32x32 x 8     60 / 728      76 / 54          90 / 73
 #   3x3 256-256    8x8 x 16    86 / 1606     56 / 61          58 / 66
@@ -51,11 +55,12 @@ _MATRIX_COLUMNS = 80
 _LONG_ROW = 128
 
 # If the tiles of the whole batch hold more numbers than this (32 MiB in float32), a
-# loop runs over parts of the batch: its backward pass makes the tiles again, part by
+# loop runs over parts of the batch: its backward pass computes the tiles again, part by
 # part. Without a loop, XLA on a CPU merges the two computations that `jax.checkpoint`
-# asks for, and keeps the tiles. A U-Net's step on 8 images of 288 x 384 takes 62.0 s
-# and 7.8 GiB with the loop, 62.1 s and 18.1 GiB without. Cutting slows small matmuls:
-# 3x3 512-512, 4x4 images x 64, takes 300 ms whole, 338 in two parts, 434 in four.
+# requests, and keeps the tiles. A U-Net's step on 8 images of 288 x 384 takes 62.0 s
+# and 7.8 GiB with the loop, 62.1 s and 18.1 GiB without. Small matmuls are slower in
+# parts: a 3x3 convolution from 512 to 512 channels, on 64 images of 4x4, takes 300 ms
+# in one part, 338 in two, and 434 in four.
 _PART_NUMBERS = 2**23
 
 
@@ -111,10 +116,10 @@ def sliced_max(x: jax.Array, window: int, stride: int, padding: Padding) -> jax.
 
 
 def first_max(parts: Sequence[jax.Array]) -> jax.Array:
-    """Takes the elementwise maximum; the first of equal entries gets the gradient.
+    """Takes the elementwise maximum; if entries are equal, the first gets the gradient.
 
-    `jnp.maximum` would split the gradient between equal entries. A select is as fast,
-    keeps only masks for the backward pass, and passes NaN on.
+    `jnp.maximum` would split the gradient between equal entries. A select is as fast as
+    `jnp.maximum`, keeps only masks for the backward pass, and passes NaN on.
     """
     return functools.reduce(lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), parts)
 
@@ -128,7 +133,7 @@ def cpu_conv(
     padding: Padding,
     pool: int,
 ) -> jax.Array:
-    """Convolves, then pools, by the formulation that is faster for the shape."""
+    """Convolves, then pools, in the way that is faster for the shape."""
     settings = {"stride": stride, "dilation": dilation, "padding": padding}
     if not _canonical_is_faster(x, kernel, pool):
         return banded_conv(x, kernel, **settings, pool=pool)
@@ -139,7 +144,7 @@ def cpu_conv(
 
 
 def _canonical_is_faster(x: jax.Array, kernel: jax.Array, pool: int) -> bool:
-    """Whether XLA has fast code for the shape and dtype, and no mesh interferes."""
+    """Whether XLA has fast code for the shape and dtype, and can use it (no mesh)."""
     rows, columns, channels, features = kernel.shape
     return (
         min(channels, features) >= (_POOLED_CHANNELS if pool > 1 else _CHANNELS)
@@ -163,11 +168,11 @@ def banded_conv(
 
     The output is cut into tiles, `pool` rows high and `w` columns wide. Each tile needs
     `(w - 1) stride + (k - 1) dilation + 1` columns of the input, and the same formula
-    gives the rows. One matrix, the same for all tiles, maps these to the tile's `pool *
-    w * features` outputs. Its columns are ordered by their place in the pooling window,
-    so that pooling is a maximum of contiguous parts. A tile of one column needs k
-    columns only, and leaves out the columns that a dilated kernel skips; a tile of one
-    row does the same for rows. If the tiles of a batch are large, the batch is
+    gives the rows. One matrix, the same for all tiles, maps these inputs to the tile's
+    `pool * w * features` outputs. Its columns are ordered by their place in the pooling
+    window, so that pooling is a maximum of contiguous parts. A tile of one column needs
+    only k columns, and leaves out the columns that a dilated kernel skips. Likewise, a
+    tile of one row leaves out rows. If the tiles of a batch are large, the batch is
     convolved in parts, one after the other.
     """
     dtype = x.dtype
@@ -191,12 +196,12 @@ def banded_conv(
     rows_in = ((pool - 1) * stride + dilated_size(rows, dilation) - 1) // row_gap + 1
 
     def tiles_under(x: jax.Array, i: int) -> jax.Array:
-        """[images * height / pool * num_tiles, tile_in * channels], row i of each."""
+        """Row i of tiles: [images * height / pool * num_tiles, tile_in * channels]."""
         i *= row_gap
         row_step, step = pool * stride, tile * stride
         x = x[:, i : i + (height // pool - 1) * row_step + 1 : row_step]
         last = (num_tiles - 1) * step + 1
-        if num_tiles <= tile_in:  # As few slices as possible, for compile time.
+        if num_tiles <= tile_in:  # As few slices as possible, to compile fast.
             cut = [x[:, :, j : j + reach : gap] for j in range(0, last, step)]
             x = jnp.stack(cut, axis=2)
         else:
@@ -217,7 +222,8 @@ def banded_conv(
 
     def convolve(x: jax.Array) -> jax.Array:
         """Maps padded images to [images, out_height, out_width, features]."""
-        # Split, because gradients of slices are padded and added up, which is slow.
+        # Use `split`, because gradients of slices are padded and added up, which is
+        # slow.
         places = jnp.split(multiply(x), pool**2, axis=1)
         pooled = first_max(places).reshape(
             -1, height // pool, num_tiles * tile // pool, features
@@ -264,7 +270,7 @@ def dilated_size(size: int, dilation: int) -> int:
 def on_platform(
     cpu: Callable[..., jax.Array], other: Callable[..., jax.Array], *args: Any
 ) -> jax.Array:
-    """Calls one of two formulations, depending on the platform of the compiled code.
+    """Calls `cpu` or the other function, by the platform of the compiled code.
 
     The choice is made when a program is lowered, so it costs nothing at run time:
     LeNet's step takes as much time and memory as with a direct call of `cpu`.
@@ -279,7 +285,7 @@ def _num_tiles(width: int, columns: int, features: int) -> int:
 
 
 def _parts(batch: int, numbers: int) -> tuple[int, int]:
-    """Returns number and size of equal parts of a batch with `numbers` per image."""
+    """Returns number and size of equal parts of a batch; `numbers` is per image."""
     if jax.device_count() > 1:  # a part might lie on one device only
         return 1, batch
     most = max(1, _PART_NUMBERS // max(1, numbers))
@@ -295,10 +301,10 @@ def _banded_matrix(
     dilation: tuple[int, int],
     pool: int,
 ) -> jax.Array:
-    """[rows_in, tile_in, channels, pool, pool, tile // pool, features], banded twice.
+    """Returns [rows_in, tile_in, channels, pool, pool, tile // pool, features].
 
-    It is the matrix of a tile of `pool` rows and `tile` columns; `dilation` holds the
-    dilations of rows and columns.
+    The array is the matrix of a tile of `pool` rows and `tile` columns, banded in rows
+    and in columns. `dilation` holds the dilations of rows and columns.
     """
     band = np.zeros((kernel.shape[1], tile_in, tile), kernel.dtype)
     for column in range(kernel.shape[1]):

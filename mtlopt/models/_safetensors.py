@@ -1,4 +1,4 @@
-"""Reads safetensors files: a header length of eight bytes, a JSON header, numbers."""
+"""Reads safetensors files: eight bytes of header length, a JSON header, numbers."""
 
 import json
 import math
@@ -19,7 +19,7 @@ _DTYPES: dict[str, Any] = {
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Returns all tensors of a file, by name; they are read-only.
+    """Returns all tensors of a file, by name; the arrays are read-only.
 
     Raises:
       ValueError: if the file is damaged; the message names the file and, if there is
@@ -35,8 +35,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         entries = {n: e for n, e in header.items() if n != "__metadata__"}
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path} must be a safetensors file, a JSON object behind its length in "
-            f"eight bytes, {error}. It is another format or incomplete."
+            f"{path} must be a safetensors file, which begins with eight bytes for the "
+            f"length of a JSON object and this object; {error}. The file has another "
+            "format or is incomplete."
         ) from error
     body = memoryview(data)[8 + length :]
     return {name: _tensor(path, name, body, entry) for name, entry in entries.items()}
@@ -48,7 +49,7 @@ def _tensor(path: Any, name: str, body: memoryview, entry: Any) -> np.ndarray:
         shape = tuple(int(size) for size in entry["shape"])
         start, end = (int(offset) for offset in entry["data_offsets"])
         if not 0 <= start <= end <= len(body):
-            raise ValueError(f"its data_offsets leave the {len(body)} bytes of data")
+            raise ValueError(f"its data_offsets exceed the {len(body)} bytes of data")
         if (
             min(shape, default=0) < 0
             or math.prod(shape) * dtype.itemsize != end - start
@@ -57,6 +58,6 @@ def _tensor(path: Any, name: str, body: memoryview, entry: Any) -> np.ndarray:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: tensor {name!r} must have a dtype of {', '.join(_DTYPES)}, a "
-            f"shape and the data_offsets of as many bytes, got {entry!r}; {error}."
+            f"shape and data_offsets that match the shape, got {entry!r}; {error}."
         ) from error
     return np.frombuffer(body[start:end], dtype).reshape(shape)

@@ -37,7 +37,8 @@ class BertLayer(nnx.Module):
             hidden_size,
             4 * hidden_size,
             kernel_init=_INIT,
-            # Not used in the next layer: its copy would compute the exact GELU again.
+            # The next layer does not use it: a copy there would compute the exact GELU
+            # again.
             dot_general=dense_dot_general,
             rngs=rngs,
         )
@@ -129,18 +130,19 @@ class Bert(nnx.Module):
 
     The latent is one vector for the whole sequence, computed by `pooling`:
 
-    * `"cls"`: the first token, [CLS], goes through the pooler, a dense layer with tanh,
-      as in the published model for classification.
-    * `"mean"`: the mean of the tokens that `mask` keeps. There is no pooler.
+    * `"cls"`: the pooler, a dense layer with tanh, reads the vector of the first token,
+      [CLS], as in the published model for classification.
+    * `"mean"`: the latent is the mean of the vectors of all tokens that `mask` keeps.
+      There is no pooler.
 
     Dropout is on if `encode` gets a key, and off otherwise. The network has no state
     except its parameters.
 
     Args:
         heads: For each task, the sizes of its layers on the latent, with ReLU between
-            them; the last size is its number of outputs. Default: three heads of two
-            layers, `(hidden_size, 1)`, for the three copies of STS-B in the second
-            paper below, which does not print their hidden size.
+            them; the last size is its number of outputs. The default is three heads of
+            two layers, `(hidden_size, 1)`, for the three copies of STS-B in the second
+            paper below. The paper does not print the hidden size of the heads.
         num_layers: Number of layers.
         hidden_size: Size of each token's vector, a multiple of `num_heads`.
         num_heads: Number of attention heads.
@@ -212,7 +214,7 @@ class Bert(nnx.Module):
 
         Args:
             tokens: Indices in the vocabulary, [CLS] first.
-            segments: Index, 0 or 1, of the sentence that a token belongs to, [batch,
+            segments: Which sentence of the pair, 0 or 1, each token belongs to, [batch,
                 length]. None means 0 for every token.
             mask: Which tokens are not padding, [batch, length]. None means all of them.
             key: PRNG key of dropout. None means no dropout.
@@ -251,7 +253,7 @@ def bert(
         The network.
 
     Raises:
-        ValueError: If `size` is not one of these three.
+        ValueError: If `size` is not one of the three names.
 
     Examples:
         >>> model = nnx.eval_shape(lambda: bert("base", rngs=nnx.Rngs(0)))
@@ -277,7 +279,7 @@ def bert(
 
 
 def _look_up(table: nnx.Embed, indices: jax.Array) -> jax.Array:
-    # A call of the table would widen half precision to its first dtype.
+    # If the table were called, it would widen half precision to its own dtype.
     return jnp.take(table.embedding[...], indices, axis=0)
 
 

@@ -41,14 +41,15 @@ class CelebaCNN(SharedEncoder):
     The encoder is Conv 3x3, 64 - MaxPool 2x2 - Conv 128 - Conv 128 - MaxPool - Conv 256
     - Conv 256 - MaxPool - Conv 512 - Conv 512 - mean over pixels - Dense 512 - Dense
     512, with BatchNorm and ReLU after each layer (5,176,640 parameters). The paper
-    reads 64 x 64 images and has one output for each attribute. The paper uses 40 heads
-    of one output each, or fewer heads with several outputs: `stack_heads` stacks heads
-    of the same sizes. The paper's `sigmoid` belongs in the loss: heads return logits.
+    reads 64 x 64 images and has one output for each attribute. It uses 40 heads of one
+    output each, or fewer heads with several outputs. `stack_heads` stacks heads of the
+    same sizes. Heads return logits, so the loss must apply the paper's `sigmoid`.
 
     The paper names "a fully shallow 9-layer convolutional network". The layers here
-    follow its published code, with two differences. That code has biases in the two
-    dense layers, which BatchNorm cancels. It also uses batch statistics in evaluation
-    (`train=True`). Kernels start from `lecun_normal` and biases from zero, as in Flax.
+    follow the paper's published code, with two differences. The published code has
+    biases in the two dense layers, which BatchNorm cancels. The published code also
+    uses batch statistics in evaluation (`train=True`). Kernels start from
+    `lecun_normal` and biases from zero, as in Flax.
 
     Args:
         heads: For each task, the sizes of its layers on the latent; the last size is

@@ -1,4 +1,4 @@
-"""One-dimensional convolutions: the wireless signals of ATE-SG (Table 4)."""
+"""A network of 1-D convolutions, for the wireless signals of ATE-SG (Table 4)."""
 
 from collections.abc import Sequence
 
@@ -53,7 +53,7 @@ class SignalNet(SharedEncoder):
     outputs for the modulations (6,662 parameters) and 8 for the types of signal
     (6,792). Convolutions have "SAME" padding; the paper's parameter counts imply the
     kernel size 4. Parameters start as in Keras, with `glorot_uniform` and zero biases.
-    The paper's `softmax` belongs in the loss: heads return logits.
+    Heads return logits, so the loss must apply the paper's `softmax`.
 
     Args:
         features: Channels of each convolution's output.

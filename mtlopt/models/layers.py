@@ -1,6 +1,6 @@
 """The convolution, pooling and normalisation layers of all networks here.
 
-Convolution and pooling choose their formulation by platform and shape (see
+The platform and the shape decide how convolution and pooling are computed (see
 `_formulations.py`). Arrays are `[batch, height, width, channels]`, and kernels are
 `[rows, columns, channels, features]`.
 """
@@ -46,8 +46,8 @@ def conv2d(
     .. math:: y_{nijo} = b_o + \sum_{hwc} x_{n,\, is+hd,\, js+wd,\, c}\, K_{hwco}
 
     Here s is the stride and d the dilation. On CPU, the convolution and its gradients
-    keep their speed inside `scan` and `cond`; with few channels they are computed as a
-    banded matmul. Other platforms use `lax.conv`.
+    are as fast inside `scan` and `cond` as outside; with few channels they are computed
+    as a matmul with a banded matrix. Other platforms use `lax.conv`.
 
     Args:
         x: Images, [batch, height, width, channels].
@@ -84,7 +84,7 @@ def conv2d_max_pool(
 ) -> jax.Array:
     """Computes `max_pool(conv2d(x, kernel, bias), window)`, faster on CPU.
 
-    On CPU the pooling is folded into the banded matmul of the convolution.
+    On CPU the matmul that computes the convolution includes the pooling.
 
     Args:
         x: Images, [batch, height, width, channels].
@@ -196,7 +196,7 @@ def conv1d(
 
 
 class Conv(nnx.Module):
-    """Convolution with a bias, and optionally with a max-pool folded in.
+    """Convolution with a bias, and optionally with max-pooling after it.
 
     The bias starts from zero.
 
@@ -208,7 +208,8 @@ class Conv(nnx.Module):
         dilation: As in `conv2d`.
         padding: As in `conv2d`.
         pool: Size of the pooling windows that follow; 1 means no pooling.
-        use_bias: Whether there is a bias; leave it out before a normalisation.
+        use_bias: Whether there is a bias; a normalisation layer after it makes it
+            useless.
         kernel_init: Initializer of the kernel; the default has variance
             `1 / fan_in`, as in Flax.
         rngs: Source of the initial kernel.
@@ -306,11 +307,11 @@ class BatchNorm(nnx.Module):
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}\, \gamma + \beta
 
     The scale :math:`\gamma` and the offset :math:`\beta` of each channel are trained.
-    In training mode, :math:`\mu` and :math:`\sigma^2` are mean and (biased) variance
-    over all axes except the last. The running statistics move from mean 0 and variance
-    1 by `running = momentum * running + (1 - momentum) * batch`. In evaluation mode,
-    the running statistics are used instead. A module's `train()` and `eval()` switch
-    the mode of all layers below it.
+    In training mode, :math:`\mu` and :math:`\sigma^2` are the mean and the biased
+    variance over all axes except the last. The running statistics move from mean 0 and
+    variance 1 by `running = momentum * running + (1 - momentum) * batch`. In evaluation
+    mode, the running statistics are used instead. A module's `train()` and `eval()`
+    switch the mode of all layers inside it.
 
     Statistics are computed and kept in float32, and the output has the dtype of the
     input; `nnx.BatchNorm` widens half precision to float32. The running variance is the

@@ -18,7 +18,7 @@ class LeNetEncoder(nnx.Module):
         self.dense = nnx.Linear(4 * 4 * 20, 50, rngs=rngs)
 
     def __call__(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
-        """Maps [batch, 28, 28, 1] to [batch, 50], with the units in `masks` only."""
+        """Maps [batch, 28, 28, 1] to [batch, 50], using only units in `masks`."""
         _check_images(x)
         masks = check_masks(masks, ("conv1", "conv2", "dense"))
         x = mask_units(nnx.relu(self.conv1(x)), masks, "conv1")
@@ -77,7 +77,7 @@ class LeNet5Encoder(nnx.Module):
         self.dense2 = nnx.Linear(120, 84, rngs=rngs)
 
     def __call__(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
-        """Maps [batch, 28, 28, 1] to [batch, 84], with the units in `masks` only."""
+        """Maps [batch, 28, 28, 1] to [batch, 84], using only units in `masks`."""
         _check_images(x)
         masks = check_masks(masks, ("conv1", "conv2", "dense1", "dense2"))
         x = mask_units(nnx.relu(self.conv1(x)), masks, "conv1")
@@ -93,8 +93,8 @@ class LeNet5(MaskedEncoder):
     The encoder is Conv 5x5, 6 - MaxPool 2x2 - ReLU - Conv 5x5, 16 - MaxPool 2x2 - ReLU
     - Dense 120 - ReLU - Dense 84 - ReLU (60,856 parameters). Each head is Dense
     `num_classes` (850 parameters for 10 classes). Filatov and Merkulov use LeNet-5 but
-    do not list its layers. The layers here are those of the paper of 1998, in their
-    modern form. ReLU and max-pooling replace sigmoids and trained averages, all maps of
+    do not list its layers. The layers here come from LeCun's paper of 1998, in their
+    modern form. ReLU and max-pooling replace sigmoids and trained averages. All maps of
     the first layer connect to all maps of the second, and the output layer is linear.
     Kernels start from `lecun_normal` and biases from zero, as in Flax.
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from mtlopt.models.shared_encoder import SharedEncoder
 
-Masks = Mapping[str, jax.Array]  # by a layer's name: one bool per unit or channel
+Masks = Mapping[str, jax.Array]  # maps a layer's name to one bool per unit or channel
 
 
 def check_masks(masks: Masks | None, layers: Sequence[str]) -> Masks:
-    """Returns the masks by layer, {} for None; raises if a mask names no layer."""
+    """Returns the masks by layer ({} for None); raises if a mask's layer is unknown."""
     unknown = set(masks or {}) - set(layers)
     if unknown:
         raise ValueError(
@@ -27,7 +27,7 @@ def mask_units(x: jax.Array, masks: Masks, layer: str) -> jax.Array:
     mask = masks[layer]
     if jnp.shape(mask) != x.shape[-1:]:
         raise ValueError(
-            f"`masks[{layer!r}]` must have shape {x.shape[-1:]}, that of one task, got "
+            f"`masks[{layer!r}]` must have shape {x.shape[-1:]}, for one task, got "
             f"{jnp.shape(mask)}."
         )
     # Unlike a product, this gives exactly zero even if the unit is not finite.
@@ -35,15 +35,15 @@ def mask_units(x: jax.Array, masks: Masks, layer: str) -> jax.Array:
 
 
 class MaskedEncoder(SharedEncoder):
-    """Base of the networks whose units you can mask, see `mtlopt.maximum_roaming`."""
+    """Base class of networks with units to mask, see `mtlopt.maximum_roaming`."""
 
     def encode(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
-        """Maps a batch to the latent of the task with these masks.
+        """Maps a batch to the latent, using only the units that `masks` keeps.
 
         Args:
             x: The batch.
             masks: Mapping from the name of a layer of the encoder to bool `[units]`
-                (channels of a convolution). Units that are False give zero. Layers
+                (channels of a convolution). Units that are False output zero. Layers
                 without a mask use all units.
 
         Raises:

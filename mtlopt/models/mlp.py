@@ -1,4 +1,4 @@
-"""Dense networks, such as for the synthetic problem of ATE-SG (Table 1)."""
+"""Dense networks, such as the network for ATE-SG's synthetic problem (Table 1)."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,7 +20,7 @@ class MLP(nnx.Module):
     Biases start from zero. The layers are `dense1`, `dense2`, and so on.
 
     Args:
-        sizes: Features of the input, then of each layer's output.
+        sizes: Number of features of the input, then of each layer's output.
         activation: Elementwise function after every layer except the last.
         activate_last: Whether the activation also follows the last layer.
         kernel_init: Initializer of the kernels; the default is Keras's.
@@ -63,7 +63,7 @@ class MLP(nnx.Module):
             setattr(self, f"dense{i + 1}", layer)
 
     def __call__(self, x: jax.Array, masks: Masks | None = None) -> jax.Array:
-        """Maps [..., sizes[0]] to [..., sizes[-1]], with the units in `masks` only."""
+        """Maps [..., sizes[0]] to [..., sizes[-1]], using only units in `masks`."""
         layers = [f"dense{i}" for i in range(1, self.num_layers + 1)]
         masks = check_masks(masks, layers)
         for layer in layers:
@@ -104,7 +104,7 @@ class MultiTaskMLP(MaskedEncoder):
     Each task has two more layers of 512 and an output layer, with 4 logits for the
     quadrant (527,364 parameters) and 1 for the circle (525,825). ReLU follows every
     layer except the outputs. Parameters start as in Keras, with `glorot_uniform` and
-    zero biases. The paper's `softmax` belongs in the loss: heads return logits.
+    zero biases. Heads return logits, so the loss must apply the paper's `softmax`.
 
     Args:
         in_features: Features of the input.

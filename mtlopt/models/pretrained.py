@@ -11,7 +11,7 @@ from flax import nnx
 
 from mtlopt.models._safetensors import read_safetensors
 
-# torchvision's classifier, which the heads replace, and its count of batches.
+# torchvision's classifier, which the heads replace, and its counters of batches.
 _UNUSED = re.compile(r"fc\.(weight|bias)|.*\.num_batches_tracked")
 
 _LEAVES = {
@@ -28,20 +28,21 @@ def load_resnet(path: str | os.PathLike[str], model: Any) -> None:
 
     The function works for `ResNet` and `PyramidResNet` of any depth in their
     torchvision variant, for example with weights from ImageNet. Heads stay as they are;
-    the file's own classifier, `fc`, is not used. torchvision's weights expect images
-    between 0 and 1, minus (0.485, 0.456, 0.406), then divided by (0.229, 0.224, 0.225).
+    the file's own classifier, `fc`, is not used. For torchvision's weights, scale
+    images to values between 0 and 1, subtract (0.485, 0.456, 0.406) and divide by
+    (0.229, 0.224, 0.225).
 
     Args:
         path: A safetensors file with torchvision's names, such as "conv1.weight" and
-            "layer1.0.bn1.running_mean". The file is read as numbers; nothing is
+            "layer1.0.bn1.running_mean". Only numbers are read from the file; nothing is
             unpickled.
-        model: The network, whose encoder's parameters and statistics get the file's
-            numbers. If the network holds shapes, as from `nnx.eval_shape`, those of the
-            encoder become arrays.
+        model: The network. The file's numbers replace the parameters and statistics of
+            its encoder. If the network holds shapes, as from `nnx.eval_shape`, the
+            shapes in the encoder become arrays.
 
     Raises:
-        ValueError: If the file is damaged, or if a tensor of the encoder is missing,
-            surplus or of another shape.
+        ValueError: If the file is damaged, lacks a tensor of the encoder, has a tensor
+            that the encoder does not have, or has one of another shape.
 
     Examples:
         >>> from flax import nnx
@@ -81,8 +82,8 @@ def load_resnet(path: str | os.PathLike[str], model: Any) -> None:
     if surplus:
         raise ValueError(
             f"{path} must hold the tensors of the encoder only, got {len(surplus)} for "
-            f"which it has no leaf, such as {surplus[0]!r}. The network has another "
-            "depth."
+            f"which the encoder has no leaf, such as {surplus[0]!r}. The network has "
+            "another depth."
         )
     nnx.update(model.encoder, loaded)
 

@@ -45,7 +45,7 @@ class PyramidHead(nnx.Module):
 
 
 class PyramidResNet(SharedEncoder):
-    """A ResNet that keeps its map, with a pyramid-pooling head for each task.
+    """A ResNet without the mean over pixels, and a pyramid-pooling head for each task.
 
     The default arguments give ResNet-50 with the three heads for Cityscapes (92,740,694
     parameters, 23,508,032 of them shared). The heads predict depth, the two offsets to
@@ -53,20 +53,21 @@ class PyramidResNet(SharedEncoder):
     kernels instead of halving the map. So the latent and the outputs have an eighth of
     the image's height and width. A head takes means over grids of 1, 2, 3 and 6 cells
     in each direction. Each grid is followed by Conv 1x1, 512 - BatchNorm - ReLU and a
-    bilinear resize. The four results and the latent are joined, and Conv 3x3, 512 -
-    BatchNorm - ReLU - Conv 1x1 follow. Heads have BatchNorm statistics of their own.
+    bilinear resize. The head concatenates the four results and the latent, and applies
+    Conv 3x3, 512 - BatchNorm - ReLU - Conv 1x1. Each head has its own BatchNorm
+    statistics.
 
-    Aligned-MTL's text calls this network a UNet; its Table 7 and its published code
-    have the pyramids. The sizes in the heads and the dilation come from the code,
-    because the table prints only names and blocks. Heads return logits; if the labels
-    have the size of the image, the loss must resize the logits. The heads' kernels
-    start from `lecun_normal`, as in Flax.
+    The text of the Aligned-MTL paper calls this network a UNet; the paper's Table 7 and
+    its published code have pyramid pooling. The sizes in the heads and the dilation
+    come from the code, because the table prints only names and blocks. Heads return
+    logits. If the labels have the size of the image, the loss must resize the logits.
+    The heads' kernels start from `lecun_normal`, as in Flax.
 
     Args:
         heads: For each task, the number of channels of its output.
         stages: As in `ResNet`.
         bottleneck: As in `ResNet`.
-        width: As in `ResNet`; heads have eight times as many channels.
+        width: As in `ResNet`; the hidden layers of heads have `8 * width` channels.
         in_channels: Channels of the images.
         rngs: Source of the initial parameters.
 
@@ -120,10 +121,10 @@ class PyramidResNet(SharedEncoder):
 
 
 def grid_means(x: jax.Array, grid: int) -> jax.Array:
-    """Takes means over the cells of a grid, [batch, grid, grid, channels].
+    """Takes the mean over each cell of a grid: [batch, grid, grid, channels].
 
-    If the borders of the cells cut through pixels, a cell has all pixels that it
-    touches, as in PyTorch's adaptive pooling: neighbours overlap, and no cell is empty.
+    If the border of a cell cuts through a pixel, the cell includes the pixel, as in
+    PyTorch's adaptive pooling. So neighbouring cells may overlap, and no cell is empty.
     """
     rows, columns = (_cell_weights(size, grid) for size in x.shape[1:3])
     rows, columns = (jnp.asarray(part, x.dtype) for part in (rows, columns))
@@ -131,7 +132,7 @@ def grid_means(x: jax.Array, grid: int) -> jax.Array:
 
 
 def _cell_weights(size: int, grid: int) -> np.ndarray:
-    """[grid, size]; row i holds the share of each pixel in the mean of cell i."""
+    """Returns [grid, size]; row i holds each pixel's share in the mean of cell i."""
     pixel = np.arange(size)
     cell = np.arange(grid)[:, None]
     touched = (pixel + 1) * grid > cell * size

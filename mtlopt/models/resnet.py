@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50, as in torchvision or as in Keras, with a head per task."""
+"""ResNet-18, 34 and 50, as in torchvision or as in Keras, with a head for each task."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -47,9 +47,9 @@ _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 class ResidualBlock(nnx.Module):
     """Two or three convolutions with a shortcut around them.
 
-    There are two convolutions of 3 x 3, or a bottleneck of 1 x 1, 3 x 3 and 1 x 1, the
-    last with four times as many channels. The shortcut is the identity if the shapes
-    allow, else Conv 1 x 1.
+    A block has two convolutions of 3 x 3. A bottleneck has three convolutions, of 1 x
+    1, 3 x 3 and 1 x 1, and the last has four times as many channels. The shortcut is
+    the identity if input and output have the same shape, and Conv 1 x 1 otherwise.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class ResNetEncoder(nnx.Module):
         in_channels: Channels of the images.
         small_images: Whether the stem is the one for small images.
         dilated: Whether stages after the second dilate their kernels instead of halving
-            the map, which is then an eighth of an image in height and width.
+            the map. The map then has an eighth of the image's height and width.
         variant: "torchvision" or "keras".
         rngs: Source of the initial parameters.
     """
@@ -185,20 +185,21 @@ class ResNetEncoder(nnx.Module):
 class ResNet(SharedEncoder):
     """A residual network with a dense head for each task; `resnet` builds usual sizes.
 
-    The stem is Conv 7x7, stride 2 - BatchNorm - ReLU - MaxPool 3x3, stride 2, or, for
-    small images, Conv 3x3 - BatchNorm - ReLU. Stage i has `width * 2**i` channels, and
-    four times as many at the output of a bottleneck. Every stage except stage 0 halves
-    the image. The latent is the mean over pixels of the last stage.
+    The stem is Conv 7x7, stride 2 - BatchNorm - ReLU - MaxPool 3x3, stride 2. For small
+    images, the stem is Conv 3x3 - BatchNorm - ReLU. Stage i has `width * 2**i`
+    channels; the output of a bottleneck has four times as many. Every stage except
+    stage 0 halves the image. The latent is the mean over pixels of the last stage.
 
     There are two variants:
 
-    * `"torchvision"`: convolutions without bias that start from He's normal
-      distribution over the fan-out. The 3 x 3 convolution of a bottleneck has the
+    * `"torchvision"`: convolutions have no bias, and their kernels start from He's
+      normal distribution (fan-out). The 3 x 3 convolution of a bottleneck has the
       stride. BatchNorm has momentum 0.9 and epsilon 1e-5. Heads start as in Flax, with
       `lecun_normal` and zero biases, unlike in PyTorch.
-    * `"keras"`: convolutions with bias that start from `glorot_uniform`. The first
-      convolution of a bottleneck has the stride. BatchNorm has momentum 0.99 and
-      epsilon 1.001e-5. Keras has only bottlenecks.
+    * `"keras"`: convolutions have a bias, and their kernels start from
+      `glorot_uniform`. The first convolution of a bottleneck has the stride. BatchNorm
+      has momentum 0.99 and epsilon 1.001e-5. Keras has only the ResNets with
+      bottlenecks.
 
     In both variants the running variance is the biased variance, see `BatchNorm`.
 
@@ -297,20 +298,20 @@ def resnet(depth: int, heads: Heads, *, rngs: nnx.Rngs, **settings: Any) -> ResN
 
 
 def mammography_resnet50(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
-    """Builds ATE-SG's network for mammography: a ResNet-50 with a branch per task.
+    """Builds ATE-SG's network for mammography: a ResNet-50 with a branch for each task.
 
     The trunk is Keras's ResNet-50 (23,587,712 numbers, of which 53,120 are BatchNorm
     statistics). Each task has Dense 512 - Dense 128 - Dense 32 with leaky ReLU, then 5,
-    14 or 1 outputs (3,357,300 parameters in all). The paper's `sigmoid` belongs in the
-    loss: heads return logits. The paper's layers that rescale grey images and copy them
-    to three channels have no parameters. Rescale and copy the images before you call
-    the network: `jnp.repeat(images / 255, 3, -1)`.
+    14 or 1 outputs (3,357,300 parameters in all). Heads return logits, so the loss must
+    apply the paper's `sigmoid`. The paper's network also rescales grey images and
+    copies them to three channels. Do this before you call the network here:
+    `jnp.repeat(images / 255, 3, -1)`.
 
-    Table 7 has three misprints. The row of the trunk counts the whole network
-    (26,945,012). The last layer has 33 parameters instead of 1, as the sum of the
-    branch shows. The second layer of each branch reads the first layer of its own
-    branch, contrary to the table. The slope of the leaky ReLU is not printed; here it
-    is Keras's default, 0.2.
+    Table 7 of the paper has three misprints. The row of the trunk prints the parameters
+    of the whole network (26,945,012). The last layer has 33 parameters instead of 1, as
+    the sum of the branch shows. The second layer of each branch reads the first layer
+    of its own branch, contrary to the table. The paper does not print the slope of the
+    leaky ReLU; here the slope is Keras's default, 0.2.
 
     Args:
         rngs: Source of the initial parameters.
@@ -347,9 +348,9 @@ def celeba_resnet18(
 
     The network is ResNet-18 with the stem for small images (11,168,832 parameters).
     Each attribute has a linear head of two classes (1,026 parameters), and the heads
-    are stacked. The paper reads 64 x 64 images. Its published code takes means over the
-    four quarters of the last map, which Table 7 of the paper does not mention. Here, as
-    in ResNet, the latent is one mean over the map.
+    are stacked. The paper reads 64 x 64 images. The paper's published code takes means
+    over the four quarters of the last map, but Table 7 of the paper does not mention
+    this. Here, as in ResNet, the latent is one mean over the map.
 
     Args:
         num_attributes: Number of heads.
@@ -375,14 +376,14 @@ def celeba_resnet18(
 def pose_resnet34(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
     """Builds Aligned-MTL's network for the pose of a camera (7-Scenes).
 
-    The network is ResNet-34 (21,284,672 parameters) with two linear heads: three
-    coordinates of the translation (1,539 parameters) and four of the rotation's
-    quaternion (2,052). The paper reads 224 x 224 crops. The loss must normalise the
-    quaternion to a unit vector.
+    The network is ResNet-34 (21,284,672 parameters) with two linear heads. One head
+    returns the three coordinates of the translation (1,539 parameters), the other the
+    four of the rotation's quaternion (2,052 parameters). The paper reads 224 x 224
+    crops. The loss must normalise the quaternion to a unit vector.
 
-    Table 7 has these outputs; the text exchanges the 3 and the 4. The published code
-    has a dense layer of 2,048 and dropout before the heads, which the paper does not
-    mention.
+    The outputs follow Table 7 of the paper; the paper's text exchanges the numbers 3
+    and 4. The published code has a dense layer of 2,048 and dropout before the heads,
+    but the paper does not mention them.
 
     Args:
         rngs: Source of the initial parameters.

@@ -7,7 +7,7 @@ from flax import nnx
 
 
 class SharedEncoder(nnx.Module):
-    """Base of the networks here; a subclass sets `encoder` and `heads`."""
+    """Base class of the networks here; a subclass sets `encoder` and `heads`."""
 
     encoder: Any
     heads: nnx.Dict[Any]

@@ -10,10 +10,11 @@ from flax import nnx
 def stack_heads(model: Any, name: str = "stacked") -> Any:
     """Returns a network whose heads are stacked along a leading task axis.
 
-    Use this form for many tasks: `mtlopt.stacked` runs one program for all heads
-    instead of one copy of it per head. The stacked head is one head whose leaves have
-    shape `[tasks, ...]`, with the tasks in the order of `model.heads`. `mtlopt.stacked`
-    calls it with the leaves of one task, and so does `nnx.vmap`.
+    Stack the heads if there are many tasks. With `mtlopt.stacked`, one program then
+    runs for all heads, instead of one copy of the program for each head. The stacked
+    head is one module whose leaves have shape `[tasks, ...]`, with the tasks in the
+    order of `model.heads`. Both `mtlopt.stacked` and `nnx.vmap` call this module with
+    the leaves of one task at a time.
 
     Args:
         model: A network whose heads are modules of the same layers and sizes.
@@ -23,7 +24,7 @@ def stack_heads(model: Any, name: str = "stacked") -> Any:
         A copy of the network with one head.
 
     Raises:
-        ValueError: If the heads differ in layers or sizes.
+        ValueError: If the heads differ in their layers or sizes.
 
     Examples:
         >>> import jax.numpy as jnp

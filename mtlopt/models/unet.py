@@ -26,11 +26,11 @@ class DoubleConv(nnx.Module):
 
 
 class UNetEncoder(nnx.Module):
-    """The shared encoder of `UNet`: the way down, the way up, and the joins."""
+    """The shared encoder of `UNet`: the way down, the way up, and skip connections."""
 
     def __init__(self, width: int, depth: int, in_channels: int, *, rngs: nnx.Rngs):
-        # Upsampling keeps the channels. So the lowest level has as many channels as the
-        # level above, and both join in equal parts.
+        # Upsampling keeps the channels. The lowest level has as many channels as the
+        # level above, so both contribute equally many channels to the concatenation.
         sizes = [width * 2**i for i in range(depth)]
         sizes.append(sizes[-1])
         self.depth = depth
@@ -60,18 +60,20 @@ class UNet(SharedEncoder):
     """A U-Net whose tasks share everything except a last 1 x 1 convolution.
 
     The encoder's levels have 64, 128, 256, 512 and 512 channels. Each level is Conv 3x3
-    - BatchNorm - ReLU twice, with MaxPool 2x2 between levels. On the way up, a level is
-    resized bilinearly and joined with the level above. Each join is followed by two
-    such convolutions, with 256, 128, 64 and 64 channels. The latent is the last of
-    these maps; heads return logits at the size of the images (17,262,912 parameters,
-    and 65 for each output). Images may have any size; the size is halved four times,
-    rounding down.
+    - BatchNorm - ReLU twice, with MaxPool 2x2 between levels. On the way up, each
+      level's map is resized bilinearly and concatenated with the map of the level
+      above. Two Conv 3x3 - BatchNorm - ReLU follow each concatenation, with 256, 128,
+      64 and 64 channels on the way up. The latent is the last map, and heads return
+      logits at the size of the images. The encoder has 17,262,912 parameters, and each
+      output adds 65. Images may have any size; the size is halved four times, rounding
+      down.
 
-    The paper names the U-Net and the heads, and leaves the rest open. Channels,
-    BatchNorm and the resizing come from its published code, which differs in three
-    points. It gives convolutions a bias, which BatchNorm cancels. It uses batch
-    statistics even in evaluation (`train=True`). And it resizes with the corners
-    aligned. Kernels start from `lecun_normal` and biases from zero, as in Flax.
+    The paper names the U-Net and the heads, but gives no further details. Channels,
+    BatchNorm and the resizing follow the paper's published code, which differs from
+    this network in three points. The published code gives convolutions a bias, which
+    BatchNorm cancels. It uses batch statistics even in evaluation (`train=True`). It
+    also resizes with the corners aligned. Kernels start from `lecun_normal` and biases
+    from zero, as in Flax.
 
     Args:
         heads: For each task, the number of channels of its output; the default is for

@@ -1,1 +1,1 @@
-"""Gradients of the shared leaves, one row per task, computed only if necessary."""
+"""Gradients of the shared parameters, one row per task, computed only if necessary."""

@@ -1,6 +1,6 @@
-"""Sums over task rows, leaf by leaf: norms, combinations, averages, scaled rows.
+"""Norms, combinations, averages and scaled copies of task rows, leaf by leaf.
 
-Rows are a list of arrays `[tasks, ...]`, one for each leaf.
+Rows are the tasks' gradients: a list of arrays `[tasks, ...]`, one for each leaf.
 """
 
 import functools
@@ -31,7 +31,7 @@ def combine(weights: jax.Array, rows: Sequence[jax.Array]) -> list[jax.Array]:
     def of_leaf(leaf: jax.Array) -> jax.Array:
         dtype = solver_dtype([leaf])
         factors, wide = weights.astype(dtype), leaf.astype(dtype)
-        if few_long_rows(leaf):  # so that their stack is never made
+        if few_long_rows(leaf):  # so that they are never stacked
             total = functools.reduce(
                 jnp.add, [factors[task] * wide[task] for task in range(len(leaf))]
             )
@@ -45,7 +45,7 @@ def combine(weights: jax.Array, rows: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def inner_products(rows: Leaves, direction: Leaves) -> jax.Array:
-    """Returns the inner product of every row with one direction, `[tasks]`."""
+    """Returns the inner product `[tasks]` of every row with one direction."""
     dtype = solver_dtype(rows)
     products = [
         jnp.tensordot(
@@ -64,7 +64,7 @@ def inner_products(rows: Leaves, direction: Leaves) -> jax.Array:
 def scale_rows(
     rows: Leaves, scales: jax.Array, present: jax.Array | None = None
 ) -> Leaves:
-    """Multiplies row i by `scales[i]`; absent rows become zero, even if NaN."""
+    """Multiplies row i by `scales[i]`; absent tasks' rows become zero, even if NaN."""
 
     def scale(leaf: jax.Array) -> jax.Array:
         column = (slice(None),) + (None,) * (leaf.ndim - 1)
@@ -80,7 +80,7 @@ def scale_head_grads(
     scales: jax.Array,
     present: jax.Array | None = None,
 ) -> Leaves:
-    """Multiplies the heads' leaves by their own tasks' factors, see `scale_rows`."""
+    """Multiplies the leaves of each head by its task's factor, see `scale_rows`."""
     scaled = []
     for label, leaf in zip(partition.head_labels, head_grads, strict=True):
         if label == STACKED:
@@ -104,7 +104,7 @@ def sum_entries(leaf: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def row_norms(rows: Sequence[jax.Array]) -> jax.Array:
-    """Returns the norms of the rows, without inner products of different rows.
+    """Returns the norms of the rows; computes no inner products of different rows.
 
     One pass sums the squares in three units (Blue, *A portable Fortran program to find
     the Euclidean norm of a vector*, 1978). In at least one unit the sum neither
@@ -177,8 +177,8 @@ def moving_average(
 
     .. math:: y_i \leftarrow \beta \, y_i + (1 - \beta) \, g_i
 
-    The average starts at the first row that a task has, so it is not biased towards
-    zero at the start. The average of an absent task stays the same, bit for bit.
+    A task's average starts at its first row, so it is not biased towards zero at the
+    start. The average of an absent task stays the same, bit for bit.
 
     Args:
       kept: the average `y`, leaves `[tasks, ...]`.

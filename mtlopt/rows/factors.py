@@ -1,11 +1,11 @@
-"""Finds the weight gradients that are products, from the program of a pullback.
+"""Finds the weight gradients that are matrix products, in the jaxpr of a pullback.
 
 The kernel of a dense layer has the gradient `X^T D`. `X` is the input of the layer, and
-`D` is the cotangent of its output. In the program of the pullback, this is a
-contraction of an array that does not depend on the cotangent with an array that does.
-This is how `X` and `D` are found, whichever library wrote the layer. No part of the
-forward pass runs or is interpreted again, so the user's own derivative rules still
-apply.
+`D` is the cotangent of its output. In the program of the pullback (its jaxpr), this
+gradient is a contraction of two arrays: `X` does not depend on the pulled cotangent,
+`D` does. This dependence identifies `X` and `D`, whichever library wrote the layer. No
+part of the forward pass runs or is interpreted again, so the user's own derivative
+rules still apply.
 
 If a `lax.scan` over layers has such a contraction in its body, the scan is changed to
 return the factors of all layers as well. `jax.checkpoint` is treated like any other
@@ -33,16 +33,18 @@ from mtlopt._jaxprs import (
 )
 from mtlopt.linalg.dtypes import solver_dtype
 
-# Takes positions, inputs and outputs of a product; True leaves the product undone.
+# Takes the sizes of a product (positions, inputs, outputs). If it returns True, the
+# product is not computed.
 Accept = Callable[[int, int, int], bool]
 
-# These may follow the contraction: they only change the order or type of the numbers.
+# These operations may follow the contraction: they only change the order or type of the
+# numbers.
 _REARRANGE = ("transpose", "reshape", "copy", "squeeze", "convert_element_type")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Says how a product `x^T d` of matrices becomes a leaf.
+    """How a matrix product `x^T d` becomes a leaf.
 
     Attributes:
       layers: axes of both factors that are not contracted, such as layers of a loop.
@@ -78,7 +80,7 @@ class Layout:
         return dataclasses.replace(self, steps=(*self.steps, step))
 
     def in_loop(self, length: int) -> "Layout":
-        """Returns the layout of the leaf that a loop stacks over its turns."""
+        """Returns the layout of the leaf that a loop stacks over its iterations."""
         steps = tuple((name, params, loops + 1) for name, params, loops in self.steps)
         return dataclasses.replace(self, layers=(length, *self.layers), steps=steps)
 
@@ -89,7 +91,7 @@ class Product(NamedTuple):
     Attributes:
       layout: how the gradient is made from the product.
       x_axes: axes of `x`: the axes of layers, and the contracted axes, the positions.
-      d_axes: the same axes of `d`, in the same order.
+      d_axes: the matching axes of `d`, in the same order.
       sizes: positions, inputs and outputs of one layer.
       precision: precision of the contraction.
     """
@@ -109,7 +111,7 @@ class Product(NamedTuple):
         return _as_matrix(value, *self.d_axes)
 
     def in_loop(self, length: int) -> "Product":
-        """Returns the product over all turns of a loop, which stacks the factors."""
+        """Returns the product over all iterations of a loop, as stacked factors."""
 
         def shift(axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Any:
             layers, positions = (tuple(i + 1 for i in some) for some in axes)
@@ -176,7 +178,7 @@ class Pullback:
         wanted = [i in rows for i in range(len(self.products))] + some + some
         jaxpr = opened(self._program)
         jaxpr = jaxpr.replace(
-            eqns=[eqn for eqn in jaxpr.eqns if eqn.outvars],  # others print
+            eqns=[eqn for eqn in jaxpr.eqns if eqn.outvars],  # other types print
             debug_info=jaxpr.debug_info.with_unknown_names(),
         )
         return partial_eval.dce_jaxpr(jaxpr, wanted, True)[0], self._program.consts
@@ -252,7 +254,7 @@ def _run(program: core.ClosedJaxpr, args: Sequence[_Value]) -> list[_Value]:
 
 
 def _run_loop(eqn: Any, operands: Sequence[_Value]) -> list[_Value]:
-    """Runs a `lax.scan` that depends on the cotangent; its carry depends as a whole."""
+    """Runs a `lax.scan` that depends on the cotangent, as does all of its carry."""
     params = eqn.params
     first, count = params["num_consts"], params["num_carry"]
     arrays = [operand.array for operand in operands]
@@ -282,7 +284,7 @@ def _run_loop(eqn: Any, operands: Sequence[_Value]) -> list[_Value]:
         )
 
     state, (stacks, _, ds) = run()
-    _, (_, xs, _) = run()  # alone, because nothing of it moves
+    _, (_, xs, _) = run()  # alone, because no part of it depends on the cotangent
     found = [
         pair and _Factors(x, d, pair.product.in_loop(params["length"]))
         for pair, x, d in zip(factors, xs, ds, strict=True)
@@ -300,7 +302,8 @@ def _factors(eqn: Any, operands: Sequence[_Value]) -> _Factors | None:
         return _contraction(eqn, *operands)
     if name in _REARRANGE and first is not None:
         return first if name == "convert_element_type" else first.then(eqn)
-    # A factor or divisor that does not depend on the cotangent keeps a product.
+    # If a product is scaled by a number that does not depend on the cotangent, it is
+    # still a product.
     for place in {"mul": (0, 1), "div": (1,)}.get(name, ()):
         number, pair = operands[place], operands[1 - place].factors
         if pair is not None and not number.moves and number.array.shape == ():

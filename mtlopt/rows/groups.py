@@ -13,7 +13,7 @@ from mtlopt.rows.members import Members
 from mtlopt.rows.products import alone
 from mtlopt.rows.protocol import STATIC, Leaves
 
-# With fewer rows than this, a product of matrices leaves a CPU's registers empty.
+# With fewer rows than this, a matrix product does not fill a CPU's registers.
 _FEW_ROWS = 32
 # A task's samples are padded to whole tiles, by at most a quarter on average.
 _TILES_PER_TASK = 4
@@ -45,7 +45,7 @@ class Groups:
         return self.ids == jnp.arange(self.num_tasks, dtype=jnp.int32)[:, None]
 
     def of_samples(self, values: jax.Array) -> jax.Array:
-        """Returns `values` `[tasks]` by sample, `[samples]`, zero without a task."""
+        """Returns each sample's entry of `values` `[tasks]`, or zero without a task."""
         if self.one_each:
             return values
         if not self.num_tasks:
@@ -63,7 +63,7 @@ class Groups:
         return jnp.sum(jnp.where(self.masks, values, 0), axis=1)
 
     def largest(self, values: jax.Array) -> jax.Array:
-        """Returns every task's largest value of `values` `[samples]`, at least zero."""
+        """Returns the maximum of `values` `[samples]` for each task, at least zero."""
         return jnp.max(jnp.where(self.masks, values, 0), axis=1, initial=0)
 
     def sum_rows(self, rows: jax.Array) -> jax.Array:
@@ -79,7 +79,7 @@ class Groups:
         )
 
     def sum_pairs(self, products: jax.Array) -> jax.Array:
-        """Returns sums over pairs of samples, `[tasks, tasks]`."""
+        """Sums `products` of samples over each pair of tasks, `[tasks, tasks]`."""
         return self.sum_rows(self.sum_rows(products).T).T
 
     def spread(self, rows: jax.Array) -> jax.Array:
@@ -96,7 +96,7 @@ class Groups:
         return Groups(places[self.ids], len(members))
 
     def of_all(self, members: Members) -> "Groups":
-        """Returns the groups of all tasks; it undoes `chosen`."""
+        """Returns the groups of all tasks; this method undoes `chosen`."""
         indices = jnp.asarray([*members.indices, -1], jnp.int32)
         return Groups(indices[self.ids], members.num_tasks)
 
@@ -105,9 +105,10 @@ class Groups:
     ) -> jax.Array:
         """Returns `x_t^T d_t`, `[tasks, inputs, outputs]`, over each task's samples.
 
-        On one CPU device, a loop adds up tiles of samples of one task, which takes
-        about as many operations as one product of all samples. Elsewhere there is one
-        product per task, because several devices would have to gather sorted samples.
+        On one CPU device, a loop adds up the products of tiles, where each tile holds
+        samples of one task. The loop takes about as many operations as one product of
+        all samples. Otherwise there is one product per task, because several devices
+        would have to gather sorted samples.
 
         Args:
           x: `[samples, positions, inputs]`.
@@ -135,8 +136,8 @@ class Groups:
         """Returns the number of samples of one task that make a tile.
 
         Args:
-          positions: positions of a sample, if the work is one product; None for a
-            network.
+          positions: positions of a sample, if a tile is used in one product; None if it
+            goes through a network.
         """
         size = max(1, self.num_samples // max(_TILES_PER_TASK * self.num_tasks, 1))
         return size if positions is None else max(size, -(-_FEW_ROWS // positions))
@@ -152,14 +153,14 @@ class Groups:
         function: Callable[[jax.Array, jax.Array], Leaves],
         shapes: Sequence[Any],
     ) -> Leaves:
-        """Returns the sums `[tasks, ...]` of a function of samples.
+        """Returns the sums `[tasks, ...]` of a function over each task's samples.
 
         A loop calls the function with samples of one task at a time.
 
         Args:
           size: size of a tile: the number of samples at a time.
-          function: takes the indices of samples, `[size]`, and a bool mask of those
-            that count; returns leaves.
+          function: takes the indices of samples, `[size]`, and a bool mask of the
+            samples that count; returns leaves.
           shapes: shapes of these leaves.
         """
         # Samples without a task come last, and are in no tile.

@@ -1,9 +1,9 @@
-"""Latent gradients of heads that begin with a product.
+"""Gradients with respect to the latent, for heads that begin with a matrix product.
 
-A head that reads the latent as `z @ W` has the latent gradient `D W^T`. Here `D` is the
-cotangent of the product `z @ W`. Both factors are small if the latent is wide, and
-Gramians and combinations need only the factors, so `T` arrays of the latent's size need
-not exist.
+The latent `z` is the output of the shared encoder. If a head reads the latent as
+`z @ W`, its gradient with respect to `z` is `D W^T`, where `D` is the cotangent of the
+product `z @ W`. Both factors are small if the latent is wide. Gramians and combinations
+need only the factors, so `T` arrays of the latent's size need not exist for `T` tasks.
 """
 
 import dataclasses
@@ -66,7 +66,8 @@ class HeadProducts:
         wide = solver_dtype([self.x, self.d])
         own = groups.of_samples(scales)
         there = present if present is None else groups.of_samples(present)
-        # If the largest entry of `x` is about one, no product of two flushes to zero.
+        # If the largest entry of `x` is about one, no product of two entries flushes to
+        # zero.
         x, d, ones = self.x.astype(wide), self.d.astype(wide), jnp.ones_like(own)
         (x,) = arithmetic.scale_rows([x], ones, there)
         unit = scale_of(products.largest_entries([x]))
@@ -82,7 +83,7 @@ Factors = tuple[jax.Array, jax.Array]
 def pull_with_products(
     pull: Callable[[jax.Array], Any], cotangent: jax.Array
 ) -> tuple[Any, list[Layout | None], list[Factors | None]]:
-    """Runs a pullback; returns its result and the factors of products in it.
+    """Runs a pullback; returns the result and the factors of products in the result.
 
     Args:
       pull: function from a scalar to a pytree.
@@ -137,8 +138,8 @@ class HeadProductRows(LeafRows):
     """Latent rows in which some leaves are products of small factors.
 
     Attributes:
-      latent_grads: all leaves `[tasks, ...]`, which XLA makes only if something reads
-        them.
+      latent_grads: all leaves `[tasks, ...]`, which XLA computes only if something
+        reads them.
       pull: pullback of the encoder.
     """
 
@@ -158,7 +159,7 @@ class HeadProductRows(LeafRows):
 
         Args:
           latent_grads: latent gradients, already scaled.
-          found: products by leaf; None for a leaf whose array is used.
+          found: products by leaf; None for a leaf for which the array is used.
           pull: pullback of the encoder.
           scales: `[tasks]`.
           present: bool `[tasks]`; None for all.

@@ -1,4 +1,4 @@
-"""Inner products of rows that are products `x^T d_t`, without making the rows.
+"""Inner products of rows that are matrix products `x^T d_t`, without computing rows.
 
     <x^T d_s, x^T d_t> = <K d_s, d_t>,    K = x x^T
 
@@ -48,7 +48,7 @@ def gramian(x: jax.Array, d: jax.Array, in_own_unit: bool = False) -> jax.Array:
         total = products.products_of_pairs(side_by_side(d), d, dtype)
     elif num_tasks <= UNROLL_LIMIT:
         total = rows(d)
-    else:  # `K d` of a few tasks at a time, which start as soon as `d` is known
+    else:  # `K d` of a few tasks at a time can start as soon as `d` is known
         size = max(i for i in range(1, UNROLL_LIMIT + 1) if num_tasks % i == 0)
         blocks = d.reshape(num_tasks // size, size, *d.shape[1:])
         total = map_after(rows, blocks, 1, d).reshape(num_tasks, num_tasks)

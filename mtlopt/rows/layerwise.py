@@ -1,9 +1,10 @@
-"""Rows whose inner products are summed layer by layer, without a gradient per task.
+"""Task rows whose inner products are summed layer by layer, without gradients.
 
-`factors` finds the leaves, and `layer_products` has the formulas. In units of one
-product `x^T d`, with T tasks, R positions, m inputs and n outputs, the rows of a leaf
-cost T. Its layerwise products cost R/n for `K = x x^T`, T R/m for `K d_t` with the
-factor `d_t` of each task, and 1 for the combination.
+The module `factors` finds the leaves whose gradients are matrix products `x^T d_t` for
+task t, and `layer_products` has the formulas. Take T tasks, R positions, m inputs and n
+outputs, and let one product `x^T d_t` cost 1. The rows of a leaf then cost T. The
+layerwise products of the leaf cost R/n for `K = x x^T`, T R/m for `K d_t` of all tasks,
+and 1 for the combination.
 """
 
 import abc
@@ -25,19 +26,20 @@ from mtlopt.rows.protocol import Leaves, OwnSpace
 from mtlopt.rows.pushforward import along
 from mtlopt.rows.sweep import Sweep
 
-# Number of positions of all tasks together that a product on one core needs to be fast.
+# A matrix product on one core is fast if all tasks together have this many positions.
 _POSITIONS = 256
-# Up to this many tasks, keep the factors: another pullback costs a factor of up to 1.3.
+# Up to this many tasks, keep the factors: a second pullback takes up to 1.3 times as
+# long.
 _FEW_TASKS = 8
 
 
 def may_pay(choice: Any) -> bool:
-    """Returns whether rows may be layerwise if this is less work.
+    """Returns whether rows may be computed layerwise if this is less work.
 
     Args:
-      choice: a bool, or `"auto"`, which is True on a single CPU device. Other platforms
-        have not been measured, and several devices would have to gather a batch's
-        positions.
+      choice: a bool, or `"auto"`, which is True on a single CPU device only. Other
+        platforms have not been measured, and several devices would have to gather a
+        batch's positions.
     """
     return products.alone() if choice == "auto" else choice
 
@@ -57,7 +59,7 @@ def layerwise_rows(
     make_rows: Callable[[], Leaves],
     total: Callable[[jax.Array], Leaves],
 ) -> "LayerwiseRows | None":
-    """Returns rows as uncomputed products, or None if this saves no work for any leaf.
+    """Returns the factors of rows that are products; None if this saves no work.
 
     Args:
       latent: latent rows of the tasks that are pulled back.
@@ -82,7 +84,7 @@ def layerwise_rows(
     common = latent, sweep, pull, members, make_rows, total
     if batching in ("unroll", "vmap"):
         return KeptProducts(*common, batching=batching)
-    if batching == "map":  # so many together that products are fast
+    if batching == "map":  # enough tasks at a time for fast products
         batching = max(1, _POSITIONS // sweep.positions)
     assert isinstance(batching, int)
     return SummedProducts(*common, size=batching)
@@ -121,7 +123,7 @@ class LayerwiseRows(OwnSpace, abc.ABC):
     def with_known(
         self, matrix: jax.Array, scales: jax.Array, present: jax.Array | None
     ) -> "LayerwiseRows":
-        """Returns the same rows, with the Gramian taken from that of unscaled rows.
+        """Returns the rows with a Gramian computed from the Gramian of unscaled rows.
 
         Args:
           matrix: result of `pulled_gramian`.
@@ -181,16 +183,17 @@ class KeptProducts(LayerwiseRows):
 
     @functools.cached_property
     def made(self) -> dict[int, Any]:
-        """By leaf, the factors `(x, d)` or the rows."""
+        """The factors `(x, d)` or the rows of each leaf."""
         return self._make()
 
     def _make(self) -> dict[int, Any]:
         return self.sweep.keep(self.latent, self.batching)
 
     def _read(self) -> dict[int, Any]:
-        """Returns `made`; a branch may be its first user if the Gramian is known.
+        """Returns `made`.
 
-        That branch then computes the factors only for itself.
+        If the Gramian is known, a branch of a `lax.cond` may be the first user. The
+        branch then computes the factors only for itself.
         """
         return self.made if self.known is None else self._make()
 
@@ -239,7 +242,7 @@ class KeptProducts(LayerwiseRows):
 
 @dataclasses.dataclass(frozen=True)
 class SummedProducts(LayerwiseRows):
-    """Rows for many tasks, which sum up each layer's factors immediately.
+    """Rows for many tasks, which use each layer's factors in sums and do not keep them.
 
     Attributes:
       size: the largest number of tasks to run at a time.

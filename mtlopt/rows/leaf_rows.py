@@ -1,4 +1,4 @@
-"""Rows leaf by leaf; some leaves are products of small factors and never computed."""
+"""Rows leaf by leaf; leaves that are products of small factors are never computed."""
 
 import dataclasses
 import functools
@@ -16,7 +16,8 @@ from mtlopt.rows.groups import Groups, sum_positions
 from mtlopt.rows.material import MaterialRows
 from mtlopt.rows.protocol import STATIC, Leaves, OwnSpace
 
-# Numbers in all tasks' rows of a part of a leaf, which are made at one time: 4 MiB.
+# The rows of a leaf are computed in parts: all tasks' rows of one part hold at most
+# this many numbers (4 MiB).
 _PART = 2**20
 
 
@@ -31,7 +32,7 @@ class ProductLeaf:
       layout: how the leaf is made from the product.
       precision: precision of the product.
       dtype: dtype of the leaf.
-      in_pairs: whether inner products of pairs of samples cost the least.
+      in_pairs: whether inner products of pairs of samples are the cheapest form.
     """
 
     x: jax.Array
@@ -145,7 +146,7 @@ class Made:
 
     Attributes:
       rows: by leaf, rows of the tasks, `[tasks, ...]`.
-      undone: by leaf, gradients of the samples, not yet summed by task.
+      undone: by leaf, gradients of the samples that are not yet summed by task.
       shapes: shapes and types of the leaves.
     """
 
@@ -165,10 +166,10 @@ class Made:
 class LeafRows(OwnSpace):
     """Rows that are known leaf by leaf.
 
-    Rounding of the products of samples is relative to the gradients of the samples. A
-    task's row may be much smaller than these gradients. So the rotated rows, which
-    methods use if this rounding matters, are made as sums over the samples, a part at a
-    time. This happens in a branch that is seldom taken.
+    Rounding errors in the products of samples are relative to the gradients of the
+    samples. A task's row may be much smaller than these gradients. If these errors
+    matter, methods use rotated rows. These are computed as sums over the samples, a
+    part at a time, in a branch of a `lax.cond` that is seldom taken.
 
     Attributes:
       groups: the tasks of the samples.
@@ -180,7 +181,7 @@ class LeafRows(OwnSpace):
 
     @functools.cached_property
     def made(self) -> Made:
-        """The gradients; once they are made, combinations use them as they are."""
+        """The gradients; once they are computed, combinations use the same arrays."""
         return self.make()
 
     @functools.cached_property
@@ -205,7 +206,7 @@ class LeafRows(OwnSpace):
         return (total + total.T) / 2
 
     def rotated(self) -> Callable[[jax.Array], jax.Array]:
-        _ = self._rows  # made here: a branch might be the first to read them
+        _ = self._rows  # computed here: a branch might be the first to read them
         return self.gramian
 
     def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:

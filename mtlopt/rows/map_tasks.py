@@ -1,4 +1,4 @@
-"""Applies one function to the row of every task."""
+"""Applies one function to the row (the gradient) of every task."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -23,13 +23,14 @@ def map_tasks(
     Args:
       function: maps leaves without the task axis to leaves without it.
       rows: leaves `[tasks, ...]`.
-      batching: `"unroll"` makes a copy of the program per task, `"vmap"` one batched
-        program, `"map"` a loop over the tasks, and an int a loop over chunks of this
-        many tasks. `"auto"` follows measurements. On a CPU, XLA runs batched pullbacks
-        up to four times slower, so `"auto"` is `"unroll"` for up to 8 tasks, and for
-        more tasks `"map"`, which compiles faster. `"auto"` is `"vmap"` on other
-        platforms, and if the pullback has a `lax` convolution, which XLA on a CPU runs
-        many times slower inside a loop.
+      batching: `"unroll"` makes a copy of the program for each task, `"vmap"` makes one
+        batched program, `"map"` loops over the tasks, and an int loops over chunks of
+        this many tasks. `"auto"` follows measurements. On a CPU, XLA runs batched
+        pullbacks up to four times slower than unrolled ones. So `"auto"` is `"unroll"`
+        for up to 8 tasks on a CPU, and `"map"`, which compiles faster, for more tasks.
+        There is one exception: XLA on a CPU runs a `lax` convolution many times slower
+        inside a loop, so `"auto"` is `"vmap"` if the pullback has one. On other
+        platforms `"auto"` is `"vmap"`.
 
     Returns:
       Leaves `[tasks, ...]`.
@@ -37,7 +38,7 @@ def map_tasks(
     if batching == "auto":
         batching = choose_batching(function, rows)
     if not len(rows[0]):
-        batching = "vmap"  # other ways learn the result's shape from a row
+        batching = "vmap"  # the other ways get the shape of the result from a row
     if batching == "unroll":
         results = [function([leaf[i] for leaf in rows]) for i in range(len(rows[0]))]
         return [jnp.stack(leaves) for leaves in zip(*results, strict=True)]
@@ -50,7 +51,7 @@ def map_tasks(
 
 
 def choose_batching(function: Callable[[Leaves], Leaves], rows: Leaves) -> Batching:
-    """Returns the `batching` of `map_tasks` that was fastest in measurements."""
+    """Returns the `batching` (see `map_tasks`) that was fastest in measurements."""
     if jax.default_backend() != "cpu":
         return "vmap"
     few = rows[0].shape[0] <= UNROLL_LIMIT
@@ -62,10 +63,9 @@ def map_after(
 ) -> Any:
     """Runs `lax.map` in chunks; results take no memory before `after` is known.
 
-    XLA's scheduler for a CPU starts operations as early as it can. So it would hold the
-    results of all layers at the same time, each in fresh pages from the system. To
-    prevent this, the results start as an array that is filled with a number from
-    `after`.
+    XLA's scheduler for a CPU starts operations as early as it can. So it would allocate
+    memory for the results of all layers at the same time. To prevent this, the results
+    start as an array that is filled with a number from `after`.
 
     Args:
       function: takes the values of one task.

@@ -65,7 +65,7 @@ class MaterialRows(OwnSpace):
 
 @dataclasses.dataclass(frozen=True)
 class PulledRows(OwnSpace):
-    """Rows over the shared leaves, made by one pullback per task when they are needed.
+    """Rows over the shared leaves; if needed, one pullback per task computes them.
 
     Attributes:
       latent_grads: leaves `[tasks, ...]`.
@@ -80,7 +80,7 @@ class PulledRows(OwnSpace):
 
     @functools.cached_property
     def made(self) -> MaterialRows:
-        """The rows as arrays; once they are made, combinations use them as they are."""
+        """The rows as arrays; once they are computed, combinations use the arrays."""
         return MaterialRows(len(self.latent_grads[0]), self.make())
 
     def gramian(self, basis: jax.Array | None = None) -> jax.Array:

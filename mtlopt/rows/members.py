@@ -31,7 +31,7 @@ class Members:
         return np.isin(np.arange(self.num_tasks), self.indices)
 
     def take(self, values: jax.Array) -> jax.Array:
-        """Returns the entries `[members, ...]` of `values`, `[tasks, ...]`."""
+        """Returns the entries `[members, ...]` of `values` `[tasks, ...]`."""
         some = [values[i] for i in self.indices]
         return jnp.stack(some) if some else values[:0]
 

@@ -1,8 +1,9 @@
 """Inner products of task rows, leaf by leaf.
 
-Rows are a list of arrays `[tasks, ...]`, one for each leaf; together these are the rows
-of the Jacobian. They are never concatenated to one `[tasks, params]` matrix, because
-this costs a copy, is several times slower, and would gather sharded leaves.
+Rows are a list of arrays `[tasks, ...]`, one for each leaf; together these arrays are
+the rows of the Jacobian, the tasks' gradients. They are never concatenated to one
+`[tasks, params]` matrix, because concatenation copies all rows, is several times
+slower, and would gather sharded leaves.
 """
 
 import functools
@@ -17,30 +18,32 @@ from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import ScaledGramian, keeps_squares, scale_of
 from mtlopt.linalg.products import diagonal
 
-# A few long rows are multiplied pair by pair on one CPU device: a matmul with such a
-# small result is slow there. Milliseconds for [tasks, numbers] on one Zen 3 core,
-# matmul / pairs:
+# On one CPU device, a few long rows are multiplied pair by pair, because a matmul with
+# a small result is slow there. Milliseconds for rows of shape [tasks, numbers] on one
+# Zen 3 core, matmul / pairs:
 #   2, 262144   0.76 / 0.15       4,  262144   0.76 / 0.54
 #   3, 262144   0.86 / 0.35       8,  262144   2.75 / 2.09
 #   3,  65536   0.22 / 0.10       3, 1048576   5.16 / 1.09
-# Eight tasks have 36 pairs of each leaf to compile, and gain little. A combination of a
-# few long rows adds them one by one, so that no stack of them is made.
+# With eight tasks, each leaf has 36 pairs to compile, and the gain is small. A
+# combination of a few long rows adds them one by one, so that they are never stacked.
 FEW_TASKS = 4
 _LONG_ROW = 2**14
-# Numbers of a leaf to rotate at a time on one CPU device: half a MiB of float32.
+# On one CPU device, this many numbers of a leaf are rotated at a time: half a MiB of
+# float32.
 _CHUNK = 2**17
 
 
 def replicated(leaf: jax.Array) -> NamedSharding | None:
-    """Returns the sharding of a result that all devices hold, for contractions.
+    """Returns the sharding of a contraction's result that all devices hold.
 
-    None leaves the choice to XLA. If the mesh has explicit axes, JAX does not choose.
+    None leaves the choice to XLA. If the mesh has explicit axes, JAX does not choose a
+    sharding.
     """
     mesh = jax.typeof(leaf).sharding.mesh
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
 
 
-Leaf = jax.Array | tuple[jax.Array, ...]  # stacked rows, or rows one by one
+Leaf = jax.Array | tuple[jax.Array, ...]  # stacked rows, or separate rows
 
 
 def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
@@ -92,8 +95,8 @@ def scaled_gramian(
     """Returns the Gramian of rows of any norms.
 
     If a square would overflow or be flushed to zero, each row is first scaled by a
-    power of two. Otherwise this costs as much as `gramian`. A row much shorter than the
-    longest row (1e-31 of its length in float32) counts as zero.
+    power of two. Otherwise this function costs as much as `gramian`. A row much shorter
+    than the longest row (1e-31 of its length in float32) counts as zero.
 
     Args:
       rows: leaves `[tasks, ...]`.
@@ -119,7 +122,7 @@ def scale_if_needed(
     row: Sequence[Any],
     present: jax.Array | None,
 ) -> ScaledGramian:
-    """Returns the Gramian of the rows, which are scaled if necessary.
+    """Returns the Gramian of the rows, and scales the rows first if necessary.
 
     Args:
       products_of: returns the Gramian, or the Gramian of the rows in a basis.
@@ -134,7 +137,8 @@ def scale_if_needed(
         return ScaledGramian(products, jnp.ones_like(squares))
 
     def rescale() -> ScaledGramian:
-        # Streamed rows are scaled in their own type, which may be half precision.
+        # Streamed rows (never all in memory) are scaled in their own type, which may be
+        # half precision.
         kinds = [jnp.finfo(leaf.dtype) for leaf in row]
         limit = 2.0 ** (min(kind.maxexp for kind in kinds) - 1)
         scales = jnp.minimum(scale_of(largest_of()), limit)
@@ -162,7 +166,7 @@ def largest_entries(rows: Sequence[Leaf]) -> jax.Array:
 
 
 def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
-    r"""Returns the inner products of two sets of rows, such as from two batches.
+    r"""Returns the inner products of two sets of rows, such as rows from two batches.
 
     .. math:: P_{ij} = \sum_{\text{leaf}} \langle g_i, h_j \rangle
 
@@ -191,7 +195,7 @@ def cross_gramian(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.
 def _inner_products(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
     """Returns the inner products of the rows of one leaf, `[tasks, tasks]`.
 
-    If a leaf is not flattened, all its other axes are contracted.
+    If a leaf is not flattened, all axes except the task axis are contracted.
     """
     left, right = flat_rows(left), flat_rows(right)
     axes = tuple(range(1, left.ndim))
@@ -225,7 +229,7 @@ def _rotated_products(leaf: Leaf, basis: jax.Array) -> jax.Array:
         turned = rotate(rows, basis)
         return _inner_products(turned, turned, basis.dtype)
 
-    if isinstance(leaf, tuple):  # fused: none of the rotated rows is stored
+    if isinstance(leaf, tuple):  # fused, so that no rotated row is stored
         rows = [row.astype(basis.dtype) for row in leaf]
         turned = _rotate_few(rows, basis)
         return products_of_pairs(turned, turned, basis.dtype)

@@ -25,8 +25,9 @@ class Rows(Protocol):
         """Returns the inner products of the rows, `[tasks, tasks]`.
 
         Args:
-          basis: `B` `[tasks, tasks]`, or the diagonal of a diagonal matrix, `[tasks]`,
-            for the inner products of the rotated rows `B^T J`.
+          basis: a matrix `B` `[tasks, tasks]`, or the diagonal of a diagonal matrix,
+            `[tasks]`. With a basis, the result holds the inner products of the rotated
+            rows `B^T J`.
         """
         ...
 
@@ -34,8 +35,8 @@ class Rows(Protocol):
         """Returns `gramian` as a function of the basis, or None.
 
         If the rows are nearly linearly dependent, this function keeps digits that the
-        plain products lose to rounding. None if only the products of the rows are
-        known.
+        plain products lose to rounding. The method returns None if only the products of
+        the rows are known.
         """
         ...
 
@@ -54,9 +55,9 @@ class Rows(Protocol):
     def mix(self, weights: jax.Array) -> Leaves:
         """Returns `sum_i weights[i] g_i` in the rows' own space.
 
-        If a method has already used the rows, they are combined as they are. Otherwise
-        one backward pass of the weighted sum is used, which costs less than one pass
-        per task.
+        If a method has already computed the rows, they are combined directly. Otherwise
+        one backward pass of the weighted sum gives the result, which costs less than
+        one pass per task.
         """
         ...
 
@@ -65,15 +66,15 @@ class Rows(Protocol):
         ...
 
     def along(self, direction: Leaves) -> jax.Array:
-        """Returns the rows' inner products `[tasks]` with a direction in their space.
+        """Returns the inner products `[tasks]` of the rows with a direction.
 
-        Over the shared leaves, this costs one pushforward, whatever the number of
-        tasks.
+        The direction is in the rows' own space. Over the shared leaves, the method
+        costs one pushforward for any number of tasks.
         """
         ...
 
     def product(self, weights: jax.Array) -> jax.Array:
-        """Returns the Gramian times `weights`, by one pullback and one pushforward."""
+        """Returns the Gramian times `weights`: one pullback and one pushforward."""
         ...
 
     def leaves(self) -> Leaves:
@@ -85,7 +86,7 @@ class Rows(Protocol):
         ...
 
     def held(self) -> Any:
-        """Returns arrays whose inner products equal those of the rows."""
+        """Returns arrays with the same inner products as the rows."""
         ...
 
 

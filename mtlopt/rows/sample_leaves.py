@@ -1,17 +1,20 @@
-"""Gradients of single samples, leaf by leaf, in the form that needs the least work.
+"""Gradients of single samples, leaf by leaf, in the form that costs the least work.
 
 The pullback of one sample is vmapped over samples. If the gradient of a leaf is a
 product `x^T d`, the product is not computed (see `factors`), because one ordinary
 backward pass computes `x` and `d` of all samples anyway.
 
-The costs of a leaf are in units of one product over the batch, with B samples of R
-positions in all, T tasks, m inputs and n outputs. `X` and `D` hold `x` and `d` of all
-samples, `X_t` and `D_t` those of task t; `o` multiplies entry by entry:
+Each leaf's gradients have one of three forms. The costs below are in units of one
+product over the batch. B samples have R positions in all, and there are T tasks, m
+inputs and n outputs. `X` and `D` hold `x` and `d` of all samples, `X_t` and `D_t` hold
+`x` and `d` of the samples of task t, and `o` multiplies entry by entry:
 
-* pairs of samples, `(X X^T) o (D D^T)`: `R/m + R/n`, and 1 for the combination;
-* rows of tasks, `X_t^T D_t`: about 1, `T^2/R` for their Gramian, `T/R` to combine them;
-* rows of samples, then of tasks: the same plus `T/positions`, for leaves so small that
-  the rows of all samples fit in memory.
+* inner products of pairs of samples, `(X X^T) o (D D^T)`, cost `R/m + R/n`, and the
+  combination costs 1;
+* rows of tasks, `X_t^T D_t`, cost about 1, their Gramian costs `T^2/R`, and their
+  combination `T/R`;
+* rows of samples, summed to rows of tasks, cost `T/positions` more than rows of tasks.
+  They are used for leaves so small that the rows of all samples fit in memory.
 """
 
 import dataclasses
@@ -34,13 +37,13 @@ Form = Literal["pairs", "tasks", "samples"]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The form of each leaf's gradients; none for a leaf that no cotangent reaches.
+    """The form of each leaf's gradients; leaves that no cotangent reaches have no form.
 
     Attributes:
-      factors: leaves left as products; for each, a bool says whether to compare in
-        pairs.
-      rows: leaves with rows of samples, with the same bool.
-      large: leaves that are too large for both forms.
+      factors: leaves whose gradients stay factors of products; for each leaf, a bool
+        tells whether to compute inner products of pairs of samples.
+      rows: leaves with rows of samples, each with the same kind of bool.
+      large: leaves that are too large for the two other forms.
     """
 
     factors: dict[int, bool]
@@ -147,5 +150,5 @@ def _row_limit(groups: Groups) -> float:
 
 
 def _single() -> bool:
-    """Whether no batch is split across devices, which would have to gather it."""
+    """Whether the batch is on one device, so that no device has to gather it."""
     return jax.device_count() == 1

@@ -1,9 +1,9 @@
 """Rows of tasks, if each sample belongs to one task.
 
 The cotangents of two tasks have no sample in common, so one backward pass carries the
-cotangents of all tasks. The Gramian is `S^T K S`. `S` `[samples, tasks]` is the one-hot
-matrix of tasks, and `K` holds the inner products of the samples' gradients: see
-`sample_leaves`.
+cotangents of all tasks. The Gramian is `S^T K S`. Here `S` `[samples, tasks]` is the
+one-hot matrix of tasks, and `K` holds the inner products of the samples' gradients (see
+`sample_leaves`).
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class SampleRows(LeafRows):
     Attributes:
       latent_grads: leaves `[samples, ...]`.
       pull_latent: pullback of the encoder, from the cotangents of all samples.
-      streaming: whether each use computes the rows of tasks again, a part at a time.
+      streaming: whether each use computes the rows of tasks anew, a part at a time.
     """
 
     latent_grads: Leaves
@@ -64,7 +64,7 @@ class SampleRows(LeafRows):
 
 @dataclasses.dataclass(frozen=True)
 class LatentSampleRows(OwnSpace):
-    """Rows in the latent, in which every sample has its own piece.
+    """Rows over the latent, in which every sample has its own part.
 
     No two tasks have a sample in common, so their rows are orthogonal.
 

@@ -22,12 +22,12 @@ NOT_KEPT = (
 
 @dataclasses.dataclass(frozen=True)
 class StreamedRows(OwnSpace):
-    """Rows that are made one at a time and never kept, in O(params) memory.
+    """Rows that are computed one at a time and never kept, in O(params) memory.
 
     With the encoder's Jacobian `J` and latent gradients `g`, column `j` of the Gramian
-    is `<g_i, J (J^T g_j)>`. It costs one pullback and one pushforward. The pushforward
-    is the pullback's transpose, so it needs no second forward pass and works through
-    `jax.custom_vjp`.
+    has the entries `<g_i, J (J^T g_j)>`. A column costs one pullback and one
+    pushforward. The pushforward is the transpose of the pullback, so it needs no second
+    forward pass and works with `jax.custom_vjp`.
 
     Attributes:
       latent_grads: leaves `[tasks, ...]`.
@@ -42,7 +42,7 @@ class StreamedRows(OwnSpace):
         return self._products(self._flat, basis)
 
     def rotated(self) -> Callable[[jax.Array], jax.Array]:
-        _ = self._flat  # made here: a branch might be the first to read it
+        _ = self._flat  # computed here, because a branch might be the first to read it
         return self.gramian
 
     def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:

@@ -19,7 +19,7 @@ _NOT_KEPT = (
 
 @dataclasses.dataclass(frozen=True)
 class SummedRows:
-    """Latent rows of several microbatches; only their inner products were kept.
+    """Latent rows of several microbatches, of which only the inner products are kept.
 
     Attributes:
       products: Gramian, summed over the microbatches.
@@ -41,8 +41,8 @@ class SummedRows:
 
     def scaled_gramian(self, present: jax.Array | None) -> ScaledGramian:
         del present
-        # The rows cannot be read again. If squares of entries were flushed to zero,
-        # cosines could contradict each other, so such short rows count as zero.
+        # The rows cannot be read again. If squares of entries are flushed to zero,
+        # cosines can contradict each other. So rows this short count as zero.
         squares, info = diagonal(self.products), jnp.finfo(self.products.dtype)
         is_lost = squares < float(info.tiny / info.eps)
         kept = jnp.where(is_lost[:, None] | is_lost[None], 0, self.products)

@@ -1,8 +1,8 @@
-"""A pullback for all tasks at once, layer by layer, that does not compute products.
+"""A pullback for all tasks at once, layer by layer, without the weight gradients.
 
-The program of the pullback is cut at each place where a layer's cotangent is known.
-At these places the factor `D` of that layer's weight gradient is known for every task,
-and can be kept or summed up.
+A layer's weight gradient is a product `X^T D`, where `D` is the cotangent of the
+layer's output. The program of the pullback is cut at each place where such a `D` is
+known for every task. There `D` can be kept or used in a sum.
 """
 
 import functools
@@ -23,8 +23,8 @@ class Piece(NamedTuple):
 
     Attributes:
       eqns: its equations.
-      reads: variables it reads that depend on the cotangent.
-      makes: variables that it computes and that are read later or are ends (see
+      reads: variables that it reads and that depend on the cotangent.
+      makes: variables that it computes, and that are read later or are ends (see
         `_Cut`).
       later: variables that are read after the piece.
     """
@@ -78,7 +78,7 @@ class Sweep:
         return _Cut(*program, rows, list(self.products))
 
     def _known(self) -> tuple[dict[Any, Any], dict[int, jax.Array]]:
-        """Returns fixed values by variable, and the factors `x` by leaf."""
+        """Returns the fixed values by variable, and the factors `x` by leaf."""
         program = self._program
         made = [var for eqn in program.fixed for var in eqn.outvars]
         values = evaluate(program.jaxpr, program.fixed, program.consts, made)
@@ -92,7 +92,7 @@ class Sweep:
     def keep(self, rows: Leaves, batching: Batching) -> dict[int, Any]:
         """Returns by leaf the factors `(x, d)` of all tasks, or their rows.
 
-        Leaves that no task moves are left out.
+        Leaves whose gradient is zero for every task are left out.
 
         Args:
           rows: latent rows `[tasks, ...]`.
@@ -163,7 +163,8 @@ class _Cut:
       moving: all other equations.
       xs: variables of the factors `x`.
       ends: by leaf, the variable of its rows or of its factor `d`.
-      pieces: the moving equations; the first piece has none, for ends that are inputs.
+      pieces: the moving equations in pieces; the first piece has no equations, for ends
+        that are inputs.
     """
 
     def __init__(

@@ -215,7 +215,7 @@ def entry(**changes):
         (entry(dtype="U8"), "tensor 'bn1.weight' must have a dtype of F64, F32"),
         (entry(shape=[3]), "'bn1.weight' must .* got .*; it has 8 bytes"),
         (entry(shape=[-1, -2]), "'bn1.weight' must .* got .*; it has 8 bytes"),
-        (entry(data_offsets=[0, 9]), "'bn1.weight' must .* leave the 8 bytes of data"),
+        (entry(data_offsets=[0, 9]), "'bn1.weight' must .* exceed the 8 bytes of data"),
         (entry(data_offsets=[4]), "tensor 'bn1.weight' must have"),
         (entry(shape=None), "tensor 'bn1.weight' must have"),
     ],

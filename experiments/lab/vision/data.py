@@ -1,4 +1,4 @@
-"""Images and labels of a vision experiment: rendered, or of a release."""
+"""Images and labels of a vision experiment, rendered or from a release."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ import numpy as np
 from experiments.data.samples import Samples
 from experiments.lab.settings import loaded
 
-_HELD_OUT = 0.1  # share of a train split, for releases without a validation split
+_HELD_OUT = 0.1  # share of the train split, if there is no validation split
 
 
 class Split:
-    """The samples of a split, each kept in memory from when it is first asked for.
+    """The samples of a split; a sample stays in memory once it has been read.
 
     A batch is `{"image": uint8 [num, height, width, 3], "labels": by the name of the
     task, as in `experiments.data.samples`, but classes are int8}`.
@@ -22,7 +22,7 @@ class Split:
         self.tasks = tuple(first.labels)
         self._samples = samples
         self._known = np.zeros(len(samples), bool)
-        # Memory that nothing was written to is not taken.
+        # The system allocates memory only when it is written.
         self._image = np.empty((len(samples), *first.image.shape), np.uint8)
         kinds = {"i": np.int8, "f": np.float32}
         self._labels = {
@@ -34,13 +34,13 @@ class Split:
         return len(self._samples)
 
     def batch(self, rows: np.ndarray) -> dict[str, Any]:
-        """Returns some samples; raises a UsageError if one cannot be read."""
+        """Returns some samples; raises a UsageError if a sample cannot be read."""
         self._read(np.unique(rows[~self._known[rows]]))
         labels = {task: label[rows] for task, label in self._labels.items()}
         return {"image": self._image[rows], "labels": labels}
 
     def padded(self, start: int, size: int) -> dict[str, Any]:
-        """Returns `size` samples from `start` on; those past the end have no label."""
+        """Returns `size` samples from `start`; samples past the end have no label."""
         batch = self.batch(np.arange(start, start + size) % len(self))
         beyond = np.arange(start, start + size) >= len(self)
         for label in batch["labels"].values():
@@ -66,8 +66,8 @@ def first(samples: Samples, num: int) -> Samples:
 def hold_out(train: Samples, test: Samples) -> dict[str, Samples]:
     """Returns the three splits of a release that has no validation split.
 
-    The last tenth of the train split is held out, and not one at random: the names
-    follow cities and sequences, whose images are too alike to be on both sides.
+    The last tenth of the train split is held out, instead of a random tenth. Names are
+    sorted by cities and sequences, whose images are too similar to be in both splits.
     """
     if len(train) < 2:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A vision experiment, from its options to the files that it leaves."""
+"""A vision experiment, from its options to the files that it writes."""
 
 import dataclasses
 import functools
@@ -22,24 +22,27 @@ from experiments.lab.vision.report import SINGLE, SUM, Outcome, Paper, make_repo
 from experiments.lab.vision.training import make_trainings, measure_costs
 
 _COSTS = """\
-Costs of a step are measured after the training, with the methods in turns: the fastest
-of several. Multiples are of the summed loss; single tasks run its program, one by one.
-Operations in a loop, such as one over the turns of stacked heads, are counted once."""
+Costs of a step are measured after the training. The methods take turns, and the fastest
+of several rounds counts. Multiples are relative to the summed loss; single tasks run
+the program of the summed loss, one by one. Operations in a loop are counted once, for
+example in a loop over stacked heads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Options):
-    """The options that decide the numbers of a run.
+    """The options that change the results of a run.
 
     Attributes:
-      methods: some of the names in `mtlopt.METHODS`, ius, io (in four groups: io_4),
+      methods: some of the names in `mtlopt.METHODS`, ius, io (io_4 has four groups),
         roaming, sgd, fbls and single, or all. The summed loss is always added.
       epochs: passes over the train split.
       seeds: number of seeds, counted from 0.
       batch_size: samples in a batch.
-      learning_rates: grid for every method, which gets its best rate by validation.
-      num_images: use only the first images of each split, for a trial; 0 takes all.
-      data_dir: folder of the release; None takes rendered images.
+      learning_rates: grid of learning rates; validation chooses the best rate of every
+        method.
+      num_images: for a trial, use only this number of images from each split; 0 means
+        all images.
+      data_dir: folder of the release; None means rendered images.
       sizes: sizes of the images and the network.
     """
 
@@ -60,22 +63,22 @@ class Settings(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The parts that one experiment adds; most are functions of its settings."""
+    """The parts that an experiment adds; most are functions of its settings."""
 
     name: str
     description: str
     quick: Settings  # without an option
-    full: Mapping[str, Any]  # what `--full` changes, besides the sizes
+    full: Mapping[str, Any]  # what `--full` changes in addition to the sizes
     load: Callable[[Any], Mapping[str, Samples]]  # the three splits
     tasks: Callable[[tuple[str, ...]], Tasks]  # from the names of the labels
     build: Callable[[Any, tuple[str, ...], jax.Array], Any]  # from names and key too
     num_tasks: int
     paper: Callable[[Any], Paper]
-    # The learning rate's share that is left in an epoch, from 0.
+    # The factor of the learning rate in an epoch, counted from 0.
     decay: Callable[[Any, int], float] = lambda *_: 1.0
     stacked: bool = False  # whether its heads are
-    # The share of the steps in which the masks of Maximum Roaming move; 0 if there are
-    # none: a shortcut passes by them.
+    # The share of the steps in which the masks of Maximum Roaming move; 0 if the
+    # network has no masks, because shortcuts would bypass them.
     roams: float = 0.0
     alpha: float = 1.5  # of GradNorm
     verdicts: Callable[[Outcome], list[Verdict]] = lambda _: []
@@ -83,12 +86,12 @@ class Experiment:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The names that `--methods` knows."""
+        """The names that `--methods` accepts."""
         return method_names(self.num_tasks, self.stacked, self.roams > 0)
 
 
 def run(experiment: Experiment, argv: Sequence[str]) -> None:
-    """Runs an experiment; bad options, data or folders are a UsageError."""
+    """Runs an experiment; wrong options, data or folders are a UsageError."""
     settings = read_settings(experiment, argv)
     problem, source = load_problem(experiment, settings)
     size, rates, seeds = settings.batch_size, settings.learning_rates, settings.seeds
@@ -125,7 +128,7 @@ def run(experiment: Experiment, argv: Sequence[str]) -> None:
 
 
 def read_settings(experiment: Experiment, argv: Sequence[str]) -> Settings:
-    """Returns the settings; the summed loss is always among the methods."""
+    """Returns the settings, whose methods always include the summed loss."""
     settings = parse(
         experiment.name,
         experiment.description,
@@ -144,7 +147,7 @@ def read_settings(experiment: Experiment, argv: Sequence[str]) -> Settings:
 def load_problem(
     experiment: Experiment, settings: Settings
 ) -> tuple[VisionProblem, str]:
-    """Returns the problem, of whose data little is read yet, and their source."""
+    """Returns the problem and the source of its data, most of which is not read yet."""
     samples = loaded(experiment.load, settings)
     if settings.num_images:
         samples = {n: first(s, settings.num_images) for n, s in samples.items()}

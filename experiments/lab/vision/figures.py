@@ -1,4 +1,4 @@
-"""Figures of the vision experiments: learning rates, training, and what is seen."""
+"""Figures of the vision experiments: learning rates, training, and predictions."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,15 @@ from experiments.lab.vision.problem import VisionProblem
 from experiments.lab.vision.report import SINGLE, SUM, Outcome, in_families, in_order
 from experiments.lab.vision.training import NUM_DRAWN, run_name
 
-_MOST_TASKS = 8  # that have panels of their own
+_MOST_TASKS = 8  # tasks with panels of their own
 BANDS = "line: mean over seeds, band: minimum to maximum"
 
 
 def draw_learning_rates(outcome: Outcome, tasks: Sequence[str], path: Path) -> None:
     """Draws the lowest validation losses over training (Fig. 1 to 3 of Pascal et al.).
 
-    A panel for the mean and, of few tasks, for each; of groups one for IUS and for IO.
+    There is a panel for the mean and, if there are few tasks, for each task. With
+    groups, IUS and IO have a panel each.
     """
     names = in_families(outcome.table)
     shown = ("", *tasks) if len(tasks) <= _MOST_TASKS else ("",)
@@ -45,7 +46,7 @@ def draw_learning_rates(outcome: Outcome, tasks: Sequence[str], path: Path) -> N
 
 
 def draw(outcome: Outcome, problem: VisionProblem, out: Path) -> None:
-    """Draws learning rates, training, and what each method sees in test images."""
+    """Draws learning rates, training, and each method's predictions in test images."""
     chosen, titles, source = outcome.chosen, outcome.titles, outcome.source
     tasks = problem.tasks
     if select(outcome.table, method=SUM)["rate"].nunique() > 1:
@@ -82,7 +83,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as drawn:
             return dict(drawn)
-    except Exception as error:  # damaged bytes may raise anything
+    except Exception as error:  # damaged bytes may raise any error
         raise UsageError(
             f"{path} is damaged. Delete it, and the next --resume draws no predictions "
             "of this method."
@@ -105,7 +106,7 @@ def _lowest_losses(outcome: Outcome, names: Sequence[str], task: str) -> list[Cu
 def draw_predictions(
     path: Path, split: Split, drawn: Mapping[str, np.ndarray], title: str
 ) -> None:
-    """Draws the first images of a split, with labels and predictions beside them."""
+    """Draws the first images of a split, with labels and predictions next to them."""
     num = min(NUM_DRAWN, len(split))
     batch = split.batch(np.arange(num))
     images, columns = batch["image"], 1 + 2 * len(drawn)
@@ -127,7 +128,7 @@ def draw_predictions(
 
 
 def _as_label(labels: Mapping[str, np.ndarray], task: str) -> np.ndarray:
-    """The labels of a task, or of many tasks that one map shows."""
+    """Returns the labels of a task, or of many tasks that share one map."""
     if task in labels:
         return labels[task]
     whole = np.stack(list(labels.values()), axis=-1)
@@ -135,7 +136,7 @@ def _as_label(labels: Mapping[str, np.ndarray], task: str) -> np.ndarray:
 
 
 def _show(axis: Any, image: np.ndarray, label: np.ndarray) -> None:
-    """Shows classes, one quantity, two as their length, or three as a colour."""
+    """Shows classes, one quantity, the length of two, or three as a colour."""
     if image.ndim == 2:
         shown = np.ma.masked_less(image, 0)
         axis.imshow(shown, cmap="tab20", vmin=0, vmax=19, interpolation="nearest")

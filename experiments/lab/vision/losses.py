@@ -1,8 +1,8 @@
 """Losses of dense predictions, attributes and poses.
 
-Each is the mean over the places that have a label, `[]`, and 0 without any: a class has
-none where it is below 0, a quantity where it is not finite. A shape that does not fit
-is a ValueError.
+Each loss `[]` is the mean over the places with a label, and 0 if no place has one. A
+place has no label if its class is negative or its quantity is not finite. Shapes that
+do not fit raise a ValueError.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the cross entropy of labels 1 and 0, of logits `[..., 1]`."""
+    """Returns the cross entropy of labels 1 and 0 and logits `[..., 1]`."""
     logits = logits[..., 0]
     check_shapes(logits, labels)
     losses = optax.sigmoid_binary_cross_entropy(logits, (labels == 1) * 1.0)
@@ -43,7 +43,7 @@ def kind_of(loss: Any) -> str:
 
 
 def l1(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns the absolute error, mean over the channels, of `[..., channels]`."""
+    """Returns the absolute error of `[..., channels]`, a mean over the channels."""
     targets, known = _known(predictions, targets)
     return _mean(jnp.mean(jnp.abs(predictions - targets), axis=-1), known)
 
@@ -51,9 +51,10 @@ def l1(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 def cosine_loss(predictions: jax.Array, normals: jax.Array) -> jax.Array:
     """Returns one minus the cosine between predictions of any length and unit normals.
 
-    A prediction of zero has no direction: its cosine is 0, and so is its gradient. From
-    Liu, Johns and Davison, "End-to-end multi-task learning with attention", 2019,
-    section 4.1.2, https://arxiv.org/abs/1803.10704, whose code Pascal et al. use.
+    A prediction of zero has no direction, so its cosine and its gradient are 0. The
+    loss is from Liu, Johns and Davison, "End-to-end multi-task learning with
+    attention", 2019, section 4.1.2, https://arxiv.org/abs/1803.10704, whose code Pascal
+    et al. use.
     """
     normals, known = _known(predictions, normals)
     return _mean(1 - jnp.sum(unit(predictions) * normals, axis=-1), known)
@@ -62,8 +63,9 @@ def cosine_loss(predictions: jax.Array, normals: jax.Array) -> jax.Array:
 def translation_loss(predictions: jax.Array, translations: jax.Array) -> jax.Array:
     """Returns the distance between predicted and true places of a camera.
 
-    From Kendall, Grimes and Cipolla, "PoseNet", 2015, equation 2,
-    https://arxiv.org/abs/1505.07427 (Senushkin et al. follow it and state no loss).
+    The loss is from Kendall, Grimes and Cipolla, "PoseNet", 2015, equation 2,
+    https://arxiv.org/abs/1505.07427 (Senushkin et al. follow PoseNet and state no
+    loss).
     """
     translations, known = _known(predictions, translations)
     return _mean(norm(predictions - translations), known)
@@ -72,7 +74,7 @@ def translation_loss(predictions: jax.Array, translations: jax.Array) -> jax.Arr
 def rotation_loss(predictions: jax.Array, rotations: jax.Array) -> jax.Array:
     r"""Returns :math:`\min_{s = \pm 1} \| s q - x / \| x \| \|_2` of quaternions.
 
-    Differs from PoseNet in the minimum: q and -q are the same rotation.
+    Unlike PoseNet, the loss takes the minimum, because q and -q are the same rotation.
     """
     rotations, known = _known(predictions, rotations)
     units = unit(predictions)
@@ -81,7 +83,7 @@ def rotation_loss(predictions: jax.Array, rotations: jax.Array) -> jax.Array:
 
 
 def check_shapes(predictions: jax.Array, targets: jax.Array) -> None:
-    """Raises a ValueError if two shapes differ: they would be broadcast."""
+    """Raises a ValueError if two shapes differ, because JAX would broadcast them."""
     if predictions.shape != targets.shape:
         raise ValueError(
             "Predictions and labels must have the same shape, got "
@@ -90,7 +92,7 @@ def check_shapes(predictions: jax.Array, targets: jax.Array) -> None:
 
 
 def norm(vectors: jax.Array) -> jax.Array:
-    """Returns the lengths of vectors, whose gradient at zero is zero, not NaN."""
+    """Returns the lengths of vectors; the gradient at zero is zero, not NaN."""
     squares = jnp.sum(vectors**2, axis=-1)
     zero = squares == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
@@ -102,10 +104,10 @@ def unit(vectors: jax.Array) -> jax.Array:
 
 
 def _known(predictions: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the targets, with 0 for those that are not known, and which are."""
+    """Returns the targets, with 0 for unknown targets, and which targets are known."""
     check_shapes(predictions, targets)
     known = jnp.all(jnp.isfinite(targets), axis=-1)
-    # Not only in the loss: a NaN that is masked there would still reach the gradient.
+    # Masking only the loss is not enough: the NaN would still reach the gradient.
     return jnp.where(known[..., None], targets, 0), known
 
 

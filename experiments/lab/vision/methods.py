@@ -1,4 +1,4 @@
-"""How the tasks of a vision experiment move: aggregators, turns, roaming, search."""
+"""The methods of a vision experiment: aggregators, turns, roaming, line search."""
 
 import copy
 import functools
@@ -23,7 +23,7 @@ _SHARING_RATIO = 0.8
 
 
 class State(NamedTuple):
-    """All that changes while training; more: groups of tasks, or masks of roaming."""
+    """Everything that training changes; `more` is groups of tasks or roaming masks."""
 
     run: mtlopt.Run
     more: PyTree = ()
@@ -32,8 +32,8 @@ class State(NamedTuple):
 class Method:
     """All tasks move at once, by the optimizer that `make` returns for a learning rate.
 
-    One that `searches` finds its step size itself, and ignores the rate. There are as
-    many calls of the step on every batch as it `repeats`.
+    An optimizer that `searches` finds its step size itself, and ignores the rate. The
+    step is called `repeats` times on every batch.
     """
 
     repeats = 1
@@ -50,7 +50,7 @@ class Method:
 
     @functools.cached_property
     def program(self) -> Program:
-        """The step, compiled once for all runs; it donates the state."""
+        """The step, which is compiled once for all runs and donates the state."""
         return Program(self.step, donate_argnums=0)
 
     def start(self, seed: int) -> State:
@@ -60,9 +60,9 @@ class Method:
         return State(mtlopt.Run(params, opt_state, stats))
 
     def step(self, state: State, batch: PyTree, rate: Any, members: Any) -> Any:
-        """Returns state, losses, and who had labels, after a step of the members.
+        """Returns state, losses and which tasks had labels, after the members' step.
 
-        `members` is bool `[tasks]`; without a label, a loss is 0.
+        `members` is bool `[tasks]`; the loss of a task without labels is 0.
         """
         present = (jnp.sum(self.problem.labelled(batch), axis=1) > 0) & members
         run, output = self._move(self._optimizer(rate), state, batch, present)
@@ -82,7 +82,7 @@ class Method:
 
 
 class InTurns(Method):
-    """IUS, or IO, of tasks or of groups; every turn moves the encoder's statistics."""
+    """IUS or IO with tasks or groups; every turn updates the encoder's statistics."""
 
     def __init__(self, problem: VisionProblem, num_groups: int, individual: bool):
         self._num_groups = num_groups
@@ -112,18 +112,18 @@ class InTurns(Method):
 
 
 class Roaming(InTurns):
-    """Maximum Roaming, in turns with one state of the optimizer, as its paper has it.
+    """Maximum Roaming, in turns with one state of the optimizer, as in its paper.
 
-    A channel is masked by its BatchNorm: if scale and bias are zero, ReLU gives zero.
-    A shortcut would add what the mask took away: ResNets are refused. Statistics are
-    those of each task's own channels, and so one for each task.
+    A channel is masked in its BatchNorm: if scale and bias are zero, ReLU gives zero.
+    ResNets are refused, because a shortcut would bypass the mask. Each task has its own
+    statistics, computed with its own channels.
     """
 
     def __init__(self, problem: VisionProblem, num_steps: int, individual: bool):
         super().__init__(problem, len(problem.tasks), individual)
         self.title = "Maximum Roaming" + (" by IO" if individual else "")
         widths = norm_widths(problem.init(0)[0]["encoder"])
-        # The masks of the widest layer need so many steps to reach every channel.
+        # The masks of the widest layer need this many steps to reach every channel.
         least = math.floor((1 - _SHARING_RATIO) * max(widths.values())) + 1
         self._roaming = mtlopt.maximum_roaming(
             len(problem.tasks), widths, _SHARING_RATIO, max(num_steps, least)
@@ -150,7 +150,7 @@ class Roaming(InTurns):
     def _named_loss(
         self, place: int, params: PyTree, batch: Any, masks: Any, stats: Any
     ) -> Any:
-        """The same, and the statistics of all tasks."""
+        """The loss of a task, and the statistics of all tasks."""
         value, new = self._loss(params, place, batch, masks, _of_task(stats, place))
         put = jax.tree.map(lambda each, one: each.at[place].set(one), stats, new)
         return value, put
@@ -183,7 +183,7 @@ class Roaming(InTurns):
         return {task: all_heads(place)[task] for place, task in enumerate(tasks)}
 
     def _masked(self, params: PyTree, masks: PyTree, task: Any) -> PyTree:
-        """Parameters in which the encoder's channels of other tasks are zero."""
+        """Returns parameters with zeros in the encoder's channels of other tasks."""
         own = mtlopt.task_masks(masks, task)
 
         def one(keys: Any, leaf: jax.Array) -> jax.Array:
@@ -194,7 +194,7 @@ class Roaming(InTurns):
 
 
 def method_names(num_tasks: int, stacked: bool, roams: bool) -> tuple[str, ...]:
-    """Returns the names that `--methods` knows; see `Experiment` for the arguments."""
+    """Returns the names that `--methods` accepts; `Experiment` has the arguments."""
     names = list(methods_for(num_tasks))
     groups = [num for num in (2, 4, 8, 20) if num < num_tasks]
     names += [f"sum_{num}" for num in (*groups, num_tasks)]
@@ -214,7 +214,8 @@ def make_methods(
 ) -> dict[str, Method]:
     """Returns methods by name; single tasks are members of the summed loss.
 
-    The masks of roaming move for `roaming_steps`; `alpha` is that of GradNorm.
+    The masks of roaming move for `roaming_steps` steps; `alpha` is GradNorm's
+    parameter.
     """
     labels, num_tasks = problem.labels, len(problem.tasks)
     kinds = tuple(map(kind_of, problem.learnt.losses.values()))
@@ -248,14 +249,14 @@ def make_methods(
         return Method(problem, "FBLS", lambda _: search, searches=True)
 
     methods = {SUM: aggregated(SUM)}
-    assert methods[SUM].program  # made now, so that all copies have the same
+    assert methods[SUM].program  # computed now, so that all copies share the value
     for name in names:
         methods[name] = methods[SUM] if name == SINGLE else by_name(name)
     return {name: methods[name] for name in names}
 
 
 def norm_widths(tree: PyTree) -> dict[str, int]:
-    """Returns the channels of each BatchNorm below, by its path."""
+    """Returns the number of channels of each BatchNorm in a module, by its path."""
     leaves = jax.tree.leaves_with_path(tree)
     return {
         _path(keys[:-1]): len(leaf) for keys, leaf in leaves if keys[-1].key == "scale"

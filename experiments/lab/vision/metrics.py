@@ -1,9 +1,9 @@
 """Metrics of dense predictions, attributes and poses, batch by batch.
 
-A `count_*` function turns a batch into sums, which `total` adds over the batches, and a
-`*_scores` function turns them into scores by name: a score does not depend on how the
-samples are batched. A place without a label counts nowhere, see `losses`; nothing to
-count makes 0. A shape that does not fit is a ValueError.
+A `count_*` function turns a batch into sums, `total` adds the sums over the batches,
+and a `*_scores` function turns the totals into scores by name. So a score does not
+depend on how the samples are batched. A place without a label (see `losses`) does not
+count, and a score is 0 if no place counts. Shapes that do not fit raise a ValueError.
 """
 
 import functools
@@ -41,7 +41,7 @@ def classes_of(logits: jax.Array) -> jax.Array:
 def count_classes(
     predictions: jax.Array, labels: jax.Array, num_classes: int
 ) -> jax.Array:
-    """Returns how often class i was predicted as class j, `[classes, classes]`."""
+    """Counts how often class i was predicted as class j, `[classes, classes]`."""
     check_shapes(predictions, labels)
     counts = jnp.zeros([num_classes, num_classes], jnp.int32)
     # A row past the end is dropped.
@@ -56,8 +56,8 @@ def segmentation_scores(confusion: jax.Array) -> Numbers:
         \frac{n_{cc}}{\sum_j n_{cj} + \sum_i n_{ic} - n_{cc}}, \qquad
         \mathrm{acc} = \frac{\sum_c n_{cc}}{\sum_{ij} n_{ij}}
 
-    K are the classes that occur among labels or predictions. Differs from the code of
-    Pascal et al., which averages over images.
+    K are the classes that occur among labels or predictions. This differs from the code
+    of Pascal et al., which averages over images.
     """
     confusion = confusion.astype(jnp.result_type(float))
     right = jnp.diagonal(confusion)
@@ -106,9 +106,10 @@ def count_angles(predictions: jax.Array, normals: jax.Array) -> Numbers:
 
 
 def angle_scores(sums: Numbers) -> Numbers:
-    """Returns mean and median in degrees, this exact to half a hundredth."""
+    """Returns mean and median in degrees; the median is exact to half a hundredth."""
     count = sums["count"].astype(sums["angle"].dtype)
-    # The bins of the two normals in the middle, which are one if their number is odd.
+    # The bins of the two middle normals, which are the same normal if their number is
+    # odd.
     up_to = jnp.cumsum(sums["histogram"])
     ranks = ((sums["count"] + 1) // 2, sums["count"] // 2 + 1)
     low, high = (jnp.argmax(up_to >= rank) for rank in ranks)
@@ -121,7 +122,7 @@ def angle_scores(sums: Numbers) -> Numbers:
 
 
 def count_attributes(predictions: jax.Array, labels: jax.Array) -> Numbers:
-    """Returns numbers of samples by attribute, of 1 and 0 `[batch, attributes]`."""
+    """Counts samples by attribute, from values 1 and 0 `[batch, attributes]`."""
     check_shapes(predictions, labels)
     known, positive, predicted = labels >= 0, labels == 1, predictions == 1
     chosen = {
@@ -141,8 +142,9 @@ def attribute_scores(sums: Numbers) -> Numbers:
         F_1 = \frac{1}{T} \sum_t \frac{2 t_t}{p_t + q_t}
 
     Of :math:`n_t` samples, :math:`w_t` are predicted wrongly, :math:`p_t` have
-    attribute t, :math:`q_t` are predicted to, and :math:`t_t` both. Pascal et al. do
-    not say how F1 is averaged; their code does.
+    attribute t, :math:`q_t` are predicted to have it, and :math:`t_t` have it and are
+    predicted to have it. Pascal et al. do not say how F1 is averaged; the average here
+    follows their code.
     """
     parts = {name: part.astype(jnp.result_type(float)) for name, part in sums.items()}
     either = parts["positive"] + parts["predicted"]
@@ -152,7 +154,7 @@ def attribute_scores(sums: Numbers) -> Numbers:
 
 
 def distances(predictions: jax.Array, places: jax.Array) -> jax.Array:
-    """Returns how far each camera is from its place; NaN if this is not known."""
+    """Returns each camera's distance from its true place; NaN if it is unknown."""
     check_shapes(predictions, places)
     return norm(predictions - places)
 
@@ -160,10 +162,11 @@ def distances(predictions: jax.Array, places: jax.Array) -> jax.Array:
 def rotation_angles(predictions: jax.Array, rotations: jax.Array) -> jax.Array:
     r"""Returns :math:`2 \arccos | \langle \hat q, q \rangle |` of quaternions.
 
-    In degrees up to 180, whatever their lengths; NaN if a rotation is not known.
+    The angle is in degrees, up to 180, for quaternions of any length; it is NaN if a
+    rotation is unknown.
     """
     check_shapes(predictions, rotations)
-    # On the sphere of quaternions, half of the way; -q is as good as q.
+    # The angle between quaternions is half of the rotation's angle; -q is as good as q.
     half = angle(predictions, rotations)
     return 2 * jnp.minimum(half, 180 - half)
 
@@ -174,7 +177,7 @@ def angle(first: jax.Array, second: jax.Array) -> jax.Array:
     .. math:: 2 \arctan \frac{\| u - v \|}{\| u + v \|}
 
     for unit vectors u and v. In single precision, the arc cosine of their inner product
-    cannot tell angles below a fiftieth of a degree; this can.
+    cannot resolve angles below a fiftieth of a degree; this formula can.
     """
     first, second = unit(first), unit(second)
     return jnp.degrees(2 * jnp.arctan2(norm(first - second), norm(first + second)))

@@ -1,4 +1,4 @@
-"""Pretrained encoders, random crops, and falling rates, for the papers' settings."""
+"""Pretrained encoders, random crops, and falling learning rates, as in the papers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from experiments.lab.settings import loaded
 from experiments.lab.vision.experiment import Experiment, Settings, read_settings, run
 from mtlopt.models import load_resnet
 
-# Of ImageNet's pixels, in torchvision.
+# Mean and standard deviation of ImageNet's pixels, from torchvision.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -28,10 +28,10 @@ class PretrainedSettings(Settings):
 
 
 class Prepared(nnx.Module):
-    """An encoder that sees images standardised, cropped to a square, or both.
+    """An encoder that standardises its images, crops them to a square, or both.
 
-    A crop is at random in training, where a count makes it another at every step, and
-    in the middle in evaluation.
+    In training the crop is random, and a counter changes it at every step. In
+    evaluation the crop is in the middle.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Prepared(nnx.Module):
 def prepare(
     network: Any, settings: PretrainedSettings, key: jax.Array, crop: int | None = None
 ) -> Any:
-    """Loads the file that the settings name, if any, and crops images."""
+    """Loads the pretrained file of the settings, if any, and adds the cropping."""
     if settings.pretrained is not None:
         loaded(load_resnet, settings.pretrained, network)
     if settings.pretrained is not None or crop is not None:
@@ -84,7 +84,7 @@ def prepare(
 
 
 def run_photographs(experiment: Experiment, argv: Sequence[str]) -> None:
-    """Runs an experiment; on rendered images its first line says what that shows."""
+    """Runs an experiment; with rendered images, the report's first line says so."""
     if read_settings(experiment, argv).data_dir is None:
         print(
             "Rendered images instead of photographs: this run shows that the pipeline "

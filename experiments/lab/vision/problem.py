@@ -19,24 +19,24 @@ ByTask = Mapping[str, Any]
 
 
 class Tasks(NamedTuple):
-    """All that is learnt.
+    """The losses and metrics of all tasks.
 
-    A loss, of outputs and labels, is a mean over what has a label. `count`, of outputs
-    and labels of a batch, returns what the metrics are made of, and `scores`, of that
-    of all batches, the metrics by name.
+    A loss is a function of outputs and labels, and a mean over the places with labels.
+    `count` turns outputs and labels of a batch into counts, and `scores` turns the
+    total counts of all batches into metrics by name.
     """
 
     losses: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]
     count: Callable[[ByTask, ByTask], PyTree]
     scores: Callable[[Sequence[PyTree]], Mapping[str, Any]]
-    metrics: tuple[metrics.Metric, ...]  # those of the tables
-    # By task, or under a title for all, from the outputs to an image: of classes
-    # `[batch, height, width]` or quantities `[..., channels]`.
+    metrics: tuple[metrics.Metric, ...]  # the metrics of the tables
+    # Functions by task, or under one title for all tasks, from the outputs to an image
+    # of classes `[batch, height, width]` or of quantities `[..., channels]`.
     draw: Mapping[str, Callable[[ByTask], jax.Array]] = {}
 
 
 class Task(NamedTuple):
-    """A task with metrics of its own: `scores` of the joined `count` of all batches."""
+    """A task with its own metrics: `scores` of the total `count` over all batches."""
 
     loss: Callable[[jax.Array, jax.Array], jax.Array]
     count: Callable[[jax.Array, jax.Array], PyTree]
@@ -46,7 +46,7 @@ class Task(NamedTuple):
 
 
 def segmentation(num_classes: int) -> Task:
-    """Returns the task of classes of pixels."""
+    """Returns the task that predicts the classes of pixels."""
 
     def count(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return metrics.count_classes(metrics.classes_of(logits), labels, num_classes)
@@ -56,7 +56,7 @@ def segmentation(num_classes: int) -> Task:
 
 
 def separate(tasks: Mapping[str, Task], shown: tuple[metrics.Metric, ...]) -> Tasks:
-    """Returns tasks that have nothing in common, and the metrics of the tables."""
+    """Returns tasks with separate metrics, and the metrics of the tables."""
 
     def count(outputs: ByTask, labels: ByTask) -> PyTree:
         return {t: own.count(outputs[t], labels[t]) for t, own in tasks.items()}
@@ -83,18 +83,18 @@ def separate(tasks: Mapping[str, Task], shown: tuple[metrics.Metric, ...]) -> Ta
 class VisionProblem(Problem):
     """Network, tasks and data. A batch is `{"image": uint8, "labels": by task}`.
 
-    `loss(place, params, state, batch)` is that of one task, from its place, by itself,
-    and the new state; of stacked heads, the parameters are of that one.
-    `predict(params, state, image)` is jitted.
+    `loss(place, params, state, batch)` returns the loss of the task with index `place`,
+    computed alone, and the new state. With stacked heads, the parameters hold only the
+    head of this task. `predict(params, state, image)` is jitted.
     """
 
     learnt: Tasks
     loss: Callable[..., tuple[jax.Array, PyTree]]
     predict: Callable[[PyTree, PyTree, jax.Array], ByTask]
-    stacked: bool  # whether the heads are
+    stacked: bool  # whether the heads are stacked
 
     def labelled(self, batch: PyTree) -> jax.Array:
-        """Returns which samples have a label of each task, bool `[tasks, batch]`."""
+        """Returns which samples have a label for each task, bool `[tasks, batch]`."""
         known = []
         for label in (batch["labels"][task] for task in self.tasks):
             floating = jnp.issubdtype(label.dtype, jnp.floating)
@@ -153,7 +153,7 @@ def vision_problem(
             value = head_losses[names[place]](model, z, batch)
         return value, nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
 
-    @jax.jit  # once for all methods
+    @jax.jit  # compiled once for all methods
     def predict(params: PyTree, state: PyTree, image: jax.Array) -> ByTask:
         model = problem.network(params, state)
         z = encode(model, {"image": image})

@@ -1,4 +1,4 @@
-"""The report of an experiment whose methods have a rate each, from its records."""
+"""The report of a vision experiment, made from its records; each method has a rate."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from experiments.lab.tables import Frame, count, markdown_table, number, select
 from experiments.lab.verdicts import Verdict, verdict_table
 
 SUM, SINGLE = "sum_tasks", "single"
-NO_RATE = 0.0  # of methods that search their step size
+NO_RATE = 0.0  # name for methods that search their step size
 _VERDICTS = """
 ## Claims
 
@@ -32,7 +32,7 @@ _FAMILIES = ("sum", "ius", "io")
 
 
 class Metric(NamedTuple):
-    """A number of the tables, by its name in `scores`; without a task, of all tasks."""
+    """A number in the tables, by its name in `scores`; no task means all tasks."""
 
     name: str
     title: str
@@ -49,11 +49,11 @@ class Paper(NamedTuple):
     scores: Mapping[str, Mapping[str, str]]  # by metric too, as printed
     distances: Mapping[str, Sequence[float]] = {}  # covered, shortest, ratio
     note: str = ""  # a sentence on the scores
-    comparable: bool = True  # whether its scores stand beside ours, or by themselves
+    comparable: bool = True  # whether its scores are in our table
 
 
 class Distances(NamedTuple):
-    """How far the summed loss, IUS and IO went, all at one rate and epoch."""
+    """The distances that the summed loss, IUS and IO cover, at one rate and epoch."""
 
     rate: float
     epoch: int
@@ -62,7 +62,7 @@ class Distances(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """A run that has ended."""
+    """A finished run."""
 
     table: Frame  # of all records
     titles: Mapping[str, str]  # of the methods
@@ -80,7 +80,7 @@ class Outcome:
 
     @functools.cached_property
     def means(self) -> Frame:
-        """Those of the scores: a row for each metric, a column for each method."""
+        """The scores, with a row for each metric and a column for each method."""
         return pd.DataFrame(self.scores).map(statistics.fmean)
 
     @functools.cached_property
@@ -88,7 +88,7 @@ class Outcome:
         return measure_distances(self.table)
 
     def gain(self, metric: Metric, new: str, old: str) -> Difference:
-        """How much better a method is than another, of the same seeds."""
+        """How much better a method is than another method, with the same seeds."""
         scores = (np.array(self.scores[name][metric.name]) for name in (new, old))
         sign = 1 if metric.higher_is_better else -1
         return paired(*(sign * metric.factor * own for own in scores))
@@ -103,9 +103,9 @@ class Outcome:
 
 
 def choose(table: Frame) -> Frame:
-    """Returns the rows at the rate of the lowest validation loss, mean over seeds.
+    """Returns the rows at the rate with the lowest validation loss, a mean over seeds.
 
-    Every method has its own rate, and so has every single task.
+    Every method and every single task has its own rate.
     """
     losses = select(table, name="best_loss")
     own = losses.groupby(["method", "only", "rate"], sort=False)["value"]
@@ -120,12 +120,12 @@ def in_order(table: Frame) -> list[str]:
 
 
 def in_families(table: Frame) -> list[str]:
-    """Returns the names of the summed loss, IUS and IO, in groups or not."""
+    """Returns the names of the summed loss, IUS and IO, with and without groups."""
     return [name for name in in_order(table) if name.split("_")[0] in _FAMILIES]
 
 
 def measure_distances(table: Frame) -> Distances:
-    """Returns distances where the validation loss is lowest, mean over the methods."""
+    """Returns distances at the lowest validation loss, a mean over the methods."""
     own = table[table["method"].isin(in_families(table))]
     rate = select(own, name="best_loss").groupby("rate")["value"].mean().idxmin()
     losses = select(own, name="validation_loss", rate=rate).fillna(np.inf)
@@ -141,9 +141,9 @@ def measure_distances(table: Frame) -> Distances:
 def scores_by_method(
     chosen: Frame, metrics: Sequence[Metric]
 ) -> dict[str, dict[str, list[float]]]:
-    """Returns the test metrics; of single tasks those of the one that was trained.
+    """Returns the test metrics; a single task has only the metrics of its own task.
 
-    Single tasks have none of all tasks together.
+    Single tasks have no metrics of all tasks together.
     """
     values = chosen.groupby(["method", "only", "name"])["value"].agg(list)
     whole = any(not metric.task for metric in metrics)
@@ -167,7 +167,7 @@ def make_report(
     settings: Any,
     verdicts: Sequence[Verdict],
 ) -> str:
-    """Returns the tables as Markdown; that of the costs is given."""
+    """Returns the tables as Markdown; the caller gives the table of costs."""
     note = outcome.paper.note if outcome.paper.comparable else ""
     note = note and f"\n{note}"
     claims = _VERDICTS + verdict_table(verdicts) if verdicts else ""
@@ -182,9 +182,9 @@ standard deviation).
 
 ## Test ({outcome.paper.table})
 
-Scores are those at the learning rate and the epoch of the lowest validation loss, which
-is a mean over the tasks. Ranks are means over the metrics; methods share a rank if the
-seeds do not tell them apart. Δm is the gain over single tasks.{note}
+Scores are measured at the learning rate and the epoch of the lowest validation loss,
+which is a mean over the tasks. Ranks are means over the metrics; methods share a rank
+if the seeds show no clear difference. Δm is the relative gain over single tasks.{note}
 
 {summary_table(outcome)}
 
@@ -194,8 +194,8 @@ seeds do not tell them apart. Δm is the gain over single tasks.{note}
 
 ## Choices of validation
 
-A rate at the edge of the grid may not be the best. Temporary memory is that of the
-compiled program without its arguments and results.
+A rate at the edge of the grid may not be the best. Temporary memory is the memory of
+the compiled program without its arguments and results.
 
 {choices_table(outcome)}
 
@@ -211,7 +211,7 @@ compiled program without its arguments and results.
 
 
 def summary_table(outcome: Outcome) -> str:
-    """Returns the test metrics, the paper's beside them, ranks and gains."""
+    """Returns the test metrics, with the paper's metrics, ranks and gains."""
     metrics, theirs = outcome.metrics, outcome.paper.scores
     in_paper = _in_paper(outcome) if outcome.paper.comparable else []
     ranked = [name for name in outcome.scores if name != SINGLE]
@@ -233,7 +233,7 @@ def summary_table(outcome: Outcome) -> str:
 
 
 def paper_section(outcome: Outcome) -> str:
-    """Returns the paper's scores, if they are of other measures than ours."""
+    """Returns the paper's scores, if they use other measures than ours."""
     if outcome.paper.comparable:
         return ""
     metrics, scores = _in_paper(outcome), outcome.paper.scores
@@ -253,7 +253,7 @@ def _in_paper(outcome: Outcome) -> list[Metric]:
 
 
 def gains_over_single(means: Frame, metrics: Sequence[Metric]) -> dict[str, float]:
-    """Returns relative gains over single tasks, if there are; a task counts as one."""
+    """Returns relative gains over single tasks, if any; all tasks weigh the same."""
     if SINGLE not in means:
         return {}
     if not np.all(np.isfinite(means[SINGLE]) & (means[SINGLE] != 0)):
@@ -291,7 +291,7 @@ def rates_table(outcome: Outcome) -> str:
 
 
 def choices_table(outcome: Outcome) -> str:
-    """Returns what validation chose, and what the compiled step needs."""
+    """Returns the choices of validation, and the memory of the compiled step."""
     header = ["method", "learning rate", "best epochs"]
     header += ["temporary memory [MiB]", "compilation [s]"]
     rows = []

@@ -1,7 +1,7 @@
 """The trainings of a vision experiment, one run at a time, by a host loop.
 
-Plain convolutions on a CPU are many times slower inside a `lax.scan`, and the samples
-are read from disk when they are asked for.
+A host loop is used because plain convolutions on a CPU are many times slower inside a
+`lax.scan`, and because samples are read from disk when they are needed.
 """
 
 import functools
@@ -34,7 +34,7 @@ _COST_ROUNDS = 5
 
 
 class State(NamedTuple):
-    """A run now, and after the epoch (from 1) of the lowest mean validation loss."""
+    """The current run, and the run at the epoch of the lowest mean validation loss."""
 
     now: ways.State
     best: ways.State
@@ -53,8 +53,8 @@ def make_trainings(
 ) -> list[Training]:
     """Returns the trainings of every method with every learning rate and every seed.
 
-    Predictions of seed 0 are files of the folder `drawn`. `decay(epoch)` is a factor of
-    the learning rate.
+    Predictions of seed 0 are written to the folder `drawn`. `decay(epoch)` is a factor
+    of the learning rate.
     """
     evaluate = make_evaluate(problem, batch_size)
     return [
@@ -113,7 +113,7 @@ def _training(
         score = statistics.fmean(validation[mine].tolist())
         score = math.inf if math.isnan(score) else score
         state = state._replace(now=now)
-        if score <= state.loss:  # of equal epochs the last
+        if score <= state.loss:  # the last of equal epochs
             best = jax.device_put(now, may_alias=False)
             state = State(now, best, np.array(score), np.array(number + 1))
         distance = now.run.opt_state[-1]
@@ -130,7 +130,8 @@ def _training(
         """Reads the test split, once, at the epoch that validation chose."""
         _, metrics = evaluate(method, state.best, splits["test"])
         if run["seed"] == 0 and problem.learnt.draw:
-            # Of the size of all other batches: nothing is compiled for it.
+            # The batch has the size of all other batches, so that nothing is compiled
+            # for it.
             images = splits["test"].padded(0, size)["image"]
             outputs = method.predict(state.best, images)
             draw = problem.learnt.draw
@@ -150,7 +151,7 @@ def _training(
 
 
 def _save(path: Path, drawn: Mapping[str, jax.Array]) -> None:
-    """Writes what the network sees in a few test images, at once."""
+    """Writes the network's predictions for a few test images, in one step."""
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f"{path.stem}.partial.npz")
     kept = {title: np.asarray(image[:NUM_DRAWN]) for title, image in drawn.items()}
@@ -161,7 +162,8 @@ def _save(path: Path, drawn: Mapping[str, jax.Array]) -> None:
 def make_evaluate(problem: VisionProblem, batch_size: int) -> Evaluate:
     """Returns `evaluate(method, state, split)`, compiled once for all methods.
 
-    It returns the losses, a mean over the labelled samples, and the metrics.
+    The function returns the losses, which are means over the labelled samples, and the
+    metrics.
     """
     tasks = problem.learnt
 
@@ -189,7 +191,7 @@ def make_evaluate(problem: VisionProblem, batch_size: int) -> Evaluate:
 def measure_costs(
     problem: VisionProblem, methods: Mapping[str, Method], batch_size: int
 ) -> dict[str, dict[str, float]]:
-    """Measures a step in turns; returns `"seconds"` and XLA's `"operations"`."""
+    """Measures the methods' steps in turns: `"seconds"` and XLA's `"operations"`."""
     methods = {name: method for name, method in methods.items() if name != SINGLE}
     batch = problem.splits["train"].batch(np.arange(batch_size))
     rate, members = jnp.float32(1e-3), jnp.ones(len(problem.tasks), bool)

@@ -151,7 +151,7 @@ WRONG = {
     ),
     "not 28 x 28": (
         {"t10k-images-idx3-ubyte": np.zeros([20, 32, 30])},
-        "holds 20 images of 32 x 30 pixels; expected some of 28 x 28",
+        "holds 20 images of 32 x 30 pixels; expected images of 28 x 28",
     ),
     "letters": (
         {"t10k-labels-idx1-ubyte": np.arange(20)},
@@ -162,7 +162,7 @@ WRONG = {
             "train-images-idx3-ubyte": np.zeros([0, 28, 28]),
             "train-labels-idx1-ubyte": np.zeros([0]),
         },
-        "train-images-idx3-ubyte holds 0 images of 28 x 28 pixels; expected some",
+        "train-images-idx3-ubyte holds 0 images of 28 x 28 pixels; expected images",
     ),
     "swapped": (
         {"train-labels-idx1-ubyte": np.zeros([60, 28, 28])},

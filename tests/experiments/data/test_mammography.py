@@ -218,7 +218,7 @@ def test_cut_hdf5_is_refused(tree):
             np.zeros([NUM, 224, 224], np.float32),
             r"holds images float32 \(12, 224, 224\)",
         ),
-        (None, "holds no array 'images'; expected one in the file itself"),
+        (None, "holds no array 'images'; expected the array in the file itself"),
     ],
 )
 def test_other_images_are_refused(tree, images, found):

@@ -303,7 +303,7 @@ DAMAGE = {
         set_first(39),
         "labels from .* to 39.0; expected .* -1 to 12",
     ),
-    "half class": (LABEL, set_first(0.5), "expected whole ones from -1 to 12"),
+    "half class": (LABEL, set_first(0.5), "expected whole numbers from -1 to 12"),
     "depth of two axes": (DEPTH, saved(lambda x: x[..., 0]), r"\(6, 8\); expected"),
     "depth below 0": (DEPTH, set_first(-1), "values from -1 to .*; expected 0 to inf"),
     "endless depth": (DEPTH, set_first(np.inf), "to inf; expected 0 to inf"),

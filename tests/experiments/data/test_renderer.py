@@ -306,5 +306,5 @@ def test_bad_input_is_refused_in_one_line():
     with pytest.raises(ValueError, match="`quaternion` must have norm 1, got norm 2"):
         render(scene, camera._replace(quaternion=2 * camera.quaternion), (4, 4))
     outside = look_at(np.array([0, 9, 0]), np.array([0, 10, 0]))
-    with pytest.raises(ValueError, match="`scene` must be closed round the camera"):
+    with pytest.raises(ValueError, match="`scene` must enclose the camera"):
         render(scene, outside, (4, 4))
