@@ -120,7 +120,7 @@ def test_seeds(float64):
     ("aggregator", "tasks", "error", "message"),
     [
         (mtlopt.mgda, ["a"], TypeError, "`aggregator` must be a gradient transf"),
-        (mtlopt.mgda(3), "a", TypeError, r"Write \['a'\] for one"),
+        (mtlopt.mgda(3), "a", TypeError, r"For one task, write \['a'\]"),
         (mtlopt.mgda(3), [], ValueError, "at least one task"),
         (mtlopt.mgda(3), ["x"], ValueError, "`tasks` must be one of 'a', 'b', 'c'"),
         (mtlopt.mgda(3), [3], ValueError, "between 0 and 2, got 3"),

@@ -276,7 +276,7 @@ def test_an_aggregator_comes_first():
             STACKED,
             ["heads"],  # names no task: `active` is that of the oracle's labels
             {"stacked": [True, False, True]},
-            r"labels of \('heads', 'shared'\), got 'stacked'\. Give .* of the oracle",
+            r"labels of \('heads', 'shared'\), got 'stacked'\. Pass .* of the oracle",
         ),
         (PARAMS, LABELS, {"b": [True, True]}, r"`active\['b'\]` must have shape \(\)"),
         (
