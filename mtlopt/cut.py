@@ -180,10 +180,10 @@ class Cut:
 
         Args:
           tasks: indices of the tasks whose heads run.
-          given_latent: per leaf of the parameters, whether it belongs to the encoder.
-            Pass it if the latent is given, so that the encoder does not run. Results
-            that depend on these leaves without passing through the latent are then left
-            out, and so are results that are computed before the last mark.
+          given_latent: one bool per leaf of the parameters: True for leaves of the
+            encoder. Pass it if the latent is given, so that the encoder does not run.
+            Results that depend on these leaves without passing through the latent are
+            then left out, and so are results that are computed before the last mark.
         """
         given = [*self._values, *self._marked]
         pieces: dict[Any, list[Any]] = {}

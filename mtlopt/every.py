@@ -67,10 +67,10 @@ def every(
 
     Raises:
       TypeError: if `inner` is not a transform, or if `num_steps` is a transform.
-      ValueError: if `num_steps` is not a positive int, or `inner` keeps no
-        `task_weights`; at the update, if `inner` is a chain with an aggregator, or an
-        aggregator such as `graddrop` or `moco`, which does not compute weights from a
-        single batch.
+      ValueError: if `num_steps` is not a positive int, or if `inner` keeps no
+        `task_weights`. The update raises it if `inner` is a chain with an aggregator,
+        or if it does not compute its weights from a single batch, as `graddrop` and
+        `moco`.
 
     Examples:
       >>> import jax, jax.numpy as jnp

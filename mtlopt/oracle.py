@@ -217,7 +217,7 @@ class Oracle:
         return Grad(grads.losses, update, grads.aux, grads.state)
 
     def heads(self, params: PyTree, z: PyTree, *args: Any) -> Grad:
-        """Returns losses and the heads' gradients on a given latent.
+        """Evaluates the heads at a given latent; returns their losses and gradients.
 
         Args:
           params: parameters; shared leaves are not read.

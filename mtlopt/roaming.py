@@ -64,8 +64,8 @@ def maximum_roaming(
     swaps every task has visited every unit, and the masks no longer change.
 
     A task uses `|A_t| = ceil(p S)` units throughout, for the sharing ratio `p`. The
-    first units are drawn at random. The first units of all `T` tasks cover the layer if
-    `p T >= 1`, and no two tasks begin with a common unit if `T |A_t| <= S`. So
+    units at the start are drawn at random. The first units of all `T` tasks cover the
+    layer if `p T >= 1`, and no two tasks begin with a common unit if `T |A_t| <= S`. So
     `p = 1 / T` gives a partition if `T` divides the width, and `p = 1` gives the
     ordinary network.
 
@@ -81,7 +81,7 @@ def maximum_roaming(
       sharing_ratio: `p`, above 0 and at most 1.
       num_steps: the number of training steps, at least `S - |A_t| + 1`. Within these
         steps, every task trains every unit for at least `Delta` steps.
-      interval: `Delta`, the same in all layers. By default each layer has its own
+      interval: one `Delta` for all layers. By default each layer has its own
         `Delta`, the longest that `num_steps` allows: `num_steps // (S - |A_t| + 1)`.
 
     Returns:

@@ -247,7 +247,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return by_task(self.tasks, values, axis)
 
     def scale_by(self, factors: jax.Array) -> Self:
-        """Returns the gradients with each loss multiplied by its factor, `[tasks]`.
+        """Returns the gradients of the losses, each multiplied by its factor.
 
         Raises:
           ValueError: inside `leave_out`, because a weighting there would miss the

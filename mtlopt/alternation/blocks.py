@@ -96,9 +96,9 @@ def alternate_blocks(
     step, leave the learning rate out of both optimizers, and chain
     `optax.scale_by_learning_rate(schedule)` after this transform.
 
-    The transform takes the gradient of the summed loss, or the result of any
-    aggregator, with the structure of the parameters. It reads only the active block of
-    the gradient, and `block_step` computes only this block.
+    The input of the transform is the gradient of the summed loss or the output of an
+    aggregator. Both have the structure of the parameters. It reads only the active
+    block of the gradient, and `block_step` computes only this block.
 
     `update` takes three keywords, which `block_step` passes. `block` names the block
     that moves, as a Python string. If you pass `block`, the optimizer of the other

@@ -1,4 +1,4 @@
-"""One gradient step per task, or per group of tasks, on a batch (IUS and IO)."""
+"""Steps for one task, or one group of tasks, after another, all on the same batch."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -17,8 +17,8 @@ class ConeProjection(NamedTuple):
       weights: `v`, `[problems, tasks]`, at least `lower`, zero for absent tasks.
       residual: The largest violation of the optimality conditions, `[problems]`:
         `-<g_i, d>`, or `|<g_i, d>|` if `v_i` is above its bound. The violation is
-        divided by `|g_i|` and by the length `sum_j (|u_j| + v_j - u_j) |g_j|` of the
-        terms of `d`.
+        divided by `|g_i|` and by the sum of the lengths of the terms of `d`, `sum_j
+        (|u_j| + v_j - u_j) |g_j|`.
     """
 
     weights: jax.Array

@@ -91,10 +91,10 @@ def max_min_direction(
     If the largest possible `mu` is zero and is reached before the edge of the ball,
     many directions are equally good, and the result is the one nearest to `g_0`. So a
     zero row only requires that no other inner product is negative, and the answer is
-    `g_0` if no inner product with `g_0` is negative. If the mean is zero up to rounding
-    of `G`, it has no direction, and the answer is `g_0` itself. A single row gives
-    `(1 + c) g`, and so do equal rows. Rows that are dependent up to 4 eps count as
-    dependent. NaN in the input gives NaN, without iterations.
+    `g_0` if no inner product with `g_0` is negative. If the mean gradient `g_0` is zero
+    up to rounding of `G`, it has no direction, and the result is `g_0`. A single row
+    gives `(1 + c) g`, and so do equal rows. Rows that are dependent up to 4 eps count
+    as dependent. NaN in the input gives NaN, without iterations.
 
     Two tasks have a closed form. The weights are differentiable if the set of tight
     constraints does not change; the residual is not differentiable.

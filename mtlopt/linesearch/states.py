@@ -57,7 +57,7 @@ class SafeLineSearchState(NamedTuple):
       count: as in `LineSearchState`.
       step_size: step size of the last step; 0 if no check was passed.
       trials: number of step sizes tried on the latent, int32.
-      trial_decrease: as in `FastLineSearchState`, along the direction of the step.
+      trial_decrease: as in `FastLineSearchState`, but along the direction of the step.
       hit_floor: whether no check was passed; if so, the update is zero.
       direction_state: state of the direction finder.
       decrease: the smallest measured decrease of any present task's loss; 0 if no check

@@ -205,8 +205,8 @@ class ResNet(SharedEncoder):
 
     Args:
         stages: Number of blocks in each stage.
-        heads: For each task, the sizes of its layers on the latent; the last size is
-            its number of outputs. `(10,)` is a linear head.
+        heads: For each task, the output sizes of the layers of its head; the last size
+          is the number of outputs of the task. `(10,)` is a linear head.
         bottleneck: Whether blocks are bottlenecks.
         width: Channels of the stem and of the first stage.
         in_channels: Channels of the images.

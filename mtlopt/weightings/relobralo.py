@@ -17,7 +17,8 @@ class WeightByRelobraloState(NamedTuple):
     """State of `weight_by_relobralo`.
 
     Attributes:
-      task_weights: `[tasks]`, weights of the last update, the moving average.
+      task_weights: `[tasks]`, the moving average of the weights, used in the last
+        update.
       initial: `[tasks]`, each task's first loss.
       last: `[tasks]`, each task's last loss.
       count: `[tasks]` int32, how many losses each task has had.
