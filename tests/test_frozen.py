@@ -132,6 +132,7 @@ def without_frozen(tree):
     return jax.tree.map(drop, tree, is_leaf=is_update)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

@@ -266,6 +266,7 @@ def one_task_left_out():
     return found, jax.jit(jax.vmap(know), compiler_options=QUICK)(present)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("chain", CHAINS)
 def test_one_task_is_left_out(chain, space):

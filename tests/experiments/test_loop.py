@@ -84,6 +84,7 @@ def test_the_long_table(tmp_path: Path):
     pd.testing.assert_frame_equal(written, table, check_dtype=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("die_at", range(4))
 def test_killed_run_resumes_to_the_bit(tmp_path: Path, die_at: int):
     whole = run(tmp_path / "whole")
@@ -103,6 +104,7 @@ def flip(path: Path, bit: int) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_flipped_bits_give_a_line_or_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

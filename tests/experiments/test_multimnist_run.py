@@ -187,6 +187,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_results_say_where_they_come_from(out: Path):
     results = json.loads((out / "results.json").read_text())
     assert results["data"]["stand_in"]
@@ -200,6 +201,7 @@ def test_results_say_where_they_come_from(out: Path):
     assert all(number > 1e6 for number in results["costs"]["operations"].values())
 
 
+@pytest.mark.slow
 def test_report_holds_every_method_and_the_paper(out: Path):
     report = (out / "report.md").read_text()
     for method in NAMES:
@@ -208,6 +210,7 @@ def test_report_holds_every_method_and_the_paper(out: Path):
     assert "a stand-in for full MNIST" in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["learning_curves", "dominance", "accuracy", "jacobian"]
 )
@@ -215,6 +218,7 @@ def test_figures_are_images(out: Path, name: str):
     assert matplotlib.image.imread(out / f"{name}.png").std() > 0
 
 
+@pytest.mark.slow
 def test_table_and_event_files_hold_the_metrics(out: Path):
     """A folder for each method and seed; of each name a number for each epoch."""
     table = pd.read_csv(out / "metrics.csv", keep_default_na=False)
@@ -228,6 +232,7 @@ def test_table_and_event_files_hold_the_metrics(out: Path):
     assert accuracy.between(0, 1).all()
 
 
+@pytest.mark.slow
 def test_second_run_is_refused(out: Path, capsys):
     before = (out / "results.json").read_bytes()
     options = [*OPTIONS, "--train-pairs", "256", "--out", str(out)]

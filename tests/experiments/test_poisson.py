@@ -28,6 +28,7 @@ def test_losses_are_those_of_the_equation_and_its_ends():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch):
     """A row for each weight of the boundary and each method, a column for each rate."""
     monkeypatch.setattr(poisson, "FACTORS", (1.0, 100.0))

@@ -40,6 +40,7 @@ def size(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_one_device(results):
     for runs in results["methods"].values():
         assert set(runs) == set(sharded.PLACEMENTS)

@@ -64,20 +64,16 @@ SOLVERS = {
     "surgery": surgery,
     "vaccine": vaccine,
 }
-# One for each rule of derivatives; the others of five tasks are slow.
+# One for each rule of derivatives; the others are slow.
 FIRST = ("min_norm", "nash", "ball", "surgery")
 sizes = pytest.mark.parametrize("num_tasks", [2, 5])
 
 
+@sizes
 @pytest.mark.parametrize(
-    ("solver", "num_tasks"),
+    "solver",
     [
-        pytest.param(
-            solver,
-            num_tasks,
-            marks=pytest.mark.slow if num_tasks > 2 and solver not in FIRST else [],
-        )
-        for num_tasks in (2, 5)
+        pytest.param(solver, marks=[] if solver in FIRST else pytest.mark.slow)
         for solver in SOLVERS
     ],
 )

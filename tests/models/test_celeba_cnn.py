@@ -74,6 +74,7 @@ def test_forward():
     np.testing.assert_allclose(z, reference(X), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite(dtype):
     """And nothing is promoted on the way."""
