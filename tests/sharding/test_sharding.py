@@ -66,6 +66,10 @@ def free_address():
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
+# Programs for eight devices take half a minute to compile.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What eight devices and what two processes found."""
@@ -97,7 +101,6 @@ def found_of(request, name):
     return request.getfixturevalue("found" if name in FEW else "others_found")
 
 
-@pytest.mark.slow
 @methods
 @pytest.mark.parametrize("placement", ["data", "fully"])
 def test_eight_devices_equal_one(found_of, placement, name):
