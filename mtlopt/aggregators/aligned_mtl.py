@@ -74,7 +74,7 @@ def aligned_mtl(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
       scale: length of the aligned components: the smallest singular value (`"min"`, as
         in the paper), the lower median (`"median"`) or the root mean square (`"rmse"`).
 

@@ -57,8 +57,8 @@ def cagrad(
     Args:
       num_tasks: number of tasks T.
       c: radius of the ball divided by `|g_0|`, at least 0. The paper uses 0.2 to 0.9.
-      rescale: 0 keeps `d` (the paper's algorithm). 1 divides it by `1 + c^2`
-        (experiments). 2 divides it by `1 + c` (toy example), to scale like an average.
+      rescale: 0 keeps `d` (the paper's algorithm), 1 divides it by `1 + c^2` (its
+        experiments), 2 divides it by `1 + c` (its toy example; scales like an average).
 
     Raises:
       ValueError: if `c` is negative or `rescale` is not 0, 1 or 2.

@@ -51,7 +51,7 @@ def dualproj(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
         A one-hot `w` gives GEM: it changes one task's gradient to harm no other task.
 
     Raises:

@@ -107,7 +107,7 @@ def epo(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
         A larger `p_i` means a smaller `L_i`, as in `weight_by_chebyshev`.
       tolerance: largest `mu` taken as 0; at the authors' 1e-4, `p_i L_i` differ by 3 %.
 

@@ -58,7 +58,7 @@ def fairgrad(
     Args:
       num_tasks: number of tasks T.
       alpha: positive; larger values give more equal gains. The paper uses 1 and 2.
-      preference: `p`, at least 0, as an array `[tasks]` or by task name; ones if None.
+      preference: `p`, `[tasks]` or by name, at least 0, used as given; ones if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

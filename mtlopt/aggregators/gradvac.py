@@ -69,7 +69,7 @@ def gradvac(
     updated for each other task `j` in turn, in a random order for each `i`. All targets
     start at zero, so the first update is PCGrad's. Each target then follows the cosine
     of its two tasks, so gradients change if they agree less than they used to. `d` may
-    conflict with a task. If two gradients have agreed for long, their target is close
+    conflict with a task. If two gradients have long agreed, their target is close
     to 1. If one of them then turns away, a large multiple of the other is added to it,
     as far as the precision allows. There is one target per pair, for the whole model.
 

@@ -33,11 +33,11 @@ def mgda_weights(
     The weights are exact. `S` is the identity, or a diagonal matrix of gradient norms
     (`"l2"`), losses (`"loss"`) or their products (`"loss+"`). Zero gradients get all
     the weight, and duplicates split the weight of one task arbitrarily. Without a
-    normalisation, equal gradients `g` give the direction `g`. The direction is zero if
-    the convex hull of the gradients contains zero, as for opposed gradients. `"loss"`
-    and `"loss+"` need the `losses` `[tasks]`. Only the absolute values of losses count,
-    so a negative loss does not reverse its gradient. A task with a loss of zero gets
-    weight zero. If all losses are zero, they count as equal.
+    normalisation, equal gradients `g` give the direction `g`, and the direction is zero
+    if the convex hull of the gradients contains zero, as for opposed gradients.
+    `"loss"` and `"loss+"` need the `losses` `[tasks]`. Only the absolute values of
+    losses count, so a negative loss does not reverse its gradient. A task with a loss
+    of zero gets weight zero. If all losses are zero, they count as equal.
 
     Raises:
       ValueError: if `normalisation` is unknown, or needs `losses` and there are none.

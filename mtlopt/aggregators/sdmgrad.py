@@ -105,7 +105,7 @@ def sdmgrad(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
       regularization: `lambda`, at least 0.
       learning_rate: relative step size; below `2 (1 + momentum)`, the steps converge.
       momentum: fraction of the last step that is added to the next step, below 1.

@@ -55,7 +55,7 @@ def mean_tasks(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

@@ -49,15 +49,15 @@ def upgrad(
         \pi(x) = \mathrm{argmin}_{y : \langle g_j, y \rangle \ge 0 \, \forall j} |y - x|
 
     `-d` increases no loss to first order, at any ratio of the gradients' norms. (In
-    float32, cosines of -1e-4 can remain.) `d` is linear in the scale of each gradient,
-    so small gradients stay small, and `d` does not oppose them. `d` is zero exactly if
-    the gradients cancel with positive weights; unlike in `mgda`, one zero gradient is
-    not enough. Without conflicts, `d` is the mean gradient. For two tasks and
-    `w = (1, 1)`, `d` is the update of PCGrad.
+    float32, cosines down to -1e-4 can remain.) `d` is linear in the scale of each
+    gradient, so small gradients stay small, and `d` does not oppose them. `d` is zero
+    exactly if the gradients cancel with positive weights; unlike in `mgda`, one zero
+    gradient is not enough. Without conflicts, `d` is the mean gradient. For two tasks
+    and `w = (1, 1)`, `d` is the update of PCGrad.
 
     Args:
       num_tasks: number of tasks T.
-      preference: `w`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+      preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

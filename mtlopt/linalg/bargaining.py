@@ -17,7 +17,7 @@ _PAIR_STEPS = 6  # enough, measured for alpha from 0.01 to 100 and norms 1e30 ap
 # times `x`, it is only rounding error, and the ridge doubles, up to about the second
 # number. If `C` is indefinite, the ridge grows by the third number.
 _RIDGE, _NOISE, _GROWTH = 2, 64, 8
-# If a gain is at least this many times the wanted gain, Newton's steps are in log x.
+# If a gain is more than this many times the wanted gain, Newton's steps are in log x.
 _OVER = 3
 # Relative to x, for steps that reduce x: the longest step, and the shortest step that
 # is in log x.

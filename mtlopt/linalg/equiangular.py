@@ -100,8 +100,8 @@ def _solve(
     stretched = safe_divide(kept, singular)
     found = dot(axes, safe_divide(stretched, singular)), jnp.sum(stretched**2)
     if look is not None:
-        # If the rank is below the number of tasks, the norms do not matter, and the
-        # rank of rotated rows may be noise.
+        # If the rank is below the number of non-zero rows, the norms do not matter, and
+        # the rank of rotated rows may be noise.
         is_full = jnp.sum(singular > 0) == jnp.sum(norms > 0)
         found = jax.lax.cond(
             look.is_used & is_full,

@@ -104,7 +104,7 @@ def furthest_in_hull(
 def _solve_pair(
     cosine: jax.Array, units: jax.Array, gains: jax.Array, bounds: jax.Array
 ) -> jax.Array:
-    """Returns `x` for two tasks: the better row, plus the other row as needed."""
+    """Returns `x` for two tasks: the better row, and the other if a bound needs it."""
     is_better = jnp.array([True, False]) ^ (gains[1] > gains[0])
     others = bounds[::-1]
     is_violated = cosine * units < others

@@ -39,7 +39,7 @@ class ScaledGramian:
 
     Attributes:
       matrix: `M`, the Gramian of the rows times their scales, `[tasks, tasks]`.
-      scales: `s`, powers of two, `[tasks]`; ones if no square overflows or underflows.
+      scales: `s`, powers of two, `[tasks]`; ones if the squares need no scaling.
     """
 
     matrix: jax.Array
@@ -100,9 +100,9 @@ def only_present(gramian: Gramian, present: jax.Array | None) -> Gramian:
 def common_scale(gramian: Gramian) -> tuple[jax.Array, jax.Array]:
     """Returns the Gramian of the rows times a power of two, and this power of two.
 
-    The power of two is the scale of the longest row, so nothing overflows. If no square
-    overflows or underflows, the power is one, and the Gramian does not change. Rows
-    that are much shorter than the longest row may become zero.
+    The power of two is the scale of the longest row, so nothing overflows. If the rows
+    were not scaled, the power is one, and the Gramian does not change. Rows that are
+    much shorter than the longest row may become zero.
 
     Args:
       gramian: `G`, `[tasks, tasks]`.

@@ -206,7 +206,7 @@ def graded_svd(matrix: jax.Array, rank: jax.Array) -> Axes:
 def _left_axes(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns left singular vectors and values, accurate for columns of all lengths.
 
-    `jnp.linalg.svd` uses QR iteration neither on GPU nor on CPU for sizes of 26 and
+    `jnp.linalg.svd` does not use QR iteration on GPU, nor on CPU for sizes of 26 and
     more. On GPU, QR iteration had an error of 5 % if two rows were equal.
     """
 

@@ -26,8 +26,8 @@ def project_conflicts(
     Here `p_i` starts as `g_i`, and `j = i` is skipped. The gradients themselves are
     never used: each `p_i` is stored as its inner products with all unit rows. Each step
     adds a multiple of a row of `C` to every `p_i` at once, so the whole loop costs
-    `tasks^3` operations. The result does not depend on the row scales. The loop ends
-    after `tasks` steps.
+    `tasks^3` operations. No ratio of the row norms reduces the accuracy. The loop
+    ends after `tasks` steps.
 
     A zero row changes nothing and is not changed. Opposed rows give zero; duplicate
     rows give equal results. NaN in the input gives NaN. The weights are differentiable
@@ -166,10 +166,10 @@ def raise_cosines(
 
     Here `p_i` starts as `g_i`, and `j = i` is skipped. If all targets are zero, this is
     `project_conflicts`. As in `project_conflicts`, the gradients themselves are never
-    used, and the result does not depend on the row scales. In `sqrt(1 - phi^2)`, a
+    used, and no ratio of the row norms reduces the accuracy. In `sqrt(1 - phi^2)`, a
     rounding error of the cosines grows to its square root. Gradients that are parallel
-    up to this square root count as parallel. A target closer to one is lowered to this
-    distance from one.
+    up to this square root count as parallel. A target that is closer to one than this
+    root is lowered to this distance from one.
 
     A zero row changes nothing and is not changed, and its pairs have no cosine. A
     gradient that has become zero has no cosine either. NaN in the Gramian gives NaN

@@ -178,7 +178,7 @@ class Pullback:
         wanted = [i in rows for i in range(len(self.products))] + some + some
         jaxpr = opened(self._program)
         jaxpr = jaxpr.replace(
-            eqns=[eqn for eqn in jaxpr.eqns if eqn.outvars],  # other types print
+            eqns=[eqn for eqn in jaxpr.eqns if eqn.outvars],  # others only print
             debug_info=jaxpr.debug_info.with_unknown_names(),
         )
         return partial_eval.dce_jaxpr(jaxpr, wanted, True)[0], self._program.consts

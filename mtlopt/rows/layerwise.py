@@ -1,4 +1,4 @@
-"""Task rows whose inner products are summed layer by layer, without gradients.
+"""Rows whose inner products are summed layer by layer, without a gradient per task.
 
 The module `factors` finds the leaves whose gradients are matrix products `x^T d_t` for
 task t, and `layer_products` has the formulas. Take T tasks, R positions, m inputs and n
@@ -59,7 +59,7 @@ def layerwise_rows(
     make_rows: Callable[[], Leaves],
     total: Callable[[jax.Array], Leaves],
 ) -> "LayerwiseRows | None":
-    """Returns the factors of rows that are products; None if this saves no work.
+    """Returns rows as factors of products, or None if this saves no work for any leaf.
 
     Args:
       latent: latent rows of the tasks that are pulled back.

@@ -1,4 +1,4 @@
-"""Rows leaf by leaf; leaves that are products of small factors are never computed."""
+"""Rows leaf by leaf; some leaves are products of small factors and never computed."""
 
 import dataclasses
 import functools

@@ -29,8 +29,8 @@ def map_tasks(
         pullbacks up to four times slower than unrolled ones. So `"auto"` is `"unroll"`
         for up to 8 tasks on a CPU, and `"map"`, which compiles faster, for more tasks.
         There is one exception: XLA on a CPU runs a `lax` convolution many times slower
-        inside a loop, so `"auto"` is `"vmap"` if the pullback has one. On other
-        platforms `"auto"` is `"vmap"`.
+        inside a loop, so `"auto"` is always `"unroll"` on a CPU if the pullback has
+        one. On other platforms `"auto"` is `"vmap"`.
 
     Returns:
       Leaves `[tasks, ...]`.

@@ -17,7 +17,7 @@ from mtlopt.weightings.by_sizes import move_to_equal, move_towards
 
 
 class WeightByAnnealingState(NamedTuple):
-    """State of `weight_by_norms` and `weight_by_annealing`: the weights, `[tasks]`."""
+    """State of `weight_by_norms` and `weight_by_annealing`: mean weights, `[tasks]`."""
 
     task_weights: jax.Array
 

@@ -56,7 +56,7 @@ def weight_by_chebyshev(
 
     Args:
       num_tasks: number of tasks T.
-      preference: `p`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
       reference: `z`, lower bounds of the losses, `[tasks]` or by name; zero if None.
 
     Raises:

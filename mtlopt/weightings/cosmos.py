@@ -55,7 +55,7 @@ def weight_by_cosmos(
     Args:
       num_tasks: number of tasks T.
       penalty: `lambda`, at least 0, in the unit of the losses; tune it per problem.
-      preference: `p`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
 
     Raises:
       ValueError: if an argument is out of range or does not fit the tasks.

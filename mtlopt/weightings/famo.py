@@ -99,7 +99,7 @@ def weight_by_famo(
 
     Args:
       num_tasks: number of tasks T.
-      gamma: pull of the logits towards zero, at least 0; it is in the gradient that the
+      gamma: pull of the logits towards zero, at least 0; part of the gradient that the
         optimizer gets. The paper's listing uses 1e-3; the authors' `famo.py` uses 1e-2.
       optimizer: any Optax optimizer for `x`. Default: `optax.adam(0.025)`.
       min_losses: lower bounds `b` of the losses, `[tasks]` or by name; zero if None.

@@ -53,7 +53,7 @@ def weight_by_gradnorm(
     The weights start at 1, and an update uses the weights from before its step. A
     weight that would become negative is set to zero and can grow again. The losses must
     not be negative. A loss that starts at zero counts as unchanged. If a task joins
-    later, `L_i[0]` is its own first loss. The gradient of `w_i` is `|g_i|` up to sign,
+    later, `L_i[0]` is its own first loss. The gradient for `w_i` is `|g_i|` up to sign,
     so steps of SGD grow with the gradients; steps of `optax.adam` do not.
 
     Args:

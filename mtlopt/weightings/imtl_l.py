@@ -31,7 +31,7 @@ def weight_by_imtl_l(
 
     `s_i` starts at 0, so training starts from the summed loss. At the minimum,
     `w_i L_i = 1`. `S` is twice the loss of `weight_by_uncertainty` for regression, with
-    `-s` in place of `s` and the same slope limit. Losses must be positive: if a loss
+    `-s` in place of `s` and the same clipping. Losses must be positive: if a loss
     stays zero, its scale grows without bound. With `imtl_g` after it, this is IMTL.
 
     Args:

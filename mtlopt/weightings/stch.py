@@ -69,12 +69,12 @@ def weight_by_stch(
     `S` exceeds the largest `p_i (L_i - z_i)` by at most `mu log T`. A small `mu` gives
     `weight_by_chebyshev`, and a large `mu` gives fixed weights `p / T`. `mu` has the
     unit of the weighted losses: 1 is small for losses of 1,000. For equal gradients `g`
-    and the default `p`, `sum_tasks` then gives `g / T`.
+    and the default `p`, `sum_tasks` gives `g / T`.
 
     Args:
       num_tasks: number of tasks T.
       mu: softness, positive. The paper uses values from 0.01 to 1.
-      preference: `p`, at least 0, as an array `[tasks]` or by task name; `1/T` if None.
+      preference: `p`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
       reference: `z`, lower bounds of the losses, `[tasks]` or by name; zero if None.
 
     Raises:

@@ -36,9 +36,9 @@ def weight_by_uncertainty(
 
     Here `s_i` is the log-variance of task i, initially 0. `c_i` is 1/2 for a regression
     loss (squared error) and 1 for a classification loss (cross-entropy). It is normal
-    that the combined loss becomes negative: watch `TaskGrads.losses`.
+    if the combined loss becomes negative: watch `TaskGrads.losses`.
 
-    The gradient of `s_i` is clipped to at most 1e3 in size, so one huge or infinite
+    The gradient for `s_i` is clipped to at most 1e3 in size, so one huge or infinite
     loss does not spoil the optimizer's moments for good. A NaN loss makes this gradient
     NaN, and `s_i` stays NaN. `skip_not_finite` around the chain skips such a batch.
 
