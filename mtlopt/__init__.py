@@ -2,8 +2,8 @@
 
 A method is a weighting, which scales the losses of the tasks, or an aggregator, which
 combines the gradients of the tasks into one. A training step calls an oracle, which
-computes the losses and gradients of all tasks. It then passes them to weightings, one
-aggregator and an ordinary Optax optimizer::
+computes the losses and gradients of all tasks. The step then passes them to weightings,
+one aggregator and an ordinary Optax optimizer::
 
     params, batch
        |  oracle(params, batch)      losses and gradients of all tasks

@@ -267,7 +267,7 @@ def task_mask(
 
 
 def as_transform(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
-    """Returns a transform that takes extra arguments; raises if `value` is none."""
+    """Returns a transform that takes extra arguments; raises for other values."""
     if hasattr(value, "init") and hasattr(value, "update"):  # of any class
         return optax.with_extra_args_support(value)
     found, cure = type(value).__name__, "Build it first, as in mgda(2)."

@@ -68,9 +68,9 @@ def every(
     Raises:
       TypeError: if `inner` is not a transform, or if `num_steps` is a transform.
       ValueError: if `num_steps` is not a positive int, or if `inner` keeps no
-        `task_weights`. The update raises it if `inner` is a chain with an aggregator,
-        or if it does not compute its weights from a single batch, as `graddrop` and
-        `moco`.
+        `task_weights`. At the update, if `inner` is a chain with an aggregator, or an
+        aggregator that, like `graddrop` and `moco`, does not compute weights from a
+        single batch.
 
     Examples:
       >>> import jax, jax.numpy as jnp

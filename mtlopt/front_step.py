@@ -60,7 +60,7 @@ def front_step(
     Raises:
       TypeError: if `oracle` is not an `mtlopt.Oracle`.
       ValueError: if `preferences` has another shape, or a preference is negative, not
-        finite, or zero for all tasks; if `chunk_size` is below one.
+        finite, or zero for all tasks; if `chunk_size` is not a positive int.
 
     Examples:
       >>> import jax, jax.numpy as jnp

@@ -87,7 +87,7 @@ def task_grad(
         all losses needs `state_labels` if it writes state and tasks may be absent. The
         name of a task labels the leaves that must not change while the task is absent.
       headless: tasks that have no parameters of their own, if other tasks have some.
-      batching: how the encoder's T backward passes run: `"unroll"`, `"vmap"`, `"map"`
+      batching: how the T backward passes run: `"unroll"`, `"vmap"`, `"map"`
         or a number of tasks at a time; `"auto"` chooses by platform and number of
         tasks.
       streaming: whether to recompute rows (the tasks' gradients) instead of keeping

@@ -1,4 +1,4 @@
-"""Model state, such as BatchNorm statistics: which function writes it, and when.
+"""Model state, such as BatchNorm statistics: its writers, and the next state.
 
 Every function takes the state as its last argument and returns it as its second value.
 If a function returns the same object that it got for a leaf, it did not write the leaf.

@@ -65,7 +65,7 @@ def task_grad(
 ) -> "Oracle":
     """Builds an oracle for modules: it returns losses and gradients of all tasks.
 
-    The function works like `mtlopt.task_grad`, with two differences. First, the loss
+    The function works like `mtlopt.task_grad`, with two differences. First, all
     functions take the module instead of parameters. Second, a call of the oracle
     changes the module's state, such as BatchNorm statistics and dropout counts, as
     `nnx.grad` does. The state changes once per call, or once per microbatch. If a
@@ -76,8 +76,8 @@ def task_grad(
       losses: as in `mtlopt.task_grad`, such as a mapping from task to
         `loss(model, z, *args) -> scalar`.
       labels: rules on the paths of the parameters, see `label_params`, or labels from
-        `label_modules`. mtlopt finds the labels of leaves without a rule in the program
-        (see `infer_labels`), so you may pass only `{"trunk": "frozen"}`.
+        `label_modules`. From the program, mtlopt finds the labels of leaves that have
+        no rule (see `infer_labels`), so `{"trunk": "frozen"}` is enough.
       encode: `encode(model, *args) -> z`.
       wrt: which variables to train, as an NNX filter. All other variables are
         constants: `wrt=nnx.LoRAParam` trains only the adapters of a network and leaves

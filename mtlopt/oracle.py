@@ -281,7 +281,7 @@ class Oracle:
         Args:
           params: parameters.
           *args: arguments of the functions.
-          present: as in `__call__`, but only as Python bools or a NumPy array.
+          present: as in `__call__`; pass Python bools or a NumPy array.
           method: an aggregator, or a chain with one. By default the step computes the
             Gramian (inner products of all tasks' gradients) and one combination, like
             all methods that need only a Gramian.

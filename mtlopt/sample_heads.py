@@ -231,7 +231,7 @@ def make_sample_heads(head_fns: HeadFns) -> SampleHeads:
 
 
 def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `jax.vmap` over samples, with an error that says what the user wrote."""
+    """Returns `jax.vmap` over samples, with an error that names the functions."""
 
     def run(*args: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""One training step: the variables that it changes, and its function."""
+"""One training step: the variables that it changes, and how to build it."""
 
 import difflib
 import traceback

@@ -247,7 +247,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return by_task(self.tasks, values, axis)
 
     def scale_by(self, factors: jax.Array) -> Self:
-        """Returns the gradients of the losses, each multiplied by its factor.
+        """Returns the gradients of the losses times `factors`, `[tasks]`.
 
         Raises:
           ValueError: inside `leave_out`, because a weighting there would miss the

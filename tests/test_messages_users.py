@@ -76,7 +76,7 @@ def test_suggestions_without_a_shared_parameter():
     found = jax.jit(lambda: mtlopt.diagnose(oracle(PARAMS, X)))()
     (sentence,) = mtlopt.suggestions(found)
     assert "If no parameter is shared" in sentence
-    assert "methods have nothing to combine, and every method acts like" in sentence
+    assert "aggregators have nothing to combine, and all of them act like" in sentence
 
 
 TRANSFORMS = {

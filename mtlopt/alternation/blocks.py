@@ -105,7 +105,7 @@ def alternate_blocks(
     block is not even compiled. Without `block`, the step count chooses the block inside
     the program. `active` is a mapping from label to bool, as in `per_label`, for heads
     whose tasks are absent from the batch. If you pass the `partition` of an oracle, the
-    transform raises an error if its labels differ from the partition.
+    transform raises an error if the partition has other labels.
 
     Args:
       shared: optimizer of the shared leaves.
@@ -327,7 +327,7 @@ def only_state(opt_state: PyTree, kind: type, name: str) -> Any:
     found = [node for node in nodes if isinstance(node, kind)]
     if len(found) != 1:
         steps = sorted({step for node in nodes if (step := step_of(node))})
-        advice = "" if found or not steps else f" Instead, use mtlopt.{steps[0]}."
+        advice = "" if found or not steps else f" For this one, use mtlopt.{steps[0]}."
         raise ValueError(
             f"`optimizer` must have one `{name}` in it, got {len(found)}.{advice}"
         )

@@ -1,4 +1,4 @@
-"""Steps for one task, or one group of tasks, after another, all on the same batch."""
+"""Steps of one task or group after another, on the same batch (IUS and IO)."""
 
 import functools
 from collections.abc import Callable, Sequence

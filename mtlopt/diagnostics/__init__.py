@@ -1,1 +1,1 @@
-"""Measures of task gradients, which do not change training."""
+"""Measures of task gradients; they do not change training."""

@@ -88,8 +88,7 @@ def non_dominated(losses: jax.Array) -> jax.Array:
 
     A point dominates another point if none of its losses is larger and at least one
     loss is smaller. So two equal points are both kept. Points that are not finite are
-    left out.
-    The function takes `K^2 T` operations for K points and T tasks.
+    left out. The function takes `K^2 T` operations for K points and T tasks.
 
     Args:
       losses: `[points, tasks]`.
@@ -114,11 +113,11 @@ def non_dominated(losses: jax.Array) -> jax.Array:
 def front_spread(losses: jax.Array) -> FrontSpread:
     """Returns how evenly points cover a Pareto front, and how far they extend.
 
-    Neighbours are points that are connected in the minimum spanning tree. On a front of
-    two tasks, the neighbours of a point are the next points along the front. So a hole
-    shows in `largest_gap` even if the points around it are close together. Losses are
-    not rescaled: if their units differ, rescale them first. The function takes `K^2 T`
-    operations for K points and T tasks.
+    Two points are neighbours if an edge of the minimum spanning tree connects them. On
+    a front of two tasks, the neighbours of a point are the next points along the front.
+    So a hole shows in `largest_gap` even if the points around it are close together.
+    Losses are not rescaled: if their units differ, rescale them first. The function
+    takes `K^2 T` operations for K points and T tasks.
 
     Args:
       losses: `[points, tasks]`, at least two points; see `non_dominated`.

@@ -145,8 +145,8 @@ def _zeros(summary: _Summary) -> list[str]:
     if not summary.lengths.any():
         return [
             "No task has a gradient over shared parameters. If no parameter is shared, "
-            "for example with a frozen trunk, methods have nothing to combine, and "
-            "every method acts like sum_tasks. Otherwise all losses are constant."
+            "for example with a frozen trunk, aggregators have nothing to combine, and "
+            "all of them act like sum_tasks. Otherwise all losses are constant."
         ]
     return [
         f"The gradient of {name} over the shared parameters is zero. If the task is "

@@ -65,9 +65,9 @@ def fast_backtracking(
         - \eta \beta \langle \nabla_z L_t, q \rangle, \qquad q = J J^T d_z
 
     The calibration costs one Jacobian-vector product of the encoder. The condition is
-    then the condition of `backtracking` with a linearised encoder. It may happen that a
-    step along `q` would raise some loss and a step along `d_z` would not. The trials
-    then move `z` along `d_z` instead, at least as far as the encoder would: `q` becomes
+    then the condition of `backtracking` with a linearised encoder. If a step along `q`
+    would raise some loss and a step along `d_z` would not, the trials move `z` along
+    `d_z` instead, at least as far as the encoder would: `q` becomes
     `d_z |q|^2 / <d_z, q>`.
 
     With or without `calibrate`, a trial measures how far the losses fall on a latent

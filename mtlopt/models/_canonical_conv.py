@@ -154,7 +154,7 @@ ad.defbilinear(_conv_p, _gradient_of_image, _gradient_of_kernel)
 def _batched(
     args: Sequence[jax.Array], axes: Sequence[Any], **settings: Any
 ) -> tuple[jax.Array, int]:
-    """Batches one argument into one convolution; for two, runs one per batch entry."""
+    """Runs one convolution if one argument is batched; for two, one per batch entry."""
     x, kernel = args
     convolve = functools.partial(canonical_conv, **settings)
     if axes[1] is None:

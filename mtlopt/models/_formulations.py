@@ -38,8 +38,8 @@ _POOLED_CHANNELS = 16
 # Wider rows waste products on the zeros of the band. Narrower rows make the matmul too
 # small, and cut its gradient into pieces too short to be copied fast. Value and
 # gradient of LeNet's encoder (batch 256, one Zen 3 core) take these milliseconds for
-# tile widths (first layer, second layer): (1, 1) 50, (2, 1) 45, (3, 2) 39, (4, 2) 43,
-# (6, 4) 53.
+# numbers of tiles per row (first layer, second layer): (1, 1) 50, (2, 1) 45, (3, 2) 39,
+# (4, 2) 43, (6, 4) 53.
 _MATRIX_COLUMNS = 80
 
 # If one row of a tile holds at least this many numbers, the products with the kernel's
@@ -196,7 +196,10 @@ def banded_conv(
     rows_in = ((pool - 1) * stride + dilated_size(rows, dilation) - 1) // row_gap + 1
 
     def tiles_under(x: jax.Array, i: int) -> jax.Array:
-        """Row i of tiles: [images * height / pool * num_tiles, tile_in * channels]."""
+        """Returns row i of each tile.
+
+        The shape is [images * height / pool * num_tiles, tile_in * channels].
+        """
         i *= row_gap
         row_step, step = pool * stride, tile * stride
         x = x[:, i : i + (height // pool - 1) * row_step + 1 : row_step]

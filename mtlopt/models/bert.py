@@ -279,7 +279,8 @@ def bert(
 
 
 def _look_up(table: nnx.Embed, indices: jax.Array) -> jax.Array:
-    # If the table were called, it would widen half precision to its own dtype.
+    # A call of the table would widen half precision to the dtype in which the table
+    # was made.
     return jnp.take(table.embedding[...], indices, axis=0)
 
 

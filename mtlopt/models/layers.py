@@ -84,7 +84,7 @@ def conv2d_max_pool(
 ) -> jax.Array:
     """Computes `max_pool(conv2d(x, kernel, bias), window)`, faster on CPU.
 
-    On CPU the matmul that computes the convolution includes the pooling.
+    On CPU, the banded matmul for few channels includes the pooling.
 
     Args:
         x: Images, [batch, height, width, channels].
@@ -208,8 +208,8 @@ class Conv(nnx.Module):
         dilation: As in `conv2d`.
         padding: As in `conv2d`.
         pool: Size of the pooling windows that follow; 1 means no pooling.
-        use_bias: Whether there is a bias; a normalisation layer after it makes it
-            useless.
+        use_bias: Whether there is a bias. Leave it out before `BatchNorm`, which
+            cancels it.
         kernel_init: Initializer of the kernel; the default has variance
             `1 / fan_in`, as in Flax.
         rngs: Source of the initial kernel.

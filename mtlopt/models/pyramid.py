@@ -45,7 +45,7 @@ class PyramidHead(nnx.Module):
 
 
 class PyramidResNet(SharedEncoder):
-    """A ResNet without the mean over pixels, and a pyramid-pooling head for each task.
+    """A ResNet without the mean over pixels, with a pyramid-pooling head for each task.
 
     The default arguments give ResNet-50 with the three heads for Cityscapes (92,740,694
     parameters, 23,508,032 of them shared). The heads predict depth, the two offsets to

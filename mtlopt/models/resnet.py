@@ -307,11 +307,11 @@ def mammography_resnet50(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
     copies them to three channels. Do this before you call the network here:
     `jnp.repeat(images / 255, 3, -1)`.
 
-    Table 7 of the paper has three misprints. The row of the trunk prints the parameters
-    of the whole network (26,945,012). The last layer has 33 parameters instead of 1, as
-    the sum of the branch shows. The second layer of each branch reads the first layer
-    of its own branch, contrary to the table. The paper does not print the slope of the
-    leaky ReLU; here the slope is Keras's default, 0.2.
+    Table 7 of the paper has three misprints. The row of the trunk counts the whole
+    network (26,945,012). The last layer has 33 parameters instead of 1, as the sum of
+    the branch shows. The second layer of each branch reads the first layer of its own
+    branch, contrary to the table. The paper does not print the slope of the leaky ReLU;
+    here the slope is Keras's default, 0.2.
 
     Args:
         rngs: Source of the initial parameters.

@@ -14,7 +14,7 @@ def stack_heads(model: Any, name: str = "stacked") -> Any:
     runs for all heads, instead of one copy of the program for each head. The stacked
     head is one module whose leaves have shape `[tasks, ...]`, with the tasks in the
     order of `model.heads`. Both `mtlopt.stacked` and `nnx.vmap` call this module with
-    the leaves of one task at a time.
+    the leaves of one task.
 
     Args:
         model: A network whose heads are modules of the same layers and sizes.
