@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make_training(problem: Problem, settings: Settings) -> tuple[Training, range]:
-    """Returns the training, whose epochs begin with a diagnosis, and its steps."""
+    """Returns the training, and the step of each diagnosis, which begins an epoch."""
     data, seeds = problem.splits["train"], settings.seeds
     num_train = num_examples(data)
     num_steps = num_train // settings.batch_size

@@ -155,7 +155,7 @@ def make_run(name: str, steps: int) -> Callable[..., tuple[jax.Array, jax.Array]
 
 
 def make_training(row: Row, program: Program, settings: Settings) -> Training:
-    """Runs a row with all rates and seeds in one program."""
+    """Returns the training of a row: all rates and seeds in one program."""
     lanes = _lanes(row, settings)
     runs = [
         {"row": row.title, "rate": rate, "seed": seed}

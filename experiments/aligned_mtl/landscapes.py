@@ -4,9 +4,9 @@ There are two landscapes. Both have formulas, and so have their Pareto sets.
 
 **Yu.** Both losses are logarithms of the distance `u` to a curved valley, cut off at
 `floor = 5e-6`. The valleys meet only in the limit :math:`x_2 \to \infty`, at
-:math:`x_1 = -2`. If :math:`1 - \tanh x_2` is below the floor, both losses have their
-minimum. The front is this one point, :math:`(20 \log \text{floor}, 25 \log
-\text{floor}) = (-244.1, -305.2)`.
+:math:`x_1 = -2`. On this line, both losses are at their minimum if :math:`1 - \tanh
+x_2` is below the floor. The front is this one point, :math:`(20 \log \text{floor}, 25
+\log \text{floor}) = (-244.1, -305.2)`.
 
 **CAGrad.** The upper half-plane has two logarithmic valleys, with losses above -6.3.
 The lower half-plane has two parabolas times :math:`t = \tanh(-x_2 / 2)`. On a line of

@@ -146,7 +146,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def load_data(data_dir: str | None, batch_size: int, **sizes: Any) -> MultiMnist:
-    """Loads splits of these sizes (see `load_multimnist`), and names any stand-in."""
+    """Loads splits of these sizes (see `load_multimnist`).
+
+    The source of a stand-in says that it is one.
+    """
     folder = None if data_dir is None else Path(data_dir)
     data = loaded(load_multimnist, folder, **sizes)
     check_batch_size(batch_size, len(data.train.images))

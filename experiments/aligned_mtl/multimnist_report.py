@@ -63,11 +63,11 @@ def make_report(
             "## How far the latent may be trusted",
             "Two numbers, from the same steps, are 1 if latent gradients replace "
             "gradients of the shared parameters without error. Spread is the condition "
-            "number of the encoder's Jacobian J on the task gradients. It is the error "
-            "in the lengths and angles of these gradients for methods in latent space. "
-            "Cosine is between a task's latent gradient and the direction in which a "
-            "step along this gradient moves the latent, by J Jᵀ. A line search in the "
-            "latent relies on a cosine near 1.",
+            "number of the encoder's Jacobian J on the span of the task gradients. It "
+            "is the error in the lengths and angles of these gradients for methods in "
+            "latent space. Cosine is between a task's latent gradient and the "
+            "direction in which a step along this gradient moves the latent, by J Jᵀ. "
+            "A line search in the latent relies on a cosine near 1.",
             _latent_table(table, titles),
             "## Cost of a step",
             "A step is measured for one seed after the training. The methods take "
@@ -169,7 +169,7 @@ def verdicts(table: Frame) -> list[Verdict]:
 
 
 def _holds(signs: list[int]) -> bool | None:
-    """Whether all differences are positive; None if an interval contains zero."""
+    """True if all signs are positive, False if one is negative, otherwise None."""
     return False if min(signs) < 0 else True if min(signs) > 0 else None
 
 

@@ -11,7 +11,7 @@ def best(
 ) -> list[Verdict]:
     """Tells whether a method has a better metric than all others that were trained.
 
-    On rendered images the answer is always that the claim cannot be seen.
+    On rendered images the verdict is always that this cannot be seen.
     """
     (metric,) = (each for each in outcome.metrics if each.name == name)
     others = [other for other in others if other in outcome.scores]

@@ -150,8 +150,8 @@ def mean(values: Any) -> float:
 def scenes_table(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """Returns Table 4, made from the errors by scene, method and metric.
 
-    Each error is a mean over seeds. Next to it is the paper's number, from Table 6; the
-    paper's growth rates R are computed from these rounded errors.
+    Each error is a mean over seeds. The paper's means and growth rates R are computed
+    from the rounded errors of Table 6.
     """
     theirs = table_6()
     header = ["method", "error", *scores, "mean", "R [%]", "mean, paper", "R, paper"]

@@ -65,7 +65,7 @@ def claims(own: Frame, losses: Mapping[str, str]) -> list[Verdict]:
             continue
         for loss, name in losses.items() if "{loss}" in claim else [("", "")]:
             pairs = [pair(column.format(loss=loss), length) for column in columns]
-            with np.errstate(divide="ignore"):  # the loss does not change
+            with np.errstate(divide="ignore"):  # if the loss does not change
                 ratios = [paired(*np.log(each)) for each in pairs]
             words = [
                 f"{column.split('_')[-1]} {times(ratio)}"

@@ -1,4 +1,4 @@
-"""How much losses go up and down, compared at the learning rates of all trainings.
+"""How much losses go up and down, compared at learning rates that all trainings used.
 
 There are two measures. The zigzag is the median distance of a loss from the mean of
 both neighbouring epochs. It shows the typical change, and misses a jump in one epoch of
@@ -55,7 +55,7 @@ def oscillation(
     measured: Frame = pd.DataFrame(
         {"zigzag": zigzag, "spike": places.max() - places.min()}
     )
-    with np.errstate(divide="ignore"):  # the loss does not change
+    with np.errstate(divide="ignore"):  # if the loss does not change
         logarithms: Frame = np.log(measured)
     runs = pd.MultiIndex.from_frame(frame[by[1:]].drop_duplicates())
     return np.exp(logarithms.groupby(by[1:]).mean()).reindex(runs)

@@ -195,8 +195,8 @@ def make_tables(summary: Frame, paper: Paper) -> str:
             "at the end. Costs are counted until the best epoch, in full epochs.",
             _median_table(medians, MEDIANS),
             f"## Oscillation, {optimizer.upper()} from {rate:g}",
-            "Values measure the summed loss at equal learning rates, as medians over "
-            "seeds. The zigzag is the median distance from the mean of both "
+            "These are measures of the summed loss at equal learning rates, as medians "
+            "over seeds. The zigzag is the median distance from the mean of both "
             "neighbouring epochs; it is also given relative to the training without "
             "phases. The spike is the distance from the lowest to the highest of the "
             "20 places in a cycle of E0 = Ets = 10, relative to the epochs around.",

@@ -1,1 +1,1 @@
-"""Benchmarks: ratios of times from one run, so that the machine's speed cancels."""
+"""Benchmarks: ratios measured in one run, so that the machine's speed cancels."""

@@ -91,7 +91,7 @@ def _stateless(
 
 
 def _epo(gramian: jax.Array) -> jax.Array:
-    # With these losses, the losses of the first tasks may rise and the last may not.
+    # With these losses, the first losses may rise and the last loss may not.
     losses = jnp.linspace(1, 2, len(gramian), dtype=gramian.dtype)
     return epo_weights(gramian, losses)
 

@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help=f"any of {', '.join(WORKLOADS)} [{' '.join(DEFAULT)}]",
     )
     parser.add_argument(
-        "--rounds", type=positive(int), default=3, help="whose minimum counts [3]"
+        "--rounds", type=positive(int), default=3, help="their minimum counts [3]"
     )
     add_out(parser)
     args = parser.parse_args(argv)

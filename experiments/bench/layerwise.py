@@ -212,7 +212,7 @@ def measure(
         rounds: Number of rounds, of which the fastest counts.
         process: `torch_steps` with the same network, or None.
         bare: Whether TorchJD makes no update.
-        **about: What else the result says.
+        **about: Other fields of the result.
     """
     plain = Program(workload, plain_step(workload))
     ways = [

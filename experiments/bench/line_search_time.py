@@ -286,7 +286,7 @@ def report(workload: Workload, rows: Sequence[Row]) -> str:
             f"FBLS takes {flops:.3f} times the operations of the plain step "
             f"(goal {GOAL_FLOPS}: {_verdict(flops, GOAL_FLOPS)}) and {seconds:.2f} "
             f"times its time (goal {GOAL_TIME}: {_verdict(seconds, GOAL_TIME)}). In "
-            "operations, the paper's shares are nearest to shares of the baseline "
+            "operations, the paper's shares are nearest to our shares of the baseline "
             f'"{min(baselines, key=distance).name}".',
             "",
         ]

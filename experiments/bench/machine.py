@@ -73,7 +73,10 @@ def positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
 
 
 def pin_to_one_thread(core: int) -> None:
-    """Confines this process, its children and XLA to cores; call before JAX runs."""
+    """Confines this process and its children to one core, and XLA to one thread.
+
+    Call the function before JAX runs anything.
+    """
     os.sched_setaffinity(0, {core})
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"

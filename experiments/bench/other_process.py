@@ -60,7 +60,7 @@ class OtherProcess:
         return answer
 
     def usage(self) -> Usage:
-        """What the process has used so far; only on Linux."""
+        """Returns what the process has used so far; only on Linux."""
         clock = ctypes.c_int()
         ctypes.CDLL(None).clock_getcpuclockid(self._process.pid, ctypes.byref(clock))
         folder = Path(f"/proc/{self._process.pid}")

@@ -206,7 +206,7 @@ def _timed(program: Callable[..., Any], *args: Any) -> Callable[[], float]:
 def _torch_timed(
     process: Callable[[str], str], aggregator: str | None, setting: str
 ) -> Callable[[], float]:
-    """Returns such a function for a step in the PyTorch process."""
+    """Returns a function that makes a PyTorch step, and returns its seconds."""
     request = {"aggregator": aggregator, "setting": setting, "bare": True, "steps": 1}
 
     def turn() -> float:

@@ -309,7 +309,7 @@ def make_step(
 def _by_jacobian(
     network: Network, combine: Any, setting: str, shared: list[Any], _: list[Any]
 ) -> Callable[[Any], None]:
-    """Computes gradients from the latent as TorchJD recommends for several tasks."""
+    """Computes gradients from the latent, by TorchJD's function for several tasks."""
     from torchjd import autojac
 
     chunk = {"default": None, "chunk 1": 1}[setting]

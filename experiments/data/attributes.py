@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-# What follows from the digit.
+# Attributes that follow from the digit.
 CLASSES = {
     "even": (0, 2, 4, 6, 8),
     "at least five": (5, 6, 7, 8, 9),

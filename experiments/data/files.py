@@ -172,7 +172,7 @@ class Release:
         return entry
 
     def matlab(self, path: Path, key: str) -> np.ndarray:
-        """Reads a variable from a MATLAB file of the older format: finite numbers."""
+        """Reads a variable of an older MATLAB file: a flat array of finite numbers."""
         import scipy.io
 
         with (

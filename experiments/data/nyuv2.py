@@ -25,7 +25,8 @@ _SPLITS = "splits.mat"
 _MAPPING = "classMapping40.mat"
 _SHAPE = (480, 640)
 _MOST = 3 * 480 * 640  # values of an array of one image
-# Gupta et al. sort the 894 names into 40 classes; this is the class of each, from 1.
+# Gupta et al. sort the 894 names into 40 classes. For each of the 40, this is the class
+# here, from 1.
 # fmt: off
 _CLASS_OF_40 = (
     12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5,

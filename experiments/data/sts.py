@@ -142,8 +142,8 @@ def word_pieces(sentence: str, words: dict[str, int]) -> list[str]:
 
     The text is lower case without accents. Words end at blanks, and each punctuation
     mark or Chinese character is a word. A word becomes the longest token with which it
-    begins, then repeatedly the longest `##token` that continues it, or `[UNK]` if no
-    tokens cover the whole word.
+    begins, then repeatedly the longest `##token` that continues it, or `[UNK]` if
+    these tokens do not cover the whole word.
     """
     spaced = []
     for character in unicodedata.normalize("NFD", sentence.lower()):

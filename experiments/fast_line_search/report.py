@@ -26,7 +26,7 @@ FIGURES = {
 }
 COLOUR = dict(zip(make_methods(2, 1), (*COLOURS, "#333333"), strict=True))
 
-_LEVEL = 0.1  # share by which a lower error still counts as level
+_LEVEL = 0.1  # an error is level with a lower one up to this share above it
 _FAILED = 2.0  # a seed that ends with this multiple of the error has failed
 _SAME_TIME = 1.15  # times whose ratio is lower count as equal
 

@@ -18,7 +18,7 @@ _CORNERS = np.array([[-0.5, 0.0], [0.5, 0.0], [0.0, 0.75**0.5]])
 
 
 def corners(num_tasks: int) -> np.ndarray:
-    """Where the targets are, less what they have in common, `[tasks, 2]`."""
+    """Returns the targets without their common part, `[tasks, 2]`."""
     chosen = APART * _CORNERS[:num_tasks]
     return chosen - chosen.mean(axis=0)
 
@@ -39,7 +39,7 @@ def make_losses(num_tasks: int) -> Any:
 
 
 def common(x: jax.Array) -> jax.Array:
-    """What the targets of all tasks have in common, `[batch, 2]`."""
+    """Returns the common part of the targets of all tasks, `[batch, 2]`."""
     left, right = x[:, 0], x[:, 1]
     return jnp.stack([jnp.sin(3 * left) * right, jnp.cos(2 * right) * left], 1) / 2
 
@@ -100,13 +100,13 @@ def preferences(num_tasks: int, points: int) -> np.ndarray:
 
 
 def place(losses: np.ndarray) -> np.ndarray:
-    """Where on the segment between two targets networks are, from 0 to 1."""
+    """Returns the places of networks between two targets, from 0 to 1."""
     away = np.sqrt(-np.log1p(-np.minimum(losses, 1 - 1e-12)))
     return away[..., 0] / np.sum(away, axis=-1)
 
 
 def supported_end() -> float:
-    """Up to which place from its end the front of two tasks has weighted minima."""
+    """Returns the place up to which, from an end, the front has weighted minima."""
     curve = front(2, 20_001)
     weights = np.linspace(0.5, 1, 2_001)
     best = np.argmin(

@@ -33,11 +33,11 @@ def mean_rank(scores: ArrayLike, higher_is_better: ArrayLike) -> np.ndarray:
 
     The rank is 1 plus the number of methods that are better. For scores
     `[methods, metrics]`, a method is better if its value is. For scores
-    `[methods, metrics, seeds]`, it is better if the interval of the paired differences
-    excludes zero. NaN is worse than all numbers. So methods that are statistically
-    equivalent share a rank, as in Pascal et al., "Optimization strategies in multi-task
-    learning: averaged or independent losses?", Table 1. The paper does not say which
-    test it uses.
+    `[methods, metrics, seeds]`, it is better if the whole interval of the paired
+    differences is in its favour. NaN is worse than all numbers. So methods that are
+    statistically equivalent share a rank, as in Pascal et al., "Optimization strategies
+    in multi-task learning: averaged or independent losses?", Table 1. The paper does
+    not say which test it uses.
 
     Examples:
       >>> print(mean_rank([[0.9, 0.2], [0.8, 0.1], [0.9, 0.3]], [True, False]))

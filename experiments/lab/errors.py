@@ -1,4 +1,7 @@
-"""Mistakes of the user. The module imports nothing, so it needs no packages."""
+"""Mistakes of the user, such as a missing package.
+
+The module imports nothing, so that it works without any package.
+"""
 
 
 class UsageError(Exception):

@@ -1,4 +1,4 @@
-"""A jitted function that reports its memory and its operations."""
+"""A jitted function that reports its compile time, memory and operations."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -171,7 +171,7 @@ def _message(page: str) -> str:
 def _check_positive(
     settings: ShortOptions, profiles: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Checks that a value is not empty and positive, or 0 if a profile has 0 (all)."""
+    """Checks that values are positive and not empty, or as in a profile (0 for all)."""
     for name, value in vars(settings).items():
         if any(value == own.get(name) for own in profiles):
             continue

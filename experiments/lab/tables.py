@@ -35,7 +35,7 @@ def curve(table: Frame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def number(values: Sequence[float], factor: float = 1.0, digits: int = 2) -> str:
-    """Returns the mean, and the standard deviation of several seeds if it is finite.
+    """Returns the mean, and the standard deviation if several values are all finite.
 
     Examples:
       >>> number([0.5, 0.7], 100, 1), number([2.0]), number([2.0, float("inf")])

@@ -73,8 +73,8 @@ def at_rates(
 ) -> list[Verdict]:
     """Tells whether many groups beat the summed loss at the lowest rate.
 
-    Also tells whether they are worse at the `highest` rate. The validation loss decides
-    (Fig. 2, 3).
+    If `highest`, also tells whether they are worse at the highest rate. The validation
+    loss decides (Fig. 2, 3).
     """
     losses = select(outcome.table, name="best_loss", only="").pivot(
         index=["method", "rate"], columns="seed", values="value"

@@ -107,7 +107,10 @@ def build(settings: Settings, _: tuple[str, ...], key: jax.Array) -> UNet:
 
 
 def verdicts(outcome: Outcome) -> list[Verdict]:
-    """Returns verdicts on Tables 1 and 4; a control has as many updates of the sum."""
+    """Returns the verdicts on Table 1 and Table 4.
+
+    A control makes as many updates with the sum as IUS and IO make.
+    """
     each = [METRICS[0], METRICS[2], METRICS[4]]
     return [
         *claims.better("IO gains on each task (Table 1)", outcome, each, "io", SUM),

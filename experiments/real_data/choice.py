@@ -54,7 +54,7 @@ class Standing(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The difference in words, if the interval of paired seeds excludes zero."""
+        """The difference in words; none if the interval contains zero."""
         if self.lost:
             return "lost seeds"
         words = ("no difference", "higher", "lower")[self.difference.sign]

@@ -314,9 +314,9 @@ def make_report(settings: Settings, rows: Mapping[str, tuple[str, Frame]]) -> st
         f"{count(settings.seeds, 'other seed')} are reported by test: mean and "
         "standard deviation. A star marks a rate, or weights, at the edge of the "
         "grid.\n\n"
-        "## Losses by domain\n\nThe mean is geometric. The ratio compares the mean "
-        "with the tuned weights for the same seeds. A row differs if the 95 % interval "
-        "of the ratio's logarithm does not contain zero.\n\n"
+        "## Losses by domain\n\nThe mean is geometric. The ratio is the mean "
+        "divided by the mean of the tuned weights, for the same seeds. A row differs "
+        "if the 95 % interval of the ratio's logarithm does not contain zero.\n\n"
         + markdown_table(["method", "rate", *columns, "ratio", "says"], losses)
         + "\n\n## Errors by domain, in percent\n\n"
         + markdown_table(["method", *columns], errors)

@@ -25,7 +25,7 @@ _COSTS = """\
 Costs of a step are measured after the training. The methods take turns, and the fastest
 of several rounds counts. Multiples are relative to the summed loss; single tasks run
 the program of the summed loss, one by one. Operations in a loop are counted once, for
-example in a loop over stacked heads."""
+example in a loop over the turns of stacked heads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ def prepare(
 
 
 def run_photographs(experiment: Experiment, argv: Sequence[str]) -> None:
-    """Runs an experiment; with rendered images, the report's first line says so."""
+    """Runs an experiment; the first line of output says if images are rendered."""
     if read_settings(experiment, argv).data_dir is None:
         print(
             "Rendered images instead of photographs: this run shows that the pipeline "

@@ -23,7 +23,7 @@ class Tasks(NamedTuple):
 
     A loss is a function of outputs and labels, and a mean over the places with labels.
     `count` turns outputs and labels of a batch into counts, and `scores` turns the
-    total counts of all batches into metrics by name.
+    counts of all batches into metrics by name.
     """
 
     losses: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]]
@@ -36,7 +36,7 @@ class Tasks(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A task with its own metrics: `scores` of the total `count` over all batches."""
+    """A task with its own metrics: `scores` of the joined `count` of all batches."""
 
     loss: Callable[[jax.Array, jax.Array], jax.Array]
     count: Callable[[jax.Array, jax.Array], PyTree]

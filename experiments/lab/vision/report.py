@@ -20,7 +20,7 @@ from experiments.lab.tables import Frame, count, markdown_table, number, select
 from experiments.lab.verdicts import Verdict, verdict_table
 
 SUM, SINGLE = "sum_tasks", "single"
-NO_RATE = 0.0  # name for methods that search their step size
+NO_RATE = 0.0  # for methods that search their step size
 _VERDICTS = """
 ## Claims
 

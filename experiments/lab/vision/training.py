@@ -39,7 +39,7 @@ class State(NamedTuple):
     now: ways.State
     best: ways.State
     loss: np.ndarray
-    epoch: np.ndarray
+    epoch: np.ndarray  # of the lowest loss, from 1
 
 
 def make_trainings(
@@ -151,7 +151,7 @@ def _training(
 
 
 def _save(path: Path, drawn: Mapping[str, jax.Array]) -> None:
-    """Writes the network's predictions for a few test images, in one step."""
+    """Writes the network's predictions for a few test images, atomically."""
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f"{path.stem}.partial.npz")
     kept = {title: np.asarray(image[:NUM_DRAWN]) for title, image in drawn.items()}
