@@ -55,7 +55,7 @@ class Method:
         None if there is no weighting.
       aggregator: function that makes the aggregator from the same arguments.
       options: options whose values define the method.
-      needs: arguments that the problem provides, a mapping from their names to
+      needs: mapping from the arguments that depend on the problem to what they need,
         `"labels"` or `"steps_per_epoch"`.
       public: the public names that the method is made of.
       equal: length of the first update for T equal gradients of length 1 and losses of

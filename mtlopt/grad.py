@@ -1,4 +1,4 @@
-"""One ordinary gradient, and checks of the argument passed to a transform."""
+"""Ordinary gradients (one, not one per task), and checks of a transform's argument."""
 
 from typing import Any, NamedTuple
 

@@ -112,8 +112,8 @@ def task_grad(
       label_counts: `label_counts(*args)` returns how many labels each task has in a
         part, as `[tasks]` or as a mapping from task to number. Pass it for losses that
         are means over the labelled samples. Here `args` exclude the model's state. By
-        default all parts count equally; for `samplewise` losses the default is the sum
-        of the weights.
+        default all parts count equally; with `samplewise`, the default for a part is
+        the sum of its sample weights.
 
     Returns:
       An `Oracle`, which is frozen and hashable.

@@ -50,10 +50,10 @@ def upgrad(
 
     `-d` increases no loss to first order, at any ratio of the gradients' norms. (In
     float32, cosines down to -1e-4 can remain.) `d` is linear in the scale of each
-    gradient, so small gradients stay small, and `d` does not oppose them. `d` is zero
-    exactly if the gradients cancel with positive weights; unlike in `mgda`, one zero
-    gradient is not enough. Without conflicts, `d` is the mean gradient. For two tasks
-    and `w = (1, 1)`, `d` is the update of PCGrad.
+    gradient, so a small gradient adds little to `d`, but `d` does not oppose it. `d` is
+    zero exactly if the gradients cancel with positive weights; unlike in `mgda`, one
+    zero gradient is not enough. Without conflicts, `d` is the mean gradient. For two
+    tasks and `w = (1, 1)`, `d` is the update of PCGrad.
 
     Args:
       num_tasks: number of tasks T.

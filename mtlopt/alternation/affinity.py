@@ -82,7 +82,7 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
     Note:
       The authors' code runs affinity propagation on :math:`s`, with the median of
       :math:`s` as the preference. Affinity propagation may fail to converge, and it
-      ignores the signs of :math:`s`; here the signs decide.
+      ignores the signs of :math:`s`. This function uses the signs to form the groups.
     """
     affinity = jnp.asarray(affinity)
     if affinity.ndim != 2 or len(set(affinity.shape)) != 1:

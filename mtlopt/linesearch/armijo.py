@@ -62,7 +62,7 @@ class Search(NamedTuple):
             )
 
     def initial(self, direction_state: Any) -> dict[str, Any]:
-        """Returns the fields that all states share, before the first step."""
+        """Returns the initial values of the fields that all states share."""
         return {
             "count": jnp.zeros([], jnp.int32),
             "step_size": jnp.asarray(self._upper(jnp.zeros([], jnp.int32)), float),

@@ -62,10 +62,11 @@ class UNet(SharedEncoder):
     The encoder's levels have 64, 128, 256, 512 and 512 channels. Each level is twice
     Conv 3x3 - BatchNorm - ReLU, with MaxPool 2x2 between levels. On the way up, each
     map is resized bilinearly and concatenated with the map of the level above. Two
-    Conv 3x3 - BatchNorm - ReLU follow each concatenation, and return 256, 128, 64 and
-    64 channels. The latent is the last map, and heads return logits at the size of the
-    images. The encoder has 17,262,912 parameters, and each output adds 65. Images may
-    have any size; the size is halved four times, rounding down.
+    blocks of Conv 3x3 - BatchNorm - ReLU follow each concatenation. At the four levels,
+    they return 256, 128, 64 and 64 channels. The latent is the last map, and heads
+    return logits at the size of the images. The encoder has 17,262,912 parameters, and
+    each output adds 65. Images may have any size; the size is halved four times,
+    rounding down.
 
     The paper names the U-Net and the heads, but gives no further details. Channels,
     BatchNorm and the resizing follow the paper's published code, which differs from

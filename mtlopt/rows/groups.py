@@ -1,4 +1,4 @@
-"""Samples that each belong to one task, and sums over the samples of every task."""
+"""Batches whose samples each belong to one task, and sums over each task's samples."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

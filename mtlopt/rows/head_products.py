@@ -3,7 +3,7 @@
 The latent `z` is the output of the shared encoder. If a head reads the latent as
 `z @ W`, its gradient with respect to `z` is `D W^T`, where `D` is the cotangent of the
 product `z @ W`. Both factors are small if the latent is wide. Gramians and combinations
-need only the factors, so `T` arrays of the latent's size need not exist for `T` tasks.
+need only the factors, so no array of the latent's size is stored for each task.
 """
 
 import dataclasses

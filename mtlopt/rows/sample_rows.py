@@ -64,7 +64,7 @@ class SampleRows(LeafRows):
 
 @dataclasses.dataclass(frozen=True)
 class LatentSampleRows(OwnSpace):
-    """Rows over the latent, in which every sample has its own part.
+    """Rows over a latent in which every sample has its own part.
 
     No two tasks have a sample in common, so their rows are orthogonal.
 

@@ -159,8 +159,8 @@ def test_report_turns_steps_into_epochs_and_shares(workload):
         "35.6%",
         "39%",
     ]
-    assert "1.067 times the operations (goal 1.05: missed)" in text
-    assert "1.07 times the time (goal 1.15: met)" in text
+    assert "1.067 times the operations of the plain step (goal 1.05: missed)" in text
+    assert "1.07 times its time (goal 1.15: met)" in text
     assert 'baseline "per task"' in text
 
 
