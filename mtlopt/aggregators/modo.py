@@ -47,10 +47,9 @@ def modo_weights(
     `g` and `h` are the gradients of two independent batches, so `P` is unbiased; noise
     makes the Gramian of one batch too large. Apart from the projection, the step is
     linear in `P`, so errors of the batches average out. The weight of a zero gradient
-    changes only through the projection. If two gradients and their weights are equal,
-    the weights stay equal. Weights are differentiable almost everywhere. `products` is
-    `P`, or the Gramian of one batch. `weights` are at least 0 and are divided by their
-    sum over the present tasks.
+    changes only through the projection. Equal gradients keep equal weights. Weights are
+    differentiable almost everywhere. `products` is `P`, or the Gramian of one batch.
+    `weights` are at least 0 and are divided by their sum over the present tasks.
 
     Examples:
       >>> import jax.numpy as jnp

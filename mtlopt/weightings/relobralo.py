@@ -17,8 +17,7 @@ class WeightByRelobraloState(NamedTuple):
     """State of `weight_by_relobralo`.
 
     Attributes:
-      task_weights: `[tasks]`, the moving average of the weights, used in the last
-        update.
+      task_weights: `[tasks]`, the moving average of weights that was used last.
       initial: `[tasks]`, each task's first loss.
       last: `[tasks]`, each task's last loss.
       count: `[tasks]` int32, how many losses each task has had.
