@@ -87,9 +87,9 @@ def test_bad_preferences(preferences, message):
         mtlopt.front_step(make_oracle(), make_optimizer, PREFERENCES, chunk_size=0)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, 3])
+@pytest.mark.parametrize("chunk_size", [1, 2, 5])
 def test_chunks_change_nothing(chunk_size):
-    """Also if the last one is smaller."""
+    """Also if the last one is smaller, or one has room for more than all."""
     preferences = jnp.array([[1.0, 3.0], [2.0, 1.0], [1.0, 1.0]])
     x, found = jax.random.normal(jax.random.key(0), (8, 2)), []
     for size in (None, chunk_size):

@@ -47,8 +47,8 @@ class Settings(ShortOptions):
       steps: updates of every network.
       batch: inputs in a batch, drawn again in each step.
       learning_rate: learning rate of Adam.
-      chunk_size: number of networks that are computed at once, 0 for all. On one core,
-        one at a time is fastest.
+      chunk_size: number of networks that are computed at once. On one core, one at a
+        time is fastest.
       seeds: number of initial networks, counted from 0; each trains with all
         preferences.
     """

@@ -37,7 +37,7 @@ def front_of(method: str, num_tasks: int, settings: Any) -> mtlopt.FrontStep:
         problem.make_oracle(num_tasks),
         lambda preference: make_optimizer(method, num_tasks, preference, rate),
         problem.preferences(num_tasks, settings.preferences),
-        settings.chunk_size or None,
+        settings.chunk_size,
     )
 
 
