@@ -50,8 +50,8 @@ def front_step(
         preference; `weight_by_fixed` gives a sweep over fixed weights.
       preferences: `[K, tasks]`, not negative.
       chunk_size: number of networks that are computed at once, as `batch_size` of
-        `jax.lax.map`; by default all. Smaller chunks need less memory. On a CPU, a
-        chunk of one network is often fastest: its activations stay in the cache.
+        `jax.lax.map`; by default all. Smaller chunks need less memory, and may be
+        faster on a CPU.
 
     Returns:
       `init`, and a `step` that you put under `jax.jit` or use as the body of a

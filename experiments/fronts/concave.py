@@ -161,15 +161,15 @@ def measure(method: str, settings: Settings) -> Times:
     # Without the class, whose module imports more than training needs.
     plain = types.SimpleNamespace(**dataclasses.asdict(settings))
     whole = [
-        [training.seconds_of_process(train, method, plain) for train in TRAINS]
+        [
+            training.seconds_of_process(train, method, plain)
+            for train in (training.train_one, training.train_all)
+        ]
         for _ in range(ROUNDS)
     ]
     process = tuple(float(least) for least in np.min(whole, axis=0))
     operations = float(programs[0].cost_analysis()["flops"])
     return Times((float(one), float(all_)), compiling, process, operations)
-
-
-TRAINS = (training.train_one, training.train_all)
 
 
 def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
