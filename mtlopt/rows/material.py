@@ -43,7 +43,7 @@ class MaterialRows(OwnSpace):
         return products.scaled_gramian(self._parts, present)
 
     @functools.cached_property
-    def _parts(self) -> list[products.Leaf]:
+    def _parts(self) -> list[products.Part]:
         return products.parts_of(self.values)
 
     def norms(self) -> jax.Array:

@@ -7,6 +7,7 @@ gather sharded leaves.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ from mtlopt.linalg.products import diagonal
 # combination of a few long rows adds them one by one, so that they are never stacked.
 FEW_TASKS = 4
 _LONG_ROW = 2**14
+# On one CPU device, the products of rows of at most this many numbers (of biases, for
+# example) are computed together, because each kernel takes milliseconds to compile.
+_SHORT_ROW = 2**11
 # On one CPU device, this many numbers of a leaf are rotated at a time: half a MiB of
 # float32.
 _CHUNK = 2**17
@@ -43,10 +47,10 @@ def replicated(leaf: jax.Array) -> NamedSharding | None:
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
 
 
-Leaf = jax.Array | tuple[jax.Array, ...]  # stacked rows, or separate rows
+Part = jax.Array | tuple[jax.Array, ...]  # stacked rows, or separate rows
 
 
-def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
+def gramian(rows: Sequence[Part], basis: jax.Array | None = None) -> jax.Array:
     r"""Returns the symmetric matrix of inner products of the rows.
 
     .. math:: G_{ij} = \sum_{\text{leaf}} \langle g_i, g_j \rangle
@@ -56,7 +60,7 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
     leaf, so that the rows are never copied as a whole.
 
     Args:
-      rows: leaves `[tasks, ...]`, the rows of `J`.
+      rows: leaves `[tasks, ...]`, the rows of `J`, or their `parts_of`.
       basis: `B`, `[tasks, tasks]`, or the diagonal of a diagonal matrix, `[tasks]`;
         None for no rotation.
 
@@ -71,17 +75,17 @@ def gramian(rows: Sequence[Leaf], basis: jax.Array | None = None) -> jax.Array:
     """
     dtype = solver_dtype(jax.tree.leaves(rows))
     total = jnp.zeros([], dtype)
-    for leaf in rows:
+    for part in rows:
         if basis is not None:
-            total += _rotated_products(leaf, basis.astype(dtype))
-        elif isinstance(leaf, tuple) or few_long_rows(leaf):
-            total += products_of_pairs(leaf, leaf, dtype)
+            total += _rotated_products(part, basis.astype(dtype))
+        elif isinstance(part, tuple) or few_long_rows(part):
+            total += products_of_pairs(part, part, dtype)
         else:
-            total += _inner_products(leaf, leaf, dtype)
+            total += _inner_products(part, part, dtype)
     return (total + total.T) / 2
 
 
-def gramian_of_tasks(rows: Sequence[Leaf], losses: jax.Array) -> jax.Array:
+def gramian_of_tasks(rows: Sequence[Part], losses: jax.Array) -> jax.Array:
     """Returns the Gramian of all tasks, which is zero if there are no rows."""
     if not rows or not len(losses):
         return jnp.zeros((len(losses), len(losses)))
@@ -90,7 +94,7 @@ def gramian_of_tasks(rows: Sequence[Leaf], losses: jax.Array) -> jax.Array:
 
 @jax.jit
 def scaled_gramian(
-    rows: Sequence[Leaf], present: jax.Array | None = None
+    rows: Sequence[Part], present: jax.Array | None = None
 ) -> ScaledGramian:
     """Returns the Gramian of rows of any norms.
 
@@ -111,7 +115,7 @@ def scaled_gramian(
     return scale_if_needed(
         functools.partial(gramian, rows),
         lambda: largest_entries(rows),
-        [leaf[0] for leaf in rows],
+        [_one_row(part) for part in rows],
         present,
     )
 
@@ -153,13 +157,13 @@ def scale_if_needed(
     return jax.lax.cond(keeps_squares(squares, size, present), as_it_is, rescale)
 
 
-def largest_entries(rows: Sequence[Leaf]) -> jax.Array:
+def largest_entries(rows: Sequence[Part]) -> jax.Array:
     """Returns the largest absolute value in each row, `[tasks]`."""
 
-    def largest(leaf: Leaf) -> jax.Array:
-        if isinstance(leaf, tuple):
-            return jnp.concatenate([largest(row[None]) for row in leaf])
-        return jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim)), initial=0)
+    def largest(part: Part) -> jax.Array:
+        if isinstance(part, tuple):
+            return jnp.stack([jnp.max(jnp.abs(row)) for row in part])
+        return jnp.max(jnp.abs(part), axis=tuple(range(1, part.ndim)), initial=0)
 
     dtype = solver_dtype(jax.tree.leaves(rows))
     return functools.reduce(jnp.maximum, [largest(leaf).astype(dtype) for leaf in rows])
@@ -210,7 +214,7 @@ def _inner_products(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
 
 
 def products_of_pairs(
-    left: Leaf | list[jax.Array], right: Leaf | list[jax.Array], dtype: Any
+    left: Part | list[jax.Array], right: Part | list[jax.Array], dtype: Any
 ) -> jax.Array:
     """Returns the inner products of few tasks, pair by pair: a symmetric matrix."""
     tasks = range(len(right))
@@ -222,16 +226,17 @@ def products_of_pairs(
     return jnp.stack(entries).reshape(len(tasks), len(tasks))
 
 
-def _rotated_products(leaf: Leaf, basis: jax.Array) -> jax.Array:
+def _rotated_products(leaf: Part, basis: jax.Array) -> jax.Array:
     """Returns the inner products of the rows `basis^T leaf`."""
 
     def products(rows: jax.Array) -> jax.Array:
         turned = rotate(rows, basis)
         return _inner_products(turned, turned, basis.dtype)
 
-    if isinstance(leaf, tuple):  # fused, so that no rotated row is stored
-        rows = [row.astype(basis.dtype) for row in leaf]
-        turned = _rotate_few(rows, basis)
+    if isinstance(leaf, tuple):
+        if basis.ndim == 1:  # seldom needed, so few kernels count more than their time
+            return products(jnp.stack(leaf))
+        turned = _rotate_few(leaf, basis)
         return products_of_pairs(turned, turned, basis.dtype)
     if not alone():
         return products(leaf)
@@ -265,32 +270,45 @@ def rotate(leaf: jax.Array, basis: jax.Array) -> jax.Array:
 
 def _rotate_few(rows: Sequence[jax.Array], basis: jax.Array) -> list[jax.Array]:
     """Returns the rotated rows of few tasks, separately."""
-    tasks = range(len(rows))
-    if basis.ndim == 1:
-        return [basis[i] * rows[i] for i in tasks]
+    tasks, rows = range(len(rows)), [row.astype(basis.dtype) for row in rows]
     terms = [[basis[k, i] * rows[k] for k in tasks] for i in tasks]
     return [functools.reduce(jnp.add, of_task) for of_task in terms]
 
 
-def parts_of(rows: Sequence[jax.Array]) -> list[Leaf]:
+def parts_of(rows: Sequence[jax.Array]) -> list[Part]:
     """Returns the rows in the form from which their products are computed.
 
     All code that reads this form reads the same copy, including the branches of a
     `lax.cond`. A few long rows stay separate, so that they are never stacked; other
-    rows become matrices.
+    rows become matrices. Short rows of one type become one matrix.
     """
-    return [
-        tuple(leaf[task] for task in range(len(leaf)))
-        if few_long_rows(leaf)
-        else flat_rows(leaf)
-        for leaf in rows
-    ]
+    parts: list[Part] = []
+    short: dict[Any, list[jax.Array]] = {}
+    for leaf in rows:
+        if few_long_rows(leaf):
+            parts.append(tuple(leaf))
+        elif alone() and _row_size(leaf) <= _SHORT_ROW:
+            short.setdefault(leaf.dtype, []).append(flat_rows(leaf))
+        else:
+            parts.append(flat_rows(leaf))
+    return parts + [jnp.concatenate(leaves, axis=1) for leaves in short.values()]
 
 
 def few_long_rows(leaf: jax.Array) -> bool:
     """Returns whether the rows are so few and so long that they are read separately."""
     few = 0 < len(leaf) <= FEW_TASKS
-    return few and alone() and leaf[0].size >= _LONG_ROW
+    return few and alone() and _row_size(leaf) >= _LONG_ROW
+
+
+def _row_size(leaf: jax.Array) -> int:
+    return math.prod(leaf.shape[1:])
+
+
+def _one_row(part: Part) -> Any:
+    """Returns one task's row, or its shape and type."""
+    if isinstance(part, tuple):
+        return part[0]
+    return jax.ShapeDtypeStruct(part.shape[1:], part.dtype)
 
 
 def alone() -> bool:

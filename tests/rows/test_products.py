@@ -71,6 +71,46 @@ def test_both_routes_agree(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
+SHAPES = [(2, EDGE), (3,), (EDGE,), (), (3, EDGE), (products._SHORT_ROW + 1,), (5, 7)]
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3])
+@pytest.mark.parametrize("norm", [1e-25, 1.0, 1e25])
+def test_parts(num_tasks, norm):
+    """Short leaves are multiplied together: the same products.
+
+    With a basis, too, and if the squares are no numbers.
+    """
+    random = np.random.default_rng(num_tasks)
+    wide = [random.standard_normal((num_tasks, *shape)) for shape in SHAPES]
+    exact = in_float64(wide)
+    rows = [jnp.asarray(norm * leaf, jnp.float32) for leaf in wide]
+    parts = products.parts_of(rows)
+    if products.alone():
+        assert len(parts) == 5
+        assert len(products.parts_of([*rows, jnp.ones((num_tasks, 2), bool)])) == 6
+
+    @jax.jit
+    def numbers(parts, basis):
+        scaled = products.scaled_gramian(parts)
+        lengths = jnp.sqrt(jnp.diagonal(scaled.matrix)) / scaled.scales
+        by_column = products.gramian(parts, jnp.diagonal(basis))
+        largest = products.largest_entries(parts)
+        return lengths, by_column, products.gramian(parts, basis), largest
+
+    basis = np.float32(random.standard_normal((num_tasks, num_tasks)) / norm)
+    lengths, by_column, turned, largest = jax.device_get(numbers(parts, basis))
+    np.testing.assert_allclose(lengths, norm * np.sqrt(np.diag(exact)), rtol=1e-5)
+    basis = np.float64(basis) * norm
+    factors = np.diag(np.diag(basis))
+    scale = np.abs(exact).max() * np.abs(basis).max() ** 2
+    for found, matrix in ((by_column, factors), (turned, basis)):
+        expected = matrix.T @ exact @ matrix
+        np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
+    sizes = [np.abs(leaf).reshape(num_tasks, -1).max(axis=1) for leaf in wide]
+    np.testing.assert_allclose(largest, norm * np.max(sizes, axis=0), rtol=1e-6)
+
+
 def test_nan_stays_visible():
     """In the row that has it, and no other."""
     rows = [leaf.at[0, 0].set(jnp.nan) for leaf in leaves(2, EDGE)]
