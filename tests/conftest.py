@@ -1,13 +1,10 @@
 """Settings shared by all tests: strict, and the same everywhere."""
 
-import atexit
 import collections.abc
 import functools
 import gc
 import itertools
 import os
-import shutil
-import tempfile
 import threading
 
 # Tests assert mathematics on CPU unless told otherwise.
@@ -31,14 +28,6 @@ FLAGS += "--xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):  # newer XLA aborts on a flag that it does not know
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)  # read at the first computation
-# A third of the programs are equal to earlier ones of other functions or files. Each
-# process keeps them for itself: JAX does not write its cache in one piece.
-if not jax.config.jax_compilation_cache_dir:
-    PROGRAMS = tempfile.mkdtemp(prefix="mtlopt-tests-")
-    atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
-    jax.config.update("jax_compilation_cache_dir", PROGRAMS)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 # JAX makes an MLIR context for each program, which takes longer than to lower a small
 # one. Here a hundred programs of a thread share one; it keeps their constants.
 if make_context := getattr(mlir, "make_ir_context", None):
