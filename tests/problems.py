@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import mtlopt
 from mtlopt import METHODS
@@ -217,6 +218,12 @@ def matrix_oracle(num_tasks):
     return mtlopt.task_grad(
         mtlopt.stacked(head, num_tasks), "shared", encode=lambda w, rows, losses: w
     )
+
+
+def remembers(state):
+    """Whether a method's state is more than its last weights: these change nothing."""
+    weights = optax.tree.get_all_with_path(state, "task_weights")
+    return len(jax.tree.leaves(state)) > len(weights)
 
 
 def assert_close(actual, expected, rtol=1e-9):

@@ -120,6 +120,7 @@ def test_parameter_space_costs_a_pullback_per_task():
     assert step(mtlopt.aligned_mtl(8)) > 4 * plain_step()
 
 
+@pytest.mark.slow
 def test_tasks_that_are_left_out_cost_no_pullback(ordinary):
     """Two of eight are seen: two backward passes over the trunk instead of eight."""
     assert ordinary["left out"] <= 2.1 * plain_step()
@@ -323,6 +324,7 @@ def test_streaming_holds_the_latent_rows_once():
     assert compiled.memory_analysis().temp_size_in_bytes < 1.6 * latent
 
 
+@pytest.mark.slow
 def test_nothing_calls_the_host():
     """No callback in a program of all methods, here with a trunk of one layer."""
     params = PARAMS | {"trunk": {"first": PARAMS["trunk"]["first"]}}

@@ -12,8 +12,8 @@ from tests.linalg.matrices import KINDS, random_rows, structured
 from tests.problems import matrix_oracle
 
 # Their derivative is that of decompositions.
-# One method for each solver, and one that reads the losses; the others are slow.
-FIRST = ("mgda", "upgrad", "nash_mtl", "cagrad", "stch")
+# One with a rule of its own, and one that reads the losses; the others are slow.
+FIRST = ("mgda", "stch")
 
 
 def gradients(name, rows, losses, present):

@@ -12,6 +12,7 @@ from mtlopt.linalg.normalise import normalise
 from mtlopt.linalg.unit_rows import unit_rows
 from mtlopt.rows import products as linalg
 from tests.linalg.matrices import bundle
+from tests.marks import slow
 from tests.problems import QUICK
 
 FACTORIES = {
@@ -172,10 +173,10 @@ DEGENERATE = {
 @pytest.mark.parametrize(
     ("num_tasks", "dtype"),
     [
-        (2, np.float32),
+        slow(2, np.float32),
         (2, np.float64),
-        (3, np.float64),
-        pytest.param(3, np.float32, marks=pytest.mark.slow),
+        slow(3, np.float32),
+        slow(3, np.float64),
     ],
 )
 def test_no_derivative_is_nan(num_tasks, dtype):

@@ -23,7 +23,7 @@ PAGES = [
     ROOT / "docs/examples/flax_nnx.md",
 ]
 # Newcomers run these first; the other pages take half a minute together.
-FIRST = {"README", "getting_started", "problem_shapes", "partial_labels", "choosing"}
+FIRST = {"README", "getting_started", "choosing"}
 
 
 @pytest.mark.parametrize(

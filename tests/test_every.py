@@ -183,6 +183,7 @@ def test_ways_to_make_rows(options):
     assert_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_wrappers_go_inside_or_outside():
     """Latent space and tasks that are left out, with a weighting and absent tasks."""
@@ -284,6 +285,7 @@ def cost_of(tx, count, **options):
     return test_costs.flops(step, test_costs.PARAMS, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mgda", "nash_mtl"])
 def test_between_no_task_has_a_backward_pass(name):
     """1.04 plain steps of the 5 that the method takes with eight tasks."""
@@ -312,10 +314,10 @@ def test_convolutions_stay_out_of_the_branches():
     x = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
     tx, plain = mtlopt.every(3, mtlopt.mgda(2)), mtlopt.mgda(2)
     compiled = [
-        jax.jit(lambda state, method=method: method.update(oracle(params, x), state))
-        .lower(method.init(params))
+        jax.jit(lambda params, state, of=of: of.update(oracle(params, x), state))
+        .lower(params, of.init(params))
         .compile()
-        for method in (mtlopt.mean_tasks(2), tx)
+        for of in (mtlopt.mean_tasks(2), tx)
     ]
     counts = [
         str(program.as_text()).split("ENTRY")[1].count(" convolution(")
@@ -326,7 +328,7 @@ def test_convolutions_stay_out_of_the_branches():
     expected, _ = update(plain.init(params))
     state = tx.init(params)
     for _ in range(2):
-        updates, state = compiled[1](state)
+        updates, state = compiled[1](params, state)
         assert_close(updates, expected, rtol=1e-5)
 
 

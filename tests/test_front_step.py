@@ -87,6 +87,7 @@ def test_bad_preferences(preferences, message):
         mtlopt.front_step(make_oracle(), make_optimizer, PREFERENCES, chunk_size=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1, 2, 5])
 def test_chunks_change_nothing(chunk_size):
     """Also if the last one is smaller, or one has room for more than all."""

@@ -207,6 +207,7 @@ def test_weight_decay_outside_moves_it(float64):
 SAFE = functools.partial(mtlopt.fast_backtracking, safeguard=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "search",
     [mtlopt.backtracking, mtlopt.fast_backtracking, SAFE],
@@ -329,6 +330,7 @@ def test_errors():
         tx.update(ALL, tx.init(ALL), active={"frozen": True})
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.parametrize("kind", ["separate", "vector", "independent"])
 def test_memory(kind):

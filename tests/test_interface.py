@@ -10,6 +10,7 @@ import pytest
 
 import mtlopt
 from mtlopt import METHODS
+from tests.marks import slow
 from tests.problems import (
     LABELS,
     QUICK,
@@ -131,11 +132,10 @@ def test_state_works_with_tree_utilities(name):
     assert all(value.shape == (3,) for value in weights)
 
 
-few_and_others = pytest.mark.parametrize(
-    "few", [True, pytest.param(False, marks=pytest.mark.slow)]
-)
+few_and_others = pytest.mark.parametrize("few", [True, slow(False)])
 
 
+@pytest.mark.slow
 @few_and_others
 def test_one_program_for_all_steps_with_donation(few):
     """Params and state are donated; the second step compiles nothing."""

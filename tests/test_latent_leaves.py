@@ -99,6 +99,7 @@ def numbers(oracle, params, *args):
     return jax.jit(measure, compiler_options=QUICK)(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True], ids=["stacked", "separate"])
 def test_leaves_that_nothing_moves_do_not_count(streaming, float64):
     """As if they were arguments of the losses."""

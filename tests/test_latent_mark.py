@@ -138,6 +138,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 def test_form_of_the_function_does_not_matter(float64):
     oracles = [marked(function) for function in FORMS.values()]
     expected, *found = both(numbers, make_oracle(), *oracles)
@@ -272,6 +273,7 @@ def runs(oracle):
     }
 
 
+@pytest.mark.slow
 def test_calls_of_an_oracle(float64):
     found, expected = both(runs, marked(), make_oracle())
     assert_close(found, expected, 1e-12)
@@ -285,6 +287,7 @@ def test_options_of_an_oracle(float64):
         assert_close({str(option): values}, {str(option): expected}, 1e-12)
 
 
+@pytest.mark.slow
 def test_microbatches(float64):
     def run(oracle):
         rows = oracle(PARAMS, ARGS).rows()
@@ -549,6 +552,7 @@ def flops(oracle, params, *args, latent):
     return compiled.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latent", [False, True])
 def test_operations_are_those_of_the_problem_cut_by_hand(latent):
     """With aux of encoder and heads, and a pipeline that both sides read."""

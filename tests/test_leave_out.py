@@ -49,6 +49,7 @@ def make(name, labels, num_tasks):
     return mtlopt.METHODS[name].make(num_tasks, labels=labels)
 
 
+@pytest.mark.slow
 def test_probe_does_not_change_the_others(float64):
     """As without the probe; its head moves by its own gradient, scaled by weightings.
 

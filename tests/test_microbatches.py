@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mtlopt
+from tests.marks import slow
 from tests.problems import (
     LABELS,
     LOSSES,
@@ -84,13 +85,15 @@ def run_with_all_labels():
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"), [*((name, 2) for name in ROUTES), *((name, 4) for name in FEW)]
+    ("name", "parts"),
+    [(name, 2) for name in ROUTES] + [slow(name, 4) for name in FEW],
 )
 def test_parts_equal_the_whole_batch(name, parts):
     """A(mean of the parts' rows), in parameter and in latent space."""
     assert_close(run(parts)[name], run_with_all_labels()[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROUTES)
 def test_masked_means_are_weighted_by_label_counts(name):
     """Losses that are means over the labels, of which parts hold unequal numbers."""
@@ -130,6 +133,7 @@ def vector_and_independent(parts):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [0, 1], ids=["vector", "independent"])
 def test_other_shapes_of_the_problem(shape, float64):
     batch = jax.tree.map(lambda leaf: leaf[0], BATCHES)

@@ -108,6 +108,7 @@ def test_updates_are_like_those_of_a_float32_network(dtype):
         assert error(update, expected[name]) < 4 * jnp.finfo(dtype).eps, name
 
 
+@pytest.mark.slow
 def test_a_loss_scale_keeps_small_gradients_and_comes_out_by_the_degree():
     """Float16: heads are multiplied by it, shared leaves by its power."""
     small, scale = 1e-6, 2.0**14

@@ -71,6 +71,7 @@ def assert_equal(found, expected):
 ORACLE = mtlopt.task_grad(LOSSES, LABELS, encode=encode, has_state=True)
 
 
+@pytest.mark.slow
 def test_every_call_moves_it_once():
     losses, expected = one_after_the_other(PARAMS, BATCH, STATE)
     losses = jnp.stack(losses)

@@ -120,6 +120,7 @@ def test_equals_plain_nnx_to_the_bit():
     assert jnp.any(model.c.norm.mean[...] != 0)
 
 
+@pytest.mark.slow
 def test_scan_vmap_and_donation():
     """Each equals a loop of jitted steps."""
     expected, expected_optimizer, losses = trained(3)
@@ -139,6 +140,7 @@ def test_scan_vmap_and_donation():
     assert_same_bits(model, expected)
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side():
     """`nnx.vmap` over modules and optimizers: each seed as alone."""
     seeds = 2
@@ -303,6 +305,7 @@ class StackedHeads(nnx.Module):
         self.heads = make_heads(rngs)
 
 
+@pytest.mark.slow
 def test_stacked_heads_have_state_of_their_own():
     """One head for all tasks; of its statistics each task has an entry."""
     oracle = mtlopt.nnx.task_grad(

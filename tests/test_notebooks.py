@@ -57,6 +57,7 @@ def test_outputs_are_below_their_blocks():
     assert text == page.replace("\n2\n```\n", "\n2\n```\n\n" + two)
 
 
+@pytest.mark.slow
 def test_an_error_or_a_warning_in_a_cell_is_raised():
     text = "```python\nimport warnings\n```\n```python\nwarnings.warn('old')\n```\n"
     made = notebooks.notebook(text, "examples/page")

@@ -131,6 +131,7 @@ def test_streamed_gramian_equals_materialised(float64):
     assert_close(numbers(make_oracle(streaming=True)), by_autodiff(), 1e-12)
 
 
+@pytest.mark.slow
 def test_streaming_passes_through_custom_derivatives(float64):
     """G_ij = <l_i, J J^T l_j> also where J is a custom_vjp's: 3 times the true one."""
 
@@ -275,6 +276,7 @@ def recut_run():
     return updates_of(oracle, params, BATCHES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROUTES)
 def test_cutting_leaves_differently_changes_nothing(name, plain):
     """Stacked heads, and split or merged shared leaves, give the same update."""
@@ -762,6 +764,7 @@ def test_batch_statistics_move_once_a_step():
     assert any(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_vmapped_seeds_equal_single_runs():
     """11 runs at once are 11 runs: of each route, and of one that trains by Adam."""
     oracle, seeds = make_oracle(), np.arange(11)

@@ -12,6 +12,7 @@ import mtlopt
 from mtlopt import METHODS
 from mtlopt.rows.members import Members
 from mtlopt.slopes import slopes
+from tests.marks import slow
 from tests.problems import (
     LABELS,
     LOSSES,
@@ -144,7 +145,9 @@ def options_run(option, losses, present, names=("sum_tasks", "aligned_mtl")):
     return updates_of(oracle, PARAMS, batches, present=present, names=names)
 
 
-@pytest.mark.parametrize("option", ["streaming", "vmap", "independent", "microbatches"])
+@pytest.mark.parametrize(
+    "option", ["streaming", slow("vmap"), "independent", slow("microbatches")]
+)
 def test_absent_nan_task_is_left_out_on_every_route(option):
     for name, found in options_run(option, LOSSES, PRESENT).items():
         assert_close(found, masked(True)[name])
@@ -160,10 +163,10 @@ UNREAD = LOSSES | {"b": refuse}
 @pytest.mark.parametrize(
     ("option", "losses"),
     [
-        ("latent", UNREAD),
+        slow("latent", UNREAD),
         ("streaming", UNREAD),
         ("independent", UNREAD),
-        ("microbatches", UNREAD),
+        slow("microbatches", UNREAD),
         ("vector", LOSSES),  # one function, whose scalar for b is NaN
     ],
 )
@@ -177,7 +180,9 @@ def test_a_task_known_to_be_absent_is_not_run(option, losses):
         assert_close(found, masked(True)[name])
 
 
-@pytest.mark.parametrize("option", ["latent", "independent", "microbatches", "vector"])
+@pytest.mark.parametrize(
+    "option", ["latent", "independent", slow("microbatches"), slow("vector")]
+)
 def test_all_that_methods_read_of_a_task_known_to_be_absent(option, float64):
     """Losses, rows, slopes, trial losses and heads are those of a traced mask."""
     oracle, batch = oracle_of(option, LOSSES), first(BATCHES)

@@ -23,6 +23,7 @@ import pytest
 import mtlopt
 from mtlopt import METHODS
 from mtlopt._methods import CLAIMS
+from tests.marks import slow
 from tests.problems import QUICK
 
 HIDDEN = 8
@@ -480,10 +481,10 @@ def check(name, r, measures):
 @pytest.mark.parametrize(
     ("size", "dtype"),
     [
-        (8, np.float32),
+        slow(8, np.float32),
         (8, np.float64),
-        (40, np.float32),
-        pytest.param(40, np.float64, marks=pytest.mark.slow),
+        slow(40, np.float32),
+        slow(40, np.float64),
     ],
 )
 def test_claims_hold(name, size, dtype):

@@ -14,6 +14,7 @@ import pytest
 import mtlopt
 from mtlopt import METHODS
 from mtlopt.rows.products import gramian, scaled_gramian
+from tests.marks import slow
 from tests.problems import QUICK, ROUTES, matrix_oracle, methods_of
 
 # Steps or sums on the scale of squared gradients: right where squares are numbers.
@@ -81,22 +82,36 @@ def jacobians(powers, num_tasks, size, seed=0):
 
 
 @functools.cache
-def run_all(names, num_tasks, size, dtype):
-    """On all cases: one program."""
+def run_all(names, num_tasks, sizes, dtype):
+    """By size, on all cases: one program, for which short rows get zeros at their end.
+
+    Returns:
+      For each size, what `run` returns.
+    """
     powers = ORDINARY + RIGHT + FINITE
-    return run(names, jacobians(powers, num_tasks, size), dtype)
+    rows = [jacobians(powers, num_tasks, size) for size in sizes]
+    ends = [((0, 0), (0, 0), (0, max(sizes) - size)) for size in sizes]
+    found = run(names, np.concatenate(list(map(np.pad, rows, ends))), dtype)
+    parts = [slice(i * len(powers), (i + 1) * len(powers)) for i in range(len(sizes))]
+    return [jax.tree.map(lambda leaf, part=part: leaf[part], found) for part in parts]
 
 
-def check(name, num_tasks, size, names):
+def check(name, num_tasks, sizes, names):
     """Checks one of the methods that run in one program."""
-    found, state = run_all(names, num_tasks, size, np.float32)[name]
-    assert np.all(np.isfinite(found))
-    assert all(np.all(np.isfinite(leaf)) for leaf in state)
+    found = run_all(names, num_tasks, sizes, np.float32)
+    for single in found:
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(single[name]))
     if name in DRAWN:
         return
-    right = ORDINARY if name in ON_A_SCALE else ORDINARY + RIGHT
     others = tuple(name for name in names if name not in DRAWN)
-    expected, _ = run_all(others, num_tasks, size, np.float64)[name]
+    expected = run_all(others, num_tasks, sizes, np.float64)
+    for single, double in zip(found, expected, strict=True):
+        assert_right(name, single[name][0], double[name][0])
+
+
+def assert_right(name, found, expected):
+    """Updates in single precision are those in double precision, where they can be."""
+    right = ORDINARY if name in ON_A_SCALE else ORDINARY + RIGHT
     if name == "gradnorm":  # its weights then move by the norms, to the ends
         found, expected = found[:, :1], expected[:, :1]
     for one, other, case in zip(found, expected, right, strict=False):
@@ -119,36 +134,36 @@ IN_ONE_PROGRAM = tuple(name for name in methods_of(3) if not by_losses(name))
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IN_ONE_PROGRAM)
 def test_norms_from_1e_minus_30_to_1e30(name):
-    check(name, 3, 50, IN_ONE_PROGRAM)
+    check(name, 3, (50,), IN_ONE_PROGRAM)
 
 
 @pytest.mark.slow
 def test_norms_of_weightings_by_losses():
     names = tuple(name for name in methods_of(3) if by_losses(name))
     for name in names:
-        check(name, 3, 50, names)
+        check(name, 3, (50,), names)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_tasks", "size"),
-    [(t, p or t) for t in (2, 3, 8) for p in (0, 1000, 100_000)],
+    ("num_tasks", "sizes"),
+    [(t, sizes) for t in (2, 3, 8) for sizes in ((t, 1000), (100_000,))],
 )
-def test_norms_at_other_sizes(num_tasks, size):
+def test_norms_at_other_sizes(num_tasks, sizes):
     names = tuple(methods_of(num_tasks))
     for name in names:
-        check(name, num_tasks, size, names)
+        check(name, num_tasks, sizes, names)
 
 
 def test_four_tasks_of_krum():
-    check("krum", 4, 50, ("krum",))
+    check("krum", 4, (50,), ("krum",))
 
 
-@pytest.mark.parametrize("name", sorted(DRAWN))
+@pytest.mark.parametrize("name", [slow("graddrop"), "rlw"])
 def test_random_methods_scale_with_the_gradients(name):
     """Draws are other ones in double precision; here they are the same."""
     names = IN_ONE_PROGRAM if name in IN_ONE_PROGRAM else (name,)
-    found, _ = run_all(names, 3, 50, np.float32)[name]
+    found, _ = run_all(names, 3, (50,), np.float32)[0][name]
     powers = ORDINARY + RIGHT + FINITE
     for one, (power, other) in zip(found, powers, strict=True):
         if power == other:

@@ -11,6 +11,7 @@ import pytest
 import mtlopt
 from mtlopt.rows import sample_leaves
 from mtlopt.rows.streamed import StreamedRows
+from tests.marks import slow
 from tests.problems import QUICK, ROUTES, assert_close, make_run, methods_of
 
 TASKS = ("a", "b", "c", "d")
@@ -152,6 +153,7 @@ def test_task_without_a_sample_is_absent(name):
 IN_PARTS = ("sum_tasks", "mgda", "mgda_ub", "moco")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_PARTS)
 def test_microbatches(name):
     """The parts have different numbers of samples of a task, and none of some."""
@@ -335,6 +337,7 @@ def test_without_encode(one_each, float64):
     assert_close(found, jax.tree.map(lambda leaf: leaf.mean(axis=0), rows))
 
 
+@pytest.mark.slow
 def test_other_calls_of_the_oracle(float64):
     ours, theirs = samplewise(), taskwise()
     params, batch = make_params(), first(make_batches())
@@ -362,6 +365,7 @@ def test_other_calls_of_the_oracle(float64):
     )
 
 
+@pytest.mark.slow
 def test_line_searches(float64):
     params, batch = make_params(), first(make_batches())
     searches = [mtlopt.backtracking(mtlopt.mgda(4))]
@@ -377,6 +381,7 @@ def test_line_searches(float64):
     assert_close(found, expected, 1e-10)
 
 
+@pytest.mark.slow
 def test_individual_step(float64):
     """A task without a sample takes no step, whether it is alone or in a group."""
     params, batch = make_params(), first(make_batches(tasks=(0, 1, 3)))
@@ -402,6 +407,7 @@ def test_individual_step(float64):
         )
 
 
+@pytest.mark.slow
 def test_individual_step_without_the_task(float64):
     params = separate_params()
     oracle = samplewise({task: loss_of(task) for task in TASKS}, SEPARATE)
@@ -501,7 +507,7 @@ def correlated(apart, dtype):
     return oracle, params, batch
 
 
-@pytest.mark.parametrize("apart", [pytest.param(1e-2, marks=pytest.mark.slow), 1e-3])
+@pytest.mark.parametrize("apart", [slow(1e-2), 1e-3])
 def test_tasks_whose_gradients_nearly_depend_on_each_other(apart, monkeypatch):
     """Aligned-MTL looks at the rows a second time: right where products are not."""
     monkeypatch.setattr(sample_leaves, "_form", lambda *sizes: "pairs")

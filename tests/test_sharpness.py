@@ -135,6 +135,7 @@ def test_a_loop_by_hand(shape, ascent):
     assert_close(total, {"encoder": summed, "heads": heads})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ascent", "limit"), [("task", 1), ("task", 8), ("sum", 8)])
 def test_stacked_heads(ascent, limit, monkeypatch):
     monkeypatch.setattr("mtlopt.sharpness.UNROLL_LIMIT", limit)
@@ -155,6 +156,7 @@ def test_stacked_heads(ascent, limit, monkeypatch):
         assert not one["heads"]["w"][0].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ascent", ASCENTS)
 def test_one_task_per_sample(ascent):
     """Samples of three tasks, dealt in turn: each loss is the mean of its own."""
@@ -180,6 +182,7 @@ def test_one_task_per_sample(ascent):
     assert_close(found, jax.tree.map(lambda *leaves: np.stack(leaves), *rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ascent", "known"), [("task", False), ("sum", False), ("sum", True)]
 )
@@ -219,6 +222,7 @@ def test_microbatches_climb_together(ascent):
     assert_close(found, expected(ascent))
 
 
+@pytest.mark.slow
 def test_state_moves_once_and_where_the_step_begins():
     def encode_state(params, x, state):
         z = jnp.tanh(x @ params["w"])
@@ -293,6 +297,7 @@ def test_one_task_is_sam_of_optax(ascent):
     assert_close(run.params, moved, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_latent_space_at_the_point_of_the_sum():
     """The method is that in latent space, of a plain oracle at the moved parameters."""
     plain, method = make_oracle(), mtlopt.in_latent_space(mtlopt.mgda(3))

@@ -131,6 +131,7 @@ def test_jacobian_over_the_shared_leaves(float64):
         assert_close(row, jax.tree.map(lambda leaf: scale * leaf, alone), 1e-12)
 
 
+@pytest.mark.slow
 def test_crosses_jit_vmap_and_scan(float64):
     """A pytree: it may be made in one program and used in another."""
     oracle, tx = make_oracle(), mtlopt.aligned_mtl(3)

@@ -143,7 +143,7 @@ def wide_mlp(batch_size: int, num_tasks: int) -> Network:
     return _stacked(_dense_512(), 512, torch.randn(batch_size, 128), num_tasks)
 
 
-wide_mlp_16 = wide_mlp_64 = wide_mlp
+wide_mlp_16 = wide_mlp_64 = wide_mlp_pair = wide_mlp
 
 
 def resnet18(batch_size: int, num_tasks: int) -> Network:

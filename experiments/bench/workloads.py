@@ -386,6 +386,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "wide_mlp": wide_mlp,
     "wide_mlp_64": functools.partial(wide_mlp, batch_size=64),
     "wide_mlp_16": functools.partial(wide_mlp, batch_size=16),
+    "wide_mlp_pair": functools.partial(wide_mlp, num_tasks=2),
     "transformer": transformer,
     "resnet18": resnet18,
     "stacked_lenet": stacked_lenet,

@@ -1,9 +1,9 @@
 """Inner products of task rows, leaf by leaf.
 
 Rows are a list of arrays `[tasks, ...]`, one for each leaf; together these arrays are
-the rows of the Jacobian, the tasks' gradients. They are never concatenated into one
-`[tasks, params]` matrix, because this would copy all rows, be several times slower, and
-gather sharded leaves.
+the rows of the Jacobian, the tasks' gradients. Long rows are never concatenated into
+one `[tasks, params]` matrix, because this would copy all rows, be several times slower,
+and gather sharded leaves.
 """
 
 import functools

@@ -163,6 +163,7 @@ def test_rank_that_is_missing(num_tasks, apart):
         assert np.linalg.norm(update - expected) <= bound * size, seed
 
 
+@pytest.mark.slow
 def test_several_microbatches_in_latent_space_keep_products_only():
     """There directions below rounding of the Gramian are lost, as the docs say."""
     rows = jnp.float32([[1, 0], [1, 1e-3]])

@@ -293,6 +293,7 @@ def groups_found(shuffled):
         return np.asarray(jax.jit(jax.vmap(train))(jnp.arange(SEEDS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_the_right_groups_are_found(shuffled):
     right = (groups_found(shuffled) == TRUE).all(axis=1).sum()

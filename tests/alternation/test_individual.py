@@ -380,6 +380,7 @@ def test_random_groups():
     assert len(draws) == 4
 
 
+@pytest.mark.slow
 def test_vmapped_seeds_have_groups_of_their_own(float64):
     """Groups are traced: each seed deals its own."""
     tx = optimizers("adam", turns=2)

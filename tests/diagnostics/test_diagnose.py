@@ -89,6 +89,7 @@ def test_common_factor_of_the_losses(float64):
         np.testing.assert_allclose(getattr(many, name), factor * value, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_metrics_of_stacked_diagnoses():
     """Each value, with its axis of diagnoses, is named by task."""
     rows = np.random.default_rng(0).normal(size=(5, 3, 4))
@@ -158,6 +159,7 @@ def test_opposed_gradients_cancel():
     assert found.condition == np.inf
 
 
+@pytest.mark.slow
 def test_parameters_or_latent_by_the_gradients(float64):
     """Rows of the oracle's own space; scales of a weighting are in them."""
     oracle, params, batch = make_oracle(), make_params(), first(make_batches())
@@ -183,7 +185,7 @@ def test_parameters_or_latent_by_the_gradients(float64):
 
 def test_one_gramian_leaf_by_leaf():
     """One product of rows for each leaf, and no array as large as the Jacobian."""
-    rows = {"a": np.ones((3, 100)), "b": np.ones((3, 7, 11))}
+    rows = {"a": np.ones((3, 3000)), "b": np.ones((3, 7, 500))}  # none is short
     jaxpr = jax.make_jaxpr(diagnose)(rows)
 
     def equations(jaxpr):
@@ -203,7 +205,7 @@ def test_one_gramian_leaf_by_leaf():
         and max(variable.aval.size for variable in equation.invars) > 3 * 4
     ]
     assert len(products) == 2
-    assert all(out.aval.size < 3 * 177 for each in found for out in each.outvars)
+    assert all(out.aval.size < 3 * 6500 for each in found for out in each.outvars)
 
 
 def test_needs_task_grads():

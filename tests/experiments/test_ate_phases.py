@@ -34,6 +34,8 @@ from experiments.lab.tables import select
 from mtlopt.models import MultiTaskMLP, ResNet, SignalNet
 from tests.experiments.test_pace import callbacks_of_keras
 
+pytestmark = pytest.mark.slow
+
 TASKS = {"quad": ONE_OF, "circ": yes_or_no()}
 SETTINGS = Settings(
     epochs=40, seeds=3, batch_size=32, stop_patience=5, plateau_patience=2

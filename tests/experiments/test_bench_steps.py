@@ -73,10 +73,13 @@ def test_every_workload_is_among_those_tested():
     assert set(SMALL) == {make.__name__ for make in makers}
 
 
-def test_the_wide_mlp_has_three_batch_sizes():
-    for name, size in (("wide_mlp_16", 16), ("wide_mlp_64", 64), ("wide_mlp", 256)):
+@pytest.mark.slow
+def test_sizes_of_the_wide_mlp():
+    sizes = {"wide_mlp": (40, 256), "wide_mlp_pair": (2, 256)}
+    sizes |= {"wide_mlp_64": (40, 64), "wide_mlp_16": (40, 16)}
+    for name, (num_tasks, size) in sizes.items():
         workload = workloads.WORKLOADS[name]()
-        assert workload.oracle.num_tasks == 40
+        assert workload.oracle.num_tasks == num_tasks
         assert [len(each) for each in workload.args] == [size, size]
         assert hasattr(torch_steps, name)
 

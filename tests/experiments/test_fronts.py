@@ -30,6 +30,7 @@ def test_the_front_is_what_is_best(num_tasks, monkeypatch):
         assert np.all(np.any(found > front - 1e-6, axis=1))
 
 
+@pytest.mark.slow
 def test_the_middle_is_off_the_convex_hull():
     """Weighted sums have their minima at the vertices of the hull of the front."""
     curve = problem.front(2, 4001)

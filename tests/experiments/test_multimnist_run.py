@@ -29,6 +29,8 @@ from experiments.lab.problem import Problem, make_problem, stack_seeds
 from experiments.lab.tables import select
 from tests.experiments.event_files import read_runs
 
+pytestmark = pytest.mark.slow
+
 TASKS = multimnist.TASKS
 METHODS = ("pcgrad", "aligned_mtl_ub")  # one has a key in its state, one aligns
 

@@ -12,6 +12,8 @@ import pytest
 from experiments.bench import sharded
 from experiments.lab.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DEVICES, SMALL = 4, 1024  # bytes of losses and of small matrices
 

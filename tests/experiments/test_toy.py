@@ -15,6 +15,8 @@ from experiments.aligned_mtl import toy
 from experiments.aligned_mtl.landscapes import FLOOR, LANDSCAPES
 from experiments.lab.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 NAMES = list(LANDSCAPES)
 TINY = ("sum_tasks", "aligned_mtl_ub")
 

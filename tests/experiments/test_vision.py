@@ -317,6 +317,7 @@ def test_uncertainty_is_told_the_kind_of_each_loss(problem: Any, methods: Any):
     assert factors == {"segmentation": 1.0, "depth": 0.5, "normals": 0.5}
 
 
+@pytest.mark.slow
 def test_roaming_masks_channels(problem: VisionProblem, methods: dict[str, Method]):
     """Each task trains and predicts by its own channels, and statistics of its own."""
     method = methods["roaming"]
@@ -585,6 +586,7 @@ def test_scenes_are_those_of_the_release():
     assert scenes == (*SCENES, "all")
 
 
+@pytest.mark.slow
 def test_a_trial_on_few_images(tmp_path: Path):
     """The option reaches every split, and the report says so."""
     options = ["--num-images", "2", "--batch-size", "2", "--seeds", "1"]

@@ -24,15 +24,12 @@ from tests.frameworks.common import (
     by_label,
     mean_loss,
 )
+from tests.marks import slow
 
 FRAMEWORKS = (
     "plain_jax",
     "nnx",
-    "linen",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("equinox", "haiku", "keras")
-    ),
+    *map(slow, ("linen", "equinox", "haiku", "keras")),
 )
 
 

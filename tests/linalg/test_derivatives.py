@@ -64,8 +64,8 @@ SOLVERS = {
     "surgery": surgery,
     "vaccine": vaccine,
 }
-# One for each rule of derivatives; the others are slow.
-FIRST = ("min_norm", "nash", "ball", "surgery")
+# The others are slow.
+FIRST = ("min_norm", "surgery")
 sizes = pytest.mark.parametrize("num_tasks", [2, 5])
 
 

@@ -315,6 +315,7 @@ for _ in range(50):
 """
 
 
+@pytest.mark.slow
 def test_large_batches_come_to_an_end():
     """Both ways are made under `vmap`; on two cores they waited for each other."""
     subprocess.run([sys.executable, "-c", BATCHES], timeout=120, check=True)

@@ -405,6 +405,7 @@ def test_absent_tasks_do_not_count(name, float64):
         assert np.all((new < np.array(losses))[[0, 2]])
 
 
+@pytest.mark.slow
 @both
 def test_vmap_and_scan(name, float64):
     """Seeds at once, steps in a loop, each as alone."""

@@ -353,6 +353,7 @@ def test_half_precision_is_rounded_before_it_is_checked(name):
 # Costs.
 
 
+@pytest.mark.slow
 def test_costs_in_forward_passes(monkeypatch):
     """XLA's operations of each branch: one more product and pass, or T gradients."""
     num_tasks, width = 4, 256

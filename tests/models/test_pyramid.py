@@ -107,6 +107,7 @@ def test_head():
     np.testing.assert_allclose(run(x), reference(x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite(dtype):
     """A head's, for an encoder's are `ResNet`'s; and nothing is promoted."""

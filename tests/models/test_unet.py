@@ -81,6 +81,7 @@ def test_forward():
     np.testing.assert_allclose(ours, out, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite(dtype):
     """And nothing is promoted on the way."""

@@ -15,6 +15,7 @@ from mtlopt.models import LeNet
 from mtlopt.rows import leaf_rows, sample_leaves
 from mtlopt.rows.leaf_rows import ProductLeaf, RowLeaf
 from mtlopt.sample_linearization import SampleLinearization
+from tests.marks import slow
 from tests.problems import QUICK, assert_close
 
 
@@ -164,9 +165,7 @@ def check(problem, rtol):
     assert_close(found["rows"], rows, 2 * rtol)
 
 
-@pytest.mark.parametrize(
-    "network", ["mlp", "tokens", pytest.param("lenet", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("network", ["mlp", "tokens", slow("lenet")])
 def test_rows(network, dtype):
     rtol = {np.float32: 2e-6, np.float64: 1e-13}[dtype]
     check(make_problem(network, 3, 8, dtype), rtol)
@@ -196,9 +195,7 @@ def leaf_kinds(problem):
 
 
 @pytest.mark.parametrize("form", KINDS)
-@pytest.mark.parametrize(
-    "network", ["mlp", pytest.param("tokens", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("network", ["mlp", slow("tokens")])
 def test_every_form(network, form, monkeypatch, float64):
     """Each is exact; which one is taken is a question of cost."""
     monkeypatch.setattr(sample_leaves, "_form", lambda *sizes: form)
@@ -231,6 +228,7 @@ def test_large_leaves_that_are_no_products(passes, monkeypatch, float64):
     assert set(seen) == {3}  # the table, the tied kernel and the scale
 
 
+@pytest.mark.slow
 def test_rows_a_part_at_a_time(monkeypatch, float64):
     """A part of three outputs, of a kernel with 47: the last one is padded."""
     monkeypatch.setattr(leaf_rows, "_PART", 3 * 3 * 32)

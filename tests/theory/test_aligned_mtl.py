@@ -266,6 +266,7 @@ def test_theorem_3_weights_may_be_negative(float64):
     assert weights @ np.array([1.0, 4.0]) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tasks", "size", "low", "high"),
     [(2, 2, 0.10, 0.15), (5, 10, 0.04, 0.08), (8, 40, 0, 0)],

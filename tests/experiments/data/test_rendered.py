@@ -72,6 +72,7 @@ def test_rooms_differ():
     assert len({scene.centres.tobytes() for scene in scenes}) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "classes", "num_attributes"),
     [("rooms", ROOM_CLASSES, 40), ("streets", STREET_CLASSES, 0)],

@@ -61,6 +61,7 @@ def small_params():
     return {"base": base, "adapters": adapters}
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_as_if_alone(digits):
     """By an oracle whose functions close over the base, and which has adapters only."""
     params, train = small_params(), fine_tuning.make_data(digits)["train"]
