@@ -2,11 +2,10 @@
 
     python -m experiments.bench.compile_time [METHOD ...] [--out FILE]
 
-The table has the seconds to trace, lower and compile a step with T = 40 stacked heads.
+The table has the seconds to trace, lower and compile a step with 40 or 2 stacked heads.
 They are the minimum of three rounds, in which all methods take turns. XLA may use all
-cores. `kernels` is the number of programs that XLA generates code for. This number is
-the same on every machine, and generating their code takes nearly all of the time. No
-step is run.
+cores. The brackets give the number of kernels, the programs that XLA generates code
+for. This number is the same on every machine. No step is run.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from experiments.bench.workloads import (
 from experiments.lab.tables import markdown_table
 
 PLAIN = "plain"
-DEFAULT = ("stacked_lenet", "stacked_mlp")
+DEFAULT = ("stacked_lenet", "stacked_mlp", "wide_mlp_pair")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,21 +78,19 @@ def _compile(workload: Workload, step: Step, state: Any) -> tuple[float, int]:
 
 
 def table(results: Sequence[Compilation]) -> str:
-    """Returns a Markdown table: a row for each step, the workloads side by side."""
+    """Returns a Markdown table: seconds and kernels, a row for each step."""
     found = {(each.workload, each.step): each for each in results}
     workloads = dict.fromkeys(each.workload for each in results)
-    header = ["step"]
-    for workload in workloads:
-        header += [f"{workload}: seconds", "of plain", "kernels"]
-    rows = []
-    for step in dict.fromkeys(each.step for each in results):
-        row = [step]
-        for workload in workloads:
-            each, plain = found[workload, step], found[workload, PLAIN]
-            ratio = each.seconds / plain.seconds
-            row += [f"{each.seconds:.2f}", f"{ratio:.2f}", str(each.kernels)]
-        rows.append(row)
-    return markdown_table(header, rows)
+
+    def cell(workload: str, step: str) -> str:
+        each = found.get((workload, step))
+        return f"{each.seconds:.2f} ({each.kernels})" if each else ""
+
+    rows = [
+        [step, *(cell(workload, step) for workload in workloads)]
+        for step in dict.fromkeys(each.step for each in results)
+    ]
+    return markdown_table(["step", *workloads], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ def test_table_and_file(small, tmp_path, capsys):
     path = tmp_path / "times"
     compile_time.main(["mgda", "--rounds", "1", "--out", str(path)])
     header, _, plain, mgda = capsys.readouterr().out.strip().splitlines()
-    assert header.count("|") == plain.count("|") == 5
+    assert header.count("|") == plain.count("|") == 3
     assert plain.startswith("| plain | ")
     assert mgda.startswith("| mgda ")
     plain, mgda = json.loads((path / "results.json").read_text())["results"]
