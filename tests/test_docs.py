@@ -12,7 +12,7 @@ from jax import export
 
 import mtlopt
 import mtlopt.models
-from tests.marks import cpu_only
+from tests.marks import cpu_only, slow
 from tests.problems import matrix_oracle
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,10 +28,7 @@ FIRST = {"README", "getting_started", "choosing"}
 
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(page, marks=[] if page.stem in FIRST else pytest.mark.slow)
-        for page in PAGES
-    ],
+    [page if page.stem in FIRST else slow(page) for page in PAGES],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_snippets_run(page):

@@ -305,10 +305,7 @@ def test_nobody_present_moves_nothing(name):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ROUTES else pytest.mark.slow)
-        for name in METHODS
-    ],
+    [name if name in ROUTES else slow(name) for name in METHODS],
 )
 def test_jit_equals_vmap(name):
     """Without `vmap` a `cond` is one; and no task is absent."""

@@ -74,10 +74,7 @@ def without(*, few):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ROUTES else pytest.mark.slow)
-        for name in methods_of(2)
-    ],
+    [name if name in ROUTES else slow(name) for name in methods_of(2)],
 )
 def test_absent_task_is_left_out(name):
     """A(J with row b masked) = A(J without row b), also where b is NaN."""

@@ -11,6 +11,7 @@ import pytest
 
 import mtlopt
 from mtlopt import METHODS, skip_not_finite
+from tests.marks import slow
 from tests.problems import (
     LABELS,
     QUICK,
@@ -74,10 +75,7 @@ def runs(*, few):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ROUTES else pytest.mark.slow)
-        for name in methods_of(3)
-    ],
+    [name if name in ROUTES else slow(name) for name in methods_of(3)],
 )
 def test_the_batch_might_as_well_not_have_been_there(name):
     """Nothing moves, the state stays bit for bit, and what follows is the same."""

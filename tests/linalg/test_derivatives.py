@@ -18,6 +18,7 @@ from tests.linalg.derivatives import (
     derivatives,
 )
 from tests.linalg.matrices import KINDS, random_rows, structured
+from tests.marks import slow
 
 
 def min_norm(gramian, present):
@@ -72,10 +73,7 @@ sizes = pytest.mark.parametrize("num_tasks", [2, 5])
 @sizes
 @pytest.mark.parametrize(
     "solver",
-    [
-        pytest.param(solver, marks=[] if solver in FIRST else pytest.mark.slow)
-        for solver in SOLVERS
-    ],
+    [solver if solver in FIRST else slow(solver) for solver in SOLVERS],
 )
 def test_direction(solver, num_tasks, float64):
     """Equal to central differences, in a batch, with absent tasks.

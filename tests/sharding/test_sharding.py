@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import mtlopt
+from tests.marks import slow
 from tests.problems import ROUTES
 from tests.sharding import comparison, network
 
@@ -25,10 +26,7 @@ RTOL = 1e-5  # float32, sums in another order
 FEW = [name for name in mtlopt.METHODS if name in {*ROUTES, "moco", "excess_mtl"}]
 methods = pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in FEW else pytest.mark.slow)
-        for name in mtlopt.METHODS
-    ],
+    [name if name in FEW else slow(name) for name in mtlopt.METHODS],
 )
 
 
