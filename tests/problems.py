@@ -37,6 +37,12 @@ def methods_of(num_tasks):
     return [name for name in METHODS if METHODS[name].min_tasks <= num_tasks]
 
 
+def in_groups(names, size=10):
+    """Names for programs of that many methods: one of all takes longer to compile."""
+    count = -(-len(names) // size)
+    return [tuple(names[i::count]) for i in range(count)]
+
+
 STEPS, BATCH, INPUTS, WIDTH = 4, 8, 4, 5
 # Compiling takes longer than all the rest.
 QUICK = {

@@ -24,7 +24,7 @@ import mtlopt
 from mtlopt import METHODS
 from mtlopt._methods import CLAIMS
 from tests.marks import slow
-from tests.problems import QUICK
+from tests.problems import QUICK, in_groups
 
 HIDDEN = 8
 COLUMNS = {8: 20, 40: 48, 128: 132}  # by padded number of tasks; multiples of four
@@ -280,15 +280,14 @@ def make_run(size, names):
 def updates_and_weights(size, dtype, forms):
     """By method, of the whole batch, one entry after the other.
 
-    Four programs: the time to compile grows faster than their size. Batches of
-    factorisations of several methods may wait for each other for ever: each holds a
-    thread of jaxlib's pool while its parts queue up there. And no loop should wait for
-    the slowest of a batch.
+    Batches of factorisations of several methods may wait for each other for ever: each
+    holds a thread of jaxlib's pool while its parts queue up there. And no loop should
+    wait for the slowest of a batch.
     """
     rows, losses, *others = (x.reshape(-1, *x.shape[2:]) for x in batch(size, forms))
     entries, found = (rows.astype(dtype), losses.astype(dtype), *others), {}
     with jax.enable_x64(dtype == np.float64):
-        for names in (list(METHODS)[i::4] for i in range(4)):
+        for names in in_groups(list(METHODS), 5):
             run = make_run(size, names)
             compiled = jax.jit(
                 lambda batch, run=run: jax.lax.map(lambda entry: run(*entry), batch),
