@@ -37,10 +37,11 @@ def methods_of(num_tasks):
     return [name for name in METHODS if METHODS[name].min_tasks <= num_tasks]
 
 
-def in_groups(names, size=10):
-    """Names for programs of that many methods: one of all takes longer to compile."""
-    count = -(-len(names) // size)
-    return [tuple(names[i::count]) for i in range(count)]
+def in_parts(names, most=10):
+    """The names in equal parts: several programs compile faster than a large one."""
+    names = tuple(names)
+    count = -(-len(names) // most)
+    return [names[i::count] for i in range(count)]
 
 
 STEPS, BATCH, INPUTS, WIDTH = 4, 8, 4, 5
@@ -152,13 +153,28 @@ def in_parameter_space():
 
 
 def make_run(oracle, names=None, known=None):
-    """`run_methods` as a function of the rest: one program for all batches and masks.
+    """`run_methods` as a function of the rest: its programs are of any batch and mask.
 
     Returns:
       `run(params, batches, mask=None)`.
     """
-    if names is None:
-        names = ROUTES
+    parts = in_parts(ROUTES if names is None else names)
+    programs = [make_program(oracle, part, known) for part in parts]
+
+    def run(params, batches, mask=None):
+        updates, states = {}, {}
+        with jax.enable_x64(True):
+            for program in programs:
+                found = program(params, batches, mask)
+                updates |= jax.device_get(found[0])
+                states |= found[1]
+        return updates, states
+
+    return run
+
+
+def make_program(oracle, names, known):
+    """Of parameters, batches and a mask, to updates and states after each batch."""
     methods = {
         name: METHODS[name].make(oracle.num_tasks, labels=oracle.labels)
         for name in names
@@ -174,14 +190,9 @@ def make_run(oracle, names=None, known=None):
         return carry, ({name: out for name, (out, _) in results.items()}, carry)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
-    def compiled(params, batches, mask):
+    def run(params, batches, mask):
         init = {name: method.init(params) for name, method in methods.items()}
         return jax.lax.scan(functools.partial(step, params, mask), init, batches)[1]
-
-    def run(params, batches, mask=None):
-        with jax.enable_x64(True):
-            updates, states = compiled(params, batches, mask)
-            return jax.device_get(updates), states
 
     return run
 
@@ -189,8 +200,7 @@ def make_run(oracle, names=None, known=None):
 def run_methods(oracle, params, batches, *, names=None, present=None):
     """Methods over the batches at the same parameters, their state carried along.
 
-    One compilation for all methods. Float64. A mask `present` is traced, a mapping of
-    bools is known.
+    Float64. A mask `present` is traced, a mapping of bools is known.
 
     Returns:
       `{name: updates [steps, ...]}` and `{name: states [steps, ...]}` after each step.
@@ -206,10 +216,16 @@ def updates_of(*args, **options):
 
 
 @functools.cache
-def plain_run(few):
-    """`run_methods` of the toy problem, with the methods of `ROUTES` or the others."""
+def plain_program(few):
+    """`make_run` of the toy problem, with the methods of `ROUTES` or the others."""
     names = [name for name in methods_of(len(TASKS)) if (name in ROUTES) == few]
-    return run_methods(make_oracle(), make_params(), make_batches(), names=names)
+    return make_run(make_oracle(), names)
+
+
+@functools.cache
+def plain_run(few):
+    """Updates and states of those methods at the problem's own parameters."""
+    return plain_program(few)(make_params(), make_batches())
 
 
 def matrix_oracle(num_tasks):

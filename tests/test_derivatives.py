@@ -9,7 +9,7 @@ import mtlopt
 from mtlopt import METHODS
 from tests.linalg.derivatives import assert_equal, assert_transposed, derivatives
 from tests.linalg.matrices import KINDS, random_rows, structured
-from tests.problems import matrix_oracle
+from tests.problems import matrix_oracle, remembers
 
 # Their derivative is that of decompositions.
 # One with a rule of its own, and one that reads the losses; the others are slow.
@@ -24,21 +24,21 @@ def gradients(name, rows, losses, present):
     return mtlopt.TaskGrads.from_rows(rows, losses=losses, present=present)
 
 
-def two_updates(name, num_tasks):
-    """The second update, after one whose state depends on the gradients too."""
+def make_updates(name, num_tasks):
+    """A method that remembers takes two steps: the first changes its state too."""
     method = METHODS[name].make(num_tasks)
 
-    def update(rows, losses, present):
-        params = jnp.zeros(rows.shape[1:])
-
-        def take(state, step):
+    def updates(rows, losses, present):
+        params, found = jnp.zeros(rows.shape[1:]), []
+        state = method.init(params)
+        for step in (1.0, 1.3) if remembers(state) else (1.3,):
             after = losses * step ** jnp.arange(num_tasks)
             grads = gradients(name, rows * step + 0.1, after, present)
-            return method.update(grads, state, params)[::-1]
+            update, state = method.update(grads, state, params)
+            found.append(update)
+        return jnp.stack(found)
 
-        return jax.lax.scan(take, method.init(params), jnp.array([1.0, 1.3]))[1]
-
-    return update
+    return updates
 
 
 def marks(name, num_tasks):
@@ -70,7 +70,7 @@ def test_updates(name, num_tasks, float64):
     present[3, 0] = False
 
     def updates(rows, losses):
-        each = jax.vmap(two_updates(name, num_tasks))
+        each = jax.vmap(make_updates(name, num_tasks))
         found = each(rows, losses, jnp.asarray(present))
         return found[:count], found[count:]
 

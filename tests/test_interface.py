@@ -19,6 +19,7 @@ from tests.problems import (
     TASKS,
     assert_close,
     first,
+    in_parts,
     losses_of,
     make_batches,
     make_oracle,
@@ -139,12 +140,13 @@ few_and_others = pytest.mark.parametrize("few", [True, slow(False)])
 @few_and_others
 def test_one_program_for_all_steps_with_donation(few):
     """Params and state are donated; the second step compiles nothing."""
+    for names in in_parts(name for name in methods_of(3) if (name in ROUTES) == few):
+        assert_one_program(names)
+
+
+def assert_one_program(names):
     oracle, adam = make_oracle(), optax.adam(1e-2)
-    methods = {
-        name: method.make(3, labels=LABELS)
-        for name, method in METHODS.items()
-        if method.min_tasks <= 3 and (name in ROUTES) == few
-    }
+    methods = {name: METHODS[name].make(3, labels=LABELS) for name in names}
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=QUICK)
     def step(params, state, args):
@@ -165,14 +167,14 @@ def test_one_program_for_all_steps_with_donation(few):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
 
 
-# Numbers, on Jacobians that are given. One program for all methods and all of them.
+# Numbers, on Jacobians that are given: a program takes all of them.
 
 # They weigh every entry by itself, or gradients averaged over the steps.
 NO_WEIGHTS_OF_GRADIENTS = {"graddrop", "trimmed_mean", "moco"}
 
 
-def linear_problem(encoder, rows, losses, present):
-    """Every method at latent rows that are given, of a linear encoder, step by step.
+def linear_problem(names, encoder, rows, losses, present):
+    """Methods at latent rows that are given, of a linear encoder, step by step.
 
     Returns:
       Updates `[steps, size]` and task weights `[steps, tasks]`, by name.
@@ -186,7 +188,7 @@ def linear_problem(encoder, rows, losses, present):
         "shared",
         encode=lambda w, encoder, *_: encoder @ w,
     )
-    methods = {name: METHODS[name].make(NUM_TASKS) for name in METHODS}
+    methods = {name: METHODS[name].make(NUM_TASKS) for name in names}
     params = jnp.zeros(SIZE, rows.dtype)
 
     def step(states, batch):
@@ -234,8 +236,12 @@ def solved():
     problems = problems_by_name()
     stacked = [np.stack(leaves) for leaves in zip(*problems.values(), strict=True)]
     stacked = [leaf if leaf.dtype == bool else np.float64(leaf) for leaf in stacked]
+    found = {}, {}
     with jax.enable_x64(True):
-        found = jax.device_get(jax.jit(jax.vmap(linear_problem))(*stacked))
+        for names in in_parts(METHODS):
+            run = jax.jit(jax.vmap(functools.partial(linear_problem, names)))
+            for both, part in zip(found, jax.device_get(run(*stacked)), strict=True):
+                both.update(part)
     return {
         name: jax.tree.map(lambda leaf, i=i: leaf[i], found)
         for i, name in enumerate(problems)
@@ -262,12 +268,26 @@ def make_updates(names):
     return updates
 
 
+# Some of the others draw other numbers in single precision.
+DOUBLE = [
+    name
+    for name, method in METHODS.items()
+    if name not in ROUTES and "deterministic" not in method.properties
+]
+
+
 @functools.cache
 def updates_without_vmap(few, dtype):
-    names = [name for name in METHODS if (name in ROUTES) == few]
+    names = DOUBLE
+    if dtype != np.float64:
+        names = [name for name in METHODS if (name in ROUTES) == few]
+    found = {}
     with jax.enable_x64(dtype == np.float64):
-        run = jax.jit(make_updates(names), compiler_options=QUICK)
-        return jax.device_get(run(jnp.asarray(ROWS, dtype), jnp.asarray(LOSSES, dtype)))
+        for part in in_parts(names):
+            run = jax.jit(make_updates(part), compiler_options=QUICK)
+            given = jnp.asarray(ROWS, dtype), jnp.asarray(LOSSES, dtype)
+            found |= jax.device_get(run(*given))
+    return found
 
 
 def error(actual, expected, rows):
@@ -309,9 +329,8 @@ def test_nobody_present_moves_nothing(name):
 )
 def test_jit_equals_vmap(name):
     """Without `vmap` a `cond` is one; and no task is absent."""
-    few = name in ROUTES
-    # Some of the others draw other numbers in single precision.
-    single = updates_without_vmap(few, np.float32 if few else np.float64)[name]
+    dtype = np.float64 if name in DOUBLE else np.float32
+    single = updates_without_vmap(name in ROUTES, dtype)[name]
     assert error(single, first_update("generic", name), ROWS) < 1e-5
 
 

@@ -1,5 +1,7 @@
 """One function with a marked latent is the problem that it is cut by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from tests.problems import (
     assert_close,
     encode,
     first,
+    in_parts,
     make_batches,
     make_oracle,
     make_params,
@@ -74,15 +77,17 @@ def test_all_methods_make_the_same_update_in_both_spaces(float64):
             return [method]
         return [method, mtlopt.in_latent_space(method)]
 
-    def updates(oracle):
+    def updates(names, oracle):
         grads = oracle(PARAMS, *ARGS)
         return {
             name: [tx.update(grads, tx.init(PARAMS), PARAMS)[0] for tx in spaces(name)]
-            for name in methods_of(len(TASKS))
+            for name in names
         }
 
-    found, expected = both(updates, marked(), make_oracle())
-    assert_close(found, expected, 1e-9)
+    for names in in_parts(methods_of(len(TASKS)), 6):
+        run = functools.partial(updates, names)
+        found, expected = both(run, marked(), make_oracle())
+        assert_close(found, expected, 1e-9)
 
 
 def in_jit(params, *args):

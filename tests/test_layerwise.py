@@ -12,7 +12,7 @@ from mtlopt import METHODS
 from mtlopt.rows.layerwise import KeptProducts, LayerwiseRows, SummedProducts, pays
 from mtlopt.rows.material import PulledRows
 from tests.marks import cpu_only, slow
-from tests.problems import QUICK, assert_close, in_groups, remembers, temporary_bytes
+from tests.problems import QUICK, assert_close, in_parts, remembers, temporary_bytes
 
 BATCH, WIDTH = 4, 24
 
@@ -422,7 +422,7 @@ def test_updates_of_every_method(num_tasks, dtype):
 
     with jax.enable_x64(dtype == np.float64):
         params, batch = make_params(num_tasks), make_batch(num_tasks)
-        for some in in_groups(names, 5):
+        for some in in_parts(names, 5):
             found, expected = (updates_of(some, each) for each in (True, False))
             for name in some:
                 tolerance = 1e-4 if dtype == np.float32 else 1e-9

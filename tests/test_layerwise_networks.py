@@ -17,21 +17,21 @@ from tests.problems import QUICK
 ENCODER = {"encoder": "shared", "heads": "frozen"}
 
 
-def products_and_update(oracle, params, x, kinds):
+def products_and_update(oracle, params, x, known):
     @functools.partial(jax.jit, compiler_options=QUICK)
     def run(params):
         grads = oracle(params, x)
         rows = grads.rows()
-        kinds.append(type(rows))
+        plan = grads.linear.plan(grads.partition.shared_paths)
+        known.append((type(rows), plan))
         weights = jnp.linspace(0.5, 2, grads.num_tasks)
-        norms = rows.norms()
-        return rows.scaled_gramian(None).matrix, norms, rows.combine(weights)
+        return rows.gramian(), rows.norms(), rows.combine(weights)
 
     return run(params)
 
 
 def compare(encode, params, x, num_tasks, labels="shared", tolerance=1e-6):
-    """Gramian, norms and a combination; returns the kind of rows and the plan."""
+    """Gramian, norms and a combination; returns the kind of rows and their plan."""
     z = jax.eval_shape(encode, params, x)
 
     def head(params, z, task, x):
@@ -45,16 +45,16 @@ def compare(encode, params, x, num_tasks, labels="shared", tolerance=1e-6):
         )
         for way in (True, False)
     ]
-    kinds = []
-    found, expected = (products_and_update(o, params, x, kinds) for o in oracles)
+    known = []
+    found, expected = (products_and_update(o, params, x, known) for o in oracles)
     for left, right in zip(found[:2], expected[:2], strict=True):
         size = np.max(np.abs(right))
         np.testing.assert_allclose(left, right, rtol=0, atol=tolerance * size)
     largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in expected[2])
     for left, right in zip(found[2], expected[2], strict=True):  # keys' biases are 0
         np.testing.assert_allclose(left, right, rtol=0, atol=3e-6 * largest)
-    assert not issubclass(kinds[-1], LayerwiseRows)
-    return kinds[0], oracles[0].explain(params, x)
+    assert not issubclass(known[1][0], LayerwiseRows)
+    return known[0]
 
 
 def encoder_of(model):
@@ -69,8 +69,8 @@ def test_lenet(num_tasks):
     params, encode = encoder_of(LeNet(("unused",), rngs=nnx.Rngs(0)))
     images = jax.random.normal(jax.random.key(0), (3, 28, 28, 1))
     _, plan = compare(encode, params, images, num_tasks, ENCODER)
-    layerwise = [leaf.path for leaf in plan.leaves if leaf.layerwise]
-    dense = [leaf for leaf in plan.leaves if len(leaf.shape) == 2]
+    layerwise = [leaf.path for leaf in plan if leaf.layerwise]
+    dense = [leaf for leaf in plan if len(leaf.shape) == 2]
     assert set(layerwise) >= {leaf.path for leaf in dense if leaf.shape[0] > 6}
 
 
@@ -92,10 +92,10 @@ def test_transformer(num_tasks):
     params, encode = encoder_of(model)
     tokens = jnp.array([[1, 2, 3], [4, 5, 1]])
     _, plan = compare(encode, params, tokens, num_tasks, ENCODER)
-    kernels = [leaf for leaf in plan.leaves if leaf.path.endswith("kernel")]
+    kernels = [leaf for leaf in plan if leaf.path.endswith("kernel")]
     assert len(kernels) == 2 * 6
     assert all(leaf.layerwise for leaf in kernels)
-    assert sum(leaf.layerwise for leaf in plan.leaves) == len(kernels)
+    assert sum(leaf.layerwise for leaf in plan) == len(kernels)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_a_convolution_stays_out_of_loops():
 
     images = jnp.float32(rng.normal(size=(2, 6, 6, 1)))
     kind, plan = compare(encode, params, images, 12)
-    assert [leaf.layerwise for leaf in plan.leaves] == [False, True]
+    assert [leaf.layerwise for leaf in plan] == [False, True]
     if jax.default_backend() == "cpu":
         assert kind == KeptProducts
 

@@ -31,6 +31,7 @@ from tests.problems import (
     make_params,
     make_run,
     matrix_oracle,
+    plain_program,
     stack_heads,
     updates_of,
 )
@@ -235,18 +236,6 @@ def test_one_task_may_return_any_vector_of_one():
 # Every method.
 
 
-@functools.cache
-def program():
-    """Of each route on the toy problem with an encoder and three heads."""
-    return make_run(make_oracle())
-
-
-@pytest.fixture(scope="module")
-def plain():
-    """The updates of those routes."""
-    return program()(PARAMS, BATCHES)[0]
-
-
 def stacked_head(params, z, task, x, y, mask):
     own = params["heads"]
     return jnp.mean((z @ own["w"] + own["b"] - jnp.asarray(y)[:, task]) ** 2)
@@ -363,7 +352,8 @@ def identity_run():
     """Generic Jacobians of an identity encoder."""
     rng = np.random.default_rng(5)
     rows, losses = rng.normal(size=(STEPS, 3, 4)), rng.random((STEPS, 3)) + 0.5
-    return updates_of(matrix_oracle(3), np.zeros(4), (rows, losses))
+    names = sorted({name for pair in twins() for name in pair})
+    return updates_of(matrix_oracle(3), np.zeros(4), (rows, losses), names=names)
 
 
 @pytest.mark.parametrize(("latent", "parameters"), twins())
@@ -797,8 +787,8 @@ def test_vmapped_seeds_equal_single_runs():
         singles = [make_params(seed) for seed in seeds]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
         together = jax.device_get(quick(jax.vmap(both))(stacked))
-        single = quick(train)
+        program, single = plain_program(True), quick(train)
         for seed in seeds:
             run = jax.tree.map(lambda leaf, seed=seed: leaf[seed], together)
-            expected = program()(singles[seed], BATCHES)[0], single(singles[seed])
+            expected = program(singles[seed], BATCHES)[0], single(singles[seed])
             assert_close(run, expected, 1e-8)

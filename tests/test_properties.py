@@ -24,7 +24,7 @@ import mtlopt
 from mtlopt import METHODS
 from mtlopt._methods import CLAIMS
 from tests.marks import slow
-from tests.problems import QUICK, in_groups
+from tests.problems import QUICK, in_parts
 
 HIDDEN = 8
 COLUMNS = {8: 20, 40: 48, 128: 132}  # by padded number of tasks; multiples of four
@@ -287,7 +287,7 @@ def updates_and_weights(size, dtype, forms):
     rows, losses, *others = (x.reshape(-1, *x.shape[2:]) for x in batch(size, forms))
     entries, found = (rows.astype(dtype), losses.astype(dtype), *others), {}
     with jax.enable_x64(dtype == np.float64):
-        for names in in_groups(list(METHODS), 5):
+        for names in in_parts(METHODS, 5):
             run = make_run(size, names)
             compiled = jax.jit(
                 lambda batch, run=run: jax.lax.map(lambda entry: run(*entry), batch),

@@ -15,7 +15,7 @@ import mtlopt
 from mtlopt import METHODS
 from mtlopt.rows.products import gramian, scaled_gramian
 from tests.marks import slow
-from tests.problems import QUICK, ROUTES, in_groups, matrix_oracle, methods_of
+from tests.problems import QUICK, ROUTES, in_parts, matrix_oracle, methods_of
 
 # Steps or sums on the scale of squared gradients: right where squares are numbers.
 ON_A_SCALE = {"modo", "moco", "gradnorm", "ntk", "excess_mtl"}
@@ -130,7 +130,7 @@ def by_losses(name):
 
 IN_ONE_PROGRAM = {
     name: names
-    for names in in_groups([name for name in methods_of(3) if not by_losses(name)])
+    for names in in_parts([name for name in methods_of(3) if not by_losses(name)])
     for name in names
 }
 
@@ -154,7 +154,7 @@ def test_norms_of_weightings_by_losses():
     [(t, sizes) for t in (2, 3, 8) for sizes in ((t, 1000), (20_000,))],
 )
 def test_norms_at_other_sizes(num_tasks, sizes):
-    for names in in_groups(methods_of(num_tasks)):
+    for names in in_parts(methods_of(num_tasks)):
         for name in names:
             check(name, num_tasks, sizes, names)
 
