@@ -180,7 +180,7 @@ def stacked_entries(
 ) -> tuple[core.ClosedJaxpr, list[Any]] | None:
     """Returns the variables that are stacked into the program's first output.
 
-    The first value is the same program, in which the call that stacks them is inlined.
+    The first of the two values is the program, with the call that stacks them inlined.
     Returns None if the output is not a stack of variables.
     """
     vector = program.outvars[0]

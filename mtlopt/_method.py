@@ -121,7 +121,8 @@ class Method:
             for DB-MTL, arguments of `balance_norms`.
 
         Raises:
-          TypeError: if that function does not have an argument of this name.
+          TypeError: if that function does not have an argument of this name, or if you
+            give `preference` to a method that takes none.
         """
         if "preference" in options and not self.takes_preference:
             raise TypeError(

@@ -1,8 +1,8 @@
 """Checks inside `jax.shard_map`: which arrays are split between shards of a mesh axis.
 
 Inside `shard_map` a program handles its own shard only. The type of every JAX array
-records the axes over which the array differs between shards. If arrays do not differ,
-JAX itself adds up their gradients.
+records the axes over which the array differs between shards. For an array that does not
+differ between shards, JAX itself adds up the gradients of the shards.
 """
 
 from collections.abc import Callable, Iterable
@@ -39,7 +39,8 @@ def check_losses(losses: jax.Array, params: Any) -> None:
       params: parameters.
 
     Raises:
-      ValueError: if the check fails; the message names the mesh axes.
+      ValueError: if they differ; the message names the mesh axes. Also if
+        `jax.shard_map` does not check this (`check_vma=False`).
     """
     manual = _manual_axes()
     if not manual:

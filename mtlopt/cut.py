@@ -93,7 +93,7 @@ class Plan:
     Attributes:
       encoder: variables that the encoder passes on.
       heads: variables that each head passes on, by index of the task; heads without an
-        entry do not run.
+        entry pass nothing on.
       rest: equations that compute the further results from these variables.
       returned: variables of the further results, None for a result that is left out.
     """
@@ -182,8 +182,8 @@ class Cut:
           tasks: indices of the tasks whose heads run.
           given_latent: one bool per leaf of the parameters: True for leaves of the
             encoder. Pass it if the latent is given, so that the encoder does not run.
-            Results that depend on these leaves without passing through the latent are
-            then left out, and so are results that are computed before the last mark.
+            Results that depend on these leaves other than through the latent are then
+            left out, and so are results that are computed before the last mark.
         """
         given = [*self._values, *self._marked]
         pieces: dict[Any, list[Any]] = {}
@@ -362,14 +362,14 @@ def _needed(
 
 
 def _early(eqns: Sequence[Any], marked: Sequence[Any]) -> set[Any]:
-    """Returns what is computed before the last mark, without marked variables."""
+    """Returns variables made before the last mark that depend on no marked variable."""
     last = max(i for i, eqn in enumerate(eqns) if is_mark(eqn))
     _, depends = _apart(eqns[:last], marked)
     return {var for eqn in eqns[:last] for var in eqn.outvars} - depends
 
 
 def _apart(eqns: Sequence[Any], sources: Iterable[Any]) -> tuple[list[Any], set[Any]]:
-    """Returns the equations independent of `sources`, and the dependent variables."""
+    """Returns equations that do not depend on `sources`, and the variables that do."""
     depends, others = set(sources), []
     for eqn in eqns:
         if depends.isdisjoint(variables(eqn.invars)):

@@ -40,8 +40,9 @@ def front_step(
     this yourself, two mistakes raise no error. First, `jax.vmap` splits every keyword
     argument along its first axis, so it splits `present` by task if the numbers of
     tasks and of preferences are equal. Second, a wrong preference is accepted, because
-    traced values are not checked. `front_step` splits only the runs, and checks the
-    preferences first. Random methods draw the same numbers for all networks.
+    traced values are not checked. `front_step` splits only the preferences and the
+    runs, and checks the preferences first. Random methods draw the same numbers for all
+    networks.
 
     Args:
       oracle: an oracle from `task_grad`.

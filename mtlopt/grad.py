@@ -55,7 +55,8 @@ def check_task_grads(
     Raises:
       TypeError: if `updates` is not a `TaskGrads`, or `state` is the state of another
         transform.
-      ValueError: if a number of tasks, or the structure of `params`, differs.
+      ValueError: if `num_tasks` or the structure of `params` does not fit the
+        gradients, or if `state` was made for another number of tasks.
     """
     if isinstance(updates, Grad):
         raise TypeError(

@@ -186,7 +186,7 @@ class SeparateHeadFns:
         Each loss is differentiated with respect to its own leaves and its own copy of
         the latent, so the heads run backward once for all tasks together. `factors` and
         `members` are as in `Problem.evaluate`; members are Python ints. The gradients
-        of all other tasks are zero.
+        of tasks that are not members are zero.
         """
         labels = call.inputs.partition.head_labels
         grads = [jnp.zeros_like(leaf) for leaf in head_params]

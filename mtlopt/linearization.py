@@ -1,7 +1,8 @@
 """The losses, linearised in the shared leaves.
 
 A method may need the rows (one gradient per task), or only one backward pass of a
-weighted sum. This module and `rows` choose, so a method's author need not choose.
+weighted sum. This module and the package `rows` choose between the two, so a method's
+author need not choose.
 """
 
 import dataclasses
@@ -77,7 +78,7 @@ class Linearization(Protocol):
         ...
 
     def keep_latent(self) -> Self:
-        """Lets sums combine the latent rows, which saves another backward pass."""
+        """Makes sums combine the latent rows, which saves another backward pass."""
         ...
 
     def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
@@ -119,11 +120,12 @@ class PartLinearization(Linearization, Protocol):
     def latent_pieces(
         self, batch_free: list[bool], losses: jax.Array
     ) -> tuple[jax.Array, Leaves]:
-        """Returns the Gramian of the latent leaves of this part, and the other rows.
+        """Returns the Gramian over some leaves of the latent, and the others' rows.
 
         Args:
-          batch_free: per leaf of the latent, whether it is the same for all parts: the
-            rows of such leaves are returned. Empty if there is no latent.
+          batch_free: per leaf of the latent, whether it is the same for all parts: for
+            such leaves the rows are returned, and the Gramian is over all other leaves.
+            Empty if there is no latent.
           losses: `[tasks]`.
         """
         ...

@@ -53,7 +53,7 @@ def _shape(
     has_aux: bool,
     options: RowOptions,
 ) -> Problem[Any]:
-    """Returns the problem of functions whose state, if any, is aux."""
+    """Returns the problem of functions that return their state, if any, in aux."""
     if isinstance(losses, Samplewise):
         return _make_sample_problem(losses, encode, tasks, has_aux, options)
     head_fns = make_head_fns(losses, tasks)

@@ -22,9 +22,9 @@ def keep_memory() -> bool:
     threads share one heap, which makes some steps slower overall. Measure your own
     steps with and without `keep_memory`.
 
-    Call `keep_memory` once, at the start of a program, before JAX computes. The call
-    changes the whole process, so importing mtlopt does not make it. Threads that
-    already have their own heap keep it. A second call does no harm.
+    Call `keep_memory` once, at the start of a program, before JAX computes. It changes
+    the whole process, so importing mtlopt does not call it. Threads that already have
+    their own heap keep that heap. A second call does no harm.
 
     Returns:
       Whether the call took effect. With another C library (macOS, Windows, musl) or

@@ -155,9 +155,10 @@ class Microbatches(OfProblem):
     def _batch_free(self, inputs: Inputs) -> list[bool] | None:
         """Returns which leaves of the latent are the same for all parts.
 
-        These are leaves whose numbers and shapes do not depend on the batch. (The shape
-        of a token that is repeated for every sample does.) Returns None if there is no
-        common latent, because then no method can ask for its Gramian.
+        These are leaves whose numbers and shapes do not depend on the batch. (If a
+        token is repeated for every sample, its shape depends on the batch.) Returns
+        None if there is no common latent, because then no method can ask for its
+        Gramian.
         """
         problem = self.problem
         if not problem.has_latent:

@@ -79,8 +79,8 @@ def task_grad(
         `label_modules`. From the program, mtlopt finds the labels of leaves that have
         no rule (see `infer_labels`), so `{"trunk": "frozen"}` is enough.
       encode: `encode(model, *args) -> z`.
-      wrt: which variables to train, as an NNX filter. All other variables are
-        constants: `wrt=nnx.LoRAParam` trains only the adapters of a network and leaves
+      wrt: which variables to train, as an NNX filter. All other variables get no
+        gradients: `wrt=nnx.LoRAParam` trains only the adapters of a network and leaves
         its other weights unchanged.
       has_aux: whether functions return a pair `(value, aux)`.
       **options: further options of `mtlopt.task_grad`. If `losses` is one function,
@@ -212,7 +212,7 @@ class Oracle:
 
         Args:
           model: a module.
-          *args: arguments of the functions, if mtlopt finds the labels.
+          *args: arguments of the functions; needed only if mtlopt must find the labels.
         """
         graphdef, params, state = _split(model, self._wrt)
         oracle = self._pure(graphdef, params, args, state)
@@ -226,8 +226,9 @@ class Oracle:
         """Returns the module as arrays, and an oracle that takes these arrays.
 
         Args:
-          model: a module; shapes, such as from `nnx.eval_shape`, remain shapes.
-          *args: arguments of the functions, if mtlopt finds the labels.
+          model: a module. If its leaves are shapes, as from `nnx.eval_shape`, the
+            result has shapes too.
+          *args: arguments of the functions; needed only if mtlopt must find the labels.
 
         Examples:
           >>> import jax, jax.numpy as jnp, mtlopt, optax

@@ -228,7 +228,7 @@ class Oracle:
           A `Grad`: all losses, and the gradient, which is zero for the shared leaves.
 
         Raises:
-          ValueError: if the oracle has no `encode`.
+          ValueError: if the problem has no latent.
         """
         self._check_latent()
         inputs = self._inputs(params, args, z)

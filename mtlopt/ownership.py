@@ -35,7 +35,7 @@ def check_ownership(
     z: PyTree = None,
     members: Sequence[int] | None = None,
 ) -> None:
-    """Raises if a function reads a leaf that its label does not let it read.
+    """Raises if a function reads a leaf although the leaf's label does not allow it.
 
     Every function may read frozen leaves.
 

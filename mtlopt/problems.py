@@ -169,7 +169,7 @@ def check_moves(latent: Leaves, inputs: Inputs) -> None:
     if inputs.shared and not latent:
         raise ValueError(
             "`encode` must return, or mtlopt.latent mark, at least one floating-point "
-            f"leaf that depends on a leaf labelled {SHARED!r}, got none. Then "
+            f"leaf that depends on a leaf labelled {SHARED!r}, got none, so "
             f"`{inputs.partition.shared_paths[0]}` would never move."
         )
 

@@ -64,7 +64,7 @@ def maximum_roaming(
     swaps every task has visited every unit, and the masks no longer change.
 
     A task uses `|A_t| = ceil(p S)` units throughout, for the sharing ratio `p`. The
-    units at the start are drawn at random. The first units of all `T` tasks cover the
+    units at the start are drawn at random. Those of all `T` tasks together cover the
     layer if `p T >= 1`, and no two tasks begin with a common unit if `T |A_t| <= S`. So
     `p = 1 / T` gives a partition if `T` divides the width, and `p = 1` gives the
     ordinary network.

@@ -76,7 +76,7 @@ class SampleHeads(Protocol):
         rest: Rest,
         members: Any,
     ) -> Found:
-        """Returns losses and gradients; `samples.shares` weights the samples."""
+        """Returns losses, and gradients in which `samples.shares` are the weights."""
         ...
 
 

@@ -83,11 +83,11 @@ def sharpness_aware(
       https://arxiv.org/abs/2211.13723, for `ascent="task"`.
 
     Note:
-      Phan et al. split the gradients at the moved point into the gradients at the
-      parameters and their change. They aggregate the two parts separately and add the
-      results. Here the aggregator gets the sum of both parts. Their code uses one norm
-      for shared leaves and head in one experiment, as here, and separate norms in the
-      others.
+      Phan et al. split each gradient at the moved point into two parts: the gradient
+      before the move, and the change due to the move. They aggregate the two parts
+      separately and add the results. Here the aggregator gets the sum of both parts.
+      Their code uses one norm for shared leaves and head in one experiment, as here,
+      and separate norms in the others.
     """
     check_oracle(oracle)
     check_range("rho", rho)

@@ -21,7 +21,7 @@ PyTree = Any
 
 
 class Run(NamedTuple):
-    """Everything that a training step changes; you can save, donate or scan over it.
+    """Everything a training step changes; you can save it, donate it or scan over it.
 
     Attributes:
       params: parameters, a pytree of arrays.
@@ -62,7 +62,7 @@ def train_step(
 
     The step evaluates the gradients of all tasks, and the chain turns them into one
     update. The step then updates the parameters, the optimizer state and the model's
-    state. It passes the chain which tasks are present: if the chain ends with
+    state. It tells the chain which tasks are present: if the chain ends with
     `per_label`, heads of absent tasks do not move. Leaves labelled `"frozen"` never
     move, whatever the optimizer.
 
@@ -123,13 +123,14 @@ def train_step(
 
 
 def check_names(extra_args: Iterable[str], *others: str) -> None:
-    """Raises if a step's argument is misspelt, because transforms ignore unknown ones.
+    """Raises if a step's argument is misspelt: transforms ignore unknown arguments.
+
+    The names that the check knows belong to the step's own arguments, or to arguments
+    of weightings.
 
     Args:
       extra_args: names of the arguments that the step got for the optimizer.
       others: names of the step's own arguments, except `present`.
-
-    All other known names are arguments of weightings.
     """
     for name in ("present", "traces", "losses_after", *others):
         near = [] if name in extra_args else extra_args

@@ -44,11 +44,12 @@ class TaskGrads(metaclass=SaysWhatToDo):
 
     A `TaskGrads` is a pytree, so it passes through `jit` and `vmap` and out of `scan`.
     (As the carry of a loop, or as an argument of another compiled program, it works
-    only if the same jitted oracle made it.) But a `TaskGrads` is not a gradient. If you
-    put an ordinary optimizer before the aggregator, the optimizer's arithmetic raises
-    an error at the leaf `guard`, instead of silently scaling a part of the
-    linearization. If an optimizer complains that it got a `TaskGrads` in place of an
-    array or a dict, chain an aggregator before the optimizer.
+    only if one and the same jitted oracle made every `TaskGrads` that is used there.)
+    But a `TaskGrads` is not a gradient. If you put an ordinary optimizer before the
+    aggregator, the optimizer's arithmetic raises an error at the leaf `guard`, instead
+    of silently scaling a part of the linearization. If an optimizer complains that it
+    got a `TaskGrads` in place of an array or a dict, chain an aggregator before the
+    optimizer.
 
     Attributes:
       guard: a leaf on which arithmetic raises an error. It is the first leaf, because
@@ -126,8 +127,8 @@ class TaskGrads(metaclass=SaysWhatToDo):
 
         Raises:
           ValueError: if `rows` is empty or its leaves disagree on the number of tasks,
-            if the labels do not fit, or if a head has a gradient of another task. A
-            head's gradient of another task is detected only outside of `jit`.
+            if the labels do not fit, or if a task has a gradient for the head of
+            another task. Such a gradient is detected only outside of `jit`.
 
         Examples:
           >>> import jax, jax.numpy as jnp
