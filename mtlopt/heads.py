@@ -10,8 +10,8 @@ import numpy as np
 
 from mtlopt._jaxprs import used_leaves
 from mtlopt.forms import Stacked
-from mtlopt.labels import Partition
 from mtlopt.linalg.dtypes import solver_dtype
+from mtlopt.partition import Partition
 from mtlopt.rows.head_products import (
     HeadProducts,
     if_it_pays,

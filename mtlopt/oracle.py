@@ -23,8 +23,9 @@ from mtlopt._shards import check_losses
 from mtlopt.explanation import StepPlan, explain
 from mtlopt.grad import Grad
 from mtlopt.heads import Inputs
-from mtlopt.labels import Partition, Rules, partition_params
+from mtlopt.labels import Rules
 from mtlopt.ownership import check_ownership
+from mtlopt.partition import Partition, partition_params
 from mtlopt.problems import NO_LATENT, Evaluation, Problem
 from mtlopt.rows.members import Members
 from mtlopt.task_grads import TaskGrads

@@ -13,14 +13,13 @@ from mtlopt.labels import (
     SHARED,
     STACKED,
     UNKNOWN,
-    Partition,
     Rules,
-    check_params,
     path_string,
     some_labels,
 )
 from mtlopt.make_problem import make_problem
 from mtlopt.model_state import StateForm
+from mtlopt.partition import Partition, check_params
 from mtlopt.problems import Problem, Reads
 from mtlopt.samples import Samplewise
 

@@ -10,15 +10,8 @@ import optax
 
 from mtlopt._checks import check_state_tasks
 from mtlopt.grad import check_updates
-from mtlopt.labels import (
-    FROZEN,
-    STACKED,
-    Partition,
-    Rules,
-    check_params,
-    check_same_labels,
-    label_params,
-)
+from mtlopt.labels import FROZEN, STACKED, Rules, label_params
+from mtlopt.partition import Partition, check_params, check_same_labels
 
 PyTree = Any
 

@@ -12,8 +12,9 @@ import optax.contrib
 
 from mtlopt._checks import as_transform
 from mtlopt._guard import WHAT_TO_DO
-from mtlopt.labels import FROZEN, check_no_state
+from mtlopt.labels import FROZEN
 from mtlopt.oracle import Oracle
+from mtlopt.partition import check_no_state
 from mtlopt.skip_not_finite import SkipNotFiniteState, finite
 from mtlopt.task_grads import TaskGrads
 

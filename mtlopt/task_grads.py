@@ -16,15 +16,14 @@ from mtlopt.labels import (
     FROZEN,
     SHARED,
     STACKED,
-    Partition,
     Rules,
     check_task_names,
     label_params,
-    partition_params,
     path_string,
 )
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linearization import Linearization, PullbackLinearization
+from mtlopt.partition import Partition, partition_params
 from mtlopt.rows.arithmetic import scale_head_grads
 from mtlopt.rows.members import Members
 from mtlopt.rows.protocol import STATIC, Leaves, Rows

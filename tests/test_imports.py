@@ -39,8 +39,9 @@ def within(module, rooms):
 # What a room may import of the library, itself included.
 ONLY = {
     "linalg": ["linalg", "_checks"],
-    "rows": ["rows", "labels", "linalg", "_jaxprs"],
+    "rows": ["rows", "labels", "partition", "linalg", "_jaxprs"],
     "labels": ["_checks"],
+    "partition": ["labels"],
     "_checks": [],
     "_jaxprs": [],
 }

@@ -12,7 +12,8 @@ from flax import nnx
 
 import mtlopt
 from mtlopt import label_params
-from mtlopt.labels import partition_params, path_string
+from mtlopt.labels import path_string
+from mtlopt.partition import partition_params
 
 PARAMS = {
     "encoder": {"conv1": {"kernel": 1.0, "bias": 1.0}, "conv2": {"kernel": 1.0}},

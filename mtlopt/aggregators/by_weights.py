@@ -11,7 +11,7 @@ from mtlopt._checks import Reader, check_num_tasks
 from mtlopt.common.reuse import Reuse, slow_in_branches
 from mtlopt.common.task_weights import TaskWeightsState
 from mtlopt.grad import check_task_grads
-from mtlopt.labels import check_params
+from mtlopt.partition import check_params
 from mtlopt.rows.protocol import Leaves
 
 

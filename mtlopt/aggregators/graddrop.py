@@ -10,9 +10,9 @@ import optax
 
 from mtlopt._checks import as_key, check_num_tasks, task_argument
 from mtlopt.grad import check_task_grads
-from mtlopt.labels import check_params
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
+from mtlopt.partition import check_params
 from mtlopt.rows.protocol import Leaves
 
 _FEW_TASKS = 8  # the loop over at most so many tasks is unrolled

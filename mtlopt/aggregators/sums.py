@@ -8,7 +8,7 @@ import optax
 from mtlopt._checks import check_num_tasks, preference_argument
 from mtlopt.common.task_weights import TaskWeightsState, mean_weights
 from mtlopt.grad import check_task_grads
-from mtlopt.labels import check_params
+from mtlopt.partition import check_params
 
 
 def sum_tasks(num_tasks: int) -> optax.GradientTransformationExtraArgs:

@@ -9,9 +9,9 @@ import optax
 from mtlopt._checks import as_int, check_num_tasks
 from mtlopt.common.task_weights import TaskWeightsState
 from mtlopt.grad import check_task_grads
-from mtlopt.labels import check_params
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
+from mtlopt.partition import check_params
 from mtlopt.rows.arithmetic import sum_entries
 from mtlopt.rows.protocol import Leaves
 

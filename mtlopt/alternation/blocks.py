@@ -9,16 +9,9 @@ import optax
 
 from mtlopt._checks import as_int, as_transform, check_choice
 from mtlopt.grad import Grad, check_updates
-from mtlopt.labels import (
-    FROZEN,
-    SHARED,
-    Partition,
-    Rules,
-    check_params,
-    check_same_labels,
-    label_params,
-)
+from mtlopt.labels import FROZEN, SHARED, Rules, label_params
 from mtlopt.oracle import Oracle
+from mtlopt.partition import Partition, check_params, check_same_labels
 from mtlopt.per_label import per_label
 from mtlopt.step import (
     Run,

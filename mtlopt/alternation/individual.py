@@ -18,14 +18,8 @@ from mtlopt._checks import (
 )
 from mtlopt.alternation.per_task import PerTask
 from mtlopt.grad import check_no_grad
-from mtlopt.labels import (
-    SHARED,
-    Partition,
-    Rules,
-    check_params,
-    check_same_labels,
-    label_params,
-)
+from mtlopt.labels import SHARED, Rules, label_params
+from mtlopt.partition import Partition, check_params, check_same_labels
 from mtlopt.per_label import advance, join, per_label, select
 from mtlopt.task_grads import TaskGrads
 

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtlopt.labels import SHARED, Rules, check_params, label_params
+from mtlopt.labels import SHARED, Rules, label_params
 from mtlopt.linalg.dtypes import solver_dtype
+from mtlopt.partition import check_params
 from mtlopt.rows.protocol import Leaves
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mtlopt._checks import as_transform, check_choice
-from mtlopt.labels import SHARED, Partition
+from mtlopt.labels import SHARED
 from mtlopt.latent_leaves import split_latent
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linesearch.armijo import Found, Search
@@ -21,6 +21,7 @@ from mtlopt.linesearch.safeguard import (
 )
 from mtlopt.linesearch.states import FastLineSearchState, SafeLineSearchState
 from mtlopt.linesearch.steps import move, step_update
+from mtlopt.partition import Partition
 from mtlopt.rows.protocol import Leaves
 from mtlopt.slopes import Slopes, slopes
 from mtlopt.task_grads import TaskGrads

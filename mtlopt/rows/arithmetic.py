@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtlopt.labels import STACKED, Partition
+from mtlopt.labels import STACKED
 from mtlopt.linalg.dtypes import solver_dtype
 from mtlopt.linalg.normalise import safe_divide
+from mtlopt.partition import Partition
 from mtlopt.rows.products import alone, few_long_rows, replicated
 from mtlopt.rows.protocol import Leaves
 

@@ -11,9 +11,9 @@ import optax
 from mtlopt._checks import check_num_tasks, check_range
 from mtlopt.common.task_weights import everyone
 from mtlopt.grad import check_task_grads
-from mtlopt.labels import Partition
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.linalg.simplex import share_out, shares_of
+from mtlopt.partition import Partition
 from mtlopt.per_label import advance
 from mtlopt.rows.material import MaterialRows
 from mtlopt.task_grads import TaskGrads
