@@ -167,7 +167,7 @@ def test_a_latent_that_nothing_moves_is_an_error():
         SEPARATE,
         encode=lambda p: jax.lax.stop_gradient(p["w"]),
     )
-    with pytest.raises(ValueError, match=r"depends on a leaf .* Then `w` would"):
+    with pytest.raises(ValueError, match=r"depends on a leaf .*, so `w` would"):
         oracle({"w": 1.0, "a": 1.0, "b": 1.0})
 
 
