@@ -39,7 +39,7 @@ def assert_same(actual, expected):
 
 # Methods that share a program.
 PARTS = [
-    tuple(part)
+    part
     for few in (True, False)
     for part in in_parts(name for name in methods_of(3) if (name in ROUTES) == few)
 ]
