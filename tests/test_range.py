@@ -149,21 +149,14 @@ def test_norms_of_weightings_by_losses():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_tasks", [2, 3, 8])
-def test_norms_at_other_sizes(num_tasks):
+@pytest.mark.parametrize(
+    ("num_tasks", "sizes"),
+    [(t, sizes) for t in (2, 3, 8) for sizes in ((t, 1000), (20_000,))],
+)
+def test_norms_at_other_sizes(num_tasks, sizes):
     for names in in_parts(methods_of(num_tasks)):
         for name in names:
-            check(name, num_tasks, (num_tasks, 1000), names)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("num_tasks", [2, 3, 8])
-def test_norms_of_long_rows(num_tasks):
-    """With three tasks all methods, else one for each way of reading the rows."""
-    all_or_few = METHODS if num_tasks == 3 else ROUTES
-    for names in in_parts(n for n in methods_of(num_tasks) if n in all_or_few):
-        for name in names:
-            check(name, num_tasks, (20_000,), names)
+            check(name, num_tasks, sizes, names)
 
 
 def test_four_tasks_of_krum():

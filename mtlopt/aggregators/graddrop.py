@@ -97,13 +97,13 @@ def graddrop(
         P_k = \frac12 \Big( 1 + \frac{\sum_i g_{ik}}{\sum_i |g_{ik}|} \Big)
 
     With probability `P_k`, entry `k` keeps the positive values of the tasks, and
-    otherwise the negative values. `M_ik` is 1 for the values that are kept. Averaged
-    over the draws, `d` is the summed gradient. A single `d` may conflict with any task
-    and in general is not a linear combination of the gradients. It is zero only if all
-    gradients are zero. If all values of an entry have the same sign, all are kept. A
-    zero gradient changes nothing. GradDrop is not differentiable. It supports neither
-    streaming nor microbatches in latent space. In latent space, each sample has its own
-    draw; in the paper, all samples share one draw.
+    otherwise the negative values. `M_ik` is 1 for the values that are kept. If all
+    leaks are equal, `d` averaged over the draws is the summed gradient. A single `d`
+    may conflict with any task and is, in general, no linear combination of gradients.
+    Without leaks it is zero only if all gradients are. Values of an entry that all have
+    one sign are kept. Zero gradients change nothing. GradDrop is not differentiable. It
+    supports no streaming, and no microbatches in latent space. In latent space, each
+    sample has its own draw; in the paper, all samples share one draw.
 
     Args:
       num_tasks: number of tasks T.

@@ -39,9 +39,9 @@ def gradvac_weights(
     are zero, the weights are PCGrad's. Weights are at least 1 for present tasks, and
     `T` equal gradients `g` give the direction `T g`. Opposed gradients cancel. A zero
     gradient is skipped, and a zero `p_i` has no cosine. A target does not move if there
-    is no cosine or the task is absent. No target moves if the Gramian is not finite.
-    `targets` and `order` (int) have shape `[tasks, tasks]`. Row `i` of `order` is the
-    order in which `p_i` is updated for the other tasks.
+    is no cosine or one of its tasks is absent. No target moves if the Gramian is not
+    finite. `targets` and `order` (int) have shape `[tasks, tasks]`. Row `i` of `order`
+    is the order in which `p_i` is updated for the other tasks.
 
     Examples:
       >>> import jax.numpy as jnp

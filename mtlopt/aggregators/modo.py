@@ -99,7 +99,7 @@ def modo(
     The step depends on the scale of the gradients, as in the paper: if the losses are
     ten times as large, the learning rate must be a hundred times smaller. `d` is not
     homogeneous in the gradients. If squared norms overflow, the step ends in a corner
-    of the simplex; if they underflow, the step is zero.
+    of the simplex; if they underflow, only `rho` moves the weights.
 
     Args:
       num_tasks: number of tasks T.

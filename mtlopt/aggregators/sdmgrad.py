@@ -58,11 +58,11 @@ def sdmgrad_weights(
 
     `p` is `preference`; `lambda` is `regularization`. `w` takes projected gradient
     steps with momentum from `start` (of any sum). The step size is `learning_rate` over
-    the largest absolute row sum of `products`. This sum bounds the curvature, so no
-    step overshoots, and the gradients' scale does not matter. Weights are not negative,
-    and sum to 1 if `p` does. Zero products do not change `w`; equal weights of
-    duplicates stay equal. Weights are differentiable almost everywhere. `products`
-    `[tasks, tasks]` are inner products of gradients of one batch or two.
+    the largest absolute row sum of `products`. This sum bounds the curvature, so the
+    gradients' scale does not matter, and at rates of at most 1, a step without momentum
+    does not overshoot. Weights are not negative, and sum to 1 if `p` does. Zero
+    products do not change `w`; equal weights of duplicates stay equal. Weights are
+    differentiable almost everywhere. `products`: inner products of one batch or two.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -34,10 +34,11 @@ class Bargain(NamedTuple):
     """The bargaining solution.
 
     Attributes:
-      weights: `w`, `[tasks]`, positive; zero for zero rows and absent tasks.
+      weights: `w`, `[tasks]`, positive; zero for zero rows, absent tasks and tasks with
+        preference zero.
       residual: The largest `|l - r| / max(|l|, r)` over the sides `l = G w` and
-        `r = w^(-1/alpha)` of the equation, a scalar. It is about 1 to 2 if there is no
-        solution.
+        `r = (w / p)^(-1/alpha)` of the equation, a scalar. It is about 1 to 2 if there
+        is no solution.
     """
 
     weights: jax.Array
@@ -95,16 +96,17 @@ def bargain(
     but bounded weights (`w_i |g_i|` up to `sqrt(tasks / ridge)` for `alpha = 1`). The
     weighted sum of these gradients is zero up to about `sqrt(ridge)`, and the other
     tasks bargain in the space orthogonal to them. For `alpha = 1`, `|sum_i w_i g_i|^2`
-    is at most the number of tasks.
+    is at most the sum of the preferences.
 
     Zero rows get weight zero and do not count, because no weight gives their tasks a
-    gain. Duplicate rows get equal weights; a single task gets `|g|^(-2/(q+1))`. If the
-    input holds NaN, the result is NaN, without iterations. The weights are
-    differentiable, but the residual is not. If there is no solution, the derivative is
-    the derivative of the solution with the ridge.
+    gain. Duplicate rows with equal preferences get equal weights; a single task gets
+    `p^(q/(q+1)) |g|^(-2/(q+1))`. If the input holds NaN, the result is NaN, without
+    iterations. The weights are differentiable, but the residual is not. If there is no
+    solution, the derivative is the derivative of the solution with the ridge.
 
-    For two tasks and `alpha = 1` the solution is `w_i = 1 / (|g_i| sqrt(1 + C_12))`.
-    For other `alpha`, six Newton steps find the ratio of `x_1` to `x_2`.
+    For two tasks with preferences of one and `alpha = 1`, the solution is
+    `w_i = 1 / (|g_i| sqrt(1 + C_12))`. In all other cases of two tasks, six Newton
+    steps find the ratio of `x_1` to `x_2`.
 
     Args:
       gramian: `G`, inner products of the task gradients, `[tasks, tasks]`.

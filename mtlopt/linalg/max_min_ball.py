@@ -86,7 +86,7 @@ def max_min_direction(
     sweep (pivot) of a `[tasks, tasks + 2]` tableau. The method is exact. It takes at
     most `10 tasks + 10` pivots, and usually about one pivot for each constraint that
     becomes tight. The condition number of the problem does not depend on the norms of
-    the rows. Iterative refinement solves the last linear pieces of the path `y(mu)`
+    the rows. Iterative refinement solves the last linear piece of the path `y(mu)`
     again.
 
     If the largest possible `mu` is zero and is reached before the edge of the ball,

@@ -1,8 +1,8 @@
 """Ways to compute convolution and max-pooling: two for CPU, one for other platforms.
 
-XLA's CPU convolution is slow for few channels, and its gradients are about 50 times
-slower still inside `scan` and `cond`. For few channels, this module computes a
-convolution as a matmul with a small banded ("Toeplitz") matrix. For more channels it
+XLA's CPU convolution is slow for few channels, and its gradients are slower still
+inside `scan` and `cond`. For few channels, this module computes a convolution as a
+matmul with a small banded ("Toeplitz") matrix. For more channels it
 uses XLA's convolution, with gradients in a form that is fast inside and outside loops,
 see `_canonical_conv.py`. Both ways are correct under every transform, forward mode
 included.

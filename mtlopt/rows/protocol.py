@@ -86,7 +86,7 @@ class Rows(Protocol):
         ...
 
     def held(self) -> Any:
-        """Returns arrays with the same inner products as the rows."""
+        """Returns the arrays from which the rows, or their products, are computed."""
         ...
 
 

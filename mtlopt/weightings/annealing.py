@@ -75,9 +75,9 @@ def weight_by_annealing(
     equation's loss is divided by the mean absolute element of each other gradient. All
     weights start at 1; the weights of the `residuals` stay 1. Each update first moves
     the weights with its own gradients, then uses them. A weight does not move if its
-    gradient is zero or not finite. This weighting holds T gradients in memory. Weights
-    depend on the parametrization: extra parameters that hardly change a loss raise its
-    weight. `weight_by_norms` avoids this dependence and treats all tasks alike.
+    task's gradient is zero or not finite. This weighting holds T gradients in memory.
+    Weights depend on the parametrization: extra parameters that hardly change a loss
+    raise its weight. `weight_by_norms` avoids this, and treats all tasks alike.
 
     Args:
       num_tasks: number of tasks T.

@@ -44,10 +44,10 @@ def weight_by_ntk(
     .. math:: \rho_i = \frac{|g_i|^2}{L_i}
         = \frac{4}{N_i} \frac{r_i^\top K_i r_i}{r_i^\top r_i}
 
-    This is the rate at which loss i falls along its own gradient. It costs a backward
-    pass per task. With one point per task, the formulas agree up to a factor of 4,
-    which cancels. Weights start at 1. Each update first moves the weights, then uses
-    them. A weight moves only if its rate is positive and finite (not for a zero loss).
+    Along its own gradient, loss i falls at this rate, relative to L_i. This costs a
+    backward pass per task. With one point per task, the formulas agree up to a factor
+    of 4, which cancels. Weights start at 1. Each update first moves the weights, then
+    uses them. A weight moves only if its rate is positive and finite.
 
     Args:
       num_tasks: number of tasks T.
