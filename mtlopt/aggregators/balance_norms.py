@@ -41,7 +41,7 @@ def balance_norms_weights(
 
     A zero gradient gets weight zero. All other weights are at least 1. Equal gradients
     and a single task get 1. Inner products are ignored, so opposed gradients cancel and
-    duplicates count. Weights are differentiable if the largest norm is unique.
+    every duplicate counts. Weights are differentiable if the largest norm is unique.
 
     Examples:
       >>> import jax, jax.numpy as jnp

@@ -42,7 +42,7 @@ def aggregate_with_state(
     """Builds an aggregator from a function that weights the rows and keeps a state.
 
     `weigh(grads, rows, state, params=params, **extra_args)` returns weights `[tasks]`
-    and the next state; `task_weights` are set here. `initial()` returns the first
+    and the next state; `update` sets `task_weights`. `initial()` returns the first
     state. If `factor_of` is given, `factor_of(direction)` multiplies the direction.
     """
     check_num_tasks(num_tasks)

@@ -21,11 +21,11 @@ def cagrad_weights(
 ) -> jax.Array:
     """Returns the exact weights `[tasks]` of `cagrad`, at least `1/T` if not rescaled.
 
-    If a gradient is zero, and at some Pareto-stationary points, the maximum in `cagrad`
-    is zero and several directions reach it. The weights then give the direction nearest
-    to the mean `g_0`. This direction is orthogonal to opposed gradients if the ball
-    allows it. Every duplicate counts. If the mean is zero, `d` is zero. For a single
-    gradient `g`, or equal gradients `g`, `d` is `(1 + c) g`.
+    The maximum in `cagrad` is zero if a gradient is zero, and at some Pareto-stationary
+    points. Several directions then reach the maximum, and the weights give the one
+    nearest to the mean `g_0`. This direction is orthogonal to opposed gradients if the
+    ball allows it. Every duplicate counts. If the mean is zero, `d` is zero. For a
+    single gradient `g`, or equal gradients `g`, `d` is `(1 + c) g`.
 
     Raises:
       ValueError: if an argument is out of range.

@@ -20,7 +20,7 @@ def conflict_free_weights(
     *,
     present: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the weights `[tasks]` of `conflict_free`, where the symbols are defined.
+    """Returns the weights `[tasks]` of `conflict_free`, which defines the symbols.
 
     Weights may be negative. If the gradients are linearly independent, `d` has positive
     cosines with all of them, in the ratios of `p`. Otherwise `x` is the least-squares
@@ -63,7 +63,7 @@ def conflict_free(
     `U^+` is the pseudo-inverse of the matrix `U` of unit gradients. If the gradients
     are linearly independent, `d` conflicts with no task. Relative to the gradients'
     norms, all losses then fall at the same rate, or at rates in the ratios of `p`. The
-    scales of the losses change only the length of `d`, which is linear in them.
+    scales of the losses change only the length of `d`, which is linear in the scales.
 
     Args:
       num_tasks: number of tasks T.

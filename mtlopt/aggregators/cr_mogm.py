@@ -37,8 +37,8 @@ def cr_mogm(
 
     A batch's weights depend on its noise. So in general, the expected direction is not
     a linear combination of the expected gradients. Averages start at each task's first
-    weight and depend little on any batch. The guarantees of the other method, such as
-    no conflicts, are lost. For constant gradients, averaging changes nothing.
+    weight and depend little on any single batch. The guarantees of the other method,
+    such as no conflicts, are lost. For constant gradients, averaging changes nothing.
 
     Args:
       num_tasks: number of tasks T.

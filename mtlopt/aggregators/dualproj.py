@@ -52,7 +52,7 @@ def dualproj(
     Args:
       num_tasks: number of tasks T.
       preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
-        A one-hot `w` gives GEM: it changes one task's gradient to harm no other task.
+        A one-hot `w` gives GEM: one task's gradient changes so that it harms no other.
 
     Raises:
       ValueError: if `preference` does not fit the tasks, is negative or all zero.

@@ -39,7 +39,7 @@ def edm(num_tasks: int) -> optax.GradientTransformationExtraArgs:
         \sum_i w_i = 1, \qquad \alpha = \mathrm{argmin}_{a \ge 0, \, 1^T a = 1}
         |\sum_i a_i g_i / |g_i||^2
 
-    `-d` decreases every loss to first order. Relative to the task's gradient norm, the
+    `-d` decreases every loss to first order. Relative to each task's gradient norm, the
     decrease is the same for all tasks with a positive weight and larger for all other
     tasks. `d` is zero exactly at Pareto-stationary points, for example if one gradient
     is zero or two are opposed. Scaling a loss does not change the direction.

@@ -15,7 +15,7 @@ from mtlopt.linalg.normalise import safe_divide
 from mtlopt.partition import check_params
 from mtlopt.rows.protocol import Leaves
 
-_FEW_TASKS = 8  # the loop over at most so many tasks is unrolled
+_FEW_TASKS = 8  # a loop over at most this many tasks is unrolled
 
 
 class GraddropState(NamedTuple):
@@ -34,9 +34,9 @@ def drop_signs(
     """Sums each entry of `rows` over the tasks whose value has the drawn sign.
 
     `uniform` holds one number from [0, 1) per entry. The sign is positive if this
-    number is below `P_k` (see `graddrop`). `leak` `[tasks]` is the fraction of each
-    value of the opposite sign that is still added. Returns the sums, and the weights of
-    each task summed over the entries. NaN and infinite values give NaN.
+    number is below `P_k` (see `graddrop`). If a value has the opposite sign, only the
+    fraction `leak` `[tasks]` of it is added. Returns the sums, and the weights of each
+    task summed over the entries. NaN and infinite values give NaN.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -99,10 +99,10 @@ def graddrop(
     With probability `P_k`, entry `k` keeps the positive values of the tasks, and
     otherwise the negative values. `M_ik` is 1 for the values that are kept. If all
     leaks are equal, `d` averaged over the draws is the summed gradient. A single `d`
-    may conflict with any task and is, in general, no linear combination of gradients.
-    Without leaks it is zero only if all gradients are. Values of an entry that all have
-    one sign are kept. Zero gradients change nothing. GradDrop is not differentiable. It
-    supports no streaming, and no microbatches in latent space. In latent space, each
+    may conflict with any task, and in general is not a linear combination of the
+    gradients. Without leaks, `d` is zero only if all gradients are. An entry keeps all
+    its values if they have the same sign. GradDrop is not differentiable. It does not
+    support streaming or, in latent space, several microbatches. In latent space, each
     sample has its own draw; in the paper, all samples share one draw.
 
     Args:

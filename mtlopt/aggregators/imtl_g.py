@@ -22,7 +22,7 @@ def imtl_g_weights(gramian: Gramian, present: jax.Array | None = None) -> jax.Ar
     the longer `d` is. All weights are zero if the denominator is zero up to rounding,
     or if no direction has equal projections. Examples are opposed gradients, gradients
     that cancel with positive weights, and more independent tasks than parameters. (`d`
-    tends to zero as rank is lost.) Duplicates share one task's weight, and zero
+    tends to zero as `G` loses rank.) Duplicates share one task's weight, and zero
     gradients get weight zero. For equal gradients `g`, `d` is `g`. A single task has
     weight 1. Weights may be negative. They are differentiable if the rank is fixed.
 

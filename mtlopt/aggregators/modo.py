@@ -21,7 +21,7 @@ from mtlopt.task_grads import TaskGrads
 
 # The longest step: weights are at most 1, and sums of such steps are finite.
 _LONGEST = 1e30
-# For up to so many tasks, rows cost no more than two pullbacks and a pushforward.
+# For up to this many tasks, rows cost no more than two pullbacks and a pushforward.
 _FEW_TASKS = 3
 
 
@@ -75,7 +75,7 @@ def _step(
 ) -> jax.Array:
     """Returns the weights after a projected step against `P w`."""
     slope = pull + regularization * weights
-    # A step this long ends in a corner of the simplex; infinite ones have no order.
+    # A step this long ends in a corner of the simplex; infinite steps have no order.
     step = jnp.clip(learning_rate * slope, -_LONGEST, _LONGEST)
     return project_to_simplex(weights - step, present)
 

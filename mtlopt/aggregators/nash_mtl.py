@@ -51,7 +51,7 @@ def nash_mtl(
     `<s_i g_i, d>`, each raised to the power `p_i`. `-d` decreases every loss to first
     order if any direction does, and scaling a loss does not change `d`. The length of
     `d` is `sqrt(sum_i p_i)`, by default `sqrt(T)`, and is then clipped to `max_norm`.
-    By default the final length is always 1, however small the gradients are, so use a
+    By default the final length is 1, however small the gradients are, so use a
     learning-rate schedule. `d` is shorter only if zero is in the convex hull of the
     gradients. In that case, tasks whose gradients cancel contribute only a rounding
     error. In float32, this error is at most a few hundredths of `sqrt(T)` long, and its

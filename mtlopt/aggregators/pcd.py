@@ -21,7 +21,7 @@ from mtlopt.linalg.reductions import reduce_each
 from mtlopt.rows.protocol import Rows
 from mtlopt.task_grads import TaskGrads
 
-# Up to so many units of rounding, the square of a sum of unit rows counts as zero.
+# Up to this many units of rounding, the square of a sum of unit rows counts as zero.
 _ROUNDINGS = 32
 
 

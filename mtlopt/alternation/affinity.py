@@ -55,11 +55,12 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
 
     .. math:: s_{ik} = \frac12 \Big(\frac{B_{ik}}{B_{kk}} + \frac{B_{ki}}{B_{ii}}\Big)
 
-    :math:`s_{ik}` is the mutual affinity of two tasks, in units of the effect of their
-    own steps. A quotient whose denominator is not positive counts as zero. Each task
-    begins alone. Step by step, the two groups with the largest mean :math:`s` between
-    their tasks merge, as long as that mean is positive. If affinities are positive
-    within some groups and negative between them, the function finds these groups.
+    :math:`s_{ik}` is the mutual affinity of two tasks, in units of the effect that each
+    task's step has on its own loss. A quotient whose denominator is not positive counts
+    as zero. Each task begins alone. Step by step, the two groups with the largest mean
+    :math:`s` between their tasks merge, as long as that mean is positive. If affinities
+    are positive within some groups and negative between them, the function finds these
+    groups.
 
     Args:
       affinity: `B`, `[tasks, tasks]`; entry (i, k) is the effect of task i on task k.
@@ -67,8 +68,8 @@ def affinity_groups(affinity: jax.Array) -> jax.Array:
     Returns:
       int32 `[tasks]`: the group of every task, named by the index of the group's first
       member. The mask `[groups, tasks]` of the groups is
-      `groups == jnp.arange(len(groups))[:, None]`. If no group has a name, the row of
-      this name is False.
+      `groups == jnp.arange(len(groups))[:, None]`. The row of an index that
+      names no group is False.
 
     Raises:
       ValueError: if `affinity` is not a square matrix.

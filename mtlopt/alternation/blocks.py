@@ -90,8 +90,8 @@ def alternate_blocks(
     `optax.scale_by_learning_rate(schedule)` after this transform.
 
     The input of the transform is the gradient of the summed loss or the output of an
-    aggregator. Both have the structure of the parameters. It reads only the active
-    block of the gradient, and `block_step` computes only this block.
+    aggregator. Both have the structure of the parameters. The transform reads only
+    the active block of the gradient, and `block_step` computes only this block.
 
     `update` takes three keywords, which `block_step` passes. `block` names the block
     that moves, as a Python string. If you pass `block`, the optimizer of the other

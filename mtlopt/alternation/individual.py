@@ -1,4 +1,4 @@
-"""One optimizer state for the shared leaves per task (IO), or one for all (IUS)."""
+"""Optimizer states for the shared leaves: one per task (IO), or one for all (IUS)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class IndividualOptimizersState(NamedTuple):
     """State of `individual_optimizers`.
 
     Attributes:
-      shared: state for the shared leaves. If each task has its own state, it is a
+      shared: state for the shared leaves. If each task has its own state, `shared` is a
         `PerTask`, whose leaves have a leading axis of tasks (or groups).
       heads: state for the heads' leaves, one per label.
     """
@@ -63,8 +63,8 @@ def individual_optimizers(
     keywords, which `individual_step` passes. `task` is the index of the state to use;
     it may be traced. `active` is a mapping from label to bool and says which labels
     move. `partition` is the partition of an oracle (`oracle.partition(params)`). If you
-    pass it, the transform raises an error if its labels differ from the partition, and
-    `task` may be a name. With a name, only that task's head moves by default; `active`
+    pass it, `task` may be a name, and the transform raises an error if the partition
+    has other labels. With a name, only that task's head moves by default; `active`
     can change this.
 
     IO keeps T states of the shared leaves instead of one. With Adam, the T states take

@@ -64,7 +64,7 @@ def individual_step(
     Returns:
       `step(run, *args, groups=None, key=None, present=None, **extra_args)`, which
       returns a run and a `StepOutput` as in `train_step`. With `num_groups`, pass
-      `groups`: the number of each task's group, `[tasks]` or a mapping by task (see
+      `groups`: the group number of each task, `[tasks]` or a mapping by task (see
       `random_groups`). To shuffle or draw, pass `key`. Absent tasks take no step, do
       not count in their group, and have loss 0. If a task has no turn because it was
       not drawn or its group does not exist, its loss is NaN. A task's loss is the loss
@@ -141,8 +141,8 @@ def individual_step(
             members = (np.arange(num_tasks) if groups is None else groups) == index
             moving = members if present is None else members & present
             if isinstance(moving, np.ndarray) and not moving.any():
-                # The functions of an absent task may not run on this batch; the other
-                # parts of the update go on.
+                # The functions of an absent task are not run, because this batch may
+                # not suit them. The other parts of the update go on.
                 still = jax.tree.map(jnp.zeros_like, params)
                 grad = Grad(jnp.zeros([]), still, None, state)
             elif groups is None:

@@ -59,7 +59,7 @@ def batch_product(
       rows: as in `batch_products`.
       second: as in `batch_products`.
       weights: function from the mask of the tasks present in both batches to weights
-        `[tasks]`, zero for all others.
+        `[tasks]`, which are zero for all other tasks.
       params: as in `batch_products`.
 
     Returns:
@@ -73,7 +73,7 @@ def batch_product(
     direction = other.mix(found)
     if second is not None:
         _check_shapes(jax.eval_shape(rows.mix, found), direction)
-    # Scaled to unit size, because longer ones may give sums of opposed infinities.
+    # At unit size, because a longer direction may give sums of opposed infinities.
     size = _size(direction)
     along = rows.along([leaf / size.astype(leaf.dtype) for leaf in direction]) * size
     return along if both is None else jnp.where(both, along, 0), found, both

@@ -67,9 +67,9 @@ def task_weights(opt_state: Any) -> jax.Array:
     `optax.tree.get_all_with_path(opt_state, "task_weights")`.
 
     Some methods differ from this formula. Methods with memory (`moco`, `balance_norms`
-    with labels) weight averaged gradients. For methods that work entry by entry
-    (`graddrop`, `trimmed_mean`), the result is each task's weight averaged over all
-    entries. Weightings that learn or remember (`weight_by_uncertainty`,
+    with labels) apply their weights to averaged gradients. For methods that work entry
+    by entry (`graddrop`, `trimmed_mean`), the result is each task's weight averaged
+    over all entries. Weightings that learn or remember (`weight_by_uncertainty`,
     `weight_by_gradnorm`, `weight_by_excess`) give an absent task the weight that it
     would have if it were present.
 
@@ -101,7 +101,7 @@ def task_weights(opt_state: Any) -> jax.Array:
     def has_weights(node: Any) -> bool:
         return hasattr(node, "task_weights")
 
-    # A state that has weights is not searched further: they include those inside it.
+    # A state with weights is not searched further: its weights include those inside it.
     nodes = jax.tree.leaves(opt_state, is_leaf=has_weights)
     # In an optimizer of Flax NNX the weights are variables.
     found = [jnp.asarray(node.task_weights) for node in nodes if has_weights(node)]

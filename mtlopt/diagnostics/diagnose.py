@@ -40,8 +40,8 @@ class Diagnosis(NamedTuple):
         Gramian.
       present: `[tasks]` bool, the tasks that were measured.
       finite_losses: `[tasks]` bool, whether the loss is finite; True for absent tasks.
-      finite_gradients: `[tasks]` bool, whether the task's gradients, shared and of its
-        head, are finite; True for absent tasks.
+      finite_gradients: `[tasks]` bool, whether the task's shared gradient and the
+        gradient of its head are finite; True for absent tasks.
       tasks: names of the tasks.
     """
 

@@ -71,7 +71,7 @@ def _union(sizes: jax.Array) -> jax.Array:
         return jnp.max(sizes)
     order = jnp.argsort(sizes[:, -1], descending=True)
     sizes = sizes[order]
-    # From its height down to the next lower height, a slice lies in all boxes so far.
+    # The slice from a box's height to the next lower one lies in all boxes so far.
     thickness = sizes[:, -1] - jnp.append(sizes[1:, -1], 0)
     if sizes.shape[1] == 2:
         areas = jax.lax.cummax(sizes[:, 0])
@@ -145,7 +145,7 @@ def front_spread(losses: jax.Array) -> FrontSpread:
     between = safe_root(jnp.sum((losses[:, None] - losses[None]) ** 2, axis=2))
 
     def grow(distances: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        """Adds the nearest point to the tree; its own points have distance -inf."""
+        """Adds the nearest point to the tree, whose own points have distance -inf."""
         outside = distances >= 0
         nearest = jnp.argmin(jnp.where(outside, distances, jnp.inf))
         closer = jnp.minimum(distances, between[nearest])

@@ -7,8 +7,8 @@ import numpy as np
 
 from mtlopt.diagnostics.diagnose import Diagnosis, as_diagnosis
 
-# From this ratio of lengths on, the shortest gradient turns a sum by a tenth at most:
-# the summed loss follows almost only the longest gradient.
+# At this ratio of lengths or above, the shortest gradient turns a sum by a tenth at
+# most: the summed loss follows almost only the longest gradient.
 NORM_RATIO = 10.0
 # Gradient surgery removes |cos| of a gradient's length. If that is below a tenth,
 # methods that resolve conflicts do no more than another learning rate would.
@@ -18,8 +18,8 @@ CONFLICT_COSINE = -0.1
 # short gradient makes the gap short without any conflict, and so do many orthogonal
 # gradients.
 GAP_OF_ORTHOGONAL = 0.1
-# Condition number of the rows' Gramian, in units of 1 / eps: about 1e4 in float32. From
-# there on, at most a hundredth of some gradient is independent of the other gradients.
+# Condition number of the rows' Gramian, in units of 1 / eps: about 1e4 in float32.
+# Above it, at most a hundredth of some gradient is independent of the other gradients.
 CONDITION_EPS = 1e-3
 
 
@@ -188,10 +188,10 @@ def _directions(summary: _Summary) -> list[str]:
     if summary.gap < GAP_OF_ORTHOGONAL:
         found.append(
             "The gradients nearly cancel (their shortest combination has "
-            f"{summary.gap:.1%} of its length for orthogonal gradients), so the "
-            "batches are nearly Pareto-stationary: a step that helps one task hurts "
-            "another. Choose the trade-off (weight_by_fixed, or a preference), and "
-            "decay the learning rate."
+            f"{summary.gap:.1%} of the length that it would have for orthogonal "
+            "gradients), so the batches are nearly Pareto-stationary: a step that "
+            "helps one task hurts another. Choose the trade-off (weight_by_fixed, or a "
+            "preference), and decay the learning rate."
         )
     elif lowest < CONFLICT_COSINE:
         first, second = np.argwhere(summary.cosines == lowest)[0]

@@ -29,7 +29,7 @@ def would_rise(grads: Any, direction: Any) -> jax.Array:
 
     Raises:
       TypeError: if `grads` is not a `TaskGrads`.
-      ValueError: if `direction` has another structure than the parameters.
+      ValueError: if `direction` does not have the structure of the parameters.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -83,10 +83,10 @@ def bargain(
     (Levenberg-Marquardt) so that every step lowers the potential. It stops when the
     equation holds up to rounding. In measurements for `alpha = 1` and row norms of any
     size, the solver took 3 to 15 Cholesky factorisations, and up to 40 if there was no
-    solution. It always stops after 100. Other values of `alpha` take no more
-    factorisations if the row norms differ by a factor of at most 1e3. If the norms
-    differ by a factor of 1e6, the result for `alpha` below 1/2 or above 2 may be less
-    exact; `residual` shows this error.
+    solution. Other values of `alpha` take no more factorisations if the row norms
+    differ by a factor of at most 1e3. The solver always stops after 100 factorisations.
+    If the norms differ by a factor of 1e6, the result for `alpha` below 1/2 or above 2
+    may be less exact; `residual` shows this error.
 
     A solution exists unless zero is in the convex hull of the rows. To make sure that
     there always is an answer, a ridge of `2 eps` is added to `C`. The ridge grows to

@@ -25,6 +25,6 @@ def first_only(primal: jax.Array) -> jax.Array:
 def _(primals: Any, tangents: Any) -> Any:
     del primals, tangents
     raise NotImplementedError(
-        "task weights have first derivatives only. Take them as constants in one of "
-        "the two, by jax.lax.stop_gradient."
+        "task weights have first derivatives only. In one of the two derivatives, make "
+        "the weights constant with jax.lax.stop_gradient."
     )

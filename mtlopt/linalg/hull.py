@@ -45,10 +45,11 @@ def furthest_in_hull(
     solution. The dual simplex method starts at the row that is furthest along `p`,
     which is best if no bound is violated. Each pivot makes the most violated bound
     hold, so the number of pivots is about the number of bounds that hold with equality.
-    The method ends after at most `10 tasks + 10` pivots. Each pivot solves the
-    equations of these bounds from scratch, in `x_i = beta_i |g_i|`. So their condition
-    number does not depend on the norms of the rows, and no rounding error is passed on.
-    Two tasks have a closed form.
+    The method ends after at most `10 tasks + 10` pivots. Each pivot solves from scratch
+    the equations of the bounds that hold with equality, in the variables
+    `x_i = beta_i |g_i|`. So the condition number of these equations does not depend on
+    the norms of the rows, and no rounding error is passed on. Two tasks have a closed
+    form.
 
     If there are several solutions, the result is a vertex. Zero rows count like any
     other row. NaN in the input gives NaN, without iterations. The weights are

@@ -213,16 +213,16 @@ def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
 def _solve_pair(problem: _Problem, limits: _Limits) -> tuple[jax.Array, jax.Array]:
     r"""Solves for two tasks: both constraints are tight, or only the worse task's is.
 
-    One direction has the same inner product with both rows. The component of `g_0`
-    along it is `p`, in units of `|g_0|`, and the best point on it is
-    `p + sqrt(p^2 + c^2 - 1)` away. With `a` and `e` of `_Problem`,
+    One direction has the same inner product with both rows. In units of `|g_0|`, the
+    component of `g_0` along this direction is `p`, and the best point along it is
+    `p + sqrt(p^2 + c^2 - 1)` away from zero. With `a` and `e` of `_Problem`,
 
     .. math:: y = \frac{a^T e}{\alpha} \Big( 1 + \frac{\sqrt{p^2 + c^2 - 1}}{p} \Big)
         \mathrm{adj}(C) \, a - e, \quad \alpha = a^T \mathrm{adj}(C) \, a, \quad
         p^2 = (a^T e)^2 \det C / \alpha
 
-    The formula holds if both `y_i` are positive. Otherwise `y_i = c` for the lower
-    level.
+    The formula holds if both `y_i` are positive. Otherwise `y_i = c` for the task with
+    the lower level.
     """
     cosines, rates, mean, radius = problem
     eps, cosine = jnp.finfo(rates.dtype).eps, cosines[0, 1]

@@ -73,9 +73,10 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
     rounding, and immediately for NaN. Two tasks have a closed form.
 
     For nearly dependent rows, the number of steps is about the square root of the
-    condition number: some hundreds in float32, which cannot represent larger condition
-    numbers. The limit is 10,000 steps. In float64, `minimise_by_pivots` solves the
-    problems that are still unsolved after `10 tasks` steps.
+    condition number. In float32 this is some hundreds, because float32 cannot represent
+    condition numbers that need more steps. The limit is 10,000 steps. In float64,
+    `minimise_by_pivots` solves the problems that are still unsolved after `10 tasks`
+    steps.
 
     There must be a minimum, for example because `q` is in the range of `C`. For
     constraints that may have no solution, see `least_distance`. The solution is
@@ -151,7 +152,7 @@ def _minimum(
 
 
 def _left_to_reduce(gradient: jax.Array, positive: jax.Array) -> jax.Array:
-    """Returns the gradient on positive `y`, and on zeros the part that would raise `y`.
+    """Returns the gradient; where `y` is zero, only the part that would raise `y`.
 
     The residual is computed from this vector. The inner product of this vector with a
     step equals the inner product of the gradient with the step.

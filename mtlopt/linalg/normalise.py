@@ -58,10 +58,10 @@ def keeps_squares(
 ) -> jax.Array:
     """Returns whether squared norms can be used as they are, a bool scalar.
 
-    Squared norms cannot be used if one of them nearly overflows. Squares of entries
-    below the smallest normal number are flushed to zero. So squared norms also cannot
-    be used if the flushed squares may add up to more than a rounding error. A zero row
-    cannot be told apart from a row whose squares are all flushed.
+    Squared norms cannot be used if one of them nearly overflows. The square of an entry
+    is flushed to zero if it is below the smallest normal number. So squared norms also
+    cannot be used if the flushed squares may add up to more than a rounding error. A
+    zero row cannot be told apart from a row whose squares are all flushed.
 
     Args:
       squares: squares of the rows' norms, `[tasks]`.

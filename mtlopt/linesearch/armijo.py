@@ -37,8 +37,9 @@ class Search(NamedTuple):
       shrink: factor from one trial step size to the next.
       upper: the first step size to try, a number or a schedule of the step count.
       floor: the smallest step size to try.
-      warm_start: whether the first trial is the last step size divided by `shrink`
-        instead of `upper`.
+      warm_start: whether the first trial is the last step size divided by `shrink`, if
+        that is below `upper`. In the first step, and after a step without an accepted
+        trial, the first trial is `upper` nevertheless.
     """
 
     beta: Any
@@ -130,7 +131,7 @@ class Search(NamedTuple):
 
         Args:
           evaluate: function from a step size to the losses `[tasks]` after this step.
-            Its value at step size zero gives the losses before the step, because
+            It also gives the losses before the step, at step size zero, because
             another program may return different last digits. Near the end of a descent,
             such a difference is larger than the decrease of a step.
           slopes: `[tasks]`, the decrease of each loss for a unit step, to first order.

@@ -60,8 +60,9 @@ def backtracking(
         paper halves it every ten epochs (of `n` steps): `optax.exponential_decay(1.0,
         10 * n, 0.5, staircase=True)`.
       floor: the smallest step size to try.
-      warm_start: whether the first trial is the last step size divided by `shrink`
-        instead of `upper`.
+      warm_start: whether the first trial is the last step size divided by `shrink`, if
+        that is below `upper`. In the first step, and after a step without an accepted
+        trial, the first trial is `upper` nevertheless.
 
     Returns:
       A transform from `TaskGrads` to the step. Its `update` needs `params`, and its

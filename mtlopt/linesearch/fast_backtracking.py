@@ -76,24 +76,24 @@ def fast_backtracking(
     With `safeguard=True`, no step raises a loss: the losses are evaluated at the moved
     parameters, and the step shrinks until no present task's loss is above its value
     before the step. If the direction `J^T d_z` raises a loss to first order, or if no
-    step size passes, `direction` is applied to the gradients of the parameters, as in
-    `backtracking`. The trials then move the latent along `J d`, where `d` is the
-    direction found in this way. If no step size passes for this direction either, the
-    update is zero.
+    step along it passes and lowers a loss, `direction` is applied to the gradients of
+    the parameters, as in `backtracking`. The trials then move the latent along `J d`,
+    where `d` is the direction found in this way. If no step size passes for this
+    direction either, the update is zero.
 
-    The safeguard costs one Jacobian-vector product of the encoder per step, and one
-    forward pass per check. A step that falls back to the gradients of the parameters
-    costs one more backward pass per task and one more Jacobian-vector product. Memory
-    for these gradients is reserved in every step; under `vmap`, these gradients are
-    also computed in every step.
+    The safeguard costs one Jacobian-vector product of the encoder per step, one forward
+    pass for the losses before the step, and one forward pass per check. A step that
+    falls back to the gradients of the parameters costs one more backward pass per task
+    and one more Jacobian-vector product. Memory for these gradients is reserved in
+    every step; under `vmap`, these gradients are also computed in every step.
 
     Failed trials, the floor and absent tasks are handled as in `backtracking`.
 
     Args:
       direction: an aggregator, or weightings chained with one. MGDA, EDM and UPGrad
         return descent directions for every task. The direction has the shape of the
-        latent, so momentum and weight decay, which store or read parameters, cannot be
-        chained with it.
+        latent. Momentum and weight decay need the shape of the parameters, so they
+        cannot be chained with it.
       armijo: which decrease each loss must reach: `"full"` for the condition above,
         `"heads"` for the condition without the term of the latent, `"latent"` for the
         condition without the term of the heads.
@@ -108,8 +108,9 @@ def fast_backtracking(
       shrink: factor from one trial step size to the next, between 0 and 1.
       upper: the first step size to try; a number, or a schedule of the step count.
       floor: the smallest step size to try.
-      warm_start: whether the first trial is the last step size divided by `shrink`
-        instead of `upper`.
+      warm_start: whether the first trial is the last step size divided by `shrink`, if
+        that is below `upper`. In the first step, and after a step without an accepted
+        trial, the first trial is `upper` nevertheless.
 
     Returns:
       A transform from `TaskGrads` to the step. Its `update` needs `params`. Its state
@@ -274,7 +275,7 @@ def _wanted(slope: Slopes, armijo: Armijo) -> jax.Array:
 def _calibrated(
     grads: TaskGrads, found: tuple[Leaves, Leaves], pushed: Leaves
 ) -> tuple[Leaves, Slopes]:
-    """Returns how trials move the latent with `calibrate`, and the slopes along it."""
+    """Returns the latent's direction in calibrated trials, and the slopes along it."""
     latent, head_grads = found
 
     def dot(left: Leaves, right: Leaves) -> jax.Array:

@@ -17,7 +17,7 @@ def check_direction(found: Any, grads: TaskGrads) -> None:
 
 
 def check_searchable(updates: Any, params: Any) -> TaskGrads:
-    """Returns `updates`, or raises an error if it cannot compute their losses again."""
+    """Returns `updates`, or raises an error if the losses cannot be computed again."""
     if not isinstance(updates, TaskGrads):
         raise TypeError(
             f"`updates` must be a mtlopt.TaskGrads, got {type(updates).__name__}. A "

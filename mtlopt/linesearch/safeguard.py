@@ -96,7 +96,7 @@ def safeguarded(
         )
         return trial, check
 
-    # A step over the parameters says nothing about one along the encoder's direction.
+    # A step from the fallback says nothing about one along the encoder's direction.
     first = search.first(state, upper, fresh=state.fell_back)
     trial, check = attempt(encoders, first, jnp.all(descends))
 

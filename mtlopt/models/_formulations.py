@@ -2,9 +2,9 @@
 
 XLA's CPU convolution is slow for few channels, and its gradients are slower still
 inside `scan` and `cond`. For few channels, this module computes a convolution as a
-matmul with a small banded ("Toeplitz") matrix. For more channels it
-uses XLA's convolution, with gradients in a form that is fast inside and outside loops,
-see `_canonical_conv.py`. Both ways are correct under every transform, forward mode
+matmul with a small banded ("Toeplitz") matrix. For more channels it uses XLA's
+convolution, with gradients in a form that is fast inside and outside loops, see
+`_canonical_conv.py`. Both ways are correct under every transform, forward mode
 included.
 """
 
@@ -273,7 +273,7 @@ def dilated_size(size: int, dilation: int) -> int:
 def on_platform(
     cpu: Callable[..., jax.Array], other: Callable[..., jax.Array], *args: Any
 ) -> jax.Array:
-    """Calls `cpu` or the other function, by the platform of the compiled code.
+    """Calls `cpu` or `other`, depending on the platform for which JAX compiles.
 
     The choice is made when a program is lowered, so it costs nothing at run time:
     LeNet's step takes as much time and memory as with a direct call of `cpu`.
@@ -288,7 +288,10 @@ def _num_tiles(width: int, columns: int, features: int) -> int:
 
 
 def _parts(batch: int, numbers: int) -> tuple[int, int]:
-    """Returns number and size of equal parts of a batch; `numbers` is per image."""
+    """Returns how many equal parts a batch has and their size.
+
+    `numbers` counts the numbers in the tiles of one image.
+    """
     if jax.device_count() > 1:  # a part might lie on one device only
         return 1, batch
     most = max(1, _PART_NUMBERS // max(1, numbers))

@@ -17,7 +17,10 @@ _EPSILON = 1e-12
 
 
 class BertLayer(nnx.Module):
-    """Self-attention and two dense layers, each with a shortcut and a layer norm."""
+    """Self-attention, then two dense layers.
+
+    Each of these two parts has a shortcut and a layer norm.
+    """
 
     def __init__(
         self, hidden_size: int, num_heads: int, dropout: float, *, rngs: nnx.Rngs
@@ -124,9 +127,10 @@ class Bert(nnx.Module):
     The network has embeddings of tokens, positions and segments, followed by layers.
     Each layer consists of self-attention and two dense layers of `4 * hidden_size` and
     `hidden_size`. Self-attention and the pair of dense layers each have a shortcut,
-    with a layer norm after it. The GELU is exact. As published, kernels and embeddings
-    start from a normal distribution of standard deviation 0.02, truncated at two
-    standard deviations. Biases start from zero, and layer norms have epsilon 1e-12.
+    with a layer norm after it. Between the two dense layers is an exact GELU. As
+    published, kernels and embeddings start from a normal distribution of standard
+    deviation 0.02, truncated at two standard deviations. Biases start from zero, and
+    layer norms have epsilon 1e-12.
 
     The latent is one vector for the whole sequence, computed by `pooling`:
 

@@ -36,7 +36,7 @@ class CelebaEncoder(nnx.Module):
 
 
 class CelebaCNN(SharedEncoder):
-    """Seven convolutions, two dense layers, and dense heads for tasks or their groups.
+    """Seven convolutions, two dense layers, and dense heads for tasks or task groups.
 
     The encoder is Conv 3x3, 64 - MaxPool 2x2 - Conv 128 - Conv 128 - MaxPool - Conv 256
     - Conv 256 - MaxPool - Conv 512 - Conv 512 - mean over pixels - Dense 512 - Dense

@@ -48,8 +48,9 @@ class ResidualBlock(nnx.Module):
     """Two or three convolutions with a shortcut around them.
 
     A block has two convolutions of 3 x 3. A bottleneck has three convolutions, of 1 x
-    1, 3 x 3 and 1 x 1, and the last has four times as many channels. The shortcut is
-    the identity if input and output have the same shape, and Conv 1 x 1 otherwise.
+    1, 3 x 3 and 1 x 1, and the last has four times as many channels as the other two.
+    The shortcut is the identity if input and output have the same shape, and Conv 1 x 1
+    otherwise.
     """
 
     def __init__(

@@ -59,9 +59,9 @@ class UNetEncoder(nnx.Module):
 class UNet(SharedEncoder):
     """A U-Net whose tasks share everything except a last 1 x 1 convolution.
 
-    The encoder's levels have 64, 128, 256, 512 and 512 channels. Each level is twice
-    Conv 3x3 - BatchNorm - ReLU, with MaxPool 2x2 between levels. On the way up, each
-    map is resized bilinearly and concatenated with the map of the level above. Two
+    The encoder's levels have 64, 128, 256, 512 and 512 channels. Each level applies
+    Conv 3x3 - BatchNorm - ReLU twice, with MaxPool 2x2 between levels. On the way up,
+    each map is resized bilinearly and concatenated with the map of the level above. Two
     blocks of Conv 3x3 - BatchNorm - ReLU follow each concatenation. At the four levels,
     they return 256, 128, 64 and 64 channels. The latent is the last map, and heads
     return logits at the size of the images. The encoder has 17,262,912 parameters, and

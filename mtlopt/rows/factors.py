@@ -131,7 +131,7 @@ class Pullback:
       shapes: shapes and types of the leaves.
       moves: per leaf, whether its gradient depends on the cotangent at all.
       products: per leaf, its gradient as a `Product`, or None if it is not a product.
-      factor_of: per leaf, the leaf whose factor `d` is its gradient, or None.
+      factor_of: per leaf, the leaf whose factor `d` is this leaf's gradient, or None.
     """
 
     def __init__(self, pull: Callable[..., Any], cotangent: Any) -> None:
@@ -170,8 +170,8 @@ class Pullback:
 
         Args:
           rows: leaves whose gradients the program returns.
-          factors: leaves for which it returns all `x`, then all `d`, in the order of
-            the leaves.
+          factors: leaves for which the program returns all `x`, then all `d`, in the
+            order of the leaves.
         """
         are_products = [i for i, p in enumerate(self.products) if p is not None]
         some = [i in factors for i in are_products]
@@ -254,7 +254,7 @@ def _run(program: core.ClosedJaxpr, args: Sequence[_Value]) -> list[_Value]:
 
 
 def _run_loop(eqn: Any, operands: Sequence[_Value]) -> list[_Value]:
-    """Runs a `lax.scan` that depends on the cotangent, as does all of its carry."""
+    """Runs a `lax.scan` that depends on the cotangent; so does its whole carry."""
     params = eqn.params
     first, count = params["num_consts"], params["num_carry"]
     arrays = [operand.array for operand in operands]

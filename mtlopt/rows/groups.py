@@ -45,7 +45,7 @@ class Groups:
         return self.ids == jnp.arange(self.num_tasks, dtype=jnp.int32)[:, None]
 
     def of_samples(self, values: jax.Array) -> jax.Array:
-        """Returns each sample's entry of `values` `[tasks]`, or zero without a task."""
+        """Returns each sample's entry of `values` `[tasks]`; zero if it has no task."""
         if self.one_each:
             return values
         if not self.num_tasks:

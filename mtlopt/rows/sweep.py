@@ -163,8 +163,8 @@ class _Cut:
       moving: all other equations.
       xs: variables of the factors `x`.
       ends: by leaf, the variable of its rows or of its factor `d`.
-      pieces: the moving equations in pieces; the first piece has no equations, for ends
-        that are inputs.
+      pieces: the moving equations in pieces. The first piece has no equations; it is
+        for the ends that are inputs of the program.
     """
 
     def __init__(

@@ -11,9 +11,9 @@ from mtlopt._checks import Reader, check_num_tasks
 from mtlopt.common.task_weights import TaskWeightsState, mean_weights
 from mtlopt.grad import check_task_grads
 
-# The largest slope of a log-weight. At rest, weighted losses are about 1, so a larger
-# slope says no more than its sign, and its square, which Adam keeps, overflows for
-# losses above 1e19. NaN stays NaN.
+# The largest slope of a log-weight. At rest, weighted losses are about 1, so only the
+# sign of a larger slope matters. The square of the slope, which Adam keeps, overflows
+# for losses above 1e19. NaN stays NaN.
 STEEPEST = 1e3
 
 

@@ -1,4 +1,4 @@
-"""Moving averages of weights that equalise a size of all tasks, such as a norm."""
+"""Moving averages of weights that make a size, such as a norm, equal for all tasks."""
 
 from typing import Any
 

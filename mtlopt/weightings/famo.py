@@ -75,7 +75,7 @@ def weight_by_famo(
         c = \Big( \sum_i \frac{z_i}{D_i} \Big)^{-1}
 
     Gradients of `S` treat `c` as constant. The logits `x` start at 0 and, after each
-    step, move towards the losses that fell least. The optimizer of `x` gets the
+    step, rise for the losses that fell least. The optimizer of `x` gets the
     gradient
 
     .. math:: z_i (\delta_i - \langle z, \delta \rangle) + \gamma x_i, \qquad
@@ -125,7 +125,7 @@ def weight_by_famo(
     check_num_tasks(num_tasks)
     check_range("gamma", gamma)
     read_min_losses = task_argument("min_losses", min_losses, num_tasks)
-    # `eps_root` is below all rounding: a slope of zero has a derivative.
+    # This `eps_root` is below all rounding. With it, a slope of zero has a derivative.
     default = optax.adam(0.025, eps_root=1e-30)
     inner = optax.with_extra_args_support(optimizer or default)
 
@@ -173,7 +173,7 @@ def weight_by_famo(
             slope, inner_state, logits, both
         )
         logits = logits + steps
-        if not exact:  # the logits learned from the last step count for this one
+        if not exact:  # this step uses the logits learned from the last step
             weights = famo_weights(current, logits, there)
         return grads.scale_by(weights), WeightByFamoState(
             weights, logits, inner_state, jnp.where(there, losses, 0), there

@@ -13,7 +13,7 @@ from mtlopt.grad import check_task_grads
 from mtlopt.linalg.normalise import safe_divide
 from mtlopt.weightings.by_sizes import move_to_equal
 
-# So many gradients of points are made and held at a time, faster than one by one.
+# This many gradients of points are made and held at a time: faster than one by one.
 _AT_A_TIME = 16
 
 
@@ -110,7 +110,7 @@ def ntk_traces(residuals: Callable[..., Any], params: Any, *args: Any) -> Any:
     `ntk_traces` computes one gradient per point, 16 at a time. This costs a backward
     pass for every point of every task, so use few points or call it rarely. The result
     is exact, because weights divide by it. An estimate from one random vector can be
-    close to zero if one eigenvalue dominates, and its inverse has no mean.
+    close to zero if one eigenvalue dominates, and the estimate's inverse has no mean.
 
     Args:
       residuals: function from `(params, *args)` to a mapping from task to residuals, or

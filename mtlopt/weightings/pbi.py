@@ -74,7 +74,7 @@ def weight_by_pbi(
 
     References:
       Zhang and Li, *MOEA/D*, IEEE Transactions on Evolutionary Computation 11, 2007,
-      section II-C; their `d_1` is an absolute value, which is the same above `z`.
+      section II-C; their `d_1` is an absolute value, which changes nothing above `z`.
     """
     check_range("penalty", penalty)
 

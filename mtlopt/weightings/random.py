@@ -69,7 +69,7 @@ def weight_by_random(
         dtype = state.task_weights.dtype
         if distribution == "normal":
             numbers = jax.random.normal(draw_key, (num_tasks,), dtype)
-        else:  # minus a Gumbel number is the logarithm of an exponential one
+        else:  # a Gumbel number is minus the logarithm of an exponential number
             numbers = -jax.random.gumbel(draw_key, (num_tasks,), dtype)
         if grads.present is not None:  # the k-th present task has the k-th number
             places = jnp.cumsum(grads.present) - 1

@@ -31,8 +31,8 @@ def _shares(values: jax.Array, mu: Any, there: jax.Array) -> jax.Array:
     values = only_there(values, there)
     (largest,) = reduce_each(maxima=[values])
     # The largest value is subtracted first, so that no quotient by a small `mu`
-    # overflows. A comparison finds it: compiled as a fused multiply-add, a large
-    # product less its own rounded value is not zero.
+    # overflows. A comparison finds it, because a large value less itself is not always
+    # zero: in a fused multiply-add, the product is not rounded.
     below = jnp.minimum((values - largest) / mu, 0)
     return jnp.where(there, jax.nn.softmax(jnp.where(values == largest, 0, below)), 0)
 
@@ -160,7 +160,7 @@ def weight_by_log_stch(
     updates. During the warm-up `S = sum_i log L_i`. The task whose loss has fallen
     least counts most. `mu` has no unit: a constant factor of a loss changes nothing.
     For T equal gradients g and equal losses `L`, `sum_tasks` gives `T g / L`. A task
-    that is absent in all these updates takes its next loss as its nadir.
+    that is absent in all updates that `n_i` averages takes its next loss as its nadir.
 
     Args:
       num_tasks: number of tasks T.
