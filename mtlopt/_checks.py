@@ -218,7 +218,7 @@ def as_mask(name: str, value: Any, tasks: Sequence[str]) -> Any:
     """Returns `value` as bool [tasks], in a NumPy array if known at trace time.
 
     Python bools and NumPy arrays are known at trace time. `value` may be a mapping by
-    task name. Numbers raise an error, because a weight or a count would count as True.
+    task name. Numbers raise an error: a weight or a count would be read as True.
     """
     num_tasks = len(tasks)
     if isinstance(value, Mapping):

@@ -1,9 +1,9 @@
 """Evaluates a batch in equal parts, so that only one part's activations are in memory.
 
-Losses, heads' gradients and rows (the tasks' gradients) over the shared leaves are sums
-over the parts. Latent rows are not kept: for a leaf that depends on the batch, each
-part has its own piece of the row, so the parts' Gramians add up. The program shows
-which leaves depend on the batch.
+The losses, the heads' gradients and the rows of the shared leaves (the tasks' gradients
+with respect to these leaves) are each summed over the parts. Latent rows are not kept:
+for a leaf that depends on the batch, each part has its own piece of the row, so the
+parts' Gramians add up. The program shows which leaves depend on the batch.
 """
 
 import dataclasses

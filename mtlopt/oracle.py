@@ -275,7 +275,7 @@ class Oracle:
         present: Any = None,
         method: optax.GradientTransformation | None = None,
     ) -> StepPlan:
-        """Returns how each shared leaf's gradients are computed, and a step's memory.
+        """Returns how each shared leaf's gradients are computed, and the step's memory.
 
         The step is compiled but does not run, so you may pass shapes instead of arrays.
 

@@ -225,10 +225,10 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def active(self) -> dict[str, Any] | None:
         """The labels that `per_label` may update on this batch; None for all.
 
-        A task's label is active if the task is present, and the shared label if any
-        task is present. The stacked label has a `[tasks]` vector. Labels without leaves
-        are left out. If the present tasks are known at trace time, the values are
-        Python bools.
+        A task's label is active if the task is present, and the shared label is active
+        if any task is present. The stacked label has a `[tasks]` vector. Labels without
+        leaves are left out. If the present tasks are known at trace time, the values
+        are Python bools.
         """
         moving = self._moving
         if moving is None:
@@ -274,7 +274,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
         return dataclasses.replace(self, in_latent=True)
 
     def without_rows(self, members: np.ndarray) -> Self:
-        """Returns the same gradients with some tasks absent, whose heads still move.
+        """Returns the gradients with some tasks marked absent. Their heads still move.
 
         Args:
           members: `[tasks]` bool, the tasks to make absent.

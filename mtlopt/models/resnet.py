@@ -309,10 +309,10 @@ def mammography_resnet50(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
     `jnp.repeat(images / 255, 3, -1)`.
 
     Table 7 of the paper has three misprints. The row of the trunk counts the whole
-    network (26,945,012). The last layer has 33 parameters instead of 1, as the sum of
-    the branch shows. The second layer of each branch reads the first layer of its own
-    branch, contrary to the table. The paper does not print the slope of the leaky ReLU;
-    here the slope is Keras's default, 0.2.
+    network (26,945,012). For the last layer, the table prints 1 parameter; the correct
+    number is 33, as the table's sum of the branch shows. The second layer of each
+    branch reads the first layer of its own branch, contrary to the table. The paper
+    does not print the slope of the leaky ReLU; here it is Keras's default, 0.2.
 
     Args:
         rngs: Source of the initial parameters.
@@ -383,8 +383,8 @@ def pose_resnet34(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
     crops. The loss must normalise the quaternion to a unit vector.
 
     The outputs follow Table 7 of the paper; the paper's text exchanges the numbers 3
-    and 4. The published code has a dense layer of 2,048 and dropout before the heads,
-    but the paper does not mention them.
+    and 4. The published code has a dense layer of 2,048 units and dropout before the
+    heads, but the paper does not mention them.
 
     Args:
         rngs: Source of the initial parameters.
