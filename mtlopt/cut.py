@@ -25,6 +25,7 @@ from mtlopt._jaxprs import (
     variables,
     without_calls,
 )
+from mtlopt.labels import tree_mismatch
 from mtlopt.mark import holds_mark, is_mark, marked_tree
 
 PyTree = Any
@@ -269,8 +270,8 @@ class Cut:
         shapes = self._latent([var.aval for var in self._marked])
         if jax.tree.structure(z) != jax.tree.structure(shapes):
             raise ValueError(
-                "the latent must have the structure that mtlopt.latent marks, "
-                f"{jax.tree.structure(shapes)}, got {jax.tree.structure(z)}."
+                "the latent must have the structure that mtlopt.latent marks, but it "
+                f"{tree_mismatch(shapes, z)}."
             )
         for var, leaf in zip(self._marked, jax.tree.leaves(z), strict=True):
             values[var] = leaf = jnp.asarray(leaf)

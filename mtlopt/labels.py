@@ -41,6 +41,22 @@ def leaf_paths(tree: PyTree) -> list[tuple[str, Any]]:
     return found
 
 
+def tree_mismatch(wanted: PyTree, got: PyTree) -> str:
+    """Says which leaves `got` lacks, and which leaves it has that `wanted` lacks."""
+    paths = [[path for path, _ in leaf_paths(tree)] for tree in (wanted, got)]
+    lacks, adds = (
+        [f"`{path}`" for path in here if path not in there]
+        for here, there in (paths, paths[::-1])
+    )
+    parts = [
+        f"{word} {', '.join(leaves[:3])}{' and more' if len(leaves) > 3 else ''}"
+        for word, leaves in (("lacks", lacks), ("has in addition", adds))
+        if leaves
+    ]
+    structures = map(jax.tree.structure, (wanted, got))
+    return " and ".join(parts) or "is {1} instead of {0}".format(*structures)
+
+
 def label_params(params: PyTree, rules: Rules) -> PyTree:
     """Labels every parameter leaf by rules on its path.
 
@@ -127,7 +143,27 @@ def _of_names(params: PyTree, rules: Rules) -> Rules:
         return rules
     if not all(isinstance(name, str) and name not in RESERVED for name in rules):
         return rules
+    paths = [path for path, _ in leaf_paths(params)]
+    for name in rules:
+        parts = tuple(name.split("/"))
+        if paths and not any(_covers(parts, tuple(path.split("/"))) for path in paths):
+            raise ValueError(
+                f"the name {name!r} matches no leaf: a name must be a key at the root."
+                f"{_instead_of_name(name, paths)} The leaves are: "
+                f"{_listing(name, paths)}."
+            )
     return {"*": SHARED, **{name: name for name in rules}}
+
+
+def _instead_of_name(name: str, paths: list[str]) -> str:
+    """Suggests a mapping if a path contains a task's name, but not as its root."""
+    for path in paths:
+        parts = path.split("/")
+        for count, part in enumerate(parts, 1):
+            if f"_{name}_" in f"_{part}_" and not _linen(paths):
+                mapping = {"*": SHARED, "/".join(parts[:count]): name}
+                return f" Pass a mapping from path to label instead, such as {mapping}."
+    return _hint(name, paths)
 
 
 def _unbox(rules: PyTree) -> PyTree:

@@ -212,7 +212,7 @@ class PullbackLinearization:
         if self.members is not None:
             count = len(self.members.indices)
         if sizes is None:
-            return "its gradient is not a single product"
+            return "its gradient is not one product of two matrices"
         if self.options.streaming:
             return "streaming: rows are made one at a time"
         if self.options.layerwise is False:

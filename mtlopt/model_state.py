@@ -6,7 +6,7 @@ So functions can return the whole state.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,14 @@ import jax.numpy as jnp
 
 from mtlopt._jaxprs import dependent_outputs, forwarded_inputs, split_arrays
 from mtlopt.heads import Inputs
-from mtlopt.labels import SHARED, STACKED, Rules, label_params, path_string
+from mtlopt.labels import (
+    SHARED,
+    STACKED,
+    Rules,
+    label_params,
+    path_string,
+    tree_mismatch,
+)
 from mtlopt.problems import (
     Aux,
     Evaluation,
@@ -55,12 +62,13 @@ class StateForm(NamedTuple):
             return [SHARED] * len(leaves)
         rules = self.labels
         if isinstance(rules, list | tuple) and isinstance(state, Mapping):
-            rules = [name for name in rules if name in state]  # others: no state
+            rules = _names_to_match(rules, state)
         try:
             return jax.tree.leaves(label_params(state, rules))
         except ValueError as error:
             is_array = jax.tree_util.all_leaves([state])
-            why = ", got one array." if is_array else f": {error}"
+            no_head = " (or be 'shared' if no head has state)"
+            why = ", got one array." if is_array else f"{no_head}: {error}"
             raise ValueError(
                 "the last argument of the call must be the model's state, and "
                 f"`state_labels` must fit it{why}"
@@ -329,6 +337,20 @@ class _NextState:
         self._writers[leaf] = name
 
 
+def _names_to_match(names: Sequence[str], state: Mapping[str, Any]) -> Sequence[str]:
+    """Returns the names that must match leaves. Not every head needs state.
+
+    A name that stands only below the root matches no leaf and is an error.
+    """
+    below = [f"/{path}".rpartition("/")[0].split("/")[2:] for path in _paths(state)]
+    some = any(name in state for name in names)
+    return [
+        name
+        for name in names
+        if not some or name in state or any(name in parts for parts in below)
+    ]
+
+
 def _from_arguments(
     new_state: Callable[[list[Any]], PyTree], args: list[Any]
 ) -> list[bool]:
@@ -344,11 +366,11 @@ def _paths(state: PyTree) -> list[str]:
 def _written(old: PyTree, new: PyTree, name: str) -> dict[int, Any]:
     """Returns the leaves of `new` that differ from the leaves of `old`, by position."""
     before, treedef = jax.tree.flatten(old)
-    after, structure = jax.tree.flatten(new)
-    if structure != treedef:
+    after = jax.tree.leaves(new)
+    if jax.tree.structure(new) != treedef:
         raise ValueError(
-            f"{name} must return the whole state that it got, changed or not, with the "
-            f"structure {treedef}, got {structure}."
+            f"{name} must return the whole state that it got, changed or not, but what "
+            f"it returns {tree_mismatch(old, new)}."
         )
     written = {}
     for i, (was, now) in enumerate(zip(before, after, strict=True)):

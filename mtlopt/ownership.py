@@ -130,10 +130,11 @@ def _advice(
                     f"is labelled {owner!r}: the two labels look swapped."
                 )
         return f"No other function reads it: label it {owner!r}."
+    label_it = f"Read the task's own leaf or, to share this leaf, label it {SHARED!r}"
     if reads.encode is None:
-        return f"Label a leaf that several tasks read {SHARED!r}."
+        return f"{label_it}."
     through = _through_latent(reads)
-    return f"Label it {SHARED!r} and {through[0].lower()}{through[1:]}."
+    return f"{label_it} and {through[0].lower()}{through[1:]}."
 
 
 def _through_latent(reads: Reads) -> str:
@@ -247,10 +248,11 @@ def infer_labels(
             labels.append(SHARED)
         elif not readers:
             raise ValueError(
-                f"no function reads the leaf `{path_string(path)}`. Remove it, or "
-                f"label it with a rule, for example {FROZEN!r} if it never moves. A "
-                "function must read the parameters that it gets as an argument, not "
-                "parameters outside of it."
+                f"no function reads the leaf `{path_string(path)}`. If it belongs to a "
+                "head, check that the loss reads its own head, from the parameters "
+                "that it gets as an argument, not from outside of it. Otherwise remove "
+                f"the leaf, or label it with a rule, such as {FROZEN!r} if it never "
+                "moves."
             )
         elif problem.stacked:
             labels.append(STACKED)

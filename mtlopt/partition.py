@@ -214,7 +214,9 @@ def partition_params(
             if task not in present and task not in headless:
                 raise ValueError(
                     f"the task {task!r} has no parameters: no leaf is labelled "
-                    f"{task!r}. If this is intended, pass headless=({task!r},)."
+                    f"{task!r}. If this is intended, pass headless=({task!r},). If "
+                    "labels are inferred, a leaf that the losses of several tasks read "
+                    f"is shared: check that no other loss reads the head of {task!r}."
                 )
     return Partition(treedef, paths, names, tasks)
 

@@ -200,8 +200,8 @@ def update_of(
         cause = None
     if isinstance(found, TaskGrads):
         raise TypeError(
-            "`optimizer` must have an aggregator, such as mtlopt.upgrad, before its "
-            "ordinary Optax transforms and their wrappers: "
+            "`optimizer` must have an aggregator, such as mtlopt.upgrad, before all of "
+            "its ordinary Optax transforms and wrappers, clipping included: "
             "optax.chain(mtlopt.upgrad(num_tasks), optax.adam(1e-3))."
         ) from cause
     if _has_methods_only(opt_state):

@@ -223,7 +223,8 @@ def test_partition_splits_and_merges():
         ),
         ({"*": "shared", "heads/up": "up"}, "the rule 'heads/up' matches no leaf"),
         ({"*": "shared", "head": "up"}, "the rule 'head' matches no leaf. The leaves"),
-        (["left", "right"], "'left' matches .* at the root, as `heads/left` does. The"),
+        (["left", "right"], "'left' matches .* such as .*, 'heads/left': 'left'}. The"),
+        (["up"], "the name 'up' matches no leaf: .* at the root. The leaves are"),
         (
             {"encoder": "shared", "heads/l*": "left", "heads/*t": "right"},
             r"`heads/left/w` is labelled differently.*\['heads/\*t', 'heads/l\*'\]",

@@ -314,8 +314,9 @@ def returning(change):
         (lambda z, s: z, r"encode must return \(value, state\), got .*Tracer"),
         (lambda z, s: (z, s, z), r"encode must return \(value, state\), got a tuple"),
         (
-            lambda z, s: (z, s["trunk"]),
-            "encode must return the whole state that it got",
+            lambda z, s: (z, {"trunk": s["trunk"], "c": 0}),
+            "encode must return the whole state that it got, changed or not, but what "
+            "it returns lacks `a/mean`, `b/key`, `b/mean` and has in addition `c`",
         ),
         (
             lambda z, s: (z, {**s, "a": {"mean": jnp.ones(3)}}),
@@ -405,8 +406,38 @@ def test_tasks_without_state_may_be_named():
     assert grads.state == {"b": 0}
 
 
+@pytest.mark.parametrize(
+    ("nest", "path"),
+    [
+        (lambda a, b: {"stats": {"a": a, "b": b}}, "stats/a"),
+        (lambda a, b: {"head_a": a, "head_b": b}, "head_a"),
+        (lambda a, b: {"a": a, "heads": {"b": {"count": b}}}, "heads/b"),
+    ],
+)
+def test_names_below_the_root_of_the_state_are_an_error(nest, path):
+    """Names that match nothing would make the state of every head shared."""
+    params = {"a": jnp.ones(()), "b": jnp.ones(())}
+
+    def losses(params, x, state):
+        new = jax.tree.map(lambda count: count + 1, state)
+        return {"a": params["a"] * x, "b": params["b"] * x}, new
+
+    def oracle(labels):
+        return mtlopt.task_grad(
+            losses, ["a", "b"], tasks=("a", "b"), has_state=True, state_labels=labels
+        )
+
+    state, present = nest(0, 0), jnp.array([True, False])
+    name = path[-1]
+    with pytest.raises(ValueError, match=f"the name '{name}' matches no leaf") as info:
+        oracle(["a", "b"])(params, 1.0, state, present=present)
+    assert f"such as {{'*': 'shared', '{path}': '{name}'}}" in str(info.value)
+    grads = oracle(nest("a", "b"))(params, 1.0, state, present=present)
+    assert grads.state == nest(1, 0)
+
+
 def test_labels_of_the_state_are_checked():
-    with pytest.raises(ValueError, match=r"`state_labels` must fit it: .* 'c' matches"):
+    with pytest.raises(ValueError, match=r"`state_labels` must fit it.* 'c' matches"):
         counting_oracle({"*": "shared", "c": "a"})(PARAMS, BATCH, COUNTS)
     with pytest.raises(ValueError, match=r"`state_labels` must be one of .*'c'"):
         counting_oracle(["a", "c"])

@@ -548,7 +548,7 @@ def test_the_advice_of_an_error_leads_out():
 
     losses["b"] = lambda p, z: jnp.vdot(z, p["b"]) - jnp.vdot(z, p["c"])
     oracle = mtlopt.task_grad(losses, labels, encode=lambda p: p["w"])
-    advice = r"reads `c`.*Label it 'shared' and let encode return it as part of z"
+    advice = r"reads `c`.* label it 'shared' and let encode return it as part of z"
     with pytest.raises(ValueError, match=advice):
         oracle(params)
     advice = r"'a', 'b' read `c`.* If it is shared, let encode return it as part of z"

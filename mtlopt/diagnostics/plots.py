@@ -74,7 +74,9 @@ def plot_diagnosis(
     for i, task in enumerate(tasks):
         norm.plot(x, np.where(here[:, i], diagnosis.norms[:, i], np.nan), label=task)
     gap.plot(x, diagnosis.relative_gap)
-    gap.plot(x, here.sum(axis=1) ** -0.5, "--", color="gray")
+    bound = here.sum(axis=1) ** -0.5
+    gap.plot(x, bound, "--", color="gray", label="orthogonal, of equal length")
+    gap.legend(fontsize="small")
     dominance.plot(x, diagnosis.dominance_rate)
     norm.set_yscale("log")
     dominance.set_yscale("log")

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from mtlopt.grad import check_task_grads
+from mtlopt.labels import tree_mismatch
 from mtlopt.slopes import slopes
 
 
@@ -39,10 +40,11 @@ def would_rise(grads: Any, direction: Any) -> jax.Array:
       Array([ True, False], dtype=bool)
     """
     grads = check_task_grads(grads, getattr(grads, "num_tasks", 0))
-    structure = jax.tree.structure(direction)
-    if structure != grads.partition.treedef:
+    partition = grads.partition
+    if jax.tree.structure(direction) != partition.treedef:
+        params = partition.treedef.unflatten(partition.paths)
         raise ValueError(
-            "`direction` must have the structure of the parameters, "
-            f"{grads.partition.treedef}, got {structure}."
+            "`direction` must have the structure of the parameters, but it "
+            f"{tree_mismatch(params, direction)}."
         )
     return slopes(grads, direction).total < 0
