@@ -1,8 +1,8 @@
 """Checks arguments, so that all errors of the library have the same wording.
 
-The checks compare only Python numbers and entries of task vectors whose values are
-known. Tracers pass all checks, so `optax.inject_hyperparams` can inject every argument
-that does not change the structure of the program.
+Limits are checked only for Python numbers, and for entries of task vectors whose values
+are known. Tracers pass all checks, so `optax.inject_hyperparams` can inject every
+argument that does not change the structure of the program.
 """
 
 import functools

@@ -53,7 +53,7 @@ def stacked(head: Callable[..., Any], num_tasks: int) -> Stacked:
 def map_functions(
     losses: Any, change: Callable[..., Callable[..., Any]], has_latent: bool
 ) -> Any:
-    """Applies a function to every loss function; returns them in the same form.
+    """Returns `losses` in the same form, with `change` applied to each function.
 
     Args:
       losses: see `task_grad`.

@@ -1,4 +1,4 @@
-"""Ordinary gradients (one, not one per task), and checks of a transform's argument."""
+"""An ordinary gradient (not one per task), and checks of a transform's argument."""
 
 from typing import Any, NamedTuple
 

@@ -134,7 +134,7 @@ def check_no_state(params: PyTree) -> None:
     """Raises a `TypeError` if `params` is the state of an optimizer, or a `Run`."""
 
     def is_state(node: Any) -> bool:
-        fields = getattr(node, "_fields", ())  # one without is a place of no leaf
+        fields = getattr(node, "_fields", ())  # empty ones stand in place of a leaf
         return bool(fields) and type(node).__module__.startswith(("optax.", "mtlopt."))
 
     nodes = jax.tree.leaves(params, is_state) if isinstance(params, tuple) else []

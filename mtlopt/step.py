@@ -69,8 +69,8 @@ def train_step(
 
     Args:
       oracle: an oracle from `task_grad`.
-      optimizer: an aggregator, or a chain with weightings before the aggregator and any
-        Optax transforms after it; or a line search.
+      optimizer: a chain of an aggregator, possibly with weightings before it, and an
+        optimizer after it, such as `optax.adam`; or a line search.
 
     Returns:
       `step(run, *args, present=None, **extra_args) -> (run, output)`. Put it under
@@ -126,8 +126,8 @@ def train_step(
 def check_names(extra_args: Iterable[str], *others: str) -> None:
     """Raises if a step's argument is misspelt: transforms ignore unknown arguments.
 
-    The names that the check knows belong to the step's own arguments, or to arguments
-    of weightings.
+    The check knows the names of the step's own arguments, and names of arguments of
+    weightings.
 
     Args:
       extra_args: names of the arguments that the step got for the optimizer.

@@ -51,7 +51,7 @@ def fairgrad(
     `-d` decreases every loss to first order, unless zero is in the gradients' convex
     hull. In that case, tasks whose gradients cancel contribute only a rounding error,
     whose direction changes with the gradients' scale. The other tasks share the
-    directions orthogonal to those that cancel. `d` is homogeneous of degree
+    directions orthogonal to the gradients that cancel. `d` is homogeneous of degree
     `(1 - alpha) / (1 + alpha)` in the gradients. For `alpha = 1` (unclipped Nash-MTL),
     `d` has the same length for gradients of any length.
 

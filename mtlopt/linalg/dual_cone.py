@@ -33,10 +33,10 @@ def project_dual_cone(
     .. math:: \mathrm{argmin}_{d : J d \ge 0} |d - J^T u| = J^T v, \qquad
         v = \mathrm{argmin}_{v \ge u} v^T G v
 
-    This solves the problem for all rows `u` of `lower` at once. With unit rows and
-    `y = v - u`, the problem is `min_{y >= 0} y'Cy/2 + u'Cy`. So its condition number
-    does not depend on the norms of the rows. `minimise_nonnegative` solves it until the
-    optimality conditions hold to rounding.
+    This solves the problem for all rows `u` of `lower` at once. With unit rows of `J`
+    and `y = v - u`, the problem is `min_{y >= 0} y'Cy/2 + u'Cy`. So its condition
+    number does not depend on the norms of the rows of `J`. `minimise_nonnegative`
+    solves it until the optimality conditions hold to rounding.
 
     `v >= u` holds exactly. `d` is unique; `v` is not unique if the rows are linearly
     dependent. A zero row keeps `v = u`. `d` is orthogonal to opposed rows. Duplicate

@@ -19,7 +19,7 @@ _EPSILON = 1e-12
 class BertLayer(nnx.Module):
     """Self-attention, then two dense layers.
 
-    Each of these two parts has a shortcut and a layer norm.
+    Self-attention and the pair of dense layers each have a shortcut and a layer norm.
     """
 
     def __init__(

@@ -2,10 +2,10 @@
 
 The kernel of a dense layer has the gradient `X^T D`. `X` is the input of the layer, and
 `D` is the cotangent of its output. In the program of the pullback (its jaxpr), this
-gradient is a contraction of two arrays: `X` does not depend on the pulled cotangent,
-`D` does. This dependence identifies `X` and `D`, whichever library wrote the layer. No
-part of the forward pass runs or is interpreted again, so the user's own derivative
-rules still apply.
+gradient is a contraction of two arrays: `D` depends on the cotangent that the pullback
+takes, `X` does not. This dependence identifies `X` and `D`, whichever library wrote the
+layer. No part of the forward pass runs or is interpreted again, so the user's own
+derivative rules still apply.
 
 If a `lax.scan` over layers has such a contraction in its body, the scan is changed to
 return the factors of all layers as well. `jax.checkpoint` is treated like any other
@@ -90,7 +90,7 @@ class Product(NamedTuple):
 
     Attributes:
       layout: how the gradient is made from the product.
-      x_axes: axes of `x`: the axes of layers, and the contracted axes, the positions.
+      x_axes: axes of `x`: the axes of layers and the contracted axes (the positions).
       d_axes: the matching axes of `d`, in the same order.
       sizes: positions, inputs and outputs of one layer.
       precision: precision of the contraction.
@@ -254,7 +254,7 @@ def _run(program: core.ClosedJaxpr, args: Sequence[_Value]) -> list[_Value]:
 
 
 def _run_loop(eqn: Any, operands: Sequence[_Value]) -> list[_Value]:
-    """Runs a `lax.scan` that depends on the cotangent; so does its whole carry."""
+    """Runs a cotangent-dependent `lax.scan`, and marks its whole carry as dependent."""
     params = eqn.params
     first, count = params["num_consts"], params["num_carry"]
     arrays = [operand.array for operand in operands]

@@ -95,7 +95,7 @@ class ProductLeaf:
         return self._finish(sum_positions(self.x, weighted, self.precision))
 
     def scaled(self, factors: jax.Array) -> "ProductLeaf":
-        """Returns the same gradients times `factors`, `[samples]`."""
+        """Returns the gradients times `factors`, `[samples]`."""
         return dataclasses.replace(self, d=scale_rows([self.d], factors)[0])
 
     def _finish(self, matrix: jax.Array) -> jax.Array:
@@ -155,7 +155,7 @@ class Made:
     shapes: tuple[jax.ShapeDtypeStruct, ...] = dataclasses.field(metadata=STATIC)
 
     def scaled(self, groups: Groups, factors: jax.Array) -> "Made":
-        """Returns the same gradients times `factors`, `[tasks]`."""
+        """Returns the gradients times `factors`, `[tasks]`."""
         own = groups.of_samples(factors)
         rows = scale_rows(list(self.rows.values()), factors)
         undone = {i: leaf.scaled(own) for i, leaf in self.undone.items()}

@@ -35,8 +35,8 @@ class Rows(Protocol):
         """Returns `gramian` as a function of the basis, or None.
 
         If the rows are nearly linearly dependent, this function keeps digits that the
-        plain products lose to rounding. The method returns None if only the products of
-        the rows are known.
+        plain products lose to rounding. The result is None if only the products of the
+        rows are known.
         """
         ...
 
@@ -68,8 +68,8 @@ class Rows(Protocol):
     def along(self, direction: Leaves) -> jax.Array:
         """Returns the inner products `[tasks]` of the rows with a direction.
 
-        The direction is in the rows' own space. Over the shared leaves, the method
-        costs one pushforward for any number of tasks.
+        The direction is in the rows' own space. Over the shared leaves, the products
+        cost one pushforward for any number of tasks.
         """
         ...
 
