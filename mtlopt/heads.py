@@ -130,7 +130,7 @@ class HeadGradients(NamedTuple):
 
     Attributes:
       losses: `[members]`.
-      aux: second values of the losses.
+      aux: the second values that the loss functions return.
       head_grads: gradients of the heads' leaves, each for the loss of the leaf's own
         task.
       latent_grads: gradients of the latent's leaves, `[members, ...]`.

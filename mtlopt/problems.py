@@ -86,8 +86,8 @@ class Problem(Protocol[Linear]):
 
     Attributes:
       tasks: names of the tasks, in the order of the losses.
-      has_latent: whether the tasks share one latent; may be True as long as this is not
-        known, see `latent`.
+      has_latent: whether the tasks share one latent. It is True until this is known, see
+        `latent`.
       stacked: whether the heads of all tasks are stacked along a leading axis.
       takes_traced_task: whether the index of a task may be traced.
       label_counts: function from arguments to the number of labels of each task,

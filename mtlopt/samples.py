@@ -183,7 +183,8 @@ def make_samples(
     their values do not spoil a gradient.
 
     Args:
-      form: the losses, with the functions for tasks and weights.
+      form: the loss functions, with the functions that return each sample's task and
+        weight.
       num_tasks: number of tasks.
       args: arguments of the functions; the first is the batch.
       members: indices of the tasks that are evaluated; None for all.

@@ -59,7 +59,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
       present: `[tasks]` bool, the tasks with labels in this batch; None for all. Other
         fields depend on `present`, so do not replace it: pass it to the oracle, or use
         `leave_out_not_finite`.
-      aux: second values of the functions, an `Aux`; None without `has_aux`.
+      aux: an `Aux` with the functions' second values; None without `has_aux`.
       z: the latent, as `encode` returned it; None without `encode` or with several
         microbatches.
       head_grads: gradients of the heads' leaves: each leaf has the gradient of its own

@@ -45,7 +45,7 @@ def dualproj(
         \Big| y - \sum_i w_i s_i g_i \Big|
 
     Of all directions that increase no loss to first order, `d` is the nearest to the
-    mean gradient, at any ratio of the gradients' norms. Large gradients dominate `d`.
+    mean gradient, whatever the gradients' norms are. Large gradients dominate `d`.
     Unlike in `upgrad`, `d` is not linear in a gradient's scale. `d` is zero if and only
     if the gradients cancel with positive weights. Without conflicts, `d` is the mean.
 

@@ -48,7 +48,7 @@ def upgrad(
     .. math:: d = \sum_i w_i \, \pi(s_i g_i), \qquad
         \pi(x) = \mathrm{argmin}_{y : \langle g_j, y \rangle \ge 0 \, \forall j} |y - x|
 
-    `-d` increases no loss to first order, at any ratio of the gradients' norms. (In
+    `-d` increases no loss to first order, whatever the gradients' norms are. (In
     float32, cosines down to -1e-4 can remain.) `d` is linear in the scale of each
     gradient, so a small gradient adds little to `d`, but `d` does not oppose it. `d` is
     zero exactly if the gradients cancel with positive weights; unlike in `mgda`, one

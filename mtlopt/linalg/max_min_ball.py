@@ -27,7 +27,7 @@ _MAX_PIVOTS_A_TASK = 10  # about one is usual
 
 
 class MaxMinDirection(NamedTuple):
-    """The best direction of the ball.
+    """The best direction in the ball.
 
     Attributes:
       weights: `[tasks]`, the direction is `sum_i weights_i g_i`; zero for absent tasks.
