@@ -86,7 +86,7 @@ class Problem(Protocol[Linear]):
 
     Attributes:
       tasks: names of the tasks, in the order of the losses.
-      has_latent: whether the tasks share one latent. It is True until this is known, see
+      has_latent: whether the tasks share one latent. True until this is known, see
         `latent`.
       stacked: whether the heads of all tasks are stacked along a leading axis.
       takes_traced_task: whether the index of a task may be traced.
