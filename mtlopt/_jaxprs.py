@@ -97,7 +97,7 @@ def dependent_outputs(
 def forwarded_inputs(function: Callable[..., Any], tree: PyTree) -> list[int | None]:
     """Returns, per leaf of `function(tree)`, the index of the same leaf of `tree`.
 
-    The index is None if the leaf is no leaf of `tree`.
+    The index is None if the leaf is not a leaf of `tree`.
     """
     return _forwarded(opened(jax.make_jaxpr(function)(tree)))
 
@@ -180,8 +180,8 @@ def stacked_entries(
 ) -> tuple[core.ClosedJaxpr, list[Any]] | None:
     """Returns the variables that are stacked into the program's first output.
 
-    The first of the two values is the program, with the call that stacks them inlined.
-    Returns None if the output is not a stack of variables.
+    The result is a pair: the program, in which the call that stacks the variables is
+    inlined, and the variables. Returns None if the output is not a stack of variables.
     """
     vector = program.outvars[0]
     if num_entries == 1:

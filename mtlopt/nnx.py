@@ -76,8 +76,8 @@ def task_grad(
       losses: as in `mtlopt.task_grad`, such as a mapping from task to
         `loss(model, z, *args) -> scalar`.
       labels: rules on the paths of the parameters, see `label_params`, or labels from
-        `label_modules`. From the program, mtlopt finds the labels of leaves that have
-        no rule (see `infer_labels`), so `{"trunk": "frozen"}` is enough.
+        `label_modules`. If leaves have no rule, mtlopt finds their labels by tracing
+        the functions (see `infer_labels`), so `{"trunk": "frozen"}` is enough.
       encode: `encode(model, *args) -> z`.
       wrt: which variables to train, as an NNX filter. All other variables get no
         gradients: `wrt=nnx.LoRAParam` trains only the adapters of a network and leaves

@@ -34,7 +34,7 @@ _FEW_TASKS = 2
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SampleLinearization:
-    """Gradients of the samples with respect to their latents, and two pullbacks.
+    """Gradients of samples with respect to their latents, and the encoder's pullback.
 
     Attributes:
       groups: the tasks of the samples.

@@ -90,12 +90,13 @@ def max_min_direction(
     again.
 
     If the largest possible `mu` is zero and is reached before the edge of the ball,
-    many directions are equally good, and the result is the one nearest to `g_0`. So a
-    zero row only requires that no other inner product is negative, and the answer is
-    `g_0` if no inner product with `g_0` is negative. If the mean gradient `g_0` is zero
-    up to rounding of `G`, it has no direction, and the result is `g_0`. A single row
-    gives `(1 + c) g`, and so do equal rows. Rows that are dependent up to 4 eps count
-    as dependent. NaN in the input gives NaN, without iterations.
+    many directions are equally good, and the result is the one nearest to `g_0`. So if
+    a row is zero, the direction only needs to have no negative inner product with the
+    other rows. The result is then `g_0` if no inner product with `g_0` is negative. If
+    the mean gradient `g_0` is zero up to rounding of `G`, it has no direction, and the
+    result is `g_0`. A single row gives `(1 + c) g`, and so do equal rows. Rows that are
+    dependent up to 4 eps count as dependent. NaN in the input gives NaN, without
+    iterations.
 
     Two tasks have a closed form. The weights are differentiable if the set of tight
     constraints does not change; the residual is not differentiable.

@@ -34,8 +34,8 @@ class SignalEncoder(nnx.Module):
         """Maps [batch, 2 * length] to [batch, features[-1]]."""
         if x.ndim != 2 or x.shape[1] % 2:
             raise ValueError(
-                "`x` must have shape [batch, 2 * length], a complex number in two "
-                f"neighbours, got shape {x.shape}."
+                "`x` must have shape [batch, 2 * length], with each complex number in "
+                f"two neighbouring entries, got shape {x.shape}."
             )
         x = x.reshape(x.shape[0], -1, 2)
         for i in range(1, self.num_layers + 1):

@@ -192,8 +192,8 @@ class KeptProducts(LayerwiseRows):
     def _read(self) -> dict[int, Any]:
         """Returns `made`.
 
-        If the Gramian is known, a branch of a `lax.cond` may be the first user. The
-        branch then computes the factors only for itself.
+        If the Gramian is known, a branch of a `lax.cond` may be the first to read the
+        factors. The branch then computes them only for itself.
         """
         return self.made if self.known is None else self._make()
 

@@ -123,7 +123,7 @@ def sample_leaves(
 
 
 def _form(groups: Groups, positions: int, inputs: int, outputs: int) -> Form:
-    """Returns the form of a product with the least work, see the top of this file."""
+    """Returns the form with the least work for a product, see the top of this file."""
     samples, tasks = groups.num_samples, groups.num_tasks
     all_positions, size = samples * positions, inputs * outputs
     if not all_positions or not size:
