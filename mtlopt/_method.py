@@ -16,7 +16,8 @@ Transform = optax.GradientTransformation
 
 # Claims about the aggregate A(J) that hold for every Jacobian J, as they are tested. A
 # Jacobian is strongly stationary if J^T w is zero for some positive weights w, and
-# weakly stationary if it is zero for some non-negative weights w.
+# weakly stationary if it is zero for some weights w that are non-negative and not all
+# zero.
 CLAIMS = (
     "deterministic",
     "permutation_equivariant",  # the order of the tasks does not matter

@@ -184,7 +184,8 @@ class Cut:
           given_latent: one bool per leaf of the parameters: True for leaves of the
             encoder. Pass it if the latent is given, so that the encoder does not run.
             Results that depend on these leaves other than through the latent are then
-            left out, and so are results that are computed before the last mark.
+            left out, and so are results that are computed before the last mark and
+            depend on no mark.
         """
         given = [*self._values, *self._marked]
         pieces: dict[Any, list[Any]] = {}

@@ -51,10 +51,10 @@ def samplewise(
 
     When you call the oracle, the first argument after the parameters is the batch, a
     pytree whose leaves have a leading axis of samples. The functions get one sample of
-    the batch, and all other arguments unchanged. Only typed PRNG keys are folded with
-    the index of the sample, so each sample has its own noise. Aux gets a leading axis
-    of samples. If `losses` is a mapping, the aux of each loss is valid only for the
-    samples of its task.
+    the batch, and all other arguments unchanged, except typed PRNG keys. These keys are
+    folded with the index of the sample, so each sample has its own noise. Aux gets a
+    leading axis of samples. If `losses` is a mapping, the aux of each loss is valid
+    only for the samples of its task.
 
     A task is absent if it has no sample in the batch, or only samples of weight zero.
     An absent task has a loss of zero (see `present` in `Oracle.__call__`). The values
@@ -304,7 +304,7 @@ def _task_ids(
 
 
 def replace_samples(batch: PyTree, counts: jax.Array, by: jax.Array) -> PyTree:
-    """Replaces samples that do not count with the sample at which `by` is true.
+    """Puts the sample at which `by` is true in place of samples that do not count.
 
     It uses sums instead of indexing, so that a batch that is split across several
     devices stays split.

@@ -26,12 +26,12 @@ def minimise_by_pivots(matrix: jax.Array, linear: jax.Array) -> jax.Array:
 
     .. math:: \min_{y \ge 0} \tfrac12 y^T C y + q^T y
 
-    In each pivot, one task enters the set of positive `y`, or a task that blocks this
-    entry leaves the set. Each pivot is one sweep of a `[tasks, tasks + 1]` tableau. A
-    ridge as small as a rounding error makes every set of rows independent in the
-    tableau, so that no pivot is zero. Finally, iterative refinement solves for the `y`
-    of the final set without the ridge, with the inverse from the tableau. The method
-    ends after at most `10 tasks + 10` pivots, and immediately for NaN.
+    In each pivot, one task enters the set of positive `y`, or a task that blocks it
+    leaves the set. Each pivot is one sweep of a `[tasks, tasks + 1]` tableau. A ridge
+    as small as a rounding error makes every set of rows independent in the tableau, so
+    that no pivot is zero. Finally, iterative refinement solves for the `y` of the final
+    set without the ridge, with the inverse from the tableau. The method ends after at
+    most `10 tasks + 10` pivots, and immediately for NaN.
 
     Args:
       matrix: `C`, positive semidefinite, entries of size 1, `[tasks, tasks]`.

@@ -25,7 +25,7 @@ def project_conflicts(
 
     Here `p_i` starts as `g_i`, and `j = i` is skipped. The gradients themselves are
     never used: each `p_i` is stored as its inner products with all unit rows. Each step
-    adds a multiple of a row of `C` to every `p_i` at once, so the whole loop costs
+    adds a multiple of a row of cosines to every `p_i` at once, so the whole loop costs
     `tasks^3` operations. No ratio of the row norms reduces the accuracy. The loop
     ends after `tasks` steps.
 
@@ -168,8 +168,8 @@ def raise_cosines(
     `project_conflicts`. As in `project_conflicts`, the gradients themselves are never
     used, and no ratio of the row norms reduces the accuracy. In `sqrt(1 - phi^2)`, a
     rounding error of the cosines grows to its square root. Gradients that are parallel
-    up to this square root count as parallel. A target that is closer to one than this
-    root is lowered to this distance from one.
+    up to this square root count as parallel. If `sqrt(1 - tau^2)` is below this
+    root, it counts as equal to this root.
 
     A zero row changes nothing and is not changed, and its pairs have no cosine. A
     gradient that has become zero has no cosine either. NaN in the Gramian gives NaN

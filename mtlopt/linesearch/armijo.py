@@ -131,9 +131,10 @@ class Search(NamedTuple):
 
         Args:
           evaluate: function from a step size to the losses `[tasks]` after this step.
-            It also gives the losses before the step, at step size zero, because
-            another program may return different last digits. Near the end of a descent,
-            such a difference is larger than the decrease of a step.
+            The losses before the step also come from this function, at step size zero,
+            because the losses of another program may differ in their last digits. Near
+            the end of a descent, such a difference is larger than the decrease of a
+            step.
           slopes: `[tasks]`, the decrease of each loss for a unit step, to first order.
           first: the first trial; a number below `floor` means no trial.
           floor: the smallest trial.

@@ -35,10 +35,10 @@ def dense_dot_general(
     Pass it as the argument `dot_general` of `nnx.Linear`, `nnx.LinearGeneral` and
     Linen's `nn.Dense`. The function merges into one axis all axes of `x` that the
     kernel does not contract. The kernel's gradient is computed from a transposed copy
-    of `x` if the number of inputs or outputs is a multiple of 512, inputs, outputs and
-    rows are at least 64 each, and the number of rows is even. The task gradients of
-    such layers take 0.7 to 0.85 times as long as without the copy. On other platforms,
-    and on several devices, the function only merges axes.
+    of `x` if the number of inputs or outputs is a multiple of 512, there are at least
+    64 inputs, 64 outputs and 64 rows, and the number of rows is even. The task
+    gradients of such layers take 0.7 to 0.85 times as long as without the copy. On
+    other platforms, and on several devices, the function only merges axes.
 
     XLA fuses the copy with the operation that computes `x`. If this operation is
     expensive, and the layer has far fewer outputs than inputs, the copy costs more than

@@ -48,9 +48,9 @@ def weight_by_cosmos(
         w = p - \frac{\lambda}{|L|} \Big( \frac{p}{|p|} - \cos(p, L) \frac{L}{|L|} \Big)
 
     The second term of `w` turns the vector of losses towards `p` and, to first order,
-    keeps its length. A loss far below its share gets a negative weight and rises, so
-    watch `TaskGrads.losses`. The paper draws a new `p` for every batch and feeds it to
-    the network. To do so, pass `p` with `optax.inject_hyperparams`.
+    keeps its length. A loss far below `|L| p_i / |p|` gets a negative weight and rises,
+    so watch `TaskGrads.losses`. The paper draws a new `p` for every batch and feeds it
+    to the network. To do so, pass `p` with `optax.inject_hyperparams`.
 
     Args:
       num_tasks: number of tasks T.

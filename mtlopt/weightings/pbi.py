@@ -54,7 +54,7 @@ def weight_by_pbi(
 
     `d_1` is the distance of the losses from `z` along the ray of `p`; `d_2` is their
     distance from this ray. A common factor of all `L_i - z_i` cancels. A loss far below
-    its share gets a negative weight and rises, so watch `TaskGrads.losses`.
+    `z_i + d_1 u_i` gets a negative weight and rises, so watch `TaskGrads.losses`.
 
     Args:
       num_tasks: number of tasks T.
