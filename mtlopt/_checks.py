@@ -198,9 +198,11 @@ def by_task(tasks: Sequence[str], values: Any, axis: int = 0) -> dict[str, Any]:
     for leaf in jax.tree.leaves(values):
         shape = jnp.shape(leaf)
         if not -len(shape) <= axis < len(shape) or shape[axis] != len(tasks):
+            is_list = isinstance(values, list | tuple)
+            hint = " Make one array of a list with jnp.asarray." if is_list else ""
             raise ValueError(
                 f"`values` must have {len(tasks)} tasks along axis {axis}, got shape "
-                f"{shape}."
+                f"{shape}.{hint}"
             )
     moved = jax.tree.map(
         lambda leaf: (np if isinstance(leaf, np.ndarray) else jnp).moveaxis(

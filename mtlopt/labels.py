@@ -1,4 +1,4 @@
-"""Labels, which say which parameter leaf is shared, and which belongs to which task.
+"""Labels say which parameter leaves are shared, and which belong to which task.
 
 A label is a string: `"shared"`, the name of a task, `"stacked"` or `"frozen"`. A
 stacked leaf holds the heads of all tasks along its first axis, and a frozen leaf never
@@ -128,7 +128,7 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
 def some_labels(params: PyTree, rules: Rules) -> PyTree:
     """Returns the labels of `label_params`, with `UNKNOWN` for leaves without a rule.
 
-    Only a mapping from path to label can leave leaves without a rule.
+    Only a mapping from path to label may lack rules for some leaves.
     """
     rules = _of_names(params, rules)
     is_tree = jax.tree.structure(rules) == jax.tree.structure(params)
@@ -287,8 +287,11 @@ def _listing(rule: str, paths: list[str], limit: int = 8) -> str:
         like = difflib.SequenceMatcher(b=rule)  # it caches its second sequence
 
         def likeness(path: str) -> float:
-            like.set_seq1(path)
-            return like.ratio()
+            parts, ratios = path.split("/"), []
+            for count in range(1, len(parts) + 1):  # a rule may cover a subtree
+                like.set_seq1("/".join(parts[:count]))
+                ratios.append(like.ratio())
+            return max(ratios)
 
         paths = sorted(paths, key=likeness, reverse=True)
     shown = ", ".join(f"`{path}`" for path in paths[:limit])

@@ -105,7 +105,7 @@ class MarkedProblem:
     def _at(
         self, params: PyTree, args: tuple[Any, ...], still: list[bool], members: Any
     ) -> tuple[Cut | None, VectorProblem]:
-        """Returns the cut program, or None if it cannot be cut, and the uncut problem."""
+        """Returns the cut program, None if there is no cut, and the uncut problem."""
         form = VectorProblem(self.function, self.tasks, self.has_aux, self.options)
         traced = trace(lambda params: form.values(params, args), params)
 

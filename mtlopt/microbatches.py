@@ -91,6 +91,7 @@ class Microbatches(OfProblem):
         state: PyTree,
     ) -> Evaluation[PartLinearization]:
         args = self._cut(inputs.args, index)
+        nowhere = jnp.all(shares == 0, axis=0)
         shares, present = shares[index], inputs.present
         if self.has_state:
             args = *args[:-1], state
@@ -105,9 +106,11 @@ class Microbatches(OfProblem):
         head_grads = scale_head_grads(
             inputs.partition, out.head_grads, jnp.ones_like(shares), present=seen
         )
-        seen = seen if members is None else seen[jnp.asarray(members, jnp.int32)]
+        if members is not None:
+            seen, nowhere = (each[jnp.asarray(members)] for each in (seen, nowhere))
+        # The loss of a task without any label is what the function computes.
         return out._replace(
-            losses=jnp.where(seen, out.losses, 0),
+            losses=jnp.where(seen | nowhere, out.losses, 0),
             head_grads=head_grads,
             linear=out.linear.masked(seen),
         )
@@ -185,8 +188,8 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
     """Returns the arguments of a part: the first is cut, keys are folded with `index`.
 
     Raises:
-      ValueError: if the first argument cannot be cut, or if another argument is an
-        array of the batch's size, because it looks like a piece of the batch.
+      ValueError: if the first argument cannot be cut, or if all arrays of another
+        argument have the batch's size, because it looks like a piece of the batch.
     """
     if not args:
         raise ValueError(
@@ -207,10 +210,11 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
 
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args[0])}
     for position, other in enumerate(args[1:], start=2):
-        if hasattr(other, "shape") and other.shape and other.shape[:1] in sizes:
+        others = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(other)}
+        if others and others <= sizes - {()}:
             raise ValueError(
                 f"argument {position} after `params` has the leading size of the "
-                f"batch, {other.shape[0]}, but only the first argument is cut into "
+                f"batch, {max(others)[0]}, but only the first argument is cut into "
                 "microbatches. Pass the batch as one pytree, such as (x, y)."
             )
     batch = jax.tree_util.tree_map_with_path(cut, args[0])

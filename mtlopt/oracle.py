@@ -369,8 +369,9 @@ class Oracle:
     ) -> Inputs:
         """Splits the parameters by label, after checking them against the functions.
 
-        On a given latent, `encode` does not run and need not accept the arguments. The
-        functions of tasks outside of `members` need not accept them either.
+        If a latent `z` is given, `encode` does not run and need not accept the
+        arguments. The functions of tasks outside of `members` need not accept them
+        either.
         """
         partition = self.partition(params)
         inputs = Inputs(*partition.split(params), args, partition)

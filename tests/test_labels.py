@@ -308,6 +308,10 @@ def test_unmatched_rules_lead_to_the_leaf_that_was_meant():
     many = {f"layer_{i}": {"kernel": 1.0} for i in range(9)} | {"heads": {"left": 1.0}}
     with pytest.raises(ValueError, match=r"leaves are: `heads/left`, .* and 2 more"):
         mtlopt.label_params(many, {"*": "shared", "head/left": "a"})
+    heads = {f"task{i}": {"linear": {"weight": 1.0, "bias": 1.0}} for i in range(4)}
+    heads["even"] = {"layers": {"weight_of_the_last_layer": 1.0}}
+    with pytest.raises(ValueError, match="leaves are: `heads/even/"):
+        mtlopt.label_params({"heads": heads}, {"*": "shared", "heads/evn": "even"})
 
 
 def test_leaves_that_are_no_arrays():

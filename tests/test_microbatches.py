@@ -301,3 +301,28 @@ def test_second_array_of_the_batch_is_an_error():
     )
     with pytest.raises(ValueError, match=r"argument 2 .* leading size of the batch"):
         oracle(jnp.ones(3), jnp.ones((4, 3)), jnp.ones(4))
+    labels = {"left": jnp.ones(4), "right": jnp.ones((4, 2))}
+    with pytest.raises(ValueError, match=r"argument 2 .* leading size of the batch, 4"):
+        oracle(jnp.ones(3), jnp.ones((4, 3)), labels)
+
+
+def test_a_task_without_labels_in_any_part_has_the_loss_of_the_whole_batch():
+    """The mean over no labels is NaN; a zero would look as if the task were learned."""
+
+    def loss(task):
+        return lambda params, z, x: jnp.mean((z * params[task] - 3) ** 2, where=x[task])
+
+    params = {"w": 1.0, "a": 1.0, "b": 1.0}
+    batch = {"x": jnp.arange(4.0), "a": jnp.ones(4, bool), "b": jnp.zeros(4, bool)}
+    counts = lambda batch: {task: batch[task].sum() for task in "ab"}  # noqa: E731
+    for options in ({}, {"microbatches": 2, "label_counts": counts}):
+        oracle = mtlopt.task_grad(
+            {"a": loss("a"), "b": loss("b")},
+            ["a", "b"],
+            encode=lambda params, x: params["w"] * x["x"],
+            **options,
+        )
+        grads = oracle(params, batch, present=jnp.array([True, False]))
+        np.testing.assert_allclose(grads.losses, [3.5, np.nan])
+        np.testing.assert_allclose(grads.jacobian()["w"], [-2, 0])
+        np.testing.assert_allclose(grads.head_grads, [-2, 0])

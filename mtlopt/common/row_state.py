@@ -44,7 +44,8 @@ def check_row_state(kept: Leaves, rows: Leaves) -> None:
     shapes, expected = [jnp.shape(row) for row in rows], [row.shape for row in kept]
     if shapes != expected:
         raise ValueError(
-            "`labels` must be the labels that the gradients were computed with, and "
-            "the method must run in parameter space. Its state has rows of shapes "
-            f"{expected}, got {shapes}."
+            "`labels` must be the labels that the gradients were computed with: pass "
+            "labels=... to the method or to METHODS[name].make. The method must also "
+            f"run in parameter space. Its state has rows of shapes {expected}, got "
+            f"{shapes}."
         )

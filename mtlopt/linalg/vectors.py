@@ -35,8 +35,8 @@ def off_axis(vector: jax.Array, axis: jax.Array) -> jax.Array:
 
     Because of rounding, even parallel vectors have such a part, and dividing the part
     by its length would make a direction from rounding errors. So the result is zero if
-    the length of the part is at most the rounding error of the subtraction, relative to
-    the unit vectors.
+    the length of the part is at most the rounding error of subtracting two vectors of
+    length one.
 
     Args:
       vector: `[tasks]`, of length one or zero.

@@ -245,8 +245,8 @@ def with_latent_as_parameters(grads: TaskGrads) -> tuple[TaskGrads, tuple[bool, 
     """Returns the same gradients with the latent in place of the shared leaves.
 
     An update of these gradients is a pair `(latent leaves, heads' leaves)`, whose
-    direction is not yet pulled back to the parameters. The second return value tells
-    which leaves of `z` the latent leaves are.
+    direction is not yet pulled back to the parameters. The second return value
+    says for each leaf of `z` whether it is one of the latent leaves.
     """
     linear = grads.in_latent_space().linear.with_latent_as_parameters()
     rows, own = linear.latent_grads, grads.partition
