@@ -36,7 +36,7 @@ class Inputs:
       frozen: leaves that never move.
       args: arguments of the functions; with model state, the state is the last.
       partition: the labels.
-      present: `[tasks]` bool, the tasks that have labels in the batch, whose state
+      present: `[tasks]` bool, the tasks that have labels in the batch and whose state
         therefore changes; None for all.
     """
 
@@ -61,7 +61,7 @@ class HeadCall:
     """All inputs of the losses on one batch, except the heads' leaves and the latent.
 
     Attributes:
-      inputs: parameters and arguments; heads may not read the shared leaves.
+      inputs: parameters and arguments; heads must not read the shared leaves.
       rebuild: function from the latent's leaves to the latent. None in problems without
         `encode`, whose latent is the shared leaves; these are read as parameters.
       has_aux: whether losses return a second value.

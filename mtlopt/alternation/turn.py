@@ -34,9 +34,9 @@ def move(
       optimizer: a chain with `individual_optimizers`.
       run: the run before the turn.
       grad: gradient of the task, or of the group's summed loss.
-      index: index of the shared leaves' state that moves; it may be traced.
+      index: index of the state to use for the shared leaves; it may be traced.
       moving: `[tasks]` bool, the tasks whose heads move.
-      all_move: whether some task moves in each turn, whatever the batch.
+      all_move: whether every turn moves at least one task, whatever the batch.
       extra_args: further arguments for the optimizer.
     """
     partition = oracle.partition(run.params)

@@ -230,9 +230,9 @@ def _solve_pair(
     .. math:: -q \log E + \log B - \log A = (1 + q) |\log (s_1 / s_2)|,
         \qquad y = (B^{-1 / (1 + q)}, (E / A)^{1 / (1 + q)})
 
-    Both sides are zero for `E = 1`. Otherwise Newton's method finds `log E` if `C_12`
-    is positive and `log A` if it is negative. The equation is nearly linear in either
-    variable, and no digits cancel.
+    If `s_1 = s_2`, the solution is `E = 1`. In general, Newton's method finds `log E`
+    if `C_12` is positive and `log A` if it is negative. The equation is nearly linear
+    in either variable, and no digits cancel.
     """
     eps = jnp.finfo(units.dtype).eps
     least = jnp.maximum(1 + cosine, _NOISE * eps)

@@ -107,8 +107,8 @@ class Groups:
 
         On one CPU device, a loop adds up the products of tiles, where each tile holds
         samples of one task. The loop takes about as many operations as one product of
-        all samples. Otherwise there is one product per task, because several devices
-        would have to gather sorted samples.
+        all samples. In all other cases, there is one product per task, because several
+        devices would have to gather sorted samples.
 
         Args:
           x: `[samples, positions, inputs]`.
@@ -136,8 +136,8 @@ class Groups:
         """Returns the number of samples of one task that make a tile.
 
         Args:
-          positions: positions of a sample, if a tile is used in one product; None if it
-            goes through a network.
+          positions: number of positions of a sample, if a tile is used in one product;
+            None if the tile goes through a network.
         """
         size = max(1, self.num_samples // max(_TILES_PER_TASK * self.num_tasks, 1))
         return size if positions is None else max(size, -(-_FEW_ROWS // positions))
@@ -192,7 +192,7 @@ class Groups:
 def sum_positions(
     x: jax.Array, d: jax.Array, precision: Any = None, batch: tuple[int, ...] = ()
 ) -> jax.Array:
-    """Returns `x^T d` summed over positions, and over samples outside of `batch`.
+    """Returns `x^T d`, summed over samples and positions, except the axes in `batch`.
 
     Args:
       x: `[samples, positions, inputs]`.
