@@ -32,10 +32,10 @@ CLAIMS = (
 
 
 class Length(NamedTuple):
-    """Length of an update: a multiple of a power of the number of tasks T.
+    """Length `factor * T**power` of an update for T tasks.
 
     Attributes:
-      factor: the factor of the power.
+      factor: the number that multiplies the power of T.
       power: the exponent of T.
     """
 

@@ -72,8 +72,8 @@ def label_params(params: PyTree, rules: Rules) -> PyTree:
           fewest wildcards wins.
         * the names of tasks, such as `["left", "right"]`: the leaves of
           `params["left"]` belong to the task `left`, and all other leaves are shared.
-          (If `params` is a list or a tuple, a list of names is instead read as a prefix
-          of labels, the last form below.)
+          (If `params` is a list or a tuple, a list of strings is not read as names, but
+          as labels, the last form of this list.)
         * a callable from `(path, leaf)` to label.
         * a pytree of labels that is a prefix of `params`; a single string labels all
           leaves.

@@ -49,9 +49,9 @@ def pcd_weights(
 
     If `g_1` is zero or absent, the weights are zero. If the constraints contradict each
     other, they are dropped and `d` is `g_1`. This happens if the gradients of other
-    tasks are opposed up to the square root of the precision. With `tau = 0`, `\tilde d` and
-    therefore `d` may be zero. A zero gradient constrains nothing; duplicates count as
-    one constraint. For equal gradients `g`, and for a single task, `d` is `g`.
+    tasks are opposed up to the square root of the precision. With `tau = 0`, `\tilde d`
+    and therefore `d` may be zero. A zero gradient constrains nothing; duplicates count
+    as one constraint. For equal gradients `g`, and for a single task, `d` is `g`.
     `mean_norms` `[tasks]` are `\bar n`; None means the norms in this Gramian.
 
     Raises:

@@ -31,8 +31,8 @@ class Pair(NamedTuple):
     Attributes:
       squares: squared lengths of these two vectors, `[2]`; zero for a vector that is
         only rounding error.
-      cross: inner product of these two vectors: half of `|u_1|^2 - |u_2|^2`, which is
-        only rounding error.
+      cross: inner product of these two vectors, which is half of
+        `|u_1|^2 - |u_2|^2` and therefore only rounding error.
       sine: sine of the angle between the rows; zero if they have rank one.
       zero: zero, or NaN if an input was not finite.
     """
