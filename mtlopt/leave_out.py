@@ -34,7 +34,7 @@ def leave_out(
       tasks: names or indices of the tasks.
 
     Returns:
-      An aggregator with the same state.
+      An aggregator with the same state as `aggregator`.
 
     Raises:
       TypeError: if `aggregator` is not a transform.

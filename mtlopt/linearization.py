@@ -78,7 +78,7 @@ class Linearization(Protocol):
         ...
 
     def keep_latent(self) -> Self:
-        """Makes sums combine the latent rows, which saves another backward pass."""
+        """Switches to sums of the latent rows, which saves another backward pass."""
         ...
 
     def seen(self, direction: Leaves) -> tuple[Leaves, Leaves]:
@@ -98,7 +98,7 @@ class Linearization(Protocol):
         ...
 
     def spread(self, members: Members) -> Self:
-        """Returns this linearization of `members` for all tasks; other rows are 0."""
+        """Extends this linearization of `members` to all tasks; other rows are 0."""
         ...
 
     def without(self, hidden: np.ndarray) -> Self:
@@ -442,5 +442,5 @@ class SummedLinearization:
 def _recombine_some(
     recombine: Callable[[jax.Array], Leaves], members: Members, weights: jax.Array
 ) -> Leaves:
-    """Combines the rows of `members` by the weights of all tasks."""
+    """Combines the rows of `members`; `weights` has an entry for every task."""
     return recombine(members.take(weights))

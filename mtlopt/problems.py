@@ -30,13 +30,13 @@ NO_LATENT = (
 
 
 class Aux(NamedTuple):
-    """Second values (aux) that the functions of a problem returned.
+    """Auxiliary values (aux) that the functions of a problem returned.
 
     Attributes:
-      encode: the second value of `encode`; for a problem given by one function, the
-        second value of that function.
-      tasks: mapping from task to the second value of its loss; for stacked heads one
-        pytree with a leading task axis.
+      encode: the aux of `encode`; for a problem given by one function, the aux of that
+        function.
+      tasks: mapping from task to the aux of its loss; for stacked heads one pytree with
+        a leading task axis.
     """
 
     encode: Any

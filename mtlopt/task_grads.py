@@ -59,7 +59,7 @@ class TaskGrads(metaclass=SaysWhatToDo):
       present: `[tasks]` bool, the tasks with labels in this batch; None for all. Other
         fields depend on `present`, so do not replace it: pass it to the oracle, or use
         `leave_out_not_finite`.
-      aux: an `Aux` with the functions' second values; None without `has_aux`.
+      aux: an `Aux` with the functions' auxiliary values; None without `has_aux`.
       z: the latent, as `encode` returned it; None without `encode` or with several
         microbatches.
       head_grads: gradients of the heads' leaves: each leaf has the gradient of its own
@@ -377,10 +377,9 @@ class TaskGrads(metaclass=SaysWhatToDo):
     def combine(self, weights: jax.Array) -> PyTree:
         """Returns `sum_i weights[i] loss_scales[i] g_i`, with one backward pass.
 
-        The method does not compute the rows `g_i` over the shared leaves. If
-        `keep_rows` has already computed the rows, `combine` needs no backward pass. A
-        method that has read `rows()` combines those rows instead:
-        `updates(rows.combine(weights))`.
+        `combine` does not compute the rows `g_i` over the shared leaves. If `keep_rows`
+        has already computed the rows, `combine` needs no backward pass. A method that
+        has read `rows()` combines those rows instead: `updates(rows.combine(weights))`.
 
         Args:
           weights: `[tasks]`, which multiply only the gradients of the shared leaves.

@@ -56,7 +56,7 @@ def moco(
     Args:
       num_tasks: number of tasks T.
       labels: which task owns which leaf, as given to `task_grad`.
-      decay: `beta`, at least 0 (no memory) and below 1. The paper states `1 - beta`.
+      decay: `beta`, at least 0 (no memory) and below 1. The paper sets `1 - beta`.
       learning_rate: `gamma`, positive, in units of one over a squared gradient norm.
       regularization: `rho`, at least 0; it makes the weights more equal.
 

@@ -46,11 +46,11 @@ def individual_step(
     fixed order, the theorem's bound can fail. `draws=1` makes one turn of one task on
     each batch. With `draws`, the states of all tasks are copied in every turn.
 
-    A schedule in the optimizer counts a head's own steps and, with a state per task,
-    each task's own steps. If all tasks use one state (`share_state=True`), a schedule
-    counts turns, and so does a schedule in a transform that you chain after
-    `individual_optimizers`. Each batch has as many turns as there are tasks, groups or
-    draws.
+    For a head, a schedule in the optimizer counts the head's own steps. For the shared
+    parameters, it counts each task's own steps if each task has its own state, and it
+    counts turns if all tasks use one state (`share_state=True`). A schedule in a
+    transform that you chain after `individual_optimizers` also counts turns. Each batch
+    has as many turns as there are tasks, groups or draws.
 
     Args:
       oracle: an oracle from `task_grad`.

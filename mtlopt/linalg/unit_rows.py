@@ -83,9 +83,10 @@ def unit_rows(
     of its largest singular value.
 
     Zero rows and duplicates lower the rank. Directions that are only rounding error
-    also lower the rank. These are eigenvalues of C below `512 eps` times the largest,
-    or singular values of the square root below `(16 + tasks) eps`. NaN or infinity in
-    the input gives NaN.
+    also lower the rank. In such a direction, the eigenvalue of C is below `512 eps`
+    times the largest eigenvalue, or the singular value of the square root is below
+    `(16 + tasks) eps` times the largest singular value. NaN or infinity in the input
+    gives NaN.
 
     Args:
       cosines: `C`, `[tasks, tasks]`, as `normalise` returns them.

@@ -47,6 +47,6 @@ class MaskedEncoder(SharedEncoder):
                 without a mask use all units.
 
         Raises:
-            ValueError: If a mask names no layer or has a wrong shape.
+            ValueError: If a mask is for an unknown layer or has a wrong shape.
         """
         return self.encoder(x, masks)

@@ -90,7 +90,7 @@ class Sweep:
         }
 
     def keep(self, rows: Leaves, batching: Batching) -> dict[int, Any]:
-        """Returns by leaf the factors `(x, d)` of all tasks, or their rows.
+        """Returns for each leaf the factors `(x, d)` of all tasks, or the rows.
 
         Leaves whose gradient is zero for every task are left out.
 
