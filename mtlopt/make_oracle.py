@@ -82,10 +82,11 @@ def task_grad(
         the number of tasks. All functions start from the same state, and a leaf belongs
         to the function that writes it. Leaves of an absent task's head do not change.
       state_labels: which task owns which leaf of the state, in any form of `labels`.
-        Stacked heads need `state_labels`: label the leaves with a leading task axis
-        `"stacked"`, and each head gets the entry of its task. A function that returns
-        all losses needs `state_labels` if it writes state and tasks may be absent. The
-        name of a task labels the leaves that must not change while the task is absent.
+        Stacked heads need `state_labels`: give the label `"stacked"` to the leaves that
+        have a leading task axis, and each head gets the entry of its task. A function
+        that returns all losses needs `state_labels` if it writes state and tasks may be
+        absent. Use the name of a task to label the leaves that must not change while
+        the task is absent.
       headless: tasks that have no parameters of their own, if other tasks have some.
       batching: how the T backward passes run: `"unroll"`, `"vmap"`, `"map"`
         or a number of tasks at a time; `"auto"` chooses by platform and number of
@@ -95,20 +96,21 @@ def task_grad(
         gradients instead of T. Streaming needs `encode`, one function that returns all
         losses, or `samplewise`.
       layerwise: whether to compute inner products and combinations of rows layer by
-        layer, without a weight gradient per task. The result is exact. This saves work
-        and memory for dense kernels that have more inputs and outputs than the batch
-        has samples. With True, each leaf that needs fewer operations this way is
-        computed layer by layer; with False, no leaf is. `"auto"` is True on one CPU
-        device and False elsewhere. Use False for a batch that is split across several
-        devices. `Oracle.explain` shows the choice for each leaf.
+        layer, without computing the gradient of the layer's weights for each task. The
+        result is exact. This saves work and memory for dense kernels that have more
+        inputs and outputs than the batch has samples. With True, each leaf that needs
+        fewer operations this way is computed layer by layer; with False, no leaf is.
+        `"auto"` is True on one CPU device and False elsewhere. Use False for a batch
+        that is split across several devices. `Oracle.explain` shows the choice for each
+        leaf.
       microbatches: number k of equal parts into which the first of `args` is cut along
         the leading axis of its leaves, so pass the batch as one pytree. Part i contains
         the batch's samples i, i + k, i + 2 k, and so on. Typed PRNG keys among the
         other arguments are folded with the index of the part (legacy uint32 keys are
         not). The model's state is passed on from part to part. Aux gets a leading axis
-        of parts; for an aux of single samples, `[parts, samples, ...]`, exchange the
-        first two axes to get the batch's order. `losses`, `heads` and `losses_at` run
-        on the whole batch.
+        of parts; for an aux with one entry per sample, `[parts, samples, ...]`,
+        exchange the first two axes to get the batch's order. `losses`, `heads` and
+        `losses_at` run on the whole batch.
       label_counts: `label_counts(*args)` returns how many labels each task has in a
         part, as `[tasks]` or as a mapping from task to number. Pass it for losses that
         are means over the labelled samples. Here `args` exclude the model's state. By

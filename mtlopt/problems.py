@@ -198,7 +198,7 @@ class OfHeads:
 
 
 class OfProblem:
-    """Properties of a problem that contains another problem: it passes them on."""
+    """Properties that a problem takes over from the problem that it contains."""
 
     problem: Problem[Any]
 

@@ -64,10 +64,10 @@ def maximum_roaming(
     swaps every task has visited every unit, and the masks no longer change.
 
     A task uses `|A_t| = ceil(p S)` units throughout, for the sharing ratio `p`. The
-    units at the start are drawn at random. Those of all `T` tasks together cover the
-    layer if `p T >= 1`, and no two tasks begin with a common unit if `T |A_t| <= S`. So
-    `p = 1 / T` gives a partition if `T` divides the width, and `p = 1` gives the
-    ordinary network.
+    units at the start are drawn at random. The first units of all `T` tasks together
+    cover the layer if `p T >= 1`, and no two tasks begin with a common unit if
+    `T |A_t| <= S`. So `p = 1 / T` gives a partition if `T` divides the width, and
+    `p = 1` gives the ordinary network.
 
     To use roaming, multiply the units (channels) of each hidden layer by the mask of
     the task for which the network runs (see `task_masks`). Masked units then get a
@@ -220,7 +220,7 @@ def _first_mask(noise: jax.Array, used: int) -> jax.Array:
     adds others at random, or gives some up at random, until it has `used` units.
 
     Args:
-      noise: `[1 + tasks, units]`, the random numbers that decide.
+      noise: `[1 + tasks, units]`, the random numbers that decide which units are drawn.
       used: number of units of each task.
     """
     num_tasks, size = len(noise) - 1, noise.shape[1]
@@ -237,8 +237,9 @@ def _swap(
     """Replaces one unit of each task by a unit that the task has never used, if any.
 
     Args:
-      noise: `[tasks, units]`, the random numbers that decide. Both choices can use the
-        same numbers, because they choose from different units.
+      noise: `[tasks, units]`, the random numbers that decide which unit leaves and
+        which unit replaces it. Both draws can use the same numbers, because they are
+        draws from different units.
       masks: `[tasks, units]`.
       visited: `[tasks, units]`.
       due: whether it is time for a swap.

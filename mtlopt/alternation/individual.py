@@ -63,9 +63,9 @@ def individual_optimizers(
     keywords, which `individual_step` passes. `task` is the index of the state to use;
     it may be traced. `active` is a mapping from label to bool and says which labels
     move. `partition` is the partition of an oracle (`oracle.partition(params)`). If you
-    pass it, `task` may be a name, and the transform raises an error if the partition
-    has other labels. With a name, only that task's head moves by default; `active`
-    can change this.
+    pass it, `task` may be a name, and the transform raises an error if the labels of
+    the partition differ from `labels`. With a name, only that task's head moves by
+    default; `active` can change this.
 
     IO keeps T states of the shared leaves instead of one. With Adam, the T states take
     2 T times the memory of the leaves. With groups of tasks, there is one state per

@@ -78,7 +78,7 @@ def _next_epochs(
     epoch keeps its last two means.
 
     Args:
-      state: state with four fields. `count`, int32, is the number of updates so far.
+      state: state with five fields. `count`, int32, is the number of updates so far.
         `total` and `seen`, `[tasks]`, are the sum and the number of this epoch's
         losses. `last` and `before`, `[tasks]`, are the mean losses of the last epoch
         and of the epoch before it.

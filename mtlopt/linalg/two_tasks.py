@@ -179,9 +179,9 @@ def solve_two(pair: Pair, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     .. math:: y = Q (L C' L)^{-1} Q^T N p, \qquad N = \mathrm{diag}(|u_1|, |u_2|)
 
     Here `L C' L` is the Gramian of the sum and the difference of the rows. If the
-    difference of the rows is short, `Q^T N p` may also be a small difference of two
-    large numbers. The part of this difference that the norms cause is computed from
-    `cross`, which is accurate to all its digits.
+    difference of the rows is short, an entry of `Q^T N p` may also be small although
+    its two terms are large. The part of this entry that comes from the difference of
+    the norms in `N` is computed from `cross`, which is accurate to all its digits.
 
     Args:
       pair: the unit rows.

@@ -40,8 +40,8 @@ _CHUNK = 2**17
 def replicated(leaf: jax.Array) -> NamedSharding | None:
     """Returns the sharding of a contraction's result that all devices hold.
 
-    None leaves the choice to XLA. If the mesh has explicit axes, JAX does not choose a
-    sharding.
+    If the mesh has explicit axes, JAX does not choose a sharding. Otherwise, the
+    function returns None, which leaves the choice to XLA.
     """
     mesh = jax.typeof(leaf).sharding.mesh
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
