@@ -70,7 +70,7 @@ def conflict_free(
       preference: `p`, at least 0 and of any scale, `[tasks]` or by name; ones if None.
 
     Raises:
-      ValueError: if `preference` does not fit the tasks, is negative or all zero.
+      ValueError: if `preference` does not fit the tasks, is negative, or is all zero.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mtlopt

@@ -55,7 +55,7 @@ def dualproj(
         A one-hot `w` gives GEM: one task's gradient changes so that it harms no other.
 
     Raises:
-      ValueError: if `preference` does not fit the tasks, is negative or all zero.
+      ValueError: if `preference` does not fit the tasks, is negative, or is all zero.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mtlopt

@@ -58,7 +58,7 @@ def mean_tasks(
       preference: `w`, `[tasks]` or by name, at least 0, used as given; `1/T` if None.
 
     Raises:
-      ValueError: if `preference` does not fit the tasks, is negative or all zero.
+      ValueError: if `preference` does not fit the tasks, is negative, or is all zero.
 
     Examples:
       >>> import jax.numpy as jnp, mtlopt

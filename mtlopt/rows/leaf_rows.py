@@ -145,8 +145,9 @@ class Made:
     """Gradients, leaf by leaf. A leaf that is in neither mapping is zero.
 
     Attributes:
-      rows: by leaf, rows of the tasks, `[tasks, ...]`.
-      undone: by leaf, gradients of the samples that are not yet summed by task.
+      rows: mapping from leaf to the tasks' rows, `[tasks, ...]`.
+      undone: mapping from leaf to the samples' gradients, before these gradients are
+        summed by task.
       shapes: shapes and types of the leaves.
     """
 

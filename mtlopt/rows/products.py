@@ -38,7 +38,7 @@ _CHUNK = 2**17
 
 
 def replicated(leaf: jax.Array) -> NamedSharding | None:
-    """Returns the sharding of a contraction's result that all devices hold.
+    """Returns the sharding with which every device holds all of a contraction's result.
 
     If the mesh has explicit axes, JAX does not choose a sharding. Otherwise, the
     function returns None, which leaves the choice to XLA.
