@@ -336,9 +336,11 @@ def checked(
             kinds = ", ".join(map(_kind, args))
             given = f"f({', '.join(names)}), with arguments ({kinds})"
             if isinstance(error, TypeError) and (differs := _differs(function, args)):
+                is_whole = name.startswith("the loss") and not has_latent
+                advice = " If it takes a latent, pass `encode`." * is_whole
                 raise TypeError(
                     f"{name} must take {len(args)} arguments, as {given}. Its "
-                    f"signature differs: {differs}."
+                    f"signature differs: {differs}.{advice}"
                 ) from error
             error.add_note(f"mtlopt called {name} as {given}.{stacks}")
             raise

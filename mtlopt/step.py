@@ -1,6 +1,7 @@
 """One training step: the variables that it changes, and how to build it."""
 
 import difflib
+import itertools
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -204,6 +205,12 @@ def update_of(
             "its ordinary Optax transforms and wrappers, clipping included: "
             "optax.chain(mtlopt.upgrad(num_tasks), optax.adam(1e-3))."
         ) from cause
+    if _continues_after_search(opt_state):
+        raise TypeError(
+            "`optimizer` must end with its line search, which moves the parameters "
+            "without an optimizer, got a chain with a transform after it. Only "
+            "mtlopt.track_distance may follow."
+        )
     if _has_methods_only(opt_state):
         raise TypeError(
             "`optimizer` must end with an optimizer, such as optax.sgd or optax.adam, "
@@ -222,6 +229,18 @@ def _has_methods_only(opt_state: PyTree) -> bool:
     if type(opt_state) is tuple:
         return bool(opt_state) and all(map(_has_methods_only, opt_state))
     return hasattr(opt_state, "task_weights")
+
+
+def _continues_after_search(opt_state: PyTree) -> bool:
+    """Returns whether an optimizer follows a line search in a chain.
+
+    A transform without state, such as `optax.scale`, may follow on purpose.
+    """
+    if type(opt_state) is not tuple:
+        return False
+    after = itertools.dropwhile(lambda s: not hasattr(s, "hit_floor"), opt_state)
+    others = list(after)[1:]
+    return any(s != optax.EmptyState() and not hasattr(s, "covered") for s in others)
 
 
 def keep_frozen(updates: PyTree, labels: Sequence[str]) -> PyTree:
@@ -247,9 +266,12 @@ def check_oracle(oracle: Any) -> None:
     """Raises unless a step is built from an oracle of arrays, `mtlopt.Oracle`."""
     if not isinstance(oracle, Oracle):
         kind = type(oracle)
+        advice = "If it is an oracle of modules, pass oracle.pure(model).oracle."
+        if isinstance(oracle, optax.GradientTransformation):
+            advice = "Pass the oracle first, and then the optimizer."
         raise TypeError(
             f"`oracle` must be a mtlopt.Oracle, got {kind.__module__}.{kind.__name__}. "
-            "If it is an oracle of modules, pass oracle.pure(model).oracle."
+            f"{advice}"
         )
 
 
@@ -262,6 +284,11 @@ def with_state(oracle: Oracle, args: tuple[Any, ...], run: Run) -> tuple[Any, ..
             "that a step returns to the next step."
         )
     check_no_state(run.params)
+    if run.opt_state is None or hasattr(run.opt_state, "update"):
+        raise TypeError(
+            "`run.opt_state` must be optimizer.init(params), got "
+            f"{type(run.opt_state).__name__}."
+        )
     if oracle.has_state:
         if run.state is None:
             raise ValueError(

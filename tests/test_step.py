@@ -534,3 +534,47 @@ def test_a_chain_without_an_aggregator_in_its_place(optimizer):
     for make in (lambda step: step, jax.jit):
         with pytest.raises(TypeError, match="`optimizer` must have an aggregator"):
             make(step)(run, X[0, 0])
+
+
+SEARCH = mtlopt.backtracking(mtlopt.mgda(2))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "is_error"),
+    [
+        (optax.chain(SEARCH, optax.adam(0.1)), True),
+        (optax.chain(mtlopt.weight_by_dwa(2), SEARCH, optax.sgd(0.1)), True),
+        (optax.chain(SEARCH, mtlopt.per_label(optax.sgd(0.1), LABELS)), True),
+        (SEARCH, False),
+        (optax.chain(SEARCH, mtlopt.track_distance(LABELS)), False),
+        (optax.chain(SEARCH, optax.scale(0.5)), False),
+    ],
+    ids=["adam", "sgd", "per_label", "alone", "distance", "scale"],
+)
+def test_an_optimizer_after_a_line_search_is_an_error(optimizer, is_error):
+    """The search has chosen the step, and an optimizer would reverse its sign."""
+    oracle = mtlopt.task_grad(
+        {task: lambda p, z, x, task=task: z @ p[task] for task in TASKS},
+        LABELS,
+        encode=lambda p, x: x @ p["trunk"],
+    )
+    params = make_params()
+    run = mtlopt.Run(params, optimizer.init(params))
+    step = functools.partial(jax.eval_shape, mtlopt.train_step(oracle, optimizer))
+    if is_error:
+        with pytest.raises(TypeError, match="must end with its line search"):
+            step(run, X[0, 0])
+    else:
+        step(run, X[0, 0])
+
+
+def test_arguments_in_the_wrong_place_are_named():
+    oracle, optimizer = mtlopt.task_grad({"a": jnp.sum}, "shared"), optax.sgd(0.1)
+    with pytest.raises(TypeError, match="Pass the oracle first, and then the opt"):
+        mtlopt.train_step(optimizer, oracle)
+    step = mtlopt.train_step(oracle, optax.chain(mtlopt.mgda(1), optimizer))
+    for wrong in (None, optimizer):
+        with pytest.raises(TypeError, match=r"`run.opt_state` must be optimizer\.init"):
+            step(mtlopt.Run(jnp.ones(2), wrong))
+    with pytest.raises(TypeError, match=r"must take 2 arg.* it takes a latent, pass `e"):
+        mtlopt.task_grad({"a": lambda p, z, x: z}, "shared")(jnp.ones(2), X)

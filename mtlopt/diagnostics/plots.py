@@ -85,7 +85,7 @@ def plot_diagnosis(
         axes.set(title=title, xlabel="step")
     for axes in (cosine, norm):
         if axes.lines[:-1]:
-            axes.legend(fontsize="small")
+            axes.legend(fontsize="x-small", framealpha=0.5)
     return figure
 
 

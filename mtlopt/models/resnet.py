@@ -378,9 +378,10 @@ def pose_resnet34(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
     """Builds Aligned-MTL's network for the pose of a camera (7-Scenes).
 
     The network is ResNet-34 (21,284,672 parameters) with two linear heads. One head
-    returns the three coordinates of the translation (1,539 parameters), the other the
-    four of the rotation's quaternion (2,052 parameters). The paper reads 224 x 224
-    crops. The loss must normalise the quaternion to a unit vector.
+    returns the three coordinates of the translation (1,539 parameters), and the other
+    returns the four components of the rotation's quaternion (2,052 parameters). The
+    paper reads 224 x 224 crops. The loss must normalise the quaternion to a unit
+    vector.
 
     The outputs follow Table 7 of the paper; the paper's text exchanges the numbers 3
     and 4. The published code has a dense layer of 2,048 units and dropout before the

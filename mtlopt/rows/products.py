@@ -320,7 +320,7 @@ def flat_rows(leaf: jax.Array) -> jax.Array:
     """Returns a leaf `[tasks, ...]` as a matrix, if this costs nothing.
 
     XLA gathers a leaf to flatten it, unless the leaf is sharded along the first of the
-    flattened axes. On one CPU device a contraction spends half of its time on a
-    transposed copy; flattening saves this copy.
+    flattened axes. On a single CPU device, a contraction spends half of its time on a
+    transposed copy; flattening avoids this copy.
     """
     return leaf.reshape(leaf.shape[0], -1) if alone() else leaf
