@@ -21,7 +21,7 @@ class FrontStep(NamedTuple):
       init: `init(params, state=None) -> runs`. All networks begin with these parameters
         and, with `has_state=True`, with this state of the model.
       step: `step(runs, *args, present=None, **extra_args) -> (runs, output)`, like the
-        step of `train_step`. All networks get the same batch and other arguments.
+        step of `train_step`. All networks get the same arguments, such as the batch.
     """
 
     init: Callable[..., Run]

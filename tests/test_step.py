@@ -576,5 +576,5 @@ def test_arguments_in_the_wrong_place_are_named():
     for wrong in (None, optimizer):
         with pytest.raises(TypeError, match=r"`run.opt_state` must be optimizer\.init"):
             step(mtlopt.Run(jnp.ones(2), wrong))
-    with pytest.raises(TypeError, match=r"must take 2 arg.* it takes a latent, pass `e"):
+    with pytest.raises(TypeError, match=r"must take 2 arg.* a latent, pass `encode`"):
         mtlopt.task_grad({"a": lambda p, z, x: z}, "shared")(jnp.ones(2), X)

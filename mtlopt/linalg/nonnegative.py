@@ -73,7 +73,7 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
     rounding, and immediately for NaN. Two tasks have a closed form.
 
     For nearly dependent rows, the number of steps is about the square root of the
-    condition number. In float32 this is some hundreds, because float32 cannot represent
+    condition number. In float32 this is a few hundred, because float32 cannot represent
     condition numbers that need more steps. The limit is 10,000 steps. In float64,
     `minimise_by_pivots` solves the problems that are still unsolved after `10 tasks`
     steps.

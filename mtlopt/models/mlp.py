@@ -82,7 +82,7 @@ def make_heads(
     kernel_init: nnx.Initializer = _GLOROT_UNIFORM,
     rngs: nnx.Rngs,
 ) -> nnx.Dict:
-    """Makes an `MLP` on `features` numbers for each task, from its layer sizes."""
+    """Makes an `MLP` for each task, with `features` inputs and the task's layers."""
     return nnx.Dict(
         {
             task: MLP(

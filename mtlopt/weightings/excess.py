@@ -43,11 +43,11 @@ def weight_by_excess(
         E_i = g_i^\top \mathrm{diag}(S_i)^{-1/2} g_i, \qquad S_i = \sum_t g_i[t]^2
 
     `E_i` uses AdaGrad's estimate of the Hessian to measure how far loss i is above its
-    optimum. So a large loss caused by noisy labels does not give a large weight.
-    `E_i / E_i[0]` has no unit: a constant factor that multiplies a loss does not
+    optimum. So a large loss caused by noisy labels does not give a large weight. The
+    ratio `E_i / E_i[0]` has no unit: a constant factor that multiplies a loss does not
     matter. Weights are 1 at the first update and sum to T. Elements whose gradient was
-    always zero add zero. A task with only such elements counts as unchanged. Squares
-    that underflow count as zero; squares that overflow count as the largest number.
+    always zero add zero. If a task has only such elements, its ratio is 1. Squares that
+    underflow count as zero; squares are cut at a quarter of the largest number.
 
     Args:
       num_tasks: number of tasks T.
