@@ -113,8 +113,8 @@ def aligned_matrix(axes: Axes, scale: Scale = "min") -> jax.Array:
 
     Among the matrices whose singular values all equal `sqrt(s)`, `J^T A` is nearest to
     `J^T` (an orthogonal Procrustes problem). So `A @ preference` are the weights of
-    Aligned-MTL. `s` is the smallest, the lower median or the mean of the `rank` largest
-    squared singular values. Only ratios of singular values are computed, so that no
+    Aligned-MTL. Of the `rank` largest squared singular values, `s` is the smallest, the
+    lower median or the mean. Only ratios of singular values are computed, so that no
     square can overflow.
 
     The zero matrix gives `A = 0`. Tasks that are absent or have a zero gradient have

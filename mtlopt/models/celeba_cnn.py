@@ -40,10 +40,11 @@ class CelebaCNN(SharedEncoder):
 
     The encoder is Conv 3x3, 64 - MaxPool 2x2 - Conv 128 - Conv 128 - MaxPool - Conv 256
     - Conv 256 - MaxPool - Conv 512 - Conv 512 - mean over pixels - Dense 512 - Dense
-    512, with BatchNorm and ReLU after each layer (5,176,640 parameters). The paper
-    reads 64 x 64 images and has one output for each attribute. It uses 40 heads of one
-    output each, or fewer heads with several outputs. `stack_heads` stacks heads of the
-    same sizes. Heads return logits, so the loss must apply the paper's `sigmoid`.
+    512, with BatchNorm and ReLU after each layer (5,176,640 parameters). In the
+    paper, images have 64 x 64 pixels, and there is one output for each attribute. Some
+    of the paper's experiments use 40 heads with one output each, and others use fewer
+    heads with several outputs each. `stack_heads` stacks heads of the same sizes. Heads
+    return logits, so the loss must apply the paper's `sigmoid`.
 
     The paper names "a fully shallow 9-layer convolutional network". The layers here
     follow the paper's published code, with two differences. The published code has
