@@ -115,11 +115,11 @@ def maximum_roaming(
       AAAI 2021, https://arxiv.org/abs/2006.09762: the swaps above and Figure 1.
 
     Note:
-      The paper has one `Delta` for all layers, so narrow layers finish early; pass
-      `interval` for this rule. By default each layer has its own `Delta`, with which
-      all layers finish together, as in the authors' later code. The paper draws the
-      first masks from a Bernoulli distribution under two constraints: every unit is in
-      use, and all tasks use equally many units. The paper does not say how. The
+      The paper has one `Delta` for all layers, so narrow layers finish early. To use
+      one `Delta`, pass `interval`. By default each layer has its own `Delta`, with
+      which all layers finish together, as in the authors' later code. The paper draws
+      the first masks from a Bernoulli distribution under two constraints: every unit is
+      in use, and all tasks use equally many units. The paper does not say how. The
       authors' code rounds `p S` up, as this function does. Their code gives unit `i` to
       task `i mod T` and then adds units at random; here the units are first shuffled.
     """

@@ -32,7 +32,7 @@ class Slopes(NamedTuple):
         return self.of_shared + self.of_heads
 
     def descends(self) -> jax.Array:
-        """Whether no loss rises along the direction beyond rounding, a bool scalar."""
+        """Returns whether no loss rises along the direction by more than rounding."""
         rounding = jnp.sqrt(jnp.finfo(self.of_shared.dtype).eps) * self.lengths
         return jnp.all(self.total >= -rounding)
 

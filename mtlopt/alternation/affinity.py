@@ -133,9 +133,9 @@ def affinity_step(
     does not change :math:`B_{ii}`. The next step uses the `affinity_groups` of
     :math:`B`.
 
-    Every member of a group is credited with the whole step of the group. So tasks that
-    no longer help each other stay together while both losses fall: groups merge more
-    easily than they part.
+    Every member of a group is credited with the whole step of the group. So as long
+    as the losses of a group fall, its tasks stay together, even if they no longer help
+    each other. Groups therefore merge more easily than they split.
 
     In a step, each group has one turn, and one forward pass follows the last turn. Each
     turn costs a forward and a backward pass of the encoder and all heads. The turns are

@@ -21,7 +21,7 @@ def check_masks(masks: Masks | None, layers: Sequence[str]) -> Masks:
 
 
 def mask_units(x: jax.Array, masks: Masks, layer: str) -> jax.Array:
-    """Zeroes the units of a layer, [..., units], that its mask leaves out."""
+    """Zeroes the units that the mask leaves out of a layer `[..., units]`."""
     if layer not in masks:
         return x
     mask = masks[layer]
