@@ -147,7 +147,7 @@ class MarkedProblem:
 def cut_apart(
     function: Callable[..., Any], tasks: tuple[str, ...]
 ) -> tuple[Callable[..., Any], dict[str, Callable[..., Any]]]:
-    """Splits a function of all losses into an encoder and one loss per task.
+    """Splits a function that returns all losses into an encoder and a loss per task.
 
     The encoder and the losses trace the function again at each call, so you can vmap
     them over the arguments.

@@ -1,13 +1,13 @@
 """A convolution whose derivatives run as fast as the convolution on a CPU with XLA.
 
-XLA on a CPU has fast code for one form of convolution: images
-`[batch, height, width, channels]` and a kernel `[rows, columns, channels, features]`.
-XLA rewrites other forms to this form, but not inside `scan`, `while` and `cond`. JAX
-writes the gradients of a convolution in another form, in which other axes are named
-batch and channels. So inside `scan`, a kernel's gradient is 50 times slower than with
-the fast code. For a 3 x 3 kernel from 16 to 16 channels and 16 images of 32 x 32, it
-takes 98 milliseconds instead of 1.8 on one core. This module transposes the axes
-instead of renaming them.
+XLA on a CPU has fast code for one form of convolution: images `[batch, height, width,
+channels]` and a kernel `[rows, columns, channels, features]`. XLA rewrites other forms
+to this form, but not inside `scan`, `while` and `cond`. JAX writes the gradients of a
+convolution in another form, in which the channels, for example, take the place of the
+batch. So inside `scan`, a kernel's gradient is 50 times slower than with the fast code.
+For a 3 x 3 kernel from 16 to 16 channels and 16 images of 32 x 32, it takes 98
+milliseconds instead of 1.8 on one core. This module transposes the axes instead of
+renaming them.
 
 The convolution is a primitive of its own, linear in each of its two arguments. For such
 a primitive, JAX derives forward and reverse mode of any order, and `vmap`, from two

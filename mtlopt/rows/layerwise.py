@@ -34,7 +34,7 @@ _FEW_TASKS = 8
 
 
 def may_pay(choice: Any) -> bool:
-    """Returns whether rows may be computed layerwise if this is less work.
+    """Returns whether the layerwise rule is on; it then applies where it is less work.
 
     Args:
       choice: a bool, or `"auto"`, which is True on a single CPU device only. Other
