@@ -33,7 +33,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A program that returns losses and further results, a pytree.
+    """A program that returns losses and a pytree of other results (state and aux).
 
     Attributes:
       program: takes leaves of the parameters; returns losses and arrays.
@@ -52,7 +52,7 @@ class Traced:
         return any(is_mark(eqn) or holds_mark(eqn) for eqn in eqns)
 
     def run(self, params: PyTree) -> tuple[Any, Any]:
-        """Returns losses and further results."""
+        """Returns the losses and the other results."""
         jaxpr = opened(self.program)
         values = _inputs(self.program, params)
         return self.rebuild(evaluate(jaxpr, jaxpr.eqns, values, jaxpr.outvars))
@@ -89,14 +89,14 @@ def trace(function: Callable[[PyTree], tuple[Any, Any]], params: PyTree) -> Trac
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Says which part of the cut program computes which further result of the function.
+    """Says which part of the cut program computes each result other than the losses.
 
     Attributes:
       encoder: variables that the encoder passes on.
       heads: variables that each head passes on, by index of the task; heads without an
         entry pass nothing on.
-      rest: equations that compute the further results from these variables.
-      returned: variables of the further results, None for a result that is left out.
+      rest: equations that compute the other results from these variables.
+      returned: variables of the other results; None for a result that is left out.
     """
 
     encoder: list[Any]
@@ -177,7 +177,7 @@ class Cut:
     def plan(
         self, tasks: Iterable[int], given_latent: Sequence[bool] | None = None
     ) -> Plan:
-        """Plans which part computes which of the function's further results.
+        """Plans which part computes each of the function's other results.
 
         Args:
           tasks: indices of the tasks whose heads run.
@@ -217,7 +217,7 @@ class Cut:
     def beside(
         self, plan: Plan, params: PyTree, z: PyTree, encoder: Any, heads: Any
     ) -> PyTree:
-        """Returns the function's further results.
+        """Returns the function's other results.
 
         Args:
           plan: the plan.

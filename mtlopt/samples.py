@@ -81,8 +81,8 @@ def samplewise(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `reduce` is unknown; at a call, if the batch has no common axis of
-        samples, or a function cannot be vmapped.
+      ValueError: if `reduce` is unknown. A call of the oracle raises one if the batch
+        has no common axis of samples, or if a function cannot be vmapped.
 
     Examples:
       >>> import jax, jax.numpy as jnp
