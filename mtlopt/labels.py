@@ -8,7 +8,7 @@ that `label_params` turns into such a pytree.
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ def tree_mismatch(wanted: PyTree, got: PyTree) -> str:
     """Says which leaves `got` lacks, and which leaves it has that `wanted` lacks."""
     paths = [[path for path, _ in leaf_paths(tree)] for tree in (wanted, got)]
     lacks, adds = (
-        [f"`{path}`" for path in here if path not in there]
+        [f"`{path}`" if path else "one array" for path in here if path not in there]
         for here, there in (paths, paths[::-1])
     )
     parts = [
@@ -145,25 +145,53 @@ def _of_names(params: PyTree, rules: Rules) -> Rules:
         return rules
     paths = [path for path, _ in leaf_paths(params)]
     for name in rules:
-        parts = tuple(name.split("/"))
-        if paths and not any(_covers(parts, tuple(path.split("/"))) for path in paths):
+        if paths and not _owns(name, paths):
             raise ValueError(
                 f"the name {name!r} matches no leaf: a name must be a key at the root."
-                f"{_instead_of_name(name, paths)} The leaves are: "
+                f"{_instead_of_names(name, rules, paths)} The leaves are: "
                 f"{_listing(name, paths)}."
             )
     return {"*": SHARED, **{name: name for name in rules}}
 
 
-def _instead_of_name(name: str, paths: list[str]) -> str:
-    """Suggests a mapping if a path contains a task's name, but not as its root."""
+def names_to_match(names: Sequence[str], tree: PyTree) -> list[str]:
+    """Returns the names of tasks that must match leaves, if tasks may have none.
+
+    Some tasks may have no leaf, but not all of them. A name that stands only below the
+    root or within a key is returned too, because it should match and does not.
+    """
+    paths = [path for path, _ in leaf_paths(tree)]
+    known = [name for name in names if _owns(name, paths)]
+    others = [path for path in paths if not any(_owns(name, [path]) for name in known)]
+    return [
+        name
+        for name in names
+        if not known or name in known or _place(name, others) is not None
+    ]
+
+
+def _owns(name: str, paths: list[str]) -> bool:
+    """Returns whether a path begins with the name."""
+    return any(f"{path}/".startswith(f"{name}/") for path in paths)
+
+
+def _place(name: str, paths: list[str]) -> str | None:
+    """Returns the first path, cut after a part that contains the name as a word."""
     for path in paths:
         parts = path.split("/")
         for count, part in enumerate(parts, 1):
-            if f"_{name}_" in f"_{part}_" and not _linen(paths):
-                mapping = {"*": SHARED, "/".join(parts[:count]): name}
-                return f" Pass a mapping from path to label instead, such as {mapping}."
-    return _hint(name, paths)
+            if f"_{name}_" in f"_{part}_":
+                return "/".join(parts[:count])
+    return None
+
+
+def _instead_of_names(name: str, names: Sequence[str], paths: list[str]) -> str:
+    """Suggests a mapping for all names if a path contains the given name."""
+    if _place(name, paths) is None or _linen(paths):
+        return _hint(name, paths)
+    places = {each: _place(each, paths) for each in names}
+    mapping = {"*": SHARED} | {path: each for each, path in places.items() if path}
+    return f" Pass a mapping from path to label instead, such as {mapping}."
 
 
 def _unbox(rules: PyTree) -> PyTree:

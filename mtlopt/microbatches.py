@@ -53,8 +53,17 @@ class Microbatches(OfProblem):
         z: PyTree = None,
         members: Any = None,
     ) -> Reads:
-        first = args if z is not None else self._cut(args, 0)
-        return self.problem.reads(params, stacked, first, z, members)
+        if z is not None:
+            return self.problem.reads(params, stacked, args, z, members)
+        first = self._cut(args, 0)
+        try:
+            return self.problem.reads(params, stacked, first, z, members)
+        except Exception as error:
+            error.add_note(
+                "With `microbatches`, only the first argument after the parameters is "
+                "cut into parts: pass the batch as one pytree, such as (x, y)."
+            )
+            raise
 
     def evaluate(
         self, inputs: Inputs, factors: Any, members: Any
@@ -91,26 +100,29 @@ class Microbatches(OfProblem):
         state: PyTree,
     ) -> Evaluation[PartLinearization]:
         args = self._cut(inputs.args, index)
-        nowhere = jnp.all(shares == 0, axis=0)
-        shares, present = shares[index], inputs.present
+        seen, present = shares[index] != 0, inputs.present
+        absent = False if present is None else ~jnp.asarray(present)
+        # The loss of an absent task is what its function computes, as without parts.
+        absent &= jnp.all(shares == 0, axis=0)
+        factors = jnp.where(absent, 1 / self.parts, shares[index])
         if self.has_state:
             args = *args[:-1], state
         if self.label_counts is not None:
-            present = shares != 0 if present is None else present & (shares != 0)
+            present = seen if present is None else present & seen
         inputs = dataclasses.replace(inputs, args=args, present=present)
-        out = self.problem.evaluate(inputs, shares, members)
+        out = self.problem.evaluate(inputs, factors, members)
         if self.label_counts is None:
             return out
         # The mean over no labels is NaN, and so is its product with zero.
-        seen = shares != 0
         head_grads = scale_head_grads(
-            inputs.partition, out.head_grads, jnp.ones_like(shares), present=seen
+            inputs.partition, out.head_grads, jnp.ones_like(factors), present=seen
         )
+        counts = seen | absent
         if members is not None:
-            seen, nowhere = (each[jnp.asarray(members)] for each in (seen, nowhere))
-        # The loss of a task without any label is what the function computes.
+            chosen = jnp.asarray(members, jnp.int32)
+            seen, counts = seen[chosen], counts[chosen]
         return out._replace(
-            losses=jnp.where(seen | nowhere, out.losses, 0),
+            losses=jnp.where(counts, out.losses, 0),
             head_grads=head_grads,
             linear=out.linear.masked(seen),
         )
@@ -188,8 +200,8 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
     """Returns the arguments of a part: the first is cut, keys are folded with `index`.
 
     Raises:
-      ValueError: if the first argument cannot be cut, or if all arrays of another
-        argument have the batch's size, because it looks like a piece of the batch.
+      ValueError: if the first argument cannot be cut, or if another argument is an
+        array of the batch's size, because it looks like a piece of the batch.
     """
     if not args:
         raise ValueError(
@@ -210,11 +222,10 @@ def cut_part(args: tuple[Any, ...], index: Any, parts: int) -> tuple[Any, ...]:
 
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args[0])}
     for position, other in enumerate(args[1:], start=2):
-        others = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(other)}
-        if others and others <= sizes - {()}:
+        if hasattr(other, "shape") and other.shape and other.shape[:1] in sizes:
             raise ValueError(
                 f"argument {position} after `params` has the leading size of the "
-                f"batch, {max(others)[0]}, but only the first argument is cut into "
+                f"batch, {other.shape[0]}, but only the first argument is cut into "
                 "microbatches. Pass the batch as one pytree, such as (x, y)."
             )
     batch = jax.tree_util.tree_map_with_path(cut, args[0])

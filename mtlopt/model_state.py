@@ -6,7 +6,7 @@ So functions can return the whole state.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from mtlopt.labels import (
     STACKED,
     Rules,
     label_params,
+    names_to_match,
     path_string,
     tree_mismatch,
 )
@@ -62,13 +63,13 @@ class StateForm(NamedTuple):
             return [SHARED] * len(leaves)
         rules = self.labels
         if isinstance(rules, list | tuple) and isinstance(state, Mapping):
-            rules = _names_to_match(rules, state)
+            rules = names_to_match(rules, state)
         try:
             return jax.tree.leaves(label_params(state, rules))
         except ValueError as error:
             is_array = jax.tree_util.all_leaves([state])
-            no_head = " (or be 'shared' if no head has state)"
-            why = ", got one array." if is_array else f"{no_head}: {error}"
+            named = " (name only the tasks whose heads have state)"
+            why = ", got one array." if is_array else f"{named}: {error}"
             raise ValueError(
                 "the last argument of the call must be the model's state, and "
                 f"`state_labels` must fit it{why}"
@@ -335,20 +336,6 @@ class _NextState:
                 "layer or, for dropout, its own stream of random numbers."
             )
         self._writers[leaf] = name
-
-
-def _names_to_match(names: Sequence[str], state: Mapping[str, Any]) -> Sequence[str]:
-    """Returns the names that must match leaves. Not every head needs state.
-
-    A name that stands only below the root matches no leaf and is an error.
-    """
-    below = [f"/{path}".rpartition("/")[0].split("/")[2:] for path in _paths(state)]
-    some = any(name in state for name in names)
-    return [
-        name
-        for name in names
-        if not some or name in state or any(name in parts for parts in below)
-    ]
 
 
 def _from_arguments(

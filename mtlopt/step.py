@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -231,16 +232,30 @@ def _has_methods_only(opt_state: PyTree) -> bool:
     return hasattr(opt_state, "task_weights")
 
 
-def _continues_after_search(opt_state: PyTree) -> bool:
-    """Returns whether an optimizer follows a line search in a chain.
-
-    A transform without state, such as `optax.scale`, may follow on purpose.
-    """
-    if type(opt_state) is not tuple:
+def _continues_after_search(node: PyTree) -> bool:
+    """Returns whether a chain, at any depth, goes on after a line search."""
+    if not isinstance(node, tuple | OrderedDict) or hasattr(node, "hit_floor"):
         return False
-    after = itertools.dropwhile(lambda s: not hasattr(s, "hit_floor"), opt_state)
-    others = list(after)[1:]
-    return any(s != optax.EmptyState() and not hasattr(s, "covered") for s in others)
+    states = list(node.values() if isinstance(node, OrderedDict) else node)
+    if isinstance(node, OrderedDict) or type(node) is tuple:  # a chain of transforms
+        after = list(itertools.dropwhile(lambda s: not _searches(s), states))[1:]
+        if not all(map(_measures, after)):
+            return True
+    return any(map(_continues_after_search, states))
+
+
+def _searches(opt_state: PyTree) -> bool:
+    def is_search(node: Any) -> bool:
+        return hasattr(node, "hit_floor")
+
+    return any(map(is_search, jax.tree.leaves(opt_state, is_leaf=is_search)))
+
+
+def _measures(opt_state: PyTree) -> bool:
+    """Returns whether the state is that of `track_distance`, or of a chain of them."""
+    if type(opt_state) is tuple:
+        return all(map(_measures, opt_state))
+    return hasattr(opt_state, "covered")
 
 
 def keep_frozen(updates: PyTree, labels: Sequence[str]) -> PyTree:
@@ -284,7 +299,7 @@ def with_state(oracle: Oracle, args: tuple[Any, ...], run: Run) -> tuple[Any, ..
             "that a step returns to the next step."
         )
     check_no_state(run.params)
-    if run.opt_state is None or hasattr(run.opt_state, "update"):
+    if run.opt_state is None or isinstance(run.opt_state, optax.GradientTransformation):
         raise TypeError(
             "`run.opt_state` must be optimizer.init(params), got "
             f"{type(run.opt_state).__name__}."

@@ -223,7 +223,10 @@ def test_partition_splits_and_merges():
         ),
         ({"*": "shared", "heads/up": "up"}, "the rule 'heads/up' matches no leaf"),
         ({"*": "shared", "head": "up"}, "the rule 'head' matches no leaf. The leaves"),
-        (["left", "right"], "'left' matches .* such as .*, 'heads/left': 'left'}. The"),
+        (
+            ["left", "right"],
+            "'left' matches .* such as .*: 'left', 'heads/right': 'right'}. The",
+        ),
         (["up"], "the name 'up' matches no leaf: .* at the root. The leaves are"),
         (
             {"encoder": "shared", "heads/l*": "left", "heads/*t": "right"},

@@ -301,16 +301,26 @@ def test_second_array_of_the_batch_is_an_error():
     )
     with pytest.raises(ValueError, match=r"argument 2 .* leading size of the batch"):
         oracle(jnp.ones(3), jnp.ones((4, 3)), jnp.ones(4))
-    labels = {"left": jnp.ones(4), "right": jnp.ones((4, 2))}
-    with pytest.raises(ValueError, match=r"argument 2 .* leading size of the batch, 4"):
-        oracle(jnp.ones(3), jnp.ones((4, 3)), labels)
+    oracle = mtlopt.task_grad(
+        {"a": lambda params, x, y: jnp.mean((x @ params - y["left"]) ** 2)},
+        "shared",
+        microbatches=2,
+    )
+    with pytest.raises(TypeError, match="sub got incompatible shapes") as info:
+        oracle(jnp.ones(3), jnp.ones((4, 3)), {"left": jnp.ones(4)})
+    assert "pass the batch as one pytree" in info.value.__notes__[-1]
 
 
-def test_a_task_without_labels_in_any_part_has_the_loss_of_the_whole_batch():
+@pytest.mark.parametrize("empty", [None, 0.5])
+def test_an_absent_task_has_the_loss_of_the_whole_batch(empty):
     """The mean over no labels is NaN; a zero would look as if the task were learned."""
 
     def loss(task):
-        return lambda params, z, x: jnp.mean((z * params[task] - 3) ** 2, where=x[task])
+        def loss_of(params, z, x):
+            mean = jnp.mean((z * params[task] - 3) ** 2, where=x[task])
+            return mean if empty is None else jnp.where(x[task].any(), mean, empty)
+
+        return loss_of
 
     params = {"w": 1.0, "a": 1.0, "b": 1.0}
     batch = {"x": jnp.arange(4.0), "a": jnp.ones(4, bool), "b": jnp.zeros(4, bool)}
@@ -323,6 +333,10 @@ def test_a_task_without_labels_in_any_part_has_the_loss_of_the_whole_batch():
             **options,
         )
         grads = oracle(params, batch, present=jnp.array([True, False]))
-        np.testing.assert_allclose(grads.losses, [3.5, np.nan])
+        np.testing.assert_allclose(grads.losses, [3.5, empty or np.nan])
         np.testing.assert_allclose(grads.jacobian()["w"], [-2, 0])
         np.testing.assert_allclose(grads.head_grads, [-2, 0])
+        nobody = oracle(params, batch, present=np.array([False, False]))
+        np.testing.assert_array_equal(nobody.losses, 0)
+    unlabelled = oracle(params, batch)  # in parts, and as a present task
+    np.testing.assert_allclose(unlabelled.losses, [3.5, 0])

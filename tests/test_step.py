@@ -545,11 +545,15 @@ SEARCH = mtlopt.backtracking(mtlopt.mgda(2))
         (optax.chain(SEARCH, optax.adam(0.1)), True),
         (optax.chain(mtlopt.weight_by_dwa(2), SEARCH, optax.sgd(0.1)), True),
         (optax.chain(SEARCH, mtlopt.per_label(optax.sgd(0.1), LABELS)), True),
+        (optax.chain(SEARCH, optax.scale_by_learning_rate(0.1)), True),
+        (optax.named_chain(("search", SEARCH), ("adam", optax.adam(0.1))), True),
+        (mtlopt.skip_not_finite(optax.chain(SEARCH, optax.adam(0.1))), True),
+        (optax.chain(mtlopt.skip_not_finite(SEARCH), optax.adam(0.1)), True),
         (SEARCH, False),
+        (optax.chain(mtlopt.weight_by_dwa(2), SEARCH), False),
         (optax.chain(SEARCH, mtlopt.track_distance(LABELS)), False),
-        (optax.chain(SEARCH, optax.scale(0.5)), False),
+        (optax.named_chain(("search", SEARCH)), False),
     ],
-    ids=["adam", "sgd", "per_label", "alone", "distance", "scale"],
 )
 def test_an_optimizer_after_a_line_search_is_an_error(optimizer, is_error):
     """The search has chosen the step, and an optimizer would reverse its sign."""
