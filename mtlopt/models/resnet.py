@@ -383,8 +383,8 @@ def pose_resnet34(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
     paper reads 224 x 224 crops. The loss must normalise the quaternion to a unit
     vector.
 
-    The outputs follow Table 7 of the paper; the paper's text exchanges the numbers 3
-    and 4. The published code has a dense layer of 2,048 units and dropout before the
+    The sizes of the outputs, 3 and 4, follow Table 7 of the paper; the text of the
+    paper swaps them. The published code has a dense layer of 2,048 units and dropout before the
     heads, but the paper does not mention them.
 
     Args:
