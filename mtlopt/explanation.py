@@ -31,7 +31,7 @@ class LeafPlan(NamedTuple):
 def row_plans(
     paths: Sequence[str], rows: Sequence[jax.Array], reason: str
 ) -> tuple[LeafPlan, ...]:
-    """Returns plans for leaves that all have gradients per task for the same reason."""
+    """Returns plans for leaves that need gradients per task, all for one reason."""
     return tuple(
         LeafPlan(path, leaf.shape[1:], False, None, reason)
         for path, leaf in zip(paths, rows, strict=True)

@@ -123,9 +123,9 @@ class PartLinearization(Linearization, Protocol):
         """Returns the Gramian over some leaves of the latent, and the others' rows.
 
         Args:
-          batch_free: per leaf of the latent, whether it is the same for all parts: for
-            such leaves the rows are returned, and the Gramian is over all other leaves.
-            Empty if there is no latent.
+          batch_free: for each leaf of the latent, whether it is the same for all parts.
+            The method returns the rows of these leaves, and the Gramian over all other
+            leaves. Empty if there is no latent.
           losses: `[tasks]`.
         """
         ...

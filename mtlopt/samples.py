@@ -275,7 +275,7 @@ def first_of(batch: PyTree) -> PyTree:
 
 
 def fold_keys(args: tuple[Any, ...], index: jax.Array) -> tuple[Any, ...]:
-    """Returns the arguments with typed PRNG keys folded with an index."""
+    """Returns the arguments, with an index folded into each typed PRNG key."""
 
     def fold(leaf: Any) -> Any:
         is_key = hasattr(leaf, "dtype") and jnp.issubdtype(

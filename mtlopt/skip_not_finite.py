@@ -146,7 +146,7 @@ def _present(updates: Any) -> jax.Array:
 
 
 def finite(leaf: Any) -> jax.Array:
-    """Returns whether the numbers of a leaf are finite; counts and keys always are."""
+    """Returns which numbers of a leaf are finite: integers and keys always are."""
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return jnp.isfinite(leaf)
     return jnp.ones(jnp.shape(leaf), bool)

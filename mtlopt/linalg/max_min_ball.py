@@ -30,7 +30,7 @@ class MaxMinDirection(NamedTuple):
     """The best direction in the ball.
 
     Attributes:
-      weights: `[tasks]`, the direction is `sum_i weights_i g_i`; zero for absent tasks.
+      weights: `[tasks]`, zero for absent tasks. The direction is `sum_i weights_i g_i`.
       residual: The largest violation of the optimality conditions, relative to
         `|g_i| |g_0|`, a scalar.
     """

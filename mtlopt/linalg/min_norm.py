@@ -41,9 +41,10 @@ def min_norm_point(gramian: Gramian, present: jax.Array | None = None) -> MinNor
     Let `u_i` be the unit rows, `a_i = min_j |g_j| / |g_i|`, and `w_i` proportional to
     `a_i y_i`. Then the optimality conditions equal those of another problem: find the
     shortest `d` with `<u_i, d> >= a_i`. The function `least_distance` finds the
-    coefficients `y` of this `d`. If zero is in the hull, there is no such `d`, and `y`
-    combines the rows to zero. The condition number does not depend on the norms of the
-    rows. The optimality conditions hold up to rounding, relative to the coefficients.
+    coefficients `y` of this `d`. If zero is in the hull, there is no such `d`, and the
+    combination of the rows with coefficients `y` is zero. The condition number does not
+    depend on the norms of the rows. The optimality conditions hold up to rounding,
+    relative to the coefficients.
 
     The weights are feasible by construction. A Gramian determines `|d|` only down to
     `sqrt(eps)` times the rows' norms (3e-4 in float32). Below this limit, `norm` is

@@ -66,7 +66,7 @@ def minimise_nonnegative(matrix: jax.Array, linear: jax.Array) -> NonnegativeMin
     .. math:: \min_{y \ge 0} \tfrac12 y^T C y + q^T y
 
     Conjugate gradients run on the positive `y`. A step that would leave `y >= 0` ends
-    at the first zero, and a short projected step along the gradient follows. After it,
+    at the first zero, and a short projected step along the gradient follows. Then
     conjugate gradients restart. Entries that are zero may become positive once their
     part of the gradient exceeds the rest of the gradient. Each step costs two products
     of `C` with a vector. The method ends when the optimality conditions hold up to

@@ -8,7 +8,7 @@ from mtlopt.task_grads import TaskGrads
 
 
 def check_direction(found: Any, grads: TaskGrads) -> None:
-    """Raises if a direction finder did not return an update of the gradients."""
+    """Raises unless a direction has the structure of the gradients."""
     if jax.tree.structure(found) != grads.partition.treedef:
         raise TypeError(
             "`direction` must be an aggregator, or weightings chained with one, got a "

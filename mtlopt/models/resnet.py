@@ -384,8 +384,8 @@ def pose_resnet34(*, rngs: nnx.Rngs, width: int = 64) -> ResNet:
     vector.
 
     The sizes of the outputs, 3 and 4, follow Table 7 of the paper; the text of the
-    paper swaps them. The published code has a dense layer of 2,048 units and dropout before the
-    heads, but the paper does not mention them.
+    paper swaps them. The published code has a dense layer of 2,048 units and dropout
+    before the heads, but the paper does not mention them.
 
     Args:
         rngs: Source of the initial parameters.

@@ -79,7 +79,7 @@ class Groups:
         )
 
     def sum_pairs(self, products: jax.Array) -> jax.Array:
-        """Sums `products` of samples over each pair of tasks, `[tasks, tasks]`."""
+        """Returns, for each pair of tasks, the sum of `products` of their samples."""
         return self.sum_rows(self.sum_rows(products).T).T
 
     def spread(self, rows: jax.Array) -> jax.Array:

@@ -92,7 +92,7 @@ def weight_by_famo(
         d = \sum_i w_i \nabla L_i
 
     This costs a backward pass (shared with a following `sum_tasks`) and a JVP. `x`
-    moves in the same update. `gamma` counts less, by a factor of the learning rate.
+    moves in the same update. `gamma` has less effect, because this `delta` is larger.
 
     A constant factor that multiplies a loss changes only the length of the step. If a
     loss is at its lower bound, its logit does not move until the loss rises.
