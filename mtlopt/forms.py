@@ -57,8 +57,8 @@ def map_functions(
 
     Args:
       losses: see `task_grad`.
-      change: takes a function, its name in errors and, for a stacked head, the position
-        of the task among the arguments after the parameters.
+      change: takes a function, the name for it in errors and, for a stacked head, the
+        position of the task, counted from the first argument after the parameters.
       has_latent: whether the functions take a latent.
     """
     if isinstance(losses, Stacked):

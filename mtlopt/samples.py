@@ -304,7 +304,7 @@ def _task_ids(
 
 
 def replace_samples(batch: PyTree, counts: jax.Array, by: jax.Array) -> PyTree:
-    """Puts the sample at which `by` is true in place of samples that do not count.
+    """Replaces each sample that does not count with the sample that `by` marks.
 
     It uses sums instead of indexing, so that a batch that is split across several
     devices stays split.

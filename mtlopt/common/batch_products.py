@@ -32,7 +32,7 @@ def batch_products(
 
     Raises:
       TypeError: if `second` is not a `TaskGrads`.
-      ValueError: if `second` has other tasks, parameters or shapes.
+      ValueError: if the tasks, parameters or shapes of `second` are different.
     """
     if second is None:
         return rows.scaled_gramian(grads.present), grads.present
