@@ -48,7 +48,7 @@ class Inputs:
     present: Any = None
 
     def params(self, shared: Leaves, head_params: Leaves) -> PyTree:
-        """Returns the parameters, with the shared leaves and the heads' leaves replaced."""
+        """Returns the parameters with all shared leaves and heads' leaves replaced."""
         return self.partition.merge(shared, head_params, self.frozen)
 
     def update(self, shared: Leaves, head_grads: Leaves) -> PyTree:

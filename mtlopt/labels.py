@@ -8,6 +8,7 @@ that `label_params` turns into such a pytree.
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -162,12 +163,9 @@ def names_to_match(names: Sequence[str], tree: PyTree) -> list[str]:
     """
     paths = [path for path, _ in leaf_paths(tree)]
     known = [name for name in names if _owns(name, paths)]
-    others = [path for path in paths if not any(_owns(name, [path]) for name in known)]
     return [
-        name
-        for name in names
-        if not known or name in known or _place(name, others) is not None
-    ]
+        name for name in names if not known or _places(name, _unowned(names, paths))
+    ] + known
 
 
 def _owns(name: str, paths: list[str]) -> bool:
@@ -175,22 +173,33 @@ def _owns(name: str, paths: list[str]) -> bool:
     return any(f"{path}/".startswith(f"{name}/") for path in paths)
 
 
-def _place(name: str, paths: list[str]) -> str | None:
-    """Returns the first path, cut after a part that contains the name as a word."""
-    for path in paths:
-        parts = path.split("/")
-        for count, part in enumerate(parts, 1):
-            if f"_{name}_" in f"_{part}_":
-                return "/".join(parts[:count])
-    return None
+def _unowned(names: Sequence[str], paths: list[str]) -> list[str]:
+    """Returns the paths that begin with none of the names."""
+    return [path for path in paths if not any(_owns(name, [path]) for name in names)]
+
+
+def _places(name: str, paths: list[str]) -> list[str]:
+    """Returns paths, cut after a part that is the name or, if none is, contains it."""
+    prefixes = dict.fromkeys(
+        "/".join(path.split("/")[:count])
+        for path in paths
+        for count in range(1, path.count("/") + 2)
+    )
+    last = {prefix: prefix.rpartition("/")[2] for prefix in prefixes}
+    exact = [prefix for prefix, part in last.items() if part == name]
+    word = re.compile(rf"(?<![a-zA-Z0-9]){re.escape(name)}(?![a-zA-Z0-9])")
+    return exact or [prefix for prefix, part in last.items() if word.search(part)]
 
 
 def _instead_of_names(name: str, names: Sequence[str], paths: list[str]) -> str:
-    """Suggests a mapping for all names if a path contains the given name."""
-    if _place(name, paths) is None or _linen(paths):
+    """Suggests a mapping for all names if an unowned path contains the given name."""
+    others = _unowned(names, paths)
+    if not _places(name, others) or _linen(paths):
         return _hint(name, paths)
-    places = {each: _place(each, paths) for each in names}
-    mapping = {"*": SHARED} | {path: each for each, path in places.items() if path}
+    mapping = {"*": SHARED}
+    for each in names:
+        places = [each] if _owns(each, paths) else _places(each, others)
+        mapping |= {path: each for path in places if path not in mapping}
     return f" Pass a mapping from path to label instead, such as {mapping}."
 
 

@@ -222,26 +222,41 @@ def update_of(
 
 
 def _has_methods_only(opt_state: PyTree) -> bool:
-    """Returns whether all states of a chain (nested tuples) belong to methods.
+    """Returns whether all states of a chain or of a wrapper belong to methods.
 
-    States of weightings and aggregators have `task_weights`. States of line searches
-    have none, and line searches move the parameters without an optimizer.
+    States of weightings and aggregators have `task_weights`. A line search has states
+    of methods too, but it moves the parameters without an optimizer.
     """
-    if type(opt_state) is tuple:
-        return bool(opt_state) and all(map(_has_methods_only, opt_state))
-    return hasattr(opt_state, "task_weights")
+    if hasattr(opt_state, "task_weights") or hasattr(opt_state, "hit_floor"):
+        return not hasattr(opt_state, "hit_floor")
+    states = [state for state in _states(opt_state) if not _measures(state)]
+    if not _is_chain(opt_state):  # the other fields of a wrapper are no states
+        states = [state for state in states if isinstance(state, tuple | OrderedDict)]
+    return bool(states) and all(map(_has_methods_only, states))
 
 
-def _continues_after_search(node: PyTree) -> bool:
+def _continues_after_search(opt_state: PyTree) -> bool:
     """Returns whether a chain, at any depth, goes on after a line search."""
-    if not isinstance(node, tuple | OrderedDict) or hasattr(node, "hit_floor"):
+    if hasattr(opt_state, "hit_floor"):
         return False
-    states = list(node.values() if isinstance(node, OrderedDict) else node)
-    if isinstance(node, OrderedDict) or type(node) is tuple:  # a chain of transforms
+    states = _states(opt_state)
+    if _is_chain(opt_state):
         after = list(itertools.dropwhile(lambda s: not _searches(s), states))[1:]
         if not all(map(_measures, after)):
             return True
     return any(map(_continues_after_search, states))
+
+
+def _is_chain(opt_state: PyTree) -> bool:
+    """Returns whether a state may be that of `optax.chain` or `optax.named_chain`."""
+    return type(opt_state) is tuple or isinstance(opt_state, OrderedDict)
+
+
+def _states(opt_state: PyTree) -> list[Any]:
+    """Returns the states in the state of a chain, or the fields of another state."""
+    if isinstance(opt_state, OrderedDict):
+        return list(opt_state.values())
+    return list(opt_state) if isinstance(opt_state, tuple) else []
 
 
 def _searches(opt_state: PyTree) -> bool:
@@ -253,8 +268,8 @@ def _searches(opt_state: PyTree) -> bool:
 
 def _measures(opt_state: PyTree) -> bool:
     """Returns whether the state is that of `track_distance`, or of a chain of them."""
-    if type(opt_state) is tuple:
-        return all(map(_measures, opt_state))
+    if _is_chain(opt_state):
+        return all(map(_measures, _states(opt_state)))
     return hasattr(opt_state, "covered")
 
 

@@ -1,5 +1,8 @@
 """Labels by rule, callable and prefix, on every kind of parameter tree."""
 
+import ast
+import re
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -228,6 +231,7 @@ def test_partition_splits_and_merges():
             "'left' matches .* such as .*: 'left', 'heads/right': 'right'}. The",
         ),
         (["up"], "the name 'up' matches no leaf: .* at the root. The leaves are"),
+        (["conv1"], "'conv1' matches .* such as {'.': 'shared', 'encoder/conv1'"),
         (
             {"encoder": "shared", "heads/l*": "left", "heads/*t": "right"},
             r"`heads/left/w` is labelled differently.*\['heads/\*t', 'heads/l\*'\]",
@@ -297,6 +301,25 @@ def test_empty_tree():
 def test_labels_that_do_not_fit_the_problem(params, labels, message):
     with pytest.raises(ValueError, match=message):
         partition_params(params, labels, ("a", "b"))
+
+
+def test_names_below_the_root_lead_to_a_mapping():
+    """An exact part comes before a part that contains the name as a word."""
+    seg = {"heads": {"coarse_seg": {"w": 1.0}, "seg": {"w": 1.0}}, "trunk": 1.0}
+    several = {"seg": 1.0, "old": {"b": 1.0}, "new": {"b": 1.0}, "seg_conv": 1.0}
+    for params, names, mapping in (
+        (
+            seg,
+            ["coarse_seg", "seg"],
+            {"heads/coarse_seg": "coarse_seg", "heads/seg": "seg"},
+        ),
+        (several, ["seg", "b"], {"seg": "seg", "old/b": "b", "new/b": "b"}),
+        ({"head-b": 1.0, "a": 1.0}, ["a", "b"], {"a": "a", "head-b": "b"}),
+    ):
+        with pytest.raises(ValueError, match="matches no leaf") as info:
+            mtlopt.label_params(params, names)
+        found = ast.literal_eval(re.search("such as ({.*?})", str(info.value))[1])
+        assert found == {"*": "shared"} | mapping
 
 
 def test_unmatched_rules_lead_to_the_leaf_that_was_meant():

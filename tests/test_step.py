@@ -502,8 +502,21 @@ def test_turns_of_stacked_heads_move_their_entry(float64):
         mtlopt.every(2, mtlopt.upgrad(2)),
         mtlopt.METHODS["dwa"].make(2),
         optax.chain(mtlopt.METHODS["dwa"].make(2)),
+        optax.named_chain(("method", mtlopt.mgda(2))),
+        mtlopt.skip_not_finite(mtlopt.mgda(2)),
+        optax.chain(mtlopt.mgda(2), mtlopt.track_distance("shared")),
+        optax.inject_hyperparams(lambda c: mtlopt.cagrad(2, c))(0.5),
     ],
-    ids=["aggregator", "every", "weighted sum", "nested"],
+    ids=[
+        "aggregator",
+        "every",
+        "weighted sum",
+        "nested",
+        "named",
+        "skips",
+        "distance",
+        "injected",
+    ],
 )
 def test_a_chain_without_an_optimizer(chain):
     """It would climb: an update is added."""
