@@ -120,7 +120,7 @@ def _pivot(state: _State) -> _State:
 
 
 def pick_row(tableau: jax.Array, is_chosen: jax.Array) -> jax.Array:
-    """Returns the chosen row by a product; a gather would need kernels for indices."""
+    """Computes the chosen row as a product: a gather would add kernels for indices."""
     return dot(is_chosen.astype(tableau.dtype), tableau)
 
 

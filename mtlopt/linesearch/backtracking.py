@@ -48,7 +48,7 @@ def backtracking(
 
     Args:
       direction: an aggregator, or weightings chained with one. MGDA, EDM and UPGrad
-        return descent directions for every task; `sum_tasks` or PCGrad may not. Any
+        return a descent direction for all tasks; `sum_tasks` or PCGrad may not. Any
         other transform in this chain must keep the sign of the direction, so do not use
         `optax.sgd`. With momentum or weight decay, a step along the direction may raise
         a loss.

@@ -91,7 +91,7 @@ def fast_backtracking(
 
     Args:
       direction: an aggregator, or weightings chained with one. MGDA, EDM and UPGrad
-        return descent directions for every task. The direction has the shape of the
+        return a descent direction for all tasks. The direction has the shape of the
         latent. Momentum and weight decay need the shape of the parameters, so they
         cannot be chained with it.
       armijo: which decrease each loss must reach: `"full"` for the condition above,

@@ -1,4 +1,4 @@
-"""IMTL-L: learned scales that make all weighted losses one (Liu et al., 2021)."""
+"""IMTL-L: learned scales that bring every weighted loss to 1 (Liu et al., 2021)."""
 
 import functools
 from typing import Any, NamedTuple

@@ -108,9 +108,9 @@ def ntk_traces(residuals: Callable[..., Any], params: Any, *args: Any) -> Any:
         = \frac{1}{N_i} \sum_n \left| \frac{\partial r_{in}}{\partial \theta} \right|^2
 
     `ntk_traces` computes one gradient per point, 16 at a time. This costs a backward
-    pass for every point of every task, so use few points or call it rarely. Weights
-    divide by the result, so it is exact: an estimate from one random vector can be
-    close to zero if one eigenvalue dominates, and the estimate's inverse has no mean.
+    pass for every point of every task, so use few points or call it rarely. The
+    result is exact, because the weights contain its inverse. An estimate from a random
+    vector can be near zero if one eigenvalue dominates, and its inverse has no mean.
 
     Args:
       residuals: function from `(params, *args)` to a mapping from task to residuals, or
