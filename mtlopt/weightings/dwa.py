@@ -19,7 +19,7 @@ class WeightByDwaState(NamedTuple):
       task_weights: `[tasks]`, weights of the last update.
       count: number of updates so far, int32.
       total: `[tasks]`, sum of this epoch's losses.
-      seen: `[tasks]`, number of losses in `total`.
+      seen: `[tasks]`, how many losses of each task are summed in `total`.
       last: `[tasks]`, mean loss of the last epoch.
       before: `[tasks]`, mean loss of the epoch before it.
     """

@@ -114,7 +114,7 @@ class WeightByLogStchState(NamedTuple):
       task_weights: `[tasks]`, weights of the last update.
       count: number of updates so far, int32.
       nadir: `[tasks]`, mean of the losses averaged so far.
-      seen: `[tasks]`, number of losses in the mean `nadir`.
+      seen: `[tasks]`, how many losses of each task are averaged in `nadir`.
     """
 
     task_weights: jax.Array
