@@ -158,14 +158,15 @@ def _of_names(params: PyTree, rules: Rules) -> Rules:
 def names_to_match(names: Sequence[str], tree: PyTree) -> list[str]:
     """Returns the names of tasks that must match leaves, if tasks may have none.
 
-    Some tasks may have no leaf, but not all of them. A name that stands only below the
-    root or within a key is returned too, because it should match and does not.
+    Some tasks may have no leaf, but not all of them. If a path contains a name, but not
+    as a key at the root, the name is returned too: `label_params` then raises an error.
     """
     paths = [path for path, _ in leaf_paths(tree)]
     known = [name for name in names if _owns(name, paths)]
+    others = _unowned(names, paths)
     return [
-        name for name in names if not known or _places(name, _unowned(names, paths))
-    ] + known
+        name for name in names if not known or name in known or _places(name, others)
+    ]
 
 
 def _owns(name: str, paths: list[str]) -> bool:

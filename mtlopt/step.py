@@ -227,8 +227,10 @@ def _has_methods_only(opt_state: PyTree) -> bool:
     States of weightings and aggregators have `task_weights`. A line search has states
     of methods too, but it moves the parameters without an optimizer.
     """
-    if hasattr(opt_state, "task_weights") or hasattr(opt_state, "hit_floor"):
-        return not hasattr(opt_state, "hit_floor")
+    if hasattr(opt_state, "hit_floor"):
+        return False
+    if hasattr(opt_state, "task_weights"):
+        return True
     states = [state for state in _states(opt_state) if not _measures(state)]
     if not _is_chain(opt_state):  # the other fields of a wrapper are no states
         states = [state for state in states if isinstance(state, tuple | OrderedDict)]
